@@ -1,0 +1,462 @@
+"""What functions, nodes and instances say to each other: one struct a message, one number a method.
+
+A message is encoded as a MessagePack array (msgspec, array_like), the frame around it is wire/frames.py.
+Fields are only ever added, at the end and with a default: an older peer ignores them, a newer one fills them.
+A call answers with the reply type beside it in METHODS; a refusal that a caller can act on is part of the
+reply, everything else is an error frame (frames.ErrorCode).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from kserve_ext.core.facts import Instance, Mark, Member, NodeStatus, Revision, View
+from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RequestID, RevisionKey
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Base of all messages."""
+
+
+class Ack(Message):
+    """Done; `epoch` is the answering side's own."""
+
+    epoch: int = 0
+
+
+# --- membership: functions and nodes <-> top-level controller
+
+
+class Load(Message):
+    """What a member reports of itself every period."""
+
+    cpu_seconds: float = 0.0  # since start
+    requests: int = 0  # HTTP requests or calls since start
+    queued: int = 0  # held requests, waiting decisions
+    instances: int = 0
+
+
+class Join(Message):
+    """A function or node starts, or has lost the controller. `epoch` is the highest it has seen."""
+
+    member: Member
+    epoch: int = 0
+
+
+class Leave(Message):
+    """A member drains and goes; a node that ClusterMgr found dead is reported by `by`."""
+
+    id: FunctionID
+    incarnation: int
+    by: FunctionID = FunctionID("")
+    reason: str = ""
+
+
+class Report(Message):
+    """The periodic report; it is also the heartbeat of a function (a node's heartbeat is Update)."""
+
+    id: FunctionID
+    incarnation: int
+    epoch: int
+    load: Load = Load()
+
+
+class ReportReply(Message):
+    epoch: int
+    known: bool  # False: join again
+
+
+class PublishView(Message):
+    """Push of the view; the answer is the acknowledgement that makes it consistent."""
+
+    view: View
+
+
+class Apply(Message):
+    """A function past its threshold applies for scale-out of its kind."""
+
+    id: FunctionID
+    kind: str
+    srps: float  # scaling requests per second
+
+
+class ApplyReply(Message):
+    granted: int
+    reason: str = ""
+
+
+# --- nodes
+
+
+class Update(Message):
+    """Node -> its ClusterMgr function, every period and at once when its free resources change."""
+
+    status: NodeStatus
+
+
+class ModNode(Message):
+    """ClusterMgr -> the Schedule function that owns the node. `down` carries the reason, "" = up."""
+
+    status: NodeStatus
+    down: str = ""
+
+
+class Start(Message):
+    """Schedule function -> node: admit this instance, and start it unless `reserve`."""
+
+    instance: InstanceID
+    revision: Revision
+    epoch: int
+    home: FunctionID
+    home_addr: str
+    waiting: tuple[str, ...] = ()  # rpc addresses of shards that hold requests for it
+    reserve: bool = False  # admit only; Commit or Cancel follows, or it lapses after reserve_s
+    reserve_s: float = 5.0
+    marks: tuple[Mark, ...] = ()
+
+
+class StartReply(Message):
+    admitted: bool
+    reason: str  # why not, naming the resource and what is free
+    status: NodeStatus  # true status of the node, also in a refusal
+    stale: bool = False  # refused because the epoch is older than one this node has obeyed
+
+
+class Commit(Message):
+    """Starts (or, with cancel, releases) reserved instances."""
+
+    instances: tuple[InstanceID, ...]
+    epoch: int
+    cancel: bool = False
+    reason: str = ""
+
+
+class Stop(Message):
+    """Home -> node: drain, then end. Idempotent."""
+
+    instance: InstanceID
+    epoch: int
+    home: FunctionID
+    drain_s: float = 30.0
+    reason: str = ""
+
+
+class Probe(Message):
+    """Asks a node for its status (Schedule function's probe cache)."""
+
+
+class Sleep(Message):
+    instance: InstanceID
+    epoch: int
+
+
+class Wake(Message):
+    instance: InstanceID
+    epoch: int
+
+
+class ModInstance(Message):
+    """Node -> home, and -> shards that wait: these instances changed. `full`: all of this revision on this node.
+
+    The reply names those that home does not want; the node stops them.
+    """
+
+    revision: RevisionKey
+    node: NodeID
+    incarnation: int
+    instances: tuple[Instance, ...]
+    epoch: int
+    full: bool = False
+
+
+class ModInstanceReply(Message):
+    home: bool  # False: the receiver is not this revision's home
+    unwanted: tuple[InstanceID, ...] = ()
+    epoch: int = 0
+
+
+class Recall(Message):
+    """A new home asks nodes which instances of its revisions they run, and shards which slots they use.
+
+    Whoever answers obeys `epoch` from now on: an older Start, grant or Stop for these revisions is refused.
+    """
+
+    epoch: int
+    home: FunctionID
+    home_addr: str
+    revisions: tuple[RevisionKey, ...]
+
+
+class Use(Message):
+    """One shard's use of one instance: requests in flight there."""
+
+    revision: RevisionKey
+    instance: InstanceID
+    in_flight: int
+
+
+class RecallReply(Message):
+    instances: tuple[Instance, ...] = ()
+    uses: tuple[Use, ...] = ()
+    held: tuple[tuple[RevisionKey, int], ...] = ()
+    epoch: int = 0
+
+
+# --- placement
+
+
+class Item(Message):
+    """`ids` instances of one revision to place."""
+
+    revision: Revision
+    ids: tuple[InstanceID, ...]
+
+
+class Schedule(Message):
+    """Home -> Schedule function. `gang`: all of them or none."""
+
+    items: tuple[Item, ...]
+    epoch: int
+    home: FunctionID
+    home_addr: str
+    waiting: tuple[str, ...] = ()
+    gang: bool = False
+    hops: int = 0  # partitions that passed it on; bounds the search
+    marks: tuple[Mark, ...] = ()
+
+
+class Placed(Message):
+    instance: InstanceID
+    node: NodeID
+    addr: str  # the node agent's rpc address
+
+
+class Refused(Message):
+    instance: InstanceID
+    reason: str  # which resource is short where, for a person
+
+
+class Placements(Message):
+    placed: tuple[Placed, ...]
+    refused: tuple[Refused, ...] = ()
+    stale: bool = False
+    epoch: int = 0
+
+
+# --- Coordinate: actions between Schedule functions, and between homes and shards
+
+
+class Room(msgspec.Struct, array_like=True, frozen=True, tag=1, gc=False):
+    """Schedule function's gossip: the largest and the total free room of its partition, nodes in it."""
+
+    function: FunctionID
+    free: tuple[int, ...]  # Resources, summed
+    largest: tuple[int, ...]  # Resources of the roomiest node
+    nodes: int
+    at_epoch: int = 0
+
+
+class Demand(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
+    """Shard -> home: what it holds and uses of one revision; sent on arrival of a request without a slot,
+    at once when what it holds changes from or to zero, and every report period while active."""
+
+    revision: RevisionKey
+    seq: int
+    held: int
+    in_flight: int
+    wanted: int  # slots it could use now beyond those it has
+    arrived: int  # requests since its last Demand (latched: a short one is never missed)
+    completed: int
+    concurrency_seconds: float  # integral of held + in flight since its last Demand
+    span_s: float  # over which that integral runs
+    uses: tuple[tuple[InstanceID, int], ...] = ()  # in flight by instance
+    leases: tuple[tuple[InstanceID, int], ...] = ()  # slots it holds by instance, used or not
+
+
+class Grant(msgspec.Struct, array_like=True, frozen=True, tag=3, gc=False):
+    """Home -> shard: the complete set of slots it may use of a revision until `ttl_s` from receipt.
+
+    `seq` orders grants of one home incarnation. A slot count of -1 is "unlimited".
+    """
+
+    revision: RevisionKey
+    home: FunctionID
+    seq: int
+    ttl_s: float
+    slots: tuple[tuple[InstanceID, str, int], ...]  # instance, addr, slots
+    refusal: str = ""  # why no capacity comes (held requests are answered with it when it is permanent)
+    permanent: bool = False
+    retry_after_s: float = 0.0
+
+
+class Give(msgspec.Struct, array_like=True, frozen=True, tag=4, gc=False):
+    """Shard -> home: slots returned, because idle or because the home asked."""
+
+    revision: RevisionKey
+    seq: int
+    slots: tuple[tuple[InstanceID, int], ...]
+
+
+class Revoke(msgspec.Struct, array_like=True, frozen=True, tag=5, gc=False):
+    """Home -> shard: stop using these instances for new requests; return their slots as they get free."""
+
+    revision: RevisionKey
+    home: FunctionID
+    seq: int
+    slots: tuple[tuple[InstanceID, int], ...]  # instance, slots wanted back (-1 = all)
+
+
+class Broken(msgspec.Struct, array_like=True, frozen=True, tag=6, gc=False):
+    """Shard -> home: a connection to this instance was refused or reset; home verifies with its node."""
+
+    revision: RevisionKey
+    instance: InstanceID
+    reason: str
+
+
+Action = Room | Demand | Grant | Give | Revoke | Broken
+
+
+class Coordinate(Message):
+    """A batch of actions; the reply may carry actions back (a Grant for a Demand), which saves a call."""
+
+    sender: FunctionID
+    sender_addr: str
+    epoch: int
+    actions: tuple[Action, ...]
+
+
+class CoordinateReply(Message):
+    actions: tuple[Action, ...] = ()
+    epoch: int = 0
+    moved: str = ""  # the receiver is not the home: the id of who is, in its view
+
+
+# --- instances <-> node agent and home
+
+
+class Locate(Message):
+    """Instance -> its node agent: which Dispatch function is the home of this key?"""
+
+    home_key: str
+
+
+class Located(Message):
+    home: FunctionID
+    addr: str
+    epoch: int
+
+
+class LeasePrefill(Message):
+    """Decode's front -> home of the group: a slot of a prefill instance for one request.
+
+    The home holds the call as it would hold a request, up to the call's deadline.
+    """
+
+    group: str
+    request: RequestID
+    tokens: int  # that prefill would compute
+    instance: InstanceID  # of the asking decode instance
+
+
+class PrefillLease(Message):
+    lease: str  # "" = none; then `reason` says why
+    instance: InstanceID = InstanceID("")
+    addr: str = ""  # host:port of the prefill instance's HTTP server
+    generation: int = 0
+    reason: str = ""
+
+
+class ReturnPrefill(Message):
+    group: str
+    lease: str
+    failed: str = ""  # the instance did not answer: why
+
+
+# --- state store (hosted by the controller in the embedded default)
+
+
+class StorePut(Message):
+    """Writes, in order; a value of None deletes. `expect` (revision of the key, 0 = absent) makes it conditional."""
+
+    items: tuple[tuple[str, bytes | None], ...]
+    expect: tuple[tuple[str, int], ...] = ()
+
+
+class StorePutReply(Message):
+    ok: bool
+    revision: int
+    conflict: str = ""
+
+
+class StoreScan(Message):
+    prefix: str
+
+
+class StoreItems(Message):
+    """`items` are key, value, revision of the last write."""
+
+    items: tuple[tuple[str, bytes, int], ...]
+    revision: int
+
+
+class StoreWatch(Message):
+    """Long poll: answers as soon as something under `prefix` is newer than `after`, or at the deadline, empty.
+
+    `reset` in the answer: history since `after` is gone, scan again.
+    """
+
+    prefix: str
+    after: int
+
+
+class StoreChanges(Message):
+    items: tuple[tuple[str, bytes | None, int], ...]
+    revision: int
+    reset: bool = False
+
+
+# --- people
+
+
+class Describe(Message):
+    """CLI, by way of the objects process -> any function or node: its state for status, top and doctor."""
+
+    what: str = "status"  # status | request | instance
+    key: str = ""
+
+
+class Description(Message):
+    """`body` is JSON: its shape belongs to the part that answers (docs/protocol.md)."""
+
+    body: bytes
+
+
+METHODS: Final[dict[int, tuple[type[Message], type[Message]]]] = {
+    1: (Join, PublishView),
+    2: (Leave, Ack),
+    3: (Report, ReportReply),
+    4: (PublishView, Ack),
+    5: (Apply, ApplyReply),
+    10: (Update, Ack),
+    11: (ModNode, Ack),
+    12: (Start, StartReply),
+    13: (Commit, StartReply),
+    14: (Stop, Ack),
+    15: (Probe, Update),
+    16: (Sleep, StartReply),
+    17: (Wake, StartReply),
+    18: (ModInstance, ModInstanceReply),
+    19: (Recall, RecallReply),
+    30: (Schedule, Placements),
+    31: (Coordinate, CoordinateReply),
+    40: (Locate, Located),
+    41: (LeasePrefill, PrefillLease),
+    42: (ReturnPrefill, Ack),
+    50: (StorePut, StorePutReply),
+    51: (StoreScan, StoreItems),
+    52: (StoreWatch, StoreChanges),
+    60: (Describe, Description),
+}
