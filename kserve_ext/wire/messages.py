@@ -225,6 +225,7 @@ class Schedule(Message):
     gang: bool = False
     hops: int = 0  # partitions that passed it on; bounds the search
     marks: tuple[Mark, ...] = ()
+    reserve: bool = False  # admit only: the asking Schedule function commits or cancels at the nodes
 
 
 class Placed(Message):
@@ -234,8 +235,12 @@ class Placed(Message):
 
 
 class Refused(Message):
+    """`unknown` names a node that was asked and whose answer was lost ("?": which one isn't known either):
+    the instance may exist, and counts until its node has reported or is gone."""
+
     instance: InstanceID
     reason: str  # which resource is short where, for a person
+    unknown: NodeID = NodeID("")
 
 
 class Placements(Message):

@@ -1,0 +1,279 @@
+"""The Schedule function's shell: carries out what core/schedule decides, and feeds each outcome back.
+
+It owns one partition of the nodes (rendezvous over the view), hears of them from ClusterMgr functions
+(ModNode), answers homes (Schedule) and other Schedule functions (Schedule with hops, Coordinate with Room).
+It decides nothing about scale, and admits nothing: that is home's and the node's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import msgspec
+
+from kserve_ext.core import rendezvous
+from kserve_ext.core import schedule as core
+from kserve_ext.core.facts import Mark, Resources, View
+from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
+from kserve_ext.rpc import Caller, Rpc, RpcError
+from kserve_ext.rpc.membership import Membership
+from kserve_ext.rpc.process import Process, wall_time
+from kserve_ext.wire.messages import (
+    Ack,
+    Commit,
+    Coordinate,
+    CoordinateReply,
+    Describe,
+    Description,
+    Item,
+    Load,
+    Message,
+    ModNode,
+    Placed,
+    Placements,
+    Refused,
+    Room,
+    Schedule,
+    Start,
+    StartReply,
+)
+
+log = logging.getLogger(__name__)
+
+GOSSIP_PERIOD_S = 0.5
+START_TIMEOUT_S = 2.0
+FORWARD_TIMEOUT_S = 5.0
+
+
+class ScheduleFunction:
+    """One Schedule function in one process."""
+
+    def __init__(self, me: FunctionID, rpc: Rpc, membership: Membership) -> None:
+        self.me = me
+        self.rpc = rpc
+        self.membership = membership
+        self.machine = core.ScheduleMachine(me)
+        self.decisions = 0
+        self._calls: dict[int, tuple[Schedule, asyncio.Future[Placements]]] = {}
+        self._room: Room | None = None
+        rpc.handle(ModNode, self.mod_node)
+        rpc.handle(Schedule, self.schedule)
+        rpc.handle(Coordinate, self.coordinate)
+        rpc.handle(Describe, self.describe)
+        membership.on_view(self.view_changed)
+
+    # --- from ClusterMgr, the view and the other Schedule functions
+
+    def mod_node(self, message: ModNode, caller: Caller) -> Ack:
+        node = message.status.node
+        if message.down:
+            self.machine.partition.forget(node)
+            log.warning("node %s is down, places nothing there: %s", node, message.down)
+        elif self._owns(node):
+            self.machine.partition.learn(message.status)
+        return Ack(self.membership.view.epoch)
+
+    def view_changed(self, view: View) -> None:
+        functions = {FunctionID(m.id) for m in view.of("schedule")}
+        owned = {NodeID(m.id) for m in view.of("node") if self._owns(NodeID(m.id))}
+        self.machine.view(owned, functions)
+
+    def coordinate(self, message: Coordinate, caller: Caller) -> CoordinateReply:
+        for action in message.actions:
+            if isinstance(action, Room):
+                self.machine.heard_room(action.function, Resources(*action.free), Resources(*action.largest))
+        return CoordinateReply(epoch=self.membership.view.epoch)
+
+    def _owns(self, node: NodeID) -> bool:
+        functions = [m.id for m in self.membership.view.of("schedule")]
+        return bool(functions) and rendezvous.owner(node, functions) == self.me
+
+    # --- placement
+
+    def schedule(self, message: Schedule, caller: Caller) -> Placements | asyncio.Future[Placements]:
+        if self._stale(message):
+            return Placements((), stale=True, epoch=self.membership.view.epoch)
+        wanted = [core.Wanted(i, item.revision) for item in message.items for i in item.ids]
+        op, instructions = self.machine.schedule(
+            wanted, gang=message.gang, reserve=message.reserve, hops=message.hops
+        )
+        answer: asyncio.Future[Placements] = asyncio.get_running_loop().create_future()
+        self._calls[op] = (message, answer)
+        self._carry_out(instructions)
+        return answer
+
+    def _stale(self, message: Schedule) -> bool:
+        """An older view than ours, and under ours somebody else is the home."""
+        view = self.membership.view
+        if message.epoch >= view.epoch:
+            return False
+        dispatchers = [m.id for m in view.of("dispatch")]
+        return any(rendezvous.owner(i.revision.home_key, dispatchers) != message.home for i in message.items)
+
+    def _carry_out(self, instructions: Sequence[core.Instruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case core.SendStart():
+                    self._send_start(instruction)
+                case core.SendCommit():
+                    self._send_commit(instruction)
+                case core.Forward():
+                    self._forward(instruction)
+                case core.Answer():
+                    self._answer(instruction)
+
+    def _send_start(self, i: core.SendStart) -> None:
+        call, _ = self._calls[i.op]
+        message = Start(
+            instance=i.instance,
+            revision=i.revision,
+            epoch=call.epoch,
+            home=call.home,
+            home_addr=call.home_addr,
+            waiting=call.waiting,
+            reserve=i.reserve,
+            marks=(*call.marks, Mark("placed", wall_time(), f"{self.me} -> {i.node}")),
+        )
+
+        def done(reply: Message | RpcError) -> None:
+            if isinstance(reply, StartReply):
+                reason = None if reply.admitted else reply.reason
+                out = self.machine.started(i.op, i.instance, i.node, i.addr, reason, reply.status)
+            else:
+                assert isinstance(reply, RpcError)
+                out = self.machine.start_lost(i.op, i.instance, i.node, str(reply), sent=reply.sent)
+            self._carry_out(out)
+
+        self.rpc.call_soon(i.addr, message, done, START_TIMEOUT_S)
+
+    def _send_commit(self, i: core.SendCommit) -> None:
+        epoch = self.membership.view.epoch
+        message = Commit(instances=i.instances, epoch=epoch, cancel=i.cancel, reason=i.reason)
+
+        def done(reply: Message | RpcError) -> None:
+            if i.cancel:  # a lost cancel heals by itself: the reservation lapses
+                if isinstance(reply, StartReply):
+                    self.machine.partition.learn(reply.status)
+                return
+            if isinstance(reply, StartReply):
+                reason = None if reply.admitted else reply.reason
+                out = self.machine.committed(i.op, i.instances, reason, reply.status)
+            else:
+                out = self.machine.committed(i.op, i.instances, str(reply), None)
+            self._carry_out(out)
+
+        self.rpc.call_soon(i.addr, message, done, START_TIMEOUT_S)
+
+    def _forward(self, i: core.Forward) -> None:
+        call, _ = self._calls[i.op]
+        by_revision: dict[str, Item] = {}
+        for wanted in i.wanted:
+            item = by_revision.get(wanted.revision.key, Item(wanted.revision, ()))
+            by_revision[wanted.revision.key] = Item(item.revision, (*item.ids, wanted.instance))
+        message = Schedule(
+            items=tuple(by_revision.values()),
+            epoch=call.epoch,
+            home=call.home,
+            home_addr=call.home_addr,
+            waiting=call.waiting,
+            gang=False,
+            hops=i.hops,
+            marks=(*call.marks, Mark("borrowed", wall_time(), f"{self.me} -> {i.function}")),
+            reserve=i.reserve,
+        )
+
+        def done(reply: Message | RpcError) -> None:
+            placed: list[core.Place] = []
+            if isinstance(reply, Placements):
+                placed = [core.Place(p.instance, p.node, p.addr) for p in reply.placed]
+                refused = [core.Refusal(r.instance, r.reason, r.unknown) for r in reply.refused]
+                if reply.stale:
+                    refused = [
+                        core.Refusal(w.instance, f"{i.function} knows a newer view") for w in i.wanted
+                    ]
+            else:
+                assert isinstance(reply, RpcError)
+                unknown = NodeID("?" if reply.sent else "")
+                why = f"{i.function} did not answer: {reply}"
+                refused = [core.Refusal(w.instance, why, unknown) for w in i.wanted]
+            self._carry_out(self.machine.forwarded(i.op, i.function, placed, refused))
+
+        member = self.membership.view.member(i.function)
+        addr = member.addr if member else ""
+        self.rpc.call_soon(addr, message, done, FORWARD_TIMEOUT_S)
+
+    def _answer(self, i: core.Answer) -> None:
+        _, answer = self._calls.pop(i.op)
+        self.decisions += len(i.placed)
+        if not answer.done():
+            answer.set_result(
+                Placements(
+                    placed=tuple(Placed(p.instance, p.node, p.addr) for p in i.placed),
+                    refused=tuple(Refused(r.instance, r.reason, r.unknown) for r in i.refused),
+                    epoch=self.membership.view.epoch,
+                )
+            )
+
+    # --- gossip and description
+
+    async def gossip(self) -> None:
+        """Tells the other Schedule functions how much room there is here: on change, and once a second."""
+        told = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(GOSSIP_PERIOD_S)
+            total, largest, nodes = self.machine.partition.room()
+            room = Room(self.me, tuple(total), tuple(largest), nodes)
+            if room == self._room and loop.time() - told < 2 * GOSSIP_PERIOD_S:
+                continue
+            self._room, told = room, loop.time()
+            message = Coordinate(self.me, self.membership.addr, self.membership.view.epoch, (room,))
+            for member in self.membership.view.of("schedule"):
+                if member.id != self.me:
+                    self.rpc.call_soon(member.addr, message, lambda reply: None, 1.0)
+
+    def load(self) -> Load:
+        return Load(requests=self.decisions, queued=self.machine.under_way)
+
+    def describe(self, message: Describe, caller: Caller) -> Description:
+        machine = self.machine
+        body = {
+            "id": self.me,
+            "kind": "schedule",
+            "epoch": self.membership.view.epoch,
+            "nodes": [
+                {
+                    "node": c.status.node,
+                    "free": c.free._asdict(),
+                    "capacity": c.status.capacity._asdict(),
+                    "models": c.status.models,
+                    "slots": dict(c.status.slots),
+                }
+                for c in machine.partition.candidates()
+            ],
+            "placed": machine.placed_total,
+            "refused": machine.refused_total,
+            "conflicts": machine.conflicts_total,
+            "under_way": machine.under_way,
+            "rooms": {f: total._asdict() for f, (total, _) in machine.rooms.items()},
+        }
+        return Description(msgspec.json.encode(body))
+
+
+def main(args: argparse.Namespace) -> int:
+    process = Process.from_args(args, kind="schedule")
+
+    async def run(rpc: Rpc, membership: Membership) -> None:
+        function = ScheduleFunction(FunctionID(process.id), rpc, membership)
+        membership.report_load(function.load)
+        await membership.start()
+        process.ready()
+        await function.gossip()
+
+    return process.run(run)
+
+
+__all__ = ["InstanceID", "ScheduleFunction", "main"]

@@ -1,0 +1,206 @@
+"""The Schedule function's machine, driven against model nodes that admit for real, in random orders."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kserve_ext.core import schedule as core
+from kserve_ext.core.facts import NodeStatus, Resources
+from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
+from tests.core.test_placement import revision, status
+
+
+class Node:
+    """A node that admits, reserves, commits and cancels as the node agent does."""
+
+    def __init__(self, name: str, capacity: Resources) -> None:
+        self.name, self.capacity, self.seq = NodeID(name), capacity, 0
+        self.running: dict[InstanceID, Resources] = {}
+        self.reserved: dict[InstanceID, Resources] = {}
+
+    @property
+    def free(self) -> Resources:
+        free = self.capacity
+        for needs in [*self.running.values(), *self.reserved.values()]:
+            free = free.minus(needs)
+        return free
+
+    def status(self) -> NodeStatus:
+        self.seq += 1
+        return status(self.name, self.free, capacity=self.capacity, seq=self.seq)
+
+    def start(self, i: core.SendStart) -> str | None:
+        short = i.revision.needs.short_of(self.free)
+        if short:
+            return short
+        (self.reserved if i.reserve else self.running)[i.instance] = i.revision.needs
+        return None
+
+    def commit(self, i: core.SendCommit) -> None:
+        for instance in i.instances:
+            needs = self.reserved.pop(instance)
+            if not i.cancel:
+                self.running[instance] = needs
+
+
+class Cluster:
+    """Machines and nodes; outcomes are delivered in a random order."""
+
+    def __init__(self, partitions: dict[str, list[Node]], seed: int) -> None:
+        self.machines = {name: core.ScheduleMachine(FunctionID(name)) for name in partitions}
+        self.nodes = {n.name: n for nodes in partitions.values() for n in nodes}
+        self.random = random.Random(seed)
+        self.queue: list[tuple[str, core.Instruction]] = []
+        self.answers: dict[tuple[str, int], core.Answer] = {}
+        self.parents: dict[tuple[str, int], tuple[str, core.Forward]] = {}
+        self.lose_start: set[NodeID] = set()
+        for name, nodes in partitions.items():
+            for node in nodes:
+                self.machines[name].partition.learn(node.status())
+        self.gossip()
+
+    def gossip(self) -> None:
+        for name, machine in self.machines.items():
+            for other, theirs in self.machines.items():
+                if other != name:
+                    total, largest, _ = theirs.partition.room()
+                    machine.heard_room(FunctionID(other), total, largest)
+
+    def put(self, machine: str, instructions: Iterable[core.Instruction]) -> None:
+        self.queue.extend((machine, i) for i in instructions)
+
+    def schedule(self, machine: str, wanted: list[core.Wanted], *, gang: bool = False) -> core.Answer:
+        op, out = self.machines[machine].schedule(wanted, gang=gang)
+        self.put(machine, out)
+        self.run()
+        return self.answers[machine, op]
+
+    def run(self) -> None:
+        steps = 0
+        while self.queue:
+            steps += 1
+            assert steps < 10_000, "a placement goes round in circles"
+            name, i = self.queue.pop(self.random.randrange(len(self.queue)))
+            machine = self.machines[name]
+            match i:
+                case core.SendStart():
+                    node = self.nodes[i.node]
+                    if i.node in self.lose_start:
+                        self.put(name, machine.start_lost(i.op, i.instance, i.node, "gone", sent=True))
+                        continue
+                    reason = node.start(i)
+                    self.put(
+                        name, machine.started(i.op, i.instance, i.node, i.addr, reason, node.status())
+                    )
+                case core.SendCommit():
+                    node = next(n for n in self.nodes.values() if f"{n.name}:1" == i.addr)
+                    node.commit(i)
+                    if not i.cancel:
+                        self.put(name, machine.committed(i.op, i.instances, None, node.status()))
+                case core.Forward():
+                    other = self.machines[i.function]
+                    op, out = other.schedule(i.wanted, reserve=i.reserve, hops=i.hops)
+                    self.parents[i.function, op] = (name, i)
+                    self.put(i.function, out)
+                case core.Answer():
+                    parent = self.parents.pop((name, i.op), None)
+                    if parent is None:
+                        self.answers[name, i.op] = i
+                    else:
+                        asker, forward = parent
+                        self.put(
+                            asker,
+                            self.machines[asker].forwarded(
+                                forward.op, FunctionID(name), i.placed, i.refused
+                            ),
+                        )
+
+
+def wanted(n: int, cpu: int = 1000, prefix: str = "i") -> list[core.Wanted]:
+    return [core.Wanted(InstanceID(f"{prefix}{k}"), revision(cpu)) for k in range(n)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    sizes=st.lists(st.lists(st.integers(0, 6), min_size=0, max_size=3), min_size=1, max_size=3),
+    calls=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 3), st.booleans()), min_size=1, max_size=5),
+)
+def test_every_instance_is_answered_once_and_runs_where_the_answer_says(
+    seed: int, sizes: list[list[int]], calls: list[tuple[int, int, bool]]
+) -> None:
+    partitions = {
+        f"s{p}": [Node(f"n{p}{k}", Resources(size * 1000, 4096)) for k, size in enumerate(nodes)]
+        for p, nodes in enumerate(sizes)
+    }
+    cluster = Cluster(partitions, seed)
+    promised: set[tuple[str, str]] = set()
+    for k, (count, cpu, gang) in enumerate(calls):
+        ask = wanted(count, cpu * 1000, prefix=f"c{k}-")
+        answer = cluster.schedule("s0", ask, gang=gang)
+        names = [p.instance for p in answer.placed] + [r.instance for r in answer.refused]
+        assert sorted(names) == sorted(w.instance for w in ask)
+        if gang:
+            assert not answer.placed or not answer.refused
+        assert all(r.reason for r in answer.refused)
+        promised |= {(p.instance, p.node) for p in answer.placed}
+    running = {(i, n.name) for n in cluster.nodes.values() for i in n.running}
+    assert running == promised
+    assert all(not n.reserved for n in cluster.nodes.values())
+    assert all(min(n.free) >= 0 for n in cluster.nodes.values())
+    assert all(m.under_way == 0 for m in cluster.machines.values())
+
+
+def test_an_exhausted_partition_asks_the_roomiest_one() -> None:
+    cluster = Cluster(
+        {
+            "s0": [Node("a", Resources(1000, 4096))],
+            "s1": [Node("b", Resources(2000, 4096))],
+            "s2": [Node("c", Resources(9000, 4096))],
+        },
+        seed=1,
+    )
+    answer = cluster.schedule("s0", wanted(3))
+    assert {p.node for p in answer.placed} == {"a", "c"}
+    assert not answer.refused
+
+
+def test_a_gang_that_fits_only_in_part_starts_nothing_and_says_which() -> None:
+    cluster = Cluster({"s0": [Node("a", Resources(1500, 4096))]}, seed=1)
+    answer = cluster.schedule("s0", wanted(2), gang=True)
+    assert not answer.placed
+    assert "its gang can't be placed" in answer.refused[1].reason + answer.refused[0].reason
+    assert cluster.nodes[NodeID("a")].running == {}
+
+
+def test_a_gang_may_span_partitions() -> None:
+    cluster = Cluster(
+        {"s0": [Node("a", Resources(1000, 4096))], "s1": [Node("b", Resources(1000, 4096))]}, seed=3
+    )
+    answer = cluster.schedule("s0", wanted(2), gang=True)
+    assert {p.node for p in answer.placed} == {"a", "b"}
+
+
+def test_a_start_whose_answer_is_lost_is_not_repeated_under_the_same_id() -> None:
+    cluster = Cluster({"s0": [Node("a", Resources(4000, 4096)), Node("b", Resources(1000, 4096))]}, seed=1)
+    cluster.lose_start.add(NodeID("a"))
+    answer = cluster.schedule("s0", wanted(1))
+    assert answer.refused[0].unknown == "a"
+    assert not cluster.nodes[NodeID("b")].running
+
+
+def test_a_node_that_cannot_be_reached_is_passed_over() -> None:
+    machine = core.ScheduleMachine(FunctionID("s0"))
+    for node in ("a", "b"):
+        machine.partition.learn(status(node))
+    op, out = machine.schedule(wanted(1))
+    first = out[0]
+    assert isinstance(first, core.SendStart)
+    out = machine.start_lost(op, first.instance, first.node, "refused", sent=False)
+    second = out[0]
+    assert isinstance(second, core.SendStart)
+    assert second.node != first.node
