@@ -13,14 +13,14 @@ import logging
 from collections.abc import Sequence
 
 import msgspec
+from kserve_ext.rpc.membership import Membership
+from kserve_ext.rpc.process import Process, wall_time
 
 from kserve_ext.core import rendezvous
 from kserve_ext.core import schedule as core
 from kserve_ext.core.facts import Mark, Resources, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.rpc import Caller, Rpc, RpcError
-from kserve_ext.rpc.membership import Membership
-from kserve_ext.rpc.process import Process, wall_time
 from kserve_ext.wire.messages import (
     Ack,
     Commit,
@@ -191,9 +191,7 @@ class ScheduleFunction:
                 placed = [core.Place(p.instance, p.node, p.addr) for p in reply.placed]
                 refused = [core.Refusal(r.instance, r.reason, r.unknown) for r in reply.refused]
                 if reply.stale:
-                    refused = [
-                        core.Refusal(w.instance, f"{i.function} knows a newer view") for w in i.wanted
-                    ]
+                    refused = [core.Refusal(w.instance, f"{i.function} knows a newer view") for w in i.wanted]
             else:
                 assert isinstance(reply, RpcError)
                 unknown = NodeID("?" if reply.sent else "")

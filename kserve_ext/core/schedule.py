@@ -138,7 +138,13 @@ class ScheduleMachine:
         return op_id, self._settle(op_id, op, out)
 
     def started(
-        self, op_id: int, instance: InstanceID, node: NodeID, addr: str, reason: str | None, status: NodeStatus
+        self,
+        op_id: int,
+        instance: InstanceID,
+        node: NodeID,
+        addr: str,
+        reason: str | None,
+        status: NodeStatus,
     ) -> list[Instruction]:
         """A node's answer to SendStart: admitted (`reason` None), or refused with its true status."""
         self.partition.answered(instance)

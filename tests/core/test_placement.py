@@ -8,7 +8,9 @@ from kserve_ext.core.partition import Partition
 from kserve_ext.core.placement import Candidate, choose, why_not
 
 
-def revision(cpu: int = 1000, memory: int = 512, *, key: str = "default/m-00001", uri: str = "pvc://m") -> Revision:
+def revision(
+    cpu: int = 1000, memory: int = 512, *, key: str = "default/m-00001", uri: str = "pvc://m"
+) -> Revision:
     return Revision(
         key=RevisionKey(key),
         service="default/m",

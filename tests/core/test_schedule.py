@@ -93,9 +93,7 @@ class Cluster:
                         self.put(name, machine.start_lost(i.op, i.instance, i.node, "gone", sent=True))
                         continue
                     reason = node.start(i)
-                    self.put(
-                        name, machine.started(i.op, i.instance, i.node, i.addr, reason, node.status())
-                    )
+                    self.put(name, machine.started(i.op, i.instance, i.node, i.addr, reason, node.status()))
                 case core.SendCommit():
                     node = next(n for n in self.nodes.values() if f"{n.name}:1" == i.addr)
                     node.commit(i)
@@ -114,9 +112,7 @@ class Cluster:
                         asker, forward = parent
                         self.put(
                             asker,
-                            self.machines[asker].forwarded(
-                                forward.op, FunctionID(name), i.placed, i.refused
-                            ),
+                            self.machines[asker].forwarded(forward.op, FunctionID(name), i.placed, i.refused),
                         )
 
 
