@@ -1,0 +1,72 @@
+"""rendezvous: everyone agrees, and only the keys of the member that came or went move."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kserve_ext.core.ids import FunctionID, NodeID
+from kserve_ext.core.rendezvous import owner, partition, ranked
+
+names = st.text(min_size=1, max_size=12)
+member_sets = st.sets(names, min_size=1, max_size=8)
+key_sets = st.sets(names, max_size=30)
+
+
+def test_nobody_owns_without_members() -> None:
+    assert owner("default/llm", []) is None
+    assert ranked("default/llm", []) == []
+
+
+def test_the_hash_is_the_same_in_every_release() -> None:
+    members = ["dispatch-0", "dispatch-1", "dispatch-2"]
+    owners = {key: owner(key, members) for key in ("default/a", "default/b", "default/c", "default/d")}
+    assert owners == {
+        "default/a": "dispatch-0",
+        "default/b": "dispatch-1",
+        "default/c": "dispatch-1",
+        "default/d": "dispatch-0",
+    }
+
+
+@given(names, st.lists(names, min_size=1, max_size=8, unique=True))
+def test_order_of_members_does_not_matter(key: str, members: list[str]) -> None:
+    shuffled = sorted(members, key=lambda m: (len(m), m[::-1]))
+    assert ranked(key, members) == ranked(key, shuffled)
+    assert owner(key, members) == ranked(key, members)[0]
+
+
+@given(key_sets, member_sets)
+def test_only_the_keys_of_the_lost_member_move_and_to_the_next_in_order(
+    keys: set[str], members: set[str]
+) -> None:
+    lost = min(members)
+    rest = members - {lost}
+    for key in keys:
+        before = owner(key, members)
+        if before != lost:
+            assert owner(key, rest) == before
+        elif rest:
+            assert owner(key, rest) == ranked(key, members)[1]
+
+
+@given(key_sets, member_sets, names)
+def test_a_new_member_takes_keys_only_for_itself(keys: set[str], members: set[str], joined: str) -> None:
+    for key in keys:
+        after = owner(key, members | {joined})
+        assert after in (joined, owner(key, members))
+
+
+@given(st.sets(names, max_size=30), st.lists(names, min_size=1, max_size=6, unique=True))
+def test_a_partition_gives_every_node_to_its_owner_once(nodes: set[str], functions: list[str]) -> None:
+    parts = partition([NodeID(n) for n in nodes], [FunctionID(f) for f in functions])
+    assert set(parts) == set(functions)
+    assert sorted(node for part in parts.values() for node in part) == sorted(nodes)
+    for function, part in parts.items():
+        assert all(owner(node, functions) == function for node in part)
+
+
+def test_shares_are_even_in_the_mean() -> None:
+    functions = [FunctionID(f"schedule-{i}") for i in range(4)]
+    parts = partition([NodeID(f"node-{i}") for i in range(2000)], functions)
+    assert all(400 < len(part) < 600 for part in parts.values())
