@@ -104,6 +104,8 @@ class Scale(NamedTuple):
     scale_down_delay_s: float = 0.0
     grace_s: float = 30.0
     retention_s: float = 0.0
+    algorithm: Literal["linear", "weighted-exponential"] = "linear"  # of the windows
+    to_zero: bool = True  # config-autoscaler's enable-scale-to-zero
 
 
 class Revision(NamedTuple):
