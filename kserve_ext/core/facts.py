@@ -69,6 +69,7 @@ class Command(NamedTuple):
     port_arg: str = "--port"  # the option whose value the agent sets to the port that it chose
     drain_s: float = 30.0
     start_timeout_s: float = 300.0
+    ready_path: str = ""  # of a plain exec'ed server: HTTP GET there must answer 200; "" = its port accepts
 
 
 class Model(NamedTuple):
