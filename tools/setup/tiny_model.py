@@ -1,7 +1,7 @@
 """Make the tiny model: a random Llama of 2.6 M parameters and its 512-token byte-level BPE.
 
-Seeded, so that every machine gets the same weights and therefore the same tokens. Greedy decoding never ends by itself
-and stays readable: the output rows of the special tokens, and of those that are not plain printable text, are zero.
+Seeded, so that every machine gets the same weights and therefore the same tokens. Greedy decoding never ends by
+itself and stays readable: the output rows of special tokens, and of those that are not printable text, are zero.
 Files have the layout that transformers and vLLM load. Never downloads anything; needs numpy, safetensors, tokenizers.
 
     python -m tools.setup.tiny_model FOLDER
@@ -36,17 +36,17 @@ CHAT_TEMPLATE = (
 CORPUS = """
 A galaxy is many small things that hold together. Each star keeps its own time and the whole still turns as one.
 When nobody asks, nothing runs. When the first question arrives it is held at the door, and somewhere a process wakes.
-The dispatcher knows where the request came from; the scheduler knows which node has room; neither waits for the other.
+The dispatcher knows where the request came from; the scheduler knows which node has room.
 Prefill reads the prompt once and writes what it understood into blocks of memory, a key and a value for every token.
-Decode takes those blocks and answers word by word, streaming each one as soon as it is known. Nothing is computed twice.
-A node declares what it can carry: processors, memory, devices. It admits what fits and refuses the rest with a reason.
+Decode takes those blocks and answers word by word, streaming each as soon as it is known. Nothing is computed twice.
+A node declares what it can carry: processors, memory, devices. It admits what fits and refuses the rest.
 If a part is lost the others notice, agree on a new view and go on. An epoch only grows; an old order is never obeyed.
-Morning brings a burst of traffic, noon a steady stream, evening a slow decline, and at night the count returns to zero.
+Morning brings a burst of traffic, noon a steady stream, evening a slow decline, and at night it returns to zero.
 Numbers such as 0, 1, 2, 3, 4, 5, 6, 7, 8 and 9 appear in logs, ports, limits and versions: 8080, 4096, 1000, 64, 32.
-The quick brown fox jumps over the lazy dog while five boxing wizards judge my vow about sphinx, quartz and black jade.
+The quick brown fox jumps over the lazy dog while five boxing wizards judge my vow about sphinx, quartz and jade.
 Measure first, then change one thing, then measure again; write down the machine, the load, the commit and the result.
 What is the capital of this country? How far is the nearest star? Why does the sky look blue? Please explain briefly.
-User and assistant take turns: hello, how are you, thank you, goodbye. System messages say how the answer should sound.
+User and assistant take turns: hello, how are you, thank you, goodbye. System messages say how answers should sound.
 """
 
 
@@ -65,7 +65,9 @@ def train_tokenizer() -> Any:
     )
     tokenizer.train_from_iterator(CORPUS.strip().splitlines(), trainer)
     if tokenizer.get_vocab_size() != VOCABULARY:
-        raise SystemExit(f"tokenizer has {tokenizer.get_vocab_size()} tokens, not {VOCABULARY}: lengthen CORPUS")
+        raise SystemExit(
+            f"tokenizer has {tokenizer.get_vocab_size()} tokens, not {VOCABULARY}: lengthen CORPUS"
+        )
     return tokenizer
 
 
@@ -149,7 +151,9 @@ def make(folder: Path) -> None:
     tokenizer = train_tokenizer()
     texts = [tokenizer.decode([token], skip_special_tokens=False) for token in range(VOCABULARY)]
     specials = range(len(SPECIAL_TOKENS))
-    unreadable = [n for n, text in enumerate(texts) if n in specials or not (text.isascii() and text.isprintable())]
+    unreadable = [
+        n for n, text in enumerate(texts) if n in specials or not (text.isascii() and text.isprintable())
+    ]
     save_file(draw_weights(unreadable), folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(folder / "tokenizer.json"))
     for name, value in (

@@ -1,0 +1,53 @@
+"""Runs other programs for set-up: output goes to a log file, and a failure shows the end of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tools.setup.layout import Layout
+from tools.setup.steps import SetupError
+
+SHOWN_LINES = 15
+
+
+def run(
+    command: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as out:
+        done = subprocess.run(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            check=False,
+        )
+    if done.returncode:
+        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LINES:]
+        shown = "\n  ".join(tail)
+        raise SetupError(
+            f"`{Path(command[0]).name}` failed with status {done.returncode}:\n  {shown}\n(all of it: {log})"
+        )
+
+
+def pip(layout: Layout, log: str, *words: str | Path) -> None:
+    """The installer's pip, with the user's own index settings, and a cache that lies in ours."""
+    env = {
+        "PIP_CACHE_DIR": str(layout.pip_cache),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_INPUT": "1",
+        "PIP_USER": "0",
+    }
+    command = [layout.installer / "bin" / "python", "-m", "pip", *words]
+    try:
+        run(command, layout.log / f"{log}.log", env=env, cwd=layout.cache)
+    except SetupError as error:
+        remedy = (
+            "If the index was out of reach, try again: what is complete is kept. Other index: PIP_INDEX_URL."
+        )
+        raise SetupError(f"{error}\n{remedy}") from None

@@ -1,0 +1,99 @@
+"""Steps of set-up: skipped when done, one at a time on the machine, with a line of progress each.
+
+A step's work must leave its result under a temporary name and rename it last, or write a stamp last: then `done` is
+true only for whole results, and an interrupted set-up goes on with the step in which it was cut off.
+Silent when every step is done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+TICK_S = 10.0
+
+
+class SetupError(Exception):
+    """Something that the user can put right; the message says what and how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    title: str
+    done: Callable[[], bool]
+    work: Callable[[], None]
+    #: The file or folder that grows while the step works; its size is shown when the step takes long.
+    grows: Path | None = None
+
+
+def say(text: str) -> None:
+    print(f"set-up: {text}", file=sys.stderr, flush=True)
+
+
+def run(steps: Sequence[Step], lock: Path) -> None:
+    """Do the steps that are not done, in order, while no other set-up uses the same cache."""
+    if all(step.done() for step in steps):
+        return
+    started = time.monotonic()
+    with only_one(lock):
+        for number, step in enumerate(steps, 1):
+            if not step.done():
+                perform(step, f"[{number}/{len(steps)}] {step.title}")
+    say(f"ready after {time.monotonic() - started:.0f} s")
+
+
+def perform(step: Step, title: str) -> None:
+    say(f"{title} ...")
+    started = time.monotonic()
+    finished = threading.Event()
+
+    def tick() -> None:
+        while not finished.wait(TICK_S):
+            size = f", {size_bytes(step.grows) / 1e6:.0f} MB" if step.grows else ""
+            say(f"{title} ... {time.monotonic() - started:.0f} s{size}")
+
+    ticker = threading.Thread(target=tick, daemon=True)
+    ticker.start()
+    try:
+        step.work()
+    finally:
+        finished.set()
+        ticker.join()
+    say(f"{title}: done in {time.monotonic() - started:.1f} s")
+
+
+def size_bytes(path: Path) -> int:
+    """Bytes below `path`, which may change or go while it is read."""
+    total = 0
+    for base, _, files in os.walk(path):
+        for file in files:
+            try:
+                total += os.lstat(os.path.join(base, file)).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+@contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """Hold the lock file; it frees itself when the process ends, however it ends."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a+") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held.seek(0)
+            say(f"waiting for another set-up (process {held.read().strip() or 'unknown'})")
+            fcntl.flock(held, fcntl.LOCK_EX)
+        held.seek(0)
+        held.truncate()
+        held.write(str(os.getpid()))
+        held.flush()
+        yield
