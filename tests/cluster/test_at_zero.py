@@ -1,0 +1,108 @@
+"""Held requests, bounds and scale to zero, on a cluster of real processes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.support.embedded import Embedded, echo_service
+from tests.support.load import volley
+
+pytestmark = pytest.mark.cluster
+
+
+def shard_urls(cluster: Embedded) -> list[str]:
+    return [f"http://{cluster.run_file(f'dispatch-{k}')['http']}/" for k in range(2)]
+
+
+def instances(cluster: Embedded, service: str) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = cluster.json("status")["instances"]
+    return [i for i in found if i["revision"].startswith(f"default/{service}-predictor-")]
+
+
+def test_a_thousand_requests_at_zero_over_two_shards(cluster: Embedded, model: str) -> None:
+    bounds = "    maxReplicas: 3\n    containerConcurrency: 8\n"
+    cluster.apply(echo_service("crowd", model, spec=bounds))
+    tally = asyncio.run(volley(shard_urls(cluster), "crowd.default.galaxy.local", 1000))
+    assert (tally.ok, tally.accounted) == (1000, 1000), str(tally)
+    assert 1 <= len(tally.pids) <= 3
+    assert tally.peak <= 8, "an instance saw more requests at once than containerConcurrency allows"
+    assert len(instances(cluster, "crowd")) <= 3
+    cluster.galaxy("delete", "isvc", "crowd")
+    cluster.wait("instances of a deleted service end", lambda: not instances(cluster, "crowd"))
+
+
+def test_scales_back_to_zero_and_wakes_again(cluster: Embedded, model: str) -> None:
+    quick = {
+        "autoscaling.knative.dev/window": "6s",
+        "autoscaling.knative.dev/scale-to-zero-pod-retention-period": "0s",
+    }
+    cluster.apply(echo_service("nap", model, annotations=quick))
+    first = asyncio.run(volley(shard_urls(cluster), "nap.default.galaxy.local", 4))
+    assert first.ok == 4, str(first)
+    cluster.wait("scale to zero", lambda: not instances(cluster, "nap"), timeout_s=60)
+    again = asyncio.run(volley(shard_urls(cluster), "nap.default.galaxy.local", 4))
+    assert again.ok == 4, str(again)
+    assert not first.pids & again.pids
+
+
+def test_a_small_hold_bound_refuses_the_rest_with_429(cluster: Embedded, model: str) -> None:
+    notes = {"kserve-galaxy.io/hold-requests": "20"}
+    slow = "    maxReplicas: 1\n    containerConcurrency: 1\n"
+    cluster.apply(echo_service("small", model, spec=slow, annotations=notes))
+    tally = asyncio.run(volley(shard_urls(cluster), "small.default.galaxy.local", 400))
+    assert tally.accounted == 400, str(tally)
+    assert tally.refused[429] >= 300
+    assert tally.ok + tally.refused[429] == 400, str(tally)
+    assert "hold-requests" in tally.reasons[0], "the refusal names the bound that bit"
+
+
+def test_a_service_too_large_for_every_node_says_so(cluster: Embedded, model: str) -> None:
+    notes = {"kserve-galaxy.io/hold-seconds": "3"}
+    manifest = echo_service("whale", model, annotations=notes)
+    manifest += "      resources: {requests: {cpu: '64'}}\n"
+    cluster.apply(manifest)
+    tally = asyncio.run(volley(shard_urls(cluster)[:1], "whale.default.galaxy.local", 1))
+    assert tally.refused[503] == 1, str(tally)
+    assert "cpu: needs 64" in tally.reasons[0]
+
+    def said() -> bool:
+        conditions = cluster.json("get", "isvc", "whale")["status"]["conditions"]
+        return any("cpu: needs 64" in c.get("message", "") for c in conditions)
+
+    cluster.wait("the condition names the resource", said)
+
+
+def test_a_command_that_fails_at_once_answers_and_sets_a_condition(cluster: Embedded, model: str) -> None:
+    cluster.apply(
+        echo_service("broken", model).rstrip() + "\n      args: ['--fail=bad flag: no such thing']\n"
+    )
+    tally = asyncio.run(volley(shard_urls(cluster)[:1], "broken.default.galaxy.local", 1, timeout_s=30))
+    assert tally.refused[503] == 1, str(tally)
+    assert "bad flag: no such thing" in tally.reasons[0]
+
+    def said() -> bool:
+        conditions = cluster.json("get", "isvc", "broken")["status"]["conditions"]
+        return any("bad flag" in c.get("message", "") for c in conditions)
+
+    cluster.wait("the condition carries the reason", said)
+
+
+def test_a_changed_spec_makes_a_new_revision_and_the_old_one_drains(cluster: Embedded, model: str) -> None:
+    host = "turn.default.galaxy.local"
+    cluster.apply(echo_service("turn", model))
+    old = asyncio.run(volley(shard_urls(cluster), host, 2))
+    assert old.ok == 2, str(old)
+    cluster.apply(echo_service("turn", model).rstrip() + "\n      args: ['--delay=0.01']\n")
+
+    def moved() -> bool:
+        tally = asyncio.run(volley(shard_urls(cluster), host, 2))
+        assert tally.ok == 2, str(tally)
+        return not tally.pids & old.pids
+
+    cluster.wait("traffic on the new revision", moved)
+    cluster.wait(
+        "the old revision gone",
+        lambda: {i["revision"] for i in instances(cluster, "turn")} == {"default/turn-predictor-00002"},
+    )
