@@ -1,0 +1,344 @@
+"""HTTP/1.1 heads: what a proxy must know of one, and which of its bytes go no further than this hop.
+
+A head is scanned in one pass and never becomes a dict: two regular expressions check the whole grammar and find
+the few headers that matter; http1_forward.py splices. Whatever two readers could frame differently is refused
+(two lengths, length and chunked, folding, bare LF, space before a colon, two Hosts ...): stricter than RFC 9112
+where it gives a choice, never laxer than llhttp or h11 (tests compare). Body framing is http1_body.py.
+
+Hot dialect: slots, int constants, positions instead of objects, an exception only for bytes that are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+CHUNKED: Final = -1  # lengths below zero: the body ends otherwise
+UNTIL_CLOSE: Final = -2
+
+CUT: Final = 0  # edit kinds: leave these bytes out
+APPEND_FOR: Final = 1  # add the client to X-Forwarded-For here
+APPEND_FORWARDED: Final = 2  # add the client to Forwarded here
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_FIELDS = rb"(?:" + _TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*+"
+_REQUEST = re.compile(
+    rb"(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|TRACE) (/[!-~]*+|\*) HTTP/1\.([01])\r\n" + _FIELDS
+)
+_RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t -~\x80-\xff]*+)?\r\n" + _FIELDS)
+_REQUEST_FIELD = re.compile(
+    rb"\r\n(host|connection|content-length|transfer-encoding|te|expect|upgrade|keep-alive|http2-settings"
+    rb"|proxy-connection|proxy-authorization|x-request-id|x-forwarded-for|x-forwarded-proto|forwarded"
+    rb"|k-proxy-request|knative-serving-namespace|knative-serving-revision):[\t ]*([^\r]*)",
+    re.IGNORECASE,
+)
+_RESPONSE_FIELD = re.compile(
+    rb"\r\n(connection|content-length|transfer-encoding|content-type|content-encoding|upgrade|keep-alive"
+    rb"|proxy-connection|x-request-id|x-cold-start):[\t ]*([^\r]*)",
+    re.IGNORECASE,
+)
+_ANY_FIELD = re.compile(rb"\r\n([^:\r]+):[\t ]*([^\r]*)")
+_HOST = re.compile(rb"[0-9A-Za-z.\-_]*(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_REQUEST_ID = re.compile(rb"[!-~]{1,128}")
+#: Fields that say how a message is framed or where it goes can't be declared hop-by-hop by the peer.
+_NEVER_HOP = frozenset((b"host", b"content-length", b"transfer-encoding"))
+
+
+class Malformed(Exception):
+    """The peer's bytes are refused; `reason` says what is wrong with them, `status` what a request gets."""
+
+    def __init__(self, reason: str, status: int = 400) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+
+
+class RequestHead:
+    """The facts of one request head; positions refer to the bytes it was scanned from."""
+
+    __slots__ = (
+        "edits",
+        "expect",
+        "forwarded",
+        "forwarded_for",
+        "forwarded_proto",
+        "host",
+        "keep_alive",
+        "length",
+        "method",
+        "minor",
+        "namespace",
+        "request_id",
+        "revision",
+        "size",
+        "upgrade",
+    )
+
+    def __init__(self, method: bytes, minor: int, size: int) -> None:
+        self.method = method
+        self.minor = minor
+        self.size = size
+        self.host = b""
+        self.namespace: bytes | None = None
+        self.revision: bytes | None = None
+        self.request_id = b""
+        self.length = 0
+        self.keep_alive = minor == 1
+        self.expect = False
+        self.upgrade = False
+        self.forwarded = False
+        self.forwarded_for = False
+        self.forwarded_proto = False
+        self.edits: list[tuple[int, int, int]] = []  # (start, end, kind), in order of start
+
+
+class ResponseHead:
+    """The facts of one response head."""
+
+    __slots__ = (
+        "cold",
+        "edits",
+        "event_stream",
+        "keep_alive",
+        "length",
+        "minor",
+        "request_id",
+        "size",
+        "status",
+    )
+
+    def __init__(self, status: int, minor: int, size: int) -> None:
+        self.status = status
+        self.minor = minor
+        self.size = size
+        self.length = UNTIL_CLOSE
+        self.keep_alive = minor == 1
+        self.event_stream = False  # text/event-stream without a content coding
+        self.request_id = False
+        self.cold = False
+        self.edits: list[tuple[int, int, int]] = []
+
+
+def scan_request(data: bytes, size: int) -> RequestHead:
+    """The head in data[:size], where `size` is just after the first empty line. Raises Malformed."""
+    match = _REQUEST.fullmatch(data, 0, size - 2)
+    if match is None:
+        raise Malformed(_what_is_wrong(data, size))
+    head = RequestHead(match[1], 1 if match[3] == b"1" else 0, size)
+    hosts = lengths = codings = 0
+    connection = upgrade = None
+    edits = head.edits
+    for field in _REQUEST_FIELD.finditer(data, 0, size - 2):
+        name = field[1].lower()
+        if name == b"host":
+            hosts += 1
+            head.host = field[2].rstrip(b" \t")
+        elif name == b"content-length":
+            lengths += 1
+            head.length = _length(field[2])
+        elif name == b"knative-serving-namespace":
+            head.namespace = _once(name, head.namespace, field[2])
+            edits.append((field.start(), field.end(), CUT))
+        elif name == b"knative-serving-revision":
+            head.revision = _once(name, head.revision, field[2])
+            edits.append((field.start(), field.end(), CUT))
+        elif name == b"connection":
+            connection = field[2] if connection is None else connection + b"," + field[2]
+            edits.append((field.start(), field.end(), CUT))
+        elif name == b"transfer-encoding":
+            codings += 1
+            _check_coding(field[2])
+        elif name == b"x-request-id":
+            value = field[2].rstrip(b" \t")
+            if not head.request_id and _REQUEST_ID.fullmatch(value):
+                head.request_id = value
+            else:
+                edits.append((field.start(), field.end(), CUT))
+        elif name == b"x-forwarded-for":
+            head.forwarded_for = True
+            _append_last(edits, field.end(), APPEND_FOR)
+        elif name == b"forwarded":
+            head.forwarded = True
+            _append_last(edits, field.end(), APPEND_FORWARDED)
+        elif name == b"x-forwarded-proto":
+            head.forwarded_proto = True
+        elif name == b"expect":
+            if field[2].rstrip(b" \t").lower() != b"100-continue":
+                raise Malformed("Expect: only 100-continue is known")
+            head.expect = head.minor == 1
+            if head.minor == 0:
+                edits.append((field.start(), field.end(), CUT))
+        elif name == b"upgrade":
+            upgrade = field[2] if upgrade is None else upgrade + b"," + field[2]
+            edits.append((field.start(), field.end(), CUT))
+        else:
+            edits.append((field.start(), field.end(), CUT))
+    if hosts != 1 and (hosts > 1 or head.minor == 1):
+        raise Malformed("a request has exactly one Host header")
+    if _HOST.fullmatch(head.host) is None:
+        raise Malformed("Host: not a host name or address with an optional port")
+    if lengths or codings:
+        if lengths + codings > 1:
+            raise Malformed("Content-Length and Transfer-Encoding: one of them, once")
+        if codings:
+            if head.minor == 0:
+                raise Malformed("Transfer-Encoding: not in HTTP/1.0")
+            head.length = CHUNKED
+    if connection is not None:
+        _apply_connection(data, head, connection, upgrade)
+    if head.length == 0:
+        head.expect = False
+    return head
+
+
+def _apply_connection(data: bytes, head: RequestHead, connection: bytes, upgrade: bytes | None) -> None:
+    names = {token.strip(b" \t").lower() for token in connection.split(b",")}
+    names.discard(b"")
+    if b"close" in names:
+        head.keep_alive = False
+    elif b"keep-alive" in names:
+        head.keep_alive = True
+    if (
+        b"upgrade" in names
+        and upgrade is not None
+        and upgrade.strip(b" \t").lower() == b"websocket"
+        and head.length == 0
+        and head.minor == 1
+    ):
+        head.upgrade = True
+    names -= {b"close", b"keep-alive", b"upgrade"}
+    if names:
+        _cut_named(data, head.size, names, head.edits)
+
+
+def scan_response(data: bytes, size: int, to_head: bool) -> ResponseHead:
+    """As scan_request; `to_head`: it answers a HEAD request."""
+    match = _RESPONSE.fullmatch(data, 0, size - 2)
+    if match is None:
+        raise Malformed(_what_is_wrong(data, size), 502)
+    status = int(match[2])
+    head = ResponseHead(status, 1 if match[1] == b"1" else 0, size)
+    lengths = codings = length = 0
+    connection = None
+    coded = events = False
+    edits = head.edits
+    for field in _RESPONSE_FIELD.finditer(data, 0, size - 2):
+        name = field[1].lower()
+        if name == b"content-length":
+            lengths += 1
+            length = _length(field[2])
+        elif name == b"content-type":
+            events = field[2][:17].lower() == b"text/event-stream"
+        elif name == b"connection":
+            connection = field[2] if connection is None else connection + b"," + field[2]
+            edits.append((field.start(), field.end(), CUT))
+        elif name == b"transfer-encoding":
+            codings += 1
+            _check_coding(field[2])
+        elif name == b"x-request-id":
+            head.request_id = True
+        elif name == b"x-cold-start":
+            head.cold = True
+        elif name == b"content-encoding":
+            coded = True
+        elif name == b"upgrade":
+            if status != 101:
+                edits.append((field.start(), field.end(), CUT))
+        else:
+            edits.append((field.start(), field.end(), CUT))
+    if lengths + codings > 1:
+        raise Malformed("Content-Length and Transfer-Encoding: one of them, once", 502)
+    if codings and head.minor == 0:
+        raise Malformed("Transfer-Encoding: not in HTTP/1.0", 502)
+    if status < 200 or status == 204:
+        if codings or length:
+            raise Malformed(f"a {status} response has no body", 502)
+        head.length = 0
+    elif to_head or status == 304:
+        head.length = 0
+    elif codings:
+        head.length = CHUNKED
+    elif lengths:
+        head.length = length
+    head.event_stream = events and not coded
+    if connection is not None:
+        names = {token.strip(b" \t").lower() for token in connection.split(b",")}
+        names.discard(b"")
+        if b"close" in names:
+            head.keep_alive = False
+        elif b"keep-alive" in names:
+            head.keep_alive = True
+        names -= {b"close", b"keep-alive", b"upgrade"}
+        if names:
+            _cut_named(data, size, names, edits)
+    if head.length == UNTIL_CLOSE:
+        head.keep_alive = False
+    return head
+
+
+def header(head: bytes, name: bytes) -> bytes | None:
+    """First value of a header in a checked head, `name` in lower case. Walks the whole head: not for hot paths."""
+    for field in _ANY_FIELD.finditer(head):
+        if field[1].lower() == name:
+            return field[2].rstrip(b" \t")
+    return None
+
+
+def _append_last(edits: list[tuple[int, int, int]], at: int, kind: int) -> None:
+    """Only the last of several equal fields is appended to: together they are one list."""
+    edits[:] = [edit for edit in edits if edit[2] != kind]
+    edits.append((at, at, kind))
+
+
+def _once(name: bytes, before: bytes | None, value: bytes) -> bytes:
+    if before is not None:
+        raise Malformed(f"{name.decode()}: given twice")
+    return value.rstrip(b" \t")
+
+
+def _length(value: bytes) -> int:
+    value = value.rstrip(b" \t")
+    if _LENGTH.fullmatch(value) is None:
+        raise Malformed("Content-Length: one decimal number of at most 18 digits")
+    return int(value)
+
+
+def _check_coding(value: bytes) -> None:
+    if value.rstrip(b" \t").lower() != b"chunked":
+        raise Malformed("Transfer-Encoding: only chunked is known")
+
+
+def _cut_named(data: bytes, size: int, names: set[bytes], edits: list[tuple[int, int, int]]) -> None:
+    """Leaves out the headers that Connection names, as RFC 9110 7.6.1 wants."""
+    if names & _NEVER_HOP:
+        raise Malformed("Connection: must not name Host, Content-Length or Transfer-Encoding")
+    for field in _ANY_FIELD.finditer(data, 0, size - 2):
+        if field[1].lower() in names:
+            start, end = field.span()
+            edits[:] = [edit for edit in edits if not start <= edit[0] <= end]
+            edits.append((start, end, CUT))
+    edits.sort()
+
+
+def _what_is_wrong(data: bytes, size: int) -> str:
+    """Words for the person who sent it; only when the head is refused anyway."""
+    head = data[: size - 4]
+    first, _, rest = head.partition(b"\r\n")
+    if b"\x00" in head:
+        return "NUL byte in the head"
+    if b"\n" in head.replace(b"\r\n", b"") or b"\r" in head.replace(b"\r\n", b""):
+        return "line ends are CR LF, neither stands alone"
+    if not re.fullmatch(rb"[A-Z]+ [!-~]+ HTTP/1\.[01]|HTTP/1\.[01] [0-9]{3}(?: .*)?", first):
+        return "the first line is not that of an HTTP/1.1 message (method in capitals, path, version)"
+    for line in rest.split(b"\r\n") if rest else ():
+        if line[:1] in (b" ", b"\t"):
+            return "folded header lines are obsolete: one line per header"
+        name, colon, _ = line.partition(b":")
+        if not colon or re.fullmatch(_TOKEN + rb"+", name) is None:
+            return f"header name {name[:40]!r}: letters, digits and !#$%&'*+-.^_`|~ up to the colon"
+    if not first.startswith(b"HTTP/"):
+        return (
+            "method: one of GET HEAD POST PUT DELETE OPTIONS PATCH TRACE; target: a path that starts with /"
+        )
+    return "control character in a header value"
