@@ -35,7 +35,7 @@ def require_tools() -> None:
         raise SetupError(
             f"{' and '.join(missing)} not found: no configured index has a CPU build of torch, and repacking the "
             "ordinary one needs a C compiler and binutils. Install them (Debian, Ubuntu: "
-            "`apt install gcc libc6-dev binutils`; Fedora: `dnf install gcc binutils`), then run the same command again."
+            "`apt install gcc libc6-dev binutils`; Fedora: `dnf install gcc binutils`), then run it again."
         )
 
 

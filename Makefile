@@ -1,0 +1,59 @@
+# Every target does the set-up it needs; what is there already is not made again (tools/setup).
+# PYTHON names a Python 3.11 when it is not on the path; GALAXY_CACHE the folder for everything heavy.
+
+PYTHON ?= python3.11
+KEEP ?=
+PY := .venv/bin/python
+ROOTS := kserve_ext autoscaler_shim activator_replacement runtimes tools tests bench examples
+BENCHES := bench-rpc bench-dataplane bench-coldstart
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check unit golden clean $(BENCHES)
+
+help:
+	@echo 'make demo [KEEP=1]   an embedded cluster: from zero to the first token (KEEP=1 leaves it running)'
+	@echo 'make test            set-up, then format, lint, types, layers and all tests'
+	@echo 'make check           the same without engine and cluster tests'
+	@echo 'make golden          rewrite the golden scripts from what the code does now; then read the diff'
+	@echo 'make setup           only the set-up: $$GALAXY_CACHE and .venv'
+	@echo 'make clean           remove .venv and caches of this clone (the shared cache folder stays)'
+	@echo '$(BENCHES)'
+
+setup:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo 'set-up stopped: $(PYTHON) not found. Install Python 3.11 (Debian, Ubuntu: apt install python3.11' >&2; \
+	  echo 'python3.11-venv; Fedora: dnf install python3.11; or pyenv), or name it: make PYTHON=/path/to/python3.11' >&2; \
+	  exit 1; }
+	@$(PYTHON) -m tools.setup
+
+demo: setup
+	@$(PY) -m examples.demo $(if $(KEEP),--keep)
+
+# Not a target of its own, so that `make -j` runs it before the tests and once.
+define static_checks
+@$(PY) -m ruff format --check --quiet $(ROOTS) || { echo 'run `$(PY) -m ruff format`, then again' >&2; exit 1; }
+@$(PY) -m ruff check --quiet $(ROOTS)
+@$(PY) -m mypy --no-error-summary $(ROOTS)
+@$(PY) -m tools.layers
+endef
+
+check: setup
+	$(static_checks)
+	@$(PY) -m pytest -m 'not engine and not cluster'
+
+test: setup
+	$(static_checks)
+	@$(PY) -m pytest
+
+unit: setup
+	@$(PY) -m pytest -m 'not engine and not cluster'
+
+golden: setup
+	@$(PY) -m pytest -q -m 'not engine and not cluster' --update-golden
+
+$(BENCHES): bench-%: setup
+	@$(PY) -m bench.$*
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .galaxy build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
