@@ -17,7 +17,7 @@ def make(file: Path, ran: list[str], fails: bool = False) -> Step:
             raise SetupError("no room")
         file.touch()
 
-    return Step(file.name, file.exists, work, file.parent)
+    return Step(file.name, file.exists, work, (file.parent,))
 
 
 def test_nothing_to_do_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

