@@ -1,0 +1,121 @@
+"""AsyncLLM with its engine core on a thread of this process, and a hook before each request for prefill/decode.
+
+Matches vLLM's v1/engine/async_llm.py: everything that its HTTP handlers call is inherited. What is ours: which
+engine client is made, the marks on a request's timeline, and asking `pd` where a prompt is to be computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from argparse import Namespace
+from collections.abc import AsyncGenerator, Iterator
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
+from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine import async_llm
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.executor import Executor
+
+from runtimes.vllm_pd.inproc import InprocAsyncClient
+from runtimes.vllm_pd.options import kv_cache_bytes
+from runtimes.vllm_pd.timeline import CURRENT, Timeline
+
+
+class Placement(Protocol):
+    """Decides where the prompt of a request is computed (runtimes/vllm_pd/front.py)."""
+
+    async def prepare(self, request_id: str, prompt: Any, params: Any, more: dict[str, Any]) -> Any:
+        """Returns the params to use; may have arranged for the prompt's KV to be pushed into this engine."""
+
+    def finished(self, request_id: str) -> None:
+        """The request has ended, in whatever way."""
+
+
+class Engine(AsyncLLM):  # type: ignore[misc]
+    """One engine of this process."""
+
+    placement: Placement | None = None
+
+    @property
+    def client(self) -> InprocAsyncClient:
+        client: InprocAsyncClient = self.engine_core
+        return client
+
+    async def generate(
+        self, prompt: Any, sampling_params: Any, request_id: str, **more: Any
+    ) -> AsyncGenerator[Any, None]:
+        timeline = CURRENT.get()
+        if timeline is not None:
+            timeline.mark_once("tokenised", f"{len(prompt_tokens(prompt) or ())} tokens")
+        if self.placement is not None:
+            sampling_params = await self.placement.prepare(request_id, prompt, sampling_params, more)
+        outputs = super().generate(prompt, sampling_params, request_id, **more)
+        try:
+            async with contextlib.aclosing(outputs):
+                async for output in outputs:
+                    if timeline is not None:
+                        timeline.mark_once("first_token")
+                    yield output
+        finally:
+            if timeline is not None:
+                _mark_end(timeline)
+            if self.placement is not None:
+                self.placement.finished(request_id)
+
+
+def prompt_tokens(prompt: Any) -> list[int] | None:
+    """The token ids of a rendered prompt of plain tokens; None for text and for multi-modal prompts."""
+    if isinstance(prompt, dict) and prompt.get("type", "token") == "token":
+        return prompt.get("prompt_token_ids")
+    return None
+
+
+def build_engine(args: Namespace, kv_transfer: dict[str, Any] | None = None) -> Engine:
+    """Reads the model's config and loads it; blocks. Errors are vLLM's own (refusals.py makes sense of them)."""
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    if kv_transfer is not None:
+        from vllm.config import KVTransferConfig
+
+        engine_args.kv_transfer_config = KVTransferConfig(**kv_transfer)
+    config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    if current_platform.is_cpu() and config.cache_config.kv_cache_memory_bytes is None:
+        config.cache_config.kv_cache_memory_bytes = kv_cache_bytes(
+            kv_bytes_per_token(config), config.model_config.max_model_len
+        )
+    with _engine_on_a_thread():
+        return Engine(
+            vllm_config=config,
+            executor_class=Executor.get_class(config),
+            log_requests=engine_args.enable_log_requests,
+            log_stats=not engine_args.disable_log_stats,
+        )
+
+
+def kv_bytes_per_token(config: Any) -> int:
+    model, parallel = config.model_config, config.parallel_config
+    size = model.dtype.itemsize if config.cache_config.cache_dtype == "auto" else 1
+    return int(
+        2 * model.get_num_layers(parallel) * model.get_num_kv_heads(parallel) * model.get_head_size() * size
+    )
+
+
+@contextlib.contextmanager
+def _engine_on_a_thread() -> Iterator[None]:
+    """While this lasts, AsyncLLM makes our client instead of one with processes of its own."""
+
+    def make(vllm_config: Any, executor_class: Any, log_stats: bool, **_ignored: Any) -> InprocAsyncClient:
+        return InprocAsyncClient(vllm_config, executor_class, log_stats)
+
+    original = async_llm.EngineCoreClient
+    async_llm.EngineCoreClient = SimpleNamespace(make_async_mp_client=make)
+    try:
+        yield
+    finally:
+        async_llm.EngineCoreClient = original
+
+
+def _mark_end(timeline: Timeline) -> None:
+    timeline.mark("last_token")

@@ -1,0 +1,106 @@
+"""The instance's arguments: vLLM's own server arguments, plus a small group of ours, and defaults for CPU.
+
+Every argument that vLLM's server takes is passed on unchanged. What a user sets is never overridden; the CPU
+defaults only fill what was left open, so that several small instances fit on one machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from runtimes.vllm_pd.status import StartRefused
+
+#: Set before vLLM or torch is imported; a value that the user has set wins.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine is a thread of this process
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # instances that pin themselves would all take core 0
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
+
+_MIN_KV_BYTES = 64 << 20
+_MAX_KV_BYTES = 4 << 30
+_KV_CONTEXTS = 4
+
+
+def apply_environment(environ: Any = os.environ) -> None:
+    for name, value in ENVIRONMENT.items():
+        environ.setdefault(name, value)
+
+
+@functools.cache
+def parser() -> Any:
+    """vLLM's parser with our group. Built once: it reads vLLM's sources for its help, which takes a while."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    class Parser(FlexibleArgumentParser):  # type: ignore[misc]
+        def error(self, message: str) -> NoReturn:
+            raise StartRefused(message, _field_of(message), "see --help=all for the arguments of this server")
+
+    made = Parser(prog="runtimes.vllm_pd", description="One instance: a model served by vLLM.")
+    group = made.add_argument_group("Galaxy")
+    group.add_argument("--role", choices=["unified", "prefill", "decode"], default=None)
+    group.add_argument("--drain-seconds", type=float, default=30.0, help="longest time that SIGTERM waits")
+    group.add_argument("--pd", choices=["auto", "always", "never"], default=None)
+    group.add_argument("--pd-threshold-tokens", type=int, default=None)
+    group.add_argument("--kv-transfer", choices=["auto", "shm", "ipc", "tcp", "rdma", "none"], default=None)
+    group.add_argument("--kv-transfer-seconds", type=float, default=None, help="then decode recomputes")
+    group.add_argument("--kv-host", default=None, help="address that KV channels listen on")
+    return make_arg_parser(made)
+
+
+def parse(argv: list[str], environ: Mapping[str, str] = os.environ) -> Namespace:
+    from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
+
+    given = any(a == "--port" or a.startswith("--port=") for a in argv)
+    if environ.get("PORT") and not given:
+        argv = [*argv, "--port", environ["PORT"]]
+    args: Namespace = parser().parse_args(argv)
+    if args.model_tag:
+        args.model = args.model_tag
+    elif not any(a == "--model" or a.startswith("--model=") for a in argv) and not args.config:
+        raise StartRefused("no model is given", "--model", "pass --model FOLDER")
+    try:
+        validate_parsed_serve_args(args)
+    except (ValueError, TypeError) as error:
+        raise StartRefused(str(error), _field_of(str(error)), "correct the argument") from error
+    args.role = args.role or environ.get("GALAXY_ROLE") or "unified"
+    if args.role not in ("unified", "prefill", "decode"):
+        raise StartRefused(f"{args.role!r} is not a role", "GALAXY_ROLE", "use unified, prefill or decode")
+    args.pd = args.pd or environ.get("GALAXY_PD") or "auto"
+    if args.pd_threshold_tokens is None:
+        args.pd_threshold_tokens = int(environ.get("GALAXY_PD_THRESHOLD_TOKENS") or 256)
+    args.kv_transfer = args.kv_transfer or environ.get("GALAXY_KV_TRANSFER") or "auto"
+    if args.kv_transfer_seconds is None:
+        args.kv_transfer_seconds = float(environ.get("GALAXY_KV_TRANSFER_SECONDS") or 20)
+    args.kv_host = args.kv_host or environ.get("GALAXY_KV_HOST") or "127.0.0.1"
+    return args
+
+
+def fill_cpu_defaults(args: Namespace, on_cpu: bool) -> None:
+    if on_cpu:
+        args.enforce_eager = True  # compiling takes longer than this start may
+
+
+def kv_cache_bytes(bytes_per_token: int, max_model_len: int) -> int:
+    """Room for a few requests of full length, within bounds; one full request always fits."""
+    wanted = bytes_per_token * max_model_len * _KV_CONTEXTS
+    return max(bytes_per_token * (max_model_len + 1024), min(max(wanted, _MIN_KV_BYTES), _MAX_KV_BYTES))
+
+
+def _field_of(message: str) -> str:
+    """The first option that a parser's message names."""
+    for word in message.replace(":", " ").replace("=", " ").replace("/", " ").split():
+        if word.startswith("--"):
+            return word.strip("'\",")
+    return "args"

@@ -1,0 +1,247 @@
+"""One instance: loads a model with vLLM in this process, serves it, drains on SIGTERM.
+
+`main` is callable after a fork (zygote.py): everything slow that needs no model was imported before it. It
+listens at once, answers "not ready" while the engine loads on a thread, and is ready when the model has
+answered one token. Exit codes: 0 drained, 1 trouble of this machine or a dead engine, 2 the start can't succeed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import traceback
+from argparse import Namespace
+from typing import Any
+
+from runtimes.vllm_pd import options
+from runtimes.vllm_pd.status import StartRefused, Status
+
+#: Kept from being collected: tearing an engine down takes a second, ending the process does it at once.
+_left_alone: list[object] = []
+
+_LAST_WORDS_S = 2.0  # for streams to end with their error event when the engine has died
+
+
+def main(argv: list[str]) -> int:
+    options.apply_environment()
+    status = Status.from_environment()
+    status.enter("importing")
+    try:
+        from runtimes.vllm_pd.preimport import preimport
+        from runtimes.vllm_pd.refusals import explain
+
+        preimport()
+        status.event("imported")
+        _use_threads(os.environ["OMP_NUM_THREADS"])
+        args = _arguments(argv)
+    except StartRefused as refusal:
+        return _refuse(status, refusal)
+    except Exception as error:
+        return _refuse(status, explain(error, "arguments", set()))
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        instance = Instance(args, status)
+        _left_alone.append(instance)
+        return runner.run(instance.run())
+
+
+def _arguments(argv: list[str]) -> Namespace:
+    from vllm.platforms import current_platform
+
+    from runtimes.vllm_pd.model_folder import architectures, check_model_folder
+    from runtimes.vllm_pd.preimport import register_architecture
+
+    args = options.parse(argv)
+    options.fill_cpu_defaults(args, current_platform.is_cpu())
+    needs_tokenizer = not (args.skip_tokenizer_init or args.tokenizer)
+    if args.load_format != "dummy":
+        check_model_folder(args.model, needs_tokenizer=needs_tokenizer)
+    if current_platform.is_cpu():
+        for architecture in architectures(args.model):
+            register_architecture(architecture)
+    return args
+
+
+def _use_threads(wanted: str) -> None:
+    """A forked process has inherited the number that its zygote's OpenMP read."""
+    import torch
+
+    if wanted.isdigit() and int(wanted) > 0 and int(wanted) != torch.get_num_threads():
+        torch.set_num_threads(int(wanted))
+
+
+def _refuse(status: Status, refusal: StartRefused) -> int:
+    status.fail(refusal)
+    print(f"error: {refusal.line}", file=sys.stderr, flush=True)
+    return 2 if refusal.permanent else 1
+
+
+class Instance:
+    """The life of one server, from listening to drained."""
+
+    def __init__(self, args: Namespace, status: Status) -> None:
+        from runtimes.vllm_pd.entrance import Entrance
+        from runtimes.vllm_pd.pair import make_pair
+        from runtimes.vllm_pd.timeline import Timelines
+
+        self.args = args
+        self.status = status
+        self.timelines = Timelines()
+        self.entrance = Entrance(status, self.timelines)
+        self.pair = make_pair(args, status, self.timelines)
+        self.engine: Any = None
+        self.stop = asyncio.Event()
+        self.death: BaseException | None = None
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        self.status.enter("loading")
+        try:
+            listener = _listen(self.args)
+        except OSError as error:
+            return _refuse(
+                self.status,
+                StartRefused(str(error), "--port", "choose another port, or 0", permanent=False),
+            )
+        server = _http_server(self.args, self.entrance)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        self.status.listening(listener.getsockname()[1])
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                refusal = await self._load(stack)
+                if refusal is None:
+                    await self.stop.wait()
+                    self.status.enter("draining")
+                code = await self._end(refusal)
+                server.should_exit = True
+                await serving
+        finally:
+            self.pair.close()
+        return code
+
+    async def _load(self, stack: contextlib.AsyncExitStack) -> StartRefused | None:
+        """Engine, application, one token. None: ready."""
+        from runtimes.vllm_pd.refusals import explain
+
+        known = set(vars(self.args))
+        try:
+            await self.pair.start(self.entrance)
+            engine = self.engine = await asyncio.to_thread(self._build)
+            self.status.event("engine_ready")
+            loop = asyncio.get_running_loop()
+            engine.client.on_death = lambda error: loop.call_soon_threadsafe(self._on_death, error)
+            app = await self._application(engine)
+            await stack.enter_async_context(app.router.lifespan_context(app))
+            await _first_token(engine)
+            self.status.event("first_token")
+            self.pair.attach(engine)
+        except Exception as error:
+            refusal = explain(error, "loading", known)
+            if not refusal.permanent and not isinstance(error, StartRefused):
+                traceback.print_exc()
+            return refusal
+        self.entrance.app = app
+        self.status.enter("ready")
+        return None
+
+    def _build(self) -> Any:
+        from runtimes.vllm_pd.engine import build_engine
+
+        return build_engine(self.args, self.pair.kv_transfer)
+
+    async def _application(self, engine: Any) -> Any:
+        import vllm
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+
+        from runtimes.vllm_pd.protocols import add_routes
+
+        tasks = await engine.get_supported_tasks()
+        app = build_app(self.args, tasks, engine.model_config)
+        await init_app_state(engine, app.state, self.args, tasks)
+        add_routes(app, vllm.__version__)
+        return app
+
+    async def _end(self, refusal: StartRefused | None) -> int:
+        if refusal is not None:
+            return _refuse(self.status, refusal)
+        if self.death is None:
+            return 0
+        text = f"the engine has died: {type(self.death).__name__}: {self.death}"
+        _refuse(self.status, StartRefused(text, "engine", "see the log", permanent=False))
+        await asyncio.sleep(0.05)  # the handlers of open streams get to run before the server closes
+        return 1
+
+    def _on_signal(self) -> None:
+        if self.status.phase in ("importing", "loading"):
+            self.status.enter("draining")
+            self.pair.close()
+            os._exit(0)  # nothing was promised to anybody yet, and the engine's thread can't be interrupted
+        self.stop.set()
+
+    def _on_death(self, error: BaseException) -> None:
+        traceback.print_exception(error)
+        self.death = error
+        self.args.drain_seconds = min(self.args.drain_seconds, _LAST_WORDS_S)
+        self.stop.set()
+
+
+def _listen(args: Namespace) -> socket.socket:
+    family = socket.AF_INET6 if ":" in (args.host or "") else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((args.host or "0.0.0.0", args.port))
+    listener.listen(1024)
+    return listener
+
+
+def _http_server(args: Namespace, app: Any) -> Any:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        lifespan="off",
+        log_level=args.uvicorn_log_level if args.uvicorn_log_level != "info" else "warning",
+        access_log=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(args.drain_seconds)),
+    )
+
+    class Server(uvicorn.Server):  # type: ignore[misc]
+        """Leaves the signals to Instance."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Any:
+            yield
+
+    return Server(config)
+
+
+async def _first_token(engine: Any) -> None:
+    from vllm import SamplingParams
+
+    params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+    async for _ in engine.generate({"prompt_token_ids": [1]}, params, "galaxy-first-token"):
+        return
+
+
+def run() -> None:
+    """Entry of the process: leaves without the interpreter's clean-up, which waits for threads of libraries."""
+    code = 1
+    try:
+        code = main(sys.argv[1:])
+    except SystemExit as leaving:  # --help
+        code = leaving.code if isinstance(leaving.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,106 @@
+"""What an instance tells its node agent about its own life: a status file, and one JSON line per change.
+
+The file is replaced atomically, so a reader sees a whole status or the one before. The socket only saves the
+agent from polling: not reaching it is not an error. Never decides anything about the instance's life.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+Phase = Literal["importing", "loading", "ready", "draining", "failed"]
+
+
+class StartRefused(Exception):
+    """The start can't succeed: what is wrong, in which argument or file, and what to do about it.
+
+    `permanent`: the same start would fail again anywhere (exit code 2); else it is this node's trouble (1).
+    """
+
+    def __init__(self, error: str, field: str, remedy: str, *, permanent: bool = True) -> None:
+        super().__init__(error)
+        self.error = error
+        self.field = field
+        self.remedy = remedy
+        self.permanent = permanent
+
+    @property
+    def line(self) -> str:
+        return " ".join(f"{self.field}: {self.error}; {self.remedy}".split())
+
+
+class Status:
+    """The instance's status; every change is published at once."""
+
+    def __init__(
+        self, folder: Path | None, ready_socket: str = "", clock: Callable[[], float] = time.time
+    ) -> None:
+        self._folder = folder
+        self._ready_socket = ready_socket
+        self._clock = clock
+        self._connection: socket.socket | None = None
+        self._port = 0
+        self._phase: Phase = "importing"
+        self._events: list[dict[str, Any]] = []
+        self._error: dict[str, str] | None = None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Status:
+        folder = environ.get("GALAXY_INSTANCE_DIR", "")
+        return cls(Path(folder) if folder else None, environ.get("GALAXY_READY_SOCKET", ""))
+
+    @property
+    def phase(self) -> Phase:
+        return self._phase
+
+    def enter(self, phase: Phase) -> None:
+        self._phase = phase
+        self._publish()
+
+    def listening(self, port: int) -> None:
+        self._port = port
+        self.event("listening")
+
+    def event(self, name: str) -> None:
+        self._events.append({"name": name, "at": self._clock()})
+        self._publish()
+
+    def fail(self, refusal: StartRefused) -> None:
+        self._phase = "failed"
+        self._error = {"error": refusal.error, "field": refusal.field, "remedy": refusal.remedy}
+        self._publish()
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "phase": self._phase,
+            "pid": os.getpid(),
+            "port": self._port,
+            "events": self._events,
+            "error": self._error,
+        }
+
+    def _publish(self) -> None:
+        text = json.dumps(self.facts())
+        if self._folder is not None:
+            temporary = self._folder / f".status.json.{os.getpid()}"
+            with contextlib.suppress(OSError):  # the folder may be gone when the agent has forgotten us
+                temporary.write_text(text)
+                temporary.replace(self._folder / "status.json")
+        if self._ready_socket:
+            try:
+                if self._connection is None:
+                    self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                    self._connection.settimeout(0.5)
+                    self._connection.connect(self._ready_socket)
+                self._connection.sendall(text.encode() + b"\n")
+            except OSError:
+                if self._connection is not None:
+                    self._connection.close()
+                self._connection = None

@@ -1,0 +1,66 @@
+"""When what happened to a request inside this instance, for `galaxy explain` and the response headers.
+
+A bounded ring: the oldest request is forgotten first. Times are unix seconds, because marks of several
+processes are laid side by side. Never holds prompts or answers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+CAPACITY = 1000
+
+
+class Timeline:
+    """One request: its marks in order, and how its KV came to be (`transfer`, "" while undecided)."""
+
+    __slots__ = ("_clock", "id", "marks", "transfer")
+
+    def __init__(self, request_id: str, clock: Callable[[], float] = time.time) -> None:
+        self.id = request_id
+        self.marks: list[tuple[str, float, str]] = []
+        self.transfer = ""
+        self._clock = clock
+
+    def mark(self, name: str, detail: str = "", at: float | None = None) -> None:
+        self.marks.append((name, self._clock() if at is None else at, detail))
+
+    def mark_once(self, name: str, detail: str = "") -> None:
+        if all(known != name for known, _, _ in self.marks):
+            self.mark(name, detail)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "kv_transfer": self.transfer,
+            "marks": [
+                {"name": name, "at": at, **({"detail": detail} if detail else {})}
+                for name, at, detail in sorted(self.marks, key=lambda mark: mark[1])
+            ],
+        }
+
+
+class Timelines:
+    """The last requests, by id. A repeated id continues the timeline it has."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._capacity = capacity
+        self._by_id: OrderedDict[str, Timeline] = OrderedDict()
+
+    def open(self, request_id: str) -> Timeline:
+        timeline = self._by_id.pop(request_id, None) or Timeline(request_id)
+        self._by_id[request_id] = timeline
+        while len(self._by_id) > self._capacity:
+            self._by_id.popitem(last=False)
+        return timeline
+
+    def get(self, request_id: str) -> Timeline | None:
+        return self._by_id.get(request_id)
+
+
+#: The timeline of the request that the running task serves.
+CURRENT: ContextVar[Timeline | None] = ContextVar("galaxy_timeline", default=None)
