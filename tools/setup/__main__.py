@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 import platform
 import shutil
+import signal
 import sys
 
 from tools.setup import environments, pins, steps, wheels
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--where", action="store_true", help="print where things lie, and do nothing")
     arguments = parser.parse_args()
     layout = Layout.of_user()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         require_python()
         environment = choose(layout, arguments.only)

@@ -27,6 +27,7 @@ def run(
             env={**os.environ, **(env or {})},
             cwd=cwd,
             check=False,
+            close_fds=False,  # The set-up's lock stays held until this program has ended, whatever ends us.
         )
     if done.returncode:
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LINES:]
@@ -36,8 +37,8 @@ def run(
         )
 
 
-def pip(layout: Layout, log: str, *words: str | Path) -> None:
-    """The installer's pip, with the user's own index settings, and a cache that lies in ours."""
+def pip(layout: Layout, log: str, *words: str | Path, python: Path | None = None) -> None:
+    """The installer's pip on its own Python or on another, with the user's index settings and a cache in ours."""
     shutil.rmtree(layout.scratch, ignore_errors=True)
     layout.scratch.mkdir(parents=True)
     env = {
@@ -47,7 +48,10 @@ def pip(layout: Layout, log: str, *words: str | Path) -> None:
         "PIP_NO_INPUT": "1",
         "PIP_USER": "0",
     }
-    command = [layout.installer / "bin" / "python", "-m", "pip", *words]
+    installer = layout.installer / "bin" / "python"
+    # By its folder rather than with `--python`, which would put a process between us and the one that works.
+    program = next(layout.installer.glob("lib/python*/site-packages/pip"))
+    command = [python or installer, program, *words]
     try:
         run(command, layout.log / f"{log}.log", env=env, cwd=layout.cache)
     except SetupError as error:

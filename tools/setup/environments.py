@@ -62,7 +62,7 @@ def fill(layout: Layout, environment: Environment) -> None:
         "-r",
         listing,
     )
-    commands.pip(layout, environment.folder.name, "--python", environment.python, "install", *options)
+    commands.pip(layout, environment.folder.name, "install", *options, python=environment.python)
     environment.stamp.touch()
 
 

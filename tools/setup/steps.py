@@ -85,9 +85,10 @@ def size_bytes(path: Path) -> int:
 
 @contextmanager
 def only_one(lock: Path) -> Iterator[None]:
-    """Hold the lock file; it frees itself when the process ends, however it ends."""
+    """Hold the lock file; it frees itself when this process and the programs it runs have ended, however they do."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as held:
+        os.set_inheritable(held.fileno(), True)
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
