@@ -1,0 +1,314 @@
+"""Every annotation with the prefix kserve-galaxy.io/: the one table that types, validation and docs come from.
+
+An unknown key with our prefix is an error that names the nearest known key, because a mistyped annotation that
+silently does nothing is the costliest kind. Keys of others are not ours to judge. docs/annotations.md is
+generated from the table (`python -m kserve_ext.api.annotations`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from kserve_ext.api import quantities
+from kserve_ext.api.problems import Findings, did_you_mean
+from kserve_ext.core.facts import Affinity, Preload, Role
+
+PREFIX: Final = "kserve-galaxy.io/"
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text.removesuffix("s"))
+    if not 0 < value < 1e9:
+        raise ValueError(text)
+    return value
+
+
+def _bytes(text: str) -> int:
+    value = quantities.whole(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def _flag(text: str) -> bool:
+    return {"true": True, "false": False}[text]
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text):
+        raise ValueError(text)
+    return text
+
+
+def _header(text: str) -> str:
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", text):
+        raise ValueError(text)
+    return text.lower()
+
+
+def _ratio(text: str) -> tuple[int, int, int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})\.\.([1-9]\d{0,3}):([1-9]\d{0,3})", text)
+    if not found:
+        raise ValueError(text)
+    low_p, low_d, high_p, high_d = (int(part) for part in found.groups())
+    if low_p * high_d > high_p * low_d:
+        raise ValueError("the lower bound is above the upper one")
+    return low_p, low_d, high_p, high_d
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One row. `read` turns the text into its value; a row with `choices` accepts just these."""
+
+    name: str
+    kind: str  # what a person may write, for messages and docs
+    default: str  # as shown to people
+    read_by: str
+    meaning: str
+    read: Callable[[str], object] = str
+    choices: tuple[str, ...] = ()
+    #: False: checked, and reported as having no effect in the embedded cluster.
+    acted_on: bool = True
+
+    @property
+    def key(self) -> str:
+        return PREFIX + self.name
+
+    @property
+    def allowed(self) -> str:
+        return ", ".join(self.choices) or self.kind
+
+
+TABLE: Final = (
+    Annotation(
+        "engine",
+        "",
+        "galaxy",
+        "webhook, shim",
+        "`galaxy` opts the service in. In the embedded cluster every service is.",
+        choices=("galaxy",),
+    ),
+    Annotation(
+        "role",
+        "",
+        "unified",
+        "runtime, Schedule",
+        "What the instances of this service compute: everything, or one half of a group.",
+        choices=("unified", "prefill", "decode"),
+    ),
+    Annotation(
+        "pd-group",
+        "a name of lower-case letters, digits and dashes",
+        "none",
+        "Dispatch, Schedule",
+        "Joins the prefill service and the decode service that serve together. Clients talk to the decode service.",
+        _name,
+    ),
+    Annotation(
+        "pd",
+        "",
+        "auto",
+        "decode's front",
+        "When a prompt is sent to a prefill instance: when it pays, always, never.",
+        choices=("auto", "always", "never"),
+    ),
+    Annotation(
+        "pd-threshold-tokens",
+        "an integer >= 0",
+        "learned",
+        "decode's front",
+        "Prompts with fewer uncached tokens than this are prefilled where they are decoded.",
+        _whole,
+    ),
+    Annotation(
+        "pd-ratio",
+        "bounds of prefill:decode such as 1:4..2:1",
+        "free",
+        "home",
+        "How many prefill instances there may be for how many decode instances.",
+        _ratio,
+    ),
+    Annotation(
+        "kv-transfer",
+        "",
+        "auto",
+        "control engine",
+        "By which method the KV cache goes from prefill to decode; `none` recomputes.",
+        choices=("auto", "rdma", "ipc", "tcp", "none"),
+    ),
+    Annotation(
+        "kv-transfer-required",
+        "",
+        "false",
+        "control engine",
+        "`true`: a request whose KV cannot be transferred that way is refused, not recomputed.",
+        _flag,
+        choices=("true", "false"),
+    ),
+    Annotation(
+        "hold-seconds",
+        "a number of seconds > 0",
+        "the revision's timeout",
+        "Dispatch",
+        "How long a request may be held while there is no free slot.",
+        _seconds,
+    ),
+    Annotation(
+        "hold-requests",
+        "an integer >= 0",
+        "10000",
+        "Dispatch",
+        "How many requests one shard may hold of this service; more are answered 429.",
+        _whole,
+    ),
+    Annotation(
+        "hold-bytes",
+        "a quantity of bytes such as 64Mi",
+        "64Mi",
+        "Dispatch",
+        "How much memory held requests of this service may take in one shard.",
+        _bytes,
+    ),
+    Annotation(
+        "standby",
+        "an integer >= 0",
+        "0",
+        "shim",
+        "Size of the pool of standby pods for this shape.",
+        _whole,
+        acted_on=False,
+    ),
+    Annotation(
+        "preload",
+        "",
+        "none",
+        "preloader, Schedule",
+        "`node`: nodes bring the model near as soon as the service is applied; `fluid`: Fluid does.",
+        choices=("none", "node", "fluid"),
+    ),
+    Annotation(
+        "affinity",
+        "",
+        "none",
+        "Dispatch, decode's front",
+        "Requests of one session, or with one prefix, prefer the same instance.",
+        choices=("none", "session", "prefix"),
+    ),
+    Annotation(
+        "tenant-header",
+        "the name of a request header",
+        "none",
+        "Dispatch",
+        "Header that names the tenant; what is held is shared fairly between tenants.",
+        _header,
+    ),
+)
+BY_NAME: Final = {row.name: row for row in TABLE}
+
+
+class Settings(NamedTuple):
+    """The annotations of one service, as values; None = not given."""
+
+    role: Role = "unified"
+    pd_group: str = ""
+    pd: str = "auto"
+    pd_threshold_tokens: int | None = None
+    pd_ratio: tuple[int, int, int, int] | None = None
+    kv_transfer: str = "auto"
+    kv_transfer_required: bool = False
+    hold_seconds: float | None = None
+    hold_requests: int = 10_000
+    hold_bytes: int = 64 * 1024 * 1024
+    standby: int = 0
+    preload: Preload = "none"
+    affinity: Affinity = "none"
+    tenant_header: str = ""
+
+
+def read(annotations: Mapping[str, str], findings: Findings, path: str = "metadata.annotations") -> Settings:
+    """Settings of what could be read; everything else is in the findings."""
+    values: dict[str, Any] = {}
+    for key, text in annotations.items():
+        if not key.startswith(PREFIX):
+            continue
+        row = BY_NAME.get(key.removeprefix(PREFIX))
+        where = f"{path}[{key}]"
+        if row is None:
+            known = [PREFIX + name for name in BY_NAME]
+            findings.problem(where, "unknown annotation", did_you_mean(key, known))
+            continue
+        if row.choices and text not in row.choices:
+            findings.problem(where, "not an allowed value", f"use one of {row.allowed}", text)
+            continue
+        try:
+            values[row.name.replace("-", "_")] = row.read(text)
+        except (ValueError, KeyError, OverflowError):
+            findings.problem(where, "not an allowed value", f"use {row.allowed}", text)
+            continue
+        if not row.acted_on:
+            findings.warn(f"{where}: has no effect in the embedded cluster")
+    values.pop("engine", None)
+    return Settings(**values)
+
+
+def check_together(settings: Settings, findings: Findings, path: str = "metadata.annotations") -> None:
+    """Combinations that make no sense. For the merged annotations only: a role may come from the runtime."""
+    if settings.role != "unified" and not settings.pd_group:
+        findings.problem(
+            f"{path}[{PREFIX}role]",
+            f"role {settings.role} serves only in a group",
+            f"add {PREFIX}pd-group: NAME here and on the service with the other role",
+        )
+    if settings.role == "unified" and settings.pd_group:
+        findings.problem(
+            f"{path}[{PREFIX}pd-group]",
+            "a unified service is in no group",
+            f"add {PREFIX}role: prefill or decode, or remove {PREFIX}pd-group",
+        )
+    if settings.kv_transfer_required and settings.kv_transfer == "none":
+        findings.problem(
+            f"{path}[{PREFIX}kv-transfer-required]",
+            f"{PREFIX}kv-transfer is none, so that every request would be refused",
+            f"set {PREFIX}kv-transfer to auto, rdma, ipc or tcp",
+        )
+
+
+def markdown() -> str:
+    """docs/annotations.md."""
+    lines = [
+        "# Annotations",
+        "",
+        "Generated from `kserve_ext/api/annotations.py` by `python -m kserve_ext.api.annotations`; a test",
+        "keeps it current.",
+        "",
+        f"All keys have the prefix `{PREFIX}`. They apply to an InferenceService (`metadata.annotations` or",
+        "`spec.predictor.annotations`) and to the `spec.annotations` of a ServingRuntime or ClusterServingRuntime;",
+        "the later of runtime, service, predictor wins. An unknown key with this prefix is an error.",
+        "",
+        "| key | values | default | read by | meaning |",
+        "|---|---|---|---|---|",
+    ]
+    for row in TABLE:
+        values = ", ".join(f"`{choice}`" for choice in row.choices) or row.kind
+        effect = "" if row.acted_on else " (no effect in the embedded cluster)"
+        default = f"`{row.default}`" if row.default in row.choices else row.default
+        lines.append(f"| `{row.name}` | {values} | {default} | {row.read_by} | {row.meaning}{effect} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    target = Path(__file__).resolve().parents[2] / "docs" / "annotations.md"
+    target.write_text(markdown())
+    print(f"wrote {target}")
