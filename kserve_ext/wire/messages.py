@@ -20,7 +20,7 @@ class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Base of all messages."""
 
 
-class Ack(Message):
+class Ack(Message, frozen=True):
     """Done; `epoch` is the answering side's own."""
 
     epoch: int = 0
@@ -29,7 +29,7 @@ class Ack(Message):
 # --- membership: functions and nodes <-> top-level controller
 
 
-class Load(Message):
+class Load(Message, frozen=True):
     """What a member reports of itself every period."""
 
     cpu_seconds: float = 0.0  # since start
@@ -38,14 +38,14 @@ class Load(Message):
     instances: int = 0
 
 
-class Join(Message):
+class Join(Message, frozen=True):
     """A function or node starts, or has lost the controller. `epoch` is the highest it has seen."""
 
     member: Member
     epoch: int = 0
 
 
-class Leave(Message):
+class Leave(Message, frozen=True):
     """A member drains and goes; a node that ClusterMgr found dead is reported by `by`."""
 
     id: FunctionID
@@ -54,7 +54,7 @@ class Leave(Message):
     reason: str = ""
 
 
-class Report(Message):
+class Report(Message, frozen=True):
     """The periodic report; it is also the heartbeat of a function (a node's heartbeat is Update)."""
 
     id: FunctionID
@@ -63,18 +63,18 @@ class Report(Message):
     load: Load = Load()
 
 
-class ReportReply(Message):
+class ReportReply(Message, frozen=True):
     epoch: int
     known: bool  # False: join again
 
 
-class PublishView(Message):
+class PublishView(Message, frozen=True):
     """Push of the view; the answer is the acknowledgement that makes it consistent."""
 
     view: View
 
 
-class Apply(Message):
+class Apply(Message, frozen=True):
     """A function past its threshold applies for scale-out of its kind."""
 
     id: FunctionID
@@ -82,7 +82,7 @@ class Apply(Message):
     srps: float  # scaling requests per second
 
 
-class ApplyReply(Message):
+class ApplyReply(Message, frozen=True):
     granted: int
     reason: str = ""
 
@@ -90,20 +90,20 @@ class ApplyReply(Message):
 # --- nodes
 
 
-class Update(Message):
+class Update(Message, frozen=True):
     """Node -> its ClusterMgr function, every period and at once when its free resources change."""
 
     status: NodeStatus
 
 
-class ModNode(Message):
+class ModNode(Message, frozen=True):
     """ClusterMgr -> the Schedule function that owns the node. `down` carries the reason, "" = up."""
 
     status: NodeStatus
     down: str = ""
 
 
-class Start(Message):
+class Start(Message, frozen=True):
     """Schedule function -> node: admit this instance, and start it unless `reserve`."""
 
     instance: InstanceID
@@ -117,14 +117,14 @@ class Start(Message):
     marks: tuple[Mark, ...] = ()
 
 
-class StartReply(Message):
+class StartReply(Message, frozen=True):
     admitted: bool
     reason: str  # why not, naming the resource and what is free
     status: NodeStatus  # true status of the node, also in a refusal
     stale: bool = False  # refused because the epoch is older than one this node has obeyed
 
 
-class Commit(Message):
+class Commit(Message, frozen=True):
     """Starts (or, with cancel, releases) reserved instances."""
 
     instances: tuple[InstanceID, ...]
@@ -133,7 +133,7 @@ class Commit(Message):
     reason: str = ""
 
 
-class Stop(Message):
+class Stop(Message, frozen=True):
     """Home -> node: drain, then end. Idempotent."""
 
     instance: InstanceID
@@ -143,21 +143,21 @@ class Stop(Message):
     reason: str = ""
 
 
-class Probe(Message):
+class Probe(Message, frozen=True):
     """Asks a node for its status (Schedule function's probe cache)."""
 
 
-class Sleep(Message):
+class Sleep(Message, frozen=True):
     instance: InstanceID
     epoch: int
 
 
-class Wake(Message):
+class Wake(Message, frozen=True):
     instance: InstanceID
     epoch: int
 
 
-class ModInstance(Message):
+class ModInstance(Message, frozen=True):
     """Node -> home, and -> shards that wait: these instances changed. `full`: all of this revision on this node.
 
     The reply names those that home does not want; the node stops them.
@@ -171,13 +171,13 @@ class ModInstance(Message):
     full: bool = False
 
 
-class ModInstanceReply(Message):
+class ModInstanceReply(Message, frozen=True):
     home: bool  # False: the receiver is not this revision's home
     unwanted: tuple[InstanceID, ...] = ()
     epoch: int = 0
 
 
-class Recall(Message):
+class Recall(Message, frozen=True):
     """A new home asks nodes which instances of its revisions they run, and shards which slots they use.
 
     Whoever answers obeys `epoch` from now on: an older Start, grant or Stop for these revisions is refused.
@@ -189,7 +189,7 @@ class Recall(Message):
     revisions: tuple[RevisionKey, ...]
 
 
-class Use(Message):
+class Use(Message, frozen=True):
     """One shard's use of one instance: requests in flight there."""
 
     revision: RevisionKey
@@ -197,7 +197,7 @@ class Use(Message):
     in_flight: int
 
 
-class RecallReply(Message):
+class RecallReply(Message, frozen=True):
     instances: tuple[Instance, ...] = ()
     uses: tuple[Use, ...] = ()
     held: tuple[tuple[RevisionKey, int], ...] = ()
@@ -207,14 +207,14 @@ class RecallReply(Message):
 # --- placement
 
 
-class Item(Message):
+class Item(Message, frozen=True):
     """`ids` instances of one revision to place."""
 
     revision: Revision
     ids: tuple[InstanceID, ...]
 
 
-class Schedule(Message):
+class Schedule(Message, frozen=True):
     """Home -> Schedule function. `gang`: all of them or none."""
 
     items: tuple[Item, ...]
@@ -228,13 +228,13 @@ class Schedule(Message):
     reserve: bool = False  # admit only: the asking Schedule function commits or cancels at the nodes
 
 
-class Placed(Message):
+class Placed(Message, frozen=True):
     instance: InstanceID
     node: NodeID
     addr: str  # the node agent's rpc address
 
 
-class Refused(Message):
+class Refused(Message, frozen=True):
     """`unknown` names a node that was asked and whose answer was lost ("?": which one isn't known either):
     the instance may exist, and counts until its node has reported or is gone."""
 
@@ -243,7 +243,7 @@ class Refused(Message):
     unknown: NodeID = NodeID("")
 
 
-class Placements(Message):
+class Placements(Message, frozen=True):
     placed: tuple[Placed, ...]
     refused: tuple[Refused, ...] = ()
     stale: bool = False
@@ -324,7 +324,7 @@ class Broken(msgspec.Struct, array_like=True, frozen=True, tag=6, gc=False):
 Action = Room | Demand | Grant | Give | Revoke | Broken
 
 
-class Coordinate(Message):
+class Coordinate(Message, frozen=True):
     """A batch of actions; the reply may carry actions back (a Grant for a Demand), which saves a call."""
 
     sender: FunctionID
@@ -333,7 +333,7 @@ class Coordinate(Message):
     actions: tuple[Action, ...]
 
 
-class CoordinateReply(Message):
+class CoordinateReply(Message, frozen=True):
     actions: tuple[Action, ...] = ()
     epoch: int = 0
     moved: str = ""  # the receiver is not the home: the id of who is, in its view
@@ -342,19 +342,19 @@ class CoordinateReply(Message):
 # --- instances <-> node agent and home
 
 
-class Locate(Message):
+class Locate(Message, frozen=True):
     """Instance -> its node agent: which Dispatch function is the home of this key?"""
 
     home_key: str
 
 
-class Located(Message):
+class Located(Message, frozen=True):
     home: FunctionID
     addr: str
     epoch: int
 
 
-class LeasePrefill(Message):
+class LeasePrefill(Message, frozen=True):
     """Decode's front -> home of the group: a slot of a prefill instance for one request.
 
     The home holds the call as it would hold a request, up to the call's deadline.
@@ -366,7 +366,7 @@ class LeasePrefill(Message):
     instance: InstanceID  # of the asking decode instance
 
 
-class PrefillLease(Message):
+class PrefillLease(Message, frozen=True):
     lease: str  # "" = none; then `reason` says why
     instance: InstanceID = InstanceID("")
     addr: str = ""  # host:port of the prefill instance's HTTP server
@@ -374,7 +374,7 @@ class PrefillLease(Message):
     reason: str = ""
 
 
-class ReturnPrefill(Message):
+class ReturnPrefill(Message, frozen=True):
     group: str
     lease: str
     failed: str = ""  # the instance did not answer: why
@@ -383,31 +383,31 @@ class ReturnPrefill(Message):
 # --- state store (hosted by the controller in the embedded default)
 
 
-class StorePut(Message):
+class StorePut(Message, frozen=True):
     """Writes, in order; a value of None deletes. `expect` (revision of the key, 0 = absent) makes it conditional."""
 
     items: tuple[tuple[str, bytes | None], ...]
     expect: tuple[tuple[str, int], ...] = ()
 
 
-class StorePutReply(Message):
+class StorePutReply(Message, frozen=True):
     ok: bool
     revision: int
     conflict: str = ""
 
 
-class StoreScan(Message):
+class StoreScan(Message, frozen=True):
     prefix: str
 
 
-class StoreItems(Message):
+class StoreItems(Message, frozen=True):
     """`items` are key, value, revision of the last write."""
 
     items: tuple[tuple[str, bytes, int], ...]
     revision: int
 
 
-class StoreWatch(Message):
+class StoreWatch(Message, frozen=True):
     """Long poll: answers as soon as something under `prefix` is newer than `after`, or at the deadline, empty.
 
     `reset` in the answer: history since `after` is gone, scan again.
@@ -417,7 +417,7 @@ class StoreWatch(Message):
     after: int
 
 
-class StoreChanges(Message):
+class StoreChanges(Message, frozen=True):
     items: tuple[tuple[str, bytes | None, int], ...]
     revision: int
     reset: bool = False
@@ -426,14 +426,14 @@ class StoreChanges(Message):
 # --- people
 
 
-class Describe(Message):
+class Describe(Message, frozen=True):
     """CLI, by way of the objects process -> any function or node: its state for status, top and doctor."""
 
     what: str = "status"  # status | request | instance
     key: str = ""
 
 
-class Description(Message):
+class Description(Message, frozen=True):
     """`body` is JSON: its shape belongs to the part that answers (docs/protocol.md)."""
 
     body: bytes
