@@ -11,5 +11,6 @@ from typing import NewType
 RevisionKey = NewType("RevisionKey", str)  # "namespace/name"
 InstanceID = NewType("InstanceID", str)
 NodeID = NewType("NodeID", str)
-FunctionID = NewType("FunctionID", str)  # "dispatch-0", "schedule-1", ...; nodes are members under their NodeID
+#: "dispatch-0", "schedule-1", ...; nodes are members under their NodeID.
+FunctionID = NewType("FunctionID", str)
 RequestID = NewType("RequestID", str)
