@@ -139,6 +139,14 @@ def test_panic_then_unpanic_scales_down() -> None:
     assert decide(spec, Observed(1, 1, 10), state, NOW + 61).desired == 1
 
 
+def test_part_of_an_instance_wanted_is_a_whole_one_also_for_panic() -> None:
+    state = ScalingState()
+    decision = decide(spec_for(10), Observed(5, 11, 1), state, NOW)
+    assert (decision.desired, decision.panic, decision.panic_want) == (2, True, 2)
+    again = decide(spec_for(10), Observed(5, 11, 2), state, NOW + 2)
+    assert (again.desired, again.limits) == (2, ())  # as many as the panic holds: nothing was held back
+
+
 def test_a_changed_target_counts_at_once() -> None:
     state = ScalingState()
     assert decide(spec_for(10, 77), Observed(100, 101, 1), state, NOW).desired == 10
@@ -150,6 +158,12 @@ def test_a_changed_target_counts_at_once() -> None:
 def test_more_than_one_at_start_means_panic(ready: int, panicking: bool) -> None:
     state = ScalingState.start(spec_for(100, 11), ready, NOW)
     assert (state.panic_since is not None, state.max_panic) == (panicking, ready)
+
+
+@pytest.mark.parametrize(("initial", "done"), [(0, True), (1, False)])
+def test_an_initial_scale_of_zero_is_reached_from_the_start(initial: int, done: bool) -> None:
+    spec = spec_for(10, initial=initial)
+    assert ScalingState.start(spec, 0, NOW).initialized is done
 
 
 @pytest.mark.parametrize(("tbc", "want"), [(42, 8), (-1, -1), (0, 0)])
