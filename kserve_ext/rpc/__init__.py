@@ -1,0 +1,6 @@
+"""Calls between functions, nodes and instances: authenticated, with deadlines, epochs and trace context."""
+
+from kserve_ext.rpc.errors import RpcError
+from kserve_ext.rpc.rpc import Caller, Rpc, Trace
+
+__all__ = ["Caller", "Rpc", "RpcError", "Trace"]
