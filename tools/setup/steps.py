@@ -53,11 +53,12 @@ def perform(step: Step, title: str) -> None:
     say(f"{title} ...")
     started = time.monotonic()
     finished = threading.Event()
-    before = sum(size_bytes(folder) for folder in step.grows)
+    sizes = [sum(size_bytes(folder) for folder in step.grows)]
 
     def tick() -> None:
         while not finished.wait(TICK_S):
-            grown = sum(size_bytes(folder) for folder in step.grows) - before
+            sizes.append(sum(size_bytes(folder) for folder in step.grows))
+            grown = sizes[-1] - min(sizes)  # a step may begin by clearing away what an interrupted one left
             size = f", {grown / 1e6:.0f} MB" if grown > 0 else ""
             say(f"{title} ... {time.monotonic() - started:.0f} s{size}")
 
