@@ -78,7 +78,7 @@ class LinearWindow:
             self._first = self._last = None
             return
         self._first = self._last - former + 1
-        self._forget(self._last - min(former, self._count))
+        self._forget(self._last - self._count)
 
     def _bucket(self, now: float) -> int:
         return math.floor(now / self.granularity_s)

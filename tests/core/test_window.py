@@ -198,6 +198,14 @@ def test_memory_is_bounded_by_the_window(history: list[tuple[int, float]], windo
         assert len(window._sums) <= window_s
 
 
+def test_max_window_steps_begin_at_whole_multiples_and_a_part_counts_as_one() -> None:
+    window = MaxWindow(5, 2)  # three steps
+    assert window.record(0, 9) == 9
+    assert window.record(1.9, 4) == 9
+    assert window.record(5.9, 3) == 9
+    assert window.record(6, 2) == 3
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 20)), min_size=1, max_size=40), st.integers(1, 10)
 )
