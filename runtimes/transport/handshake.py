@@ -1,0 +1,129 @@
+"""How two sides of a connection prove to each other that they belong to this cluster, and agree on a rung.
+
+Both show that they know the cluster key without sending it: an HMAC over both nonces and both whole offers, so
+that nothing of the offers can be changed on the way. The layout fingerprint and the generations are compared
+here: after it, a channel can't connect the wrong incarnations or incompatible caches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import socket
+from typing import Literal
+
+import msgspec
+
+from runtimes.transport.channel import ChannelError, Reason, Rung
+from runtimes.transport.sockets import read_message, write_message
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who a side is. `layout` must be equal on both; it stands for model, dtype, block size and layers."""
+
+    name: str
+    generation: int
+    layout: str
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """Dialler -> listener."""
+
+    pair: str  # joins the two connections
+    kind: Literal["control", "bulk"]
+    who: Identity
+    peer_generation: int  # of the listener, as the lease says; 0 = any
+    nonce: bytes
+    rungs: tuple[Rung, ...] = ()
+    ring: str = ""
+    ring_size: int = 0
+    ring_token: bytes = b""
+    window: int = 0
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Listener -> dialler. `refused` is "" or a reason."""
+
+    who: Identity
+    nonce: bytes
+    proof: bytes
+    rung: Rung = "tcp"
+    refused: str = ""
+    detail: str = ""
+
+
+class Proof(msgspec.Struct, frozen=True):
+    proof: bytes
+
+
+def prove(key: bytes, side: str, offer: bytes, answer_nonce: bytes, choice: str) -> bytes:
+    text = b"\0".join((side.encode(), hashlib.sha256(offer).digest(), answer_nonce, choice.encode()))
+    return hmac.new(key, text, hashlib.sha256).digest()
+
+
+def dial(connection: socket.socket, key: bytes, offer: Offer) -> Answer:
+    """Raises ChannelError when the listener refuses, or doesn't know the key."""
+    sent = msgspec.msgpack.encode(offer)
+    write_message(connection, sent)
+    try:
+        answer = msgspec.msgpack.decode(read_message(connection), type=Answer)
+    except msgspec.MsgspecError as error:
+        raise ChannelError("protocol", str(error)) from error
+    choice = f"{answer.rung}|{answer.refused}|{answer.who.generation}|{answer.who.name}"
+    if not hmac.compare_digest(answer.proof, prove(key, "listener", sent, answer.nonce, choice)):
+        raise ChannelError("unauthenticated", "the listener does not know the cluster key")
+    if answer.refused:
+        raise ChannelError(_reason(answer.refused), answer.detail)
+    write_message(
+        connection,
+        msgspec.msgpack.encode(Proof(prove(key, "dialler", sent, answer.nonce, choice))),
+    )
+    return answer
+
+
+def read_offer(connection: socket.socket) -> tuple[Offer, bytes]:
+    sent = read_message(connection)
+    try:
+        return msgspec.msgpack.decode(sent, type=Offer), sent
+    except msgspec.MsgspecError as error:
+        raise ChannelError("protocol", str(error)) from error
+
+
+def objection(offer: Offer, who: Identity) -> tuple[Reason, str] | None:
+    """Why this listener won't have this pair."""
+    if offer.peer_generation not in (0, who.generation):
+        detail = f"generation {offer.peer_generation} was meant, this is {who.generation}"
+        return "generation", detail
+    if offer.who.layout != who.layout:
+        return "incompatible", f"layouts differ: {offer.who.layout} and {who.layout}"
+    return None
+
+
+def answer(
+    connection: socket.socket,
+    key: bytes,
+    sent: bytes,
+    who: Identity,
+    rung: Rung,
+    refused: tuple[Reason, str] | None,
+) -> None:
+    """Answers an offer and, unless it is refused, checks the dialler's proof."""
+    nonce = secrets.token_bytes(16)
+    word, detail = refused or ("", "")
+    choice = f"{rung}|{word}|{who.generation}|{who.name}"
+    mine = prove(key, "listener", sent, nonce, choice)
+    write_message(connection, msgspec.msgpack.encode(Answer(who, nonce, mine, rung, word, detail)))
+    if refused is not None:
+        raise ChannelError(*refused)
+    try:
+        theirs = msgspec.msgpack.decode(read_message(connection), type=Proof)
+    except msgspec.MsgspecError as error:
+        raise ChannelError("protocol", str(error)) from error
+    if not hmac.compare_digest(theirs.proof, prove(key, "dialler", sent, nonce, choice)):
+        raise ChannelError("unauthenticated", "the dialler does not know the cluster key")
+
+
+def _reason(word: str) -> Reason:
+    known: tuple[Reason, ...] = ("generation", "incompatible", "unauthenticated", "closed", "timeout")
+    return next((reason for reason in known if reason == word), "protocol")

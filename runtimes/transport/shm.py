@@ -1,0 +1,114 @@
+"""The bytes of writes between two processes of one host: a ring in POSIX shared memory, named once.
+
+The receiver makes the ring and offers its name with a random token; the sender opens it and answers with the
+token's echo, written into the ring: that proves that both see the same memory, which a name alone does not.
+The name is removed right after, so that nothing is left behind whoever dies. Credits are bytes of the ring.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import secrets
+from collections import deque
+from pathlib import Path
+
+_FOLDER = Path("/dev/shm")
+_PREFIX = "galaxy-kv-"
+_PROBE = 32  # bytes: token, then echo; overwritten by the first writes
+
+
+class Ring:
+    """The mapping, on either side."""
+
+    def __init__(self, mapping: mmap.mmap, size: int) -> None:
+        self._mapping = mapping
+        self.size = size
+        self.view = memoryview(mapping)
+
+    @classmethod
+    def create(cls, size: int) -> tuple[Ring, str, bytes]:
+        """The ring, its name, and the token to offer with it. Call `unlink` soon."""
+        name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+        token = secrets.token_bytes(_PROBE // 2)
+        descriptor = os.open(_FOLDER / name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        try:
+            os.ftruncate(descriptor, size)
+            ring = cls(mmap.mmap(descriptor, size), size)
+        finally:
+            os.close(descriptor)
+        ring.view[: len(token)] = token
+        return ring, name, token
+
+    @classmethod
+    def attach(cls, name: str, size: int, token: bytes) -> Ring | None:
+        """None: this process does not see the offered memory."""
+        if not name.startswith(_PREFIX) or "/" in name:
+            return None
+        try:
+            descriptor = os.open(_FOLDER / name, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        try:
+            if os.fstat(descriptor).st_size != size:
+                return None
+            ring = cls(mmap.mmap(descriptor, size), size)
+        except (OSError, ValueError):
+            return None
+        finally:
+            os.close(descriptor)
+        if bytes(ring.view[: len(token)]) != token:
+            ring.close()
+            return None
+        ring.view[len(token) : 2 * len(token)] = token[::-1]
+        return ring
+
+    def echoed(self, token: bytes) -> bool:
+        return bytes(self.view[len(token) : 2 * len(token)]) == token[::-1]
+
+    def close(self) -> None:
+        with contextlib.suppress(BufferError):  # a thread is still copying: the mapping goes with its view
+            self.view.release()
+            self._mapping.close()
+
+
+def unlink(name: str) -> None:
+    with contextlib.suppress(OSError):
+        (_FOLDER / name).unlink()
+
+
+class Space:
+    """The sender's account of the ring: contiguous pieces in order, given back in the same order."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._head = 0
+        self._used = 0
+        self._pieces: deque[tuple[int, int]] = deque()  # bytes given back, bytes incl. what was skipped
+
+    @property
+    def largest(self) -> int:
+        """The largest piece that can be had now."""
+        free = self.size - self._used
+        to_end = self.size - self._head
+        return free if free <= to_end else max(to_end, free - to_end)
+
+    def reserve(self, size: int) -> int | None:
+        """The offset of a piece of `size` bytes; None: not now."""
+        if self._used == 0:
+            self._head = 0
+        skipped = 0 if self._head + size <= self.size else self.size - self._head
+        if self._used + skipped + size > self.size:
+            return None
+        offset = 0 if skipped else self._head
+        self._head = (offset + size) % self.size
+        self._used += skipped + size
+        self._pieces.append((size, skipped + size))
+        return offset
+
+    def give_back(self, size: int) -> None:
+        expected, total = self._pieces.popleft()
+        if expected != size:
+            raise ValueError(f"credit of {size} bytes for a piece of {expected}")
+        self._used -= total

@@ -1,0 +1,77 @@
+"""Whole reads and writes on blocking sockets, without copies: recv_into the final place, sendmsg from the source.
+
+The system calls release the interpreter's lock, which is why channels use threads. Every failure becomes a
+ChannelError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections.abc import Sequence
+
+from runtimes.transport.channel import ChannelError
+
+_LENGTH = struct.Struct("<I")
+_MAX_MESSAGE = 16 << 20
+_MAX_VECTORS = 64
+
+
+def read_into(source: socket.socket, view: memoryview) -> None:
+    got = 0
+    try:
+        while got < len(view):
+            count = source.recv_into(view[got:])
+            if count == 0:
+                raise ChannelError("closed", "the peer has closed the connection")
+            got += count
+    except TimeoutError as error:
+        raise ChannelError("timeout", "no bytes in time") from error
+    except OSError as error:
+        raise ChannelError("closed", str(error)) from error
+
+
+def read(source: socket.socket, size: int) -> bytearray:
+    data = bytearray(size)
+    read_into(source, memoryview(data))
+    return data
+
+
+def write(target: socket.socket, parts: Sequence[bytes | memoryview]) -> None:
+    views = [memoryview(part).cast("B") for part in parts if len(part)]
+    try:
+        while views:
+            sent = target.sendmsg(views[:_MAX_VECTORS])
+            while views and sent >= len(views[0]):
+                sent -= len(views.pop(0))
+            if sent:
+                views[0] = views[0][sent:]
+    except TimeoutError as error:
+        raise ChannelError("timeout", "the peer takes no bytes") from error
+    except OSError as error:
+        raise ChannelError("closed", str(error)) from error
+
+
+def read_message(source: socket.socket) -> bytes:
+    (size,) = _LENGTH.unpack(read(source, _LENGTH.size))
+    if size > _MAX_MESSAGE:
+        raise ChannelError("protocol", f"a message of {size} bytes")
+    return bytes(read(source, size))
+
+
+def write_message(target: socket.socket, body: bytes) -> None:
+    write(target, [_LENGTH.pack(len(body)), body])
+
+
+def tune(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def close(connection: socket.socket) -> None:
+    """Wakes a thread that is blocked on it, then closes."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()

@@ -1,0 +1,235 @@
+"""Channels over real sockets and real shared memory, both rungs: bytes, checksums, credit, loss, authentication."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from runtimes.transport.channel import ChannelError, Frame, Reason, Rung
+from runtimes.transport.handshake import Identity
+from runtimes.transport.listener import Listener, dial
+from runtimes.transport.pair import Channel
+
+KEY = b"k" * 32
+BLOCK = 4096
+WAIT_S = 10.0
+
+
+class Ear:
+    """Both Receiver and Landing, over one layer-by-block memory; everything that happens goes into a queue."""
+
+    def __init__(self, blocks: int = 64) -> None:
+        self.memory = memoryview(bytearray(blocks * BLOCK))
+        self.happened: SimpleQueue[tuple[object, ...]] = SimpleQueue()
+        self.open = True
+
+    def message(self, channel: object, body: bytes) -> None:
+        self.happened.put(("message", body))
+
+    def lost(self, channel: object, error: ChannelError) -> None:
+        self.happened.put(("lost", error.reason))
+
+    def window(self, frame: Frame) -> memoryview | None:
+        if not self.open:
+            return None
+        return self.memory[frame.target * BLOCK : (frame.target + frame.blocks) * BLOCK]
+
+    def landed(self, frame: Frame, broken: list[int]) -> None:
+        self.happened.put(("landed", frame.target, frame.blocks, broken))
+
+    def done(self, transfer: int, blocks: int) -> None:
+        self.happened.put(("done", transfer, blocks))
+
+    def next(self) -> tuple[object, ...]:
+        return self.happened.get(timeout=WAIT_S)
+
+
+class Pair:
+    def __init__(self, rungs: tuple[Rung, ...], window: int = 1 << 20) -> None:
+        arrived: SimpleQueue[Channel] = SimpleQueue()
+        self.listener = Listener(KEY, lambda: Identity("p", 7, "layout"), arrived.put, ("shm", "tcp"))
+        self.decode = dial(
+            self.listener.addr, KEY, Identity("d", 3, "layout"), peer_generation=7, rungs=rungs, window=window
+        )
+        self.prefill = arrived.get(timeout=WAIT_S)
+        self.at_decode, self.at_prefill = Ear(), Ear()
+        self.decode.start(self.at_decode, self.at_decode)
+        self.prefill.start(self.at_prefill, None)
+
+    def close(self) -> None:
+        self.decode.close()
+        self.prefill.close()
+        self.listener.close()
+
+
+@pytest.fixture(params=["shm", "tcp"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    made = Pair((request.param,))
+    assert made.decode.rung == made.prefill.rung == request.param
+    yield made
+    made.close()
+
+
+def blocks(first: int, count: int) -> list[memoryview]:
+    return [memoryview(bytes([first + number]) * BLOCK) for number in range(count)]
+
+
+def test_identities_and_generations_are_known(pair: Pair) -> None:
+    assert pair.decode.peer == Identity("p", 7, "layout")
+    assert pair.prefill.peer == Identity("d", 3, "layout")
+
+
+def test_messages_go_both_ways_in_order(pair: Pair) -> None:
+    for number in range(50):
+        pair.decode.send(b"to prefill %d" % number)
+        pair.prefill.send(b"to decode %d" % number)
+    assert [pair.at_prefill.next() for _ in range(50)] == [
+        ("message", b"to prefill %d" % n) for n in range(50)
+    ]
+    assert [pair.at_decode.next() for _ in range(50)] == [("message", b"to decode %d" % n) for n in range(50)]
+
+
+def test_blocks_land_where_they_belong_also_when_the_window_wraps_many_times(pair: Pair) -> None:
+    for turn in range(40):
+        pair.prefill.write(1, 0, (turn * 7) % 50, blocks(turn, 14))
+        assert pair.at_decode.next() == ("landed", (turn * 7) % 50, 14, [])
+        start = (turn * 7) % 50 * BLOCK
+        landed = pair.at_decode.memory[start : start + 14 * BLOCK]
+        assert bytes(landed) == b"".join(bytes(block) for block in blocks(turn, 14))
+    pair.prefill.finish(1, 14)
+    assert pair.at_decode.next() == ("done", 1, 14)
+
+
+def test_a_flipped_byte_is_caught_and_its_block_named(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = [memoryview(bytearray(block)) for block in blocks(1, 3)]
+    right = zlib.crc32
+    flipped: list[int] = []
+
+    class Crc:
+        @staticmethod
+        def crc32(data: memoryview) -> int:
+            value = right(data)
+            if not flipped:
+                flipped.append(value)
+                source[0][100] ^= 1  # after its checksum was made, before its bytes are sent
+            return value
+
+    monkeypatch.setattr("runtimes.transport.pair.zlib", Crc)
+    pair.prefill.write(1, 0, 10, source)
+    assert pair.at_decode.next() == ("landed", 10, 3, [10])
+
+
+def test_unexpected_writes_are_thrown_away_and_the_channel_lives_on(pair: Pair) -> None:
+    pair.at_decode.open = False
+    pair.prefill.write(1, 0, 0, blocks(5, 2))
+    pair.prefill.finish(1, 2)
+    assert pair.at_decode.next() == ("done", 1, 2)
+    assert not any(pair.at_decode.memory[: 2 * BLOCK])
+    pair.at_decode.open = True
+    pair.prefill.write(2, 0, 0, blocks(9, 1))
+    assert pair.at_decode.next() == ("landed", 0, 1, [])
+
+
+def test_bytes_in_flight_are_bounded_by_credit() -> None:
+    pair = Pair(("shm",), window=8 * BLOCK)
+    gate = threading.Event()
+
+    class Slow(Ear):
+        def window(self, frame: Frame) -> memoryview | None:
+            gate.wait(WAIT_S)
+            return super().window(frame)
+
+    slow = Slow()
+    pair.decode._landing = slow
+    sent: SimpleQueue[int] = SimpleQueue()
+
+    def push() -> None:
+        for number in range(6):
+            pair.prefill.write(1, 0, number * 4, blocks(number, 4))
+            sent.put(number)
+
+    thread = threading.Thread(target=push)
+    thread.start()
+    assert [sent.get(timeout=WAIT_S) for _ in range(2)] == [0, 1]
+    assert pair.prefill.free() == 0
+    assert sent.empty()
+    gate.set()
+    assert [sent.get(timeout=WAIT_S) for _ in range(4)] == [2, 3, 4, 5]
+    assert [slow.next()[1] for _ in range(6)] == [0, 4, 8, 12, 16, 20]
+    thread.join(WAIT_S)
+    with pytest.raises(ValueError, match="at most"):
+        pair.prefill.write(1, 0, 0, blocks(0, 5))
+    pair.close()
+
+
+def test_losing_a_side_is_told_once_and_ends_writes(pair: Pair) -> None:
+    pair.decode.close()
+    assert pair.at_prefill.next() == ("lost", "closed")
+    with pytest.raises(ChannelError) as caught:
+        pair.prefill.write(1, 0, 0, blocks(0, 1))
+    assert caught.value.reason == "closed"
+    with pytest.raises(ChannelError):
+        pair.prefill.send(b"anybody?")
+    assert pair.at_prefill.happened.empty()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"key": b"another"}, "unauthenticated"),
+        ({"peer_generation": 6}, "generation"),
+        ({"who": Identity("d", 3, "other layout")}, "incompatible"),
+    ],
+)
+def test_whoever_does_not_belong_is_refused(change: dict[str, object], reason: Reason) -> None:
+    listener = Listener(KEY, lambda: Identity("p", 7, "layout"), lambda channel: None)
+    given = {"key": KEY, "who": Identity("d", 3, "layout"), "peer_generation": 7, **change}
+    before = _descriptors()
+    with pytest.raises(ChannelError) as caught:
+        dial(listener.addr, given.pop("key"), given.pop("who"), **given)  # type: ignore[arg-type]
+    assert caught.value.reason == reason
+    listener.close()
+    assert _descriptors() <= before
+
+
+def test_a_listener_that_does_not_know_the_key_is_noticed() -> None:
+    listener = Listener(b"", lambda: Identity("p", 7, "layout"), lambda channel: None)
+    with pytest.raises(ChannelError) as caught:
+        dial(listener.addr, KEY, Identity("d", 3, "layout"))
+    assert caught.value.reason == "unauthenticated"
+    listener.close()
+
+
+def test_an_open_address_needs_a_key() -> None:
+    with pytest.raises(ValueError, match="cluster key"):
+        Listener(b"", lambda: Identity("p", 7, "layout"), lambda channel: None, host="0.0.0.0")
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(ChannelError) as caught:
+        dial("127.0.0.1:1", KEY, Identity("d", 3, "layout"))
+    assert caught.value.reason == "unreachable"
+
+
+def test_nothing_is_left_behind() -> None:
+    rings: Callable[[], set[str]] = lambda: {path.name for path in Path("/dev/shm").glob("galaxy-kv-*")}  # noqa: E731
+    before, descriptors, threads = rings(), _descriptors(), threading.active_count()
+    for rung in ("shm", "tcp", "shm"):
+        pair = Pair((rung,))
+        assert rings() == before  # the name is gone as soon as both have it
+        pair.prefill.write(1, 0, 0, blocks(1, 4))
+        pair.at_decode.next()
+        pair.close()
+    assert rings() == before
+    assert _descriptors() == descriptors
+    assert threading.active_count() == threads
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
