@@ -90,6 +90,8 @@ class Space:
     @property
     def largest(self) -> int:
         """The largest piece that can be had now."""
+        if self._used == 0:
+            return self.size
         free = self.size - self._used
         to_end = self.size - self._head
         return free if free <= to_end else max(to_end, free - to_end)
