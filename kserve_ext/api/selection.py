@@ -153,3 +153,21 @@ def _behind(runtime: ServingRuntime, chosen: ServingRuntime, model: ModelSpec) -
 
 def _names(runtimes: Iterable[ServingRuntime]) -> str:
     return ", ".join(sorted({r.meta.name for r in runtimes})) or "none"
+
+
+def conflict(runtime: ServingRuntime, others: Iterable[ServingRuntime]) -> str:
+    """Why KServe's webhook refuses the runtime beside the others, "" if it doesn't.
+
+    Two enabled runtimes of one scope may not share a protocol and an auto-selected format with equal priority;
+    runtimes without protocolVersions escape the check.
+    """
+    mine = {(f.name, f.version, f.priority) for f in runtime.formats if f.auto_select and f.priority}
+    for other in others:
+        if other.meta.key == runtime.meta.key or other.meta.namespace != runtime.meta.namespace:
+            continue
+        if other.disabled or runtime.disabled or not set(runtime.protocols) & set(other.protocols):
+            continue
+        theirs = {(f.name, f.version, f.priority) for f in other.formats if f.auto_select}
+        for name, version, priority in sorted(mine & theirs):
+            return f"{other.title} auto-selects {name}:{version} with priority {priority}, too"
+    return ""
