@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 from bench.record import record
+
 from tests.support.embedded import Embedded, free_port
 from tools.setup import tiny_model_path
 

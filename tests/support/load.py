@@ -50,7 +50,7 @@ async def one(session: aiohttp.ClientSession, url: str, host: str, tally: Tally,
             else:
                 tally.refused[response.status] += 1
                 tally.reasons.append(f"{response.status} {text[:300]!r}")
-    except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+    except (TimeoutError, aiohttp.ClientError, OSError) as error:
         tally.reset += 1
         tally.reasons.append(repr(error))
 

@@ -1,0 +1,168 @@
+"""The top-level controller's shell: the view, its epochs, and (in the embedded default) the state store.
+
+It knows nothing of revisions, and nothing on a request's path waits for it. The view is stored, so that a controller
+that dies comes back above every epoch it has ever published.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from kserve_ext.core.facts import View
+from kserve_ext.core.ids import FunctionID
+from kserve_ext.core.membership import MembershipMachine, Push
+from kserve_ext.rpc import Caller, Rpc, RpcError
+from kserve_ext.rpc.membership import Membership
+from kserve_ext.rpc.process import Process
+from kserve_ext.store.journal import Journal
+from kserve_ext.store.server import StoreServer
+from kserve_ext.wire.messages import (
+    Ack,
+    Apply,
+    ApplyReply,
+    Describe,
+    Description,
+    Join,
+    Leave,
+    Load,
+    Message,
+    PublishView,
+    Report,
+    ReportReply,
+)
+
+log = logging.getLogger(__name__)
+
+VIEW_KEY = "view"
+TICK_S = 0.1
+SYNC_S = 1.0
+PUSH_TIMEOUT_S = 1.0
+
+
+class Controller:
+    """The rpc handlers of membership."""
+
+    def __init__(self, rpc: Rpc, journal: Journal) -> None:
+        self.rpc = rpc
+        self.journal = journal
+        self.loop = asyncio.get_running_loop()
+        found = {k: v for k, v, _ in journal.memory.scan(VIEW_KEY)}
+        stored = msgspec.msgpack.decode(found[VIEW_KEY], type=View) if VIEW_KEY in found else View()
+        self.machine = MembershipMachine(stored, self.loop.time())
+        self.loads: dict[str, Load] = {}
+        self._stored_epoch = -1
+        rpc.epoch = lambda: self.machine.epoch
+        rpc.handle(Join, self.join)
+        rpc.handle(Report, self.report)
+        rpc.handle(Leave, self.leave)
+        rpc.handle(Apply, self.apply)
+        rpc.handle(Describe, self.describe)
+        rpc.on_lost(self._lost)
+
+    def join(self, message: Join, caller: Caller) -> PublishView:
+        member = message.member
+        before = self.machine.epoch
+        pushes = self.machine.join(member, message.epoch, id(caller.connection), self.loop.time())
+        if self.machine.epoch != before:
+            log.info("%s joined at %s: epoch %d", member.id, member.addr, self.machine.epoch)
+        self._push(p for p in pushes if p.member.id != member.id)
+        self.machine.acked(member.id, self.machine.epoch)  # its reply carries the view
+        return PublishView(self.machine.view)
+
+    def report(self, message: Report, caller: Caller) -> ReportReply:
+        self.loads[message.id] = message.load
+        known = self.machine.report(
+            message.id, message.incarnation, message.epoch, id(caller.connection), self.loop.time()
+        )
+        return ReportReply(self.machine.epoch, known)
+
+    def leave(self, message: Leave, caller: Caller) -> Ack:
+        by = f"{message.by}: " if message.by else ""
+        self._push(
+            self.machine.leave(
+                message.id, message.incarnation, f"{by}{message.reason or 'left'}", self.loop.time()
+            )
+        )
+        return Ack(self.machine.epoch)
+
+    def apply(self, message: Apply, caller: Caller) -> ApplyReply:
+        granted, reason = self.machine.apply(message.kind, message.srps)  # type: ignore[arg-type]
+        log.info("%s applies for scale-out of %s: %s", message.id, message.kind, reason)
+        return ApplyReply(granted, reason)
+
+    def _lost(self, who: Caller) -> None:
+        self.machine.lost(FunctionID(who.name), id(who.connection), self.loop.time())
+
+    async def run(self) -> None:
+        synced = self.loop.time()
+        while True:
+            now = self.loop.time()
+            self._push(self.machine.tick(now))
+            if now - synced >= SYNC_S:
+                await asyncio.to_thread(self.journal.sync)
+                synced = now
+            await asyncio.sleep(TICK_S)
+
+    def describe(self, message: Describe, caller: Caller) -> Description:
+        machine = self.machine
+        body = {
+            "id": self.rpc.name,
+            "kind": "controller",
+            "epoch": machine.epoch,
+            "consistent": machine.consistent(),
+            "members": [m._asdict() | {"info": dict(m.info)} for m in machine.view.members],
+            "loads": {name: msgspec.structs.asdict(load) for name, load in self.loads.items()},
+            "removed": [r._asdict() for r in machine.removed],
+            "store": {"revision": self.journal.memory.revision},
+        }
+        return Description(msgspec.json.encode(body))
+
+    # --- inside
+
+    def _push(self, pushes: Iterable[Push]) -> None:
+        self._store()
+        now = self.loop.time()
+        for push in pushes:
+            self.machine.pushed(push.member.id, now)
+            self.rpc.call_soon(
+                push.member.addr, PublishView(push.view), self._acked(push), timeout_s=PUSH_TIMEOUT_S
+            )
+
+    def _acked(self, push: Push) -> Callable[[Message | RpcError], None]:
+        def done(reply: Message | RpcError) -> None:
+            if isinstance(reply, Ack):
+                self.machine.acked(push.member.id, reply.epoch)
+
+        return done
+
+    def _store(self) -> None:
+        machine = self.machine
+        if machine.epoch == self._stored_epoch:
+            return
+        self._stored_epoch = machine.epoch
+        self.journal.put([(VIEW_KEY, msgspec.msgpack.encode(machine.view))])
+        members = {m.id for m in machine.view.members}
+        self.loads = {name: load for name, load in self.loads.items() if name in members}
+
+
+def main(args: argparse.Namespace) -> int:
+    process = Process.from_args(args, kind="controller")
+
+    async def run(rpc: Rpc, membership: Membership) -> None:
+        journal = Journal(process.data / "store")
+        if journal.cut_bytes:
+            log.warning("the journal's last record was torn: cut off %d bytes", journal.cut_bytes)
+        StoreServer(rpc, journal)
+        controller = Controller(rpc, journal)
+        process.ready()
+        try:
+            await controller.run()
+        finally:
+            journal.close()
+
+    return process.run(run)

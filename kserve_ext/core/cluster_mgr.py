@@ -1,0 +1,134 @@
+"""A ClusterMgr function's machine: liveness and status of its share of the nodes.
+
+A node's Update is its heartbeat. What changed in it goes to the Schedule function that owns the node at once, what
+did not at most once a second. A node is down when it is silent for SILENT_S or its connection is lost and not back
+within LOST_S; a node that has just become ours has that long to find us.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kserve_ext.core import rendezvous
+from kserve_ext.core.facts import NodeStatus, Resources, View
+from kserve_ext.core.ids import FunctionID, NodeID
+
+LOST_S = 1.0
+SILENT_S = 3.0
+REFRESH_S = 1.0
+
+
+class TellOwner(NamedTuple):
+    """ModNode to the owning Schedule function; `down` is the reason, "" = up."""
+
+    owner: FunctionID
+    status: NodeStatus
+    down: str = ""
+
+
+class TellController(NamedTuple):
+    """Leave to the controller on behalf of a dead node."""
+
+    status: NodeStatus
+    reason: str
+
+
+Instruction = TellOwner | TellController
+
+
+@dataclass(slots=True)
+class _Node:
+    status: NodeStatus
+    heard_at: float
+    connection: int
+    lost_at: float | None = None
+    told_at: float = -1e9
+    told: NodeStatus | None = None
+    told_owner: FunctionID | None = None
+
+
+class ClusterMgrMachine:
+    """Verbs take `now` (seconds, monotonic)."""
+
+    def __init__(self, me: FunctionID) -> None:
+        self.me = me
+        self._view = View()
+        self._nodes: dict[NodeID, _Node] = {}
+        #: nodes of ours in the view that have not spoken to us yet, and since when we wait
+        self._awaited: dict[NodeID, float] = {}
+
+    def update(self, status: NodeStatus, connection: int, now: float) -> list[Instruction]:
+        """A node's heartbeat."""
+        self._awaited.pop(status.node, None)
+        node = self._nodes.get(status.node)
+        if node is None:
+            node = self._nodes[status.node] = _Node(status, now, connection)
+        elif (status.incarnation, status.seq) >= (node.status.incarnation, node.status.seq):
+            node.status = status
+        else:
+            return []
+        node.heard_at, node.connection, node.lost_at = now, connection, None
+        return self._tell(node, now)
+
+    def lost(self, connection: int, now: float) -> None:
+        """A connection has ended; nodes last heard on it have LOST_S to come back."""
+        for node in self._nodes.values():
+            if node.connection == connection:
+                node.lost_at = now
+
+    def view(self, view: View, now: float) -> list[Instruction]:
+        """A new view: other owners, other nodes of ours."""
+        self._view = view
+        ours = {NodeID(m.id) for m in view.of("node") if self._manager(NodeID(m.id)) == self.me}
+        for node in [n for n in self._nodes if self._manager(n) != self.me]:
+            del self._nodes[node]
+        self._awaited = {n: self._awaited.get(n, now) for n in sorted(ours - self._nodes.keys())}
+        return [i for node in self._nodes.values() for i in self._tell(node, now)]
+
+    def tick(self, now: float) -> list[Instruction]:
+        out: list[Instruction] = []
+        for name, node in list(self._nodes.items()):
+            reason = self._dead(node, now)
+            if reason:
+                del self._nodes[name]
+                out.append(TellController(node.status, reason))
+                owner = self._owner(name)
+                if owner:
+                    out.append(TellOwner(owner, node.status, reason))
+        for name, since in list(self._awaited.items()):
+            member = self._view.member(name)
+            if now - since >= SILENT_S and member is not None:
+                del self._awaited[name]
+                unknown = NodeStatus(name, member.addr, member.incarnation, 0, Resources(), Resources())
+                out.append(TellController(unknown, f"never heard of by {self.me} in {SILENT_S} s"))
+        return out
+
+    def nodes(self) -> list[tuple[NodeStatus, float]]:
+        """Status and time last heard of every node, in order of id."""
+        return [(n.status, n.heard_at) for _, n in sorted(self._nodes.items())]
+
+    # --- inside
+
+    def _tell(self, node: _Node, now: float) -> list[Instruction]:
+        owner = self._owner(node.status.node)
+        if not owner:
+            return []
+        same = node.told is not None and node.told._replace(seq=0) == node.status._replace(seq=0)
+        if same and owner == node.told_owner and now - node.told_at < REFRESH_S:
+            return []
+        node.told, node.told_at, node.told_owner = node.status, now, owner
+        return [TellOwner(owner, node.status)]
+
+    def _dead(self, node: _Node, now: float) -> str:
+        if node.lost_at is not None and now - node.lost_at >= LOST_S:
+            return f"its connection was lost {now - node.lost_at:.1f} s ago"
+        if now - node.heard_at >= SILENT_S:
+            return f"silent for {now - node.heard_at:.1f} s"
+        return ""
+
+    def _owner(self, node: NodeID) -> FunctionID:
+        return rendezvous.owner(node, [m.id for m in self._view.of("schedule")]) or FunctionID("")
+
+    def _manager(self, node: NodeID) -> FunctionID:
+        return rendezvous.owner(node, [m.id for m in self._view.of("cluster_mgr")]) or FunctionID("")

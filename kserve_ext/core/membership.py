@@ -1,0 +1,150 @@
+"""The top-level controller's machine: who is in the cluster, under which epoch, and who has heard of it.
+
+A function is out when its connection is lost and not back within LOST_S, or when it is silent for SILENT_S. A node
+is out when a ClusterMgr function says so, or when it leaves. Every change is a new epoch; epochs only grow, also
+over the controller's own death: a new one starts above what it has stored and above what any member reports. It
+takes the stored members for alive until they prove silent, so that its restart disturbs nobody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kserve_ext.core.facts import Kind, Member, View
+from kserve_ext.core.ids import FunctionID
+
+LOST_S = 0.3
+SILENT_S = 3.0
+PUSH_AGAIN_S = 0.5
+
+
+class Push(NamedTuple):
+    """Send the view to this member; its acknowledgement comes back as acked()."""
+
+    member: Member
+    view: View
+
+
+@dataclass(slots=True)
+class _Record:
+    member: Member
+    heard_at: float
+    #: which connection it was last heard on; None = not since the controller's start
+    connection: int | None = None
+    #: since when that connection is gone
+    lost_at: float | None = None
+    acked_epoch: int = 0
+    pushed_at: float = -1e9
+
+
+class Removed(NamedTuple):
+    id: FunctionID
+    reason: str
+
+
+class MembershipMachine:
+    """Verbs take `now` (seconds, monotonic) and return what to push."""
+
+    def __init__(self, stored: View, now: float) -> None:
+        #: grows with every change of members, and above any epoch that a member has reported
+        self.epoch = stored.epoch + 1
+        self._records = {m.id: _Record(m, now) for m in stored.members}
+        self._view: View | None = None
+        #: the last removals, newest last, for status and logs
+        self.removed: list[Removed] = []
+
+    @property
+    def view(self) -> View:
+        if self._view is None:
+            members = tuple(self._records[name].member for name in sorted(self._records))
+            self._view = View(self.epoch, members)
+        return self._view
+
+    def join(self, member: Member, epoch: int, connection: int, now: float) -> list[Push]:
+        """A function or node starts or comes back; `epoch` is the highest it has seen."""
+        known = self._records.get(member.id)
+        if known is not None and known.member.incarnation > member.incarnation:
+            return []  # a late message of a predecessor
+        if known is not None and known.member == member and epoch <= self.epoch:
+            known.heard_at, known.connection, known.lost_at = now, connection, None
+            return []
+        self._records[member.id] = _Record(member, now, connection)
+        return self._changed(max(epoch, self.epoch) + 1, now)
+
+    def report(self, member: FunctionID, incarnation: int, epoch: int, connection: int, now: float) -> bool:
+        """The periodic report; False = not a member (any more): join again."""
+        record = self._records.get(member)
+        if record is None or record.member.incarnation != incarnation or epoch > self.epoch:
+            return False
+        record.heard_at, record.connection, record.lost_at = now, connection, None
+        return True
+
+    def leave(self, member: FunctionID, incarnation: int, reason: str, now: float) -> list[Push]:
+        record = self._records.get(member)
+        if record is None or record.member.incarnation > incarnation:
+            return []
+        return self._remove([Removed(member, reason)], now)
+
+    def lost(self, member: FunctionID, connection: int, now: float) -> None:
+        """A connection has ended. Only the one that the member was last heard on counts."""
+        record = self._records.get(member)
+        if record is not None and record.connection == connection:
+            record.lost_at = now
+
+    def acked(self, member: FunctionID, epoch: int) -> None:
+        record = self._records.get(member)
+        if record is not None:
+            record.acked_epoch = max(record.acked_epoch, epoch)
+
+    def tick(self, now: float) -> list[Push]:
+        """Removes who is dead, and pushes again to who has not acknowledged the view."""
+        dead = [
+            Removed(r.member.id, why)
+            for r in self._records.values()
+            if r.member.kind != "node" and (why := self._dead(r, now))
+        ]
+        if dead:
+            return self._remove(dead, now)
+        return [p for p in self._pushes() if now - self._records[p.member.id].pushed_at >= PUSH_AGAIN_S]
+
+    def pushed(self, member: FunctionID, now: float) -> None:
+        record = self._records.get(member)
+        if record is not None:
+            record.pushed_at = now
+
+    def consistent(self) -> bool:
+        """Every member has acknowledged the current view."""
+        return all(r.acked_epoch >= self.epoch for r in self._records.values())
+
+    def apply(self, kind: Kind, srps: float) -> tuple[int, str]:
+        """An application for scale-out: how many more of `kind` there will be, and why not more."""
+        count = len(self.view.of(kind))
+        return 0, (
+            f"{count} {kind} functions, {srps:.1f} scaling requests/s: the number of functions is fixed by "
+            "`galaxy up`; start it again with a higher count"
+        )
+
+    # --- inside
+
+    def _dead(self, record: _Record, now: float) -> str:
+        if record.lost_at is not None and now - record.lost_at >= LOST_S:
+            return f"its connection was lost {now - record.lost_at:.1f} s ago"
+        if now - record.heard_at >= SILENT_S:
+            return f"silent for {now - record.heard_at:.1f} s"
+        return ""
+
+    def _remove(self, dead: list[Removed], now: float) -> list[Push]:
+        for removed in dead:
+            del self._records[removed.id]
+        self.removed = (self.removed + dead)[-100:]
+        return self._changed(self.epoch + 1, now)
+
+    def _changed(self, epoch: int, now: float) -> list[Push]:
+        self.epoch = epoch
+        self._view = None
+        return self._pushes()
+
+    def _pushes(self) -> list[Push]:
+        view = self.view
+        return [Push(r.member, view) for r in self._records.values() if r.acked_epoch < self.epoch]

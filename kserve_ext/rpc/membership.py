@@ -1,0 +1,123 @@
+"""A member's side of the view: joins, reports, takes pushes, and keeps the last view when the controller is away.
+
+Functions and nodes alike use it; what a new view means to them is their own business (on_view). It never gives up:
+a controller that dies is looked for until it is back, and nothing waits for it meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from kserve_ext.core.facts import Member, View
+from kserve_ext.core.ids import FunctionID
+from kserve_ext.rpc.errors import RpcError
+from kserve_ext.rpc.rpc import Caller, Rpc
+from kserve_ext.wire.messages import Ack, Join, Leave, Load, PublishView, Report, ReportReply
+
+log = logging.getLogger(__name__)
+
+REPORT_PERIOD_S = 0.5
+CALL_TIMEOUT_S = 1.0
+BACKOFF_S = (0.05, 1.0)
+
+
+class Membership:
+    """This process's membership in the cluster."""
+
+    def __init__(self, rpc: Rpc, member: Member, controller: str) -> None:
+        self.rpc = rpc
+        self.member = member
+        self.controller = controller
+        self.view = View()
+        self._callbacks: list[Callable[[View], None]] = []
+        self._load: Callable[[], Load] = Load
+        self._task: asyncio.Task[None] | None = None
+        rpc.epoch = lambda: self.view.epoch
+        rpc.handle(PublishView, self._published)
+
+    @property
+    def me(self) -> FunctionID:
+        return self.member.id
+
+    @property
+    def addr(self) -> str:
+        return self.member.addr
+
+    def set_info(self, **info: str) -> None:
+        """Facts about this member that others read in the view, e.g. http="127.0.0.1:8081". Before start()."""
+        merged = {**dict(self.member.info), **info}
+        self.member = self.member._replace(info=tuple(sorted(merged.items())))
+
+    def on_view(self, callback: Callable[[View], None]) -> None:
+        """Called with every newer view, in order of epochs."""
+        self._callbacks.append(callback)
+
+    def report_load(self, load: Callable[[], Load]) -> None:
+        self._load = load
+
+    def addr_of(self, member_id: str) -> str:
+        """The rpc address of a member; "" if it isn't in the view."""
+        member = self.view.member(member_id)
+        return member.addr if member else ""
+
+    async def start(self) -> None:
+        """Joins (waiting for the controller as long as it takes), then reports until leave()."""
+        await self._join()
+        self._task = asyncio.create_task(self._report())
+
+    async def leave(self, reason: str = "stopped") -> None:
+        if self._task is not None:
+            self._task.cancel()
+        message = Leave(self.me, self.member.incarnation, reason=reason)
+        with contextlib.suppress(RpcError):
+            await self.rpc.call(self.controller, message, CALL_TIMEOUT_S)
+
+    # --- inside
+
+    def _published(self, message: PublishView, caller: Caller) -> Ack:
+        self._take(message.view)
+        return Ack(self.view.epoch)
+
+    def _take(self, view: View) -> None:
+        if view.epoch <= self.view.epoch:
+            return
+        self.view = view
+        for callback in self._callbacks:
+            try:
+                callback(view)
+            except Exception:
+                log.exception("taking in the view of epoch %d failed in one part of this process", view.epoch)
+
+    async def _join(self) -> None:
+        pause = BACKOFF_S[0]
+        complained = False
+        while True:
+            try:
+                message = Join(self.member, self.view.epoch)
+                reply: PublishView = await self.rpc.call(self.controller, message, CALL_TIMEOUT_S)
+            except RpcError as error:
+                if not complained:
+                    log.warning("can't join yet, keep trying with the last view: %s", error)
+                    complained = True
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, BACKOFF_S[1])
+                continue
+            if complained:
+                log.info("joined again at epoch %d", reply.view.epoch)
+            self._take(reply.view)
+            return
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_PERIOD_S)
+            message = Report(self.me, self.member.incarnation, self.view.epoch, self._load())
+            try:
+                reply: ReportReply = await self.rpc.call(self.controller, message, CALL_TIMEOUT_S)
+            except RpcError:
+                await self._join()
+                continue
+            if not reply.known:
+                await self._join()

@@ -1,0 +1,125 @@
+"""What every process of the cluster has in common: arguments, cluster key, run file, log, loop, graceful end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import uvloop
+
+from kserve_ext.core.facts import Kind, Member
+from kserve_ext.core.ids import FunctionID
+from kserve_ext.rpc.membership import Membership
+from kserve_ext.rpc.rpc import Rpc
+
+log = logging.getLogger(__name__)
+
+Run = Callable[[Rpc, Membership], Awaitable[None]]
+
+
+def wall_time() -> float:
+    """Unix seconds: what marks carry, so that processes of one machine can be laid over each other."""
+    return time.time()
+
+
+def common_args(parser: argparse.ArgumentParser) -> None:
+    """The options that every part takes."""
+    parser.add_argument("--id", required=True, help="name of this part in the cluster, e.g. schedule-0")
+    parser.add_argument("--data", required=True, type=Path, help="the cluster's data folder")
+    parser.add_argument("--controller", required=True, help="HOST:PORT of the top-level controller")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=0, help="rpc port, 0 = any free one")
+
+
+def start_ticks(pid: int) -> int:
+    """When a process started, in clock ticks since boot: pid and this name it for good. 0 = there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+class Process:
+    """One part of the cluster as an OS process."""
+
+    def __init__(self, part_id: str, kind: Kind, data: Path, controller: str, host: str, port: int) -> None:
+        self.id = part_id
+        self.kind: Kind = kind
+        self.data = data
+        self.controller = controller
+        self.host = host
+        self.port = port
+        self._info: dict[str, str] = {}
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, kind: Kind) -> Process:
+        return cls(args.id, kind, args.data, args.controller, args.host, args.port)
+
+    def key(self) -> bytes:
+        path = self.data / "cluster.key"
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise SystemExit(
+                f"error: no cluster key\n  why: {error}\n  do: start the cluster with `galaxy up`"
+            ) from None
+
+    def info(self, **info: str) -> None:
+        """Addresses besides rpc (http, admin) for the run file."""
+        self._info.update(info)
+
+    def ready(self) -> None:
+        """Writes the run file: from now on this part can be found and asked."""
+        folder = self.data / "run"
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = {"id": self.id, "kind": self.kind, "pid": os.getpid(), "started": start_ticks(os.getpid())}
+        write_atomically(folder / f"{self.id}.json", json.dumps({**facts, **self._info}))
+
+    def run(self, main: Run) -> int:
+        """Runs main(rpc, membership) on uvloop until it ends or SIGTERM or SIGINT comes; the exit code."""
+        logging.basicConfig(
+            level=os.environ.get("GALAXY_LOG_LEVEL", "INFO"),
+            format=f"%(asctime)s %(levelname).1s {self.id} %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
+        try:
+            uvloop.run(self._serve(main))
+        except OSError as error:
+            log.error("can't start: %s", error)
+            return 1
+        return 0
+
+    async def _serve(self, main: Run) -> None:
+        rpc = Rpc(self.id, self.key())
+        addr = await rpc.listen(self.host, self.port)
+        self.info(rpc=addr)
+        member = Member(FunctionID(self.id), self.kind, addr, time.time_ns())
+        membership = Membership(rpc, member, self.controller)
+        task = asyncio.ensure_future(main(rpc, membership))
+        loop = asyncio.get_running_loop()
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sig, task.cancel)
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        finally:
+            if self.kind != "controller":
+                await membership.leave()
+            await rpc.close()
+            log.info("ended")

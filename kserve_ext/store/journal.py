@@ -1,0 +1,108 @@
+"""The embedded store on disk: an append-only file of writes, replaced by a snapshot when it has grown too long.
+
+A record is length, CRC-32 and MessagePack of [revision, [[key, value, revision], ...]]; a torn tail (killed in
+mid-write) is cut off. A write is with the operating system before it is acknowledged, so that killing the process
+loses nothing; it is forced to the disk once a second by the owner's call of sync().
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import msgspec
+
+from kserve_ext.store.memory import Memory
+
+_HEAD = struct.Struct("<II")
+_COMPACT_AT_BYTES = 4 * 1024 * 1024
+_encode = msgspec.msgpack.encode
+_Record = tuple[int, list[tuple[str, bytes | None, int]]]
+
+
+class Journal:
+    """A Memory with a file behind it."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "journal"
+        self.memory = Memory()
+        self.cut_bytes = self._replay()
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._size = os.fstat(self._file).st_size
+        self._live_size = self._size
+        self._dirty = False
+
+    def put(self, items: list[tuple[str, bytes | None]]) -> None:
+        """Applies and records the writes."""
+        changes = self.memory.put(items)
+        if not changes:
+            return
+        self._append([(c.key, c.value, c.revision) for c in changes])
+        if self._size > _COMPACT_AT_BYTES and self._size > 4 * self._live_size:
+            self._compact()
+
+    def sync(self) -> None:
+        if self._dirty:
+            os.fdatasync(self._file)
+            self._dirty = False
+
+    def close(self) -> None:
+        self.sync()
+        os.close(self._file)
+
+    # --- inside
+
+    def _append(self, writes: list[tuple[str, bytes | None, int]]) -> None:
+        data = _record(self.memory.revision, writes)
+        written = os.write(self._file, data)
+        if written != len(data):
+            raise OSError(f"{self.path}: wrote {written} of {len(data)} bytes (is the disk full?)")
+        self._size += len(data)
+        self._dirty = True
+
+    def _replay(self) -> int:
+        """Reads the file; the number of bytes of a torn tail that were cut off."""
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return 0
+        values: dict[str, tuple[bytes, int]] = {}
+        at = revision = 0
+        while len(data) - at >= _HEAD.size:
+            length, crc = _HEAD.unpack_from(data, at)
+            body = data[at + _HEAD.size : at + _HEAD.size + length]
+            if len(body) < length or zlib.crc32(body) != crc:
+                break
+            revision, writes = msgspec.msgpack.decode(body, type=_Record)
+            for key, value, written_at in writes:
+                if value is None:
+                    values.pop(key, None)
+                else:
+                    values[key] = (value, written_at)
+            at += _HEAD.size + length
+        self.memory.restore(revision, [(k, v, r) for k, (v, r) in values.items()])
+        if at < len(data):
+            os.truncate(self.path, at)
+        return len(data) - at
+
+    def _compact(self) -> None:
+        """Writes what is live to a new file and puts it in the old one's place."""
+        partial = self.path.with_name("journal.partial")
+        writes: list[tuple[str, bytes | None, int]] = [*self.memory.scan("")]
+        data = _record(self.memory.revision, writes)
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+        os.close(self._file)
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        self._size = self._live_size = len(data)
+
+
+def _record(revision: int, writes: list[tuple[str, bytes | None, int]]) -> bytes:
+    body = _encode((revision, writes))
+    return _HEAD.pack(len(body), zlib.crc32(body)) + body

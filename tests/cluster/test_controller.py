@@ -1,0 +1,97 @@
+"""Controller, ClusterMgr and Schedule functions as real processes: kill -9 of the controller, and of a member."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from kserve_ext.core.facts import Member, View
+from kserve_ext.core.ids import FunctionID
+from kserve_ext.rpc import Rpc
+from kserve_ext.rpc.membership import Membership
+from tests.support.embedded import ROOT, free_port
+
+pytestmark = pytest.mark.cluster
+
+KEY = b"c" * 32
+
+
+class Parts:
+    """Processes started from the module's entry, ended by pid."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.controller = f"127.0.0.1:{free_port()}"
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        (data / "cluster.key").write_bytes(KEY)
+
+    def start(self, part: str, name: str) -> None:
+        port = self.controller.rpartition(":")[2] if part == "controller" else "0"
+        argv = [sys.executable, "-m", "autoscaler_shim", part, "--id", name, "--data", str(self.data)]
+        argv += ["--controller", self.controller, "--port", port]
+        with (self.data / f"{name}.log").open("ab") as log:
+            self.running[name] = subprocess.Popen(argv, cwd=ROOT, stderr=log)
+
+    def kill(self, name: str) -> None:
+        process = self.running.pop(name)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def end(self) -> None:
+        for process in self.running.values():
+            process.terminate()
+        for process in self.running.values():
+            process.wait(10)
+
+
+def test_epochs_grow_over_the_controllers_death_and_the_dead_leave_the_view(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    changed = asyncio.Event()
+
+    async def until(views: list[View], check: Callable[[View], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not (views and check(views[-1])):
+                changed.clear()
+                await changed.wait()
+
+    def has(*names: str) -> Callable[[View], bool]:
+        return lambda view: {m.id for m in view.members} == {"watcher", *names}
+
+    async def story(wait: Callable[[list[View], Callable[[View], bool]], Awaitable[None]]) -> None:
+        rpc = Rpc("watcher", KEY)
+        addr = await rpc.listen("127.0.0.1")
+        me = Membership(rpc, Member(FunctionID("watcher"), "dispatch", addr, 1), parts.controller)
+        views: list[View] = []
+        me.on_view(lambda view: (views.append(view), changed.set()))  # type: ignore[func-returns-value]
+        await me.start()
+        await wait(views, has("cluster-mgr-0", "schedule-0"))
+        before = views[-1].epoch
+        parts.kill("controller-0")
+        parts.start("controller", "controller-0")
+        await wait(views, lambda v: v.epoch > before and has("cluster-mgr-0", "schedule-0")(v))
+        parts.kill("schedule-0")
+        await wait(views, has("cluster-mgr-0"))
+        parts.start("schedule", "schedule-0")
+        await wait(views, has("cluster-mgr-0", "schedule-0"))
+        epochs = [v.epoch for v in views]
+        assert epochs == sorted(set(epochs))
+        await me.leave()
+        await rpc.close()
+
+    try:
+        parts.start("controller", "controller-0")
+        parts.start("cluster-mgr", "cluster-mgr-0")
+        parts.start("schedule", "schedule-0")
+        asyncio.run(story(until))
+    finally:
+        parts.end()
+    ran = json.loads((tmp_path / "run" / "schedule-0.json").read_text())
+    assert ran["kind"] == "schedule"
