@@ -1,0 +1,273 @@
+"""One request, from its complete head to the last byte of its answer: the Exchange that Dispatch sees.
+
+It owns the request's bytes until a response begins (so that it can be sent again when an instance breaks off
+before that), and knows which of the calls in seam.py comes next. It never looks at a response: upstream.py does.
+An instance that broke off may have begun to work on the request; model calls may be repeated, so that is
+accepted: at most once without Dispatch (a kept connection that turned out to be closed), then as Dispatch says.
+
+Hot dialect, see kserve_ext/wire/http1.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from activator_replacement.refusals import event_stream_error
+from activator_replacement.seam import CLIENT_GONE, OK, TIMEOUT, UPSTREAM_FAILED
+from kserve_ext.core.ids import InstanceID, RevisionKey
+from kserve_ext.wire.http1 import CHUNKED, RequestHead, header
+from kserve_ext.wire.http1_body import ChunkWalker
+from kserve_ext.wire.http1_forward import forward_request
+
+if TYPE_CHECKING:
+    from activator_replacement.http1 import ClientProtocol
+    from activator_replacement.upstream import UpstreamProtocol
+
+HELD: Final = 0
+CONNECTING: Final = 1
+SENT: Final = 2  # to the instance; no final response head yet
+RESPONDING: Final = 3
+PIPED: Final = 4  # after 101
+DONE: Final = 5
+
+
+class HttpExchange:
+    __slots__ = (
+        "_addr",
+        "_body",
+        "_body_bytes",
+        "_fits",
+        "_fresh",
+        "_left",
+        "_retried",
+        "_walker",
+        "attempts",
+        "body_done",
+        "client",
+        "cold",
+        "facts",
+        "head",
+        "held_bytes",
+        "instance",
+        "note",
+        "outcome",
+        "request_id",
+        "revision",
+        "started",
+        "state",
+        "timeout_s",
+        "upstream",
+    )
+
+    def __init__(self, client: ClientProtocol, facts: RequestHead, head: bytes, started: float) -> None:
+        plane = client.plane
+        self.client = client
+        self.facts = facts
+        self.head = head
+        self.started = started
+        self.request_id = facts.request_id or plane.next_id()
+        self.revision = RevisionKey("")
+        self.instance = InstanceID("")
+        self.timeout_s = plane.limits.timeout_s
+        self.outcome = OK
+        self.attempts = 0
+        self.cold = False
+        self.note: Any = None
+        self.state = HELD
+        self.upstream: UpstreamProtocol | None = None
+        self.held_bytes = len(head)
+        self._addr = ""
+        self._fresh = False
+        self._retried = False
+        #: What came of the body, None once some of it can't be sent again.
+        self._body: list[bytes] | None = None
+        self._body_bytes = 0
+        length = facts.length
+        self._left = length
+        self.body_done = length == 0
+        self._walker = ChunkWalker() if length == CHUNKED else None
+        #: The whole body may be read while the request is held.
+        self._fits = 0 <= length <= plane.limits.held_body_bytes
+        if length:
+            self._body = []
+
+    # --- request
+
+    def receive(self, data: bytes) -> bytes:
+        """Takes body bytes; returns those that follow the body. Raises Malformed."""
+        rest = b""
+        if self._walker is not None:
+            end = self._walker.feed(data)
+            if end >= 0:
+                self.body_done = True
+                if end < len(data):
+                    data, rest = data[:end], data[end:]
+        else:
+            left = self._left
+            if len(data) > left:
+                data, rest = data[:left], data[left:]
+            self._left = left - len(data)
+            self.body_done = self._left == 0
+        self._body_bytes += len(data)
+        if self._body is not None:
+            if self._body_bytes <= self.client.plane.limits.held_body_bytes or self.state < SENT:
+                self._body.append(data)
+            else:
+                self._body = None
+        if self.upstream is not None:
+            self.upstream.write(data)
+        return rest
+
+    def submit(self, revision: RevisionKey) -> None:
+        self.revision = revision
+        self.held_bytes = len(self.head) + (self.facts.length if self._fits else self._body_bytes)
+        self.client.plane.dispatch.submit(self)
+        self._pause_if_held()
+
+    def _pause_if_held(self) -> None:
+        if self.state <= CONNECTING and not self.body_done and not self._fits:
+            self.client.pause_reading()
+
+    # --- Dispatch's side of the seam
+
+    def header(self, name: bytes) -> bytes | None:
+        return header(self.head, name)
+
+    def go(self, addr: str, instance: InstanceID) -> None:
+        if self.state != HELD:
+            raise RuntimeError(f"go() on {self.request_id!r}, which is not held (state {self.state})")
+        self._addr = addr
+        self.instance = instance
+        self.attempts += 1
+        upstream = self.client.plane.cache.take(addr)
+        if upstream is None:
+            self._open()
+        else:
+            self._fresh = False
+            self._send(upstream)  # type: ignore[arg-type]
+
+    def refuse(self, status: int, reason: str, retry_after_s: float = 0.0) -> None:
+        if self.state == DONE:
+            return
+        self.state = DONE
+        self.client.answer(self, status, reason, retry_after_s)
+
+    # --- sending
+
+    def _open(self) -> None:
+        self._fresh = True
+        self.state = CONNECTING
+        self.client.plane.cache.open(self._addr, self)
+
+    def connected(self, upstream: object) -> bool:
+        if self.state != CONNECTING:
+            return False
+        self._send(upstream)  # type: ignore[arg-type]
+        return True
+
+    def not_connected(self, reason: str) -> None:
+        if self.state == CONNECTING:
+            self._failed(reason, True)
+
+    def _send(self, upstream: UpstreamProtocol) -> None:
+        self.upstream = upstream
+        upstream.exchange = self
+        self.state = SENT
+        client = self.client
+        facts = self.facts
+        parts = forward_request(self.head, facts, client.hop, b"" if facts.request_id else self.request_id)
+        if self._body:
+            parts.extend(self._body)
+        upstream.write(b"".join(parts))
+        if not self.body_done and not client.reading and not upstream.write_paused:
+            client.resume_reading()
+        client.plane.dispatch.sent(self)
+
+    # --- what becomes of it
+
+    def responding(self) -> None:
+        """A final response head was read: from here on the request can't be sent again."""
+        self.state = RESPONDING
+        self._body = None
+        self.client.plane.dispatch.first_byte(self)
+
+    def completed(self) -> None:
+        """The whole response was passed on."""
+        self.state = DONE
+        plane = self.client.plane
+        plane.counters.outcomes[OK] += 1
+        plane.dispatch.finished(self, OK)
+        self.client.exchange_done(self)
+
+    def upstream_lost(self, upstream: UpstreamProtocol, reason: str, heard: bool) -> None:
+        """The instance broke off or sent what is not HTTP; `upstream` is closed. `heard`: it had answered some."""
+        self.upstream = None
+        if self.state == SENT:
+            again = not heard and (self._body is not None or self.facts.length == 0)
+            if again and not self._fresh and not self._retried:
+                self._retried = True
+                self.client.plane.counters.retried += 1
+                self._open()
+                self._pause_if_held()
+            else:
+                self._failed(reason, again)
+        elif self.state == PIPED:
+            self.completed()
+        else:
+            self._end(UPSTREAM_FAILED)
+            if upstream.ends_between_events:
+                self.client.write(event_stream_error(reason))
+                self.client.exchange_done(self)
+            else:
+                self.client.abort()
+
+    def _failed(self, reason: str, retriable: bool) -> None:
+        self.state = HELD
+        plane = self.client.plane
+        plane.counters.outcomes[UPSTREAM_FAILED] += 1
+        self.outcome = UPSTREAM_FAILED
+        if plane.dispatch.failed(self, reason, retriable):
+            self._pause_if_held()
+        else:
+            self.state = DONE
+            self.client.answer(self, 502, reason)
+
+    def client_gone(self) -> None:
+        if self.state != DONE:
+            self._end(CLIENT_GONE)
+
+    def timed_out(self) -> None:
+        """Its deadline passed before a response began."""
+        held = self.state == HELD
+        self._end(TIMEOUT)
+        where = "no instance was free" if held else f"instance {self.instance} did not answer"
+        self.client.answer(self, 504, f"{where} within {self.timeout_s:g} s")
+
+    def stalled(self) -> None:
+        """Its client does not send the body."""
+        self._end(CLIENT_GONE)
+        self.client.answer(self, 408, "the request's body did not arrive")
+
+    def malformed(self, reason: str) -> None:
+        """Its client sent a body that is none."""
+        answered = self.state >= RESPONDING
+        self._end(CLIENT_GONE)
+        if answered:
+            self.client.abort()
+        else:
+            self.client.answer(self, 400, reason)
+
+    def _end(self, outcome: int) -> None:
+        held = self.state == HELD
+        self.state = DONE
+        self.outcome = outcome
+        upstream = self.upstream
+        if upstream is not None:
+            self.upstream = None
+            upstream.abandon()
+        plane = self.client.plane
+        if held:
+            plane.dispatch.cancelled(self)
+        else:
+            plane.counters.outcomes[outcome] += 1
+            plane.dispatch.finished(self, outcome)

@@ -1,0 +1,137 @@
+"""What all connections of one data-plane process share: limits, counters, the connection cache, the clients.
+
+Limits are the bounds that no single client or instance can push the process over; they hold per process.
+Counters are plain integers that metrics.py exports when it is scraped: nothing is locked on the request path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from activator_replacement.connections import ConnectionCache
+from activator_replacement.seam import Dispatch
+from activator_replacement.upstream import UpstreamProtocol
+
+if TYPE_CHECKING:
+    from activator_replacement.http1 import ClientProtocol
+
+BUCKETS_S: Final = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of the data plane; all times in seconds."""
+
+    connections: int = 20_000
+    head_bytes: int = 32_768  # of a request or a response head
+    #: What is read of a request's body while it is held; a longer one waits in the kernel's buffers.
+    held_body_bytes: int = 65_536
+    pipelined_bytes: int = 65_536  # read ahead of the exchange that is under way
+    write_buffer_bytes: int = 262_144  # per connection; above it the other side is not read
+    timeout_s: float = 300.0  # until the response's head, when Dispatch sets no other
+    head_timeout_s: float = 10.0  # from the first byte of a request head to its last
+    idle_timeout_s: float = 75.0  # between exchanges of a connection
+    stall_timeout_s: float = 60.0  # a client that neither sends its body nor reads the response
+    linger_s: float = 2.0  # a refused body is read and dropped for so long, so that the answer is seen
+    tick_s: float = 0.25  # how often the above are looked at
+    connect_timeout_s: float = 5.0
+    upstream_idle_s: float = 4.0
+    upstream_idle_per_instance: int = 256
+
+
+class Counters:
+    """Since start; see metrics.py for the names they are exported under."""
+
+    __slots__ = (
+        "accepted",
+        "first_byte_buckets",
+        "first_byte_sum_s",
+        "outcomes",
+        "refused_connections",
+        "requests",
+        "responses",
+        "retried",
+    )
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.refused_connections = 0
+        self.requests = 0
+        self.responses: dict[int, int] = {}  # by status, of instances and our own
+        self.outcomes = [0, 0, 0, 0]  # by seam.OUTCOMES, of exchanges that were sent
+        self.retried = 0  # on a fresh connection, unseen by client and Dispatch
+        self.first_byte_buckets = [0] * (len(BUCKETS_S) + 1)
+        self.first_byte_sum_s = 0.0
+
+    def first_byte(self, status: int, after_s: float) -> None:
+        self.responses[status] = self.responses.get(status, 0) + 1
+        self.first_byte_buckets[bisect_left(BUCKETS_S, after_s)] += 1
+        self.first_byte_sum_s += after_s
+
+    def refused(self, status: int) -> None:
+        self.responses[status] = self.responses.get(status, 0) + 1
+
+
+class Plane:
+    __slots__ = (
+        "_id_prefix",
+        "_ids",
+        "cache",
+        "clients",
+        "counters",
+        "dispatch",
+        "draining",
+        "limits",
+        "loop",
+    )
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, dispatch: Dispatch, limits: Limits, id_prefix: bytes
+    ) -> None:
+        self.loop = loop
+        self.dispatch = dispatch
+        self.limits = limits
+        self.counters = Counters()
+        self.clients: set[ClientProtocol] = set()
+        self.draining = False
+        self.cache = ConnectionCache(
+            loop,
+            lambda addr: UpstreamProtocol(self, addr),
+            idle_s=limits.upstream_idle_s,
+            per_addr=limits.upstream_idle_per_instance,
+            connect_timeout_s=limits.connect_timeout_s,
+        )
+        self._id_prefix = id_prefix
+        self._ids = 0
+
+    def next_id(self) -> bytes:
+        """A request id: unique by the process's random prefix and a count."""
+        self._ids += 1
+        return b"%s-%x" % (self._id_prefix, self._ids)
+
+    def sweep(self) -> None:
+        """Looks at every client's limits; called each tick."""
+        now = self.loop.time()
+        for client in list(self.clients):
+            client.check(now)
+        self.cache.sweep()

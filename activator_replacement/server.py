@@ -1,0 +1,162 @@
+"""The data plane's listeners and its end: one public port shared by all Dispatch functions, one port of its own.
+
+Draining stops accepting, closes idle connections, lets exchanges finish (their answers say Connection: close)
+and cuts off what is left at the end of its time. The admin port (metrics, checks, status) has nothing to do with
+the request path; it goes on answering while the server drains, with /readyz saying so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import prometheus_client
+from aiohttp import web
+
+from activator_replacement.http1 import ClientProtocol
+from activator_replacement.metrics import PlaneCollector
+from activator_replacement.plane import Limits, Plane
+from activator_replacement.seam import Dispatch
+
+Address = tuple[str, int]
+
+
+class Server:
+    """One process's data plane. `start` once, `drain` once."""
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        limits: Limits | None = None,
+        *,
+        registry: prometheus_client.CollectorRegistry | None = None,
+        status: Callable[[], dict[str, Any]] = dict,
+        ready: Callable[[], str] = str,  # why it isn't, "" when it is
+    ) -> None:
+        self._dispatch = dispatch
+        self._limits = limits or Limits()
+        self._registry = registry or prometheus_client.CollectorRegistry()
+        self._status = status
+        self._ready = ready
+        self._listeners: list[asyncio.Server] = []
+        self._admin: web.AppRunner | None = None
+        self._sweep: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Event = asyncio.Event()
+        self.plane: Plane
+
+    async def start(
+        self, public: Sequence[Address], own: Address, admin: Address | None = None
+    ) -> tuple[list[Address], Address, Address | None]:
+        """Listens; the addresses in the same places, with the ports that were chosen for port 0."""
+        loop = asyncio.get_running_loop()
+        self.plane = Plane(loop, self._dispatch, self._limits, secrets.token_hex(4).encode())
+        self._registry.register(PlaneCollector(self.plane))
+        publics = [await self._listen(address, reuse_port=True) for address in public]
+        its_own = await self._listen(own, reuse_port=False)
+        admins = await self._start_admin(admin) if admin is not None else None
+        self._tick()
+        return publics, its_own, admins
+
+    async def _listen(self, address: Address, *, reuse_port: bool) -> Address:
+        loop = asyncio.get_running_loop()
+        plane = self.plane
+        try:
+            server = await loop.create_server(
+                lambda: ClientProtocol(plane), *address, reuse_port=reuse_port, backlog=4096
+            )
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"can't listen on {address[0]}:{address[1]} ({error.strerror}): choose another port",
+            ) from error
+        self._listeners.append(server)
+        host, port = server.sockets[0].getsockname()[:2]
+        return host, port
+
+    def _tick(self) -> None:
+        self.plane.sweep()
+        if self.plane.draining and not self.plane.clients:
+            self._empty.set()
+        self._sweep = asyncio.get_running_loop().call_later(self._limits.tick_s, self._tick)
+
+    async def drain(self, seconds: float) -> int:
+        """Ends the server within about `seconds`; the number of clients that had to be cut off."""
+        plane = self.plane
+        plane.draining = True
+        for listener in self._listeners:
+            listener.close()
+        for client in list(plane.clients):
+            client.drain()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), seconds)
+        cut = list(plane.clients)
+        for client in cut:
+            client.abort()
+        await self.close()
+        return len(cut)
+
+    async def close(self) -> None:
+        """At once; `drain` calls it."""
+        for listener in self._listeners:
+            listener.close()
+        for client in list(self.plane.clients):
+            client.abort()
+        self.plane.cache.close()
+        if self._sweep is not None:
+            self._sweep.cancel()
+        if self._admin is not None:
+            await self._admin.cleanup()
+
+    # --- admin port
+
+    async def _start_admin(self, address: Address) -> Address:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/metrics", self._get_metrics),
+                web.get("/healthz", self._get_health),
+                web.get("/readyz", self._get_ready),
+                web.get("/status", self._get_status),
+            ]
+        )
+        self._admin = web.AppRunner(app, access_log=None)
+        await self._admin.setup()
+        site = web.TCPSite(self._admin, *address)
+        try:
+            await site.start()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"can't listen on {address[0]}:{address[1]} ({error.strerror}): choose another admin port",
+            ) from error
+        host, port = self._admin.addresses[0][:2]
+        return host, port
+
+    async def _get_metrics(self, _: web.Request) -> web.Response:
+        body = prometheus_client.generate_latest(self._registry)
+        return web.Response(body=body, headers={"Content-Type": prometheus_client.CONTENT_TYPE_LATEST})
+
+    async def _get_health(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _get_ready(self, _: web.Request) -> web.Response:
+        reason = "draining" if self.plane.draining else self._ready()
+        return web.Response(status=503 if reason else 200, text=f"{reason or 'ok'}\n")
+
+    async def _get_status(self, _: web.Request) -> web.Response:
+        plane = self.plane
+        counters = plane.counters
+        return web.json_response(
+            {
+                "clients": len(plane.clients),
+                "exchanges": sum(client.exchange is not None for client in plane.clients),
+                "requests": counters.requests,
+                "responses": {str(status): count for status, count in sorted(counters.responses.items())},
+                "upstream_idle": plane.cache.idle_count,
+                "draining": plane.draining,
+                **self._status(),
+            }
+        )
