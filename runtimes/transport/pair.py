@@ -157,6 +157,15 @@ class Channel:
             self._lose(error)
         except ValueError as error:
             self._lose(ChannelError("protocol", str(error)))
+        finally:
+            self._tell_lost()
+
+    def _tell_lost(self) -> None:
+        """By the reader of blocks, when it can't be writing any more: its owner may then reuse the memory."""
+        if self._receiver is not None and self._lost is not None:
+            self._receiver.lost(self, self._lost)
+        if self._ring is not None:
+            self._ring.close()
 
     def _take(self, frame: Frame) -> None:
         if self._landing is None or not 0 < frame.blocks <= 65536 or frame.size % frame.blocks:
@@ -238,7 +247,5 @@ class Channel:
         sockets.close(self._bulk)
         with self._credit:
             self._credit.notify_all()
-        if self._receiver is not None:
-            self._receiver.lost(self, error)
-        if self._ring is not None:
+        if self._receiver is None and self._ring is not None:  # never started
             self._ring.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from vllm.v1.executor import Executor
 
 from runtimes.vllm_pd.inproc import InprocAsyncClient
 from runtimes.vllm_pd.options import kv_cache_bytes
-from runtimes.vllm_pd.timeline import CURRENT, Timeline
+from runtimes.vllm_pd.timeline import CURRENT
 
 
 class Placement(Protocol):
@@ -52,18 +52,24 @@ class Engine(AsyncLLM):  # type: ignore[misc]
             timeline.mark_once("tokenised", f"{len(prompt_tokens(prompt) or ())} tokens")
         if self.placement is not None:
             sampling_params = await self.placement.prepare(request_id, prompt, sampling_params, more)
+        elif timeline is not None:
+            timeline.transfer = "none;reason=one-engine"
         outputs = super().generate(prompt, sampling_params, request_id, **more)
         try:
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
-                    if timeline is not None:
-                        timeline.mark_once("first_token")
                     yield output
         finally:
             if timeline is not None:
-                _mark_end(timeline)
+                timeline.mark("last_token")
             if self.placement is not None:
                 self.placement.finished(request_id)
+
+    async def _add_request(self, request: Any, *rest: Any) -> None:
+        timeline = CURRENT.get()
+        if timeline is not None:
+            self.client.first_token[request.request_id] = lambda: timeline.mark_once("first_token")
+        await super()._add_request(request, *rest)
 
 
 def prompt_tokens(prompt: Any) -> list[int] | None:
@@ -73,7 +79,7 @@ def prompt_tokens(prompt: Any) -> list[int] | None:
     return None
 
 
-def build_engine(args: Namespace, kv_transfer: dict[str, Any] | None = None) -> Engine:
+def build_engine(args: Namespace, kv_transfer: dict[str, Any] | None, event: Callable[[str], None]) -> Engine:
     """Reads the model's config and loads it; blocks. Errors are vLLM's own (refusals.py makes sense of them)."""
     engine_args = AsyncEngineArgs.from_cli_args(args)
     if kv_transfer is not None:
@@ -88,10 +94,20 @@ def build_engine(args: Namespace, kv_transfer: dict[str, Any] | None = None) -> 
     with _engine_on_a_thread():
         return Engine(
             vllm_config=config,
-            executor_class=Executor.get_class(config),
+            executor_class=_telling(Executor.get_class(config), event),
             log_requests=engine_args.enable_log_requests,
             log_stats=not engine_args.disable_log_stats,
         )
+
+
+def _telling(executor: Any, event: Callable[[str], None]) -> Any:
+    """The same executor, which says when its workers have loaded their weights."""
+
+    def init(self: Any) -> None:
+        executor._init_executor(self)
+        event("weights_loaded")
+
+    return type(executor.__name__, (executor,), {"_init_executor": init})
 
 
 def kv_bytes_per_token(config: Any) -> int:
@@ -115,7 +131,3 @@ def _engine_on_a_thread() -> Iterator[None]:
         yield
     finally:
         async_llm.EngineCoreClient = original
-
-
-def _mark_end(timeline: Timeline) -> None:
-    timeline.mark("last_token")

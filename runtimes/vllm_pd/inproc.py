@@ -38,6 +38,8 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, executor_class: Any, log_stats: bool) -> None:
         self.resources = Life()
+        #: Called once, on the engine's thread, when a request has its first token; forgotten with the request.
+        self.first_token: dict[str, Callable[[], None]] = {}
         self.on_death: Callable[[BaseException], None] = lambda error: None
         self._jobs: queue.SimpleQueue[tuple[_Job, Future[Any] | None] | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -64,6 +66,7 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
             while self._take_jobs(core):
                 outputs, executed = core.step_fn()
                 for output in (outputs or {}).values():
+                    self._tell_first_tokens(output)
                     self._publish(output)
                 core.post_step(executed)
                 if not executed and core.scheduler.has_requests():
@@ -112,6 +115,13 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
             if job is not None and job[1] is not None:
                 job[1].set_exception(EngineDeadError())
 
+    def _tell_first_tokens(self, output: Any) -> None:
+        if self.first_token:
+            for one in output.outputs:
+                told = self.first_token.pop(one.request_id, None) if one.new_token_ids else None
+                if told is not None:
+                    told()
+
     def _publish(self, output: Any) -> None:
         with self._lock:
             if self._loop is None:
@@ -159,6 +169,8 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
         self._jobs.put((add, None))
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
+        for name in request_ids:
+            self.first_token.pop(name, None)
         if request_ids and not self.resources.engine_dead:
             self._jobs.put((lambda core: core.abort_requests(request_ids), None))
 

@@ -122,6 +122,7 @@ class Instance:
                 code = await self._end(refusal)
                 server.should_exit = True
                 await serving
+                await self.pair.drain(self.args.drain_seconds)
         finally:
             self.pair.close()
         return code
@@ -154,7 +155,7 @@ class Instance:
     def _build(self) -> Any:
         from runtimes.vllm_pd.engine import build_engine
 
-        return build_engine(self.args, self.pair.kv_transfer)
+        return build_engine(self.args, self.pair.kv_transfer, self.status.event)
 
     async def _application(self, engine: Any) -> Any:
         import vllm

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,6 +46,7 @@ class Status:
         self._folder = folder
         self._ready_socket = ready_socket
         self._clock = clock
+        self._lock = threading.Lock()
         self._connection: socket.socket | None = None
         self._port = 0
         self._phase: Phase = "importing"
@@ -87,6 +89,10 @@ class Status:
         }
 
     def _publish(self) -> None:
+        with self._lock:  # the engine's thread has news too
+            self._publish_one()
+
+    def _publish_one(self) -> None:
         text = json.dumps(self.facts())
         if self._folder is not None:
             temporary = self._folder / f".status.json.{os.getpid()}"

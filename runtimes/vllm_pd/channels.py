@@ -1,0 +1,78 @@
+"""Decode's cache of channels to prefill instances: one per peer, dialled once however many requests want it.
+
+A prefill instance says at GET /galaxy/channel where its channels listen. A lost channel is forgotten, and the
+next request dials again. Dialling blocks, so it happens on a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+
+from runtimes.transport.channel import ChannelError, Rung
+from runtimes.transport.handshake import Identity
+from runtimes.transport.listener import dial
+from runtimes.transport.pair import Channel
+from runtimes.vllm_pd.home_client import Lease
+
+_LOOKUP_S = 2.0
+
+
+class Channels:
+    def __init__(
+        self, key: bytes, who: Identity, rungs: Sequence[Rung], made: Callable[[Channel], None]
+    ) -> None:
+        self._key = key
+        self._who = who
+        self._rungs = tuple(rungs)
+        self._made = made
+        self._by_addr: dict[str, Channel] = {}
+        self._dialling: dict[str, asyncio.Task[Channel]] = {}
+
+    async def get(self, lease: Lease) -> tuple[Channel, bool]:
+        """The channel, and whether it had to be made. Raises ChannelError."""
+        channel = self._by_addr.get(lease.addr)
+        if channel is not None and channel.lost is None:
+            if lease.generation in (0, channel.peer.generation):
+                return channel, False
+            channel.close()
+        task = self._dialling.get(lease.addr)
+        if task is None:
+            task = asyncio.create_task(asyncio.to_thread(self._dial, lease))
+            self._dialling[lease.addr] = task
+            task.add_done_callback(lambda _: self._dialling.pop(lease.addr, None))
+        channel = await asyncio.shield(task)
+        if self._by_addr.get(lease.addr) is not channel:
+            self._by_addr[lease.addr] = channel
+            self._made(channel)
+        return channel, True
+
+    def close(self) -> None:
+        for channel in self._by_addr.values():
+            channel.close()
+        self._by_addr.clear()
+
+    def _dial(self, lease: Lease) -> Channel:
+        addr = lookup(lease.addr)
+        return dial(addr, self._key, self._who, peer_generation=lease.generation, rungs=self._rungs)
+
+
+def lookup(http_addr: str, timeout_s: float = _LOOKUP_S) -> str:
+    """The address of the channel listener of the prefill instance at `http_addr`."""
+    try:
+        with urllib.request.urlopen(f"http://{http_addr}/galaxy/channel", timeout=timeout_s) as answer:
+            facts = json.loads(answer.read())
+    except (OSError, ValueError, urllib.error.URLError) as error:
+        raise ChannelError("unreachable", f"{http_addr}: {error}") from error
+    if not facts.get("channel"):
+        raise ChannelError("unreachable", f"{http_addr} has no channel listener: not a prefill instance")
+    return str(facts["channel"])
+
+
+def generation() -> int:
+    """Of an instance that nobody has given one: the time of its start, in nanoseconds."""
+    return time.time_ns()

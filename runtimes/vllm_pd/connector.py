@@ -1,0 +1,85 @@
+"""The class that vLLM loads: its KV connector interface, version 1, on our two halves.
+
+Matches vLLM 0.32's distributed/kv_transfer/kv_connector/v1/base.py. Decode: blocks are reserved in
+update_state_after_alloc and awaited (an asynchronous load). Prefill: blocks are pushed after each step, and
+kept after the request until they are sent. Failed loads are recomputed (kv_load_failure_policy=recompute).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorTransferResults,
+)
+
+from runtimes.vllm_pd import worker_side
+from runtimes.vllm_pd.scheduler_side import DecodeSide, Plan, PrefillSide
+
+
+@dataclass
+class PlanMetadata(KVConnectorMetadata):  # type: ignore[misc]
+    plan: Plan = field(default_factory=Plan)
+
+
+class GalaxyConnector(KVConnectorBase_V1):  # type: ignore[misc]
+    """One object per half, as vLLM wants it."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        size = vllm_config.cache_config.block_size
+        self._producer = self._kv_transfer_config.is_kv_producer
+        self._side: DecodeSide | PrefillSide = PrefillSide(size) if self._producer else DecodeSide(size)
+        self._worker = worker_side.CURRENT[0] if role == KVConnectorRole.WORKER else None
+
+    # --- scheduler
+
+    def on_new_request(self, request: Any) -> None:
+        self._side.arrived(request)
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+        tokens = self._side.matched(request, num_computed_tokens)
+        return tokens, tokens > 0
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        self._side.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
+        return PlanMetadata(self._side.step(scheduler_output))
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        return self._side.finished(request), None
+
+    # --- worker
+
+    def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        self._halves().register(kv_caches)
+
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        self._halves().before_forward(kv_connector_metadata.plan)
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        return
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        return
+
+    def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
+        return
+
+    def wait_for_save(self) -> None:
+        self._halves().after_forward(self._get_connector_metadata().plan)
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        sent, received, failed = self._halves().results(finished_req_ids)
+        return KVConnectorTransferResults(
+            finished_sending=sent, finished_recving=received, failed_recving=failed
+        )
+
+    def _halves(self) -> worker_side.Worker:
+        assert self._worker is not None, "a worker's call on the scheduler's half"
+        return self._worker

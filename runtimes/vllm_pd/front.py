@@ -1,0 +1,162 @@
+"""Decode's front: for each request decides where its prompt is computed, and arranges for it.
+
+The outcome is on the request's timeline and in the response's head (x-kv-transfer). Whatever goes wrong before
+or during a transfer, the prompt is computed here: a prefill engine makes a request faster, never possible.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from argparse import Namespace
+from typing import Any
+
+from runtimes.transport.channel import ChannelError
+from runtimes.vllm_pd import metrics
+from runtimes.vllm_pd.channels import Channels
+from runtimes.vllm_pd.decide import Setting, decide
+from runtimes.vllm_pd.engine import Engine, prompt_tokens
+from runtimes.vllm_pd.home_client import Lease, Leases, NoPrefill
+from runtimes.vllm_pd.landing import Landings, Outcome
+from runtimes.vllm_pd.scheduler_side import TRANSFER
+from runtimes.vllm_pd.timeline import CURRENT, Timeline
+
+
+class Front:
+    """A Placement (engine.py) for role decode."""
+
+    def __init__(
+        self, args: Namespace, engine: Engine, leases: Leases, channels: Channels, landings: Landings
+    ) -> None:
+        self._setting: Setting = args.pd if args.kv_transfer != "none" else "never"
+        self._threshold = args.pd_threshold_tokens
+        self._unavailable = "rdma-unavailable" if args.kv_transfer == "rdma" else ""
+        self._engine = engine
+        self._leases = leases
+        self._channels = channels
+        self._landings = landings
+        self._loop = asyncio.get_running_loop()
+        self._open: dict[str, tuple[int, Lease]] = {}  # request -> transfer, lease
+        self._releases: set[asyncio.Task[None]] = set()
+
+    async def prepare(self, request_id: str, prompt: Any, params: Any, more: dict[str, Any]) -> Any:
+        timeline = CURRENT.get() or Timeline(request_id)
+        tokens = prompt_tokens(prompt)
+        obstacle = self._unavailable or _obstacle(tokens, prompt, params, more)
+        count = len(tokens or ())
+        decision = decide(self._setting, self._threshold, count, None, obstacle)
+        if decision is None:
+            assert tokens is not None
+            cached = await self._engine.client.call(lambda core: cached_tokens(core, tokens))
+            decision = decide(self._setting, self._threshold, count, cached)
+            assert decision is not None
+        timeline.mark("decided", f"{'prefill' if decision.remote else 'local'}: {decision.reason}")
+        metrics.DECISIONS.labels("prefill" if decision.remote else "local", _word(decision.reason)).inc()
+        if not decision.remote or tokens is None:
+            timeline.transfer = f"none;reason={decision.reason}"
+            return params
+        try:
+            transfer = await self._arrange(request_id, tokens, timeline)
+        except (NoPrefill, ChannelError) as error:
+            reason = error.reason if isinstance(error, ChannelError) else "no-prefill"
+            timeline.mark("recompute", str(error))
+            timeline.transfer = f"none;reason={reason}"
+            metrics.TRANSFERS.labels("none", reason).inc()
+            return params
+        params = params.clone()
+        params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": {TRANSFER: transfer}}
+        return params
+
+    def finished(self, request_id: str) -> None:
+        """The request has ended; its transfer usually long before."""
+        known = self._open.get(request_id)
+        if known is not None:
+            self._landings.cancel(known[0], "request ended")
+
+    async def _arrange(self, request_id: str, tokens: list[int], timeline: Timeline) -> int:
+        lease = await self._leases.lease(timeline.id, len(tokens))
+        timeline.mark("prefill_leased", lease.instance)
+        try:
+            channel, made = await self._channels.get(lease)
+            timeline.mark("channel", f"{channel.rung}, {'dialled' if made else 'cached'}")
+
+            def closed(outcome: Outcome) -> None:
+                self._loop.call_soon_threadsafe(self._closed, request_id, lease, timeline, outcome)
+
+            def computed(started: float, ended: float) -> None:
+                self._loop.call_soon_threadsafe(_mark_prefill, timeline, started, ended)
+
+            transfer = self._landings.open(channel, timeline.id, tokens, closed, computed)
+        except ChannelError as error:
+            self._release(lease, str(error))
+            raise
+        except BaseException:
+            self._release(lease, "")
+            raise
+        self._open[request_id] = transfer, lease
+        return transfer
+
+    def _closed(self, request_id: str, lease: Lease, timeline: Timeline, outcome: Outcome) -> None:
+        self._open.pop(request_id, None)
+        failed = outcome.reason if outcome.reason.startswith("channel-") else ""
+        self._release(lease, failed)
+        metrics.TRANSFERS.labels(outcome.rung, outcome.reason or "whole").inc()
+        metrics.BYTES.labels(outcome.rung).inc(outcome.bytes)
+        if outcome.reason:
+            timeline.mark("recompute", outcome.reason)
+            timeline.transfer = f"none;reason={_word(outcome.reason)};rung={outcome.rung}"
+            return
+        metrics.TOKENS.labels(outcome.rung).inc(outcome.tokens)
+        metrics.SECONDS.labels(outcome.rung).observe(outcome.ms / 1000)
+        detail = f"{outcome.rung}, {outcome.bytes} bytes, {outcome.blocks} blocks, {outcome.ms:.2f} ms"
+        timeline.mark("transfer", detail)
+        timeline.transfer = (
+            f"{outcome.rung};bytes={outcome.bytes};tokens={outcome.tokens};ms={outcome.ms:.2f}"
+        )
+
+    def _release(self, lease: Lease, failed: str) -> None:
+        task = self._loop.create_task(self._leases.release(lease, failed))
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
+
+
+def cached_tokens(core: Any, tokens: list[int]) -> int:
+    """How many of these tokens the engine's prefix cache holds. Runs on the engine's thread."""
+    if core.request_block_hasher is None or not core.vllm_config.cache_config.enable_prefix_caching:
+        return 0
+    from vllm import SamplingParams
+    from vllm.v1.request import Request
+
+    request = Request(
+        request_id="galaxy-lookup",
+        prompt_token_ids=tokens,
+        sampling_params=SamplingParams(max_tokens=1),
+        pooling_params=None,
+        block_hasher=core.request_block_hasher,
+    )
+    return int(core.scheduler.kv_cache_manager.get_computed_blocks(request)[1])
+
+
+def _obstacle(tokens: list[int] | None, prompt: Any, params: Any, more: dict[str, Any]) -> str:
+    """Why only this engine can compute this prompt; "" if another can."""
+    if tokens is None:
+        return "not-plain-tokens"
+    if getattr(params, "n", 1) != 1:
+        return "several-choices"
+    if getattr(params, "prompt_logprobs", None) is not None:
+        return "prompt-logprobs"
+    if more.get("lora_request") is not None:
+        return "adapter"
+    if isinstance(prompt, dict) and prompt.get("cache_salt"):
+        return "cache-salt"
+    if (getattr(params, "extra_args", None) or {}).get("kv_transfer_params"):
+        return "own-transfer"
+    return ""
+
+
+def _mark_prefill(timeline: Timeline, started: float, ended: float) -> None:
+    timeline.mark("prefill_start", at=started)
+    timeline.mark("prefill_end", at=ended)
+
+
+def _word(reason: str) -> str:
+    return reason.split("=")[0].split(":")[0].replace(" ", "-")

@@ -1,0 +1,124 @@
+"""Where decode's front gets a prefill engine for one request: from the group's home, or from a fixed list.
+
+The home (a Dispatch function) accounts for prefill slots as it does for those of requests; the node agent knows
+which function that is. The fixed list serves an instance that runs without a cluster.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+_LOCATE_S = 1.0
+_LEASE_S = 10.0
+
+
+class Lease(NamedTuple):
+    """One slot of one prefill instance, until released."""
+
+    id: str
+    instance: str
+    addr: str  # host:port of its HTTP server
+    generation: int = 0  # 0 = whichever it is
+
+
+class NoPrefill(Exception):
+    """None to be had now; the text says why."""
+
+
+class Leases(Protocol):
+    async def lease(self, request_id: str, tokens: int) -> Lease:
+        """Raises NoPrefill."""
+
+    async def release(self, lease: Lease, failed: str = "") -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class FixedLeases:
+    """Every address in turn; slots are not counted."""
+
+    def __init__(self, addrs: Sequence[str]) -> None:
+        self.addrs = tuple(addrs)
+        self._turns = itertools.cycle(self.addrs)
+        self._ids = itertools.count(1)
+
+    async def lease(self, request_id: str, tokens: int) -> Lease:
+        if not self.addrs:
+            raise NoPrefill("no-peer")
+        addr = next(self._turns)
+        return Lease(str(next(self._ids)), addr, addr)
+
+    async def release(self, lease: Lease, failed: str = "") -> None:
+        return
+
+    async def close(self) -> None:
+        return
+
+
+class HomeLeases:
+    """Asks the home, over the cluster's rpc; finds it through the node agent, again when it has moved."""
+
+    def __init__(self, group: str, instance: str, agent_addr: str, key: bytes) -> None:
+        from kserve_ext.rpc import Rpc
+
+        self._group = group
+        self._instance = instance
+        self._agent_addr = agent_addr
+        self._rpc = Rpc(instance or f"instance-{os.getpid()}", key)
+        self._home = ""
+
+    async def lease(self, request_id: str, tokens: int) -> Lease:
+        from kserve_ext.core.ids import InstanceID, RequestID
+        from kserve_ext.wire.messages import LeasePrefill
+
+        message = LeasePrefill(self._group, RequestID(request_id), tokens, InstanceID(self._instance))
+        reply = await self._call_home(message, _LEASE_S)
+        if not reply.lease:
+            raise NoPrefill(reply.reason or "no-peer")
+        return Lease(reply.lease, reply.instance, reply.addr, reply.generation)
+
+    async def release(self, lease: Lease, failed: str = "") -> None:
+        from kserve_ext.wire.messages import ReturnPrefill
+
+        try:
+            await self._call_home(ReturnPrefill(self._group, lease.id, failed), _LOCATE_S)
+        except NoPrefill:
+            return  # the home is gone, and its account of the lease with it
+
+    async def close(self) -> None:
+        await self._rpc.close()
+
+    async def _call_home(self, message: Any, timeout_s: float) -> Any:
+        """Once more with the home looked up anew: it may have moved."""
+        from kserve_ext.rpc import RpcError
+        from kserve_ext.wire.messages import Locate
+
+        for fresh in (False, True):
+            try:
+                if fresh or not self._home:
+                    located = await self._rpc.call(self._agent_addr, Locate(self._group), _LOCATE_S)
+                    self._home = located.addr
+                return await self._rpc.call(self._home, message, timeout_s)
+            except RpcError as error:
+                self._home, failure = "", error
+        raise NoPrefill(f"home: {failure}")
+
+
+def cluster_key(environ: Mapping[str, str] = os.environ) -> bytes:
+    """b"" outside of a cluster: then channels are for this host only."""
+    path = environ.get("GALAXY_CLUSTER_KEY_FILE", "")
+    return Path(path).read_bytes() if path else b""
+
+
+def make_leases(environ: Mapping[str, str] = os.environ) -> Leases:
+    peers = [addr.strip() for addr in environ.get("GALAXY_PREFILL_PEERS", "").split(",") if addr.strip()]
+    group, agent = environ.get("GALAXY_GROUP", ""), environ.get("GALAXY_NODE_SOCKET", "")
+    if peers or not (group and agent):
+        return FixedLeases(peers)
+    if not agent.startswith("unix:") and "/" in agent:
+        agent = f"unix:{agent}"
+    return HomeLeases(group, environ.get("GALAXY_INSTANCE_ID", ""), agent, cluster_key(environ))

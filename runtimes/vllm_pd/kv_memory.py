@@ -1,0 +1,85 @@
+"""The KV cache of this engine as bytes: block by block, one buffer a layer, without copies.
+
+A block is opaque (its inside depends on the attention backend); equal layouts on both sides are what makes it
+portable, and `layout` is the fingerprint that the handshake compares. Never touches torch beyond reading a
+tensor's address.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+_SAMPLE = 64 << 10
+
+
+class KvMemory:
+    """Set once, when the engine has allocated its cache."""
+
+    def __init__(self) -> None:
+        self._layers: list[memoryview] = []
+        self.block_bytes = 0
+        self.blocks = 0
+
+    @property
+    def layers(self) -> int:
+        return len(self._layers)
+
+    def register(self, tensors: dict[str, Any]) -> None:
+        """`tensors`: the paged cache of each layer; the first dimension counts blocks."""
+        import torch
+
+        layers = []
+        for name in sorted(tensors):
+            tensor = tensors[name]
+            if tensor.device.type != "cpu" or not tensor.is_contiguous():
+                raise ValueError(f"{name}: only contiguous KV caches in host memory can be transferred")
+            layers.append(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+            self.blocks = tensor.shape[0]
+        sizes = {len(layer) for layer in layers}
+        if len(sizes) != 1:
+            raise ValueError("the layers' KV caches differ in size: this model can't be split")
+        self.block_bytes = sizes.pop() // self.blocks
+        self._layers = layers
+
+    def view(self, layer: int, first: int, blocks: int) -> memoryview:
+        if not (0 <= layer < len(self._layers) and first >= 0 and first + blocks <= self.blocks):
+            raise ValueError(f"no blocks {first}+{blocks} in layer {layer}")
+        return self._layers[layer][first * self.block_bytes : (first + blocks) * self.block_bytes]
+
+
+def layout(args: Namespace) -> str:
+    """Fingerprint of everything that makes two engines' blocks interchangeable; known before weights load."""
+    import torch
+    import vllm
+
+    digest = hashlib.sha256()
+    facts = {
+        "vllm": vllm.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        **{
+            name: str(getattr(args, name, None))
+            for name in ("dtype", "block_size", "kv_cache_dtype", "quantization", "revision")
+        },
+    }
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    folder = Path(args.model)
+    if folder.is_dir():
+        for path in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+            if path.exists():
+                digest.update(_sample(path))
+    else:
+        digest.update(str(args.model).encode())
+    return digest.hexdigest()[:16]
+
+
+def _sample(path: Path) -> bytes:
+    """Size, beginning and middle: tells two fine-tunes apart without reading all of them."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_SAMPLE)
+        file.seek(max(size // 2, 0))
+        return b"%d|" % size + head + file.read(_SAMPLE)

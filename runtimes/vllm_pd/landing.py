@@ -1,0 +1,232 @@
+"""Decode's half of transfers: reserved blocks, what has landed in them, and when to give up.
+
+Called by three kinds of threads: the event loop opens a transfer, the engine reserves blocks and collects
+results, channel readers write. A transfer ends exactly once: whole (every block of every layer, checksums
+right, and the sender says that it is done) or failed with a reason; a failed one is recomputed, never used.
+Its blocks are reported to the engine only when no reader can be writing to them any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from kserve_ext.core.kv_plan import LandingPlan
+from runtimes.transport.channel import ChannelError, Frame
+from runtimes.transport.pair import Channel
+from runtimes.vllm_pd import jobs
+from runtimes.vllm_pd.kv_memory import KvMemory
+
+
+class Outcome(NamedTuple):
+    """How a transfer ended; `reason` is "" when it is whole."""
+
+    reason: str
+    rung: str
+    bytes: int
+    blocks: int
+    tokens: int
+    ms: float
+
+
+@dataclass(slots=True, eq=False)
+class _Transfer:
+    number: int
+    channel: Channel
+    deadline: float
+    closed: Callable[[Outcome], None]
+    computed: Callable[[float, float], None]
+    plan: LandingPlan | None = None
+    engine_request: str = ""
+    tokens: int = 0
+    blocks: int = 0
+    bytes: int = 0
+    first_at: float = 0.0
+    writing: bool = False
+    ending: str | None = None  # the reason with which it ends as soon as nobody is writing; "" = whole
+
+
+class Landings:
+    """All transfers into this engine."""
+
+    def __init__(
+        self, memory: KvMemory, timeout_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._memory = memory
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._transfers: dict[int, _Transfer] = {}
+        self._results: list[tuple[str, bool]] = []
+
+    def attach(self, channel: Channel) -> None:
+        door = _Door(self, channel)
+        channel.start(door, door)
+
+    # --- event loop
+
+    def open(
+        self,
+        channel: Channel,
+        request_id: str,
+        tokens: list[int],
+        closed: Callable[[Outcome], None],
+        computed: Callable[[float, float], None],
+    ) -> int:
+        """Asks the peer to compute this prompt. Raises ChannelError."""
+        with self._lock:
+            number = next(self._numbers) & 0xFFFFFFFF
+            deadline = self._clock() + self._timeout_s
+            self._transfers[number] = _Transfer(number, channel, deadline, closed, computed)
+        try:
+            channel.send(jobs.encode(jobs.Prefill(number, request_id, tokens)))
+        except ChannelError:
+            with self._lock:
+                self._transfers.pop(number, None)
+            raise
+        return number
+
+    def cancel(self, number: int, reason: str) -> None:
+        """The request is gone, or doesn't need it. Nothing happens if the transfer has ended."""
+        self._end(self._transfers.get(number), reason)
+
+    # --- engine
+
+    def reserve(
+        self, number: int, engine_request: str, skip: int, targets: Sequence[int], tokens: int
+    ) -> None:
+        """The engine waits for these blocks; `results` will name the request exactly once."""
+        with self._lock:
+            transfer = self._transfers.get(number)
+            if transfer is None or transfer.ending is not None:
+                self._results.append((engine_request, False))
+                return
+            transfer.plan = LandingPlan(self._memory.layers, targets)
+            transfer.engine_request = engine_request
+            transfer.tokens = tokens
+            transfer.blocks = len(targets)
+        reserve = jobs.Reserve(number, skip, list(targets), self._memory.layers, self._memory.block_bytes)
+        with contextlib.suppress(ChannelError):  # losing the channel ends the transfer
+            transfer.channel.send(jobs.encode(reserve))
+
+    def results(self) -> tuple[set[str], set[str]]:
+        """Requests whose transfer has ended since the last call, and those of them that failed."""
+        now = self._clock()
+        for transfer in [t for t in list(self._transfers.values()) if t.deadline < now]:
+            self._end(transfer, "timeout")
+        with self._lock:
+            taken, self._results = self._results, []
+        return {name for name, _ in taken}, {name for name, whole in taken if not whole}
+
+    @property
+    def open_transfers(self) -> int:
+        return len(self._transfers)
+
+    # --- channel readers (through _Door)
+
+    def window(self, channel: Channel, frame: Frame) -> memoryview | None:
+        with self._lock:
+            transfer = self._transfers.get(frame.transfer)
+            if transfer is None or transfer.channel is not channel or transfer.ending is not None:
+                return None
+            plan = transfer.plan
+            if plan is None or not plan.expects(frame.layer, frame.target, frame.blocks):
+                return None
+            if not transfer.first_at:
+                transfer.first_at = self._clock()
+            transfer.writing = True
+            return self._memory.view(frame.layer, frame.target, frame.blocks)
+
+    def landed(self, frame: Frame, broken: list[int]) -> None:
+        with self._lock:
+            transfer = self._transfers.get(frame.transfer)
+            if transfer is None or transfer.plan is None:
+                return
+            transfer.writing = False
+            transfer.bytes += frame.size
+            transfer.plan.landed(frame.layer, frame.target, frame.blocks, broken)
+            ending = transfer.ending
+        if broken:
+            self._end(transfer, "checksum")
+        elif ending is not None:
+            self._end(transfer, ending)
+
+    def done(self, channel: Channel, number: int) -> None:
+        transfer = self._transfers.get(number)
+        if transfer is not None and transfer.channel is channel and transfer.plan is not None:
+            self._end(transfer, "" if transfer.plan.whole else "incomplete")
+
+    def message(self, channel: Channel, body: bytes) -> None:
+        try:
+            job = jobs.decode(body)
+        except msgspec.MsgspecError as error:
+            raise ChannelError("protocol", str(error)) from error
+        transfer = self._transfers.get(job.transfer)
+        if transfer is None or transfer.channel is not channel:
+            return
+        if isinstance(job, jobs.Failed):
+            self._end(transfer, job.reason)
+        elif isinstance(job, jobs.Computed):
+            transfer.computed(job.started, job.ended)
+
+    def lost(self, channel: Channel, error: ChannelError) -> None:
+        for transfer in [t for t in list(self._transfers.values()) if t.channel is channel]:
+            transfer.writing = False
+            self._end(transfer, f"channel-{error.reason}")
+
+    # --- the one way a transfer ends
+
+    def _end(self, transfer: _Transfer | None, reason: str) -> None:
+        if transfer is None:
+            return
+        with self._lock:
+            if self._transfers.get(transfer.number) is not transfer:
+                return
+            if transfer.ending is None:
+                transfer.ending = reason
+            if transfer.writing:
+                return  # landed() or lost() comes back to it
+            reason = transfer.ending
+            del self._transfers[transfer.number]
+            if transfer.engine_request:
+                self._results.append((transfer.engine_request, reason == ""))
+        if reason and not reason.startswith("channel-"):
+            with contextlib.suppress(ChannelError):
+                transfer.channel.send(jobs.encode(jobs.Cancel(transfer.number, reason)))
+        ms = (self._clock() - transfer.first_at) * 1000 if transfer.first_at else 0.0
+        tokens = transfer.tokens if not reason else 0
+        rung = transfer.channel.rung
+        transfer.closed(Outcome(reason, rung, transfer.bytes, transfer.blocks, tokens, ms))
+
+
+class _Door:
+    """Ties what a channel says to that channel: a peer can't touch another peer's transfers."""
+
+    __slots__ = ("_channel", "_landings")
+
+    def __init__(self, landings: Landings, channel: Channel) -> None:
+        self._landings = landings
+        self._channel = channel
+
+    def message(self, channel: object, body: bytes) -> None:
+        self._landings.message(self._channel, body)
+
+    def lost(self, channel: object, error: ChannelError) -> None:
+        self._landings.lost(self._channel, error)
+
+    def window(self, frame: Frame) -> memoryview | None:
+        return self._landings.window(self._channel, frame)
+
+    def landed(self, frame: Frame, broken: list[int]) -> None:
+        self._landings.landed(frame, broken)
+
+    def done(self, transfer: int, blocks: int) -> None:
+        self._landings.done(self._channel, transfer)

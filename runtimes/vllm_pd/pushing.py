@@ -1,0 +1,263 @@
+"""Prefill's half of transfers: jobs that come in, and finished blocks that go out as soon as both sides allow.
+
+Called by four kinds of threads: channel readers bring jobs, the event loop runs them, the engine says which
+blocks are whole, and one sender a channel writes. A transfer ends exactly once; until then the engine keeps its
+blocks, but never longer than the lease: a decode that has died or hangs can't hold them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from kserve_ext.core.kv_plan import PushPlan, Write
+from runtimes.transport.channel import ChannelError
+from runtimes.transport.pair import Channel
+from runtimes.vllm_pd import jobs
+from runtimes.vllm_pd.kv_memory import KvMemory
+
+StartJob = Callable[[int, jobs.Prefill], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Push:
+    key: int
+    number: int  # as decode calls it
+    channel: Channel
+    deadline: float
+    plan: PushPlan
+    engine_request: str = ""
+    sending: bool = False
+    ending: str | None = None  # "" = whole
+
+
+@dataclass(slots=True, eq=False)
+class _Peer:
+    channel: Channel
+    pushes: dict[int, _Push] = field(default_factory=dict)  # by decode's number
+    gone: bool = False
+
+
+class Pushes:
+    """All transfers out of this engine."""
+
+    def __init__(self, memory: KvMemory, lease_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._memory = memory
+        self._lease_s = lease_s
+        self._clock = clock
+        self._work = threading.Condition()
+        self._keys = itertools.count(1)
+        self._by_key: dict[int, _Push] = {}
+        self._peers: dict[Channel, _Peer] = {}
+        self._kept: set[str] = set()  # requests whose blocks the engine keeps until `results` names them
+        self._ended_requests: set[str] = set()  # of these, the ones that the engine has finished
+        self._open_requests: dict[str, int] = {}  # engine request -> key, while the transfer is open
+        self._start_job: StartJob | None = None
+        self._cancel_job: Callable[[int], None] = lambda key: None
+
+    # --- set-up
+
+    def accept_jobs(self, start: StartJob, cancel: Callable[[int], None]) -> None:
+        """From now on jobs are run by calling `start` (from a reader's thread)."""
+        self._start_job, self._cancel_job = start, cancel
+
+    def refuse_jobs(self) -> None:
+        self._start_job = None
+
+    def attach(self, channel: Channel) -> None:
+        peer = _Peer(channel)
+        with self._work:
+            self._peers[channel] = peer
+        channel.start(self, None)
+        name = f"kv-sender-{channel.peer.name}"
+        threading.Thread(target=self._send_all, args=(peer,), name=name, daemon=True).start()
+
+    @property
+    def open_transfers(self) -> int:
+        return len(self._by_key)
+
+    # --- channel readers
+
+    def message(self, channel: object, body: bytes) -> None:
+        assert isinstance(channel, Channel)
+        try:
+            job = jobs.decode(body)
+        except msgspec.MsgspecError as error:
+            raise ChannelError("protocol", str(error)) from error
+        if isinstance(job, jobs.Prefill):
+            self._open(channel, job)
+            return
+        with self._work:
+            peer = self._peers.get(channel)
+            push = peer.pushes.get(job.transfer) if peer is not None else None
+        if push is None:
+            return
+        if isinstance(job, jobs.Reserve):
+            if (job.layers, job.block_bytes) != (self._memory.layers, self._memory.block_bytes):
+                self._end(push, "incompatible")
+                return
+            with self._work:
+                with contextlib.suppress(ValueError):  # a second reservation changes nothing
+                    push.plan.reserved(job.skip, job.targets)
+                self._work.notify_all()
+        elif isinstance(job, jobs.Cancel):
+            self._end(push, f"cancelled: {job.reason}", tell=False)
+
+    def lost(self, channel: object, error: ChannelError) -> None:
+        assert isinstance(channel, Channel)
+        with self._work:
+            peer = self._peers.pop(channel, None)
+            if peer is None:
+                return
+            peer.gone = True
+            pushes = list(peer.pushes.values())
+            self._work.notify_all()
+        for push in pushes:
+            self._end(push, f"channel-{error.reason}", tell=False)
+
+    def _open(self, channel: Channel, job: jobs.Prefill) -> None:
+        start = self._start_job
+        if start is None:
+            with contextlib.suppress(ChannelError):
+                channel.send(jobs.encode(jobs.Failed(job.transfer, "not-serving")))
+            return
+        with self._work:
+            peer = self._peers.get(channel)
+            if peer is None:
+                return
+            key = next(self._keys)
+            deadline = self._clock() + self._lease_s
+            push = _Push(key, job.transfer, channel, deadline, PushPlan(self._memory.layers))
+            self._by_key[key] = peer.pushes[job.transfer] = push
+        start(key, job)
+
+    # --- event loop
+
+    def job_ended(self, key: int, started: float, ended: float, error: str) -> None:
+        """The engine has answered the job, or refused it."""
+        push = self._by_key.get(key)
+        if push is None:
+            return
+        if error:
+            self._end(push, error)
+            return
+        with contextlib.suppress(ChannelError):
+            push.channel.send(jobs.encode(jobs.Computed(push.number, started, ended)))
+
+    # --- engine
+
+    def computed(self, key: int, engine_request: str, blocks: Sequence[int], whole: int, final: bool) -> None:
+        """The first `whole` of the request's blocks are computed."""
+        with self._work:
+            self._kept.add(engine_request)
+            push = self._by_key.get(key)
+            if push is None or push.ending is not None:
+                return
+            push.engine_request = engine_request
+            self._open_requests[engine_request] = key
+            push.plan.computed(blocks, whole, final)
+            self._work.notify_all()
+
+    def preempted(self, key: int) -> None:
+        """Its blocks are about to be overwritten: returns when nobody reads them any more."""
+        push = self._by_key.get(key)
+        self._end(push, "preempted")
+        with self._work:
+            while push is not None and push.sending and not push.channel.lost:
+                self._work.wait(0.1)
+
+    def results(self, ended_requests: set[str]) -> set[str]:
+        """Of the requests that the engine has finished (told once), those kept for us that it may free now."""
+        now = self._clock()
+        for push in [p for p in list(self._by_key.values()) if p.deadline < now]:
+            self._end(push, "lease-expired")
+        with self._work:
+            self._ended_requests |= ended_requests & self._kept
+            free = {name for name in self._ended_requests if name not in self._open_requests}
+            self._ended_requests -= free
+            self._kept -= free
+        return free
+
+    # --- senders
+
+    def _send_all(self, peer: _Peer) -> None:
+        while True:
+            with self._work:
+                taken = self._next(peer)
+                while taken is None and not peer.gone:
+                    self._work.wait()
+                    taken = self._next(peer)
+                if taken is None:
+                    return
+                push, writes = taken
+                push.sending = True
+            error = self._write(push, writes)
+            with self._work:
+                push.sending = False
+                self._work.notify_all()
+                ending = push.ending
+                whole = push.plan.finished
+            if error or ending is not None:
+                self._end(push, error or ending or "")
+            elif whole:
+                self._end(push, "short" if push.plan.short else "")
+
+    def _next(self, peer: _Peer) -> tuple[_Push, list[Write]] | None:
+        size = self._memory.block_bytes or 1
+        credit = max(1, peer.channel.free() // size)
+        limit = max(1, peer.channel.largest_write // size)
+        for number, push in list(peer.pushes.items()):
+            if push.ending is not None:
+                continue
+            writes = push.plan.take(credit, limit)
+            if writes or push.plan.finished:
+                peer.pushes[number] = peer.pushes.pop(number)  # others get their turn
+                return push, writes
+        return None
+
+    def _write(self, push: _Push, writes: list[Write]) -> str:
+        try:
+            for write in writes:
+                if push.ending is not None:
+                    return push.ending
+                blocks = [
+                    self._memory.view(write.layer, write.source + number, 1) for number in range(write.blocks)
+                ]
+                push.channel.write(push.number, write.layer, write.target, blocks)
+            if push.plan.finished and not push.plan.short:
+                push.channel.finish(push.number, push.plan.blocks)
+        except ChannelError as error:
+            return f"channel-{error.reason}"
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def _end(self, push: _Push | None, reason: str, tell: bool = True) -> None:
+        """The one way a transfer ends; deferred while its sender is reading the blocks."""
+        if push is None:
+            return
+        with self._work:
+            if self._by_key.get(push.key) is not push:
+                return
+            if push.ending is None:
+                push.ending = reason
+            if push.sending:
+                return
+            reason = push.ending
+            del self._by_key[push.key]
+            self._open_requests.pop(push.engine_request, None)
+            peer = self._peers.get(push.channel)
+            if peer is not None:
+                peer.pushes.pop(push.number, None)
+            self._work.notify_all()
+        if reason:
+            self._cancel_job(push.key)
+            if tell and not reason.startswith(("channel-", "cancelled")):
+                with contextlib.suppress(ChannelError):
+                    push.channel.send(jobs.encode(jobs.Failed(push.number, reason)))
