@@ -135,9 +135,7 @@ async def test_apply_is_idempotent_and_the_generation_follows_the_spec(cluster: 
     key = ObjectKey("InferenceService", "default", "tiny")
 
     def meta() -> dict[str, Any]:
-        found: dict[str, Any] = cluster.desk.book.documents[ObjectKey("InferenceService", "default", "tiny")][
-            "metadata"
-        ]
+        found: dict[str, Any] = cluster.desk.book.documents[key]["metadata"]
         return found
 
     await cluster.apply(MODEL % "")

@@ -1,0 +1,187 @@
+"""What the command `galaxy` asks of the running cluster: status, the marks of one request, logs.
+
+Collects what the functions, nodes and instances say of themselves (Describe) and lays it side by side. A part that
+does not answer in time is listed with the reason; nothing here is remembered, and nothing is decided.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+
+from autoscaler_shim.objects.book import Document
+from autoscaler_shim.objects.reconciler import Reconciler
+from kserve_ext.core.facts import Member
+from kserve_ext.rpc.errors import RpcError
+from kserve_ext.rpc.membership import Membership
+from kserve_ext.rpc.rpc import Rpc
+from kserve_ext.wire.messages import Describe, Description
+
+ANSWER_S: Final = 1.0
+#: Instances that are asked for their marks of one request.
+MOST_ASKED: Final = 32
+
+
+class Overview:
+    """Asks around; every question is bounded by ANSWER_S."""
+
+    def __init__(self, rpc: Rpc, membership: Membership, reconciler: Reconciler) -> None:
+        self.rpc = rpc
+        self.membership = membership
+        self.reconciler = reconciler
+
+    async def status(self) -> Document:
+        """Functions, partitions, nodes, slots, instances, revisions, held requests."""
+        view = self.membership.view
+        asked = [m for m in view.members if m.kind != "objects"]
+        said = dict(zip([m.id for m in asked], await self._ask(asked, "status"), strict=True))
+        controller = await self._describe(self.membership.controller, "status", "")
+        members = [_member(m) for m in view.members]
+        nodes, instances = [], []
+        for member in view.of("node"):
+            facts = said[member.id]
+            own = facts.pop("instances", None)
+            for instance in own if isinstance(own, list) else ():
+                instances.append({**instance, "node": member.id})
+            nodes.append({"node": member.id, "slots": {}, **facts, "instances": len(own or ())})
+        functions = [{"id": m.id, "kind": m.kind, **said[m.id]} for m in asked if m.kind != "node"]
+        return {
+            "epoch": view.epoch,
+            "members": members,
+            "controller": controller,
+            "functions": functions,
+            "nodes": nodes,
+            "instances": sorted(instances, key=lambda i: str(i.get("id"))),
+            "revisions": self._revisions(functions),
+            "held": sum(_count(f.get("held")) for f in functions if f["kind"] == "dispatch"),
+        }
+
+    def _revisions(self, functions: Iterable[Document]) -> list[Document]:
+        """Each revision with what its home says, and what all shards hold of it."""
+        held: dict[str, int] = {}
+        homes: dict[str, str] = {}
+        for function in functions:
+            for entry in function.get("revisions") or ():
+                if not isinstance(entry, dict):
+                    continue
+                key = str(entry.get("revision"))
+                held[key] = held.get(key, 0) + _count(entry.get("held"))
+                if entry.get("home"):
+                    homes[key] = str(function["id"])
+        found = []
+        for service, rollout in sorted(self.reconciler.rollouts.items()):
+            for revision in rollout.revisions:
+                seen = self.reconciler.observed.get(revision)
+                found.append(
+                    {
+                        "revision": revision,
+                        "service": f"{service.namespace}/{service.name}",
+                        "traffic": 100 if revision == rollout.serving else 0,
+                        "home": homes.get(revision, ""),
+                        "desired": seen.desired if seen else 0,
+                        "ready": seen.ready if seen else 0,
+                        "starting": seen.starting if seen else 0,
+                        "held": held.get(revision, seen.held if seen else 0),
+                        "reason": seen.reason if seen else "",
+                    }
+                )
+        return found
+
+    async def request(self, request_id: str) -> Document | None:
+        """The marks of one request from everybody who saw it; None when no Dispatch function knows it."""
+        shards = self.membership.view.of("dispatch")
+        answers = await self._ask(shards, "request", request_id)
+        seen = [(m.id, a) for m, a in zip(shards, answers, strict=True) if a.get("marks")]
+        if not seen:
+            return None
+        shard, record = seen[0]
+        marks = _marks(record, shard)
+        nodes = self.membership.view.of("node")
+        said = await self._ask(nodes, "status")
+        instances = [
+            {**i, "node": m.id}
+            for m, a in zip(nodes, said, strict=True)
+            for i in a.get("instances") or ()
+            if isinstance(i, dict)
+        ]
+        concerned = self._concerned(str(record.get("revision")), str(record.get("instance")), instances)
+        lanes: list[Document] = []
+        facts = await asyncio.gather(*(self._instance_facts(i, request_id) for i in concerned))
+        own = str(record.get("instance"))
+        for instance, fact in zip(concerned, facts, strict=True):
+            name = str(instance["id"])
+            if not fact.get("marks") and name != own:
+                continue
+            marks += _marks(instance, name, source="node") + _marks(fact, name, source="instance")
+            rest = {k: v for k, v in fact.items() if k not in ("marks", "id")}
+            lanes.append(
+                {"instance": name, "revision": instance.get("revision"), "node": instance["node"], **rest}
+            )
+        known = {k: v for k, v in record.items() if k != "marks"}
+        return {**known, "id": request_id, "shard": shard, "instances": lanes, "marks": marks}
+
+    def _concerned(self, revision: str, instance: str, instances: list[Document]) -> list[Document]:
+        """The instance that answered, and those of the other revision of its group."""
+        outcomes = [o for o in self.reconciler.outcomes.values() if o.revision is not None]
+        groups = {str(k): o.revision.group for o in outcomes for k in o.rollout.revisions if o.revision}
+        group = groups.get(revision, "")
+        first = [i for i in instances if i.get("id") == instance]
+        mates = [
+            i
+            for i in instances
+            if group and groups.get(str(i.get("revision"))) == group and i.get("id") != instance
+        ]
+        return (first + mates)[:MOST_ASKED]
+
+    async def _instance_facts(self, instance: Document, request_id: str) -> Document:
+        """GET /galaxy/requests/ID of one instance; {} when it does not know, or is not ours."""
+        addr = instance.get("addr")
+        if not addr:
+            return {}
+        timeout = aiohttp.ClientTimeout(total=ANSWER_S)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout) as session,
+                session.get(f"http://{addr}/galaxy/requests/{request_id}") as answer,
+            ):
+                facts = await answer.json(content_type=None) if answer.status == 200 else {}
+        except (aiohttp.ClientError, OSError, ValueError, TimeoutError):
+            return {}
+        return facts if isinstance(facts, dict) else {}
+
+    async def _ask(self, members: Iterable[Member], what: str, key: str = "") -> list[Document]:
+        return list(await asyncio.gather(*(self._describe(m.addr, what, key) for m in members)))
+
+    async def _describe(self, addr: str, what: str, key: str) -> Document:
+        try:
+            reply: Description = await self.rpc.call(addr, Describe(what, key), ANSWER_S)
+            facts: Any = msgspec.json.decode(reply.body)
+        except (RpcError, msgspec.DecodeError) as error:
+            return {"error": str(error)}
+        return facts if isinstance(facts, dict) else {}
+
+
+def _member(member: Member) -> Document:
+    return {"id": member.id, "kind": member.kind, "addr": member.addr, **dict(member.info)}
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _marks(facts: Document, where: str, source: str = "dispatch") -> list[Document]:
+    """Marks come as [name, at, detail] or {"name", "at", "detail"}: both are read."""
+    found = []
+    for mark in facts.get("marks") or ():
+        if isinstance(mark, dict):
+            entry = {"name": mark.get("name"), "at": mark.get("at"), "detail": mark.get("detail") or ""}
+        else:
+            name, at, *detail = mark
+            entry = {"name": name, "at": at, "detail": detail[0] if detail else ""}
+        if entry["at"]:
+            found.append({**entry, "where": where, "source": source})
+    return found
