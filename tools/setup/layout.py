@@ -81,10 +81,6 @@ class Layout:
         return self.cache / "wheels"
 
     @property
-    def pip_cache(self) -> Path:
-        return self.cache / "pip"
-
-    @property
     def scratch(self) -> Path:
         """Where pip unpacks; emptied around each call."""
         return self.cache / "scratch"
