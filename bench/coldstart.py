@@ -23,9 +23,8 @@ import time
 from pathlib import Path
 
 from bench.record import record
-
 from tests.support.embedded import Embedded, free_port
-from tools.setup import tiny_model_path
+from tools.setup.layout import Layout
 
 PROMPT = "the quick brown fox jumps over the lazy dog " * 40  # ~360 tokens: past the prefill threshold
 TIMEOUT_S = 300.0
@@ -129,7 +128,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     rounds: int = parser.parse_args().rounds
-    model = tiny_model_path()
+    model = Layout.of_user().tiny_model
     results: dict[str, list[float]] = {"ours": [], "plain": [], "our pair": [], "plain pair": []}
     with tempfile.TemporaryDirectory() as folder:
         for k in range(rounds):
