@@ -1,11 +1,19 @@
 """StaticDispatch: fixed routes from host names to addresses, without holding, slots or scaling.
 
-For `--static HOST=ADDR` and for measuring the data plane alone; the functions of a cluster use dispatch.py.
+`python -m activator_replacement.static LISTEN HOST=ADDR...` runs the data plane alone, for measuring it and
+as a plain proxy; the functions of a cluster use dispatch.py.
 """
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import sys
+
+import uvloop
+
 from activator_replacement.seam import Exchange, Refusal
+from activator_replacement.server import Server
 from kserve_ext.core.ids import InstanceID, RevisionKey
 
 
@@ -32,3 +40,25 @@ class StaticDispatch:
         return False
 
     def cancelled(self, exchange: Exchange) -> None: ...
+
+
+async def _serve(routes: dict[str, str], listen: tuple[str, int]) -> None:
+    server = Server(StaticDispatch(routes))
+    _, (host, port), _ = await server.start([], listen)
+    print(f"listening on {host}:{port}", flush=True)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()
+    await server.drain(10.0)
+
+
+def main(routes: list[str], listen: str) -> None:
+    """`routes`: HOST=ADDR each; `listen`: host:port. Runs until SIGTERM."""
+    host, _, port = listen.rpartition(":")
+    table = {name: addr for name, _, addr in (route.partition("=") for route in routes)}
+    uvloop.run(_serve(table, (host, int(port))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[2:], sys.argv[1])

@@ -26,16 +26,16 @@ _REQUEST = re.compile(
     rb"(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|TRACE) (/[!-~]*+|\*) HTTP/1\.([01])\r\n" + _FIELDS
 )
 _RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t -~\x80-\xff]*+)?\r\n" + _FIELDS)
+#: Alternatives start with a class of both cases: the engine then skips most of them by one look.
 _REQUEST_FIELD = re.compile(
-    rb"\r\n(host|connection|content-length|transfer-encoding|te|expect|upgrade|keep-alive|http2-settings"
-    rb"|proxy-connection|proxy-authorization|x-request-id|x-forwarded-for|x-forwarded-proto|forwarded"
-    rb"|k-proxy-request|knative-serving-namespace|knative-serving-revision):[\t ]*([^\r]*)",
-    re.IGNORECASE,
+    rb"\r\n([Cc](?i:onnection|ontent-length)|[Hh](?i:ost|ttp2-settings)|[Tt](?i:ransfer-encoding|e)"
+    rb"|[Xx](?i:-request-id|-forwarded-for|-forwarded-proto)|[Ff](?i:orwarded)|[Ee](?i:xpect)|[Uu](?i:pgrade)"
+    rb"|[Kk](?i:eep-alive|-proxy-request|native-serving-namespace|native-serving-revision)"
+    rb"|[Pp](?i:roxy-connection|roxy-authorization)):[\t ]*([^\r]*)"
 )
 _RESPONSE_FIELD = re.compile(
-    rb"\r\n(connection|content-length|transfer-encoding|content-type|content-encoding|upgrade|keep-alive"
-    rb"|proxy-connection|x-request-id|x-cold-start):[\t ]*([^\r]*)",
-    re.IGNORECASE,
+    rb"\r\n([Cc](?i:onnection|ontent-length|ontent-type|ontent-encoding)|[Tt](?i:ransfer-encoding)|[Uu](?i:pgrade)"
+    rb"|[Xx](?i:-request-id|-cold-start)|[Kk](?i:eep-alive)|[Pp](?i:roxy-connection)):[\t ]*([^\r]*)"
 )
 _ANY_FIELD = re.compile(rb"\r\n([^:\r]+):[\t ]*([^\r]*)")
 _HOST = re.compile(rb"[0-9A-Za-z.\-_]*(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
@@ -130,27 +130,28 @@ def scan_request(data: bytes, size: int) -> RequestHead:
     connection = upgrade = None
     edits = head.edits
     for field in _REQUEST_FIELD.finditer(data, 0, size - 2):
-        name = field[1].lower()
+        name, value = field.groups()
+        name = name.lower()
         if name == b"host":
             hosts += 1
-            head.host = field[2].rstrip(b" \t")
+            head.host = value.rstrip(b" \t")
         elif name == b"content-length":
             lengths += 1
-            head.length = _length(field[2])
+            head.length = _length(value)
         elif name == b"knative-serving-namespace":
-            head.namespace = _once(name, head.namespace, field[2])
+            head.namespace = _once(name, head.namespace, value)
             edits.append((field.start(), field.end(), CUT))
         elif name == b"knative-serving-revision":
-            head.revision = _once(name, head.revision, field[2])
+            head.revision = _once(name, head.revision, value)
             edits.append((field.start(), field.end(), CUT))
         elif name == b"connection":
-            connection = field[2] if connection is None else connection + b"," + field[2]
+            connection = value if connection is None else connection + b"," + value
             edits.append((field.start(), field.end(), CUT))
         elif name == b"transfer-encoding":
             codings += 1
-            _check_coding(field[2])
+            _check_coding(value)
         elif name == b"x-request-id":
-            value = field[2].rstrip(b" \t")
+            value = value.rstrip(b" \t")
             if not head.request_id and _REQUEST_ID.fullmatch(value):
                 head.request_id = value
             else:
@@ -164,13 +165,13 @@ def scan_request(data: bytes, size: int) -> RequestHead:
         elif name == b"x-forwarded-proto":
             head.forwarded_proto = True
         elif name == b"expect":
-            if field[2].rstrip(b" \t").lower() != b"100-continue":
+            if value.rstrip(b" \t").lower() != b"100-continue":
                 raise Malformed("Expect: only 100-continue is known")
             head.expect = head.minor == 1
             if head.minor == 0:
                 edits.append((field.start(), field.end(), CUT))
         elif name == b"upgrade":
-            upgrade = field[2] if upgrade is None else upgrade + b"," + field[2]
+            upgrade = value if upgrade is None else upgrade + b"," + value
             edits.append((field.start(), field.end(), CUT))
         else:
             edits.append((field.start(), field.end(), CUT))
@@ -185,7 +186,7 @@ def scan_request(data: bytes, size: int) -> RequestHead:
             if head.minor == 0:
                 raise Malformed("Transfer-Encoding: not in HTTP/1.0")
             head.length = CHUNKED
-    if connection is not None:
+    if connection is not None and not (connection == b"keep-alive" and head.keep_alive):
         _apply_connection(data, head, connection, upgrade)
     if head.length == 0:
         head.expect = False
@@ -224,18 +225,19 @@ def scan_response(data: bytes, size: int, to_head: bool) -> ResponseHead:
     coded = events = False
     edits = head.edits
     for field in _RESPONSE_FIELD.finditer(data, 0, size - 2):
-        name = field[1].lower()
+        name, value = field.groups()
+        name = name.lower()
         if name == b"content-length":
             lengths += 1
-            length = _length(field[2])
+            length = _length(value)
         elif name == b"content-type":
-            events = field[2][:17].lower() == b"text/event-stream"
+            events = value[:17].lower() == b"text/event-stream"
         elif name == b"connection":
-            connection = field[2] if connection is None else connection + b"," + field[2]
+            connection = value if connection is None else connection + b"," + value
             edits.append((field.start(), field.end(), CUT))
         elif name == b"transfer-encoding":
             codings += 1
-            _check_coding(field[2])
+            _check_coding(value)
         elif name == b"x-request-id":
             head.request_id = True
         elif name == b"x-cold-start":
@@ -262,7 +264,7 @@ def scan_response(data: bytes, size: int, to_head: bool) -> ResponseHead:
     elif lengths:
         head.length = length
     head.event_stream = events and not coded
-    if connection is not None:
+    if connection is not None and not (connection == b"keep-alive" and head.keep_alive):
         names = {token.strip(b" \t").lower() for token in connection.split(b",")}
         names.discard(b"")
         if b"close" in names:

@@ -188,7 +188,7 @@ async def read_chunked(reader: asyncio.StreamReader) -> bytes:
 
 
 def unchunk(raw: bytes) -> bytes:
-    parts = []
+    parts: list[bytes] = []
     at = 0
     while True:
         end = raw.index(b"\r\n", at)
