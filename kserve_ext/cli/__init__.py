@@ -1,0 +1,1 @@
+"""The command `galaxy`: the embedded cluster and the operator's tools."""

@@ -1,0 +1,90 @@
+"""YAML and JSON files, folders and standard input -> the objects in them, with where each came from."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from kserve_ext.api.resources import KindOf, kind_of, kind_remedy
+from kserve_ext.cli.failure import Failure
+
+SUFFIXES = (".yaml", ".yml", ".json")
+
+
+class Source(NamedTuple):
+    """One object; `where` is for messages."""
+
+    where: str
+    document: dict[str, Any]
+
+    def kind(self) -> KindOf:
+        word = str(self.document.get("kind") or "")
+        found = kind_of(word)
+        if found is None:
+            what = f"{self.where}: unknown kind {word}" if word else f"{self.where}: kind is missing"
+            raise Failure(
+                what, "the embedded cluster has the three kinds of KServe's runtimes", kind_remedy(word)
+            )
+        return found
+
+    def names(self, namespace: str) -> tuple[str, str]:
+        """Namespace ("" for cluster-wide kinds) and name."""
+        metadata = self.document.get("metadata")
+        name = metadata.get("name") if isinstance(metadata, dict) else None
+        if not isinstance(metadata, dict) or not isinstance(name, str) or not name:
+            raise Failure(f"{self.where}: metadata.name is missing", "every object has a name", "add it")
+        if not self.kind().namespaced:
+            return "", name
+        return str(metadata.get("namespace") or namespace), name
+
+
+def load(paths: tuple[str, ...]) -> list[Source]:
+    """Every object of the files, of the files in the folders, and of "-" = standard input."""
+    found: list[Source] = []
+    for path in paths:
+        if path == "-":
+            found += _parse("(stdin)", sys.stdin.read())
+            continue
+        target = Path(path)
+        if target.is_dir():
+            files = sorted(f for f in target.iterdir() if f.suffix in SUFFIXES)
+            if not files:
+                raise Failure(
+                    f"{path} has no {', '.join(SUFFIXES)} files", "", "name a file or another folder"
+                )
+        else:
+            files = [target]
+        for file in files:
+            try:
+                text = file.read_text()
+            except (OSError, UnicodeDecodeError) as error:
+                raise Failure(f"{file} can't be read", str(error), "correct the path") from None
+            found += _parse(str(file), text)
+    if not found:
+        raise Failure("there is no object in what was given", "", "write apiVersion, kind, metadata and spec")
+    return found
+
+
+def _parse(where: str, text: str) -> list[Source]:
+    try:
+        documents = [d for d in yaml.safe_load_all(text) if d is not None]
+    except yaml.YAMLError as error:
+        raise Failure(f"{where} is not YAML", str(error).replace("\n", " "), "correct the line") from None
+    found = []
+    for number, document in enumerate(documents, 1):
+        place = where if len(documents) == 1 else f"{where}, document {number}"
+        if not isinstance(document, dict):
+            raise Failure(f"{place} is not an object", "", "write apiVersion, kind, metadata and spec")
+        items = document.get("items") if document.get("kind") == "List" else None
+        if isinstance(items, list):
+            found += [
+                Source(f"{place}, item {n}", item)
+                for n, item in enumerate(items, 1)
+                if isinstance(item, dict)
+            ]
+        else:
+            found.append(Source(place, document))
+    return found

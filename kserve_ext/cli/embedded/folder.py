@@ -1,0 +1,98 @@
+"""The data folder of an embedded cluster, as the command sees it: what runs there, and since when.
+
+DIR/cluster.json says what the cluster is, DIR/run/ID.json which process is which part, DIR/log/ID.log what it
+printed. A pid counts only together with the start time of its process: a reused pid is never mistaken for ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kserve_ext.cli.failure import Failure
+from kserve_ext.rpc.process import start_ticks, write_atomically
+
+Document = dict[str, Any]
+
+
+def default_data() -> Path:
+    """${GALAXY_HOME:-~/.galaxy}/default."""
+    home = os.environ.get("GALAXY_HOME")
+    return (Path(home).expanduser() if home else Path.home() / ".galaxy") / "default"
+
+
+class Running(NamedTuple):
+    """One part that is alive."""
+
+    id: str
+    kind: str
+    pid: int
+
+
+class Folder:
+    """Reads and writes the files; starts and stops nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+        self.run = self.root / "run"
+        self.log = self.root / "log"
+        self.key = self.root / "cluster.key"
+        self.lock = self.root / "supervisor.lock"
+
+    def cluster(self) -> Document:
+        """cluster.json, {} when there is none."""
+        try:
+            found = json.loads((self.root / "cluster.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def write_cluster(self, facts: Document) -> None:
+        write_atomically(self.root / "cluster.json", json.dumps(facts, indent=1) + "\n")
+
+    def supervisor(self) -> int:
+        """Its pid, 0 when it does not run."""
+        facts = self.cluster().get("supervisor") or {}
+        return alive(facts)
+
+    def runs(self) -> dict[str, Document]:
+        """Run files by part id, of living and dead ones."""
+        found = {}
+        for path in sorted(self.run.glob("*.json")):
+            try:
+                facts = json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue
+            if isinstance(facts, dict) and "id" in facts:
+                found[str(facts["id"])] = facts
+        return found
+
+    def living(self) -> list[Running]:
+        return [
+            Running(name, str(facts.get("kind", "")), alive(facts))
+            for name, facts in self.runs().items()
+            if alive(facts)
+        ]
+
+    def required(self) -> Document:
+        """cluster.json of a cluster that runs; Failure otherwise."""
+        facts = self.cluster()
+        if not facts:
+            raise Failure(
+                "there is no cluster here", f"{self.root} has no cluster.json", "start one: galaxy up"
+            )
+        if not self.supervisor():
+            raise Failure(
+                "the cluster does not run",
+                f"its supervisor is gone; {len(self.living())} of its parts still run",
+                f"galaxy down --data {self.root}\ngalaxy up --data {self.root}",
+            )
+        return facts
+
+
+def alive(facts: Document) -> int:
+    """The pid that the file names, 0 when that process is gone."""
+    pid, started = int(facts.get("pid") or 0), int(facts.get("started") or 0)
+    return pid if pid and start_ticks(pid) == started else 0

@@ -1,0 +1,89 @@
+"""galaxy apply: creates or changes objects, and says at once what keeps a service from working."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+from rich.console import Console
+
+from kserve_ext.api import conditions
+from kserve_ext.cli.client import Client, path_of
+from kserve_ext.cli.documents import Source, load
+from kserve_ext.cli.embedded.folder import Folder
+from kserve_ext.cli.failure import Failure, raise_all
+from kserve_ext.cli.output import data_option, namespace_option
+
+
+@click.command()
+@data_option
+@namespace_option
+@click.option("-f", "--filename", "files", multiple=True, required=True, help="File, folder, or - for stdin.")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="Seconds to wait until ready.",
+)
+def command(folder: Folder, namespace: str, files: tuple[str, ...], wait_s: float) -> None:
+    """Create or change the objects in files, in their order.
+
+    Every object is tried; the exit code is 1 when one was refused, or is accepted but can't work as it is.
+    """
+    sources = load(files)
+    client = Client(folder)
+    failures: list[Failure] = []
+    services: list[tuple[str, str]] = []
+    for source in sources:
+        try:
+            path = _apply(client, source, namespace)
+        except Failure as failure:
+            failures.append(failure.at(source.where))
+            continue
+        if source.kind().kind == "InferenceService":
+            services.append((source.where, path))
+    for where, path in services:
+        wrong = _look(client, where, path, wait_s)
+        if wrong is not None:
+            failures.append(wrong)
+    raise_all(failures)
+
+
+def _apply(client: Client, source: Source, namespace: str) -> str:
+    kind = source.kind()
+    place, name = source.names(namespace)
+    document = source.document
+    if place:
+        document = {**document, "metadata": {**document["metadata"], "namespace": place}}
+    path = path_of(kind, place, name)
+    answer = client.call("PATCH", path, document)
+    for warning in answer.warnings:
+        click.echo(f"warning: {kind.kind.lower()}/{name}: {warning}", err=True)
+    click.echo(f"{kind.kind.lower()}.serving.kserve.io/{name} {answer.verb}")
+    return path
+
+
+def _look(client: Client, where: str, path: str, wait_s: float) -> Failure | None:
+    """A Failure when the service can't work as it is, or is not ready in the time that was given."""
+    until = time.monotonic() + wait_s
+    with Console(stderr=True).status(f"waiting for {path.rpartition('/')[2]}") as status:
+        while True:
+            document = client.call("GET", path).body
+            facts: dict[str, Any] = document.get("status") or {}
+            name = document["metadata"]["name"]
+            state, message = conditions.ready(facts)
+            invalid = (facts.get("modelStatus") or {}).get("transitionStatus") == "InvalidSpec"
+            if invalid:
+                do = "correct the object and apply it again; it heals by itself when what it needs appears"
+                return Failure(f"{where}: {name} was accepted, but can't work", message, do)
+            left = until - time.monotonic()
+            if state == "True" or wait_s == 0:
+                return None
+            if left <= 0:
+                return Failure(
+                    f"{name} is not ready after {wait_s:g} s", message, f"galaxy describe isvc {name}"
+                )
+            status.update(f"waiting for {name}, {left:.0f} s left: {message}")
+            time.sleep(min(0.2, left))

@@ -1,0 +1,103 @@
+"""galaxy describe: one object with everything that is known of it, for reading."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import yaml
+
+from kserve_ext.cli.client import Client, path_of
+from kserve_ext.cli.embedded.folder import Folder
+from kserve_ext.cli.output import age, console, data_option, namespace_option, plain, table
+from kserve_ext.cli.verbs.get import required_kind
+
+Document = dict[str, Any]
+
+
+@click.command()
+@data_option
+@namespace_option
+@click.argument("kind")
+@click.argument("name")
+def command(folder: Folder, namespace: str, kind: str, name: str) -> None:
+    """Show one object: its spec, conditions, revisions and instances."""
+    of = required_kind(kind)
+    client = Client(folder)
+    document = client.call("GET", path_of(of, namespace if of.namespaced else "", name)).body
+    meta = document["metadata"]
+    click.echo(f"Name:        {meta['name']}")
+    if of.namespaced:
+        click.echo(f"Namespace:   {meta['namespace']}")
+    click.echo(f"Kind:        {of.kind} ({of.version})")
+    click.echo(f"Generation:  {meta['generation']}, created {age(meta['creationTimestamp'])} ago")
+    for title in ("labels", "annotations"):
+        for key, value in (meta.get(title) or {}).items():
+            click.echo(f"{title.capitalize() + ':':12} {key}: {value}")
+    click.echo("Spec:")
+    click.echo(_indented(document["spec"]))
+    if of.kind == "InferenceService":
+        _service(client, document)
+
+
+def _service(client: Client, document: Document) -> None:
+    status = document.get("status") or {}
+    meta = document["metadata"]
+    runtime = status.get("clusterServingRuntimeName") or status.get("servingRuntimeName")
+    click.echo(f"Runtime:     {runtime or '(none chosen)'}")
+    if status.get("url"):
+        click.echo(f"URL:         {status['url']}  (by way of {status['address']['url']})")
+    model = status.get("modelStatus") or {}
+    click.echo(
+        f"Model:       {model.get('transitionStatus')}, {(model.get('states') or {}).get('activeModelState')}"
+    )
+    failure = model.get("lastFailureInfo")
+    if failure:
+        click.echo(f"Last failure: {failure['reason']} {age(failure['time'])} ago: {failure['message']}")
+    out = console()
+    conditions = [
+        (
+            c["type"],
+            c["status"],
+            c.get("reason", ""),
+            age(c["lastTransitionTime"]),
+            plain(c.get("message", "")),
+        )
+        for c in status.get("conditions") or []
+    ]
+    out.print(table(("TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"), conditions, "Conditions"))
+    facts = client.call("GET", "/api/status").body
+    mine = [r for r in facts["revisions"] if r["service"] == f"{meta['namespace']}/{meta['name']}"]
+    revisions = [
+        (
+            r["revision"],
+            f"{r['traffic']} %",
+            r["desired"],
+            r["ready"],
+            r["held"],
+            r["home"],
+            plain(r["reason"]),
+        )
+        for r in mine
+    ]
+    names = ("REVISION", "TRAFFIC", "DESIRED", "READY", "HELD", "HOME", "WHY")
+    out.print(table(names, revisions, "Revisions"))
+    keys = {r["revision"] for r in mine}
+    instances = [i for i in facts["instances"] if i.get("revision") in keys]
+    processes = [
+        (
+            i["id"],
+            i["node"],
+            i.get("state", ""),
+            i.get("pid", ""),
+            i.get("addr", ""),
+            plain(str(i.get("reason", ""))),
+        )
+        for i in instances
+    ]
+    out.print(table(("INSTANCE", "NODE", "STATE", "PID", "ADDRESS", "WHY"), processes, "Instances"))
+
+
+def _indented(spec: Document) -> str:
+    text = yaml.safe_dump(spec, sort_keys=False)
+    return "\n".join(f"  {line}" for line in text.splitlines())

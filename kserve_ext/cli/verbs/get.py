@@ -1,0 +1,146 @@
+"""galaxy get: lists objects as kubectl does, with KServe's own columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.table import Table
+
+from kserve_ext.api import conditions
+from kserve_ext.api.resources import KindOf, kind_of, kind_remedy
+from kserve_ext.cli.client import Client, path_of
+from kserve_ext.cli.embedded.folder import Folder
+from kserve_ext.cli.failure import Failure
+from kserve_ext.cli.output import age, console, data_option, dump, format_option, namespace_option, table
+
+Document = dict[str, Any]
+
+
+def required_kind(word: str) -> KindOf:
+    found = kind_of(word)
+    if found is None:
+        raise Failure(f"unknown kind {word}", "short names are isvc, sr and csr", kind_remedy(word))
+    return found
+
+
+@click.command()
+@data_option
+@namespace_option
+@click.option("-A", "--all-namespaces", is_flag=True, help="In every namespace.")
+@format_option("json", "yaml", "wide", "name")
+@click.option("-w", "--watch", is_flag=True, help="Go on printing what changes, until Ctrl-C.")
+@click.argument("kind")
+@click.argument("name", required=False)
+def command(
+    folder: Folder,
+    namespace: str,
+    all_namespaces: bool,
+    output: str | None,
+    watch: bool,
+    kind: str,
+    name: str | None,
+) -> None:
+    """List objects of KIND (isvc, servingruntime, clusterservingruntime), or show one."""
+    of = required_kind(kind)
+    place = "" if all_namespaces or not of.namespaced else namespace
+    client = Client(folder)
+    if watch:
+        _watch(client, of, place, name, output)
+        return
+    if name:
+        if all_namespaces:
+            raise click.UsageError("an object has one namespace: give -n, not -A")
+        document = client.call("GET", path_of(of, place, name)).body
+        found = [document]
+    else:
+        found = client.call("GET", path_of(of, place)).body["items"]
+        document = {"apiVersion": "v1", "kind": "List", "items": found}
+    if output in ("json", "yaml"):
+        dump(document, output)
+    elif output == "name":
+        for item in found:
+            click.echo(f"{of.kind.lower()}.serving.kserve.io/{item['metadata']['name']}")
+    elif not found:
+        click.echo(f"no {of.plural}" + (f" in namespace {place}" if place else ""), err=True)
+    else:
+        console().print(listing(of, found, wide=output == "wide", namespaces=all_namespaces))
+
+
+def _watch(client: Client, of: KindOf, place: str, name: str | None, output: str | None) -> None:
+    try:
+        for event in client.events(path_of(of, place) + "?watch=true"):
+            item = event["object"]
+            if name and item["metadata"]["name"] != name:
+                continue
+            if output in ("json", "yaml"):
+                dump(item, output)
+            else:
+                console().print(
+                    listing(of, [item], wide=output == "wide", namespaces=not place, event=event["type"])
+                )
+    except KeyboardInterrupt:
+        return
+
+
+def listing(
+    of: KindOf, found: list[Document], *, wide: bool, namespaces: bool = False, event: str = ""
+) -> Table:
+    """One row an object."""
+    columns = COLUMNS[of.kind][: None if wide else NARROW[of.kind]]
+    rows = []
+    for item in found:
+        row = {**_row(of, item), "NAMESPACE": item["metadata"].get("namespace", ""), "EVENT": event}
+        rows.append(row)
+    lead = (["EVENT"] if event else []) + (["NAMESPACE"] if namespaces and of.namespaced else [])
+    names = [*lead, *columns]
+    return table(names, ([row[c] for c in names] for row in rows))
+
+
+#: The first ones are shown always, the others with -o wide.
+COLUMNS = {
+    "InferenceService": (
+        "NAME",
+        "URL",
+        "READY",
+        "LATESTREADYREVISION",
+        "AGE",
+        "ROLE",
+        "MODEL",
+        "RUNTIME",
+        "WHY",
+    ),
+    "ServingRuntime": ("NAME", "DISABLED", "MODELTYPE", "CONTAINERS", "AGE", "PROTOCOLS", "COMMAND"),
+    "ClusterServingRuntime": ("NAME", "DISABLED", "MODELTYPE", "CONTAINERS", "AGE", "PROTOCOLS", "COMMAND"),
+}
+NARROW = {"InferenceService": 5, "ServingRuntime": 5, "ClusterServingRuntime": 5}
+
+
+def _row(of: KindOf, item: Document) -> dict[str, str]:
+    meta, spec, status = item["metadata"], item["spec"], item.get("status") or {}
+    base = {"NAME": meta["name"], "AGE": age(meta.get("creationTimestamp", ""))}
+    if of.kind != "InferenceService":
+        container = (spec.get("containers") or [{}])[0]
+        formats = spec.get("supportedModelFormats") or []
+        return {
+            **base,
+            "DISABLED": str(bool(spec.get("disabled"))).lower(),
+            "MODELTYPE": ",".join(f["name"] for f in formats),
+            "CONTAINERS": ",".join(c["name"] for c in spec.get("containers") or []),
+            "PROTOCOLS": ",".join(spec.get("protocolVersions") or []),
+            "COMMAND": " ".join(container.get("command") or [container.get("image") or ""]),
+        }
+    ready, why = conditions.ready(status)
+    predictor = (status.get("components") or {}).get("predictor") or {}
+    notes = {**(meta.get("annotations") or {}), **(spec["predictor"].get("annotations") or {})}
+    model = spec["predictor"].get("model") or {}
+    return {
+        **base,
+        "URL": status.get("url", ""),
+        "READY": ready,
+        "LATESTREADYREVISION": predictor.get("latestReadyRevision", ""),
+        "ROLE": notes.get("kserve-galaxy.io/role", "unified"),
+        "MODEL": model.get("storageUri", ""),
+        "RUNTIME": status.get("clusterServingRuntimeName") or status.get("servingRuntimeName") or "",
+        "WHY": "" if ready == "True" else why,
+    }

@@ -1,0 +1,127 @@
+"""galaxy status: the cluster at a glance, once or continuously."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+from rich.console import Group, RenderableType
+from rich.live import Live
+
+from kserve_ext.api.quantities import show_mebibytes, show_milli
+from kserve_ext.cli.client import Client
+from kserve_ext.cli.embedded.folder import Folder
+from kserve_ext.cli.failure import Failure
+from kserve_ext.cli.output import console, data_option, dump, format_option, plain, table
+
+Document = dict[str, Any]
+EVERY_S = 1.0
+
+
+@click.command()
+@data_option
+@format_option("json", "yaml")
+@click.option("-w", "--watch", is_flag=True, help="Again every second, until Ctrl-C.")
+def command(folder: Folder, output: str | None, watch: bool) -> None:
+    """Show functions, partitions, nodes, slots, instances and held requests."""
+    client = Client(folder)
+    if output:
+        dump(client.call("GET", "/api/status").body, output)
+        return
+    if not watch:
+        console().print(picture(client.call("GET", "/api/status").body))
+        return
+    try:
+        with Live(console=console(), refresh_per_second=4) as live:
+            while True:
+                try:
+                    live.update(picture(client.call("GET", "/api/status").body))
+                except Failure as failure:
+                    live.update(plain(failure.format()))
+                time.sleep(EVERY_S)
+    except KeyboardInterrupt:
+        return
+
+
+def picture(facts: Document) -> RenderableType:
+    """Tables of everything."""
+    controller = facts.get("controller") or {}
+    away = f", controller: {controller['error']}" if controller.get("error") else ""
+    head = (
+        f"epoch {facts['epoch']}, {len(facts['members'])} members, {facts['held']} held requests{plain(away)}"
+    )
+    return Group(head, _functions(facts), _nodes(facts), _revisions(facts), _instances(facts))
+
+
+def _functions(facts: Document) -> RenderableType:
+    rows = []
+    for function in facts["functions"]:
+        nodes = function.get("nodes")
+        owned = ""
+        if isinstance(nodes, list):
+            owned = " ".join(str(n.get("node") if isinstance(n, dict) else n) for n in nodes)
+        rows.append(
+            (
+                function["id"],
+                function.get("epoch", ""),
+                owned,
+                function.get("held", ""),
+                function.get("in_flight", ""),
+                plain(str(function.get("error", ""))),
+            )
+        )
+    return table(("FUNCTION", "EPOCH", "PARTITION", "HELD", "IN FLIGHT", "ERROR"), rows, "Functions")
+
+
+def _nodes(facts: Document) -> RenderableType:
+    rows = []
+    for node in facts["nodes"]:
+        free, capacity = node.get("free") or {}, node.get("capacity") or {}
+        rows.append(
+            (
+                node["node"],
+                f"{show_milli(free.get('cpu_milli', 0))}/{show_milli(capacity.get('cpu_milli', 0))}",
+                f"{show_mebibytes(free.get('memory_mib', 0))}/{show_mebibytes(capacity.get('memory_mib', 0))}",
+                f"{free.get('gpus', 0)}/{capacity.get('gpus', 0)}",
+                " ".join(f"{module}:{count}" for module, count in (node.get("slots") or {}).items()),
+                node.get("instances", 0),
+                " ".join(str(model) for model in node.get("models") or ()),
+                plain(str(node.get("error", ""))),
+            )
+        )
+    names = ("NODE", "CPU FREE", "MEMORY FREE", "GPUS FREE", "SLOTS", "INSTANCES", "MODELS", "ERROR")
+    return table(names, rows, "Nodes")
+
+
+def _revisions(facts: Document) -> RenderableType:
+    rows = [
+        (
+            r["revision"],
+            f"{r['traffic']} %",
+            r["home"],
+            r["desired"],
+            r["ready"],
+            r["starting"],
+            r["held"],
+            plain(r["reason"]),
+        )
+        for r in facts["revisions"]
+    ]
+    names = ("REVISION", "TRAFFIC", "HOME", "DESIRED", "READY", "STARTING", "HELD", "WHY")
+    return table(names, rows, "Revisions")
+
+
+def _instances(facts: Document) -> RenderableType:
+    rows = [
+        (
+            i.get("id", ""),
+            i["node"],
+            i.get("state", ""),
+            i.get("pid", ""),
+            i.get("addr", ""),
+            plain(str(i.get("reason") or "")),
+        )
+        for i in facts["instances"]
+    ]
+    return table(("INSTANCE", "NODE", "STATE", "PID", "ADDRESS", "WHY"), rows, "Instances")

@@ -1,0 +1,263 @@
+"""galaxy up: starts an embedded cluster of real processes on this machine, and waits until it is whole."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from kserve_ext.api import quantities
+from kserve_ext.cli.client import Client
+from kserve_ext.cli.embedded.folder import Folder
+from kserve_ext.cli.embedded.parts import ROOT, environment, parts
+from kserve_ext.cli.embedded.stop import stop_cluster
+from kserve_ext.cli.failure import Failure
+from kserve_ext.cli.output import data_option
+
+WHOLE_WITHIN_S = 60.0
+HOST = "127.0.0.1"
+
+
+def _claims(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    claims = {}
+    for value in values:
+        claim, sep, path = value.partition("=")
+        folder = Path(path).expanduser().absolute()
+        if not sep or not claim or not path:
+            raise click.BadParameter(f"{value!r}: write CLAIM=/FOLDER")
+        if not folder.is_dir():
+            raise click.BadParameter(f"{value!r}: {folder} is not a folder; create it or correct the path")
+        claims[claim] = str(folder)
+    return claims
+
+
+def _cpu(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    return None if value is None else _quantity(value, quantities.milli)
+
+
+def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    return None if value is None else _quantity(value, quantities.mebibytes)
+
+
+def _quantity(value: str, read: Any) -> int:
+    try:
+        amount = int(read(value))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    if amount <= 0:
+        raise click.BadParameter(f"{value!r}: must be more than nothing")
+    return amount
+
+
+@click.command()
+@data_option
+@click.option(
+    "--dispatch", type=click.IntRange(1, 64), default=1, show_default=True, help="Dispatch functions."
+)
+@click.option(
+    "--schedule", type=click.IntRange(1, 64), default=1, show_default=True, help="Schedule functions."
+)
+@click.option(
+    "--cluster-mgr", type=click.IntRange(1, 64), default=1, show_default=True, help="ClusterMgr functions."
+)
+@click.option("--nodes", type=click.IntRange(1, 256), default=1, show_default=True, help="Nodes.")
+@click.option("--node-cpu", callback=_cpu, help="CPU of each node, e.g. 4, 500m.  [default: its share]")
+@click.option("--node-memory", callback=_memory, help="Memory of each node, e.g. 8Gi.  [default: its share]")
+@click.option("--node-gpus", type=click.IntRange(0), default=0, show_default=True, help="GPUs of each node.")
+@click.option(
+    "--http-port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Clients come in here; 0 = any.",
+)
+@click.option("--pvc", multiple=True, callback=_claims, metavar="CLAIM=FOLDER", help="Where pvc://CLAIM is.")
+@click.option("--domain", default="galaxy.local", show_default=True, help="Hosts are NAME.NAMESPACE.DOMAIN.")
+@click.option("--foreground", is_flag=True, help="Stay until Ctrl-C, then stop the cluster.")
+def command(
+    folder: Folder,
+    dispatch: int,
+    schedule: int,
+    cluster_mgr: int,
+    nodes: int,
+    node_cpu: int | None,
+    node_memory: int | None,
+    node_gpus: int,
+    http_port: int,
+    pvc: dict[str, str],
+    domain: str,
+    foreground: bool,
+) -> None:
+    """Start an embedded cluster on this machine, and wait until it is whole.
+
+    Objects of an earlier cluster in the same data folder are still there.
+    """
+    check_free(folder)
+    port = check_port(http_port)
+    counts = {"dispatch": dispatch, "schedule": schedule, "cluster-mgr": cluster_mgr, "node": nodes}
+    cpu, memory = machine()
+    prepare(folder)
+    cluster = {
+        "controller": f"{HOST}:{free_port()}",
+        "objects": f"{HOST}:{free_port()}",
+        "http": f"{HOST}:{port}",
+        "domain": domain,
+        "pvc": pvc,
+        "counts": counts,
+        "node": {
+            "cpu_milli": node_cpu or max(1000, cpu // nodes),
+            "memory_mib": node_memory or int(memory * 0.8 / nodes),
+            "gpus": node_gpus,
+        },
+    }
+    folder.write_cluster(cluster)
+    supervisor = start(folder)
+    try:
+        took = wait_whole(folder, cluster, supervisor)
+    except BaseException:
+        stop_cluster(folder, lambda what: None)
+        raise
+    click.echo(
+        f"cluster is up after {took:.1f} s: {sum(counts.values()) + 2} parts, {nodes} node(s), in {folder.root}"
+    )
+    click.echo(f"requests: http://{cluster['http']}  (Host: NAME.NAMESPACE.{domain})")
+    if foreground:
+        _stay(folder, supervisor)
+
+
+def check_free(folder: Folder) -> None:
+    """Failure when something runs in the data folder."""
+    pid = folder.supervisor()
+    if pid:
+        raise Failure(
+            "a cluster runs in this data folder",
+            f"supervisor pid {pid} in {folder.root}",
+            f"use it, or stop it: galaxy down --data {folder.root}, or choose another folder with --data",
+        )
+    left = folder.living()
+    if left:
+        names = ", ".join(f"{part.id} (pid {part.pid})" for part in left)
+        raise Failure(
+            "parts of a cluster that died still run here",
+            names,
+            f"galaxy down --data {folder.root}",
+        )
+
+
+def check_port(port: int) -> int:
+    """The port, or a free one for 0; Failure when it is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise Failure(
+                f"port {port} is not free",
+                f"{HOST}:{port}: {error.strerror}",
+                "choose another one with --http-port (0 takes any free one)",
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+def free_port() -> int:
+    return check_port(0)
+
+
+def machine() -> tuple[int, int]:
+    """CPU in thousandths and memory in MiB of this machine."""
+    import psutil
+
+    return len(os.sched_getaffinity(0)) * 1000, psutil.virtual_memory().total // (1 << 20)
+
+
+def prepare(folder: Folder) -> None:
+    """The folder for its owner only, with a key."""
+    try:
+        folder.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (folder.run, folder.log, folder.root / "pvc"):
+            path.mkdir(exist_ok=True)
+        for path in folder.run.glob("*.json"):
+            path.unlink()
+        if not folder.key.exists():
+            handle = os.open(folder.key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(secrets.token_bytes(32))
+    except OSError as error:
+        raise Failure(
+            f"the data folder {folder.root} can't be used",
+            f"{error.strerror}: {error.filename}",
+            "choose another one with --data",
+        ) from None
+
+
+def start(folder: Folder) -> subprocess.Popen[bytes]:
+    """The supervisor, in a session of its own: it outlives this command."""
+    with (folder.log / "supervisor.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "kserve_ext.cli.embedded.supervisor", "--data", str(folder.root)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+            env=environment(),
+            start_new_session=True,
+        )
+
+
+def wait_whole(folder: Folder, cluster: dict[str, Any], supervisor: subprocess.Popen[bytes]) -> float:
+    """Seconds until every part listens and is in the view; Failure after WHOLE_WITHIN_S."""
+    wanted = [part.id for part in parts(cluster, folder.root)]
+    began = time.monotonic()
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+        while True:
+            missing = _missing(folder, wanted)
+            if not missing:
+                return time.monotonic() - began
+            waited = time.monotonic() - began
+            status.update(f"starting, {waited:.0f} s: waiting for {', '.join(missing)}")
+            if supervisor.poll() is not None:
+                last = tail(folder.log / "supervisor.log", 3)
+                raise Failure("the supervisor ended", last, "correct it and try again")
+            if waited > WHOLE_WITHIN_S:
+                why = [f"not in the view after {WHOLE_WITHIN_S:g} s: {', '.join(missing)}"]
+                why += [f"{name}: {tail(folder.log / f'{name}.log', 1)}" for name in missing[:3]]
+                raise Failure("the cluster is not whole", "\n".join(why), f"see the logs in {folder.log}")
+            time.sleep(0.05)
+
+
+def _missing(folder: Folder, wanted: list[str]) -> list[str]:
+    running = {part.id for part in folder.living()}
+    missing = [name for name in wanted if name not in running]
+    if missing or not folder.supervisor():
+        return missing or ["supervisor"]
+    try:
+        members = Client(folder, 3.0).call("GET", "/api/status").body["members"]
+    except Failure:
+        return ["objects-0"]
+    in_view = {str(m["id"]) for m in members} | {"controller-0"}
+    return [name for name in wanted if name not in in_view]
+
+
+def tail(path: Path, lines: int) -> str:
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return "(printed nothing)"
+
+
+def _stay(folder: Folder, supervisor: subprocess.Popen[bytes]) -> None:
+    click.echo("Ctrl-C stops the cluster")
+    try:
+        supervisor.wait()
+    except KeyboardInterrupt:
+        click.echo("stopping")
+    stop_cluster(folder, lambda what: click.echo(f"stopping: {what}"))

@@ -1,0 +1,120 @@
+"""The marks of one request as a waterfall: who did what when, with bars. Pure: document in, lines out.
+
+Each place (shard, node, instance) is a lane of its own; a bar runs from the lane's mark before, or from the request's
+arrival, to the mark. Marks of an instance from before the request are left out: they are not part of its time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+Document = dict[str, Any]
+WIDTH: Final = 40
+#: What marks mean, for people. A mark that is not listed is shown by its own name.
+WORDS: Final[Mapping[str, str]] = {
+    "arrived": "request head read",
+    "held": "held: no free slot",
+    "demand": "demand told to home",
+    "slot": "slot given",
+    "sent": "sent to the instance",
+    "first_byte": "first byte of the answer",
+    "last_byte": "last byte of the answer",
+    "decided": "home decided to start",
+    "scheduled": "Schedule function chose the node",
+    "admitted": "node admitted it",
+    "model_cached": "model is on the node",
+    "forked": "process forked",
+    "imported": "imports done",
+    "weights_loaded": "weights loaded",
+    "loaded": "weights loaded",
+    "ready": "ready",
+    "received": "request received",
+    "tokenized": "prompt tokenised",
+    "lease": "prefill slot leased",
+    "channel": "channel open",
+    "prefill": "prefill done",
+    "transfer": "KV transferred",
+    "first_token": "first token",
+    "last_token": "last token",
+}
+
+
+class Row(NamedTuple):
+    """One line; times in ms after the request's arrival."""
+
+    where: str
+    name: str
+    begin_ms: float
+    at_ms: float
+    detail: str
+
+    @property
+    def took_ms(self) -> float:
+        return self.at_ms - self.begin_ms
+
+
+def rows(document: Document) -> list[Row]:
+    """In order of time."""
+    marks = sorted(document.get("marks") or [], key=lambda m: m["at"])
+    own = [m for m in marks if m.get("source") == "dispatch"]
+    if not own:
+        return []
+    arrived = float(own[0]["at"])
+    last: dict[tuple[str, str], float] = {}
+    found = []
+    for mark in marks:
+        at = float(mark["at"])
+        if at < arrived:
+            continue
+        lane = (str(mark["where"]), "" if mark.get("source") == "dispatch" else "instance")
+        begin = last.get(lane, arrived)
+        last[lane] = at
+        found.append(
+            Row(
+                lane[0],
+                WORDS.get(mark["name"], str(mark["name"]).replace("_", " ")),
+                (begin - arrived) * 1000,
+                (at - arrived) * 1000,
+                str(mark.get("detail") or ""),
+            )
+        )
+    return found
+
+
+def bar(row: Row, total_ms: float, width: int = WIDTH) -> str:
+    """A line of `width` characters with the part that the row took."""
+    if total_ms <= 0:
+        return "▏".ljust(width)
+    begin = min(width - 1, int(row.begin_ms / total_ms * width))
+    end = min(width, max(begin + 1, round(row.at_ms / total_ms * width)))
+    block = "█" * (end - begin) if row.took_ms / total_ms * width >= 0.5 else "▏"
+    return (" " * begin + block).ljust(width)[:width]
+
+
+def lines(document: Document) -> list[str]:
+    """The whole picture."""
+    found = rows(document)
+    total = max((row.at_ms for row in found), default=0.0)
+    head = [f"request {document['id']}  {document.get('outcome') or 'in flight'}  {total:.0f} ms"]
+    head.append(
+        f"revision {document.get('revision', '?')}, instance {document.get('instance') or '(none)'}, "
+        f"{'cold start' if document.get('cold') else 'warm'}, shard {document.get('shard', '?')}"
+    )
+    for lane in document.get("instances") or []:
+        transfer = lane.get("kv_transfer") or lane.get("kv")
+        if transfer:
+            head.append(f"KV transfer at {lane['instance']}: {_facts(transfer)}")
+    where = max((len(row.where) for row in found), default=0)
+    name = max((len(row.name) for row in found), default=0)
+    body = [f"{'at ms':>9}  {'took ms':>9}  {'':{WIDTH}}  {'where':{where}}  what"]
+    for row in found:
+        times = f"{row.at_ms:9.1f}  {row.took_ms:9.1f}  {bar(row, total)}"
+        body.append(f"{times}  {row.where:{where}}  {row.name:{name}}  {row.detail}".rstrip())
+    return [*head, "", *body]
+
+
+def _facts(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items() if item not in (None, ""))
+    return str(value)
