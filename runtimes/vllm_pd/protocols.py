@@ -8,6 +8,7 @@ with one object. Never touches the engine directly.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.exceptions import VLLMClientError
 
 from runtimes.vllm_pd.tensors import BadTensor, read_request, write_response
 
@@ -34,14 +36,21 @@ def add_routes(app: FastAPI, version: str) -> None:
     app.state.galaxy_version = version
     router = APIRouter()
     for method, path, endpoint in _ROUTES:
-        router.add_api_route(path, endpoint, methods=[method], response_model=None)
+        router.add_api_route(path, _refusing(endpoint), methods=[method], response_model=None)
     app.router.routes[0:0] = router.routes
-    app.add_exception_handler(Refusal, _refused)
 
 
-async def _refused(_request: Request, refusal: Exception) -> Response:
-    assert isinstance(refusal, Refusal)
-    return JSONResponse({"error": str(refusal)}, refusal.status)
+def _refusing(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """KServe's form of an error, not vLLM's: its handlers would catch ours as a server error."""
+
+    @functools.wraps(endpoint)
+    async def answer(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await endpoint(*args, **kwargs)
+        except Refusal as refusal:
+            return JSONResponse({"error": str(refusal)}, refusal.status)
+
+    return answer
 
 
 async def alive() -> Any:
@@ -162,7 +171,7 @@ async def _complete(
         raise Refusal(400, f"{field}.{where}: {first['msg']}") from error
     try:
         answer = await raw.app.state.openai_serving_completion.create_completion(request, raw)
-    except ValueError as error:
+    except (ValueError, VLLMClientError) as error:
         raise Refusal(400, f"{field}: {error}") from error
     if isinstance(answer, ErrorResponse):
         raise Refusal(int(answer.error.code or 500), answer.error.message)

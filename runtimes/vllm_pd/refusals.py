@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import errno
 import re
+import traceback
 from typing import Literal
 
 from runtimes.vllm_pd.status import StartRefused
 
 _PASSING = ("memory", "no space left", "address already in use", "resource temporarily unavailable")
+_WEIGHTS = ("load_weights", "load_model")
 _OPTION = re.compile(r"`?(--[a-z][a-z0-9-]+)|\b([a-z]+(?:_[a-z]+)+)\b")
 
 
@@ -30,8 +32,13 @@ def explain(error: BaseException, stage: Literal["arguments", "loading"], known:
         return StartRefused(text, _field(text, known) or "args", "correct or remove this argument")
     field = _field(text, known) or "--model"
     permanent = isinstance(error, ValueError | KeyError | TypeError | AssertionError | OSError | ImportError)
-    permanent = permanent or type(error).__name__ == "SafetensorError"
+    permanent = permanent or type(error).__name__ == "SafetensorError" or _while_loading_weights(error)
     return StartRefused(text, field, "check the model's files and the arguments", permanent=permanent)
+
+
+def _while_loading_weights(error: BaseException) -> bool:
+    """A tensor of the file doesn't fit the model that config.json describes."""
+    return any(frame.name in _WEIGHTS for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _message(error: BaseException) -> str:
@@ -43,9 +50,8 @@ def _message(error: BaseException) -> str:
 
 
 def _field(text: str, known: set[str]) -> str:
-    for option, name in _OPTION.findall(text):
-        if option:
-            return str(option)
+    for option, word in _OPTION.findall(text):
+        name = str(option).removeprefix("--").replace("-", "_") or str(word)
         if name in known:
-            return "--" + str(name).replace("_", "-")
+            return "--" + name.replace("_", "-")
     return ""

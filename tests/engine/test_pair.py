@@ -1,0 +1,217 @@
+"""Prefill and decode: the same tokens as one engine, exact accounting, and every failure ends in right tokens."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.engine.conftest import PD, start_pair
+from tests.engine.instances import Answer, Instance, Nursery, until
+
+pytestmark = pytest.mark.engine
+
+BLOCK = 128
+
+
+def prompt(seed: int, length: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(3, 260) for _ in range(length)]
+
+
+def transfer(answer: Answer) -> tuple[str, dict[str, str]]:
+    rung, *rest = answer.headers["x-kv-transfer"].split(";")
+    return rung, dict(part.split("=") for part in rest)
+
+
+@pytest.mark.parametrize("length", [5, 63, 64, 127, 128, 129, 255, 256, 257, 700, 1500, 1900])
+def test_tokens_equal_one_engines_and_transferred_tokens_are_accounted_for(pd: PD, length: int) -> None:
+    tokens = prompt(length, length)
+    before = pd.decode.sources()
+    got, answer = pd.decode.tokens(tokens, 16)
+    after = pd.decode.sources()
+    expected, _ = pd.prefill.tokens(tokens, 16)
+    assert got == expected
+    rung, facts = transfer(answer)
+    external = after["external_kv_transfer"] - before.get("external_kv_transfer", 0)
+    local = after["local_compute"] - before.get("local_compute", 0)
+    if length < 64:
+        assert (rung, facts) == ("none", {"reason": "below-threshold"})
+        assert (external, local) == (0, length)
+        return
+    assert rung == pd.rung
+    assert external == int(facts["tokens"]) == length
+    assert local <= BLOCK
+    blocks = -(-length // BLOCK)
+    assert int(facts["bytes"]) == blocks * 4 * BLOCK * 2 * 2 * 64 * 4  # layers, tokens, heads, K and V, fp32
+
+
+def test_blocks_that_decode_holds_are_not_sent(pd: PD) -> None:
+    shared = prompt(2000, 3 * BLOCK)
+    pd.decode.tokens(shared + prompt(2001, 100), 2)
+    got, answer = pd.decode.tokens(shared + prompt(2002, 100), 8)
+    assert transfer(answer)[1]["tokens"] == "100"
+    assert got == pd.prefill.tokens(shared + prompt(2002, 100), 8)[0]
+    _, answer = pd.decode.tokens(shared + prompt(2003, 20), 2)
+    assert transfer(answer) == ("none", {"reason": "cached"})
+
+
+def test_the_timeline_tells_the_whole_story(pd: PD) -> None:
+    _, answer = pd.decode.tokens(prompt(3000, 500), 4)
+    name = answer.headers["x-request-id"]
+
+    def marks() -> list[str]:
+        facts = pd.decode.get(f"/galaxy/requests/{name}").json
+        return [mark["name"] for mark in facts["marks"]]
+
+    until(lambda: "prefill_end" in marks(), "prefill's marks")
+    assert set(marks()) >= {
+        "received",
+        "tokenised",
+        "decided",
+        "prefill_leased",
+        "channel",
+        "prefill_start",
+        "prefill_end",
+        "transfer",
+        "first_token",
+        "last_token",
+    }
+    at_prefill = pd.prefill.get(f"/galaxy/requests/{name}").json
+    assert [mark["name"] for mark in at_prefill["marks"]][:2] == ["prefill_received", "prefill_start"]
+
+
+def test_many_at_once_and_nothing_is_kept(pd: PD) -> None:
+    lengths = [80, 128, 300, 640, 1000, 1300, 257, 90]
+    prompts = [prompt(4000 + n, length) for n, length in enumerate(lengths)]
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda tokens: pd.decode.tokens(tokens, 6)[1], prompts))
+    assert [transfer(answer)[1]["tokens"] for answer in got] == [str(length) for length in lengths]
+    _settled(pd)
+
+
+def test_a_client_that_goes_in_mid_transfer_frees_both_sides(pd: PD) -> None:
+    for seed in range(4):
+        body = {"prompt": prompt(5000 + seed, 1800), "max_tokens": 40, "ignore_eos": True}
+        reader = threading.Thread(target=lambda body=body: next(pd.decode.stream(body)))
+        reader.start()
+        reader.join(30)
+    _settled(pd)
+    got, answer = pd.decode.tokens(prompt(5100, 400), 4)
+    assert transfer(answer)[1]["tokens"] == "400"
+    assert got == pd.prefill.tokens(prompt(5100, 400), 4)[0]
+
+
+def test_what_only_decode_can_compute_is_not_sent(pd: PD) -> None:
+    _, answer = pd.decode.tokens(prompt(6000, 200), 2, n=2, temperature=1)
+    assert transfer(answer) == ("none", {"reason": "several-choices"})
+
+
+def test_decode_alone_says_why(nursery: Nursery) -> None:
+    alone = nursery.start("--role", "decode", "--pd-threshold-tokens", "64").ready()
+    _, answer = alone.tokens(prompt(7000, 200), 2)
+    assert transfer(answer) == ("none", {"reason": "no-prefill"})
+    alone.kill()
+
+
+def test_a_flipped_byte_is_caught_and_recomputed(nursery: Nursery, tmp_path: Path) -> None:
+    file = tmp_path / "armed"
+    pd = start_pair(nursery, fault={"FAULT": "flip", "FAULT_FILE": str(file)})
+    tokens = prompt(8000, 700)
+    file.touch()
+    before = pd.decode.sources()
+    got, answer = pd.decode.tokens(tokens, 12)
+    after = pd.decode.sources()
+    assert not file.exists()
+    rung, facts = transfer(answer)
+    assert (rung, facts["reason"]) == ("none", "checksum")
+    assert after["local_compute"] - before["local_compute"] == 700
+    assert after.get("external_kv_transfer", 0) == before.get("external_kv_transfer", 0)
+    assert 'outcome="checksum"' in pd.decode.get("/metrics").body.decode()
+    again, answer = pd.decode.tokens(prompt(8001, 700), 12)
+    assert transfer(answer)[1]["tokens"] == "700"
+    reference = nursery.start().ready()
+    assert got == reference.tokens(tokens, 12)[0]
+    assert again == reference.tokens(prompt(8001, 700), 12)[0]
+    for instance in (reference, pd.prefill, pd.decode):
+        instance.kill()
+
+
+def test_prefill_killed_in_mid_request_and_back_again(nursery: Nursery, tmp_path: Path) -> None:
+    file = tmp_path / "armed"
+    pd = start_pair(nursery, fault={"FAULT": "stall", "FAULT_FILE": str(file)})
+    file.touch()
+    tokens = prompt(9000, 1200)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(pd.decode.tokens, tokens, 12)
+        until(lambda: _computed(pd), "the prompt's computation")
+        pd.prefill.kill(signal.SIGKILL)
+        got, answer = asked.result(60)
+    assert transfer(answer)[1]["reason"] == "channel-closed"
+    _, answer = pd.decode.tokens(prompt(9001, 300), 2)
+    assert transfer(answer) == ("none", {"reason": "unreachable"})
+    reference = nursery.start().ready()
+    assert got == reference.tokens(tokens, 12)[0]
+    for instance in (reference, pd.decode):
+        instance.kill()
+
+
+def test_a_transfer_that_hangs_times_out_and_prefill_frees_its_blocks(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    file = tmp_path / "armed"
+    fault = {"FAULT": "stall", "FAULT_FILE": str(file)}
+    pd = start_pair(nursery, "--kv-transfer-seconds", "1", fault=fault)
+    file.touch()
+    got, answer = pd.decode.tokens(prompt(9500, 600), 8)
+    assert transfer(answer)[1]["reason"] == "timeout"
+    file.unlink()
+    _settled(pd)
+    assert got == pd.prefill.tokens(prompt(9500, 600), 8)[0]
+    for instance in (pd.prefill, pd.decode):
+        instance.kill()
+
+
+def test_term_at_prefill_lets_open_transfers_end(nursery: Nursery, tmp_path: Path) -> None:
+    file = tmp_path / "armed"
+    pd = start_pair(nursery, fault={"FAULT": "stall", "FAULT_FILE": str(file)})
+    file.touch()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(pd.decode.tokens, prompt(9700, 600), 4)
+        until(lambda: _computed(pd), "the prompt's computation")
+        pd.prefill.kill()
+        until(lambda: pd.prefill.status()["phase"] == "draining", "draining")
+        file.unlink()
+        _, answer = asked.result(60)
+    assert transfer(answer)[1]["tokens"] == "600"
+    assert pd.prefill.exited()["code"] == 0
+    pd.decode.kill()
+    assert pd.decode.exited()["code"] == 0
+
+
+def _computed(pd: PD) -> bool:
+    """Prefill's engine has computed more than the one token of its own start."""
+    text = pd.prefill.get("/metrics").body.decode()
+    lines = [line for line in text.splitlines() if line.startswith("vllm:prompt_tokens_by_source_total")]
+    return any(float(line.rsplit(" ", 1)[1]) > 1 for line in lines)
+
+
+def _settled(pd: PD) -> None:
+    """No request runs, and no block is held, on either side."""
+    for instance in (pd.prefill, pd.decode):
+        until(lambda instance=instance: _free(instance), "nothing is held")
+
+
+def _free(instance: Instance) -> bool:
+    instance.tokens([3, 4], 1)  # the engine reports its usage with a step
+    held: dict[str, float] = {}
+    for line in instance.get("/metrics").body.decode().splitlines():
+        name, _, rest = line.partition("{")
+        if name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"):
+            held[name] = held.get(name, 0) + float(rest.rsplit(" ", 1)[1])
+    assert len(held) == 3
+    return not any(held.values())
