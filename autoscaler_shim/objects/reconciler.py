@@ -143,11 +143,8 @@ class Reconciler:
         findings = Findings()
         chosen = selection.select(service, self.book.runtimes.values())
         if service.model is not None and chosen.runtime is None:
-            problem = Problem(
-                f"{service.field}.runtime", chosen.message, "apply such a runtime or name another"
-            )
-            if chosen.reason == "NoSupportingRuntime":
-                problem = problem._replace(field=f"{service.field}.modelFormat")
+            word = "modelFormat" if chosen.reason == "NoSupportingRuntime" else "runtime"
+            problem = Problem(f"{service.field}.{word}", chosen.message, chosen.remedy)
             return Outcome(old, None, failure=chosen.reason, problems=(problem,), stopped=service.stopped)
         runtime = chosen.runtime
         field_name = ""

@@ -32,6 +32,7 @@ class Selection(NamedTuple):
     reason: str = ""
     message: str = ""
     not_chosen: tuple[NotChosen, ...] = ()
+    remedy: str = ""
 
 
 def select(service: InferenceService, runtimes: Iterable[ServingRuntime]) -> Selection:
@@ -47,18 +48,19 @@ def _explicit(model: ModelSpec, visible: Sequence[ServingRuntime]) -> Selection:
     named = sorted((r for r in visible if r.meta.name == model.runtime), key=lambda r: r.cluster)
     if not named:
         close = nearest(model.runtime, [r.meta.name for r in visible])
-        hint = f"did you mean {close}?" if close else f"there are {_names(visible)}"
-        return Selection(None, "", "RuntimeNotRecognized", f"no runtime is named {model.runtime}; {hint}")
+        remedy = f"did you mean {close}?" if close else f"there are {_names(visible)}"
+        return Selection(None, "", "RuntimeNotRecognized", f"no runtime is named {model.runtime}", remedy)
     runtime = named[0]
     others = tuple(
         NotChosen(r.title, "the service names another runtime") for r in visible if r is not runtime
     )
     if runtime.disabled:
-        message = f"{runtime.title} is disabled; enable it (spec.disabled: false) or name another"
-        return Selection(None, "", "RuntimeDisabled", message, others)
+        remedy = "enable it (spec.disabled: false) or name another"
+        return Selection(None, "", "RuntimeDisabled", f"{runtime.title} is disabled", remedy, others)
     why = _unfit(runtime, model, need_auto_select=False)
     if why:
-        return Selection(None, "", "NoSupportingRuntime", f"{runtime.title} does not fit: {why}", others)
+        message = f"{runtime.title} does not fit: {why}"
+        return Selection(None, "", "NoSupportingRuntime", message, "name another runtime, or none", others)
     return Selection(runtime, _protocol(runtime, model), not_chosen=others)
 
 
@@ -72,17 +74,14 @@ def _automatic(model: ModelSpec, visible: Sequence[ServingRuntime]) -> Selection
         else:
             candidates.append(runtime)
     if not candidates:
-        word = _format(model)
         known = sorted({f.name for r in visible if not r.disabled for f in r.formats})
         close = nearest(model.format, known)
-        hint = (
-            f"did you mean {close}?"
-            if close and close != model.format
-            else f"formats here are {', '.join(known)}"
-        )
+        remedy = f"formats here are {', '.join(known) or '(none)'}"
+        if close and close != model.format:
+            remedy = f"did you mean {close}?"
         detail = "; ".join(f"{n.runtime}: {n.reason}" for n in reasons) or "there is no runtime"
-        message = f"no runtime serves model format {word} ({detail}); {hint}"
-        return Selection(None, "", "NoSupportingRuntime", message, tuple(reasons))
+        message = f"no runtime serves model format {_format(model)} ({detail})"
+        return Selection(None, "", "NoSupportingRuntime", message, remedy, tuple(reasons))
     # Newest first among equals, then by name: sort by name, then stably by the rest.
     candidates.sort(key=lambda r: r.meta.name)
     candidates.sort(key=lambda r: r.meta.created_at, reverse=True)

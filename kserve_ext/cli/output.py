@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 
 import click
 import yaml
-from rich import box
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from kserve_ext.cli.embedded.folder import Folder, default_data
@@ -49,16 +48,20 @@ def console() -> Console:
     return made if made.is_terminal else Console(highlight=False, width=240)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """Left-aligned columns without lines, as kubectl prints them."""
-    made = Table(
-        box=None if not title else box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False
-    )
+    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for column in columns:
-        made.add_column(column, overflow="fold", no_wrap=False)
+        made.add_column(column, overflow="fold")
     for row in rows:
         made.add_row(*(str(cell) for cell in row))
     return made
+
+
+def section(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> RenderableType:
+    """A table under its title, or "none"."""
+    made = table(columns, rows)
+    return Group(f"\n{title}:" + ("" if made.row_count else " none"), *([made] if made.row_count else []))
 
 
 def dump(document: Any, form: str) -> None:

@@ -96,7 +96,7 @@ def test_nothing_fits(extra: str, runtimes: list[ServingRuntime], reason: str, m
     found = select(service(extra), runtimes)
     assert found.runtime is None
     assert found.reason == reason
-    assert message in found.message
+    assert message in f"{found.message}; {found.remedy}"
 
 
 def test_a_version_must_be_listed() -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from kserve_ext.cli.client import Client, path_of
 from kserve_ext.cli.embedded.folder import Folder
-from kserve_ext.cli.output import age, console, data_option, namespace_option, plain, table
+from kserve_ext.cli.output import age, console, data_option, namespace_option, plain, section
 from kserve_ext.cli.verbs.get import required_kind
 
 Document = dict[str, Any]
@@ -65,7 +65,7 @@ def _service(client: Client, document: Document) -> None:
         )
         for c in status.get("conditions") or []
     ]
-    out.print(table(("TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"), conditions, "Conditions"))
+    out.print(section("Conditions", ("TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"), conditions))
     facts = client.call("GET", "/api/status").body
     mine = [r for r in facts["revisions"] if r["service"] == f"{meta['namespace']}/{meta['name']}"]
     revisions = [
@@ -81,7 +81,7 @@ def _service(client: Client, document: Document) -> None:
         for r in mine
     ]
     names = ("REVISION", "TRAFFIC", "DESIRED", "READY", "HELD", "HOME", "WHY")
-    out.print(table(names, revisions, "Revisions"))
+    out.print(section("Revisions", names, revisions))
     keys = {r["revision"] for r in mine}
     instances = [i for i in facts["instances"] if i.get("revision") in keys]
     processes = [
@@ -95,7 +95,7 @@ def _service(client: Client, document: Document) -> None:
         )
         for i in instances
     ]
-    out.print(table(("INSTANCE", "NODE", "STATE", "PID", "ADDRESS", "WHY"), processes, "Instances"))
+    out.print(section("Instances", ("INSTANCE", "NODE", "STATE", "PID", "ADDRESS", "WHY"), processes))
 
 
 def _indented(spec: Document) -> str:

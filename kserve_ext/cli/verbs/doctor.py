@@ -101,9 +101,8 @@ def cluster(folder: Folder) -> Iterator[Finding]:
     if not folder.supervisor():
         left = folder.living()
         if left:
-            yield Finding(
-                "failed", f"{len(left)} parts run without a supervisor", f"galaxy down --data {folder.root}"
-            )
+            what = f"{len(left)} parts run without a supervisor"
+            yield Finding("failed", what, f"galaxy down --data {folder.root}")
         else:
             yield Finding("ok", f"the cluster in {folder.root} is down")
         return

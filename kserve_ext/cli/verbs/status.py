@@ -13,7 +13,7 @@ from kserve_ext.api.quantities import show_mebibytes, show_milli
 from kserve_ext.cli.client import Client
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.failure import Failure
-from kserve_ext.cli.output import console, data_option, dump, format_option, plain, table
+from kserve_ext.cli.output import console, data_option, dump, format_option, plain, section
 
 Document = dict[str, Any]
 EVERY_S = 1.0
@@ -71,7 +71,7 @@ def _functions(facts: Document) -> RenderableType:
                 plain(str(function.get("error", ""))),
             )
         )
-    return table(("FUNCTION", "EPOCH", "PARTITION", "HELD", "IN FLIGHT", "ERROR"), rows, "Functions")
+    return section("Functions", ("FUNCTION", "EPOCH", "PARTITION", "HELD", "IN FLIGHT", "ERROR"), rows)
 
 
 def _nodes(facts: Document) -> RenderableType:
@@ -91,7 +91,7 @@ def _nodes(facts: Document) -> RenderableType:
             )
         )
     names = ("NODE", "CPU FREE", "MEMORY FREE", "GPUS FREE", "SLOTS", "INSTANCES", "MODELS", "ERROR")
-    return table(names, rows, "Nodes")
+    return section("Nodes", names, rows)
 
 
 def _revisions(facts: Document) -> RenderableType:
@@ -109,7 +109,7 @@ def _revisions(facts: Document) -> RenderableType:
         for r in facts["revisions"]
     ]
     names = ("REVISION", "TRAFFIC", "HOME", "DESIRED", "READY", "STARTING", "HELD", "WHY")
-    return table(names, rows, "Revisions")
+    return section("Revisions", names, rows)
 
 
 def _instances(facts: Document) -> RenderableType:
@@ -124,4 +124,4 @@ def _instances(facts: Document) -> RenderableType:
         )
         for i in facts["instances"]
     ]
-    return table(("INSTANCE", "NODE", "STATE", "PID", "ADDRESS", "WHY"), rows, "Instances")
+    return section("Instances", ("INSTANCE", "NODE", "STATE", "PID", "ADDRESS", "WHY"), rows)
