@@ -32,17 +32,20 @@ class KvMemory:
         """`tensors`: the paged cache of each layer; the first dimension counts blocks."""
         import torch
 
-        layers = []
+        views, blocks = [], 0
         for name in sorted(tensors):
             tensor = tensors[name]
             if tensor.device.type != "cpu" or not tensor.is_contiguous():
                 raise ValueError(f"{name}: only contiguous KV caches in host memory can be transferred")
-            layers.append(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
-            self.blocks = tensor.shape[0]
-        sizes = {len(layer) for layer in layers}
-        if len(sizes) != 1:
-            raise ValueError("the layers' KV caches differ in size: this model can't be split")
-        self.block_bytes = sizes.pop() // self.blocks
+            views.append(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+            blocks = tensor.shape[0]
+        self.register_views(views, blocks)
+
+    def register_views(self, layers: list[memoryview], blocks: int) -> None:
+        if len({len(layer) for layer in layers}) != 1:
+            raise ValueError("the layers' KV caches differ in size: this model's KV can't be transferred")
+        self.block_bytes = len(layers[0]) // blocks
+        self.blocks = blocks
         self._layers = layers
 
     def view(self, layer: int, first: int, blocks: int) -> memoryview:

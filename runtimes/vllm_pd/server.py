@@ -125,6 +125,7 @@ class Instance:
                 await self.pair.drain(self.args.drain_seconds)
         finally:
             self.pair.close()
+            self.status.close()
         return code
 
     async def _load(self, stack: contextlib.AsyncExitStack) -> StartRefused | None:

@@ -88,6 +88,12 @@ class Status:
             "error": self._error,
         }
 
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
     def _publish(self) -> None:
         with self._lock:  # the engine's thread has news too
             self._publish_one()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import signal
@@ -165,6 +166,32 @@ def test_v2_infer_in_json_and_in_binary(unified: Instance) -> None:
     assert len(answer.body) == length + size
     first = plain["outputs"][0]["data"][0].encode()
     assert answer.body[length : length + 4 + len(first)] == struct.pack("<I", len(first)) + first
+
+
+def test_the_official_kserve_client(unified: Instance) -> None:
+    kserve = pytest.importorskip("kserve")
+    base = f"http://127.0.0.1:{unified.port}"
+
+    async def ask() -> tuple[Any, Any, bool]:
+        v1 = kserve.InferenceRESTClient(kserve.RESTConfig(protocol="v1"))
+        v2 = kserve.InferenceRESTClient(kserve.RESTConfig(protocol="v2"))
+        tensor = kserve.InferInput(name="text_input", shape=[1], datatype="BYTES", data=["hello"])
+        request = kserve.InferRequest(
+            model_name="tiny", infer_inputs=[tensor], parameters={"max_tokens": 3, "temperature": 0}
+        )
+        body = {"instances": ["hello"], "parameters": {"max_tokens": 3, "temperature": 0}}
+        answers = (
+            await v1.infer(base, body, model_name="tiny"),
+            await v2.infer(base, request, model_name="tiny"),
+            await v2.is_model_ready(base, "tiny") and await v1.is_model_ready(base, "tiny"),
+        )
+        await v1.close()
+        await v2.close()
+        return answers
+
+    predicted, inferred, ready = asyncio.run(ask())
+    assert ready
+    assert predicted["predictions"] == inferred.outputs[0].data
 
 
 def test_v2_bad_request(unified: Instance) -> None:

@@ -1,0 +1,239 @@
+"""Decode's and prefill's halves against each other, over real channels and without an engine."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+
+import pytest
+
+from runtimes.transport.channel import ChannelError, Rung
+from runtimes.transport.handshake import Identity
+from runtimes.transport.listener import Listener, dial
+from runtimes.transport.pair import Channel
+from runtimes.vllm_pd import jobs
+from runtimes.vllm_pd.kv_memory import KvMemory
+from runtimes.vllm_pd.landing import Landings, Outcome
+from runtimes.vllm_pd.pushing import Pushes
+
+LAYERS, BLOCKS, SIZE = 3, 40, 1024
+WAIT_S = 10.0
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def memory(seed: int) -> tuple[KvMemory, list[memoryview]]:
+    layers = [memoryview(bytearray(random.Random(seed + n).randbytes(BLOCKS * SIZE))) for n in range(LAYERS)]
+    made = KvMemory()
+    made.register_views(layers, BLOCKS)
+    return made, layers
+
+
+class Setup:
+    """One decode with a channel to one prefill, and queues of what they tell."""
+
+    def __init__(self, rung: Rung) -> None:
+        self.clock = Clock()
+        self.prefill_memory, self.source = memory(1)
+        self.decode_memory, self.target = memory(9)
+        self.pushes = Pushes(self.prefill_memory, 60.0, self.clock)
+        self.landings = Landings(self.decode_memory, 30.0, self.clock)
+        self.jobs: SimpleQueue[tuple[int, jobs.Prefill]] = SimpleQueue()
+        self.cancelled: SimpleQueue[int] = SimpleQueue()
+        self.outcomes: SimpleQueue[Outcome] = SimpleQueue()
+        self.computed: SimpleQueue[tuple[float, float]] = SimpleQueue()
+        self.pushes.accept_jobs(lambda key, job: self.jobs.put((key, job)), self.cancelled.put)
+        accepted: SimpleQueue[Channel] = SimpleQueue()
+        self.listener = Listener(b"key", lambda: Identity("p", 1, "l"), accepted.put)
+        window = LAYERS * SIZE * 4
+        identity = Identity("d", 1, "l")
+        self.channel = dial(self.listener.addr, b"key", identity, rungs=(rung,), window=window)
+        self.far = accepted.get(timeout=WAIT_S)
+        self.pushes.attach(self.far)
+        self.landings.attach(self.channel)
+
+    def open(self, tokens: int = 100) -> tuple[int, int]:
+        """decode's number, prefill's key"""
+        number = self.landings.open(
+            self.channel,
+            "request",
+            list(range(tokens)),
+            self.outcomes.put,
+            lambda started, ended: self.computed.put((started, ended)),
+        )
+        key, job = self.jobs.get(timeout=WAIT_S)
+        assert (job.transfer, job.request_id, len(job.tokens)) == (number, "request", tokens)
+        return number, key
+
+    def outcome(self) -> Outcome:
+        return self.outcomes.get(timeout=WAIT_S)
+
+    def close(self) -> None:
+        self.channel.close()
+        self.far.close()
+        self.listener.close()
+
+
+@pytest.fixture(params=["shm", "tcp"])
+def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
+    made = Setup(request.param)
+    yield made
+    made.close()
+
+
+def same(setup: Setup, sources: list[int], targets: list[int]) -> bool:
+    return all(
+        setup.source[layer][s * SIZE : (s + 1) * SIZE] == setup.target[layer][t * SIZE : (t + 1) * SIZE]
+        for layer in range(LAYERS)
+        for s, t in zip(sources, targets, strict=True)
+    )
+
+
+def test_blocks_arrive_chunk_by_chunk_and_only_those_asked_for(setup: Setup) -> None:
+    sources, targets = [4, 5, 6, 7, 20, 21, 30], [10, 11, 12, 0, 1]
+    untouched = bytes(setup.target[0][13 * SIZE :])
+    number, key = setup.open()
+    setup.pushes.computed(key, "engine-p", sources[:4], 3, False)
+    setup.landings.reserve(number, "engine-d", 2, targets, 80)
+    setup.pushes.computed(key, "engine-p", sources, 5, False)
+    assert setup.landings.results() == (set(), set())
+    setup.pushes.computed(key, "engine-p", sources, 7, True)
+    outcome = setup.outcome()
+    assert outcome._replace(ms=0) == Outcome("", outcome.rung, 5 * LAYERS * SIZE, 5, 80, 0)
+    assert same(setup, sources[2:], targets)
+    assert bytes(setup.target[0][13 * SIZE :]) == untouched
+    assert setup.landings.results() == ({"engine-d"}, set())
+    assert setup.landings.results() == (set(), set())
+    assert _eventually(lambda: setup.pushes.results({"engine-p", "stranger"})) == {"engine-p"}
+    assert setup.pushes.open_transfers == setup.landings.open_transfers == 0
+
+
+def test_reserving_first_works_as_well(setup: Setup) -> None:
+    number, key = setup.open()
+    setup.landings.reserve(number, "engine-d", 0, [1, 2], 40)
+    setup.pushes.computed(key, "engine-p", [8, 9], 2, True)
+    assert setup.outcome().reason == ""
+    assert same(setup, [8, 9], [1, 2])
+    setup.pushes.job_ended(key, 5.0, 6.0, "")
+
+
+def test_the_times_of_the_computation_are_told(setup: Setup) -> None:
+    _, key = setup.open()
+    setup.pushes.job_ended(key, 5.0, 6.0, "")
+    assert setup.computed.get(timeout=WAIT_S) == (5.0, 6.0)
+
+
+def test_a_job_that_fails_ends_the_transfer_on_both_sides(setup: Setup) -> None:
+    number, key = setup.open()
+    setup.landings.reserve(number, "engine-d", 0, [1, 2], 40)
+    setup.pushes.job_ended(key, 5.0, 6.0, "out of cheese")
+    assert setup.outcome().reason == "out of cheese"
+    assert setup.landings.results() == ({"engine-d"}, {"engine-d"})
+    assert setup.pushes.open_transfers == 0
+
+
+def test_too_few_blocks_never_count_as_whole(setup: Setup) -> None:
+    number, key = setup.open()
+    setup.landings.reserve(number, "engine-d", 0, [1, 2, 3], 40)
+    setup.pushes.computed(key, "engine-p", [8, 9], 2, True)
+    assert setup.outcome().reason == "short"
+    assert setup.landings.results() == ({"engine-d"}, {"engine-d"})
+
+
+def test_decode_gives_up_in_time_and_prefill_frees_its_blocks(setup: Setup) -> None:
+    number, key = setup.open()
+    setup.pushes.computed(key, "engine-p", [8, 9], 1, False)
+    setup.landings.reserve(number, "engine-d", 0, [1, 2], 40)
+    assert setup.pushes.results({"engine-p"}) == set()
+    setup.clock.now = 31.0
+    assert setup.landings.results() == ({"engine-d"}, {"engine-d"})
+    assert setup.outcome().reason == "timeout"
+    assert setup.cancelled.get(timeout=WAIT_S) == key
+    assert _eventually(lambda: setup.pushes.results(set())) == {"engine-p"}
+
+
+def test_prefills_lease_ends_although_decode_says_nothing(setup: Setup) -> None:
+    number, key = setup.open()
+    setup.pushes.computed(key, "engine-p", [8, 9], 2, True)
+    assert setup.pushes.results({"engine-p"}) == set()  # nothing was reserved: kept
+    setup.clock.now = 61.0
+    assert setup.pushes.results(set()) == {"engine-p"}
+    assert setup.outcome().reason == "lease-expired"
+    setup.landings.reserve(number, "engine-d", 0, [1, 2], 40)  # too late: told at once
+    assert setup.landings.results() == ({"engine-d"}, {"engine-d"})
+
+
+def test_a_cancelled_transfer_writes_nothing_more(setup: Setup) -> None:
+    number, key = setup.open()
+    setup.landings.reserve(number, "engine-d", 0, [1, 2], 40)
+    before = bytes(setup.target[0])
+    setup.landings.cancel(number, "the client has gone")
+    assert setup.cancelled.get(timeout=WAIT_S) == key
+    setup.pushes.computed(key, "engine-p", [8, 9], 2, True)
+    assert setup.landings.results() == ({"engine-d"}, {"engine-d"})
+    assert setup.pushes.results({"engine-p"}) == {"engine-p"}
+    assert bytes(setup.target[0]) == before
+
+
+def test_losing_the_channel_fails_everything_on_it(setup: Setup) -> None:
+    number, key = setup.open()
+    _, other = setup.open()
+    setup.landings.reserve(number, "engine-d", 0, [1, 2], 40)
+    setup.pushes.computed(key, "engine-p", [8], 1, False)
+    setup.far.close()
+    assert {setup.outcome().reason, setup.outcome().reason} == {"channel-closed"}
+    assert setup.landings.results() == ({"engine-d"}, {"engine-d"})
+    assert _eventually(lambda: setup.pushes.results({"engine-p"})) == {"engine-p"}
+    assert {setup.cancelled.get(timeout=WAIT_S), setup.cancelled.get(timeout=WAIT_S)} == {key, other}
+    with pytest.raises(ChannelError):
+        setup.landings.open(setup.channel, "r", [1], setup.outcomes.put, lambda a, b: None)
+    assert setup.landings.open_transfers == 0
+
+
+def test_preempted_blocks_are_not_read_any_more(setup: Setup) -> None:
+    number, key = setup.open()
+    setup.landings.reserve(number, "engine-d", 0, [1, 2, 3], 40)
+    setup.pushes.computed(key, "engine-p", [8], 1, False)
+    setup.pushes.preempted(key)
+    setup.source[0][8 * SIZE : 9 * SIZE] = bytes(SIZE)
+    assert setup.outcome().reason == "preempted"
+    assert setup.landings.results() == ({"engine-d"}, {"engine-d"})
+
+
+def test_a_draining_prefill_refuses_jobs(setup: Setup) -> None:
+    setup.pushes.refuse_jobs()
+    setup.landings.open(setup.channel, "r", [1], setup.outcomes.put, lambda a, b: None)
+    assert setup.outcome().reason == "not-serving"
+
+
+def test_caches_of_another_shape_are_incompatible(setup: Setup) -> None:
+    number, _ = setup.open()
+    setup.decode_memory.register_views([memoryview(bytearray(BLOCKS * SIZE))], BLOCKS)
+    setup.landings.reserve(number, "engine-d", 0, [1], 40)
+    assert setup.outcome().reason == "incompatible"
+
+
+def test_many_transfers_share_one_channel(setup: Setup) -> None:
+    opened = [setup.open() for _ in range(8)]
+    for index, (number, key) in enumerate(opened):
+        setup.landings.reserve(number, f"d{index}", 0, [index * 5 + n for n in range(5)], 40)
+        setup.pushes.computed(key, f"p{index}", [39 - index * 5 - n for n in range(5)], 5, True)
+    assert {setup.outcome().reason for _ in opened} == {""}
+    assert same(setup, list(range(39, -1, -1)), list(range(40)))
+
+
+def _eventually(result: Callable[[], set[str]]) -> set[str]:
+    """Threads of the other side finish on their own; their result comes once."""
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        if got := result():
+            return got
+        time.sleep(0.005)
+    return set()
