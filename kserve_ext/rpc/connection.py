@@ -1,21 +1,23 @@
-"""One rpc connection, either side: frames in and out, calls under way, deadlines, the hello.
+"""One rpc connection, either side: frames in and out, calls under way, deadlines, back-pressure.
 
-Hot file (STYLE 4). Writes of one loop iteration leave in one send; one timer serves all deadlines of a connection;
-a call costs no coroutine. It decides nothing about whom to call or what a message means: that is rpc.Rpc.
+Hot file (STYLE 4). What one batch of received bytes makes us say leaves in one write, as does everything else that
+is said in one loop iteration; one timer serves all deadlines; a call costs no coroutine. Calls made before the hello
+is over wait here and count as not sent. It decides nothing about whom to call or what a message means: that is Rpc.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
+import logging
 import os
-from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from kserve_ext.rpc import hello
 from kserve_ext.rpc.errors import RpcError
+from kserve_ext.rpc.pending import MAX_PENDING, Done, Pending, finish
 from kserve_ext.wire import frames
 from kserve_ext.wire.frames import ErrorCode, Frame, FrameReader, frame
 from kserve_ext.wire.messages import METHODS, Message
@@ -23,11 +25,18 @@ from kserve_ext.wire.messages import METHODS, Message
 if TYPE_CHECKING:
     from kserve_ext.rpc.rpc import Rpc
 
-Done = Callable[[Message | RpcError], None]
+log = logging.getLogger(__name__)
 
-MAX_PENDING: Final = 65_536
+#: bytes that may wait for a peer that doesn't read, before calls to it are refused
 HIGH_WATER_BYTES: Final = 8 * 1024 * 1024
+#: bytes of one loop iteration after which we write without waiting for its end
+FLUSH_BYTES: Final = 256 * 1024
+#: bytes in the transport's own buffer before it tells us to wait
+TRANSPORT_BYTES: Final = 1024 * 1024
+#: what a stranger may send before the hello is over
+STRANGER_BYTES: Final = 16 * 1024
 HELLO_TIMEOUT_S: Final = 5.0
+STALL_TIMEOUT_S: Final = 30.0
 _NEW, _HELLO, _OPEN, _CLOSED = 0, 1, 2, 3
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -39,23 +48,22 @@ class Connection(asyncio.Protocol):
     """One side of one connection. `caller` dials and calls; the other side only answers."""
 
     __slots__ = (
-        "_challenge",
-        "_deadlines",
+        "_corked",
         "_flush_at",
-        "_hello_timer",
-        "_next_id",
-        "_nonce",
+        "_greeting",
         "_out",
+        "_out_bytes",
+        "_paused",
         "_pending",
         "_reader",
         "_rpc",
+        "_stall_timer",
         "_state",
-        "_timer",
+        "_stranger_bytes",
         "_transport",
         "addr",
         "caller",
         "loop",
-        "opened",
         "peer",
         "peer_epoch",
     )
@@ -63,53 +71,73 @@ class Connection(asyncio.Protocol):
     def __init__(self, rpc: Rpc, loop: asyncio.AbstractEventLoop, addr: str = "") -> None:
         self._rpc = rpc
         self.loop = loop
-        self.addr = addr  # whom we dialled; "" on the listening side
+        self.addr = addr  # whom we dial; "" on the listening side
         self.caller = bool(addr)
         self.peer = ""  # authenticated name
         self.peer_epoch = 0
-        self.opened: asyncio.Future[None] = loop.create_future()
         self._transport: asyncio.Transport | None = None
         self._reader = FrameReader()
         self._state = _NEW
-        self._nonce = b""
-        self._challenge: hello.Challenge | None = None
-        self._hello_timer: asyncio.TimerHandle | None = None
+        nonce = os.urandom(hello.NONCE_BYTES)
+        self._greeting = hello.Greeting(rpc.name, rpc.key, nonce, caller=self.caller)
+        self._stranger_bytes = 0
         self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._corked = False  # data_received() or the end of the hello flushes
+        self._paused = False  # the transport's buffer is full
         self._flush_at: asyncio.Handle | None = None
-        self._next_id = 1
-        self._pending: dict[int, tuple[Done, int]] = {}
-        self._deadlines: list[tuple[float, int]] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._pending = Pending(loop, addr)
+        self._stall_timer: asyncio.TimerHandle | None = None
 
     # --- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
         self._transport = transport  # type: ignore[assignment]  # uvloop's own class
+        if self._state == _CLOSED:
+            transport.abort()  # type: ignore[attr-defined]
+            return
+        transport.set_write_buffer_limits(TRANSPORT_BYTES)  # type: ignore[attr-defined]
         self._state = _HELLO
-        self._nonce = os.urandom(hello.NONCE_BYTES)
-        self._hello_timer = self.loop.call_later(HELLO_TIMEOUT_S, self._hello_late)
+        self._stall_timer = self.loop.call_later(HELLO_TIMEOUT_S, self._stalled)
         if self.caller:
-            self._challenge = hello.Challenge(self._rpc.name, self._nonce)
-            self._send_hello(self._challenge)
+            transport.write(_hello(self._greeting.first()))  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
+        self._corked = True
         try:
-            for f in self._reader.feed(data):
-                kind = f[0]
-                if self._state == _OPEN:
-                    if kind == frames.REQUEST:
-                        self._rpc.requested(self, f)
-                    elif kind == frames.REPLY or kind == frames.ERROR:
+            received = self._reader.feed(data)
+            if self._state == _OPEN:
+                if self.caller:
+                    for f in received:
                         self._replied(f)
-                elif self._state == _HELLO:
-                    self._greet(f)
+                else:
+                    rpc, arrived = self._rpc, monotonic()
+                    for f in received:
+                        rpc.requested(self, f, arrived)
+            elif self._state == _HELLO:
+                self._greet(received, len(data))
         except frames.Malformed as error:
             self.drop(RpcError(ErrorCode.MALFORMED, str(error), self.addr))
-        except hello.HelloFailed as error:
-            self._send_hello(hello.Refusal(str(error)))
-            self._flush()
-            self.drop(RpcError(ErrorCode.REFUSED, str(error), self.addr, sent=False))
+        self._corked = False
+        if self._out and not self._paused:
+            self.flush()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+        self._stall_timer = self.loop.call_later(STALL_TIMEOUT_S, self._stalled)
+        if not self.caller and self._transport is not None:
+            self._transport.pause_reading()  # no new requests from a peer that doesn't take its replies
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+        if self._state == _CLOSED:
+            return
+        if not self.caller and self._transport is not None:
+            self._transport.resume_reading()
+        if self._out and self._flush_at is None:
+            self._flush_at = self.loop.call_soon(self.flush)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.drop(
@@ -122,10 +150,6 @@ class Connection(asyncio.Protocol):
     def alive(self) -> bool:
         return self._state != _CLOSED
 
-    @property
-    def under_way(self) -> int:
-        return len(self._pending)
-
     def call(
         self,
         method: int,
@@ -137,28 +161,28 @@ class Connection(asyncio.Protocol):
         span: bytes,
     ) -> None:
         """Sends a request; `done` gets the reply or an RpcError, never within this call."""
-        transport = self._transport
-        if self._state != _OPEN or transport is None or len(self._pending) >= MAX_PENDING:
-            why = "not open" if self._state != _OPEN else f"{MAX_PENDING} calls are pending on it"
-            code = ErrorCode.UNAVAILABLE if self._state != _OPEN else ErrorCode.REFUSED
-            self.loop.call_soon(done, RpcError(code, f"connection is {why}", self.addr, sent=False))
+        pending = self._pending
+        body = _encode(message)
+        if self._state == _CLOSED or len(pending) >= MAX_PENDING or self._out_bytes > HIGH_WATER_BYTES:
+            self._refuse(done)
             return
-        call_id = self._next_id
-        self._next_id = call_id + 1 if call_id < 0xFFFFFFFF else 1
-        self._pending[call_id] = (done, method)
-        due = self.loop.time() + timeout_s
-        heapq.heappush(self._deadlines, (due, call_id))
-        if self._timer is None:
-            self._timer = self.loop.call_at(due, self._expire)
-        self.write(
-            frame(
-                frames.REQUEST, method, call_id, _encode(message), epoch, int(timeout_s * 1000), trace, span
-            )
-        )
+        if len(body) > frames.MAX_BODY_BYTES:
+            why = f"{type(message).__name__} has {len(body)} bytes, at most {frames.MAX_BODY_BYTES} go"
+            self.loop.call_soon(done, RpcError(ErrorCode.REFUSED, why, self.addr, sent=False))
+            return
+        call_id = pending.add(done, method, timeout_s)
+        deadline_ms = max(1, int(timeout_s * 1000))
+        self.write(frame(frames.REQUEST, method, call_id, body, epoch, deadline_ms, trace, span))
 
     def reply(self, f: Frame, message: Message, epoch: int) -> None:
-        if self._state == _OPEN:
-            self.write(frame(frames.REPLY, f[1], f[2], _encode(message), epoch))
+        if self._state != _OPEN:
+            return
+        body = _encode(message)
+        if len(body) > frames.MAX_BODY_BYTES:
+            why = f"{type(message).__name__} has {len(body)} bytes, at most {frames.MAX_BODY_BYTES} go"
+            self.reply_error(f, ErrorCode.INTERNAL, why, epoch)
+            return
+        self.write(frame(frames.REPLY, f[1], f[2], body, epoch))
 
     def reply_error(self, f: Frame, code: ErrorCode, detail: str, epoch: int) -> None:
         if self._state == _OPEN:
@@ -166,8 +190,11 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         self._out.append(data)
-        if self._flush_at is None:
-            self._flush_at = self.loop.call_soon(self._flush)
+        self._out_bytes += len(data)
+        if self._out_bytes > FLUSH_BYTES:
+            self.flush()
+        elif self._flush_at is None and not self._corked and self._state == _OPEN:
+            self._flush_at = self.loop.call_soon(self.flush)
 
     def drop(self, error: RpcError) -> None:
         """Ends the connection; every call under way fails with `error`."""
@@ -175,97 +202,97 @@ class Connection(asyncio.Protocol):
             return
         was_open = self._state == _OPEN
         self._state = _CLOSED
-        for timer in (self._timer, self._hello_timer, self._flush_at):
+        for timer in (self._stall_timer, self._flush_at):
             if timer is not None:
                 timer.cancel()
         if self._transport is not None:
-            self._transport.abort() if error.code == ErrorCode.MALFORMED else self._transport.close()
-        pending, self._pending = self._pending, {}
-        for done, _ in pending.values():
-            done(RpcError(error.code, error.detail, self.addr, sent=True))
-        if not self.opened.done():
-            self.opened.set_exception(RpcError(error.code, error.detail, self.addr, sent=False))
-            self.opened.exception()  # whoever waits has it; nobody waiting is no mistake
+            abort = self._paused or error.code == ErrorCode.MALFORMED
+            self._transport.abort() if abort else self._transport.close()
+        self._out.clear()
+        self._pending.fail(error.code, error.detail)
         self._rpc.closed(self, was_open)
+
+    def flush(self) -> None:
+        self._flush_at = None
+        out, transport = self._out, self._transport
+        if self._state != _OPEN or self._paused or transport is None or not out:
+            return
+        self._out = []
+        self._out_bytes = 0
+        transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     # --- inside
 
-    def _flush(self) -> None:
-        self._flush_at = None
-        out, self._out = self._out, []
-        transport = self._transport
-        if transport is None or self._state == _CLOSED or not out:
-            return
-        transport.write(out[0] if len(out) == 1 else b"".join(out))
-        if transport.get_write_buffer_size() > HIGH_WATER_BYTES:
-            why = f"the peer has not read {HIGH_WATER_BYTES} bytes of ours"
-            self.drop(RpcError(ErrorCode.UNAVAILABLE, why, self.addr))
+    def _refuse(self, done: Done) -> None:
+        if self._state == _CLOSED:
+            error = RpcError(ErrorCode.UNAVAILABLE, "connection is closed", self.addr, sent=False)
+        elif len(self._pending) >= MAX_PENDING:
+            why = f"{MAX_PENDING} calls are pending on its connection"
+            error = RpcError(ErrorCode.REFUSED, why, self.addr, sent=False)
+        else:
+            why = f"it doesn't read: {self._out_bytes} bytes wait for it"
+            error = RpcError(ErrorCode.REFUSED, why, self.addr, sent=False)
+        self.loop.call_soon(done, error)
 
     def _replied(self, f: Frame) -> None:
-        self.peer_epoch = f[4]
-        found = self._pending.pop(f[2], None)
+        found = self._pending.take(f[2])
         if found is None:
             return  # its deadline has passed
-        done, method = found
+        self.peer_epoch = f[4]
+        done, method, _ = found
+        result: Message | RpcError
         try:
             if f[0] == frames.REPLY:
-                done(_reply_decoders[method](f[7]))
+                result = _reply_decoders[method](f[7])
             else:
                 code, detail = _error_body(f[7])
-                done(RpcError(ErrorCode(code), detail, self.addr))
+                result = RpcError(ErrorCode(code), detail, self.addr)
         except (msgspec.DecodeError, ValueError) as error:
-            done(RpcError(ErrorCode.MALFORMED, f"reply of {self.peer}: {error}", self.addr))
+            result = RpcError(ErrorCode.MALFORMED, f"reply of {self.peer}: {error}", self.addr)
+        finish(done, result)
 
-    def _expire(self) -> None:
-        """Fails the calls whose time is up, and arms the timer for the next one still pending."""
-        self._timer = None
-        now = self.loop.time()
-        heap = self._deadlines
-        while heap and (heap[0][1] not in self._pending or heap[0][0] <= now + 0.001):
-            _, call_id = heapq.heappop(heap)
-            found = self._pending.pop(call_id, None)
-            if found is not None:
-                found[0](RpcError(ErrorCode.DEADLINE, "no answer in time", self.addr))
-        if heap and self._state == _OPEN:
-            self._timer = self.loop.call_at(heap[0][0], self._expire)
-
-    def _send_hello(self, message: msgspec.Struct) -> None:
-        self.write(frame(frames.HELLO, 0, 0, hello.encode(message)))
-
-    def _hello_late(self) -> None:
+    def _stalled(self) -> None:
         if self._state == _HELLO:
-            why = f"no hello within {HELLO_TIMEOUT_S} s"
-            self.drop(RpcError(ErrorCode.UNAVAILABLE, why, self.addr, sent=False))
+            self.drop(RpcError(ErrorCode.UNAVAILABLE, f"no hello within {HELLO_TIMEOUT_S} s", self.addr))
+        elif self._paused and self._transport is not None:
+            why = f"the peer has not read for {STALL_TIMEOUT_S} s"
+            log.warning("%s: %s; the connection is given up", self.peer, why)
+            self.drop(RpcError(ErrorCode.UNAVAILABLE, why, self.addr))
 
-    def _greet(self, f: Frame) -> None:
-        if f.kind != frames.HELLO:
-            raise hello.HelloFailed("a request before the hello")
-        key = self._rpc.key
-        if self.caller:
-            assert self._challenge is not None
-            try:
-                response = hello.decode(f.body, hello.Response)
-            except hello.HelloFailed:
-                raise hello.HelloFailed(hello.decode(f.body, hello.Refusal).why) from None
-            proof = hello.prove(key, b"listener", self._challenge, response.name, response.nonce)
-            hello.check(proof, response.proof, response.name)
-            self._send_hello(
-                hello.Confirm(hello.prove(key, b"caller", self._challenge, response.name, response.nonce))
-            )
-            self.peer = response.name
-            self._open()
-        elif self._challenge is None:
-            self._challenge = hello.decode(f.body, hello.Challenge)
-            proof = hello.prove(key, b"listener", self._challenge, self._rpc.name, self._nonce)
-            self._send_hello(hello.Response(self._rpc.name, self._nonce, proof))
-        else:
-            proof = hello.prove(key, b"caller", self._challenge, self._rpc.name, self._nonce)
-            hello.check(proof, hello.decode(f.body, hello.Confirm).proof, self._challenge.name)
-            self.peer = self._challenge.name
-            self._open()
+    def _greet(self, received: list[Frame], size: int) -> None:
+        greeting, transport = self._greeting, self._transport
+        assert transport is not None
+        try:
+            for k, f in enumerate(received):
+                if f.kind != frames.HELLO:
+                    raise hello.HelloFailed("the peer speaks before the hello is over")
+                answer = greeting.received(f.body)
+                if answer:
+                    transport.write(_hello(answer))
+                if greeting.done:
+                    self._opened(received[k + 1 :])
+                    return
+        except hello.HelloFailed as error:
+            if not isinstance(error, hello.HelloRefused):
+                transport.write(_hello(hello.encode(hello.Refusal(str(error)))))
+            log.warning("hello with %s failed: %s", self.addr or "a caller", error)
+            self.drop(RpcError(ErrorCode.REFUSED, str(error), self.addr))
+            return
+        self._stranger_bytes += size
+        if self._stranger_bytes > STRANGER_BYTES:
+            raise frames.Malformed(f"{self._stranger_bytes} bytes before the hello is over")
 
-    def _open(self) -> None:
+    def _opened(self, early: list[Frame]) -> None:
+        self.peer = self._greeting.peer
         self._state = _OPEN
-        if self._hello_timer is not None:
-            self._hello_timer.cancel()
-        self.opened.set_result(None)
+        self._pending.sent = True
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+        if not self.caller:
+            arrived = monotonic()
+            for f in early:
+                self._rpc.requested(self, f, arrived)
+
+
+def _hello(body: bytes) -> bytes:
+    return frame(frames.HELLO, 0, 0, body)

@@ -6,6 +6,8 @@ neither replayed nor reflected. Nothing is handled before it: nobody outside the
     caller -> listener   [name, nonce]
     listener -> caller   [name, nonce, proof]
     caller -> listener   [proof]
+
+Whoever finds the other's proof wrong says so with [why] instead of its next message, so that both logs tell.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ NONCE_BYTES = 16
 
 class HelloFailed(Exception):
     """The peer doesn't hold our key, or speaks something else. The text says what to do."""
+
+
+class HelloRefused(HelloFailed):
+    """The peer says that we don't hold its key."""
 
 
 class Challenge(msgspec.Struct, array_like=True, frozen=True):
@@ -48,21 +54,76 @@ class Refusal(msgspec.Struct, array_like=True, frozen=True):
 encode = msgspec.msgpack.Encoder().encode
 
 
-def prove(key: bytes, role: bytes, caller: Challenge, listener_name: str, listener_nonce: bytes) -> bytes:
-    """The proof of one side (role b"caller" or b"listener") for this pair of names and nonces."""
-    parts = (VERSION, role, caller.name.encode(), caller.nonce, listener_name.encode(), listener_nonce)
-    text = b"".join(len(part).to_bytes(4, "little") + part for part in parts)
-    return hmac.digest(key, text, hashlib.sha256)
+class Greeting:
+    """One side of one hello: bodies in, bodies out. `peer` is the other's name once `done`."""
+
+    __slots__ = ("_challenge", "_key", "_name", "_nonce", "caller", "done", "peer")
+
+    def __init__(self, name: str, key: bytes, nonce: bytes, *, caller: bool) -> None:
+        self._name = name
+        self._key = key
+        self._nonce = nonce
+        self._challenge = Challenge(name, nonce) if caller else None
+        self.caller = caller
+        self.done = False
+        self.peer = ""
+
+    def first(self) -> bytes:
+        """What the caller sends as soon as it is connected."""
+        return encode(self._challenge)
+
+    def received(self, body: bytes) -> bytes:
+        """Takes the peer's message and gives the next one of ours, b"" = none. Raises HelloFailed."""
+        if self.caller:
+            return self._respond(body)
+        if self._challenge is None:
+            self._challenge = _decode(body, Challenge)
+            return encode(
+                Response(self._name, self._nonce, self._prove(b"listener", self._name, self._nonce))
+            )
+        proof = self._prove(b"caller", self._name, self._nonce)
+        _check(proof, _decode(body, Confirm).proof, self._challenge.name)
+        self.peer, self.done = self._challenge.name, True
+        return b""
+
+    def _respond(self, body: bytes) -> bytes:
+        response = _decode(body, Response)
+        _check(self._prove(b"listener", response.name, response.nonce), response.proof, response.name)
+        self.peer, self.done = response.name, True
+        return encode(Confirm(self._prove(b"caller", response.name, response.nonce)))
+
+    def _prove(self, role: bytes, listener: str, listener_nonce: bytes) -> bytes:
+        assert self._challenge is not None
+        parts = (
+            VERSION,
+            role,
+            self._challenge.name.encode(),
+            self._challenge.nonce,
+            listener.encode(),
+            listener_nonce,
+        )
+        text = b"".join(len(part).to_bytes(4, "little") + part for part in parts)
+        return hmac.digest(self._key, text, hashlib.sha256)
 
 
-def decode(body: bytes, what: type[T]) -> T:
+def _decode(body: bytes, what: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(body, type=what)
     except msgspec.DecodeError as error:
-        raise HelloFailed(f"the peer's hello is not ours: {error}") from error
+        why = _refusal(body)
+        if why:
+            raise HelloRefused(f"the peer refused the hello: {why}") from None
+        raise HelloFailed(f"the peer's hello is not ours: {error}") from None
 
 
-def check(expected: bytes, given: bytes, peer: str) -> None:
+def _refusal(body: bytes) -> str:
+    try:
+        return msgspec.msgpack.decode(body, type=Refusal).why
+    except msgspec.DecodeError:
+        return ""
+
+
+def _check(expected: bytes, given: bytes, peer: str) -> None:
     if not hmac.compare_digest(expected, given):
         raise HelloFailed(
             f"{peer or 'the peer'} holds another cluster key: start it with this cluster's data folder "

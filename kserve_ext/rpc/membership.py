@@ -13,8 +13,9 @@ from collections.abc import Callable
 
 from kserve_ext.core.facts import Member, View
 from kserve_ext.core.ids import FunctionID
+from kserve_ext.rpc.caller import Caller
 from kserve_ext.rpc.errors import RpcError
-from kserve_ext.rpc.rpc import Caller, Rpc
+from kserve_ext.rpc.rpc import Rpc
 from kserve_ext.wire.messages import Ack, Join, Leave, Load, PublishView, Report, ReportReply
 
 log = logging.getLogger(__name__)

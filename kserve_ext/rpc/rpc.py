@@ -12,48 +12,28 @@ import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, TypeVar
+from time import monotonic
+from typing import Any, TypeVar
 
 import msgspec
 
-from kserve_ext.rpc.connection import Connection, Done
+from kserve_ext.rpc.caller import UNTRACED, Caller, Trace
+from kserve_ext.rpc.connection import Connection
 from kserve_ext.rpc.errors import RpcError
-from kserve_ext.wire.frames import NO_SPAN, NO_TRACE, ErrorCode, Frame
+from kserve_ext.rpc.pending import Done
+from kserve_ext.wire.frames import NO_SPAN, NO_TRACE, REQUEST, ErrorCode, Frame
 from kserve_ext.wire.messages import METHODS, Message
 
 log = logging.getLogger(__name__)
 
 DIAL_TIMEOUT_S = 2.0
+CLOSE_GRACE_S = 0.2
 
 M = TypeVar("M", bound=Message)
-Handler = Callable[[Any, "Caller"], Any]
+Handler = Callable[[Any, Caller], Any]
 
 _numbers = {request: number for number, (request, _) in METHODS.items()}
 _request_decoders = {m: msgspec.msgpack.Decoder(request).decode for m, (request, _) in METHODS.items()}
-
-
-class Trace(NamedTuple):
-    """W3C trace context of a call."""
-
-    trace_id: bytes = NO_TRACE
-    span_id: bytes = NO_SPAN
-
-    @staticmethod
-    def new() -> Trace:
-        return Trace(os.urandom(16), os.urandom(8))
-
-
-class Caller(NamedTuple):
-    """Who calls, under which epoch, and until when (loop time)."""
-
-    name: str
-    epoch: int
-    trace: Trace
-    expires: float
-    connection: object = None
-
-    def deadline_left_s(self, now: float) -> float:
-        return max(0.0, self.expires - now)
 
 
 class Rpc:
@@ -70,10 +50,9 @@ class Rpc:
         self._servers: list[asyncio.AbstractServer] = []
         self._own: set[str] = set()
         self._out: dict[str, Connection] = {}
-        self._dialling: dict[str, asyncio.Task[None]] = {}
-        self._queued: dict[str, list[tuple[int, Message, Done, float, Trace]]] = {}
         self._accepted: set[Connection] = set()
         self._lost: list[Callable[[Caller], None]] = []
+        self._peer_lost: list[Callable[[str], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
@@ -103,29 +82,31 @@ class Rpc:
         """Called when an accepted, authenticated connection has ended."""
         self._lost.append(callback)
 
+    def on_peer_lost(self, callback: Callable[[str], None]) -> None:
+        """Called with the address when a connection that we dialled has ended."""
+        self._peer_lost.append(callback)
+
     # --- calling
 
     def call_soon(
-        self, addr: str, message: Message, done: Done, timeout_s: float = 5.0, trace: Trace | None = None
+        self, addr: str, message: Message, done: Done, timeout_s: float = 5.0, trace: Trace = UNTRACED
     ) -> None:
         """Calls `done` with the reply or an RpcError, later; dials when there is no connection yet."""
         method = _numbers[type(message)]
         self.calls += 1
-        trace = trace or Trace()
         connection = self._out.get(addr)
-        if connection is not None:
-            connection.call(method, message, done, timeout_s, self.epoch(), trace.trace_id, trace.span_id)
-        elif addr in self._own:
-            self._call_own(method, message, done, timeout_s, trace)
-        else:
+        if connection is None:
+            if addr in self._own:
+                self._call_own(method, message, done, timeout_s, trace)
+                return
             loop = asyncio.get_running_loop()
             if self._closing or not addr:
                 why = "this process is closing" if self._closing else "the address of the peer is not known"
                 loop.call_soon(done, RpcError(ErrorCode.UNAVAILABLE, why, addr, sent=False))
                 return
-            self._queued.setdefault(addr, []).append((method, message, done, loop.time() + timeout_s, trace))
-            if addr not in self._dialling:
-                self._dialling[addr] = loop.create_task(self._dial(addr, loop))
+            connection = self._out[addr] = Connection(self, loop, addr)
+            self._track(loop.create_task(self._dial(connection)))
+        connection.call(method, message, done, timeout_s, self.epoch(), trace[0], trace[1])
 
     async def call(
         self, addr: str, message: Message, timeout_s: float = 5.0, trace: Trace | None = None
@@ -141,57 +122,63 @@ class Rpc:
             else:
                 future.set_result(reply)
 
-        self.call_soon(addr, message, done, timeout_s, trace)
+        self.call_soon(addr, message, done, timeout_s, trace or UNTRACED)
         return await future
 
     async def close(self) -> None:
+        """Ends listening, gives handlers under way a moment to answer, then ends every connection."""
         self._closing = True
         for server in self._servers:
             server.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSE_GRACE_S)
         gone = RpcError(ErrorCode.UNAVAILABLE, "this process is closing", sent=True)
         for connection in [*self._out.values(), *self._accepted]:
-            connection._flush()
+            connection.flush()
             connection.drop(gone)
-        for task in [*self._dialling.values(), *self._tasks]:
+        for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.sleep(0)  # lets transports close
 
     # --- for Connection
 
-    def requested(self, connection: Connection, f: Frame) -> None:
+    def requested(self, connection: Connection, f: Frame, arrived: float) -> None:
         """A request has arrived on an authenticated connection."""
-        connection.peer_epoch = f[4]
-        handler = self._handlers.get(f[1])
-        if handler is None:
-            known = METHODS.get(f[1])
-            what = known[0].__name__ if known else f"method {f[1]}"
-            connection.reply_error(
-                f, ErrorCode.UNKNOWN_METHOD, f"{self.name} does not answer {what}", self.epoch()
-            )
+        _, method, _, deadline_ms, epoch, trace_id, span_id, body = f
+        handler = self._handlers.get(method)
+        if f[0] != REQUEST or handler is None:
+            self._unknown(connection, f)
             return
-        expires = connection.loop.time() + f[3] / 1000
-        caller = Caller(connection.peer, f[4], Trace(f[5], f[6]), expires, connection)
+        expires = arrived + deadline_ms * 0.001
+        if expires < monotonic():
+            return  # the caller has given up while others of this batch ran
+        connection.peer_epoch = epoch
         try:
-            result = handler(_request_decoders[f[1]](f[7]), caller)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            message = _request_decoders[method](body)
+        except msgspec.DecodeError as error:
             connection.reply_error(f, ErrorCode.MALFORMED, str(error), self.epoch())
             return
+        try:
+            result = handler(message, Caller(connection.peer, epoch, trace_id, span_id, expires, connection))
+            if isinstance(result, Message):
+                connection.reply(f, result, self.epoch())
+            else:
+                self._later(connection, f, result, expires)
         except Exception as error:
             self._internal(connection, f, error)
-            return
-        if isinstance(result, Message):
-            connection.reply(f, result, self.epoch())
-        else:
-            self._later(connection, f, result, expires)
 
     def closed(self, connection: Connection, was_open: bool) -> None:
         if connection.caller:
             if self._out.get(connection.addr) is connection:
                 del self._out[connection.addr]
+            if was_open and not self._closing:
+                for peer_lost in self._peer_lost:
+                    peer_lost(connection.addr)
             return
         self._accepted.discard(connection)
         if was_open:
-            caller = Caller(connection.peer, connection.peer_epoch, Trace(), 0.0, connection)
+            caller = Caller(connection.peer, connection.peer_epoch, NO_TRACE, NO_SPAN, 0.0, connection)
             for callback in self._lost:
                 callback(caller)
 
@@ -202,9 +189,8 @@ class Rpc:
         self._accepted.add(connection)
         return connection
 
-    async def _dial(self, addr: str, loop: asyncio.AbstractEventLoop) -> None:
-        connection = Connection(self, loop, addr)
-        failure: RpcError | None = None
+    async def _dial(self, connection: Connection) -> None:
+        addr, loop = connection.addr, connection.loop
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
                 if addr.startswith("unix:"):
@@ -212,35 +198,26 @@ class Rpc:
                 else:
                     host, _, port = addr.rpartition(":")
                     await loop.create_connection(lambda: connection, host, int(port))
-                await connection.opened
-            self._out[addr] = connection
-        except RpcError as error:
-            failure = error
+            return
         except TimeoutError:
-            failure = RpcError(
-                ErrorCode.UNAVAILABLE, f"no connection in {DIAL_TIMEOUT_S} s", addr, sent=False
-            )
+            why = f"no connection in {DIAL_TIMEOUT_S} s"
         except (OSError, ValueError) as error:
-            failure = RpcError(ErrorCode.UNAVAILABLE, str(error), addr, sent=False)
-        finally:
-            del self._dialling[addr]
-            queued = self._queued.pop(addr, [])
-            if failure is not None:
-                self.errors += 1
-                connection.drop(failure)
-        now = loop.time()
-        for method, message, done, due, trace in queued:
-            if failure is not None:
-                done(failure)
-            elif due <= now:
-                done(RpcError(ErrorCode.DEADLINE, "no connection in time", addr, sent=False))
-            else:
-                epoch = self.epoch()
-                connection.call(method, message, done, due - now, epoch, trace.trace_id, trace.span_id)
+            why = str(error)
+        except asyncio.CancelledError:
+            connection.drop(RpcError(ErrorCode.UNAVAILABLE, "this process is closing", addr))
+            raise
+        self.errors += 1
+        connection.drop(RpcError(ErrorCode.UNAVAILABLE, why, addr))
+
+    def _unknown(self, connection: Connection, f: Frame) -> None:
+        if f.kind == REQUEST:
+            known = METHODS.get(f.method)
+            why = f"{self.name} does not answer {known[0].__name__ if known else f'method {f.method}'}"
+            connection.reply_error(f, ErrorCode.UNKNOWN_METHOD, why, self.epoch())
 
     def _call_own(self, method: int, message: Message, done: Done, timeout_s: float, trace: Trace) -> None:
         loop = asyncio.get_running_loop()
-        caller = Caller(self.name, self.epoch(), trace, loop.time() + timeout_s)
+        caller = Caller(self.name, self.epoch(), *trace, loop.time() + timeout_s)
 
         def failed(code: ErrorCode, detail: str) -> None:
             done(RpcError(code, detail, self.name))
@@ -266,12 +243,17 @@ class Rpc:
     async def _await_own(
         self, result: Awaitable[Message], timeout_s: float, done: Done, message: Message
     ) -> None:
+        due = monotonic() + timeout_s
         try:
             async with asyncio.timeout(timeout_s):
                 reply = await result
-        except TimeoutError:
-            done(RpcError(ErrorCode.DEADLINE, "no answer in time", self.name))
+        except asyncio.CancelledError:
+            done(RpcError(ErrorCode.UNAVAILABLE, "this process is closing", self.name))
+            raise
         except Exception as error:
+            if _late(error, due):
+                done(RpcError(ErrorCode.DEADLINE, "no answer in time", self.name))
+                return
             log.exception("%s of %s failed in this process", type(message).__name__, self.name)
             done(RpcError(ErrorCode.INTERNAL, repr(error), self.name))
         else:
@@ -281,13 +263,12 @@ class Rpc:
         if isinstance(result, asyncio.Future):
 
             def answered(future: asyncio.Future[Message]) -> None:
-                if future.cancelled() or connection.loop.time() > expires:
+                if future.cancelled() or monotonic() > expires:
                     return
-                error = future.exception()
-                if error is not None:
-                    self._internal(connection, f, error)
-                else:
+                try:
                     connection.reply(f, future.result(), self.epoch())
+                except Exception as error:
+                    self._internal(connection, f, error)
 
             result.add_done_callback(answered)
             return
@@ -299,10 +280,9 @@ class Rpc:
         try:
             async with asyncio.timeout_at(expires):
                 connection.reply(f, await result, self.epoch())
-        except TimeoutError:
-            return  # the caller has given up by itself
         except Exception as error:
-            self._internal(connection, f, error)
+            if not _late(error, expires):  # else the caller has given up by itself
+                self._internal(connection, f, error)
 
     def _internal(self, connection: Connection, f: Frame, error: BaseException) -> None:
         self.errors += 1
@@ -315,3 +295,8 @@ class Rpc:
     def _track(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _late(error: Exception, due: float) -> bool:
+    """Whether this is our own limit on an answer; a loop's clock may be some milliseconds behind."""
+    return isinstance(error, TimeoutError) and monotonic() > due - 0.01

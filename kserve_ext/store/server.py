@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from kserve_ext.rpc.rpc import Caller, Rpc
+from kserve_ext.rpc import Caller, Rpc
 from kserve_ext.store.journal import Journal
 from kserve_ext.wire.messages import (
     StoreChanges,
