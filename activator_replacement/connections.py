@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 
 class Upstream(Protocol):
@@ -120,8 +120,13 @@ class ConnectionCache:
             waiting.not_connected(f"{addr} refused the connection ({error})")
         else:
             self.opened += 1
-            if not waiting.connected(upstream):  # type: ignore[arg-type]
-                self.give(upstream)  # type: ignore[arg-type]
+            self._opened(cast("Upstream", upstream), waiting)
+
+    def _opened(self, upstream: Upstream, waiting: Waiting) -> None:
+        if not upstream.usable():
+            waiting.not_connected(f"{upstream.addr} closed the connection at once")
+        elif not waiting.connected(upstream):
+            self.give(upstream)
 
     def sweep(self) -> None:
         """Closes what has been idle for too long, and forgets addresses without connections."""

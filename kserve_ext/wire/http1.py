@@ -211,6 +211,11 @@ def _apply_connection(data: bytes, head: RequestHead, connection: bytes, upgrade
     names -= {b"close", b"keep-alive", b"upgrade"}
     if names:
         _cut_named(data, head.size, names, head.edits)
+        head.forwarded_for &= b"x-forwarded-for" not in names
+        head.forwarded_proto &= b"x-forwarded-proto" not in names
+        head.forwarded &= b"forwarded" not in names
+        if b"x-request-id" in names:
+            head.request_id = b""
 
 
 def scan_response(data: bytes, size: int, to_head: bool) -> ResponseHead:
@@ -274,6 +279,8 @@ def scan_response(data: bytes, size: int, to_head: bool) -> ResponseHead:
         names -= {b"close", b"keep-alive", b"upgrade"}
         if names:
             _cut_named(data, size, names, edits)
+            head.request_id &= b"x-request-id" not in names
+            head.cold &= b"x-cold-start" not in names
     if head.length == UNTIL_CLOSE:
         head.keep_alive = False
     return head

@@ -270,6 +270,21 @@ def test_appends_to_forwarding_headers() -> None:
     assert out.count(b"X-Forwarded-Proto") == 1
 
 
+def test_a_header_declared_hop_by_hop_is_replaced_by_ours() -> None:
+    data = get(
+        b"Connection: X-Forwarded-For, forwarded, X-Request-Id, x-forwarded-proto",
+        b"X-Forwarded-For: 1.1.1.1",
+        b"Forwarded: for=1.1.1.1",
+        b"X-Forwarded-Proto: https",
+        b"X-Request-Id: spoofed",
+    )
+    assert scan(data).request_id == b""
+    assert forwarded(data, request_id=b"r-1") == get()[:-2] + (
+        b"K-Proxy-Request: activator\r\nX-Forwarded-For: 10.0.0.7\r\nX-Forwarded-Proto: http\r\n"
+        b"Forwarded: for=10.0.0.7;proto=http\r\nX-Request-Id: r-1\r\n\r\n"
+    )
+
+
 def test_bad_request_ids_are_replaced() -> None:
     for line in (b"X-Request-Id: a b", b"X-Request-Id:", b"X-Request-Id: " + b"x" * 129):
         data = get(line)
