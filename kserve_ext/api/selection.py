@@ -31,8 +31,8 @@ class Selection(NamedTuple):
     protocol: str = ""
     reason: str = ""
     message: str = ""
-    not_chosen: tuple[NotChosen, ...] = ()
     remedy: str = ""
+    not_chosen: tuple[NotChosen, ...] = ()
 
 
 def select(service: InferenceService, runtimes: Iterable[ServingRuntime]) -> Selection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,9 +44,9 @@ def format_option(*choices: str) -> Callable[[F], F]:
 
 
 def console() -> Console:
-    """As wide as the terminal; where there is none, wide enough that no cell is cut."""
-    made = Console(highlight=False, soft_wrap=False)
-    return made if made.is_terminal else Console(highlight=False, width=240)
+    """As wide as the terminal; where there is none, as COLUMNS says, else wide enough for any cell."""
+    made = Console(highlight=False)
+    return made if made.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=400)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:

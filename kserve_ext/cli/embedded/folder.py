@@ -84,11 +84,12 @@ class Folder:
                 "there is no cluster here", f"{self.root} has no cluster.json", "start one: galaxy up"
             )
         if not self.supervisor():
-            raise Failure(
-                "the cluster does not run",
-                f"its supervisor is gone; {len(self.living())} of its parts still run",
-                f"galaxy down --data {self.root}\ngalaxy up --data {self.root}",
-            )
+            left = self.living()
+            why = f"its supervisor is gone, {len(left)} of its parts still run" if left else "it was stopped"
+            do = f"galaxy up --data {self.root}"
+            if left:
+                do = f"galaxy down --data {self.root}\n{do}"
+            raise Failure("the cluster does not run", why, do)
         return facts
 
 

@@ -1,0 +1,1 @@
+"""Objects to apply, and the demo that applies them (`make demo`)."""

@@ -1,0 +1,237 @@
+"""The verbs against a real admin server on an in-memory store, as a person runs them: output and exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+from click.testing import CliRunner, Result
+
+from autoscaler_shim.objects.admin import Admin, failure
+from kserve_ext.cli.__main__ import VERBS, main
+from kserve_ext.cli.embedded.folder import Folder
+from kserve_ext.rpc.process import start_ticks
+from tests.api.documents import isvc_document
+from tests.shell.test_objects import KEY, MODEL, R1, ZERO, Cluster
+
+STATUS: dict[str, Any] = {
+    "epoch": 7,
+    "members": [{"id": "dispatch-0", "kind": "dispatch"}],
+    "controller": {},
+    "functions": [{"id": "dispatch-0", "kind": "dispatch", "held": 2, "in_flight": 1}],
+    "nodes": [
+        {
+            "node": "node-0",
+            "slots": {"runtimes.vllm_pd": 1},
+            "free": {"cpu_milli": 500, "memory_mib": 2048, "gpus": 0},
+            "capacity": {"cpu_milli": 4000, "memory_mib": 4096, "gpus": 0},
+            "instances": 1,
+        }
+    ],
+    "instances": [{"id": "i1", "node": "node-0", "revision": R1, "state": "ready", "addr": "h:1", "pid": 5}],
+    "revisions": [
+        {
+            "revision": R1,
+            "service": "default/tiny",
+            "traffic": 100,
+            "home": "dispatch-0",
+            "desired": 1,
+            "ready": 1,
+            "starting": 0,
+            "held": 2,
+            "reason": "",
+        }
+    ],
+    "held": 2,
+}
+
+
+class Running:
+    """A data folder whose cluster is this process."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = Folder(root)
+        self.loop = asyncio.new_event_loop()
+        self.cluster = Cluster()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        port = asyncio.run_coroutine_threadsafe(self._serve(), self.loop).result(10)
+        self.folder.key.write_bytes(KEY)
+        me = {"pid": os.getpid(), "started": start_ticks(os.getpid())}
+        self.folder.write_cluster(
+            {"objects": f"127.0.0.1:{port}", "supervisor": me, "counts": {}, "node": {}}
+        )
+
+    async def _serve(self) -> int:
+        await self.cluster.desk.load()
+        admin = Admin(self.cluster.desk, KEY)
+
+        async def status(request: web.Request) -> web.Response:
+            return web.json_response(STATUS)
+
+        async def explain(request: web.Request) -> web.Response:
+            return failure(404, "NotFound", "no Dispatch function remembers this request")
+
+        admin.extra("/api/status", status)
+        admin.extra("/api/explain/{id}", explain)
+        self.runner = web.AppRunner(admin.app)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", 0)
+        await site.start()
+        port: int = self.runner.addresses[0][1]
+        return port
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self.runner.cleanup(), self.loop).result(10)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+        self.loop.close()
+
+    def __call__(self, *args: str, stdin: str | None = None) -> Result:
+        verb, *rest = args
+        return CliRunner().invoke(main, [verb, "--data", str(self.root), *rest], input=stdin)
+
+    def apply(self, predictor: str, name: str = "tiny", notes: dict[str, str] | None = None) -> Result:
+        document = isvc_document(predictor, name, ZERO if notes is None else notes)
+        return self("apply", "-f", "-", stdin=yaml.safe_dump(document))
+
+
+@pytest.fixture
+def galaxy(tmp_path: Path) -> Iterator[Running]:
+    running = Running(tmp_path)
+    yield running
+    running.close()
+
+
+def test_apply_get_delete(galaxy: Running) -> None:
+    assert galaxy.apply(MODEL % "").output == "inferenceservice.serving.kserve.io/tiny created\n"
+    assert galaxy.apply(MODEL % "").output.endswith("tiny unchanged\n")
+    assert galaxy.apply(MODEL % ", args: [--x]").output.endswith("tiny configured\n")
+    listed = galaxy("get", "isvc")
+    assert listed.exit_code == 0
+    header, row = listed.output.splitlines()
+    assert header.split() == ["NAME", "URL", "READY", "LATESTREADYREVISION", "AGE"]
+    assert row.split()[:4] == ["tiny", "http://tiny.default.galaxy.local", "True", "tiny-predictor-00002"]
+    assert json.loads(galaxy("get", "isvc", "tiny", "-o", "json").output)["metadata"]["generation"] == 2
+    assert yaml.safe_load(galaxy("get", "isvc", "-o", "yaml").output)["kind"] == "List"
+    assert galaxy("get", "isvc", "-o", "name").output == "inferenceservice.serving.kserve.io/tiny\n"
+    assert "galaxy-vllm" in galaxy("get", "isvc", "-A", "-o", "wide").output
+    assert "vLLM,huggingface" in galaxy("get", "clusterservingruntimes").output
+    assert galaxy("delete", "isvc", "tiny").output == "inferenceservice.serving.kserve.io/tiny deleted\n"
+    again = galaxy("delete", "isvc", "tiny")
+    assert (again.exit_code, "not found in namespace default" in again.output) == (1, True)
+    assert galaxy("delete", "isvc", "tiny", "--ignore-not-found").exit_code == 0
+
+
+def test_every_problem_of_every_object_is_said_and_good_ones_are_applied(galaxy: Running) -> None:
+    bad = isvc_document("model: {modelFormat: {name: x}, storageURI: a}\nminReplica: 1", "bad")
+    good = isvc_document(MODEL % "", "good", ZERO)
+    result = galaxy("apply", "-f", "-", stdin=yaml.safe_dump_all([bad, good]))
+    assert result.exit_code == 1
+    assert "good created" in result.output
+    assert "error: (stdin), document 1: refused because of 2 problems" in result.output
+    assert "  why: spec.predictor.model.storageURI: unknown field" in result.output
+    assert "  do: spec.predictor.minReplica: did you mean minReplicas?" in result.output
+
+
+def test_a_service_that_cannot_work_is_said_at_once(galaxy: Running) -> None:
+    result = galaxy.apply("model: {modelFormat: {name: vlm}, storageUri: 'pvc://a'}")
+    assert result.exit_code == 1
+    assert "tiny was accepted, but can't work" in result.output
+    assert "did you mean vLLM?" in result.output
+
+
+def test_wait_is_bounded(galaxy: Running) -> None:
+    document = isvc_document("minReplicas: 1\n" + (MODEL % "").partition("\n")[2])
+    result = galaxy("apply", "-f", "-", "--wait", "0.3", stdin=yaml.safe_dump(document))
+    assert result.exit_code == 1
+    assert "tiny is not ready after 0.3 s" in result.output
+
+
+def test_warnings(galaxy: Running) -> None:
+    result = galaxy.apply(f"{MODEL % ''}\nnodeSelector: {{a: b}}")
+    assert result.exit_code == 0
+    assert "warning: inferenceservice/tiny: spec.predictor.nodeSelector: has no effect" in result.output
+
+
+def test_describe_and_status(galaxy: Running) -> None:
+    galaxy.apply(MODEL % "")
+    described = galaxy("describe", "isvc", "tiny").output
+    for part in ("Runtime:     galaxy-vllm", "storageUri: pvc://models/tiny", "AtZero", R1, "i1"):
+        assert part in described
+    status = galaxy("status").output
+    for part in ("epoch 7", "2 held requests", "500m/4", "2Gi/4Gi", "runtimes.vllm_pd:1", "ready"):
+        assert part in status
+    assert json.loads(galaxy("status", "-o", "json").output) == STATUS
+
+
+def test_unknown_things_name_the_nearest(galaxy: Running) -> None:
+    assert "did you mean InferenceService?" in galaxy("get", "inferenceservices2").output
+    assert "did you mean apply?" in galaxy("aply").output
+    assert galaxy("aply").exit_code == 2
+    assert "there are galaxy-vllm" in galaxy("get", "csr", "nope").output
+
+
+def test_a_request_that_nobody_remembers(galaxy: Running) -> None:
+    result = galaxy("explain", "abc/def")
+    assert result.exit_code == 1
+    assert "error: no Dispatch function remembers this request" in result.output
+
+
+def test_usage_errors_have_exit_code_2(galaxy: Running) -> None:
+    for args in (
+        ("apply",),
+        ("get",),
+        ("delete",),
+        ("delete", "isvc"),
+        ("get", "isvc", "x", "-A"),
+        ("get", "isvc", "-o", "xml"),
+    ):
+        assert galaxy(*args).exit_code == 2, args
+
+
+def test_nothing_runs(tmp_path: Path) -> None:
+    for verb in (("get", "isvc"), ("status",), ("apply", "-f", "-"), ("explain", "x"), ("top", "--once")):
+        given = yaml.safe_dump(isvc_document(MODEL % ""))
+        result = CliRunner().invoke(main, [verb[0], "--data", str(tmp_path), *verb[1:]], input=given)
+        assert result.exit_code == 1, verb
+        assert "error: there is no cluster here" in result.output
+        assert "do: start one: galaxy up" in result.output
+    assert CliRunner().invoke(main, ["down", "--data", str(tmp_path)]).exit_code == 0
+
+
+def test_the_server_is_away(galaxy: Running) -> None:
+    cluster = galaxy.folder.cluster()
+    galaxy.folder.write_cluster({**cluster, "objects": "127.0.0.1:1"})
+    result = galaxy("get", "isvc")
+    assert result.exit_code == 1
+    assert "the objects process (127.0.0.1:1) does not answer" in result.output
+
+
+def test_up_refuses_what_cannot_work(galaxy: Running, tmp_path: Path) -> None:
+    running = galaxy("up")
+    assert (running.exit_code, "a cluster runs in this data folder" in running.output) == (1, True)
+    taken = str(galaxy.folder.cluster()["objects"]).rpartition(":")[2]
+    other = CliRunner().invoke(main, ["up", "--data", str(tmp_path / "other"), "--http-port", taken])
+    assert other.exit_code == 1
+    assert f"error: port {taken} is not free" in other.output
+    assert not (tmp_path / "other" / "cluster.json").exists()
+    for args in (("--pvc", "x"), ("--pvc", "x=/no/such"), ("--node-cpu", "lots"), ("--nodes", "0")):
+        result = CliRunner().invoke(main, ["up", "--data", str(tmp_path / "other"), *args])
+        assert result.exit_code == 2, args
+
+
+def test_every_verb_has_help() -> None:
+    for verb in VERBS:
+        result = CliRunner().invoke(main, [verb, "-h"])
+        assert result.exit_code == 0, verb
+        assert "--data" in result.output

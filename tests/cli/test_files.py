@@ -1,0 +1,130 @@
+"""What the command reads from files, and what it says when they are wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kserve_ext.cli.documents import load
+from kserve_ext.cli.embedded.folder import Folder
+from kserve_ext.cli.embedded.parts import parts
+from kserve_ext.cli.failure import Failure
+from kserve_ext.cli.verbs import logs
+from kserve_ext.rpc.process import start_ticks
+
+
+def test_documents_of_a_folder_come_in_order_of_files(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text("kind: InferenceService\nmetadata: {name: x}\n---\n---\nkind: CSR")
+    (tmp_path / "a.json").write_text(
+        '{"kind": "List", "items": [{"kind": "isvc", "metadata": {"name": "i"}}]}'
+    )
+    (tmp_path / "c.txt").write_text("not read")
+    found = load((str(tmp_path),))
+    assert [s.where.rpartition("/")[2] for s in found] == [
+        "a.json, item 1",
+        "b.yaml, document 1",
+        "b.yaml, document 2",
+    ]
+    assert found[0].names("team") == ("team", "i")
+    assert found[2].kind().kind == "ClusterServingRuntime"
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("a: [", "is not YAML"),
+        ("- 1", "is not an object"),
+        ("", "there is no object"),
+    ],
+)
+def test_files_that_are_wrong(tmp_path: Path, text: str, what: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    with pytest.raises(Failure, match=what):
+        load((str(file),))
+
+
+def test_paths_that_are_wrong(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="can't be read"):
+        load((str(tmp_path / "none.yaml"),))
+    with pytest.raises(Failure, match=r"has no \.yaml"):
+        load((str(tmp_path),))
+
+
+def test_an_unknown_kind_names_the_nearest(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("kind: InferenceServce\nmetadata: {}")
+    with pytest.raises(Failure) as caught:
+        load((str(file),))[0].kind()
+    assert caught.value.do == "did you mean InferenceService?"
+
+
+def test_a_pid_counts_only_with_its_start_time(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.run.mkdir()
+    me = os.getpid()
+    ticks = start_ticks(me)
+    (folder.run / "a.json").write_text(f'{{"id": "a", "kind": "node", "pid": {me}, "started": {ticks}}}')
+    (folder.run / "b.json").write_text(f'{{"id": "b", "kind": "node", "pid": {me}, "started": {ticks - 1}}}')
+    (folder.run / "c.json").write_text("{")
+    assert [part.id for part in folder.living()] == ["a"]
+    assert sorted(folder.runs()) == ["a", "b"]
+
+
+def test_a_cluster_that_does_not_run_is_said(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    with pytest.raises(Failure, match="there is no cluster here"):
+        folder.required()
+    folder.write_cluster({"supervisor": {"pid": os.getpid(), "started": 1}})
+    with pytest.raises(Failure, match="the cluster does not run"):
+        folder.required()
+
+
+def test_parts_of_a_cluster(tmp_path: Path) -> None:
+    cluster = {
+        "controller": "127.0.0.1:1",
+        "http": "127.0.0.1:2",
+        "domain": "d",
+        "counts": {"dispatch": 2, "schedule": 1, "cluster-mgr": 1, "node": 2},
+        "node": {"cpu_milli": 500, "memory_mib": 64, "gpus": 1},
+    }
+    found = {part.id: part.argv[1:] for part in parts(cluster, tmp_path)}
+    assert list(found) == [
+        "controller-0",
+        "objects-0",
+        "cluster-mgr-0",
+        "schedule-0",
+        "dispatch-0",
+        "dispatch-1",
+        "node-0",
+        "node-1",
+    ]
+    assert found["controller-0"][-2:] == ("--port", "1")
+    assert found["dispatch-1"][:2] == ("-m", "activator_replacement")
+    assert found["node-1"][-6:] == ("--cpu", "500m", "--memory", "64Mi", "--gpus", "1")
+
+
+def test_logs_of_a_service_a_revision_an_instance_and_a_part(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    names = [
+        "tiny-predictor-00001-0123abcd",
+        "tiny-predictor-00002-0123abce",
+        "tiny-pd-predictor-00001-0123abcf",
+    ]
+    for name in names:
+        place = tmp_path / "nodes" / "node-0" / "instances" / name
+        place.mkdir(parents=True)
+        (place / "log").write_text(f"{name}\n")
+    folder.log.mkdir()
+    (folder.log / "node-0.log").write_text("part\n")
+
+    def found(name: str) -> list[str]:
+        return sorted(path.parent.name for path in logs.files(folder, name))
+
+    assert found("tiny") == names[:2]
+    assert found("tiny-predictor-00001") == names[:1]
+    assert found(names[2]) == names[2:]
+    assert found("node-0") == ["log"]
+    assert found("tin") == []

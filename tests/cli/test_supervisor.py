@@ -1,0 +1,131 @@
+"""The supervisor with real child processes: restarts, back-off, the end, the lock; and stopping what it left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kserve_ext.cli.embedded import supervisor as module
+from kserve_ext.cli.embedded.backoff import FIRST_S, LONGEST_S, WELL_S, Backoff
+from kserve_ext.cli.embedded.folder import Folder
+from kserve_ext.cli.embedded.parts import Part
+from kserve_ext.cli.embedded.stop import stop_cluster
+from kserve_ext.cli.embedded.supervisor import Supervisor
+from kserve_ext.rpc.process import start_ticks
+
+SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
+DIES = (sys.executable, "-c", "raise SystemExit(3)")
+
+
+def until(check: Callable[[], object], seconds: float = 10.0) -> None:
+    began = time.monotonic()
+    while not check():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    made = Folder(tmp_path)
+    for path in (made.run, made.log):
+        path.mkdir()
+    made.write_cluster({})
+    return made
+
+
+def start(folder: Folder, monkeypatch: pytest.MonkeyPatch, *argvs: tuple[str, ...]) -> Supervisor:
+    """With these commands as its parts; its loop is driven by the test."""
+    made = Supervisor(folder)
+    for number, argv in enumerate(argvs):
+        part = Part(f"part-{number}", "node", argv)
+        made.children.append(module.Child(part, made._start(part), time.monotonic()))
+    return made
+
+
+def test_what_dies_is_started_again_and_what_is_stopped_ends(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = start(folder, monkeypatch, SLEEP)
+    child = made.children[0]
+    first = child.process.pid
+    os.kill(first, signal.SIGKILL)
+
+    def again() -> bool:
+        made._look(time.monotonic())
+        return child.process.pid != first
+
+    until(again)
+    assert child.backoff.restarts == 1
+    second = child.process
+    made._stop_all()
+    assert second.returncode == -signal.SIGTERM
+    said = capfd.readouterr().out
+    assert f"part-0: pid {first} ended (signal 9)" in said
+    assert f"part-0: started again as pid {second.pid}" in said
+
+
+def test_what_keeps_dying_is_started_ever_later(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = start(folder, monkeypatch, DIES)
+    child = made.children[0]
+    pauses: list[float] = []
+    now = time.monotonic()
+    for _ in range(5):
+        child.process.wait()
+        made._look(now)
+        pauses.append(child.again_at - now)
+        now = child.again_at
+        made._look(now)
+        assert child.again_at == 0.0
+    child.process.wait()
+    assert pauses == sorted(pauses)
+    assert pauses[0] == pytest.approx(FIRST_S)
+    assert pauses[-1] > 10 * FIRST_S
+
+
+def test_backoff_starts_over_when_a_part_was_well() -> None:
+    backoff = Backoff()
+    for _ in range(20):
+        longest = backoff.died(0.0, 0.1)
+    assert longest == LONGEST_S
+    assert backoff.died(0.0, WELL_S) == FIRST_S
+
+
+def test_a_second_supervisor_of_a_folder_ends_at_once(folder: Folder) -> None:
+    argv = [sys.executable, "-m", "kserve_ext.cli.embedded.supervisor", "--data", str(folder.root)]
+    folder.write_cluster(
+        {"counts": dict.fromkeys(("controller", "objects", "cluster-mgr", "schedule", "dispatch", "node"), 0)}
+    )
+    first = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+    try:
+        until(lambda: folder.supervisor() == first.pid)
+        second = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+        assert second.returncode == 1
+        assert "is in use by another supervisor" in second.stdout
+    finally:
+        first.terminate()
+        assert first.wait(10) == 0
+
+
+def test_down_ends_parts_that_a_killed_supervisor_left_and_nothing_else(folder: Folder) -> None:
+    ours = subprocess.Popen(SLEEP)
+    other = subprocess.Popen(SLEEP)
+    until(lambda: start_ticks(ours.pid))
+    (folder.run / "a.json").write_text(
+        f'{{"id": "a", "kind": "node", "pid": {ours.pid}, "started": {start_ticks(ours.pid)}}}'
+    )
+    (folder.run / "b.json").write_text(f'{{"id": "b", "kind": "node", "pid": {other.pid}, "started": 1}}')
+    said: list[str] = []
+    assert stop_cluster(folder, said.append) == 1
+    assert said == ["1 parts without a supervisor"]
+    assert ours.wait(5) == -signal.SIGTERM
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+    assert stop_cluster(folder, said.append) == 0
