@@ -230,6 +230,7 @@ class NodeAgent:
             )
             self.instances.adopt(order.instance, found.spec, found.process)
             self.carry_out(out)
+        self.instances.look()
         strays = recovery.kill_strays(self.folder, known, self.zygotes.pids)
         if known or strays:
             log.info("%d instances found again, processes nobody knew and killed: %s", len(known), strays)

@@ -114,8 +114,9 @@ class ProcessBackend:
         }
         pid = await self.zygotes.fork(module, request)
         process = identify(pid) or Process(pid, 0)
-        _write_pid(folder, process, "zygote")
-        return Launched(process, None, spec, f"forked from the zygote of {module} as {pid}", held)
+        how = f"forked from the zygote of {module} as {pid}"
+        _write_pid(folder, process, how)
+        return Launched(process, None, spec, how, held)
 
     def _execute(
         self,
@@ -149,8 +150,8 @@ class ProcessBackend:
                     f"command: {program} can't be executed: {error}", permanent=True
                 ) from error
         process = identify(child.pid) or Process(child.pid, 0)
-        _write_pid(folder, process, "exec")
         how = f"executed as {child.pid}" + (f" ({why})" if why else "")
+        _write_pid(folder, process, how)
         return Launched(process, child, spec, how, held)
 
     def _environment(self, spec: Spec) -> dict[str, str]:
@@ -199,4 +200,6 @@ def _choose_port(host: str) -> socket.socket:
 
 
 def _write_pid(folder: Path, process: Process, how: str) -> None:
-    write_json(folder / "pid.json", {"pid": process.pid, "ticks": process.ticks, "how": how})
+    write_json(
+        folder / "pid.json", {"pid": process.pid, "ticks": process.ticks, "how": how, "at": time.time()}
+    )

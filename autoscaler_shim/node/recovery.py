@@ -20,7 +20,7 @@ from autoscaler_shim.node.process_backend import Spec
 from autoscaler_shim.node.processes import Process, environment, identify, leaders
 from autoscaler_shim.node.readiness import read_status
 from autoscaler_shim.node.watcher import read_exit
-from kserve_ext.core.facts import InstanceState
+from kserve_ext.core.facts import InstanceState, Mark
 from kserve_ext.core.instance_life import End, how_it_ended
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,10 @@ def process_of(place: Path) -> Process | None:
 
 def _found(place: Path, spec: Spec) -> Found:
     process = process_of(place)
+    forked = read_json(place / "pid.json")
+    if forked:
+        mark = Mark("forked", float(forked.get("at", 0.0)), str(forked.get("how", "")))
+        spec = msgspec.structs.replace(spec, order=spec.order._replace(marks=(*spec.order.marks, mark)))
     drain = read_json(place / "drain.json")
     end = End(bool(drain.get("failed")), str(drain.get("reason", ""))) if drain else None
     said = read_status(place)

@@ -63,6 +63,11 @@ class Watcher:
         self._fds.add(fd)
         loop.add_reader(fd, readable)
 
+    @property
+    def watching(self) -> int:
+        """How many processes have not ended."""
+        return len(self._fds)
+
     def close(self) -> None:
         loop = asyncio.get_running_loop()
         for fd in self._fds:

@@ -1,0 +1,52 @@
+"""An instance that no home acknowledges is stopped; one agent in the test's own loop, with shortened limits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from autoscaler_shim.node.agent import NodeAgent
+from autoscaler_shim.node.capacity import Declared
+from autoscaler_shim.node.folders import NodeFolder
+from kserve_ext.core.facts import Member, Resources
+from kserve_ext.core.ids import FunctionID
+from kserve_ext.core.node_facts import Timing
+from kserve_ext.rpc import Rpc
+from kserve_ext.rpc.membership import Membership
+from tests.support.node_world import KEY, World, revision, run
+
+
+def test_an_instance_that_no_home_acknowledges_is_stopped(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        rpc = Rpc("node-0", KEY)
+        addr = await rpc.listen("127.0.0.1")
+        membership = Membership(rpc, Member(FunctionID("node-0"), "node", addr, time.time_ns()), world.addr)
+        declared = Declared(Resources(4000, 8192), (), 64, 1 << 30)
+        folder = NodeFolder(tmp_path / "nodes/node-0")
+        timing = Timing(full_s=0.1, orphan_s=0.5, kill_grace_s=0.5)
+        agent = NodeAgent(rpc, membership, folder, world.key_file, declared, timing)
+        await agent.open()
+        await membership.start()
+        life = asyncio.create_task(agent.run())
+        try:
+            await world.until(lambda: world.status)
+            await world.start("x", revision())
+            await world.state("x", "ready")
+            world.is_home = False
+            await world.until(lambda: agent.machine.lives.running == 0)
+            life_of = agent.machine.lives.known[next(iter(agent.machine.lives.known))]
+            assert life_of.end is not None
+            assert "no home has taken notice of it for 0.5 s" in life_of.end.reason
+            world.is_home = True
+            assert (await world.state("x", "gone")).reason == life_of.end.reason
+        finally:
+            life.cancel()
+            for module in list(agent.zygotes.pids.values()):
+                agent.zygotes.end(module)
+            await world.until(lambda: agent.watcher.watching == 0)
+            agent.close()
+            await membership.leave()
+            await rpc.close()
+
+    run(story, tmp_path)

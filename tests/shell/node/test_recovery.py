@@ -1,0 +1,177 @@
+"""The agent goes and comes back: instances and zygotes live on, and are found; what ended meanwhile is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from autoscaler_shim.node.cleanup import stop_all
+from autoscaler_shim.node.folders import read_json
+from kserve_ext.core.ids import InstanceID
+from tests.shell.node.test_instances import alive
+from tests.support.node_world import FAKE, World, get, revision, run
+
+
+def forked(world: World, instance: str) -> str:
+    marks = {mark.name: mark.detail for mark in world.told[InstanceID(instance)].marks}
+    return marks["forked"]
+
+
+@pytest.mark.parametrize("zygote", [True, False])
+def test_killing_the_agent_ends_no_instance_and_the_next_agent_finds_it(tmp_path: Path, zygote: bool) -> None:
+    async def story(world: World) -> None:
+        await world.up()
+        await world.start("x", revision(zygote=zygote))
+        await world.start("y", revision(name="b", zygote=zygote))
+        before = await world.state("x", "ready")
+        await world.state("y", "ready")
+        page = await get(before.addr)
+        other = (await world.describe("instance", "y"))["pid"]
+        world.kill_agent()
+        assert (await get(before.addr))["pid"] == page["pid"], "it serves without its agent"
+        os.kill(other, signal.SIGKILL)
+        world.told.clear()
+        world.full.clear()
+        await world.up()
+        after = await world.state("x", "ready")
+        assert (after.addr, after.generation) == (before.addr, before.generation)
+        assert "ready" in [mark.name for mark in after.marks]
+        assert [i.id for i in world.full[0].instances] in (["x"], ["y"]), "told in full, at once"
+        failed = await world.state("y", "failed")
+        assert ("SIGKILL" if zygote else "exit code is not known") in failed.reason
+        assert world.status is not None
+        assert world.status.free.cpu_milli == 3500
+        assert not (await world.start("y", revision(name="b"))).admitted, "an ended one is not started again"
+        await world.stop("x")
+        await world.state("x", "gone")
+        assert not alive(page["pid"])
+
+    run(story, tmp_path)
+
+
+def test_a_drain_is_finished_by_the_next_agent(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.up()
+        await world.start("x", revision("--drain", "1"))
+        pid = (await get((await world.state("x", "ready")).addr))["pid"]
+        await world.stop("x")
+        await world.state("x", "draining")
+        world.kill_agent()
+        world.told.clear()
+        await world.up()
+        gone = await world.state("x", "gone")
+        assert gone.reason == "test"
+        assert not alive(pid)
+
+    run(story, tmp_path)
+
+
+def test_a_zygote_is_found_again_and_forks_for_the_next_agent(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.up()
+        await world.start("x", revision())
+        await world.state("x", "ready")
+        zygote = read_json(tmp_path / f"nodes/node-0/zygotes/{FAKE}.json")["pid"]
+        world.kill_agent()
+        await world.up()
+        await world.until(lambda: world.status and world.status.slots == ((FAKE, 1),))
+        await world.start("y", revision())
+        await world.state("y", "ready")
+        assert "forked from the zygote" in forked(world, "y")
+        assert read_json(tmp_path / f"nodes/node-0/zygotes/{FAKE}.json")["pid"] == zygote
+
+    run(story, tmp_path)
+
+
+def test_a_killed_zygote_takes_no_instance_along_and_is_started_again(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.up()
+        await world.start("x", revision())
+        ready = await world.state("x", "ready")
+        assert "forked from the zygote" in forked(world, "x")
+        await world.until(lambda: world.status and world.status.slots == ((FAKE, 1),))
+        file = tmp_path / f"nodes/node-0/zygotes/{FAKE}.json"
+        first = read_json(file)["pid"]
+        os.kill(first, signal.SIGKILL)
+        await world.until(lambda: world.status and world.status.slots == ())
+        await get(ready.addr)
+        await world.until(lambda: world.status and world.status.slots == ((FAKE, 1),))
+        assert read_json(file)["pid"] != first
+        await world.start("y", revision())
+        await world.state("y", "ready")
+        assert "forked from the zygote" in forked(world, "y")
+        await world.stop("x")
+        assert (await world.state("x", "gone")).reason == "test"
+
+    run(story, tmp_path)
+
+
+def test_without_a_zygote_the_instance_is_executed(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.up(env={"FAKE_IMPORT_FAILS": "1"})
+        await world.start("x", revision())
+        await world.state("x", "ready")
+        assert "executed as" in forked(world, "x")
+        assert "zygote" in forked(world, "x"), "and it says why"
+
+    run(story, tmp_path)
+
+
+def test_a_process_that_nobody_wrote_down_is_killed_by_the_next_agent(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.up()
+        await world.start("x", revision(zygote=False))
+        pid = (await get((await world.state("x", "ready")).addr))["pid"]
+        world.kill_agent()
+        folder = tmp_path / "nodes/node-0/instances/x"
+        for name in ("pid.json", "status.json", "ready.json"):
+            (folder / name).unlink()
+        world.told.clear()
+        await world.up()
+        assert "while it was being started" in (await world.state("x", "failed")).reason
+        await world.until(lambda: not alive(pid))
+
+    run(story, tmp_path)
+
+
+def test_another_process_under_the_same_pid_is_left_alone(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.up()
+        await world.start("x", revision(zygote=False))
+        pid = (await get((await world.state("x", "ready")).addr))["pid"]
+        world.kill_agent()
+        os.kill(pid, signal.SIGKILL)
+        bystander = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
+        file = tmp_path / "nodes/node-0/instances/x/pid.json"
+        file.write_text(f'{{"pid": {bystander.pid}, "ticks": 1, "how": "exec"}}')
+        world.told.clear()
+        await world.up()
+        await world.state("x", "failed")
+        stop_all(tmp_path / "nodes/node-0", 0.1)
+        assert bystander.returncode is None
+        assert alive(bystander.pid)
+        bystander.kill()
+        await bystander.wait()
+
+    run(story, tmp_path)
+
+
+def test_cleanup_ends_instances_and_zygotes(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.up()
+        await world.start("x", revision())
+        await world.start("y", revision("--drain", "600", name="b", zygote=False))
+        pids = [(await get((await world.state(i, "ready")).addr))["pid"] for i in ("x", "y")]
+        zygote = read_json(tmp_path / f"nodes/node-0/zygotes/{FAKE}.json")["pid"]
+        world.kill_agent()
+        assert await asyncio.to_thread(stop_all, tmp_path / "nodes/node-0", 0.5) == 3
+        assert not any(alive(pid) for pid in (*pids, zygote))
+        with contextlib.suppress(ChildProcessError):
+            assert await asyncio.to_thread(stop_all, tmp_path / "nodes/node-0", 0.5) == 0
+
+    run(story, tmp_path)
