@@ -15,7 +15,7 @@ import msgspec
 
 from autoscaler_shim.objects.book import Document
 from autoscaler_shim.objects.reconciler import Reconciler
-from kserve_ext.core.facts import Member
+from kserve_ext.core.facts import Member, Resources, Revision
 from kserve_ext.rpc.errors import RpcError
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.rpc import Rpc
@@ -90,6 +90,21 @@ class Overview:
                     }
                 )
         return found
+
+    async def too_large(self, revision: Revision) -> str:
+        """Why no node could run an instance even when empty, "" if one can, or if no node says its size."""
+        nodes = self.membership.view.of("node")
+        said = await self._ask(nodes, "status")
+        reasons = []
+        for node, facts in zip(nodes, said, strict=True):
+            capacity = facts.get("capacity")
+            if not isinstance(capacity, dict):
+                continue
+            size = Resources(**{name: _count(capacity.get(name)) for name in Resources._fields})
+            if revision.needs.fits(size):
+                return ""
+            reasons.append(f"{node.id}: {revision.needs.short_of(size).replace(' free', ' there')}")
+        return f"no node is large enough ({'; '.join(reasons)})" if reasons else ""
 
     async def request(self, request_id: str) -> Document | None:
         """The marks of one request from everybody who saw it; None when no Dispatch function knows it."""

@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
         desk = Desk(reconciler, OrderedStorage(store), wall_time, random.Random())
         await desk.load()
         overview = Overview(rpc, membership, reconciler)
-        admin = Admin(desk, process.key())
+        admin = Admin(desk, process.key(), overview.too_large)
 
         async def status(request: web.Request) -> web.Response:
             return web.json_response(await overview.status())
