@@ -11,32 +11,50 @@ from typing import Any, Final, NamedTuple
 
 Document = dict[str, Any]
 WIDTH: Final = 40
-#: What marks mean, for people. A mark that is not listed is shown by its own name.
-WORDS: Final[Mapping[str, str]] = {
-    "arrived": "request head read",
-    "held": "held: no free slot",
-    "demand": "demand told to home",
-    "slot": "slot given",
-    "sent": "sent to the instance",
-    "first_byte": "first byte of the answer",
-    "last_byte": "last byte of the answer",
-    "decided": "home decided to start",
-    "scheduled": "Schedule function chose the node",
-    "admitted": "node admitted it",
-    "model_cached": "model is on the node",
-    "forked": "process forked",
-    "imported": "imports done",
-    "weights_loaded": "weights loaded",
-    "loaded": "weights loaded",
-    "ready": "ready",
-    "received": "request received",
-    "tokenized": "prompt tokenised",
-    "lease": "prefill slot leased",
-    "channel": "channel open",
-    "prefill": "prefill done",
-    "transfer": "KV transferred",
-    "first_token": "first token",
-    "last_token": "last token",
+#: What marks mean, for people; by who made them. A mark that is not listed is shown by its own name.
+WORDS: Final[Mapping[str, Mapping[str, str]]] = {
+    "dispatch": {
+        "arrived": "request head read",
+        "held": "held: no free slot",
+        "demand": "demand told to home",
+        "slot": "slot given",
+        "sent": "sent to the instance",
+        "first_byte": "first byte of the answer",
+        "last_byte": "last byte of the answer",
+    },
+    "node": {
+        "decided": "home decided to start it",
+        "placed": "Schedule function chose the node",
+        "borrowed": "another partition was asked",
+        "admitted": "node admitted it",
+        "fetching": "model is brought near",
+        "model_cached": "model is on the node",
+        "starting": "being started",
+        "forked": "process forked",
+        "imported": "imports done",
+        "listening": "port open",
+        "weights_loaded": "weights loaded",
+        "engine_ready": "engine ready",
+        "first_token": "engine's own first token",
+        "channel_listening": "KV channels can be opened",
+        "channel_ready": "KV channel open",
+        "ready": "ready, told to home and shard",
+    },
+    "instance": {
+        "received": "request received",
+        "tokenised": "prompt tokenised",
+        "decided": "decided where to prefill",
+        "prefill_leased": "prefill slot leased",
+        "channel": "KV channel at hand",
+        "prefill_received": "prefill asked for",
+        "prefill_start": "prefill began",
+        "prefill_end": "prefill done",
+        "transfer": "KV transferred",
+        "recompute": "KV recomputed",
+        "first_token": "first token",
+        "last_token": "last token",
+        "answered": "answer written",
+    },
 }
 
 
@@ -61,25 +79,29 @@ def rows(document: Document) -> list[Row]:
     if not own:
         return []
     arrived = float(own[0]["at"])
-    last: dict[tuple[str, str], float] = {}
+    last: dict[str, float] = {}
     found = []
     for mark in marks:
         at = float(mark["at"])
         if at < arrived:
             continue
-        lane = (str(mark["where"]), "" if mark.get("source") == "dispatch" else "instance")
-        begin = last.get(lane, arrived)
-        last[lane] = at
+        where = str(mark["where"])
+        begin = last.get(where, arrived)
+        last[where] = at
         found.append(
             Row(
-                lane[0],
-                WORDS.get(mark["name"], str(mark["name"]).replace("_", " ")),
+                where,
+                _word(str(mark.get("source")), str(mark["name"])),
                 (begin - arrived) * 1000,
                 (at - arrived) * 1000,
                 str(mark.get("detail") or ""),
             )
         )
     return found
+
+
+def _word(source: str, name: str) -> str:
+    return WORDS.get(source, {}).get(name) or name.replace("_", " ")
 
 
 def bar(row: Row, total_ms: float, width: int = WIDTH) -> str:

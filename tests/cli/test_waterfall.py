@@ -43,8 +43,8 @@ def test_each_place_is_a_lane_and_times_count_from_arrival() -> None:
     assert found == [
         ("dispatch-0", "request head read", 0, 0),
         ("dispatch-0", "held: no free slot", 0, 1),
-        ("i1", "home decided to start", 0, 2),
-        ("i1", "ready", 2, 1400),
+        ("i1", "home decided to start it", 0, 2),
+        ("i1", "ready, told to home and shard", 2, 1400),
         ("dispatch-0", "sent to the instance", 1, 1500),
         ("i1", "first token", 1400, 1800),
         ("dispatch-0", "first byte of the answer", 1500, 1900),
