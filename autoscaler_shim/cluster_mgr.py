@@ -30,8 +30,8 @@ class ClusterMgr:
         self.me = me
         self.rpc = rpc
         self.membership = membership
-        self.machine = ClusterMgrMachine(me)
         self.loop = asyncio.get_running_loop()
+        self.machine = ClusterMgrMachine(me, self.loop.time())
         self.updates = 0
         rpc.handle(Update, self.update)
         rpc.handle(Describe, self.describe)

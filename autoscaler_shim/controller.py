@@ -64,13 +64,14 @@ class Controller:
         rpc.handle(Describe, self.describe)
         rpc.on_lost(self._lost)
 
-    def join(self, message: Join, caller: Caller) -> PublishView:
+    async def join(self, message: Join, caller: Caller) -> PublishView:
         member = message.member
         before = self.machine.epoch
         pushes = self.machine.join(member, message.epoch, id(caller.connection), self.loop.time())
         if self.machine.epoch != before:
             log.info("%s joined at %s: epoch %d", member.id, member.addr, self.machine.epoch)
-        self._push(p for p in pushes if p.member.id != member.id)
+        self._push([p for p in pushes if p.member.id != member.id])
+        await asyncio.sleep(self.machine.gathering(self.loop.time()))
         self.machine.acked(member.id, self.machine.epoch)  # its reply carries the view
         return PublishView(self.machine.view)
 

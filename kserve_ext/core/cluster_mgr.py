@@ -2,7 +2,8 @@
 
 A node's Update is its heartbeat. What changed in it goes to the Schedule function that owns the node at once, what
 did not at most once a second. A node is down when it is silent for SILENT_S or its connection is lost and not back
-within LOST_S; a node that has just become ours has that long to find us.
+within LOST_S; a node that has just become ours has SILENT_S to find us. Time in which this process itself did not run
+is nobody's silence. A dead node is reported again every SILENT_S until the view is without it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from kserve_ext.core.ids import FunctionID, NodeID
 LOST_S = 1.0
 SILENT_S = 3.0
 REFRESH_S = 1.0
+DEAF_S = 0.5  # a longer gap between ticks means that this process did not run
 
 
 class TellOwner(NamedTuple):
@@ -51,12 +53,13 @@ class _Node:
 class ClusterMgrMachine:
     """Verbs take `now` (seconds, monotonic)."""
 
-    def __init__(self, me: FunctionID) -> None:
+    def __init__(self, me: FunctionID, now: float = 0.0) -> None:
         self.me = me
         self._view = View()
         self._nodes: dict[NodeID, _Node] = {}
         #: nodes of ours in the view that have not spoken to us yet, and since when we wait
         self._awaited: dict[NodeID, float] = {}
+        self._ticked_at = now
 
     def update(self, status: NodeStatus, connection: int, now: float) -> list[Instruction]:
         """A node's heartbeat."""
@@ -87,21 +90,29 @@ class ClusterMgrMachine:
         return [i for node in self._nodes.values() for i in self._tell(node, now)]
 
     def tick(self, now: float) -> list[Instruction]:
+        gap, self._ticked_at = now - self._ticked_at, now
+        if gap > DEAF_S:
+            self._forgive(gap, now)
         out: list[Instruction] = []
         for name, node in list(self._nodes.items()):
             reason = self._dead(node, now)
-            if reason:
-                del self._nodes[name]
-                out.append(TellController(node.status, reason))
-                owner = self._owner(name)
-                if owner:
-                    out.append(TellOwner(owner, node.status, reason))
+            if not reason:
+                continue
+            del self._nodes[name]
+            if self._view.epoch and self._manager(name) != self.me:
+                continue  # it spoke to us under an older view, and now does to whom it belongs
+            out.append(TellController(node.status, reason))
+            owner = self._owner(name)
+            if owner:
+                out.append(TellOwner(owner, node.status, reason))
+            if self._view.member(name) is not None:
+                self._awaited[name] = now
         for name, since in list(self._awaited.items()):
             member = self._view.member(name)
             if now - since >= SILENT_S and member is not None:
-                del self._awaited[name]
+                self._awaited[name] = now
                 unknown = NodeStatus(name, member.addr, member.incarnation, 0, Resources(), Resources())
-                out.append(TellController(unknown, f"never heard of by {self.me} in {SILENT_S} s"))
+                out.append(TellController(unknown, f"{self.me} has heard nothing of it for {SILENT_S} s"))
         return out
 
     def nodes(self) -> list[tuple[NodeStatus, float]]:
@@ -119,6 +130,13 @@ class ClusterMgrMachine:
             return []
         node.told, node.told_at, node.told_owner = node.status, now, owner
         return [TellOwner(owner, node.status)]
+
+    def _forgive(self, gap: float, now: float) -> None:
+        for node in self._nodes.values():
+            node.heard_at = min(now, node.heard_at + gap)
+            if node.lost_at is not None:
+                node.lost_at = min(now, node.lost_at + gap)
+        self._awaited = {name: min(now, since + gap) for name, since in self._awaited.items()}
 
     def _dead(self, node: _Node, now: float) -> str:
         if node.lost_at is not None and now - node.lost_at >= LOST_S:

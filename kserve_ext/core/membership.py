@@ -1,9 +1,10 @@
 """The top-level controller's machine: who is in the cluster, under which epoch, and who has heard of it.
 
 A function is out when its connection is lost and not back within LOST_S, or when it is silent for SILENT_S. A node
-is out when a ClusterMgr function says so, or when it leaves. Every change is a new epoch; epochs only grow, also
-over the controller's own death: a new one starts above what it has stored and above what any member reports. It
-takes the stored members for alive until they prove silent, so that its restart disturbs nobody.
+is out when a ClusterMgr function says so, or when it leaves. Time in which the controller itself did not run is
+nobody's silence. Every change is a new epoch; epochs only grow, also over the controller's own death: a new one
+starts above what it has stored and above what any member reports. It takes the stored members for alive until they
+prove silent; one whose store is behind its members gathers them for GATHER_S before it publishes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from kserve_ext.core.ids import FunctionID
 LOST_S = 0.3
 SILENT_S = 3.0
 PUSH_AGAIN_S = 0.5
+GATHER_S = 1.2  # a member that looks for the controller does so at least once a second
+DEAF_S = 0.5  # a longer gap between ticks means that this process did not run
 
 
 class Push(NamedTuple):
@@ -51,6 +54,10 @@ class MembershipMachine:
         self.epoch = stored.epoch + 1
         self._records = {m.id: _Record(m, now) for m in stored.members}
         self._view: View | None = None
+        self._gather_by = now + GATHER_S
+        #: members know epochs that our store has lost: nothing is published before _gather_by
+        self._gathers = False
+        self._ticked_at = now
         #: the last removals, newest last, for status and logs
         self.removed: list[Removed] = []
 
@@ -61,6 +68,10 @@ class MembershipMachine:
             self._view = View(self.epoch, members)
         return self._view
 
+    def gathering(self, now: float) -> float:
+        """For how long the view isn't given to anybody yet, since members that were in it may still come."""
+        return max(0.0, self._gather_by - now) if self._gathers else 0.0
+
     def join(self, member: Member, epoch: int, connection: int, now: float) -> list[Push]:
         """A function or node starts or comes back; `epoch` is the highest it has seen."""
         known = self._records.get(member.id)
@@ -69,6 +80,7 @@ class MembershipMachine:
         if known is not None and known.member == member and epoch <= self.epoch:
             known.heard_at, known.connection, known.lost_at = now, connection, None
             return []
+        self._gathers |= epoch > self.epoch
         self._records[member.id] = _Record(member, now, connection)
         return self._changed(max(epoch, self.epoch) + 1, now)
 
@@ -78,6 +90,8 @@ class MembershipMachine:
         if record is None or record.member.incarnation != incarnation or epoch > self.epoch:
             return False
         record.heard_at, record.connection, record.lost_at = now, connection, None
+        if now - record.pushed_at >= PUSH_AGAIN_S:
+            record.acked_epoch = epoch  # what it has, whatever became of our push or its acknowledgement
         return True
 
     def leave(self, member: FunctionID, incarnation: int, reason: str, now: float) -> list[Push]:
@@ -99,6 +113,9 @@ class MembershipMachine:
 
     def tick(self, now: float) -> list[Push]:
         """Removes who is dead, and pushes again to who has not acknowledged the view."""
+        gap, self._ticked_at = now - self._ticked_at, now
+        if gap > DEAF_S:
+            self._forgive(gap, now)
         dead = [
             Removed(r.member.id, why)
             for r in self._records.values()
@@ -106,7 +123,7 @@ class MembershipMachine:
         ]
         if dead:
             return self._remove(dead, now)
-        return [p for p in self._pushes() if now - self._records[p.member.id].pushed_at >= PUSH_AGAIN_S]
+        return [p for p in self._pushes(now) if now - self._records[p.member.id].pushed_at >= PUSH_AGAIN_S]
 
     def pushed(self, member: FunctionID, now: float) -> None:
         record = self._records.get(member)
@@ -143,8 +160,16 @@ class MembershipMachine:
     def _changed(self, epoch: int, now: float) -> list[Push]:
         self.epoch = epoch
         self._view = None
-        return self._pushes()
+        return self._pushes(now)
 
-    def _pushes(self) -> list[Push]:
+    def _forgive(self, gap: float, now: float) -> None:
+        for record in self._records.values():
+            record.heard_at = min(now, record.heard_at + gap)
+            if record.lost_at is not None:
+                record.lost_at = min(now, record.lost_at + gap)
+
+    def _pushes(self, now: float) -> list[Push]:
+        if self.gathering(now):
+            return []
         view = self.view
         return [Push(r.member, view) for r in self._records.values() if r.acked_epoch < self.epoch]

@@ -1,7 +1,8 @@
 """A member's side of the view: joins, reports, takes pushes, and keeps the last view when the controller is away.
 
 Functions and nodes alike use it; what a new view means to them is their own business (on_view). It never gives up:
-a controller that dies is looked for until it is back, and nothing waits for it meanwhile.
+a controller that dies is looked for until it is back, and nothing waits for it meanwhile. A connection that breaks is
+followed by a report at once, so that the controller doesn't take this member for dead.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 REPORT_PERIOD_S = 0.5
 CALL_TIMEOUT_S = 1.0
+JOIN_TIMEOUT_S = 3.0  # a controller that has lost its store gathers members before it answers
 BACKOFF_S = (0.05, 1.0)
 
 
@@ -36,8 +38,11 @@ class Membership:
         self._callbacks: list[Callable[[View], None]] = []
         self._load: Callable[[], Load] = Load
         self._task: asyncio.Task[None] | None = None
+        self._lost = asyncio.Event()
+        self._superseded = False
         rpc.epoch = lambda: self.view.epoch
         rpc.handle(PublishView, self._published)
+        rpc.on_peer_lost(self._peer_lost)
 
     @property
     def me(self) -> FunctionID:
@@ -92,13 +97,17 @@ class Membership:
             except Exception:
                 log.exception("taking in the view of epoch %d failed in one part of this process", view.epoch)
 
+    def _peer_lost(self, addr: str) -> None:
+        if addr == self.controller:
+            self._lost.set()
+
     async def _join(self) -> None:
         pause = BACKOFF_S[0]
         complained = False
         while True:
             try:
                 message = Join(self.member, self.view.epoch)
-                reply: PublishView = await self.rpc.call(self.controller, message, CALL_TIMEOUT_S)
+                reply: PublishView = await self.rpc.call(self.controller, message, JOIN_TIMEOUT_S)
             except RpcError as error:
                 if not complained:
                     log.warning("can't join yet, keep trying with the last view: %s", error)
@@ -109,11 +118,23 @@ class Membership:
             if complained:
                 log.info("joined again at epoch %d", reply.view.epoch)
             self._take(reply.view)
+            self._check(reply.view)
             return
+
+    def _check(self, view: View) -> None:
+        mine = view.member(self.me)
+        superseded = mine is not None and mine.incarnation > self.member.incarnation
+        if superseded and not self._superseded:
+            log.error(
+                "another process is %s since later (at %s): end one of the two", self.me, mine and mine.addr
+            )
+        self._superseded = superseded
 
     async def _report(self) -> None:
         while True:
-            await asyncio.sleep(REPORT_PERIOD_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._lost.wait(), REPORT_PERIOD_S)
+            self._lost.clear()
             message = Report(self.me, self.member.incarnation, self.view.epoch, self._load())
             try:
                 reply: ReportReply = await self.rpc.call(self.controller, message, CALL_TIMEOUT_S)

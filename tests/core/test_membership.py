@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kserve_ext.core.facts import Kind, Member, View
 from kserve_ext.core.ids import FunctionID
-from kserve_ext.core.membership import LOST_S, SILENT_S, MembershipMachine
+from kserve_ext.core.membership import GATHER_S, LOST_S, SILENT_S, MembershipMachine, Push
 
 NAMES = ["dispatch-0", "schedule-0", "node-0"]
 KINDS: dict[str, Kind] = {"dispatch-0": "dispatch", "schedule-0": "schedule", "node-0": "node"}
@@ -16,6 +16,14 @@ KINDS: dict[str, Kind] = {"dispatch-0": "dispatch", "schedule-0": "schedule", "n
 
 def member(name: str, incarnation: int = 1) -> Member:
     return Member(FunctionID(name), KINDS[name], f"127.0.0.1:{incarnation}", incarnation)
+
+
+def tick(machine: MembershipMachine, begin: float, end: float, step: float = 0.1) -> list[Push]:
+    """Ticks as often as the controller's process does; what was to be pushed at the last of them that pushed."""
+    out: list[Push] = []
+    for k in range(1, round((end - begin) / step) + 1):
+        out = machine.tick(begin + k * step) or out
+    return out
 
 
 class Controller(RuleBasedStateMachine):
@@ -31,7 +39,13 @@ class Controller(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES), back=st.integers(0, 2), ahead=st.integers(0, 5))
     def join(self, name: str, back: int, ahead: int) -> None:
         incarnation = max(1, self.incarnations[name] + 1 - back)
-        self.machine.join(member(name, incarnation), self.highest + ahead, incarnation, self.now)
+        seen = self.highest + ahead
+        pushes = self.machine.join(member(name, incarnation), seen, incarnation, self.now)
+        self.publish(pushes)
+        found = self.machine.view.member(name)
+        assert found is not None
+        if found.incarnation == incarnation:
+            assert self.machine.epoch >= seen
         self.incarnations[name] = max(self.incarnations[name], incarnation)
 
     @rule(name=st.sampled_from(NAMES))
@@ -45,16 +59,43 @@ class Controller(RuleBasedStateMachine):
     def lost(self, name: str, back: int) -> None:
         self.machine.lost(FunctionID(name), self.incarnations[name] - back, self.now)
 
-    @rule(seconds=st.sampled_from([0.1, LOST_S, 1.0, SILENT_S]))
-    def tick(self, seconds: float) -> None:
+    @rule(ticks=st.sampled_from([1, 3, 10, 35]))
+    def tick(self, ticks: int) -> None:
+        for _ in range(ticks):
+            self.now += 0.1
+            self.publish(self.machine.tick(self.now))
+
+    @rule(seconds=st.sampled_from([1.0, SILENT_S, 60.0]))
+    def controller_does_not_run(self, seconds: float) -> None:
+        before = self.machine.view.members
+        self.machine.tick(self.now)
+        alive = self.machine.view.members
         self.now += seconds
-        for push in self.machine.tick(self.now):
+        self.machine.tick(self.now)
+        assert self.machine.view.members == alive, (before, alive)
+
+    @rule(name=st.sampled_from(NAMES))
+    def clustermgr_or_a_predecessor_says_leave(self, name: str) -> None:
+        before = self.machine.view.member(name)
+        self.machine.leave(FunctionID(name), self.incarnations[name] - 1, "old news", self.now)
+        if before is not None and before.incarnation == self.incarnations[name]:
+            assert self.machine.view.member(name) == before
+
+    def publish(self, pushes: list[Push]) -> None:
+        for push in pushes:
+            assert push.view.epoch == self.machine.epoch
+            assert push.view.member(push.member.id) == push.member
+            assert not self.machine.gathering(self.now)
             self.machine.pushed(push.member.id, self.now)
             self.machine.acked(push.member.id, push.view.epoch)
 
-    @rule()
-    def controller_dies(self) -> None:
-        self.machine = MembershipMachine(self.machine.view, self.now)
+    @rule(store_lost=st.booleans())
+    def controller_dies(self, store_lost: bool) -> None:
+        if store_lost:
+            self.machine = MembershipMachine(View(), self.now)
+            self.highest = 0  # until somebody who knows better joins
+        else:
+            self.machine = MembershipMachine(self.machine.view, self.now)
 
     @invariant()
     def epochs_only_grow_and_a_predecessor_never_replaces(self) -> None:
@@ -75,12 +116,12 @@ def test_a_lost_connection_counts_only_when_it_is_the_one_last_heard_on() -> Non
     machine.join(member("dispatch-0", 1), 0, connection=1, now=0.0)
     machine.join(member("dispatch-0", 2), 0, connection=2, now=0.1)
     machine.lost(FunctionID("dispatch-0"), 1, 0.2)
-    machine.tick(0.2 + LOST_S)
+    tick(machine, 0.1, 0.2 + LOST_S)
     assert machine.view.member("dispatch-0") is not None
     machine.lost(FunctionID("dispatch-0"), 2, 0.6)
-    pushes = machine.tick(0.61 + LOST_S)
+    tick(machine, 0.5, 0.7 + LOST_S)
     assert machine.view.members == ()
-    assert pushes == []
+    assert machine.tick(1.1) == []
     assert "connection was lost" in machine.removed[-1].reason
 
 
@@ -88,7 +129,7 @@ def test_a_silent_function_is_out_and_a_silent_node_is_clustermgrs_business() ->
     machine = MembershipMachine(View(), 0.0)
     machine.join(member("schedule-0"), 0, 1, 0.0)
     machine.join(member("node-0"), 0, 2, 0.0)
-    pushes = machine.tick(SILENT_S)
+    pushes = tick(machine, 0.0, SILENT_S + 0.1)
     assert [m.id for m in machine.view.members] == ["node-0"]
     assert [p.member.id for p in pushes] == ["node-0"]
     machine.leave(FunctionID("node-0"), 1, "cluster-mgr-0: silent", SILENT_S)
@@ -111,7 +152,42 @@ def test_an_unacknowledged_view_is_pushed_again() -> None:
     assert [p.member.id for p in machine.tick(0.6)] == ["dispatch-0"]
     machine.acked(FunctionID("dispatch-0"), machine.epoch)
     assert machine.consistent()
-    assert machine.tick(2.0) == []
+    assert tick(machine, 0.6, 2.0) == []
+
+
+def test_a_member_that_reports_an_older_view_gets_it_again() -> None:
+    machine = MembershipMachine(View(), 0.0)
+    machine.join(member("dispatch-0"), 0, 1, 0.0)
+    machine.acked(FunctionID("dispatch-0"), machine.epoch)  # taken for granted, but its reply was lost
+    machine.pushed(FunctionID("dispatch-0"), 0.0)
+    assert machine.report(FunctionID("dispatch-0"), 1, 0, 1, 0.6)
+    assert [p.view.epoch for p in machine.tick(0.7)] == [machine.epoch]
+
+
+def test_time_in_which_the_controller_did_not_run_is_nobodys_silence() -> None:
+    machine = MembershipMachine(View(), 0.0)
+    machine.join(member("dispatch-0"), 0, 1, 0.0)
+    machine.tick(60.0)
+    assert machine.view.member("dispatch-0") is not None
+    tick(machine, 60.0, 60.0 + SILENT_S + 0.2)
+    assert machine.view.members == ()
+
+
+def test_a_controller_whose_store_is_lost_gathers_members_before_it_publishes() -> None:
+    machine = MembershipMachine(View(), 0.0)
+    assert machine.join(member("dispatch-0"), epoch=50, connection=1, now=0.1) == []
+    assert machine.gathering(0.1)
+    assert machine.join(member("schedule-0"), epoch=50, connection=2, now=0.9) == []
+    pushes = tick(machine, 0.9, GATHER_S + 0.2)
+    assert {p.member.id for p in pushes} == {"dispatch-0", "schedule-0"}
+    assert {len(p.view.members) for p in pushes} == {2}
+    assert machine.epoch > 50
+
+
+def test_a_fresh_cluster_waits_for_nobody() -> None:
+    machine = MembershipMachine(View(), 0.0)
+    assert len(machine.join(member("dispatch-0"), epoch=0, connection=1, now=0.1)) == 1
+    assert not machine.gathering(0.1)
 
 
 def test_an_application_for_scale_out_is_refused_with_the_remedy() -> None:
