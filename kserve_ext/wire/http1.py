@@ -39,7 +39,6 @@ _RESPONSE_FIELD = re.compile(
 )
 _ANY_FIELD = re.compile(rb"\r\n([^:\r]+):[\t ]*([^\r]*)")
 _HOST = re.compile(rb"[0-9A-Za-z.\-_]*(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
-_LENGTH = re.compile(rb"[0-9]{1,18}")
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 #: Fields that say how a message is framed or where it goes can't be declared hop-by-hop by the peer.
 _NEVER_HOP = frozenset((b"host", b"content-length", b"transfer-encoding"))
@@ -308,7 +307,7 @@ def _once(name: bytes, before: bytes | None, value: bytes) -> bytes:
 
 def _length(value: bytes) -> int:
     value = value.rstrip(b" \t")
-    if _LENGTH.fullmatch(value) is None:
+    if len(value) > 18 or not value.isdigit():
         raise Malformed("Content-Length: one decimal number of at most 18 digits")
     return int(value)
 

@@ -20,9 +20,11 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 def run(test: Coroutine[Any, Any, None], timeout_s: float = 60.0) -> None:
-    """Runs one test on uvloop; the timeout only ends a hang."""
+    """Runs one test on uvloop; the timeout only ends a hang. An exception in a callback fails the test."""
+    raised: list[str] = []
 
     async def bounded() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(repr(context)))
         try:
             await asyncio.wait_for(test, timeout_s)
         finally:
@@ -32,6 +34,7 @@ def run(test: Coroutine[Any, Any, None], timeout_s: float = 60.0) -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(bounded())
+    assert not raised
 
 
 class HoldingDispatch:
@@ -49,6 +52,7 @@ class HoldingDispatch:
         self.cold = False
         self.changed = asyncio.Event()
         self.exchanges: list[Exchange] = []
+        self.submitted = self.refused = self.finally_failed = 0
 
     def resolve(self, host: bytes, namespace: bytes | None, revision: bytes | None) -> RevisionKey | Refusal:
         if host.startswith(b"unknown"):
@@ -57,6 +61,7 @@ class HoldingDispatch:
 
     def submit(self, exchange: Exchange) -> None:
         self._note("submit")
+        self.submitted += 1
         if self.timeout_s is not None:
             exchange.timeout_s = self.timeout_s
         exchange.cold = self.cold
@@ -65,6 +70,7 @@ class HoldingDispatch:
         if self.addr:
             self._go(exchange)
         elif len(self.held) >= self.bound:
+            self.refused += 1
             exchange.refuse(429, f"{self.bound} requests are held", 2.0)
         else:
             self.held.append(exchange)
@@ -97,6 +103,7 @@ class HoldingDispatch:
         if self.requeue and retriable:
             self.held.append(exchange)
             return True
+        self.finally_failed += 1
         return False
 
     def cancelled(self, exchange: Exchange) -> None:
@@ -226,6 +233,8 @@ class Client:
         return client
 
     def send(self, data: bytes) -> None:
+        if self.writer.is_closing():
+            raise ConnectionResetError("closed")
         self.writer.write(data)
 
     async def response(self) -> tuple[int, bytes, bytes]:
