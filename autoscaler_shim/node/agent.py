@@ -79,7 +79,7 @@ class NodeAgent:
         self.telling = Telling(self.machine, rpc, membership, self.now, self.carry_out)
         self.ready_socket = ReadySocket(self._poked)
         self._look_soon = False
-        self.ahead = Ahead(self.instances, declared.resources)
+        self.ahead = Ahead(self.instances, declared.resources, self._modules_known)
         rpc.handle(m.Start, self.start)
         rpc.handle(m.Commit, self.commit)
         rpc.handle(m.Stop, self.stop)
@@ -182,6 +182,9 @@ class NodeAgent:
     def _verdict(self, verdict: facts.Verdict, out: list[facts.Instruction]) -> m.StartReply:
         self.carry_out(out)
         return m.StartReply(not verdict.reason, verdict.reason, self.machine.status(), verdict.stale)
+
+    def _modules_known(self, modules: frozenset[str]) -> None:
+        self.carry_out(self.machine.wants(modules, self.now()))
 
     def _zygote_ready(self, module: str) -> None:
         self.carry_out(self.machine.zygote_ready(module))

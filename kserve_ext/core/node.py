@@ -47,6 +47,7 @@ class NodeMachine:
         self.homes = Homes(timing.full_s)
         self.lives = Lives(node, ledger, slots, self.homes, timing)
         self.models: tuple[str, ...] = ()
+        self.wanted: tuple[str, ...] = ()  # runtime modules whose zygotes are kept ready
         self.accepting = True
         self.admitted_total = self.refused_total = self.stale_total = self.duplicate_total = 0
         self._seq = 0
@@ -148,7 +149,16 @@ class NodeMachine:
                 life.acked_at = now
         return facts_of(lives, self.node), highest
 
+    def wants(self, modules: Iterable[str], now: float) -> list[Instruction]:
+        """Runtime modules of the revisions this node could run: their zygotes are kept ready from now on."""
+        self.wanted = tuple(sorted(modules))
+        return [StartZygote(module) for module in self.wanted if self.slots.want(module, now)]
+
     # --- outcomes
+
+    def want_zygote(self, module: str, now: float) -> list[Instruction]:
+        """A revision that could use it is known: have it ready before the first start, if there is room."""
+        return [StartZygote(module)] if module and self.slots.want(module, now) else []
 
     def zygote_ready(self, module: str) -> list[Instruction]:
         self.slots.is_ready(module)
@@ -178,6 +188,7 @@ class NodeMachine:
                 life.acked_at += gap
             self.lives.tick(life, now, out)
         out.extend(StartZygote(module) for module in self.slots.due(now))
+        out.extend(StartZygote(module) for module in self.wanted if self.slots.want(module, now))
         for key in self.homes.take_due(now):
             addr = self.homes.addr(key)
             if addr:
