@@ -53,7 +53,7 @@ class Engine(AsyncLLM):  # type: ignore[misc]
         if self.placement is not None:
             sampling_params = await self.placement.prepare(request_id, prompt, sampling_params, more)
         elif timeline is not None:
-            timeline.transfer = "none;reason=one-engine"
+            timeline.local("one-engine")
         outputs = super().generate(prompt, sampling_params, request_id, **more)
         try:
             async with contextlib.aclosing(outputs):

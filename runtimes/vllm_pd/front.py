@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from argparse import Namespace
+from http import HTTPStatus
 from typing import Any
+
+from vllm.exceptions import GracefulHTTPError
 
 from runtimes.transport.channel import ChannelError
 from runtimes.vllm_pd import metrics
@@ -29,6 +32,7 @@ class Front:
     ) -> None:
         self._setting: Setting = args.pd if args.kv_transfer != "none" else "never"
         self._threshold = args.pd_threshold_tokens
+        self._required = args.kv_transfer_required
         self._unavailable = "rdma-unavailable" if args.kv_transfer == "rdma" else ""
         self._engine = engine
         self._leases = leases
@@ -41,7 +45,7 @@ class Front:
     async def prepare(self, request_id: str, prompt: Any, params: Any, more: dict[str, Any]) -> Any:
         timeline = CURRENT.get() or Timeline(request_id)
         tokens = prompt_tokens(prompt)
-        obstacle = self._unavailable or _obstacle(tokens, prompt, params, more)
+        obstacle = _obstacle(tokens, prompt, params, more) or self._unavailable
         count = len(tokens or ())
         decision = decide(self._setting, self._threshold, count, None, obstacle)
         if decision is None:
@@ -52,15 +56,18 @@ class Front:
         timeline.mark("decided", f"{'prefill' if decision.remote else 'local'}: {decision.reason}")
         metrics.DECISIONS.labels("prefill" if decision.remote else "local", _word(decision.reason)).inc()
         if not decision.remote or tokens is None:
-            timeline.transfer = f"none;reason={decision.reason}"
+            timeline.local(decision.reason)
+            if decision.reason == self._unavailable:
+                self._refuse_if_required(decision.reason)
             return params
         try:
             transfer = await self._arrange(request_id, tokens, timeline)
         except (NoPrefill, ChannelError) as error:
             reason = error.reason if isinstance(error, ChannelError) else "no-prefill"
             timeline.mark("recompute", str(error))
-            timeline.transfer = f"none;reason={reason}"
+            timeline.local(reason)
             metrics.TRANSFERS.labels("none", reason).inc()
+            self._refuse_if_required(str(error))
             return params
         params = params.clone()
         params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": {TRANSFER: transfer}}
@@ -75,6 +82,7 @@ class Front:
     async def _arrange(self, request_id: str, tokens: list[int], timeline: Timeline) -> int:
         lease = await self._leases.lease(timeline.id, len(tokens))
         timeline.mark("prefill_leased", lease.instance)
+        timeline.prefill = {"instance": lease.instance, "addr": lease.addr}
         try:
             channel, made = await self._channels.get(lease)
             timeline.mark("channel", f"{channel.rung}, {'dialled' if made else 'cached'}")
@@ -103,15 +111,21 @@ class Front:
         metrics.BYTES.labels(outcome.rung).inc(outcome.bytes)
         if outcome.reason:
             timeline.mark("recompute", outcome.reason)
-            timeline.transfer = f"none;reason={_word(outcome.reason)};rung={outcome.rung}"
+            timeline.local(_word(outcome.reason), outcome.rung)
             return
         metrics.TOKENS.labels(outcome.rung).inc(outcome.tokens)
         metrics.SECONDS.labels(outcome.rung).observe(outcome.ms / 1000)
         detail = f"{outcome.rung}, {outcome.bytes} bytes, {outcome.blocks} blocks, {outcome.ms:.2f} ms"
         timeline.mark("transfer", detail)
-        timeline.transfer = (
-            f"{outcome.rung};bytes={outcome.bytes};tokens={outcome.tokens};ms={outcome.ms:.2f}"
-        )
+        timeline.transferred(outcome.rung, outcome.bytes, outcome.tokens, outcome.blocks, outcome.ms)
+
+    def _refuse_if_required(self, why: str) -> None:
+        """kv-transfer-required: better no answer now than one that prefill had no part in."""
+        if self._required:
+            raise GracefulHTTPError(
+                f"the KV transfer that this service requires is not possible: {why}",
+                HTTPStatus.SERVICE_UNAVAILABLE,
+            )
 
     def _release(self, lease: Lease, failed: str) -> None:
         task = self._loop.create_task(self._leases.release(lease, failed))

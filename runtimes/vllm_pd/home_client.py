@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 _LOCATE_S = 1.0
-_LEASE_S = 10.0
 
 
 class Lease(NamedTuple):
@@ -62,12 +61,13 @@ class FixedLeases:
 class HomeLeases:
     """Asks the home, over the cluster's rpc; finds it through the node agent, again when it has moved."""
 
-    def __init__(self, group: str, instance: str, agent_addr: str, key: bytes) -> None:
+    def __init__(self, group: str, instance: str, agent_addr: str, key: bytes, wait_s: float) -> None:
         from kserve_ext.rpc import Rpc
 
         self._group = group
         self._instance = instance
         self._agent_addr = agent_addr
+        self._wait_s = wait_s  # the home holds the call while a prefill instance starts
         self._rpc = Rpc(instance or f"instance-{os.getpid()}", key)
         self._home = ""
 
@@ -76,7 +76,7 @@ class HomeLeases:
         from kserve_ext.wire.messages import LeasePrefill
 
         message = LeasePrefill(self._group, RequestID(request_id), tokens, InstanceID(self._instance))
-        reply = await self._call_home(message, _LEASE_S)
+        reply = await self._call_home(message, self._wait_s)
         if not reply.lease:
             raise NoPrefill(reply.reason or "no-peer")
         return Lease(reply.lease, reply.instance, reply.addr, reply.generation)
@@ -114,11 +114,11 @@ def cluster_key(environ: Mapping[str, str] = os.environ) -> bytes:
     return Path(path).read_bytes() if path else b""
 
 
-def make_leases(environ: Mapping[str, str] = os.environ) -> Leases:
+def make_leases(environ: Mapping[str, str] = os.environ, wait_s: float = 5.0) -> Leases:
     peers = [addr.strip() for addr in environ.get("GALAXY_PREFILL_PEERS", "").split(",") if addr.strip()]
     group, agent = environ.get("GALAXY_GROUP", ""), environ.get("GALAXY_NODE_SOCKET", "")
     if peers or not (group and agent):
         return FixedLeases(peers)
     if not agent.startswith("unix:") and "/" in agent:
         agent = f"unix:{agent}"
-    return HomeLeases(group, environ.get("GALAXY_INSTANCE_ID", ""), agent, cluster_key(environ))
+    return HomeLeases(group, environ.get("GALAXY_INSTANCE_ID", ""), agent, cluster_key(environ), wait_s)

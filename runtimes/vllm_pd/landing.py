@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,6 +24,8 @@ from runtimes.transport.channel import ChannelError, Frame
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.kv_memory import KvMemory
+
+_REMEMBERED = 64
 
 
 class Outcome(NamedTuple):
@@ -66,6 +69,8 @@ class Landings:
         self._numbers = itertools.count(1)
         self._transfers: dict[int, _Transfer] = {}
         self._results: list[tuple[str, bool]] = []
+        #: The last blocks may be here before the job's times: whom to tell these, of the last few transfers.
+        self._whole: OrderedDict[int, tuple[Channel, Callable[[float, float], None]]] = OrderedDict()
 
     def attach(self, channel: Channel) -> None:
         door = _Door(self, channel)
@@ -169,13 +174,17 @@ class Landings:
             job = jobs.decode(body)
         except msgspec.MsgspecError as error:
             raise ChannelError("protocol", str(error)) from error
-        transfer = self._transfers.get(job.transfer)
-        if transfer is None or transfer.channel is not channel:
+        with self._lock:
+            transfer = self._transfers.get(job.transfer)
+            owner, computed = self._whole.pop(job.transfer, (None, None))
+        if transfer is not None:
+            owner, computed = transfer.channel, transfer.computed
+        if owner is not channel or computed is None:
             return
         if isinstance(job, jobs.Failed):
             self._end(transfer, job.reason)
         elif isinstance(job, jobs.Computed):
-            transfer.computed(job.started, job.ended)
+            computed(job.started, job.ended)
 
     def lost(self, channel: Channel, error: ChannelError) -> None:
         for transfer in [t for t in list(self._transfers.values()) if t.channel is channel]:
@@ -196,6 +205,10 @@ class Landings:
                 return  # landed() or lost() comes back to it
             reason = transfer.ending
             del self._transfers[transfer.number]
+            if not reason:
+                self._whole[transfer.number] = transfer.channel, transfer.computed
+                while len(self._whole) > _REMEMBERED:
+                    self._whole.popitem(last=False)
             if transfer.engine_request:
                 self._results.append((transfer.engine_request, reason == ""))
         if reason and not reason.startswith("channel-"):

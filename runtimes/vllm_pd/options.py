@@ -55,6 +55,8 @@ def parser() -> Any:
     group.add_argument("--pd-threshold-tokens", type=int, default=None)
     group.add_argument("--kv-transfer", choices=["auto", "shm", "ipc", "tcp", "rdma", "none"], default=None)
     group.add_argument("--kv-transfer-seconds", type=float, default=None, help="then decode recomputes")
+    group.add_argument("--kv-transfer-required", action="store_true", help="503 rather than recompute")
+    group.add_argument("--prefill-wait-seconds", type=float, default=None, help="for a prefill slot")
     group.add_argument("--kv-host", default=None, help="address that KV channels listen on")
     return make_arg_parser(made)
 
@@ -77,14 +79,28 @@ def parse(argv: list[str], environ: Mapping[str, str] = os.environ) -> Namespace
     args.role = args.role or environ.get("GALAXY_ROLE") or "unified"
     if args.role not in ("unified", "prefill", "decode"):
         raise StartRefused(f"{args.role!r} is not a role", "GALAXY_ROLE", "use unified, prefill or decode")
-    args.pd = args.pd or environ.get("GALAXY_PD") or "auto"
-    if args.pd_threshold_tokens is None:
-        args.pd_threshold_tokens = int(environ.get("GALAXY_PD_THRESHOLD_TOKENS") or 256)
-    args.kv_transfer = args.kv_transfer or environ.get("GALAXY_KV_TRANSFER") or "auto"
-    if args.kv_transfer_seconds is None:
-        args.kv_transfer_seconds = float(environ.get("GALAXY_KV_TRANSFER_SECONDS") or 20)
-    args.kv_host = args.kv_host or environ.get("GALAXY_KV_HOST") or "127.0.0.1"
+    _from_environment(args, environ)
     return args
+
+
+def _from_environment(args: Namespace, environ: Mapping[str, str]) -> None:
+    """What annotations set (GALAXY_*), for every option of ours that the command leaves open."""
+    args.pd = args.pd or environ.get("GALAXY_PD") or "auto"
+    args.kv_transfer = args.kv_transfer or environ.get("GALAXY_KV_TRANSFER") or "auto"
+    args.kv_host = args.kv_host or environ.get("GALAXY_KV_HOST") or "127.0.0.1"
+    args.kv_transfer_required |= environ.get("GALAXY_KV_TRANSFER_REQUIRED") == "true"
+    for name, default in (
+        ("pd_threshold_tokens", 256),
+        ("kv_transfer_seconds", 20),
+        ("prefill_wait_seconds", 5),
+    ):
+        variable = f"GALAXY_{name.upper()}"
+        text = environ.get(variable) or str(default)
+        if getattr(args, name) is None:
+            try:
+                setattr(args, name, type(default)(text))
+            except ValueError as error:
+                raise StartRefused(f"{text!r} is not a number", variable, "correct or remove it") from error
 
 
 def fill_cpu_defaults(args: Namespace, on_cpu: bool) -> None:

@@ -19,7 +19,7 @@ from runtimes.transport.listener import Listener
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import worker_side
 from runtimes.vllm_pd.channels import Channels, generation
-from runtimes.vllm_pd.home_client import FixedLeases, Lease, cluster_key, make_leases
+from runtimes.vllm_pd.home_client import FixedLeases, NoPrefill, cluster_key, make_leases
 from runtimes.vllm_pd.kv_memory import KvMemory, layout
 from runtimes.vllm_pd.landing import Landings
 from runtimes.vllm_pd.pushing import Pushes
@@ -131,21 +131,20 @@ class DecodePair:
         self.kv_transfer: dict[str, Any] | None = {
             **_CONNECTOR,
             "kv_role": "kv_consumer",
-            "kv_load_failure_policy": "recompute",
+            "kv_load_failure_policy": "fail" if args.kv_transfer_required else "recompute",
         }
         self._args = args
         self._status = status
         memory = KvMemory()
         self._landings = Landings(memory, args.kv_transfer_seconds)
         worker_side.CURRENT[:] = [Worker(memory, landings=self._landings)]
-        self._leases = make_leases()
+        self._leases = make_leases(wait_s=args.prefill_wait_seconds)
         self._channels = Channels(cluster_key(), _identity(args), rungs(args), self._landings.attach)
         self._dialling: list[asyncio.Task[None]] = []
 
     async def start(self, entrance: Any) -> None:
-        if isinstance(self._leases, FixedLeases) and self._args.kv_transfer != "none":
-            for addr in self._leases.addrs:
-                self._dialling.append(asyncio.create_task(self._dial_ahead(addr)))
+        if self._args.kv_transfer != "none" and self._args.pd != "never":
+            self._dialling.append(asyncio.create_task(self._dial_ahead()))
 
     def attach(self, engine: Any) -> None:
         from runtimes.vllm_pd.front import Front
@@ -153,16 +152,23 @@ class DecodePair:
         engine.placement = Front(self._args, engine, self._leases, self._channels, self._landings)
 
     async def drain(self, seconds: float) -> None:
+        for task in self._dialling:
+            task.cancel()
         await self._leases.close()
 
     def close(self) -> None:
         self._channels.close()
 
-    async def _dial_ahead(self, addr: str) -> None:
-        """A peer that isn't there yet will be dialled by the first request that wants it."""
-        with contextlib.suppress(ChannelError):
-            await self._channels.get(Lease("", addr, addr))
-            self._status.event("channel_ready")
+    async def _dial_ahead(self) -> None:
+        """A lease for no tokens tells a peer's address; one that isn't there yet is dialled when it is needed."""
+        for _ in range(len(self._leases.addrs) if isinstance(self._leases, FixedLeases) else 1):
+            with contextlib.suppress(ChannelError, NoPrefill):
+                lease = await self._leases.lease("channel", 0)
+                try:
+                    await self._channels.get(lease)
+                    self._status.event("channel_ready")
+                finally:
+                    await self._leases.release(lease)
 
 
 def make_pair(args: Namespace, status: Status, timelines: Timelines) -> Pair:

@@ -36,7 +36,11 @@ class PrefillJobs:
     def _start(self, key: int, job: jobs.Prefill) -> None:
         task = self._loop.create_task(self._run(key, job))
         self._tasks[key] = task
-        task.add_done_callback(lambda _: self._tasks.pop(key, None))
+        task.add_done_callback(lambda _: self._gone(key))
+
+    def _gone(self, key: int) -> None:
+        self._tasks.pop(key, None)
+        self._pushes.forget(key)  # a task that is cancelled before its first step ends without a word
 
     def _cancel(self, key: int) -> None:
         task = self._tasks.get(key)
@@ -57,8 +61,12 @@ class PrefillJobs:
         try:
             async for _ in self._engine.generate(prompt, params, f"prefill-{key}-{job.request_id}"):
                 pass
+        except asyncio.CancelledError:
+            error = "cancelled"
+            raise
         except Exception as failure:
             error = f"prefill: {type(failure).__name__}: {failure}"
-        ended = time.time()
-        timeline.mark("prefill_end", error, at=ended)
-        self._pushes.job_ended(key, started, ended, error)
+        finally:
+            ended = time.time()
+            timeline.mark("prefill_end", error, at=ended)
+            self._pushes.job_ended(key, started, ended, error)

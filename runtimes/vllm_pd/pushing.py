@@ -55,6 +55,7 @@ class Pushes:
         self._keys = itertools.count(1)
         self._by_key: dict[int, _Push] = {}
         self._peers: dict[Channel, _Peer] = {}
+        self._asked: dict[int, tuple[Channel, int]] = {}  # jobs that run: who asked, and decode's number
         self._kept: set[str] = set()  # requests whose blocks the engine keeps until `results` names them
         self._ended_requests: set[str] = set()  # of these, the ones that the engine has finished
         self._open_requests: dict[str, int] = {}  # engine request -> key, while the transfer is open
@@ -135,20 +136,23 @@ class Pushes:
             deadline = self._clock() + self._lease_s
             push = _Push(key, job.transfer, channel, deadline, PushPlan(self._memory.layers))
             self._by_key[key] = peer.pushes[job.transfer] = push
+            self._asked[key] = channel, job.transfer
         start(key, job)
 
     # --- event loop
 
     def job_ended(self, key: int, started: float, ended: float, error: str) -> None:
-        """The engine has answered the job, or refused it."""
-        push = self._by_key.get(key)
-        if push is None:
-            return
+        """The engine has answered the job, or refused it; once per job. Its transfer may have ended before."""
+        channel, number = self._asked.pop(key)
         if error:
-            self._end(push, error)
+            self._end(self._by_key.get(key), error)
             return
         with contextlib.suppress(ChannelError):
-            push.channel.send(jobs.encode(jobs.Computed(push.number, started, ended)))
+            channel.send(jobs.encode(jobs.Computed(number, started, ended)))
+
+    def forget(self, key: int) -> None:
+        """No times of this job will come."""
+        self._asked.pop(key, None)
 
     # --- engine
 

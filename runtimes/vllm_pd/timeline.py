@@ -16,14 +16,19 @@ CAPACITY = 1000
 
 
 class Timeline:
-    """One request: its marks in order, and how its KV came to be (`transfer`, "" while undecided)."""
+    """One request: its marks in order, and how its KV came to be (`transfer`, "" while undecided).
 
-    __slots__ = ("_clock", "id", "marks", "transfer")
+    `kv` says the same in parts (rung, bytes, tokens, blocks, ms, reason), `prefill` which instance was asked.
+    """
+
+    __slots__ = ("_clock", "id", "kv", "marks", "prefill", "transfer")
 
     def __init__(self, request_id: str, clock: Callable[[], float] = time.time) -> None:
         self.id = request_id
         self.marks: list[tuple[str, float, str]] = []
         self.transfer = ""
+        self.kv: dict[str, Any] = {}
+        self.prefill: dict[str, str] = {}
         self._clock = clock
 
     def mark(self, name: str, detail: str = "", at: float | None = None) -> None:
@@ -33,14 +38,26 @@ class Timeline:
         if all(known != name for known, _, _ in self.marks):
             self.mark(name, detail)
 
+    def local(self, reason: str, rung: str = "") -> None:
+        """The prompt is computed by this engine."""
+        self.kv = {"rung": "none", "reason": reason}
+        self.transfer = f"none;reason={reason}"
+        if rung:
+            self.kv["tried"] = rung
+            self.transfer += f";tried={rung}"
+
+    def transferred(self, rung: str, size: int, tokens: int, blocks: int, ms: float) -> None:
+        """The prompt's KV has come from `prefill`."""
+        self.kv = {"rung": rung, "bytes": size, "tokens": tokens, "blocks": blocks, "ms": round(ms, 3)}
+        self.transfer = f"{rung};bytes={size};tokens={tokens};ms={ms:.2f}"
+
     def facts(self) -> dict[str, Any]:
         return {
             "id": self.id,
-            "kv_transfer": self.transfer,
-            "marks": [
-                {"name": name, "at": at, **({"detail": detail} if detail else {})}
-                for name, at, detail in sorted(self.marks, key=lambda mark: mark[1])
-            ],
+            "marks": sorted(self.marks, key=lambda mark: mark[1]),
+            "kv": self.kv,
+            "prefill": self.prefill,
+            "header": self.transfer,
         }
 
 

@@ -205,7 +205,8 @@ def test_the_timeline_of_a_request(unified: Instance) -> None:
     unified.tokens([5, 6, 7])
     _, answer = unified.tokens([5, 6, 7])
     facts = unified.get(f"/galaxy/requests/{answer.headers['x-request-id']}").json
-    names = [mark["name"] for mark in facts["marks"]]
+    names = [name for name, _, _ in facts["marks"]]
+    assert facts["kv"] == {"rung": "none", "reason": "one-engine"}
     assert names == ["received", "tokenised", "first_token", "last_token", "answered"]
     assert unified.get("/galaxy/requests/unknown").status == 404
 

@@ -66,7 +66,7 @@ def test_the_timeline_tells_the_whole_story(pd: PD) -> None:
 
     def marks() -> list[str]:
         facts = pd.decode.get(f"/galaxy/requests/{name}").json
-        return [mark["name"] for mark in facts["marks"]]
+        return [name for name, _, _ in facts["marks"]]
 
     until(lambda: "prefill_end" in marks(), "prefill's marks")
     assert set(marks()) >= {
@@ -81,8 +81,12 @@ def test_the_timeline_tells_the_whole_story(pd: PD) -> None:
         "first_token",
         "last_token",
     }
+    facts = pd.decode.get(f"/galaxy/requests/{name}").json
+    assert facts["kv"]["tokens"] == 500
+    assert facts["kv"]["rung"] == pd.rung
+    assert facts["prefill"]["addr"] == f"127.0.0.1:{pd.prefill.port}"
     at_prefill = pd.prefill.get(f"/galaxy/requests/{name}").json
-    assert [mark["name"] for mark in at_prefill["marks"]][:2] == ["prefill_received", "prefill_start"]
+    assert [name for name, _, _ in at_prefill["marks"]][:2] == ["prefill_received", "prefill_start"]
 
 
 def test_many_at_once_and_nothing_is_kept(pd: PD) -> None:
@@ -115,6 +119,16 @@ def test_decode_alone_says_why(nursery: Nursery) -> None:
     alone = nursery.start("--role", "decode", "--pd-threshold-tokens", "64").ready()
     _, answer = alone.tokens(prompt(7000, 200), 2)
     assert transfer(answer) == ("none", {"reason": "no-prefill"})
+    alone.kill()
+
+
+def test_a_required_transfer_that_is_impossible_is_refused(nursery: Nursery) -> None:
+    alone = nursery.start("--role", "decode", "--pd-threshold-tokens", "64", "--kv-transfer-required").ready()
+    body = {"model": "tiny", "prompt": prompt(7100, 200), "max_tokens": 2}
+    answer = alone.ask("/v1/completions", body)
+    assert answer.status == 503
+    assert "no-peer" in answer.json["error"]["message"]
+    assert alone.ask("/v1/completions", {**body, "prompt": prompt(7100, 20)}).status == 200
     alone.kill()
 
 

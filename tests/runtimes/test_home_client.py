@@ -39,7 +39,7 @@ def test_lease_and_return_also_after_the_home_has_moved(tmp_path: Path) -> None:
         agent = Rpc("node-0", KEY)
         agent.handle(Locate, lambda message, caller: Located(FunctionID("dispatch-0"), current[0], 1))
         socket = await agent.listen_unix(str(tmp_path / "agent.sock"))
-        leases = HomeLeases("ns/group", "d-1", socket, KEY)
+        leases = HomeLeases("ns/group", "d-1", socket, KEY, 5.0)
         lease = await leases.lease("r", 300)
         assert lease == Lease("l1", "p-1", "127.0.0.1:9", 7)
         current[0] = other

@@ -121,7 +121,8 @@ def test_reserving_first_works_as_well(setup: Setup) -> None:
     setup.pushes.computed(key, "engine-p", [8, 9], 2, True)
     assert setup.outcome().reason == ""
     assert same(setup, [8, 9], [1, 2])
-    setup.pushes.job_ended(key, 5.0, 6.0, "")
+    setup.pushes.job_ended(key, 5.0, 6.0, "")  # after the last block: told nevertheless
+    assert setup.computed.get(timeout=WAIT_S) == (5.0, 6.0)
 
 
 def test_the_times_of_the_computation_are_told(setup: Setup) -> None:
