@@ -156,10 +156,6 @@ class NodeMachine:
 
     # --- outcomes
 
-    def want_zygote(self, module: str, now: float) -> list[Instruction]:
-        """A revision that could use it is known: have it ready before the first start, if there is room."""
-        return [StartZygote(module)] if module and self.slots.want(module, now) else []
-
     def zygote_ready(self, module: str) -> list[Instruction]:
         self.slots.is_ready(module)
         return [Report()]

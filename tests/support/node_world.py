@@ -74,8 +74,9 @@ def revision(
 class World:
     """Controller, ClusterMgr function, home and store in one rpc server."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, patience_s: float = PATIENCE_S) -> None:
         self.data = data
+        self.patience_s = patience_s
         self.key_file = data / "cluster.key"
         self.key_file.write_bytes(KEY)
         self.rpc = Rpc("world", KEY, epoch=lambda: self.view.epoch)
@@ -169,7 +170,7 @@ class World:
     async def until(self, fact: Callable[[], T]) -> T:
         """The fact, once it is true; it is looked at whenever something was heard."""
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(self.patience_s):
                 while True:
                     self._changed.clear()
                     if found := fact():
@@ -222,9 +223,11 @@ class World:
         return m.StoreChanges((), 1)
 
 
-def run(story: Callable[[World], Coroutine[Any, Any, None]], data: Path) -> None:
+def run(
+    story: Callable[[World], Coroutine[Any, Any, None]], data: Path, patience_s: float = PATIENCE_S
+) -> None:
     async def main() -> None:
-        world = World(data)
+        world = World(data, patience_s)
         await world.open()
         try:
             await story(world)

@@ -15,7 +15,7 @@ from autoscaler_shim.node import model_files
 from autoscaler_shim.node.models import Copy, ModelCache, victims
 from kserve_ext.core.facts import Model
 from kserve_ext.fluid.preload import ModelUnavailable, ModelUnusable, Near, Progress
-from tests.support.node_world import World, get, pack, revision, run
+from tests.support.node_world import FAKE, World, get, pack, revision, run
 
 GIB = 1 << 30
 
@@ -221,6 +221,7 @@ def test_a_missing_model_fails_the_start_for_good_and_a_preload_comes_ahead(tmp_
         world.revisions["revisions/default/ahead"] = pack(ahead)
         await world.up()
         await world.until(lambda: world.status and world.status.models == (f"file://{folder}",))
+        await world.until(lambda: world.status and world.status.slots == ((FAKE, 1),))
         await world.start("x", revision(model=tmp_path / "nowhere"))
         failed = await world.state("x", "failed")
         assert failed.permanent
