@@ -20,6 +20,7 @@ from activator_replacement.http1 import ClientProtocol
 from activator_replacement.metrics import PlaneCollector
 from activator_replacement.plane import Limits, Plane
 from activator_replacement.seam import Dispatch
+from activator_replacement.upstream import keep_alive
 
 Address = tuple[str, int]
 
@@ -73,6 +74,8 @@ class Server:
                 f"can't listen on {address[0]}:{address[1]} ({error.strerror}): choose another port",
             ) from error
         self._listeners.append(server)
+        for sock in server.sockets:
+            keep_alive(sock)
         host, port = server.sockets[0].getsockname()[:2]
         return host, port
 

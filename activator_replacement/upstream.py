@@ -73,6 +73,7 @@ class UpstreamProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=self._plane.limits.write_buffer_bytes)
+        keep_alive(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
@@ -306,6 +307,15 @@ class UpstreamProtocol(asyncio.Protocol):
         exchange.upstream_lost(
             self, f"instance {exchange.instance} at {self.addr} {reason}{begun}", self._heard
         )
+
+
+def keep_alive(sock: socket.socket | None) -> None:
+    """The kernel tells within half a minute when the peer's machine is gone; a listener's connections inherit it."""
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
 
 def reset(transport: asyncio.Transport) -> None:

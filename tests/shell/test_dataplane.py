@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import socket
 from typing import cast
 
 import aiohttp
 import pytest
 
 from activator_replacement.seam import CLIENT_GONE, OK, TIMEOUT, UPSTREAM_FAILED
-from activator_replacement.upstream import reset
+from activator_replacement.upstream import UpstreamProtocol, reset
 from tests.support.dataplane import (
     Client,
     HoldingDispatch,
@@ -913,6 +914,24 @@ def test_drain_is_bounded() -> None:
             assert await server.drain(0.05) == 1
             assert await client.closed() == b""
             assert dispatch.outcomes == [CLIENT_GONE]
+
+    run(test())
+
+
+def test_kernel_watches_both_sides() -> None:
+    async def test() -> None:
+        async with instance(echo) as addr, dataplane(HoldingDispatch(addr)) as (server, host, port, _):
+            client = await Client.connect(host, port)
+            client.send(post(b"x"))
+            await client.response()
+            (proxied,) = server.plane.clients
+            upstream = server.plane.cache.take(addr)
+            assert isinstance(upstream, UpstreamProtocol)
+            for transport in (proxied.transport, upstream.transport):
+                sock = transport.get_extra_info("socket")
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 15
+            upstream.close()
 
     run(test())
 

@@ -114,7 +114,7 @@ def test_every_request_ends_once(seed: int) -> None:
                 await dispatch.until(lambda: not dispatch.held and not dispatch.in_flight)
                 steering.cancel()
                 counters = server.plane.counters
-                assert counters.requests > 200
+                assert counters.requests >= dispatch.submitted > 50
                 assert not any(client.exchange for client in server.plane.clients)
                 ended = len(dispatch.outcomes) + dispatch.finally_failed
                 assert dispatch.submitted == ended + dispatch.refused
