@@ -70,7 +70,12 @@ def test_epochs_grow_over_the_controllers_death_and_the_dead_leave_the_view(tmp_
         addr = await rpc.listen("127.0.0.1")
         me = Membership(rpc, Member(FunctionID("watcher"), "dispatch", addr, 1), parts.controller)
         views: list[View] = []
-        me.on_view(lambda view: (views.append(view), changed.set()))  # type: ignore[func-returns-value]
+
+        def seen(view: View) -> None:
+            views.append(view)
+            changed.set()
+
+        me.on_view(seen)
         await me.start()
         await wait(views, has("cluster-mgr-0", "schedule-0"))
         before = views[-1].epoch
