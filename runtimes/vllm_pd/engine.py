@@ -10,7 +10,7 @@ import contextlib
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Callable, Iterator
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
@@ -24,14 +24,20 @@ from runtimes.vllm_pd.options import kv_cache_bytes
 from runtimes.vllm_pd.timeline import CURRENT
 
 
+class Prepared(NamedTuple):
+    """`params` to use; `transfer` is the number of one that brings the prompt's KV into this engine, 0 = none."""
+
+    params: Any
+    transfer: int = 0
+
+
 class Placement(Protocol):
     """Decides where the prompt of a request is computed (runtimes/vllm_pd/front.py)."""
 
-    async def prepare(self, request_id: str, prompt: Any, params: Any, more: dict[str, Any]) -> Any:
-        """Returns the params to use; may have arranged for the prompt's KV to be pushed into this engine."""
+    async def prepare(self, request_id: str, prompt: Any, params: Any, more: dict[str, Any]) -> Prepared: ...
 
-    def finished(self, request_id: str) -> None:
-        """The request has ended, in whatever way."""
+    def finished(self, transfer: int) -> None:
+        """The request of this transfer has ended, in whatever way."""
 
 
 class Engine(AsyncLLM):  # type: ignore[misc]
@@ -50,8 +56,10 @@ class Engine(AsyncLLM):  # type: ignore[misc]
         timeline = CURRENT.get()
         if timeline is not None:
             timeline.mark_once("tokenised", f"{len(prompt_tokens(prompt) or ())} tokens")
+        transfer = 0
         if self.placement is not None:
-            sampling_params = await self.placement.prepare(request_id, prompt, sampling_params, more)
+            prepared = await self.placement.prepare(request_id, prompt, sampling_params, more)
+            sampling_params, transfer = prepared
         elif timeline is not None:
             timeline.local("one-engine")
         outputs = super().generate(prompt, sampling_params, request_id, **more)
@@ -62,8 +70,8 @@ class Engine(AsyncLLM):  # type: ignore[misc]
         finally:
             if timeline is not None:
                 timeline.mark("last_token")
-            if self.placement is not None:
-                self.placement.finished(request_id)
+            if self.placement is not None and transfer:
+                self.placement.finished(transfer)
 
     async def _add_request(self, request: Any, *rest: Any) -> None:
         timeline = CURRENT.get()

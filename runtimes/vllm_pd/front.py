@@ -17,7 +17,7 @@ from runtimes.transport.channel import ChannelError
 from runtimes.vllm_pd import metrics
 from runtimes.vllm_pd.channels import Channels
 from runtimes.vllm_pd.decide import Setting, decide
-from runtimes.vllm_pd.engine import Engine, prompt_tokens
+from runtimes.vllm_pd.engine import Engine, Prepared, prompt_tokens
 from runtimes.vllm_pd.home_client import Lease, Leases, NoPrefill
 from runtimes.vllm_pd.landing import Landings, Outcome
 from runtimes.vllm_pd.scheduler_side import TRANSFER
@@ -39,10 +39,9 @@ class Front:
         self._channels = channels
         self._landings = landings
         self._loop = asyncio.get_running_loop()
-        self._open: dict[str, tuple[int, Lease]] = {}  # request -> transfer, lease
         self._releases: set[asyncio.Task[None]] = set()
 
-    async def prepare(self, request_id: str, prompt: Any, params: Any, more: dict[str, Any]) -> Any:
+    async def prepare(self, request_id: str, prompt: Any, params: Any, more: dict[str, Any]) -> Prepared:
         timeline = CURRENT.get() or Timeline(request_id)
         tokens = prompt_tokens(prompt)
         obstacle = _obstacle(tokens, prompt, params, more) or self._unavailable
@@ -59,28 +58,38 @@ class Front:
             timeline.local(decision.reason)
             if decision.reason == self._unavailable:
                 self._refuse_if_required(decision.reason)
-            return params
+            return Prepared(params)
         try:
-            transfer = await self._arrange(request_id, tokens, timeline)
+            transfer = await self._arrange(tokens, timeline)
         except (NoPrefill, ChannelError) as error:
             reason = error.reason if isinstance(error, ChannelError) else "no-prefill"
             timeline.mark("recompute", str(error))
             timeline.local(reason)
             metrics.TRANSFERS.labels("none", reason).inc()
             self._refuse_if_required(str(error))
-            return params
+            return Prepared(params)
         params = params.clone()
         params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": {TRANSFER: transfer}}
-        return params
+        return Prepared(params, transfer)
 
-    def finished(self, request_id: str) -> None:
-        """The request has ended; its transfer usually long before."""
-        known = self._open.get(request_id)
-        if known is not None:
-            self._landings.cancel(known[0], "request ended")
+    def finished(self, transfer: int) -> None:
+        self._landings.cancel(transfer, "request ended")  # it usually has ended long before
 
-    async def _arrange(self, request_id: str, tokens: list[int], timeline: Timeline) -> int:
-        lease = await self._leases.lease(timeline.id, len(tokens))
+    async def _lease(self, timeline: Timeline, tokens: int) -> Lease:
+        """A lease that is granted after its request has gone is given back."""
+        asking = asyncio.ensure_future(self._leases.lease(timeline.id, tokens))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            asking.add_done_callback(self._give_back)
+            raise
+
+    def _give_back(self, asked: asyncio.Future[Lease]) -> None:
+        if not asked.cancelled() and asked.exception() is None:
+            self._release(asked.result(), "")
+
+    async def _arrange(self, tokens: list[int], timeline: Timeline) -> int:
+        lease = await self._lease(timeline, len(tokens))
         timeline.mark("prefill_leased", lease.instance)
         timeline.prefill = {"instance": lease.instance, "addr": lease.addr}
         try:
@@ -88,23 +97,20 @@ class Front:
             timeline.mark("channel", f"{channel.rung}, {'dialled' if made else 'cached'}")
 
             def closed(outcome: Outcome) -> None:
-                self._loop.call_soon_threadsafe(self._closed, request_id, lease, timeline, outcome)
+                self._loop.call_soon_threadsafe(self._closed, lease, timeline, outcome)
 
             def computed(started: float, ended: float) -> None:
                 self._loop.call_soon_threadsafe(_mark_prefill, timeline, started, ended)
 
-            transfer = self._landings.open(channel, timeline.id, tokens, closed, computed)
+            return self._landings.open(channel, timeline.id, tokens, closed, computed)
         except ChannelError as error:
             self._release(lease, str(error))
             raise
         except BaseException:
             self._release(lease, "")
             raise
-        self._open[request_id] = transfer, lease
-        return transfer
 
-    def _closed(self, request_id: str, lease: Lease, timeline: Timeline, outcome: Outcome) -> None:
-        self._open.pop(request_id, None)
+    def _closed(self, lease: Lease, timeline: Timeline, outcome: Outcome) -> None:
         failed = outcome.reason if outcome.reason.startswith("channel-") else ""
         self._release(lease, failed)
         metrics.TRANSFERS.labels(outcome.rung, outcome.reason or "whole").inc()

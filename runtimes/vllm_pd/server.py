@@ -95,6 +95,7 @@ class Instance:
         self.entrance = Entrance(status, self.timelines)
         self.pair = make_pair(args, status, self.timelines)
         self.engine: Any = None
+        self.server: Any = None
         self.stop = asyncio.Event()
         self.death: BaseException | None = None
 
@@ -110,7 +111,7 @@ class Instance:
                 self.status,
                 StartRefused(str(error), "--port", "choose another port, or 0", permanent=False),
             )
-        server = _http_server(self.args, self.entrance)
+        server = self.server = _http_server(self.args, self.entrance)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         self.status.listening(listener.getsockname()[1])
         try:
@@ -191,7 +192,8 @@ class Instance:
     def _on_death(self, error: BaseException) -> None:
         traceback.print_exception(error)
         self.death = error
-        self.args.drain_seconds = min(self.args.drain_seconds, _LAST_WORDS_S)
+        self.args.drain_seconds = _LAST_WORDS_S
+        self.server.config.timeout_graceful_shutdown = _LAST_WORDS_S
         self.stop.set()
 
 

@@ -37,6 +37,18 @@ def test_arguments_of_a_whole_command() -> None:
     assert arguments_only(["--model", "m"]) == ["--model", "m"]
 
 
+def test_a_process_without_a_zygote(tmp_path: Path, tiny_model: Path) -> None:
+    command = [sys.executable, "-m", "runtimes.vllm_pd", "--model", str(tiny_model)]
+    command += ["--port", "0", "--host", "127.0.0.1", "--served-model-name", "tiny"]
+    environ = {**os.environ, "GALAXY_INSTANCE_DIR": str(tmp_path)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.DEVNULL)
+    instance = Instance(tmp_path, process.pid)
+    until(lambda: instance.status()["phase"] == "ready" or process.poll() is not None, "ready")
+    assert instance.ask("/v1/completions", {"model": "tiny", "prompt": "hello"}).status == 200
+    process.terminate()
+    assert process.wait(WAIT_S) == 0
+
+
 def test_a_start_imports_next_to_nothing_after_the_fork(tmp_path: Path, tiny_model: Path) -> None:
     script = f"""
 import json, os, threading
