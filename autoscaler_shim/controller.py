@@ -47,9 +47,10 @@ PUSH_TIMEOUT_S = 1.0
 class Controller:
     """The rpc handlers of membership."""
 
-    def __init__(self, rpc: Rpc, journal: Journal) -> None:
+    def __init__(self, rpc: Rpc, store: StoreServer) -> None:
         self.rpc = rpc
-        self.journal = journal
+        self.store = store
+        self.journal = journal = store.journal
         self.loop = asyncio.get_running_loop()
         found = {k: v for k, v, _ in journal.memory.scan(VIEW_KEY)}
         stored = msgspec.msgpack.decode(found[VIEW_KEY], type=View) if VIEW_KEY in found else View()
@@ -100,14 +101,26 @@ class Controller:
         self.machine.lost(FunctionID(who.name), id(who.connection), self.loop.time())
 
     async def run(self) -> None:
-        synced = self.loop.time()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._tick())
+            tasks.create_task(self._sync())
+
+    async def _tick(self) -> None:
         while True:
-            now = self.loop.time()
-            self._push(self.machine.tick(now))
-            if now - synced >= SYNC_S:
-                await asyncio.to_thread(self.journal.sync)
-                synced = now
+            self._push(self.machine.tick(self.loop.time()))
             await asyncio.sleep(TICK_S)
+
+    async def _sync(self) -> None:
+        """Forces the journal to the disk in another thread: a slow disk must not make us deaf."""
+        while True:
+            await asyncio.sleep(SYNC_S)
+            force = self.journal.syncing()
+            if force is None:
+                continue
+            try:
+                await asyncio.to_thread(force)
+            except OSError as error:
+                log.error("the journal is not safely on the disk: %s", error)
 
     def describe(self, message: Describe, caller: Caller) -> Description:
         machine = self.machine
@@ -146,7 +159,10 @@ class Controller:
         if machine.epoch == self._stored_epoch:
             return
         self._stored_epoch = machine.epoch
-        self.journal.put([(VIEW_KEY, msgspec.msgpack.encode(machine.view))])
+        try:
+            self.store.write([(VIEW_KEY, msgspec.msgpack.encode(machine.view))])
+        except OSError as error:  # members know the epoch, and tell it to the next controller
+            log.error("epoch %d is not stored: %s", machine.epoch, error)
         members = {m.id for m in machine.view.members}
         self.loads = {name: load for name, load in self.loads.items() if name in members}
 
@@ -158,8 +174,7 @@ def main(args: argparse.Namespace) -> int:
         journal = Journal(process.data / "store")
         if journal.cut_bytes:
             log.warning("the journal's last record was torn: cut off %d bytes", journal.cut_bytes)
-        StoreServer(rpc, journal)
-        controller = Controller(rpc, journal)
+        controller = Controller(rpc, StoreServer(rpc, journal))
         process.ready()
         try:
             await controller.run()

@@ -1,20 +1,25 @@
 """The embedded store on disk: an append-only file of writes, replaced by a snapshot when it has grown too long.
 
 A record is length, CRC-32 and MessagePack of [revision, [[key, value, revision], ...]]; a torn tail (killed in
-mid-write) is cut off. A write is with the operating system before it is acknowledged, so that killing the process
-loses nothing; it is forced to the disk once a second by the owner's call of sync().
+mid-write) is cut off. A write is recorded before it is applied, and with the operating system before it is
+acknowledged, so that killing the process loses nothing; the owner forces it to the disk with syncing().
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from kserve_ext.store.memory import Memory
+from kserve_ext.store.memory import Change, Memory
+
+log = logging.getLogger(__name__)
 
 _HEAD = struct.Struct("<II")
 _COMPACT_AT_BYTES = 4 * 1024 * 1024
@@ -35,30 +40,38 @@ class Journal:
         self._live_size = self._size
         self._dirty = False
 
-    def put(self, items: list[tuple[str, bytes | None]]) -> None:
-        """Applies and records the writes."""
-        changes = self.memory.put(items)
-        if not changes:
-            return
-        self._append([(c.key, c.value, c.revision) for c in changes])
-        if self._size > _COMPACT_AT_BYTES and self._size > 4 * self._live_size:
-            self._compact()
+    def put(self, items: list[tuple[str, bytes | None]]) -> list[Change]:
+        """Records and applies the writes; when they can't be recorded, nothing has changed. Raises OSError."""
+        changes = self.memory.changes_of(items)
+        if changes:
+            self._append(changes)
+            self.memory.apply(changes)
+            if self._size > _COMPACT_AT_BYTES and self._size > 4 * self._live_size:
+                try:
+                    self._compact()
+                except OSError as error:
+                    log.error("%s can't be compacted, it grows on: %s", self.path, error)
+                    self._live_size = self._size
+        return changes
 
-    def sync(self) -> None:
-        if self._dirty:
-            os.fdatasync(self._file)
-            self._dirty = False
+    def syncing(self) -> Callable[[], None] | None:
+        """What forces all writes up to now to the disk, for any thread to call once; None = they are there."""
+        if not self._dirty:
+            return None
+        self._dirty = False
+        return partial(_sync_and_close, os.dup(self._file))  # compaction may close ours meanwhile
 
     def close(self) -> None:
-        self.sync()
+        os.fdatasync(self._file)
         os.close(self._file)
 
     # --- inside
 
-    def _append(self, writes: list[tuple[str, bytes | None, int]]) -> None:
-        data = _record(self.memory.revision, writes)
+    def _append(self, changes: list[Change]) -> None:
+        data = _record(changes[-1].revision, changes)
         written = os.write(self._file, data)
         if written != len(data):
+            os.ftruncate(self._file, self._size)  # else what follows would be behind a torn record
             raise OSError(f"{self.path}: wrote {written} of {len(data)} bytes (is the disk full?)")
         self._size += len(data)
         self._dirty = True
@@ -90,19 +103,26 @@ class Journal:
 
     def _compact(self) -> None:
         """Writes what is live to a new file and puts it in the old one's place."""
-        partial = self.path.with_name("journal.partial")
+        fresh = self.path.with_name("journal.partial")
         writes: list[tuple[str, bytes | None, int]] = [*self.memory.scan("")]
         data = _record(self.memory.revision, writes)
-        with partial.open("wb") as file:
+        with fresh.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(self.path)
+        fresh.replace(self.path)
         os.close(self._file)
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         self._size = self._live_size = len(data)
 
 
-def _record(revision: int, writes: list[tuple[str, bytes | None, int]]) -> bytes:
+def _sync_and_close(file: int) -> None:
+    try:
+        os.fdatasync(file)
+    finally:
+        os.close(file)
+
+
+def _record(revision: int, writes: Sequence[tuple[str, bytes | None, int]]) -> bytes:
     body = _encode((revision, writes))
     return _HEAD.pack(len(body), zlib.crc32(body)) + body

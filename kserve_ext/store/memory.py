@@ -32,22 +32,34 @@ class Memory:
         return ""
 
     def put(self, items: Iterable[tuple[str, bytes | None]]) -> list[Change]:
-        """Applies the writes in order; deleting what is absent changes nothing."""
-        changes = []
+        """Applies the writes in order."""
+        changes = self.changes_of(items)
+        self.apply(changes)
+        return changes
+
+    def changes_of(self, items: Iterable[tuple[str, bytes | None]]) -> list[Change]:
+        """What apply() takes for these writes, in order; deleting what is absent changes nothing."""
+        changes: list[Change] = []
+        present: dict[str, bool] = {}
         for key, value in items:
-            if value is None and key not in self._values:
+            if value is None and not present.get(key, key in self._values):
                 continue
-            self.revision += 1
+            present[key] = value is not None
+            changes.append(Change(key, value, self.revision + len(changes) + 1))
+        return changes
+
+    def apply(self, changes: list[Change]) -> None:
+        for key, value, revision in changes:
             if value is None:
                 del self._values[key]
             else:
-                self._values[key] = (value, self.revision)
-            changes.append(Change(key, value, self.revision))
+                self._values[key] = (value, revision)
+            self.revision = revision
         self._history.extend(changes)
-        return changes
 
     def scan(self, prefix: str) -> list[tuple[str, bytes, int]]:
-        return [(k, v, r) for k, (v, r) in sorted(self._values.items()) if k.startswith(prefix)]
+        """Key, value and revision of what is under `prefix`, in order of keys."""
+        return sorted((k, v, r) for k, (v, r) in self._values.items() if k.startswith(prefix))
 
     def changes(self, prefix: str, after: int) -> list[Change] | None:
         """Changes under `prefix` newer than `after`; None when history doesn't reach back that far."""

@@ -1,8 +1,9 @@
 """The embedded store seen from another process: rpc to whoever hosts it, written behind, watched by long poll.
 
 put() never waits and never fails: writes are coalesced by key and sent in batches, in order, again and again until
-the store is back; past MAX_PENDING keys the oldest are dropped and counted, since nodes and functions hold the
-truth and can be asked. Watches start over with a scan when the store's history no longer reaches back.
+the store is back; past MAX_PENDING keys or bytes the oldest are dropped and counted, since nodes and functions hold
+the truth and can be asked. A write of put_now() takes the place of one of put() that still waits. Watches start over
+with a scan when the store's history no longer reaches back.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from kserve_ext.wire.messages import (
 log = logging.getLogger(__name__)
 
 MAX_PENDING = 100_000
+MAX_PENDING_BYTES = 64 * 1024 * 1024
+MAX_VALUE_BYTES = 16 * 1024 * 1024
 BATCH = 500
+BATCH_BYTES = 1024 * 1024
 CALL_TIMEOUT_S = 3.0
 POLL_S = 20.0
 BACKOFF_S = (0.05, 1.0)
@@ -40,24 +44,31 @@ class RemoteStore:
         self.addr = addr
         self.dropped = 0
         self._pending: dict[str, bytes | None] = {}
+        self._bytes = 0
         self._writer: asyncio.Task[None] | None = None
         self._watchers: set[asyncio.Task[None]] = set()
 
     def put(self, items: Items) -> None:
         for key, value in items:
-            self._pending.pop(key, None)  # the latest write of a key goes to the end
+            self._forget(key)  # the latest write of a key goes to the end
+            if value is not None and len(value) > MAX_VALUE_BYTES:
+                log.error("%s: %d bytes, at most %d are stored", key, len(value), MAX_VALUE_BYTES)
+                self.dropped += 1
+                continue
             self._pending[key] = value
-        while len(self._pending) > MAX_PENDING:
-            del self._pending[next(iter(self._pending))]
+            self._bytes += len(value or b"")
+        while len(self._pending) > MAX_PENDING or self._bytes > MAX_PENDING_BYTES:
+            self._forget(next(iter(self._pending)))
             self.dropped += 1
         if self._pending and (self._writer is None or self._writer.done()):
             self._writer = asyncio.get_running_loop().create_task(self._write())
 
     async def put_now(self, items: Items, expect: Iterable[tuple[str, int]] = ()) -> int:
+        message = StorePut(tuple(items), tuple(expect))
+        for key, _ in message.items:
+            self._forget(key)
         try:
-            reply: StorePutReply = await self.rpc.call(
-                self.addr, StorePut(tuple(items), tuple(expect)), CALL_TIMEOUT_S
-            )
+            reply: StorePutReply = await self.rpc.call(self.addr, message, CALL_TIMEOUT_S)
         except RpcError as error:
             raise Unavailable(f"state store: {error}") from error
         if not reply.ok:
@@ -76,6 +87,12 @@ class RemoteStore:
         self._watchers.add(task)
         task.add_done_callback(self._watchers.discard)
 
+    async def flush(self, timeout_s: float) -> bool:
+        """Waits until what was put is written, `timeout_s` at most; whether it is."""
+        if self._writer is not None and not self._writer.done():
+            await asyncio.wait([self._writer], timeout=timeout_s)
+        return not self._pending
+
     def close(self) -> None:
         for task in [*self._watchers, *([self._writer] if self._writer else [])]:
             task.cancel()
@@ -85,7 +102,7 @@ class RemoteStore:
     async def _write(self) -> None:
         pause = BACKOFF_S[0]
         while self._pending:
-            batch = dict(list(self._pending.items())[:BATCH])
+            batch = self._batch()
             try:
                 await self.rpc.call(self.addr, StorePut(tuple(batch.items())), CALL_TIMEOUT_S)
             except RpcError as error:
@@ -97,7 +114,21 @@ class RemoteStore:
             pause = BACKOFF_S[0]
             for key, value in batch.items():
                 if key in self._pending and self._pending[key] is value:
-                    del self._pending[key]
+                    self._forget(key)
+
+    def _batch(self) -> dict[str, bytes | None]:
+        batch: dict[str, bytes | None] = {}
+        size = 0
+        for key, value in self._pending.items():
+            size += len(key) + len(value or b"")
+            if batch and (len(batch) >= BATCH or size > BATCH_BYTES):
+                break
+            batch[key] = value
+        return batch
+
+    def _forget(self, key: str) -> None:
+        if key in self._pending:
+            self._bytes -= len(self._pending.pop(key) or b"")
 
     async def _follow(self, prefix: str, on_items: OnItems, on_change: OnChange) -> None:
         after = -1

@@ -1,8 +1,13 @@
-"""Serves a journalled store over rpc; in the embedded default the top-level controller's process hosts it."""
+"""Serves a journalled store over rpc; in the embedded default the top-level controller's process hosts it.
+
+A watch is a long poll: it answers with what is newer than its caller's revision, else waits for the next write under
+its prefix, and answers empty shortly before its caller would give up.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from typing import NamedTuple
 
 from kserve_ext.rpc import Caller, Rpc
 from kserve_ext.store.journal import Journal
@@ -19,12 +24,19 @@ from kserve_ext.wire.messages import (
 MARGIN_S = 1.0
 
 
+class _Waiter(NamedTuple):
+    """A long poll: nothing under its prefix has changed since its caller's revision."""
+
+    prefix: str
+    future: asyncio.Future[StoreChanges]
+
+
 class StoreServer:
     """The rpc handlers of the store."""
 
     def __init__(self, rpc: Rpc, journal: Journal) -> None:
         self.journal = journal
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: set[_Waiter] = set()
         rpc.handle(StorePut, self.put)
         rpc.handle(StoreScan, self.scan)
         rpc.handle(StoreWatch, self.watch)
@@ -34,34 +46,41 @@ class StoreServer:
         conflict = memory.conflict(message.expect)
         if conflict:
             return StorePutReply(False, memory.revision, conflict)
-        self.journal.put(list(message.items))
-        waiting, self._waiting = self._waiting, set()
-        for future in waiting:
-            _wake(future)
+        self.write(list(message.items))
         return StorePutReply(True, memory.revision)
+
+    def write(self, items: list[tuple[str, bytes | None]]) -> None:
+        """Writes, and answers the long polls that wait for one of these changes. Raises OSError."""
+        changes = self.journal.put(items)
+        for waiter in list(self._waiting):
+            found = tuple(change for change in changes if change.key.startswith(waiter.prefix))
+            if found:
+                _answer(waiter.future, StoreChanges(found, self.journal.memory.revision))
 
     def scan(self, message: StoreScan, caller: Caller) -> StoreItems:
         memory = self.journal.memory
         return StoreItems(tuple(memory.scan(message.prefix)), memory.revision)
 
     async def watch(self, message: StoreWatch, caller: Caller) -> StoreChanges:
-        loop = asyncio.get_running_loop()
-        until = caller.expires - MARGIN_S
         memory = self.journal.memory
-        while True:
-            changes = memory.changes(message.prefix, message.after)
-            if changes is None:
-                return StoreChanges((), memory.revision, reset=True)
-            if changes or loop.time() >= until:
-                return StoreChanges(tuple((c.key, c.value, c.revision) for c in changes), memory.revision)
-            future: asyncio.Future[None] = loop.create_future()
-            self._waiting.add(future)
-            handle = loop.call_at(until, _wake, future)
-            await future
-            handle.cancel()
-            self._waiting.discard(future)
+        changes = memory.changes(message.prefix, message.after)
+        if changes is None:
+            return StoreChanges((), memory.revision, reset=True)
+        if changes:
+            return StoreChanges(tuple(changes), memory.revision)
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(message.prefix, loop.create_future())
+        self._waiting.add(waiter)
+        empty = loop.call_at(
+            caller.expires - MARGIN_S, lambda: _answer(waiter.future, StoreChanges((), memory.revision))
+        )
+        try:
+            return await waiter.future
+        finally:
+            empty.cancel()
+            self._waiting.discard(waiter)
 
 
-def _wake(future: asyncio.Future[None]) -> None:
+def _answer(future: asyncio.Future[StoreChanges], changes: StoreChanges) -> None:
     if not future.done():
-        future.set_result(None)
+        future.set_result(changes)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kserve_ext.rpc import Rpc
-from kserve_ext.store import Conflict, Unavailable
+from kserve_ext.store import Conflict, Unavailable, remote
 from kserve_ext.store.journal import Journal
 from kserve_ext.store.memory import Memory
 from kserve_ext.store.remote import RemoteStore
@@ -124,5 +126,144 @@ def test_watch_write_behind_and_conditions_over_a_restart_of_the_store(tmp_path:
         store.close()
         await client.close()
         await server.close()
+
+    asyncio.run(main())
+
+
+def test_a_write_that_can_not_be_recorded_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path)
+    journal.put([("a", b"1")])
+    write = os.write
+    with monkeypatch.context() as disk_full:
+        disk_full.setattr(os, "write", lambda file, data: write(file, data[:5]))
+        with pytest.raises(OSError, match="disk full"):
+            journal.put([("b", b"2")])
+    assert [k for k, _, _ in journal.memory.scan("")] == ["a"]
+    journal.put([("c", b"3")])
+    journal.close()
+    again = Journal(tmp_path)
+    assert again.cut_bytes == 0
+    assert [k for k, _, _ in again.memory.scan("")] == ["a", "c"]
+    again.close()
+
+
+@given(st.lists(writes, max_size=6), st.data())
+def test_whatever_is_left_of_the_file_is_a_prefix_of_the_writes(
+    batches: list[list[tuple[str, bytes | None]]], data: st.DataObject
+) -> None:
+    with TemporaryDirectory() as folder:
+        journal, states = Journal(Path(folder)), [list[tuple[str, bytes, int]]()]
+        for batch in batches:
+            journal.put(batch)
+            states.append(journal.memory.scan(""))
+        journal.close()
+        size = journal.path.stat().st_size
+        os.truncate(journal.path, data.draw(st.integers(0, size)))
+        again = Journal(Path(folder))
+        assert again.memory.scan("") in states
+        again.close()
+
+
+def test_syncing_outlives_a_compaction(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.put([("a", b"1")])
+    force = journal.syncing()
+    assert force is not None
+    assert journal.syncing() is None
+    for k in range(40):
+        journal.put([("a", bytes([k]) * 300_000)])
+    force()
+    journal.close()
+
+
+class Client:
+    """A store in this process, and a RemoteStore that calls it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.rpc, self.host = Rpc("client", KEY), Rpc("controller-0", KEY)
+        self.journal = Journal(folder)
+        self.server = StoreServer(self.host, self.journal)
+
+    async def __aenter__(self) -> RemoteStore:
+        self.store = RemoteStore(self.rpc, await self.host.listen("127.0.0.1"))
+        return self.store
+
+    async def __aexit__(self, *_: object) -> None:
+        self.store.close()
+        await self.rpc.close()
+        await self.host.close()
+        self.journal.close()
+
+
+def test_many_writes_are_coalesced_and_arrive_in_order_and_whole(tmp_path: Path) -> None:
+    client = Client(tmp_path)
+
+    async def main() -> None:
+        async with client as store:
+            big = bytes(700_000)
+            store.put([("big/1", big), ("big/2", big), ("big/3", big)])
+            for k in range(3000):
+                store.put([(f"k/{k % 1500}", str(k).encode())])
+            store.put([("k/0", None), ("too/big", bytes(remote.MAX_VALUE_BYTES + 1))])
+            assert await store.flush(10)
+            found = await store.scan("k/")
+            assert {k: v for k, (v, _) in found.items()} == {
+                f"k/{k}": str(1500 + k).encode() for k in range(1, 1500)
+            }
+            assert len(await store.scan("big/")) == 3
+            assert await store.scan("too/") == {}
+            assert store.dropped == 1
+            assert client.journal.memory.revision == 1500 + 3 - 1  # one write a key; k/0 never came to be
+
+    asyncio.run(main())
+
+
+def test_what_waits_to_be_written_is_bounded_and_the_newest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "MAX_PENDING", 10)
+
+    async def main() -> None:
+        rpc = Rpc("client", KEY)
+        store = RemoteStore(rpc, "127.0.0.1:1")
+        store.put([(f"k/{k}", b"x") for k in range(25)])
+        assert store.dropped == 15
+        assert not await store.flush(0.01)
+        assert list(store._pending) == [f"k/{k}" for k in range(15, 25)]
+        store.close()
+        await rpc.close()
+
+    asyncio.run(main())
+
+
+def test_an_awaited_write_takes_the_place_of_one_that_waits(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Client(tmp_path) as store:
+            store.put([("a", b"behind")])
+            await store.put_now([("a", b"now")])
+            assert await store.flush(5)
+            assert (await store.scan("a"))["a"][0] == b"now"
+
+    asyncio.run(main())
+
+
+def test_a_watch_hears_only_of_its_prefix_and_of_every_write(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Client(tmp_path) as store:
+            seen: list[tuple[str, bytes | None]] = []
+            there, last = asyncio.Event(), asyncio.Event()
+
+            def on_change(key: str, value: bytes | None) -> None:
+                seen.append((key, value))
+                if value == b"last":
+                    last.set()
+
+            store.watch("a/", lambda items: there.set(), on_change)
+            await there.wait()
+            for k in range(50):
+                await store.put_now([(f"b/{k}", b"x"), (f"a/{k}", b"y")])
+            await store.put_now([("a/0", None), ("a/z", b"last")])
+            await last.wait()
+            assert seen == [*((f"a/{k}", b"y") for k in range(50)), ("a/0", None), ("a/z", b"last")]
 
     asyncio.run(main())
