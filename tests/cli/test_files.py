@@ -70,7 +70,7 @@ def test_a_pid_counts_only_with_its_start_time(tmp_path: Path) -> None:
     (folder.run / "b.json").write_text(f'{{"id": "b", "kind": "node", "pid": {me}, "started": {ticks - 1}}}')
     (folder.run / "c.json").write_text("{")
     assert [part.id for part in folder.living()] == ["a"]
-    assert sorted(folder.runs()) == ["a", "b"]
+    assert sorted(folder.run_files()) == ["a", "b"]
 
 
 def test_a_cluster_that_does_not_run_is_said(tmp_path: Path) -> None:

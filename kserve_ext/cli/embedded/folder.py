@@ -57,7 +57,7 @@ class Folder:
         facts = self.cluster().get("supervisor") or {}
         return alive(facts)
 
-    def runs(self) -> dict[str, Document]:
+    def run_files(self) -> dict[str, Document]:
         """Run files by part id, of living and dead ones."""
         found = {}
         for path in sorted(self.run.glob("*.json")):
@@ -72,7 +72,7 @@ class Folder:
     def living(self) -> list[Running]:
         return [
             Running(name, str(facts.get("kind", "")), alive(facts))
-            for name, facts in self.runs().items()
+            for name, facts in self.run_files().items()
             if alive(facts)
         ]
 
@@ -96,4 +96,14 @@ class Folder:
 def alive(facts: Document) -> int:
     """The pid that the file names, 0 when that process is gone."""
     pid, started = int(facts.get("pid") or 0), int(facts.get("started") or 0)
-    return pid if pid and start_ticks(pid) == started else 0
+    return pid if pid and runs(pid, started) else 0
+
+
+def runs(pid: int, started: int) -> bool:
+    """Whether this very process runs; one that has ended and was not waited for does not."""
+    if not started or start_ticks(pid) != started:
+        return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

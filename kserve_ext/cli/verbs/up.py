@@ -240,11 +240,13 @@ def _missing(folder: Folder, wanted: list[str]) -> list[str]:
     if missing or not folder.supervisor():
         return missing or ["supervisor"]
     try:
-        members = Client(folder, 3.0).call("GET", "/api/status").body["members"]
+        status = Client(folder, 3.0).call("GET", "/api/status").body
     except Failure:
         return ["objects-0"]
-    in_view = {str(m["id"]) for m in members} | {"controller-0"}
-    return [name for name in wanted if name not in in_view]
+    in_view = {str(m["id"]) for m in status["members"]} | {"controller-0"}
+    owned = {n["node"] for f in status["functions"] if f["kind"] == "schedule" for n in f.get("nodes") or ()}
+    outside = [f"partition of {node['node']}" for node in status["nodes"] if node["node"] not in owned]
+    return [name for name in wanted if name not in in_view] or outside
 
 
 def tail(path: Path, lines: int) -> str:
