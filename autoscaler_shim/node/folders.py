@@ -26,6 +26,8 @@ class NodeFolder:
         self.instances = self.root / "instances"
         self.zygotes = self.root / "zygotes"
         self.models = self.root / "models"
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.root.chmod(0o700)  # environments of instances may hold secrets
         for folder in (self.instances, self.zygotes, self.models):
             folder.mkdir(parents=True, exist_ok=True)
         # 40: room for the longest name of a socket, a zygote's

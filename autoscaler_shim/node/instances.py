@@ -139,8 +139,9 @@ class Instances:
     async def _fetch(self, instance: InstanceID, running: Running) -> None:
         revision = self.machine.lives.known[instance].revision
         try:
+            self.backend.announce(self._order(instance))
             near = await self.near(revision, lambda progress: setattr(running, "progress", progress))
-        except (ModelUnusable, ModelUnavailable) as error:
+        except (ModelUnusable, ModelUnavailable, OSError) as error:
             permanent = isinstance(error, ModelUnusable)
             self.carry_out(
                 self.machine.lives.fetch_failed(instance, f"model: {error}", permanent, self.now())
@@ -161,11 +162,8 @@ class Instances:
         return await self.models.fetch(revision.model, progress)
 
     async def _launch(self, i: Launch, running: Running) -> None:
-        life = self.machine.lives.known[i.instance]
-        home = self.machine.homes.addr(life.revision.key)
-        order = Order(life.id, life.revision, life.epoch, _NO_HOME, home, marks=tuple(life.marks))
         try:
-            launched = await self.backend.launch(order, i.devices, running.model_folder)
+            launched = await self.backend.launch(self._order(i.instance), i.devices, running.model_folder)
         except LaunchFailed as error:
             self.carry_out(
                 self.machine.lives.launch_failed(i.instance, str(error), error.permanent, self.now())
@@ -221,6 +219,12 @@ class Instances:
         said = running.said
         detail = said.error if said is not None and said.error else logs.last_words(running.folder / "log")
         self.carry_out(self.machine.lives.exited(instance, exit.code, exit.signum, detail, self.now()))
+
+    def _order(self, instance: InstanceID) -> Order:
+        """What the next agent needs of it."""
+        life = self.machine.lives.known[instance]
+        home = self.machine.homes.addr(life.revision.key)
+        return Order(life.id, life.revision, life.epoch, _NO_HOME, home, marks=tuple(life.marks))
 
     def _of(self, instance: InstanceID) -> Running:
         return self.running.setdefault(instance, Running(self.folder.instance(instance)))

@@ -65,6 +65,14 @@ class ProcessBackend:
     def __init__(self, folder: NodeFolder, zygotes: ZygotePool, host: str, key_file: Path) -> None:
         self.folder, self.zygotes, self.host, self.key_file = folder, zygotes, host, key_file
 
+    def announce(self, order: Order) -> None:
+        """Before the model is near: should this agent end meanwhile, the next one tells the home."""
+        folder = self.folder.instance(order.instance)
+        remove(folder)
+        folder.mkdir(parents=True)
+        spec = Spec(order, (), "", self.host, 0, 0)
+        write_bytes(folder / "spec.msgpack", msgspec.msgpack.encode(spec))
+
     async def launch(self, order: Order, devices: tuple[int, ...], model_folder: str) -> Launched:
         """Starts the process. Raises LaunchFailed."""
         held_port = _choose_port(self.host)

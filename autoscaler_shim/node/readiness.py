@@ -2,7 +2,7 @@
 
 An instance of our runtimes writes `status.json` and sends a line to the ready socket; the line is a wake-up
 only, the file is what counts, so nothing depends on who sent it, and a line that is lost costs POLL_S. A foreign
-command says nothing: it is ready when its readiness path answers 2xx, or its port accepts a connection.
+command says nothing: it is ready when its readiness path answers 200 to 399, or its port accepts a connection.
 """
 
 from __future__ import annotations
@@ -55,6 +55,12 @@ class ReadySocket:
         writer.close()
 
 
+def _status(line: bytes) -> int:
+    """The status of an HTTP response's first line, 0 if it is none."""
+    words = line.split()
+    return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+
+
 def _clear(path: Path) -> None:
     """A socket that an earlier agent has left."""
     path.unlink(missing_ok=True)
@@ -98,7 +104,7 @@ async def answers(host: str, port: int, path: str) -> bool:
                 head = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n"
                 writer.write(head.encode())
                 await writer.drain()
-                return (await reader.readline()).split(b" ")[1:2] in ([b"200"], [b"204"])
+                return 200 <= _status(await reader.readline()) < 400
             finally:
                 writer.close()
     except (OSError, TimeoutError):

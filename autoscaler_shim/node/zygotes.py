@@ -57,15 +57,20 @@ class ZygotePool:
         socket = self.folder.zygote_socket(module)
         socket.unlink(missing_ok=True)
         command = [sys.executable, "-m", f"{module}.zygote", "--socket", str(socket), "--name", module]
-        with (self.folder.zygotes / f"{module}.log").open("ab") as output:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=self.env,
-                start_new_session=True,
-            )
+        try:
+            with (self.folder.zygotes / f"{module}.log").open("ab") as output:
+                child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=self.env,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            log.error("the zygote of %s can't be started: %s", module, error)
+            asyncio.get_running_loop().call_soon(self.on_died, module)
+            return
         process = identify(child.pid) or Process(child.pid, 0)
         write_json(self._file(module), {"pid": process.pid, "ticks": process.ticks, "module": module})
         self._follow(module, process, child)

@@ -122,6 +122,47 @@ def test_without_a_zygote_the_instance_is_executed(tmp_path: Path) -> None:
     run(story, tmp_path)
 
 
+def test_an_agent_that_goes_while_a_start_waits_for_the_zygote(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.up(env={"FAKE_IMPORT_SECONDS": "2"})
+        await world.start("x", revision())
+        await world.state("x", "starting")
+        await world.until((tmp_path / "nodes/node-0/instances/x/spec.json").exists)
+        world.kill_agent()
+        world.told.clear()
+        await world.up()
+        assert "while it was being started" in (await world.state("x", "failed")).reason
+        await world.start("y", revision())
+        await world.state("y", "ready")
+        assert "forked from the zygote" in forked(world, "y")
+        children = list((tmp_path / "nodes/node-0/instances").glob("*/pid.json"))
+        assert [p.parent.name for p in children] == ["y"]
+
+    run(story, tmp_path)
+
+
+def test_an_agent_that_goes_while_a_model_is_fetched_tells_its_home_when_it_is_back(tmp_path: Path) -> None:
+    pipe = tmp_path / "m"
+    pipe.mkdir()
+    (pipe / "config.json").write_text("{}")
+    with (pipe / "weights.bin").open("wb") as file:
+        file.truncate(4 << 30)  # a hole: it takes long to copy
+
+    async def story(world: World) -> None:
+        await world.up()
+        await world.start("x", revision(model=pipe))
+        await world.state("x", "fetching")
+        fetched = (await world.describe("instance", "x"))["fetched"]
+        assert fetched is None or fetched["total"] == (4 << 30) + 2
+        world.kill_agent()
+        world.told.clear()
+        await world.up()
+        assert "while it was being started" in (await world.state("x", "failed")).reason
+        assert not list((tmp_path / "nodes/node-0/models").iterdir()), "what was half copied is gone"
+
+    run(story, tmp_path)
+
+
 def test_a_process_that_nobody_wrote_down_is_killed_by_the_next_agent(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.up()
