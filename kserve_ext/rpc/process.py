@@ -98,16 +98,18 @@ class Process:
             format=f"%(asctime)s %(levelname).1s {self.id} %(name)s: %(message)s",
             stream=sys.stderr,
         )
-        try:
-            uvloop.run(self._serve(main))
-        except OSError as error:
-            log.error("can't start: %s", error)
-            return 1
+        uvloop.run(self._serve(main))
         return 0
 
     async def _serve(self, main: Run) -> None:
         rpc = Rpc(self.id, self.key())
-        addr = await rpc.listen(self.host, self.port)
+        try:
+            addr = await rpc.listen(self.host, self.port)
+        except OSError as error:
+            why = f"can't listen on {self.host}:{self.port}: {os.strerror(error.errno or 0)}"
+            raise SystemExit(
+                f"error: {self.id} did not start\n  why: {why}\n  do: choose another port"
+            ) from None
         self.info(rpc=addr)
         member = Member(FunctionID(self.id), self.kind, addr, time.time_ns())
         membership = Membership(rpc, member, self.controller)

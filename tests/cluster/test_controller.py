@@ -1,4 +1,4 @@
-"""Controller, ClusterMgr and Schedule functions as real processes: kill -9 of the controller, and of a member."""
+"""Controller, ClusterMgr and Schedule functions as real processes: kills, graceful ends, starts that can't work."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,8 @@ from kserve_ext.core.facts import Member, View
 from kserve_ext.core.ids import FunctionID
 from kserve_ext.rpc import Rpc
 from kserve_ext.rpc.membership import Membership
+from kserve_ext.store.remote import RemoteStore
+from kserve_ext.wire.messages import Describe, Description
 from tests.support.embedded import ROOT, free_port
 
 pytestmark = pytest.mark.cluster
@@ -44,6 +47,11 @@ class Parts:
         process = self.running.pop(name)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
+
+    def terminate(self, name: str) -> int:
+        process = self.running.pop(name)
+        process.terminate()
+        return process.wait(10)
 
     def end(self) -> None:
         for process in self.running.values():
@@ -79,15 +87,32 @@ def test_epochs_grow_over_the_controllers_death_and_the_dead_leave_the_view(tmp_
         await me.start()
         await wait(views, has("cluster-mgr-0", "schedule-0"))
         before = views[-1].epoch
+        store = RemoteStore(rpc, parts.controller)
+        await store.put_now([("kept", b"acknowledged")])
         parts.kill("controller-0")
+        for name in ("cluster-mgr-0", "schedule-0"):  # nobody else needs it
+            assert isinstance(await rpc.call(me.addr_of(name), Describe()), Description)
+        store.put([("behind", b"written when it is back")])
         parts.start("controller", "controller-0")
         await wait(views, lambda v: v.epoch > before and has("cluster-mgr-0", "schedule-0")(v))
+        assert await store.flush(10)
+        assert {k: v for k, (v, _) in (await store.scan("")).items() if k != "view"} == {
+            "kept": b"acknowledged",
+            "behind": b"written when it is back",
+        }
         parts.kill("schedule-0")
         await wait(views, has("cluster-mgr-0"))
         parts.start("schedule", "schedule-0")
         await wait(views, has("cluster-mgr-0", "schedule-0"))
+        assert parts.terminate("schedule-0") == 0
+        await wait(views, has("cluster-mgr-0"))
+        status: Description = await rpc.call(parts.controller, Describe())
+        reasons = [r["reason"] for r in json.loads(status.body)["removed"] if r["id"] == "schedule-0"]
+        assert "connection was lost" in reasons[0]
+        assert reasons[1:] == ["stopped"]
         epochs = [v.epoch for v in views]
         assert epochs == sorted(set(epochs))
+        store.close()
         await me.leave()
         await rpc.close()
 
@@ -100,3 +125,36 @@ def test_epochs_grow_over_the_controllers_death_and_the_dead_leave_the_view(tmp_
         parts.end()
     ran = json.loads((tmp_path / "run" / "schedule-0.json").read_text())
     assert ran["kind"] == "schedule"
+
+
+def refused_start(data: Path, controller: str) -> str:
+    argv = [
+        sys.executable,
+        "-m",
+        "autoscaler_shim",
+        "controller",
+        "--id",
+        "controller-0",
+        "--data",
+        str(data),
+    ]
+    argv += ["--controller", controller, "--port", controller.rpartition(":")[2]]
+    ended = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    return ended.stderr
+
+
+def test_a_start_without_the_cluster_key_says_what_to_do(tmp_path: Path) -> None:
+    said = refused_start(tmp_path, f"127.0.0.1:{free_port()}")
+    assert "no cluster key" in said
+    assert "galaxy up" in said
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cluster.key").write_bytes(KEY)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        addr = f"127.0.0.1:{taken.getsockname()[1]}"
+        said = refused_start(tmp_path, addr)
+    assert addr in said
+    assert "in use" in said
