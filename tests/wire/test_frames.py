@@ -49,3 +49,15 @@ def test_every_single_split_of_two_frames() -> None:
 def test_what_is_no_frame_is_malformed(data: bytes) -> None:
     with pytest.raises(Malformed):
         FrameReader().feed(data)
+
+
+@given(st.binary(max_size=600), st.integers(1, 80))
+def test_whatever_comes_is_frames_or_malformed(data: bytes, step: int) -> None:
+    reader, got = FrameReader(), list[Frame]()
+    try:
+        for at in range(0, len(data), step):
+            got += reader.feed(data[at : at + step])
+    except Malformed:
+        return
+    assert sum(frames.HEADER_BYTES + len(f.body) for f in got) <= len(data)
+    assert b"".join(f.body for f in got) in data or len(got) > 1
