@@ -106,6 +106,7 @@ def preimport() -> None:
     options.parser()
     for architecture in ARCHITECTURES:
         register_architecture(architecture)
+    _override_kernels()
     _imported.update(sys.modules)
 
 
@@ -117,6 +118,15 @@ def register_architecture(name: str) -> None:
     if entry is not None and not isinstance(entry, _RegisteredModel):
         with contextlib.suppress(Exception):  # vLLM tells why, when it comes to the model
             ModelRegistry.models[name] = _RegisteredModel.from_model_cls(entry.load_model_cls())
+
+
+def _override_kernels() -> None:
+    """The platform's replacements of Triton kernels, once for all forks: vLLM scans every module for them."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        current_platform.register_triton_kernel_overrides()
+        type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
 
 
 def late_modules() -> list[str]:
