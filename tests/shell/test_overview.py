@@ -1,0 +1,122 @@
+"""What the objects process gathers from the cluster: status, the marks of a request, nodes that are too small."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import Any, cast
+
+from autoscaler_shim.objects.overview import Overview
+from kserve_ext.core.facts import Command, Member, Model, Resources, Revision, Scale, View
+from kserve_ext.core.ids import FunctionID, RevisionKey
+from kserve_ext.rpc.errors import RpcError
+from kserve_ext.rpc.membership import Membership
+from kserve_ext.rpc.rpc import Rpc
+from kserve_ext.wire.frames import ErrorCode
+from kserve_ext.wire.messages import Describe, Description
+from tests.shell.test_objects import MODEL, R1, Cluster
+
+KINDS = {"dispatch-0": "dispatch", "dispatch-1": "dispatch", "schedule-0": "schedule", "node-0": "node"}
+INSTANCE = {
+    "id": "i1",
+    "revision": R1,
+    "state": "ready",
+    "addr": "",
+    "marks": [["decided", 1.0, ""], ["ready", 2.0, ""]],
+}
+NODE = {"capacity": {"cpu_milli": 2000, "memory_mib": 4096}, "slots": {"r": 1}, "instances": [INSTANCE]}
+SHARDS: dict[str, Any] = {
+    "dispatch-0": {"held": 1, "revisions": [{"revision": R1, "home": True, "held": 1}]},
+    "dispatch-1": {"held": 2, "revisions": [{"revision": R1, "home": False, "held": 2}]},
+}
+REQUEST = {"id": "r", "revision": R1, "instance": "i1", "cold": True, "marks": [["arrived", 0.5, ""]]}
+
+
+class Answers:
+    """In place of Rpc: what each member says, None = it is away."""
+
+    def __init__(self, said: dict[tuple[str, str], Any]) -> None:
+        self.said = said
+
+    async def call(self, addr: str, message: Describe, timeout_s: float) -> Description:
+        body = self.said.get((addr, message.what), {})
+        if body is None:
+            raise RpcError(ErrorCode.UNAVAILABLE, "connection refused", addr)
+        return Description(json.dumps(body).encode())
+
+
+def overview(cluster: Cluster, **away: None) -> Overview:
+    said: dict[tuple[str, str], Any] = {
+        ("node-0", "status"): NODE,
+        ("schedule-0", "status"): {"nodes": [{"node": "node-0"}]},
+        ("dispatch-1", "request"): REQUEST,
+    }
+    said.update({(name, "status"): facts for name, facts in SHARDS.items()})
+    said.update({(name.replace("_", "-"), "status"): None for name in away})
+    members = tuple(Member(FunctionID(k), cast(Any, kind), k, 1) for k, kind in KINDS.items())
+    membership = SimpleNamespace(view=View(5, members), controller="controller")
+    return Overview(cast(Rpc, Answers(said)), cast(Membership, membership), cluster.desk.reconciler)
+
+
+def gather(coroutine: Any) -> Any:
+    return asyncio.run(coroutine)
+
+
+async def served() -> Cluster:
+    cluster = Cluster()
+    await cluster.desk.load()
+    await cluster.apply(MODEL % "")
+    cluster.say(R1, desired=1, ready=1)
+    return cluster
+
+
+def test_status_lays_side_by_side_what_everybody_says() -> None:
+    status = gather(overview(gather(served())).status())
+    assert (status["epoch"], status["held"]) == (5, 3)
+    assert [f["id"] for f in status["functions"]] == ["dispatch-0", "dispatch-1", "schedule-0"]
+    assert status["nodes"] == [{**NODE, "node": "node-0", "instances": 1}]
+    assert status["instances"] == [{**INSTANCE, "node": "node-0"}]
+    (revision,) = status["revisions"]
+    assert (revision["home"], revision["held"], revision["ready"], revision["traffic"]) == (
+        "dispatch-0",
+        3,
+        1,
+        100,
+    )
+
+
+def test_a_part_that_does_not_answer_is_listed_with_the_reason() -> None:
+    status = gather(overview(gather(served()), node_0=None, dispatch_1=None).status())
+    assert "connection refused" in status["nodes"][0]["error"]
+    assert "connection refused" in status["functions"][1]["error"]
+    assert status["held"] == 1
+
+
+def test_marks_of_a_request_come_from_shard_node_and_instance() -> None:
+    found = gather(overview(gather(served())).request("r"))
+    assert found["shard"] == "dispatch-1"
+    assert [(m["where"], m["source"], m["name"]) for m in found["marks"]] == [
+        ("dispatch-1", "dispatch", "arrived"),
+        ("i1", "node", "decided"),
+        ("i1", "node", "ready"),
+    ]
+    assert found["instances"] == [{"instance": "i1", "revision": R1, "node": "node-0"}]
+
+
+def test_an_unknown_request() -> None:
+    view = overview(gather(served()))
+    view.rpc = cast(Rpc, Answers({}))
+    assert gather(view.request("r")) is None
+
+
+def test_a_revision_larger_than_every_node() -> None:
+    def needing(cpu_milli: int) -> Revision:
+        needs = Resources(cpu_milli, 64)
+        return Revision(RevisionKey(R1), "default/tiny", 1, Command(("a",)), Model(), needs, Scale())
+
+    view = overview(gather(served()))
+    assert gather(view.too_large(needing(2000))) == ""
+    assert gather(view.too_large(needing(2001))) == (
+        "no node is large enough (node-0: cpu: needs 2001m, 2000m there)"
+    )
