@@ -1,12 +1,13 @@
 """What the command `galaxy` asks of the running cluster: status, the marks of one request, logs.
 
 Collects what the functions, nodes and instances say of themselves (Describe) and lays it side by side. A part that
-does not answer in time is listed with the reason; nothing here is remembered, and nothing is decided.
+does not answer in time is listed with the reason. Remembers the marks of the last instances; decides nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -22,6 +23,9 @@ from kserve_ext.rpc.rpc import Rpc
 from kserve_ext.wire.messages import Describe, Description
 
 ANSWER_S: Final = 1.0
+#: Instances whose marks are kept after they have ended.
+MOST_SEEN: Final = 1000
+LOOK_AFTER_S: Final = 0.3
 #: Instances that are asked for their marks of one request.
 MOST_ASKED: Final = 32
 
@@ -33,6 +37,21 @@ class Overview:
         self.rpc = rpc
         self.membership = membership
         self.reconciler = reconciler
+        #: The last instances that were seen, so that a request can be explained when its instance has gone.
+        self._seen: OrderedDict[str, Document] = OrderedDict()
+        self._news = asyncio.Event()
+
+    def news(self) -> None:
+        """Some revision's instances have changed."""
+        self._news.set()
+
+    async def follow(self) -> None:
+        """Looks at the instances soon after there is news of them; runs until cancelled."""
+        while True:
+            await self._news.wait()
+            await asyncio.sleep(LOOK_AFTER_S)
+            self._news.clear()
+            await self._instances()
 
     async def status(self) -> Document:
         """Functions, partitions, nodes, slots, instances, revisions, held requests."""
@@ -115,14 +134,7 @@ class Overview:
             return None
         shard, record = seen[0]
         marks = _marks(record, shard)
-        nodes = self.membership.view.of("node")
-        said = await self._ask(nodes, "status")
-        instances = [
-            {**i, "node": m.id}
-            for m, a in zip(nodes, said, strict=True)
-            for i in a.get("instances") or ()
-            if isinstance(i, dict)
-        ]
+        instances = await self._instances()
         concerned = self._concerned(str(record.get("revision")), str(record.get("instance")), instances)
         lanes: list[Document] = []
         facts = await asyncio.gather(*(self._instance_facts(i, request_id) for i in concerned))
@@ -139,6 +151,18 @@ class Overview:
         known = {k: v for k, v in record.items() if k != "marks"}
         return {**known, "id": request_id, "shard": shard, "instances": lanes, "marks": marks}
 
+    async def _instances(self) -> list[Document]:
+        """Those that run now, and the last ones that have ended."""
+        nodes = self.membership.view.of("node")
+        for member, facts in zip(nodes, await self._ask(nodes, "status"), strict=True):
+            for instance in facts.get("instances") or ():
+                if isinstance(instance, dict) and "id" in instance:
+                    self._seen.pop(str(instance["id"]), None)
+                    self._seen[str(instance["id"])] = {**instance, "node": member.id}
+        while len(self._seen) > MOST_SEEN:
+            self._seen.popitem(last=False)
+        return list(self._seen.values())
+
     def _concerned(self, revision: str, instance: str, instances: list[Document]) -> list[Document]:
         """The instance that answered, and those of the other revision of its group."""
         outcomes = [o for o in self.reconciler.outcomes.values() if o.revision is not None]
@@ -147,7 +171,7 @@ class Overview:
         first = [i for i in instances if i.get("id") == instance]
         mates = [
             i
-            for i in instances
+            for i in reversed(instances)
             if group and groups.get(str(i.get("revision"))) == group and i.get("id") != instance
         ]
         return (first + mates)[:MOST_ASKED]

@@ -7,6 +7,7 @@ started again it finds everything in the store; meanwhile requests flow, since n
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import logging
 import random
@@ -80,12 +81,19 @@ def main(args: argparse.Namespace) -> int:
         host, _, port = str(cluster["objects"]).rpartition(":")
         await web.TCPSite(runner, host, int(port), reuse_address=True).start()
         process.info(admin=cluster["objects"])
-        store.watch("status/", lambda items: _took_in(desk, items), desk.status_changed)
+
+        def changed(key: str, value: bytes | None) -> None:
+            desk.status_changed(key, value)
+            overview.news()
+
+        store.watch("status/", lambda items: _took_in(desk, items), changed)
         await membership.start()
         process.ready()
+        follower = asyncio.create_task(overview.follow())
         try:
             await desk.run()
         finally:
+            follower.cancel()
             store.close()
             await runner.cleanup()
 

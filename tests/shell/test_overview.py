@@ -104,6 +104,15 @@ def test_marks_of_a_request_come_from_shard_node_and_instance() -> None:
     assert found["instances"] == [{"instance": "i1", "revision": R1, "node": "node-0"}]
 
 
+def test_a_request_is_explained_when_its_instance_has_gone() -> None:
+    view = overview(gather(served()))
+
+    gather(view.request("r"))
+    cast(Answers, view.rpc).said["node-0", "status"] = {**NODE, "instances": []}
+    found = gather(view.request("r"))
+    assert [m["name"] for m in found["marks"]] == ["arrived", "decided", "ready"]
+
+
 def test_an_unknown_request() -> None:
     view = overview(gather(served()))
     view.rpc = cast(Rpc, Answers({}))
