@@ -25,6 +25,7 @@ NO_SPAN: Final = bytes(8)
 
 _pack = HEADER.pack
 _unpack_from = HEADER.unpack_from
+_new = tuple.__new__  # what Frame() would call, without the call of Frame()
 _LENGTH_FIELD = 4
 
 
@@ -100,7 +101,7 @@ class FrameReader:
             if end - at < need:
                 break
             body = data[at + HEADER_BYTES : at + need]
-            frames.append(Frame(kind, method, call_id, deadline_ms, epoch, trace, span, body))
+            frames.append(_new(Frame, (kind, method, call_id, deadline_ms, epoch, trace, span, body)))
             at += need
             need = HEADER_BYTES
         if at < end:
