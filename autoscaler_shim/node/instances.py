@@ -46,6 +46,7 @@ class Running:
     status_seen: int = 0  # st_mtime_ns of the status.json that was read last
     said: Said | None = None
     progress: Progress | None = None
+    waiting: asyncio.Future[None] | None = None  # for a zygote: the launch can still be given up
     probe: asyncio.Task[None] | None = None
 
 
@@ -76,6 +77,8 @@ class Instances:
     def signal(self, i: Signal) -> None:
         running = self.running[i.instance]
         if running.process is None:
+            if running.waiting is not None:
+                running.waiting.cancel()
             return
         life = self.machine.lives.known[i.instance]
         if life.end is not None:
@@ -163,6 +166,10 @@ class Instances:
 
     async def _launch(self, i: Launch, running: Running) -> None:
         try:
+            if not await self._may_launch(i.instance, running):
+                reason = "it was given up while it waited for a zygote"
+                self.carry_out(self.machine.lives.launch_failed(i.instance, reason, False, self.now()))
+                return
             launched = await self.backend.launch(self._order(i.instance), i.devices, running.model_folder)
         except LaunchFailed as error:
             self.carry_out(
@@ -174,6 +181,15 @@ class Instances:
             self.carry_out(self.machine.lives.launch_failed(i.instance, reason, False, self.now()))
             return
         self._launched(i.instance, running, launched)
+
+    async def _may_launch(self, instance: InstanceID, running: Running) -> bool:
+        """Waits for the zygote; False when the launch was given up meanwhile."""
+        order = self._order(instance)
+        self.backend.announce(order)
+        running.waiting = asyncio.ensure_future(self.backend.wait(order))
+        await asyncio.wait([running.waiting])
+        given_up, running.waiting = running.waiting.cancelled(), None
+        return not given_up
 
     def _launched(self, instance: InstanceID, running: Running, launched: Launched) -> None:
         running.process, running.spec, running.port = launched.process, launched.spec, launched.port

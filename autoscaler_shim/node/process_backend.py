@@ -7,6 +7,7 @@ agent dies. What is needed to find it again is on disk before it exists (`spec.m
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -66,12 +67,18 @@ class ProcessBackend:
         self.folder, self.zygotes, self.host, self.key_file = folder, zygotes, host, key_file
 
     def announce(self, order: Order) -> None:
-        """Before the model is near: should this agent end meanwhile, the next one tells the home."""
+        """Before it waits for its model or its zygote: should this agent end, the next one tells the home."""
         folder = self.folder.instance(order.instance)
         remove(folder)
         folder.mkdir(parents=True)
         spec = Spec(order, (), "", self.host, 0, 0)
         write_bytes(folder / "spec.msgpack", msgspec.msgpack.encode(spec))
+
+    async def wait(self, order: Order) -> None:
+        """Until there is a zygote to fork from, or none to wait for. May be cancelled: nothing exists yet."""
+        if order.revision.command.zygote:
+            with contextlib.suppress(NoZygote):  # launch says what this means
+                await self.zygotes.wait(order.revision.command.zygote)
 
     async def launch(self, order: Order, devices: tuple[int, ...], model_folder: str) -> Launched:
         """Starts the process. Raises LaunchFailed."""
@@ -99,6 +106,7 @@ class ProcessBackend:
             held.close()  # a foreign server need not be able to share it
             return self._execute(spec, line, env, folder, held, "")
         try:
+            await self.zygotes.wait(command.zygote)
             return await self._fork(spec, line, env, folder, held)
         except NoZygote as error:
             log.warning("%s is executed, not forked: %s", order.instance, error)

@@ -97,17 +97,27 @@ class ZygotePool:
                 file.unlink(missing_ok=True)
         return found
 
-    async def fork(self, module: str, request: dict[str, Any]) -> int:
-        """The pid of a new instance. Raises NoZygote (nothing was forked) or OSError (that isn't known)."""
+    async def wait(self, module: str) -> None:
+        """Until the zygote is ready. Raises NoZygote when there is none, or it ends before."""
         ready = self._ready.get(module)
         if ready is None:
             raise NoZygote(f"there is no zygote of {module} on this node")
         await asyncio.shield(ready)
+
+    async def fork(self, module: str, request: dict[str, Any]) -> int:
+        """The pid of a new instance, from a zygote that is ready.
+
+        Raises NoZygote (nothing was forked), or OSError, TimeoutError, ValueError (that isn't known).
+        """
         try:
             reader, writer = await asyncio.open_unix_connection(str(self.folder.zygote_socket(module)))
         except OSError as error:
             raise NoZygote(f"the zygote of {module} can't be reached: {error}") from error
-        answer = await asyncio.wait_for(_ask(reader, writer, request), FORK_TIMEOUT_S)
+        try:
+            answer = await asyncio.wait_for(_ask(reader, writer, request), FORK_TIMEOUT_S)
+        except TimeoutError:
+            self._running[module].kill_group()  # it hangs: so that it does not fork later
+            raise
         if not isinstance(answer.get("pid"), int):
             raise NoZygote(f"the zygote of {module} refused: {answer.get('error', answer)}")
         return int(answer["pid"])

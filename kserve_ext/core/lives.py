@@ -224,8 +224,7 @@ class Lives:
             return
         life.end = end
         life.to("draining", now, end.reason, deadline)
-        if life.launched:
-            out.append(Signal(life.id, kill=False, kill_at=deadline))
+        out.append(Signal(life.id, kill=False, kill_at=deadline))
         self._changed(life, out)
 
     def tick(self, life: Life, now: float, out: list[Instruction]) -> None:
@@ -241,14 +240,12 @@ class Lives:
                     True, f"not ready {limit:g} s after its start: see its log, or raise the start timeout"
                 )
                 life.to("draining", now, life.end.reason, now + self.timing.kill_grace_s)
-                if life.launched:
-                    out.append(Signal(life.id, kill=True))
+                out.append(Signal(life.id, kill=True))
                 self._changed(life, out)
             elif life.state == "draining":
                 life.deadline = now + self.timing.kill_grace_s
                 life.mark(Mark("killed", now, "it had not drained in time"))
-                if life.launched:
-                    out.append(Signal(life.id, kill=True))
+                out.append(Signal(life.id, kill=True))
         elif now - life.acked_at > self.timing.orphan_s:
             why = f"no home has taken notice of it for {self.timing.orphan_s:g} s"
             self.stop(life, End(False, why), life.revision.command.drain_s, now, out)

@@ -66,7 +66,11 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """`kill`: the whole process group at once; else ask the process to drain."""
+    """`kill`: the whole process group at once; else ask the process to drain.
+
+    One whose launch is still under way is given up if that is possible (launch_failed); else launched says that
+    it exists, and the signal comes again.
+    """
 
     instance: InstanceID
     kill: bool

@@ -122,12 +122,26 @@ def test_without_a_zygote_the_instance_is_executed(tmp_path: Path) -> None:
     run(story, tmp_path)
 
 
+def test_a_start_that_waits_for_its_zygote_can_be_stopped_and_times_out(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.up(env={"FAKE_IMPORT_SECONDS": "600"})
+        await world.start("x", revision())
+        await world.state("x", "starting")
+        await world.stop("x", drain_s=500.0)
+        assert (await world.state("x", "gone")).reason == "test"
+        await world.start("y", revision(start_timeout_s=0.5))
+        assert "not ready 0.5 s after its start" in (await world.state("y", "failed")).reason
+        await world.until(lambda: world.status and world.status.free.cpu_milli == 4000)
+
+    run(story, tmp_path)
+
+
 def test_an_agent_that_goes_while_a_start_waits_for_the_zygote(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.up(env={"FAKE_IMPORT_SECONDS": "2"})
         await world.start("x", revision())
         await world.state("x", "starting")
-        await world.until((tmp_path / "nodes/node-0/instances/x/spec.json").exists)
+        await world.until((tmp_path / "nodes/node-0/instances/x/spec.msgpack").exists)
         world.kill_agent()
         world.told.clear()
         await world.up()
