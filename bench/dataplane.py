@@ -308,7 +308,8 @@ def main() -> None:
                 process.wait(20)
     conditions = (
         f"static route (no slots, holding, scaling); proxy on one core, load and instance on another; "
-        f"{args.rounds} interleaved rounds of {args.seconds:g} s, medians; load average before {busy:.1f}"
+        f"{args.rounds} interleaved rounds of {args.seconds:g} s, medians; load average "
+        f"of the machine {busy:.1f} before, {os.getloadavg()[0]:.1f} after (of which the bench itself makes up to 2)"
     )
     record(
         "dataplane",
