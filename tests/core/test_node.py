@@ -125,6 +125,8 @@ class World(RuleBasedStateMachine):
     def _start(self, instance: InstanceID, of: Revision, reserve: bool, epoch: int) -> None:
         self.needs.setdefault(instance, of.needs)
         verdict, out = self.m.start(order(instance, of, epoch=epoch, reserve=reserve), self.now)
+        if epoch >= self.epoch and instance in self.admitted:
+            assert (verdict.reason == "") == (instance not in self.ended), "a duplicate has the same answer"
         if not verdict.reason:
             assert instance not in self.ended, "an ended instance was started again"
             self.admitted.add(instance)
@@ -191,6 +193,17 @@ class World(RuleBasedStateMachine):
         else:
             self.carry_out(self.m.lives.launch_failed(instance, "no", False, self.now))
 
+    @rule(zygote=st.sampled_from(["", "z1", "z2"]))
+    def start_and_get_ready(self, zygote: str) -> None:
+        self.count += 1
+        instance = InstanceID(f"i{self.count}")
+        self._start(instance, revision(cpu=500, memory=256, zygote=zygote), False, self.epoch)
+        if instance in self.launching:
+            self.launching.remove(instance)
+            self.processes[instance] = self.needs[instance]
+            self.carry_out(self.m.lives.launched(instance, "fork", 1, self.now))
+            self.carry_out(self.m.lives.observed(instance, "ready", "x:1", (), self.now))
+
     @precondition(lambda self: self.processes)
     @rule(data=st.data(), phase=st.sampled_from(["loading", "ready", "draining", "failed"]))
     def observe(self, data: st.DataObject, phase: str) -> None:
@@ -240,6 +253,8 @@ class World(RuleBasedStateMachine):
     @invariant()
     def never_above_capacity(self) -> None:
         self.m.check()
+        alive = {module for module, z in self.m.slots.zygotes.items() if z.state != "dead"}
+        assert alive == self.zygotes
         taken = Resources()
         for needs in self.processes.values():
             taken = taken.plus(needs)
@@ -274,7 +289,7 @@ class World(RuleBasedStateMachine):
         assert self.m.slots.free == CAPACITY
 
 
-World.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+World.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 TestWorld = World.TestCase
 
 
