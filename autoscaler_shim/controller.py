@@ -21,6 +21,7 @@ from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.process import Process
 from kserve_ext.store.journal import Journal
 from kserve_ext.store.server import StoreServer
+from kserve_ext.wire.frames import ErrorCode
 from kserve_ext.wire.messages import (
     Ack,
     Apply,
@@ -151,6 +152,8 @@ class Controller:
         def done(reply: Message | RpcError) -> None:
             if isinstance(reply, Ack):
                 self.machine.acked(push.member.id, reply.epoch)
+            elif isinstance(reply, RpcError) and reply.code == ErrorCode.UNAVAILABLE and not reply.sent:
+                self.machine.unreachable(push.member.id, push.member.incarnation, self.loop.time())
 
         return done
 
@@ -179,6 +182,7 @@ def main(args: argparse.Namespace) -> int:
         try:
             await controller.run()
         finally:
+            await rpc.close()  # nothing is written any more
             journal.close()
 
     return process.run(run)

@@ -106,6 +106,14 @@ class MembershipMachine:
         if record is not None and record.connection == connection:
             record.lost_at = now
 
+    def unreachable(self, member: FunctionID, incarnation: int, now: float) -> None:
+        """Nobody listens at the member's address. One that we have yet to hear of is lost with that."""
+        record = self._records.get(member)
+        if record is None or record.member.incarnation != incarnation or record.connection is not None:
+            return
+        if record.lost_at is None:
+            record.lost_at = now
+
     def acked(self, member: FunctionID, epoch: int) -> None:
         record = self._records.get(member)
         if record is not None:

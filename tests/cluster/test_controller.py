@@ -9,8 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,10 +37,10 @@ class Parts:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         (data / "cluster.key").write_bytes(KEY)
 
-    def start(self, part: str, name: str) -> None:
+    def start(self, part: str, name: str, *more: str) -> None:
         port = self.controller.rpartition(":")[2] if part == "controller" else "0"
         argv = [sys.executable, "-m", "autoscaler_shim", part, "--id", name, "--data", str(self.data)]
-        argv += ["--controller", self.controller, "--port", port]
+        argv += ["--controller", self.controller, "--port", port, *more]
         with (self.data / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(argv, cwd=ROOT, stderr=log)
 
@@ -60,71 +61,120 @@ class Parts:
             process.wait(10)
 
 
-def test_epochs_grow_over_the_controllers_death_and_the_dead_leave_the_view(tmp_path: Path) -> None:
-    parts = Parts(tmp_path)
-    changed = asyncio.Event()
+class Watcher:
+    """A member in the test's own process."""
 
-    async def until(views: list[View], check: Callable[[View], bool]) -> None:
+    def __init__(self, controller: str) -> None:
+        self.rpc = Rpc("watcher", KEY)
+        self.controller = controller
+        self.views: list[View] = []
+        self.changed = asyncio.Event()
+
+    async def __aenter__(self) -> Watcher:
+        member = Member(FunctionID("watcher"), "dispatch", await self.rpc.listen("127.0.0.1"), 1)
+        self.membership = Membership(self.rpc, member, self.controller)
+        self.membership.on_view(self.saw)
+        await self.membership.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.membership.leave()
+        await self.rpc.close()
+
+    def saw(self, view: View) -> None:
+        self.views.append(view)
+        self.changed.set()
+
+    async def until(self, *names: str, above: int = 0) -> View:
+        """The first view from now on with exactly these members besides us, and an epoch above `above`."""
         async with asyncio.timeout(20):
-            while not (views and check(views[-1])):
-                changed.clear()
-                await changed.wait()
+            while True:
+                view = self.views[-1]
+                if {m.id for m in view.members} == {"watcher", *names} and view.epoch > above:
+                    return view
+                self.changed.clear()
+                await self.changed.wait()
 
-    def has(*names: str) -> Callable[[View], bool]:
-        return lambda view: {m.id for m in view.members} == {"watcher", *names}
+    async def status(self, name: str) -> dict[str, Any]:
+        addr = self.controller if name == "controller-0" else self.membership.addr_of(name)
+        answer: Description = await self.rpc.call(addr, Describe())
+        status: dict[str, Any] = json.loads(answer.body)
+        return status
 
-    async def story(wait: Callable[[list[View], Callable[[View], bool]], Awaitable[None]]) -> None:
-        rpc = Rpc("watcher", KEY)
-        addr = await rpc.listen("127.0.0.1")
-        me = Membership(rpc, Member(FunctionID("watcher"), "dispatch", addr, 1), parts.controller)
-        views: list[View] = []
+    async def removals(self, name: str) -> list[str]:
+        return [r["reason"] for r in (await self.status("controller-0"))["removed"] if r["id"] == name]
 
-        def seen(view: View) -> None:
-            views.append(view)
-            changed.set()
 
-        me.on_view(seen)
-        await me.start()
-        await wait(views, has("cluster-mgr-0", "schedule-0"))
-        before = views[-1].epoch
-        store = RemoteStore(rpc, parts.controller)
-        await store.put_now([("kept", b"acknowledged")])
-        parts.kill("controller-0")
-        for name in ("cluster-mgr-0", "schedule-0"):  # nobody else needs it
-            assert isinstance(await rpc.call(me.addr_of(name), Describe()), Description)
-        store.put([("behind", b"written when it is back")])
-        parts.start("controller", "controller-0")
-        await wait(views, lambda v: v.epoch > before and has("cluster-mgr-0", "schedule-0")(v))
-        assert await store.flush(10)
-        assert {k: v for k, (v, _) in (await store.scan("")).items() if k != "view"} == {
-            "kept": b"acknowledged",
-            "behind": b"written when it is back",
-        }
-        parts.kill("schedule-0")
-        await wait(views, has("cluster-mgr-0"))
-        parts.start("schedule", "schedule-0")
-        await wait(views, has("cluster-mgr-0", "schedule-0"))
-        assert parts.terminate("schedule-0") == 0
-        await wait(views, has("cluster-mgr-0"))
-        status: Description = await rpc.call(parts.controller, Describe())
-        reasons = [r["reason"] for r in json.loads(status.body)["removed"] if r["id"] == "schedule-0"]
-        assert "connection was lost" in reasons[0]
-        assert reasons[1:] == ["stopped"]
-        epochs = [v.epoch for v in views]
-        assert epochs == sorted(set(epochs))
-        store.close()
-        await me.leave()
-        await rpc.close()
-
+@pytest.fixture
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    started = Parts(tmp_path)
+    started.start("controller", "controller-0")
     try:
-        parts.start("controller", "controller-0")
-        parts.start("cluster-mgr", "cluster-mgr-0")
-        parts.start("schedule", "schedule-0")
-        asyncio.run(story(until))
+        yield started
     finally:
-        parts.end()
-    ran = json.loads((tmp_path / "run" / "schedule-0.json").read_text())
+        started.end()
+
+
+def test_epochs_grow_over_the_controllers_death_and_the_dead_leave_the_view(parts: Parts) -> None:
+    async def story() -> None:
+        async with Watcher(parts.controller) as watcher:
+            before = await watcher.until("cluster-mgr-0", "schedule-0")
+            store = RemoteStore(watcher.rpc, parts.controller)
+            await store.put_now([("kept", b"acknowledged")])
+            parts.kill("controller-0")
+            for name in ("cluster-mgr-0", "schedule-0"):  # nobody else needs it
+                assert (await watcher.status(name))["id"] == name
+            store.put([("behind", b"written when it is back")])
+            parts.start("controller", "controller-0")
+            await watcher.until("cluster-mgr-0", "schedule-0", above=before.epoch)
+            assert await store.flush(10)
+            found = {k: v for k, (v, _) in (await store.scan("")).items() if k != "view"}
+            assert found == {"kept": b"acknowledged", "behind": b"written when it is back"}
+            store.close()
+
+            parts.kill("schedule-0")
+            await watcher.until("cluster-mgr-0")
+            parts.start("schedule", "schedule-0")
+            await watcher.until("cluster-mgr-0", "schedule-0")
+            assert parts.terminate("schedule-0") == 0
+            await watcher.until("cluster-mgr-0")
+            killed, ended = await watcher.removals("schedule-0")
+            assert "connection was lost" in killed
+            assert ended == "stopped"
+            epochs = [view.epoch for view in watcher.views]
+            assert epochs == sorted(set(epochs))
+
+    parts.start("cluster-mgr", "cluster-mgr-0")
+    parts.start("schedule", "schedule-0")
+    asyncio.run(story())
+    ran = json.loads((parts.data / "run" / "schedule-0.json").read_text())
     assert ran["kind"] == "schedule"
+
+
+def test_a_node_outlives_its_clustermgr_and_a_dead_one_is_reported_by_it(parts: Parts) -> None:
+    async def story() -> None:
+        async with Watcher(parts.controller) as watcher:
+            up = await watcher.until("cluster-mgr-0", "node-0", "schedule-0")
+            parts.kill("cluster-mgr-0")
+            down = await watcher.until("node-0", "schedule-0", above=up.epoch)
+            parts.start("cluster-mgr", "cluster-mgr-0")
+            await watcher.until("cluster-mgr-0", "node-0", "schedule-0", above=down.epoch)
+            async with asyncio.timeout(20):
+                heard: list[Any] = []
+                while not heard:
+                    heard = (await watcher.status("cluster-mgr-0"))["nodes"]
+            assert await watcher.removals("node-0") == []
+            assert [n["node"] for n in (await watcher.status("schedule-0"))["nodes"]] == ["node-0"]
+            parts.kill("node-0")
+            await watcher.until("cluster-mgr-0", "schedule-0")
+            (reason,) = await watcher.removals("node-0")
+            assert reason.startswith("cluster-mgr-0: its connection was lost")
+            assert (await watcher.status("schedule-0"))["nodes"] == []
+
+    parts.start("cluster-mgr", "cluster-mgr-0")
+    parts.start("schedule", "schedule-0")
+    parts.start("node", "node-0", "--cpu", "1", "--memory", "512Mi")
+    asyncio.run(story())
 
 
 def refused_start(data: Path, controller: str) -> str:

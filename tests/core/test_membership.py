@@ -144,6 +144,17 @@ def test_a_new_controller_starts_above_the_stored_and_the_reported_epoch() -> No
     assert machine.epoch == 100
 
 
+def test_a_stored_member_at_whose_address_nobody_listens_is_lost() -> None:
+    machine = MembershipMachine(View(41, (member("dispatch-0"), member("schedule-0"))), 0.0)
+    machine.join(member("schedule-0"), 41, 1, 0.1)
+    for name in ("dispatch-0", "schedule-0"):
+        machine.unreachable(FunctionID(name), 1, 0.1)
+    tick(machine, 0.1, 0.2 + LOST_S)
+    assert [m.id for m in machine.view.members] == [
+        "schedule-0"
+    ]  # it has been heard of: its connection counts
+
+
 def test_an_unacknowledged_view_is_pushed_again() -> None:
     machine = MembershipMachine(View(), 0.0)
     machine.join(member("dispatch-0"), 0, 1, 0.0)
