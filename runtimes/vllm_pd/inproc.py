@@ -92,6 +92,8 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
             self._carry_out(core, *job)
 
     def _carry_out(self, core: Any, call: _Job, done: Future[Any] | None) -> None:
+        if done is not None and not done.set_running_or_notify_cancel():
+            return  # whoever asked has gone
         try:
             result = call(core)
         except Exception as error:
@@ -112,8 +114,9 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
                 job = self._jobs.get_nowait()
             except queue.Empty:
                 return
-            if job is not None and job[1] is not None:
-                job[1].set_exception(EngineDeadError())
+            done = job[1] if job is not None else None
+            if done is not None and done.set_running_or_notify_cancel():
+                done.set_exception(EngineDeadError())
 
     def _tell_first_tokens(self, output: Any) -> None:
         if self.first_token:

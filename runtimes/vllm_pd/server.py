@@ -169,6 +169,7 @@ class Instance:
         tasks = await engine.get_supported_tasks()
         app = build_app(self.args, tasks, engine.model_config)
         await init_app_state(engine, app.state, self.args, tasks)
+        app.state.server = self.server  # vLLM's error handlers look at it when the engine has died
         add_routes(app, vllm.__version__)
         return app
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -108,6 +110,28 @@ def test_a_client_that_goes_in_mid_transfer_frees_both_sides(pd: PD) -> None:
     got, answer = pd.decode.tokens(prompt(5100, 400), 4)
     assert transfer(answer)[1]["tokens"] == "400"
     assert got == pd.prefill.tokens(prompt(5100, 400), 4)[0]
+
+
+def test_clients_that_hang_up_at_any_moment_harm_nobody(pd: PD) -> None:
+    """Also while the engine is looked into, a slot is asked for, blocks are reserved or written."""
+
+    def one(number: int) -> None:
+        rng = random.Random(number)
+        tokens = prompt(20_000 + number, rng.choice([90, 129, 700, 1200]))
+        if number % 2:
+            got, _ = pd.decode.tokens(tokens, 4)
+            assert number % 8 != 1 or got == pd.prefill.tokens(tokens, 4)[0]
+            return
+        body = json.dumps({"model": "tiny", "prompt": tokens, "max_tokens": 60, "ignore_eos": True}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        with socket.create_connection(("127.0.0.1", pd.decode.port)) as connection:
+            connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+            gone.wait(rng.random() * 0.2)
+
+    gone = threading.Event()  # never set: a client's patience
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(one, range(120)))
+    _settled(pd)
 
 
 def test_what_only_decode_can_compute_is_not_sent(pd: PD) -> None:
