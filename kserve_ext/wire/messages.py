@@ -189,19 +189,12 @@ class Recall(Message, frozen=True):
     revisions: tuple[RevisionKey, ...]
 
 
-class Use(Message, frozen=True):
-    """One shard's use of one instance: requests in flight there."""
-
-    revision: RevisionKey
-    instance: InstanceID
-    in_flight: int
-
-
 class RecallReply(Message, frozen=True):
+    """A node's instances, or a shard's state of each of the revisions that it knows."""
+
     instances: tuple[Instance, ...] = ()
-    uses: tuple[Use, ...] = ()
-    held: tuple[tuple[RevisionKey, int], ...] = ()
     epoch: int = 0
+    demands: tuple[Demand, ...] = ()
 
 
 # --- placement
@@ -264,53 +257,38 @@ class Room(msgspec.Struct, array_like=True, frozen=True, tag=1, gc=False):
 
 
 class Demand(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
-    """Shard -> home: what it holds and uses of one revision; sent on arrival of a request without a slot,
-    at once when what it holds changes from or to zero, and every report period while active."""
+    """Shard -> home: its whole state of one revision (core/home_facts.Demand, field by field)."""
 
     revision: RevisionKey
     seq: int
     held: int
     in_flight: int
-    wanted: int  # slots it could use now beyond those it has
-    arrived: int  # requests since its last Demand (latched: a short one is never missed)
+    wanted: int
+    arrived: int
     completed: int
-    concurrency_seconds: float  # integral of held + in flight since its last Demand
-    span_s: float  # over which that integral runs
-    uses: tuple[tuple[InstanceID, int], ...] = ()  # in flight by instance
-    leases: tuple[tuple[InstanceID, int], ...] = ()  # slots it holds by instance, used or not
+    concurrency_seconds: float
+    span_s: float
+    uses: tuple[tuple[InstanceID, int], ...] = ()
+    leases: tuple[tuple[InstanceID, int], ...] = ()
+    incarnation: int = 0
+    term: int = 0
+    granted: int = 0
 
 
 class Grant(msgspec.Struct, array_like=True, frozen=True, tag=3, gc=False):
-    """Home -> shard: the complete set of slots it may use of a revision until `ttl_s` from receipt.
-
-    `seq` orders grants of one home incarnation. A slot count of -1 is "unlimited".
-    """
+    """Home -> shard: the complete set of slots it may use of a revision (core/home_facts.Grant, field by field)."""
 
     revision: RevisionKey
     home: FunctionID
     seq: int
     ttl_s: float
-    slots: tuple[tuple[InstanceID, str, int], ...]  # instance, addr, slots
-    refusal: str = ""  # why no capacity comes (held requests are answered with it when it is permanent)
+    slots: tuple[tuple[InstanceID, str, int], ...]
+    refusal: str = ""
     permanent: bool = False
     retry_after_s: float = 0.0
-
-
-class Give(msgspec.Struct, array_like=True, frozen=True, tag=4, gc=False):
-    """Shard -> home: slots returned, because idle or because the home asked."""
-
-    revision: RevisionKey
-    seq: int
-    slots: tuple[tuple[InstanceID, int], ...]
-
-
-class Revoke(msgspec.Struct, array_like=True, frozen=True, tag=5, gc=False):
-    """Home -> shard: stop using these instances for new requests; return their slots as they get free."""
-
-    revision: RevisionKey
-    home: FunctionID
-    seq: int
-    slots: tuple[tuple[InstanceID, int], ...]  # instance, slots wanted back (-1 = all)
+    term: int = 0
+    answers: int = 0
+    ages: tuple[float, ...] = ()
 
 
 class Broken(msgspec.Struct, array_like=True, frozen=True, tag=6, gc=False):
@@ -321,7 +299,7 @@ class Broken(msgspec.Struct, array_like=True, frozen=True, tag=6, gc=False):
     reason: str
 
 
-Action = Room | Demand | Grant | Give | Revoke | Broken
+Action = Room | Demand | Grant | Broken
 
 
 class Coordinate(Message, frozen=True):
@@ -334,9 +312,11 @@ class Coordinate(Message, frozen=True):
 
 
 class CoordinateReply(Message, frozen=True):
+    """`elsewhere`: the revisions of those Demands of which the receiver isn't the home."""
+
     actions: tuple[Action, ...] = ()
     epoch: int = 0
-    moved: str = ""  # the receiver is not the home: the id of who is, in its view
+    elsewhere: tuple[RevisionKey, ...] = ()
 
 
 # --- instances <-> node agent and home

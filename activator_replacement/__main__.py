@@ -1,0 +1,152 @@
+"""Entry of a Dispatch function: `python -m activator_replacement --id ID --data DIR --controller ADDR --http ADDR`.
+
+Joins shard (dispatch.py), homes (homes.py) and data plane (server.py) in one process; decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from typing import Any
+
+import msgspec
+
+from activator_replacement.dispatch import TICK_S, Dispatcher
+from activator_replacement.homes import Homes, status_of
+from activator_replacement.prefill import PrefillLeases
+from activator_replacement.routes import Routes
+from activator_replacement.server import Address, Server
+from kserve_ext.core.facts import Revision, View
+from kserve_ext.core.ids import RevisionKey
+from kserve_ext.rpc import Caller, Rpc
+from kserve_ext.rpc.membership import Membership
+from kserve_ext.rpc.process import Process, common_args
+from kserve_ext.store.remote import RemoteStore
+from kserve_ext.wire.messages import Describe, Description, Load
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 30.0
+
+
+class DispatchFunction:
+    """Shard, homes and data plane of one process."""
+
+    def __init__(self, rpc: Rpc, membership: Membership, store: RemoteStore) -> None:
+        self.membership = membership
+        self.routes = Routes(self._revision)
+        self.dispatcher = Dispatcher(membership.me, membership.member.incarnation, rpc, self.routes)
+        self.homes = Homes(rpc, membership, store, self.routes, self.dispatcher)
+        self.prefill = PrefillLeases(rpc, self.dispatcher, self.homes.prefill_of, membership.me)
+        self.server = Server(self.dispatcher, status=self.status, ready=self.not_ready)
+        rpc.handle(Describe, self.describe)
+        membership.on_view(self._view)
+        membership.report_load(self.load)
+        self.routes.follow(store)
+
+    def _revision(self, key: RevisionKey, revision: Revision | None, created: bool) -> None:
+        self.dispatcher.revision(key, revision)
+        self.homes.revision(key, revision, created=created)
+
+    def _view(self, view: View) -> None:
+        self.homes.view(view)
+        self.dispatcher.view(view, self.homes.home_of)
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.dispatcher.tick()
+            self.homes.tick()
+
+    def load(self) -> Load:
+        dispatcher = self.dispatcher
+        return Load(requests=dispatcher.submitted, queued=dispatcher.held, instances=dispatcher.in_flight)
+
+    def not_ready(self) -> str:
+        return "" if self.routes.loaded else "has not heard from the state store yet"
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "id": self.membership.me,
+            "kind": "dispatch",
+            "epoch": self.membership.view.epoch,
+            "held": self.dispatcher.held,
+            "in_flight": self.dispatcher.in_flight,
+            "requests": self.dispatcher.submitted,
+            "revisions": [self._status_of(key) for key in sorted(self.dispatcher.shard.parts)],
+        }
+
+    def _status_of(self, key: RevisionKey) -> dict[str, Any]:
+        throttler = self.dispatcher.shard.parts[key].throttler
+        found: dict[str, Any] = {
+            "revision": key,
+            "home": False,
+            "held": throttler.held,
+            "in_flight": throttler.in_flight,
+        }
+        for home in self.homes.homes.values():
+            if key in home.revisions:
+                of_home = status_of(home.revisions[key])
+                of_home.pop("held")
+                found |= {"home": True, **of_home}
+        return found
+
+    def describe(self, message: Describe, caller: Caller) -> Description:
+        body = self.dispatcher.requests.find(message.key) if message.what == "request" else self.status()
+        return Description(msgspec.json.encode(body))
+
+
+def _address(text: str) -> Address:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host, int(port)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m activator_replacement", description=__doc__)
+    common_args(parser)
+    parser.add_argument(
+        "--http", type=_address, required=True, help="public address, shared by all functions"
+    )
+    parser.add_argument(
+        "--own-http", type=int, default=0, help="port of this function alone, 0 = any free one"
+    )
+    parser.add_argument(
+        "--admin-port", type=int, default=0, help="metrics, checks and status, 0 = any free one"
+    )
+    parser.add_argument(
+        "--domain", default="galaxy.local", help="accepted for symmetry; routes carry full names"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    process = Process.from_args(args, kind="dispatch")
+
+    async def run(rpc: Rpc, membership: Membership) -> None:
+        store = RemoteStore(rpc, process.controller)
+        function = DispatchFunction(rpc, membership, store)
+        own = (args.host, args.own_http)
+        _, own, admin = await function.server.start([args.http], own, (args.host, args.admin_port))
+        http = f"{own[0]}:{own[1]}"
+        membership.set_info(http=http)
+        process.info(http=http, admin=f"{admin[0]}:{admin[1]}" if admin else "")
+        await membership.start()
+        process.ready()
+        try:
+            await function.run()
+        finally:
+            cut = await function.server.drain(DRAIN_S)
+            if cut:
+                log.warning("cut off %d clients that were not done within %g s", cut, DRAIN_S)
+            store.close()
+
+    return process.run(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

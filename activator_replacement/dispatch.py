@@ -1,0 +1,277 @@
+"""The Dispatch function as a shard: carries out core/shard.py for the data plane's exchanges.
+
+Implements seam.Dispatch. A request goes to an instance with a granted slot at once, or is held; what home should hear
+leaves in the same turn of the loop, all of it together. Prefill leases (prefill.py) are held and granted like requests:
+what a throttler holds is either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import msgspec
+
+from activator_replacement.requests import Record, Requests
+from activator_replacement.routes import Routes
+from activator_replacement.seam import CLIENT_GONE, OK, OUTCOMES, TIMEOUT, Exchange, Refusal
+from kserve_ext.core import home_facts
+from kserve_ext.core.facts import Hold, Instance, Revision, View
+from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
+from kserve_ext.core.shard import MOST_ATTEMPTS, Shard
+from kserve_ext.core.throttler import TOO_MANY, Tracker
+from kserve_ext.rpc import Rpc, RpcError
+from kserve_ext.wire.messages import Broken, Coordinate, CoordinateReply, Demand, Grant, Message
+
+COORDINATE_TIMEOUT_S = 2.0
+TICK_S = 0.1
+
+
+class Waiting(Protocol):
+    """What is held and sent: a request of the data plane, or the wait for a prefill slot."""
+
+    revision: RevisionKey
+    instance: InstanceID
+
+    @property
+    def held_bytes(self) -> int: ...
+
+    def go(self, addr: str, instance: InstanceID) -> None: ...
+    def refuse(self, status: int, reason: str, retry_after_s: float = 0.0) -> None: ...
+
+
+class Dispatcher:
+    """One Dispatch function's shard."""
+
+    def __init__(self, me: FunctionID, incarnation: int, rpc: Rpc, routes: Routes) -> None:
+        self.me = me
+        self.rpc = rpc
+        self.routes = routes
+        self.shard: Shard[Waiting] = Shard(incarnation)
+        self.requests = Requests()
+        self.loop = asyncio.get_running_loop()
+        self.submitted = 0
+        self._addr_of: Callable[[FunctionID], str] = lambda function: ""
+        self._flush_at: asyncio.Handle | None = None
+
+    # --- seam.Dispatch
+
+    def resolve(self, host: bytes, namespace: bytes | None, revision: bytes | None) -> RevisionKey | Refusal:
+        found = self.routes.resolve(host, namespace, revision)
+        if isinstance(found, Refusal):
+            return found
+        known = self.routes.revisions.get(found)
+        if known is None:
+            return Refusal(503, f"revision {found} is not known here yet: try again", 1.0)
+        if known.role == "prefill":
+            return Refusal(
+                421, f"{found} only computes prompts for group {known.group}: ask its decode service"
+            )
+        return found
+
+    def submit(self, exchange: Exchange) -> None:
+        self.submitted += 1
+        key = exchange.revision
+        revision = self.routes.revisions.get(key)
+        if revision is None or key not in self.shard.parts:
+            exchange.refuse(503, f"revision {key} was deleted", 1.0)
+            return
+        exchange.timeout_s = revision.timeout_s
+        exchange.note = self.requests.open(exchange.request_id, key, exchange.held_bytes)
+        self.place(exchange, revision.hold)
+
+    def sent(self, exchange: Exchange) -> None:
+        exchange.note.mark("sent")
+
+    def first_byte(self, exchange: Exchange) -> None:
+        exchange.note.mark("first_byte")
+
+    def finished(self, exchange: Exchange, outcome: int) -> None:
+        _close(exchange.note, outcome)
+        self.release(exchange)
+
+    def failed(self, exchange: Exchange, reason: str, retriable: bool) -> bool:
+        again = retriable and exchange.attempts < MOST_ATTEMPTS and exchange.revision in self.routes.revisions
+        record: Record = exchange.note
+        record.mark("failed", reason)
+        if again:
+            exchange.cold = record.cold = True
+        else:
+            record.outcome = "failed"
+        self.give_up(exchange, reason, again=again)
+        return again
+
+    def cancelled(self, exchange: Exchange) -> None:
+        _close(exchange.note, exchange.outcome)
+        self.forget(exchange)
+
+    # --- the same for everything that is held
+
+    def place(self, waiting: Waiting, hold: Hold) -> None:
+        """Sends it now, holds it, or refuses it because a bound of holding is reached."""
+        outcome = self.shard.submit(waiting.revision, waiting, self.loop.time())
+        if isinstance(outcome, Tracker):
+            self._go(waiting, outcome)
+            return
+        self.flush_soon()
+        record = getattr(waiting, "note", None)
+        if outcome == 0:  # HELD
+            if record is not None:
+                waiting.cold = record.cold = True  # type: ignore[attr-defined]
+                record.mark("held")
+            return
+        what = (
+            f"{hold.requests} requests are held already (kserve-galaxy.io/hold-requests)"
+            if outcome == TOO_MANY
+            else f"{hold.bytes} bytes of requests are held already (kserve-galaxy.io/hold-bytes)"
+        )
+        self._refuse(waiting, 429, f"{waiting.revision} has no free slot and {what}: try again", 1.0)
+
+    def release(self, waiting: Waiting) -> None:
+        """It has ended at its instance; its slot may take the next one."""
+        key, instance = waiting.revision, waiting.instance
+        following = self.shard.finished(key, instance, self.loop.time())
+        if following is not None:
+            self._go(following, self.shard.parts[key].throttler.trackers[instance])
+        if self.shard.pending:
+            self.flush_soon()
+
+    def give_up(self, waiting: Waiting, reason: str, *, again: bool) -> None:
+        """Its instance broke off before it answered."""
+        key, instance = waiting.revision, waiting.instance
+        self.shard.failed(key, waiting, instance, again, self.loop.time())
+        home = self.shard.parts[key].home
+        addr = self._addr_of(home) if home else ""
+        if addr:
+            message = Coordinate(self.me, "", self.rpc.epoch(), (Broken(key, instance, reason),))
+            self.rpc.call_soon(addr, message, lambda reply: None, COORDINATE_TIMEOUT_S)
+        # Not from within the exchange's own call: it may be the first to go on.
+        self.loop.call_soon(self.drain, key)
+        self.flush_soon()
+
+    def forget(self, waiting: Waiting) -> None:
+        self.shard.cancelled(waiting.revision, waiting, self.loop.time())
+        if self.shard.pending:
+            self.flush_soon()
+
+    def drain(self, key: RevisionKey) -> None:
+        for waiting, tracker in self.shard.drain(key, self.loop.time()):
+            self._go(waiting, tracker)
+        if self.shard.pending:
+            self.flush_soon()
+
+    # --- what home and nodes say
+
+    def granted(self, grant: Grant) -> Demand | None:
+        """Obeys a Grant; the state after it."""
+        facts = home_facts.Grant(*msgspec.structs.astuple(grant))
+        for waiting in self.shard.grant(facts, self.loop.time()):
+            self._refuse(waiting, 503, f"{grant.revision} can't serve: {grant.refusal}", grant.retry_after_s)
+        self.drain(grant.revision)
+        demand = self.shard.report(grant.revision, self.loop.time())
+        return Demand(*demand) if demand is not None else None
+
+    def recalled(self, term: int, keys: Iterable[RevisionKey]) -> tuple[Demand, ...]:
+        return tuple(Demand(*demand) for demand in self.shard.recall(term, keys, self.loop.time()))
+
+    def announced(self, key: RevisionKey, instances: Iterable[Instance]) -> None:
+        self.shard.announced(key, instances, self.loop.time())
+        self.drain(key)
+
+    # --- revisions, view, time
+
+    def revision(self, key: RevisionKey, revision: Revision | None) -> None:
+        if revision is not None:
+            self.shard.know(revision, self.loop.time())
+            return
+        for waiting in self.shard.forget(key):
+            self._refuse(waiting, 503, f"revision {key} was deleted while the request was held", 1.0)
+
+    def view(self, view: View, home_of: Callable[[str], FunctionID | None]) -> None:
+        addrs = {FunctionID(m.id): m.addr for m in view.of("dispatch")}
+        self._addr_of = lambda function: addrs.get(function, "")
+        self.shard.view(view.epoch, home_of)
+        self.flush_soon()
+
+    def tick(self) -> None:
+        for key, late in self.shard.tick(self.loop.time()):
+            part = self.shard.parts[key]
+            why = part.refusal or "no instance was ready and free in time"
+            for waiting in late:
+                self._refuse(
+                    waiting,
+                    503,
+                    f"{key}: held for {part.revision.hold.seconds:g} s without a slot: {why}",
+                    part.retry_after_s or 1.0,
+                )
+        for key in self.shard.active:
+            self.drain(key)
+        self.flush_soon()
+
+    @property
+    def held(self) -> int:
+        return sum(part.throttler.held for part in self.shard.parts.values())
+
+    @property
+    def in_flight(self) -> int:
+        return sum(part.throttler.in_flight for part in self.shard.parts.values())
+
+    # --- Demands
+
+    def flush_soon(self) -> None:
+        if self._flush_at is None:
+            self._flush_at = self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Every Demand that is due, one message a home."""
+        self._flush_at = None
+        by_home: dict[FunctionID, list[Demand]] = {}
+        for home, demand in self.shard.due(self.loop.time()):
+            by_home.setdefault(home, []).append(Demand(*demand))
+        for home, demands in by_home.items():
+            message = Coordinate(self.me, "", self.rpc.epoch(), tuple(demands))
+            self.rpc.call_soon(self._addr_of(home), message, self._heard(demands), COORDINATE_TIMEOUT_S)
+
+    def _heard(self, demands: list[Demand]) -> Callable[[Message | RpcError], None]:
+        def done(reply: Message | RpcError) -> None:
+            now = self.loop.time()
+            if not isinstance(reply, CoordinateReply):
+                for demand in demands:
+                    self.shard.unanswered(demand.revision, demand.seq, now)
+                return  # the tick sends them again
+            for action in reply.actions:
+                if isinstance(action, Grant):
+                    self.granted(action)
+            for demand in demands:
+                if demand.revision in reply.elsewhere:
+                    self.shard.unanswered(demand.revision, demand.seq, now)
+                else:
+                    self.shard.answered(demand.revision, demand.seq, now)
+            if self.shard.pending:
+                self.flush_soon()
+
+        return done
+
+    # --- inside
+
+    def _go(self, waiting: Waiting, tracker: Tracker) -> None:
+        record = getattr(waiting, "note", None)
+        if record is not None:
+            record.instance = tracker.id
+            if record.cold:
+                record.mark("slot", tracker.id)
+        waiting.go(tracker.addr, tracker.id)
+
+    def _refuse(self, waiting: Waiting, status: int, reason: str, retry_after_s: float) -> None:
+        record = getattr(waiting, "note", None)
+        if record is not None:
+            record.outcome = f"refused {status}"
+            record.mark("refused", reason)
+        waiting.refuse(status, reason, retry_after_s)
+
+
+def _close(record: Any, outcome: int) -> None:
+    record.outcome = OUTCOMES[outcome]
+    names = {OK: "last_byte", CLIENT_GONE: "client_gone", TIMEOUT: "timeout"}
+    record.mark(names.get(outcome, "upstream_failed"))

@@ -1,0 +1,141 @@
+"""Host names and Knative's two headers -> the revision that a request is for, from the store's routes and revisions.
+
+The table follows the store; when the store is away the last one holds. A route with several targets is split by
+percent in turn, so that any hundred requests in a row are split exactly. Nothing here decides who serves a request.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from activator_replacement.seam import Refusal
+from kserve_ext.core.facts import Revision
+from kserve_ext.core.ids import RevisionKey
+from kserve_ext.store import Store
+
+log = logging.getLogger(__name__)
+
+#: What a client says who has no name for the service: an address of this machine.
+_ADDRESS: Final = re.compile(rb"localhost|[0-9.]+|\[[0-9a-fA-F:.]+\]")
+_Targets = tuple[tuple[RevisionKey, int], ...]
+_decode_targets = msgspec.msgpack.Decoder(_Targets).decode
+_decode_revision = msgspec.msgpack.Decoder(Revision).decode
+
+
+class _Route:
+    """Targets with their percents, taken in turn (the one most behind its share goes next)."""
+
+    __slots__ = ("_credit", "targets")
+
+    def __init__(self, targets: _Targets) -> None:
+        self.targets = targets
+        self._credit = [0] * len(targets)
+
+    def next(self) -> RevisionKey:
+        if len(self.targets) == 1:
+            return self.targets[0][0]
+        for k, (_, percent) in enumerate(self.targets):
+            self._credit[k] += percent
+        chosen = max(range(len(self.targets)), key=self._credit.__getitem__)
+        self._credit[chosen] -= sum(percent for _, percent in self.targets)
+        return self.targets[chosen][0]
+
+
+class Routes:
+    """What the store says; `on_revision(key, revision | None, created)` hears of each revision that comes or goes."""
+
+    def __init__(self, on_revision: Callable[[RevisionKey, Revision | None, bool], None]) -> None:
+        self.revisions: dict[RevisionKey, Revision] = {}
+        #: the first scan has come
+        self.loaded = False
+        self._on_revision = on_revision
+        self._routes: dict[bytes, _Route] = {}
+
+    def follow(self, store: Store) -> None:
+        store.watch("routes/", self._all_routes, self._route_changed)
+        store.watch("revisions/", self._all_revisions, self._revision_changed)
+
+    # --- the seam's resolve
+
+    def resolve(self, host: bytes, namespace: bytes | None, revision: bytes | None) -> RevisionKey | Refusal:
+        if revision is not None:
+            return self._named(namespace or b"default", revision)
+        route = self._routes.get(host)
+        if route is not None:
+            return route.next()
+        bare = (
+            host.partition(b":")[0].lower() if not host.startswith(b"[") else host.partition(b"]")[0] + b"]"
+        )
+        route = self._routes.get(bare)
+        if route is None and _ADDRESS.fullmatch(bare):
+            route = self._only()
+        if route is not None:
+            return route.next()
+        return self._unknown(host)
+
+    def _named(self, namespace: bytes, name: bytes) -> RevisionKey | Refusal:
+        key = RevisionKey(f"{namespace.decode('latin-1')}/{name.decode('latin-1')}")
+        if key in self.revisions:
+            return key
+        return Refusal(404, f"no revision {key}: see `galaxy get isvc -A` for those there are")
+
+    def _only(self) -> _Route | None:
+        """The route of the only service, when there is exactly one that takes requests."""
+        services = {
+            self.revisions[t].service for r in self._routes.values() for t, _ in r.targets if self._open(t)
+        }
+        if len(services) != 1:
+            return None
+        return next(r for r in self._routes.values() if any(self._open(t) for t, _ in r.targets))
+
+    def _open(self, key: RevisionKey) -> bool:
+        revision = self.revisions.get(key)
+        return revision is not None and revision.role != "prefill"
+
+    def _unknown(self, host: bytes) -> Refusal:
+        known = sorted(name.decode("latin-1") for name in self._routes)
+        if not self.loaded:
+            return Refusal(503, "this Dispatch function has not heard of any service yet: try again", 1.0)
+        if not known:
+            return Refusal(404, "there is no service yet: apply one with `galaxy apply -f FILE`")
+        some = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
+        return Refusal(
+            404, f"no service has the host {host.decode('latin-1')!r}: set the Host header; known are {some}"
+        )
+
+    # --- the store's side
+
+    def _all_routes(self, items: dict[str, bytes]) -> None:
+        self._routes = {}
+        for key, value in items.items():
+            self._route_changed(key, value)
+
+    def _route_changed(self, key: str, value: bytes | None) -> None:
+        host = key.partition("/")[2].encode()
+        if value is None:
+            self._routes.pop(host, None)
+        else:
+            self._routes[host] = _Route(_decode_targets(value))
+
+    def _all_revisions(self, items: dict[str, bytes]) -> None:
+        self.loaded = True
+        for gone in self.revisions.keys() - {RevisionKey(k.partition("/")[2]) for k in items}:
+            self._take(gone, None, created=False)
+        for key, value in items.items():
+            self._take(RevisionKey(key.partition("/")[2]), value, created=False)
+
+    def _revision_changed(self, key: str, value: bytes | None) -> None:
+        self._take(RevisionKey(key.partition("/")[2]), value, created=True)
+
+    def _take(self, key: RevisionKey, value: bytes | None, *, created: bool) -> None:
+        if value is None:
+            if self.revisions.pop(key, None) is not None:
+                self._on_revision(key, None, False)
+        elif key not in self.revisions:  # a revision never changes
+            self.revisions[key] = _decode_revision(value)
+            self._on_revision(key, self.revisions[key], created)
