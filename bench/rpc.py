@@ -264,7 +264,8 @@ def rows(rates: Figures, cpu: Figures, rounds: int, seconds: float) -> list[dict
     spread = max((max(v) - min(v)) / statistics.median(v) for v in rates.values())
     conditions = (
         f"one connection over loopback between two cores, hello, deadline, epoch and trace on; median of {rounds} "
-        f"interleaved rounds of {seconds} s; largest spread {spread:.0%}; load average {os.getloadavg()[0]:.1f}"
+        f"interleaved rounds of {seconds} s; nice {os.nice(0)}; "
+        f"largest spread {spread:.0%}; load average {os.getloadavg()[0]:.1f}"
     )
     out = []
     for what, unit, better, figures in (
@@ -286,9 +287,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.rpc", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of one measurement in a round")
+    parser.add_argument("--nice", type=int, default=0, help="added to the priority number of all processes")
     parser.add_argument("--serve", choices=("ours", "grpc"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
+    os.nice(args.nice)
     if args.serve:
         os.sched_setaffinity(0, {cores[0]})
         uvloop.run(serve_ours() if args.serve == "ours" else serve_grpc())
