@@ -93,11 +93,11 @@ class Fleet:
         if known is not None and known.state == "asked":
             self.forget(known)
 
-    def adopt(self, instance: InstanceID, node: NodeID, addr: str, now: float) -> None:
-        """From the store's copy, while its node hasn't answered. One with an address was ready, and is used."""
-        if instance not in self.known and instance not in self._ended:
+    def adopt(self, instance: InstanceID, node: NodeID, addr: str, asked: set[NodeID], now: float) -> None:
+        """From the store's copy, while nodes haven't answered. One with an address was ready, and is used."""
+        if instance not in self.known and instance not in self._ended and asked:
             state: State = "ready" if addr else "unknown"
-            self.known[instance] = Known(instance, state, now, node, addr, asked_nodes={node})
+            self.known[instance] = Known(instance, state, now, node, addr, asked_nodes=asked)
 
     # --- reports
 
@@ -105,6 +105,7 @@ class Fleet:
         self, facts: Iterable[Instance], node: NodeID, full: bool, now: float, definite: bool = False
     ) -> Change:
         """What a node says. `definite`: it was asked after all that is known here was sent to it."""
+        self.back((node,))
         change = Change([], [])
         seen: set[InstanceID] = set()
         unwanted: list[InstanceID] = []
@@ -164,9 +165,13 @@ class Fleet:
             if homes and all(self._given_up(node, present, now) for node in homes):
                 lost.append(known)
                 self.forget(known)
-        for node in [n for n in self._away if n in present]:
-            del self._away[node]
+        self.back(present)
         return lost
+
+    def back(self, nodes: Iterable[NodeID]) -> None:
+        """They are in the view, or have been heard of."""
+        for node in nodes:
+            self._away.pop(node, None)
 
     def _given_up(self, node: NodeID, present: set[NodeID], now: float) -> bool:
         return node not in present and now - self._away.get(node, now) > NODE_GRACE_S

@@ -183,7 +183,7 @@ class Home:
             return
         items: list[tuple[Revision, tuple[InstanceID, ...]]] = []
         for home in homes:
-            ids = home.fit(goals[home.revision.key], now)
+            ids = home.fit(goals[home.revision.key], now, out)
             if ids:
                 items.append((home.revision, tuple(ids)))
         if not items:

@@ -96,7 +96,7 @@ class AskNode:
 
 @dataclass(frozen=True, slots=True)
 class Remember:
-    """Write-behind copy of where an instance is; node "" = it is no more."""
+    """Write-behind copy of where an instance is; node "" = it is no more, "?" = it is being placed."""
 
     revision: RevisionKey
     instance: InstanceID

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from kserve_ext.core import burst, home_facts, scale_to_zero
 from kserve_ext.core.facts import Instance, Revision
-from kserve_ext.core.fleet import Change, Fleet, Known
+from kserve_ext.core.fleet import ANY_NODE, NOWHERE, Change, Fleet, Known
 from kserve_ext.core.group import Wish
 from kserve_ext.core.home_facts import (
     AskNode,
@@ -119,8 +119,10 @@ class RevisionHome:
             return
         self.open = True
         for copy in self.copies:
-            if copy.node not in self._answered:
-                self.fleet.adopt(copy.instance, copy.node, copy.addr, now)
+            if copy.node == ANY_NODE:
+                self.fleet.adopt(copy.instance, NOWHERE, "", set(self.silent_nodes), now)
+            elif copy.node not in self._answered:
+                self.fleet.adopt(copy.instance, copy.node, copy.addr, {copy.node}, now)
         self.copies = ()
         existing, ready = self.fleet.wanted, self.fleet.ready
         self.state = ScalingState.start(self.spec, ready, now)
@@ -135,6 +137,7 @@ class RevisionHome:
 
     def view(self, nodes: set[NodeID], shards: Mapping[FunctionID, int], now: float) -> None:
         """Who is in the view; shards with their incarnations."""
+        self.fleet.back(nodes)
         self.silent_nodes &= nodes
         self.silent_shards &= set(shards)
         back = self.ghosts & set(shards)
@@ -221,7 +224,7 @@ class RevisionHome:
 
     def _ended(self, change: Change, now: float, out: list[Instruction]) -> None:
         for known, fact in change.ended:
-            out.append(Remember(self.revision.key, known.id, NodeID("")))
+            out.append(Remember(self.revision.key, known.id, NOWHERE))
             if known.doomed_at is not None or known.state == "stopping":
                 continue
             if known.ready_at and now - known.ready_at > SOON_S:
@@ -239,9 +242,12 @@ class RevisionHome:
         elif outcome.unknown:
             asked = nodes if outcome.unknown == "?" else (outcome.unknown,)
             self.fleet.lost(outcome.instance, asked, now)
+            if outcome.instance not in self.fleet.known:
+                out.append(Remember(self.revision.key, outcome.instance, NOWHERE))
             self.setbacks.refused(outcome.reason, now)
         else:
             self.fleet.refused(outcome.instance)
+            out.append(Remember(self.revision.key, outcome.instance, NOWHERE))
             self.setbacks.refused(outcome.reason, now)
 
     # --- scale
@@ -276,7 +282,7 @@ class RevisionHome:
         """Some times a second."""
         self.leases.expire(now)
         for known in self.fleet.nodes(nodes, now):
-            out.append(Remember(self.revision.key, known.id, NodeID("")))
+            out.append(Remember(self.revision.key, known.id, NOWHERE))
         self._heard(now)
         if not self.open:
             return
@@ -309,7 +315,7 @@ class RevisionHome:
             need = burst.instances_for(self.spec, burst.Demand(self.held, self.in_flight)) if busy else 0
             self.goal = self.spec.capped(max(verdict.scale, min(need, self.fleet.wanted)))
 
-    def fit(self, goal: int, now: float) -> list[InstanceID]:
+    def fit(self, goal: int, now: float, out: list[Instruction]) -> list[InstanceID]:
         """Dooms what is too many; returns new ids to be placed, which count from now on."""
         if not self.open:
             return []
@@ -326,6 +332,7 @@ class RevisionHome:
         ids = [self.new_id(self.revision.key) for _ in range(missing)]
         for instance in ids:
             self.fleet.asked(instance, now)
+            out.append(Remember(self.revision.key, instance, ANY_NODE))
         return ids
 
     def _doom(self, count: int, now: float) -> None:

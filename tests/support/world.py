@@ -63,7 +63,9 @@ class Request:
     attempts: int = 0
 
     def to(self, state: str) -> None:
-        assert self.state in ("new", "held", "sent"), f"request {self.id} was answered twice: {self.state}, {state}"
+        assert self.state in ("new", "held", "sent"), (
+            f"request {self.id} was answered twice: {self.state}, {state}"
+        )
         self.state = state
 
 
@@ -149,9 +151,7 @@ class Node:
         if home is not None:
             self.world.send(partial(self._deliver, self.world.procs[home], key, facts, full))
 
-    def _deliver(
-        self, proc: Proc, key: RevisionKey, facts: tuple[Instance, ...], full: bool
-    ) -> None:
+    def _deliver(self, proc: Proc, key: RevisionKey, facts: tuple[Instance, ...], full: bool) -> None:
         if proc.dead:
             return
         for instance in proc.mod_instance(key, self.id, facts, full):
@@ -215,7 +215,9 @@ class Proc:
             for shard, keys in home.silent_shards.items():
                 term = home.term
 
-                def ask(shard: FunctionID = shard, keys: list[RevisionKey] = keys, term: int = term) -> object:
+                def ask(
+                    shard: FunctionID = shard, keys: list[RevisionKey] = keys, term: int = term
+                ) -> object:
                     proc = self.world.procs[shard]
                     return None if proc.dead else proc.shard.recall(term, keys, self.world.now)
 
@@ -254,9 +256,14 @@ class Proc:
         again = request.attempts < 8
         self.shard.failed(request.key, request, request.instance, again, self.world.now)
         request.to("held" if again else "failed")
-        home, key, instance = self.world.home_of(self.world.revisions[request.key].home_key), request.key, request.instance
+        home, key, instance = (
+            self.world.home_of(self.world.revisions[request.key].home_key),
+            request.key,
+            request.instance,
+        )
         if home is not None:
             self.world.send(partial(self.world.procs[home].broken, key, instance))
+        self.drain(key)
         self.flush()
 
     def drain(self, key: RevisionKey) -> None:
@@ -323,20 +330,17 @@ class Proc:
         for i in instructions:
             match i:
                 case SendGrant():
-                    self.call(
-                        partial(self._push, i), partial(self._pushed, home_key, i.shard)
-                    )
+                    self.call(partial(self._push, i), partial(self._pushed, home_key, i.shard))
                 case Place():
-                    self.call(
-                        partial(self.world.schedule, i, self.epoch), partial(self._placed, home_key, i)
-                    )
+                    self.call(partial(self.world.schedule, i, self.epoch), partial(self._placed, home_key, i))
                 case StopInstance():
                     node = self.world.nodes[i.node]
                     self.world.send(partial(node.stop, i.instance, i.revision, self.epoch))
                 case AskNode():
                     term = self.homes[home_key].term if home_key in self.homes else self.epoch
                     self.call(
-                        partial(self._ask_node, i, max(term, self.epoch)), partial(self._node_said, home_key, i)
+                        partial(self._ask_node, i, max(term, self.epoch)),
+                        partial(self._node_said, home_key, i),
                     )
                 case Remember():
                     self.world.remember(i)
@@ -378,9 +382,7 @@ class Proc:
 
     def _node_said(self, home_key: str, i: AskNode, answer: object) -> None:
         if isinstance(answer, tuple) and home_key in self.homes:
-            self.carry(
-                home_key, self.homes[home_key].node_says(i.revision, i.node, answer, self.world.now)
-            )
+            self.carry(home_key, self.homes[home_key].node_says(i.revision, i.node, answer, self.world.now))
 
     def tick(self) -> None:
         now = self.world.now
@@ -470,7 +472,8 @@ class World:
         members = {p.id: p.incarnation for p in self.live()}
         nodes = {n for n in self.nodes if n not in self.away}
         for proc in self.live():
-            self.send(partial(proc.view, self.epoch, dict(members), set(nodes)))
+            view = partial(proc.view, self.epoch, dict(members), set(nodes))
+            self.send(view, lost=view)  # the controller repeats it until it is acknowledged
 
     def boot(self, name: FunctionID) -> None:
         self.incarnations += 1
@@ -547,12 +550,16 @@ class World:
         run = next((r for r in self.all_running() if r.id == request.instance), None)
         if run is None or run.state != "ready":
             request.state = "sent"
-            self.send(partial(self._refuse, request, request.instance))
+            self._break(request)
             return
         run.requests.add(request)
         run.peak = max(run.peak, len(run.requests))
         limit = self.revisions[run.key].concurrency
         assert not limit or len(run.requests) <= limit, f"{run.id} sees more than {limit} requests at once"
+
+    def _break(self, request: Request) -> None:
+        refuse = partial(self._refuse, request, request.instance)
+        self.send(refuse, lost=refuse)  # a reset is never lost
 
     def _refuse(self, request: Request, instance: InstanceID) -> None:
         if request.state == "sent" and request.instance == instance:
@@ -560,7 +567,7 @@ class World:
 
     def broke_off(self, request: Request) -> None:
         self.depart(request)
-        self.send(partial(self._refuse, request, request.instance))
+        self._break(request)
 
     def depart(self, request: Request) -> None:
         for run in self.all_running(request.key):
