@@ -1,8 +1,8 @@
 """The Dispatch function as a shard: carries out core/shard.py for the data plane's exchanges.
 
 Implements seam.Dispatch. A request goes to an instance with a granted slot at once, or is held; what home should hear
-leaves in the same turn of the loop, all of it together. Prefill leases (prefill.py) are held and granted like requests:
-what a throttler holds is either.
+leaves in the same turn of the loop, all of it together. A throttler holds requests and prefill leases (prefill.py)
+alike.
 """
 
 from __future__ import annotations
@@ -261,6 +261,9 @@ class Dispatcher:
             record.instance = tracker.id
             if record.cold:
                 record.mark("slot", tracker.id)
+                # Held for a lease on an instance that ran before it came: not a cold start.
+                cold = tracker.ready_at >= getattr(waiting, "started", 0.0)
+                waiting.cold = record.cold = cold  # type: ignore[attr-defined]
         waiting.go(tracker.addr, tracker.id)
 
     def _refuse(self, waiting: Waiting, status: int, reason: str, retry_after_s: float) -> None:

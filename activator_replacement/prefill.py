@@ -1,8 +1,8 @@
 """Prefill leases: a decode instance's request for a slot of a prefill instance, held and granted like a request.
 
 The home of a group answers LeasePrefill through its own shard: the wait counts as demand on the prefill revision, so
-it wakes and scales it. A lease ends by ReturnPrefill, with the connection of the decode instance that has it, or after
-the revision's timeout.
+it wakes and scales it. A lease ends by ReturnPrefill, with the connection of the decode instance that has it, or
+after the revision's timeout.
 """
 
 from __future__ import annotations
