@@ -68,7 +68,7 @@ def free_share(capacity: Resources, free: Resources) -> float:
 def why_not(revision: Revision, candidates: Collection[Candidate], place: str) -> str:
     """Why no node of `place` took an instance, naming the node that came closest and what it lacks."""
     if not candidates:
-        return f"{place} has no nodes: start a node agent, or see `galaxy status`"
+        return f"{place} has no nodes (see `galaxy status`)"
     accepting = [c for c in candidates if c.status.accepting]
     if not accepting:
         return f"all {len(candidates)} nodes of {place} are draining"

@@ -260,7 +260,7 @@ class ScheduleMachine:
                 wanted = tuple(Wanted(i, op.wanted[i]) for i in op.stuck)
                 out.append(Forward(op_id, function, wanted, op.gang or op.reserve, op.hops + 1))
                 return out
-            op.refused.update(op.stuck)
+            op.refused.update((i, self._with_elsewhere(op, r)) for i, r in op.stuck.items())
             op.stuck.clear()
         if op.gang and op.refused and not op.committing:
             self._release_gang(op_id, op, out)
@@ -294,6 +294,16 @@ class ScheduleMachine:
         for place in op.placed.values():
             nodes[place.addr] = (*nodes.get(place.addr, ()), place.instance)
         return nodes
+
+    def _with_elsewhere(self, op: _Op, refusal: Refusal) -> Refusal:
+        """Adds why the partitions that weren't asked would not take it either."""
+        needs = op.wanted[refusal.instance].needs
+        unasked = [
+            f"partition {function}: {short} on its roomiest node"
+            for function, (_, largest) in sorted(self.rooms.items())
+            if function not in op.asked and function != self.me and (short := needs.short_of(largest))
+        ]
+        return refusal._replace(reason="; ".join([refusal.reason, *unasked[:3]]))
 
     def _roomiest(self, op: _Op) -> FunctionID | None:
         """The partition to ask next: it has a node that fits one of the stuck, and the most room in all."""

@@ -165,6 +165,14 @@ def test_an_exhausted_partition_asks_the_roomiest_one() -> None:
     assert not answer.refused
 
 
+def test_a_refusal_says_what_the_partitions_lack_that_were_not_worth_asking() -> None:
+    cluster = Cluster({"s0": [], "s1": [Node("b", Resources(2000, 4096))]}, seed=1)
+    answer = cluster.schedule("s0", wanted(1, cpu=64000))
+    reason = answer.refused[0].reason
+    assert "partition s0 has no nodes" in reason
+    assert "partition s1: cpu: needs 64000m, 2000m free on its roomiest node" in reason
+
+
 def test_a_gang_that_fits_only_in_part_starts_nothing_and_says_which() -> None:
     cluster = Cluster({"s0": [Node("a", Resources(1500, 4096))]}, seed=1)
     answer = cluster.schedule("s0", wanted(2), gang=True)
