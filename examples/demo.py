@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -230,6 +231,8 @@ def main() -> int:
     good = False
     try:
         galaxy("down", show=False)
+        if (galaxy.data / "cluster.json").exists():
+            shutil.rmtree(galaxy.data)  # an earlier demo's: its nodes would have the model already
         start(galaxy)
         unified(galaxy)
         pair(galaxy)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any, TypeVar
 
 import click
 import yaml
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.text import Text
 
 from kserve_ext.cli.embedded.folder import Folder, default_data
 
@@ -43,26 +41,23 @@ def format_option(*choices: str) -> Callable[[F], F]:
     )
 
 
-def console() -> Console:
-    """As wide as the terminal; where there is none, as COLUMNS says, else wide enough for any cell."""
-    made = Console(highlight=False)
-    return made if made.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=400)
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Left-aligned columns, as kubectl prints them: a long line is left to the terminal."""
+    lines = [list(columns), *([" ".join(str(cell).split()) for cell in row] for row in rows)]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
+    return "\n".join(
+        "   ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Left-aligned columns without lines, as kubectl prints them."""
-    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for column in columns:
-        made.add_column(column, overflow="fold")
-    for row in rows:
-        made.add_row(*(str(cell) for cell in row))
-    return made
-
-
-def section(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> RenderableType:
+def section(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table under its title, or "none"."""
-    made = table(columns, rows)
-    return Group(f"\n{title}:" + ("" if made.row_count else " none"), *([made] if made.row_count else []))
+    return f"\n{title}:\n{table(columns, rows)}" if rows else f"\n{title}: none"
+
+
+def screen(text: str) -> Text:
+    """For rich.live: lines that are too long are cut at the edge of the terminal."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def dump(document: Any, form: str) -> None:
@@ -84,8 +79,3 @@ def age(timestamp: str, now: datetime | None = None) -> str:
         if seconds >= 2 * size:
             return f"{seconds // size}{unit}"
     return f"{max(0, seconds)}s"
-
-
-def plain(text: str) -> str:
-    """Text of others inside rich markup."""
-    return text.replace("[", "\\[")

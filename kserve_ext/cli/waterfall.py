@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 Document = dict[str, Any]
-WIDTH: Final = 40
+WIDTH: Final = 32
 #: What marks mean, for people; by who made them. A mark that is not listed is shown by its own name.
 WORDS: Final[Mapping[str, Mapping[str, str]]] = {
     "dispatch": {
@@ -129,10 +129,10 @@ def lines(document: Document) -> list[str]:
             head.append(f"KV transfer at {lane['instance']}: {_facts(transfer)}")
     where = max((len(row.where) for row in found), default=0)
     name = max((len(row.name) for row in found), default=0)
-    body = [f"{'at ms':>9}  {'took ms':>9}  {'':{WIDTH}}  {'where':{where}}  what"]
+    body = [f"{'at ms':>9}  {'took ms':>9}  {'':{WIDTH}}  {'what':{name}}  {'where':{where}}  detail"]
     for row in found:
         times = f"{row.at_ms:9.1f}  {row.took_ms:9.1f}  {bar(row, total)}"
-        body.append(f"{times}  {row.where:{where}}  {row.name:{name}}  {row.detail}".rstrip())
+        body.append(f"{times}  {row.name:{name}}  {row.where:{where}}  {row.detail}".rstrip())
     return [*head, "", *body]
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from kserve_ext.cli.client import Client, path_of
 from kserve_ext.cli.embedded.folder import Folder
-from kserve_ext.cli.output import age, console, data_option, namespace_option, plain, section
+from kserve_ext.cli.output import age, data_option, namespace_option, section
 from kserve_ext.cli.verbs.get import required_kind
 
 Document = dict[str, Any]
@@ -54,18 +54,17 @@ def _service(client: Client, document: Document) -> None:
     failure = model.get("lastFailureInfo")
     if failure:
         click.echo(f"Last failure: {failure['reason']} {age(failure['time'])} ago: {failure['message']}")
-    out = console()
     conditions = [
         (
             c["type"],
             c["status"],
             c.get("reason", ""),
             age(c["lastTransitionTime"]),
-            plain(c.get("message", "")),
+            c.get("message", ""),
         )
         for c in status.get("conditions") or []
     ]
-    out.print(section("Conditions", ("TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"), conditions))
+    click.echo(section("Conditions", ("TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"), conditions))
     facts = client.call("GET", "/api/status").body
     mine = [r for r in facts["revisions"] if r["service"] == f"{meta['namespace']}/{meta['name']}"]
     revisions = [
@@ -76,12 +75,12 @@ def _service(client: Client, document: Document) -> None:
             r["ready"],
             r["held"],
             r["home"],
-            plain(r["reason"]),
+            r["reason"],
         )
         for r in mine
     ]
     names = ("REVISION", "TRAFFIC", "DESIRED", "READY", "HELD", "HOME", "WHY")
-    out.print(section("Revisions", names, revisions))
+    click.echo(section("Revisions", names, revisions))
     keys = {r["revision"] for r in mine}
     instances = [i for i in facts["instances"] if i.get("revision") in keys]
     processes = [
@@ -91,11 +90,11 @@ def _service(client: Client, document: Document) -> None:
             i.get("state", ""),
             i.get("pid", ""),
             i.get("addr", ""),
-            plain(str(i.get("reason", ""))),
+            str(i.get("reason", "")),
         )
         for i in instances
     ]
-    out.print(section("Instances", ("INSTANCE", "NODE", "STATE", "PID", "ADDRESS", "WHY"), processes))
+    click.echo(section("Instances", ("INSTANCE", "NODE", "STATE", "PID", "ADDRESS", "WHY"), processes))
 
 
 def _indented(spec: Document) -> str:

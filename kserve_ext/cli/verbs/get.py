@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from rich.table import Table
 
 from kserve_ext.api import conditions
 from kserve_ext.api.resources import KindOf, kind_of, kind_remedy
 from kserve_ext.cli.client import Client, path_of
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.failure import Failure
-from kserve_ext.cli.output import age, console, data_option, dump, format_option, namespace_option, table
+from kserve_ext.cli.output import age, data_option, dump, format_option, namespace_option, table
 
 Document = dict[str, Any]
 
@@ -64,7 +63,7 @@ def command(
     elif not found:
         click.echo(f"no {of.plural}" + (f" in namespace {place}" if place else ""), err=True)
     else:
-        console().print(listing(of, found, wide=output == "wide", namespaces=all_namespaces))
+        click.echo(listing(of, found, wide=output == "wide", namespaces=all_namespaces))
 
 
 def _watch(client: Client, of: KindOf, place: str, name: str | None, output: str | None) -> None:
@@ -76,7 +75,7 @@ def _watch(client: Client, of: KindOf, place: str, name: str | None, output: str
             if output in ("json", "yaml"):
                 dump(item, output)
             else:
-                console().print(
+                click.echo(
                     listing(of, [item], wide=output == "wide", namespaces=not place, event=event["type"])
                 )
     except KeyboardInterrupt:
@@ -85,7 +84,7 @@ def _watch(client: Client, of: KindOf, place: str, name: str | None, output: str
 
 def listing(
     of: KindOf, found: list[Document], *, wide: bool, namespaces: bool = False, event: str = ""
-) -> Table:
+) -> str:
     """One row an object."""
     columns = COLUMNS[of.kind][: None if wide else NARROW[of.kind]]
     rows = []

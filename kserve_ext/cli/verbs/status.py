@@ -6,14 +6,13 @@ import time
 from typing import Any
 
 import click
-from rich.console import Group, RenderableType
 from rich.live import Live
 
 from kserve_ext.api.quantities import show_mebibytes, show_milli
 from kserve_ext.cli.client import Client
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.failure import Failure
-from kserve_ext.cli.output import console, data_option, dump, format_option, plain, section
+from kserve_ext.cli.output import data_option, dump, format_option, screen, section
 
 Document = dict[str, Any]
 EVERY_S = 1.0
@@ -30,31 +29,29 @@ def command(folder: Folder, output: str | None, watch: bool) -> None:
         dump(client.call("GET", "/api/status").body, output)
         return
     if not watch:
-        console().print(picture(client.call("GET", "/api/status").body))
+        click.echo(picture(client.call("GET", "/api/status").body))
         return
     try:
-        with Live(console=console(), refresh_per_second=4) as live:
+        with Live(refresh_per_second=4) as live:
             while True:
                 try:
-                    live.update(picture(client.call("GET", "/api/status").body))
+                    live.update(screen(picture(client.call("GET", "/api/status").body)))
                 except Failure as failure:
-                    live.update(plain(failure.format()))
+                    live.update(screen(failure.format()))
                 time.sleep(EVERY_S)
     except KeyboardInterrupt:
         return
 
 
-def picture(facts: Document) -> RenderableType:
+def picture(facts: Document) -> str:
     """Tables of everything."""
     controller = facts.get("controller") or {}
     away = f", controller: {controller['error']}" if controller.get("error") else ""
-    head = (
-        f"epoch {facts['epoch']}, {len(facts['members'])} members, {facts['held']} held requests{plain(away)}"
-    )
-    return Group(head, _functions(facts), _nodes(facts), _revisions(facts), _instances(facts))
+    head = f"epoch {facts['epoch']}, {len(facts['members'])} members, {facts['held']} held requests{away}"
+    return "\n".join((head, _functions(facts), _nodes(facts), _revisions(facts), _instances(facts)))
 
 
-def _functions(facts: Document) -> RenderableType:
+def _functions(facts: Document) -> str:
     rows = []
     for function in facts["functions"]:
         nodes = function.get("nodes")
@@ -68,13 +65,13 @@ def _functions(facts: Document) -> RenderableType:
                 owned,
                 function.get("held", ""),
                 function.get("in_flight", ""),
-                plain(str(function.get("error", ""))),
+                str(function.get("error", "")),
             )
         )
     return section("Functions", ("FUNCTION", "EPOCH", "PARTITION", "HELD", "IN FLIGHT", "ERROR"), rows)
 
 
-def _nodes(facts: Document) -> RenderableType:
+def _nodes(facts: Document) -> str:
     rows = []
     for node in facts["nodes"]:
         free, capacity = node.get("free") or {}, node.get("capacity") or {}
@@ -87,14 +84,14 @@ def _nodes(facts: Document) -> RenderableType:
                 " ".join(f"{module}:{count}" for module, count in (node.get("slots") or {}).items()),
                 node.get("instances", 0),
                 " ".join(str(model) for model in node.get("models") or ()),
-                plain(str(node.get("error", ""))),
+                str(node.get("error", "")),
             )
         )
     names = ("NODE", "CPU FREE", "MEMORY FREE", "GPUS FREE", "SLOTS", "INSTANCES", "MODELS", "ERROR")
     return section("Nodes", names, rows)
 
 
-def _revisions(facts: Document) -> RenderableType:
+def _revisions(facts: Document) -> str:
     rows = [
         (
             r["revision"],
@@ -104,7 +101,7 @@ def _revisions(facts: Document) -> RenderableType:
             r["ready"],
             r["starting"],
             r["held"],
-            plain(r["reason"]),
+            r["reason"],
         )
         for r in facts["revisions"]
     ]
@@ -112,7 +109,7 @@ def _revisions(facts: Document) -> RenderableType:
     return section("Revisions", names, rows)
 
 
-def _instances(facts: Document) -> RenderableType:
+def _instances(facts: Document) -> str:
     rows = [
         (
             i.get("id", ""),
@@ -120,7 +117,7 @@ def _instances(facts: Document) -> RenderableType:
             i.get("state", ""),
             i.get("pid", ""),
             i.get("addr", ""),
-            plain(str(i.get("reason") or "")),
+            str(i.get("reason") or ""),
         )
         for i in facts["instances"]
     ]

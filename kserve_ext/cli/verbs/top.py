@@ -8,12 +8,11 @@ from typing import NamedTuple
 import click
 import psutil
 from rich.live import Live
-from rich.table import Table
 
 from kserve_ext.cli.client import Client
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.failure import Failure
-from kserve_ext.cli.output import console, data_option, table
+from kserve_ext.cli.output import data_option, screen, table
 
 EVERY_S = 2.0
 
@@ -36,13 +35,13 @@ def command(folder: Folder, once: bool) -> None:
     _measure(folder, seen)
     if once:
         time.sleep(0.5)
-        console().print(_picture(_measure(folder, seen)))
+        click.echo(_picture(_measure(folder, seen)))
         return
     try:
-        with Live(console=console(), refresh_per_second=2) as live:
+        with Live(refresh_per_second=2) as live:
             while True:
                 time.sleep(EVERY_S)
-                live.update(_picture(_measure(folder, seen)))
+                live.update(screen(_picture(_measure(folder, seen))))
     except KeyboardInterrupt:
         return
 
@@ -74,6 +73,6 @@ def _measure(folder: Folder, seen: dict[int, psutil.Process]) -> list[Usage]:
     return sorted(usage, key=lambda u: (-u.cpu_percent, -u.memory_mib, u.name))
 
 
-def _picture(usage: list[Usage]) -> Table:
+def _picture(usage: list[Usage]) -> str:
     rows = [(u.name, u.pid, f"{u.cpu_percent:.1f}", f"{u.memory_mib}Mi", u.threads) for u in usage]
     return table(("NAME", "PID", "CPU %", "MEMORY", "THREADS"), rows)
