@@ -96,7 +96,7 @@ class Dispatcher:
         record: Record = exchange.note
         record.mark("failed", reason)
         if again:
-            exchange.cold = record.cold = True
+            record.held = True
         else:
             record.outcome = "failed"
         self.give_up(exchange, reason, again=again)
@@ -118,7 +118,7 @@ class Dispatcher:
         record = getattr(waiting, "note", None)
         if outcome == 0:  # HELD
             if record is not None:
-                waiting.cold = record.cold = True  # type: ignore[attr-defined]
+                record.held = True
                 record.mark("held")
             return
         what = (
@@ -259,7 +259,9 @@ class Dispatcher:
         record = getattr(waiting, "note", None)
         if record is not None:
             record.instance = tracker.id
-            if record.cold:
+            # Cold: it waited for this instance to become ready, not just for a slot.
+            waiting.cold = record.cold = waiting.started < tracker.ready_at  # type: ignore[attr-defined]
+            if record.held:
                 record.mark("slot", tracker.id)
                 # Held for a lease on an instance that ran before it came: not a cold start.
                 cold = tracker.ready_at >= getattr(waiting, "started", 0.0)

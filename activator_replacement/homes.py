@@ -42,7 +42,9 @@ log = logging.getLogger(__name__)
 SHARD_TIMEOUT_S = 1.0
 NODE_TIMEOUT_S = 1.0
 PLACE_TIMEOUT_S = 10.0
-STATUS_S = 1.0
+STATUS_S = 0.1
+IDLE_TICKS = 10  # a home at zero is ticked every so many ticks
+FRESH_S = 30.0
 
 
 class Homes:
@@ -64,7 +66,8 @@ class Homes:
         self._left: dict[FunctionID, float] = {}
         self._copies: dict[RevisionKey, dict[InstanceID, Copy]] = {}
         self._recalling: set[tuple[str, FunctionID]] = set()
-        self._status: dict[RevisionKey, tuple[bytes, float]] = {}
+        self._status: dict[RevisionKey, tuple[dict[str, object], float]] = {}
+        self._ticks = 0
         #: roomiest Schedule function first is not known here: taken in rendezvous order, the failed ones last
         self._failed_at: dict[FunctionID, float] = {}
         rpc.handle(m.Coordinate, self.coordinate)
@@ -114,7 +117,8 @@ class Homes:
         if key not in found.revisions:
             copies = tuple(self._copies.get(key, {}).values())
             log.info("home of %s at epoch %d", key, found.term)
-            self._carry(home_key, found.add(revision, created and not copies, copies, now))
+            fresh = created or wall_time() - revision.created_at < FRESH_S
+            self._carry(home_key, found.add(revision, fresh and not copies, copies, now))
             self._recall_shards()
 
     def prefill_of(self, group: str) -> Revision | None:
@@ -124,12 +128,15 @@ class Homes:
 
     def tick(self) -> None:
         now = self.loop.time()
+        self._ticks += 1
         for home_key, home in list(self.homes.items()):
+            if home.idle and self._ticks % IDLE_TICKS:
+                continue
             self._carry(home_key, home.tick(now))
+            self._write_status(home, now)
             if not home.revisions:
                 del self.homes[home_key]
         self._recall_shards()
-        self._write_status(now)
 
     # --- rpc handlers
 
@@ -345,15 +352,14 @@ class Homes:
             node, addr = msgspec.msgpack.decode(value, type=tuple[str, str])
             of_revision[instance] = Copy(instance, NodeID(node), addr)
 
-    def _write_status(self, now: float) -> None:
-        for home in self.homes.values():
-            for key, revision_home in home.revisions.items():
-                facts = msgspec.json.encode(status_of(revision_home))
-                before, at = self._status.get(key, (b"", 0.0))
-                if facts != before and now - at >= STATUS_S / 10 and key in self.routes.revisions:
-                    self._status[key] = (facts, now)
-                    document = {**msgspec.json.decode(facts), "at": wall_time()}
-                    self.store.put([(f"status/{key}", msgspec.json.encode(document))])
+    def _write_status(self, home: Home, now: float) -> None:
+        for key, revision_home in home.revisions.items():
+            facts = status_of(revision_home)
+            before, at = self._status.get(key, ({}, 0.0))
+            if facts != before and now - at >= STATUS_S and key in self.routes.revisions:
+                self._status[key] = (facts, now)
+                document = {**facts, "at": wall_time()}
+                self.store.put([(f"status/{key}", msgspec.json.encode(document))])
 
     # --- inside
 

@@ -17,7 +17,7 @@ KEPT: Final = 1000
 class Record:
     """One request: marks are (name, unix seconds, detail)."""
 
-    __slots__ = ("cold", "held_bytes", "instance", "marks", "outcome", "request_id", "revision")
+    __slots__ = ("cold", "held", "held_bytes", "instance", "marks", "outcome", "request_id", "revision")
 
     def __init__(self, request_id: bytes, revision: RevisionKey, held_bytes: int) -> None:
         self.request_id = request_id
@@ -26,6 +26,7 @@ class Record:
         self.instance = InstanceID("")
         self.outcome = ""
         self.cold = False
+        self.held = False
         self.marks: list[tuple[str, float, str]] = [("arrived", time(), "")]
 
     def mark(self, name: str, detail: str = "") -> None:

@@ -19,6 +19,7 @@ from kserve_ext.core.ids import InstanceID, NodeID
 NODE_GRACE_S = 10.0  # a node agent that restarts is back before; its instances serve meanwhile
 SETTLING_S = 1.0  # a full report may have left its node before the start arrived there
 STOP_AGAIN_S = 1.0
+LONG_AGO_S = 3600.0  # one that a former home started has been ready for an unknown time
 REMEMBER_ENDED = 1000
 ANY_NODE = NodeID("?")
 NOWHERE = NodeID("")
@@ -97,7 +98,9 @@ class Fleet:
         """From the store's copy, while nodes haven't answered. One with an address was ready, and is used."""
         if instance not in self.known and instance not in self._ended and asked:
             state: State = "ready" if addr else "unknown"
-            self.known[instance] = Known(instance, state, now, node, addr, asked_nodes=asked)
+            self.known[instance] = Known(
+                instance, state, now, node, addr, ready_at=now - LONG_AGO_S, asked_nodes=asked
+            )
 
     # --- reports
 
@@ -149,7 +152,8 @@ class Fleet:
         elif fact.state == "ready":
             known.addr = fact.addr
             if known.state != "ready":
-                known.state, known.since, known.ready_at = "ready", now, now
+                known.ready_at = now if known.state in ("asked", "starting") else now - LONG_AGO_S
+                known.state, known.since = "ready", now
                 change.ready.append(known)
         elif known.state in ("asked", "unknown"):
             known.state, known.since = "starting", now

@@ -150,6 +150,11 @@ class Home:
         return self._settle(now, out)
 
     @property
+    def idle(self) -> bool:
+        """Once a second is often enough to tick it."""
+        return all(home.idle for home in self.revisions.values())
+
+    @property
     def silent_shards(self) -> dict[FunctionID, list[RevisionKey]]:
         """Shards that have yet to answer a Recall, and for which revisions."""
         asked: dict[FunctionID, list[RevisionKey]] = {}

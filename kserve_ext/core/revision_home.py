@@ -374,6 +374,11 @@ class RevisionHome:
             out.append(StopInstance(self.revision.key, known.id, known.node, drain_s, known.why_doomed))
 
     @property
+    def idle(self) -> bool:
+        """At zero and nothing asked for: only the clock could change that."""
+        return self.open and not (self.fleet.known or self.goal or self.held or self.deleted)
+
+    @property
     def over(self) -> bool:
         """Deleted, and nothing of it is left."""
         return self.deleted and self.open and not self.fleet.known

@@ -39,6 +39,7 @@ class Part(Generic[R]):
     __slots__ = (
         "active_at",
         "asked",
+        "deleted",
         "dirty",
         "give_at",
         "granted",
@@ -78,6 +79,7 @@ class Part(Generic[R]):
         self.retry_at = self.report_at = self.give_at = now
         self.active_at = now
         self.quiet = True
+        self.deleted = False
         self.asked = 0  # `wanted` of the last Demand
         self.told = self.sending = _Told(now)
         #: why home has no instance, as last heard
@@ -146,10 +148,8 @@ class Shard(Generic[R]):
         held = part.throttler.all_held()
         for request in held:
             part.throttler.cancel(request, part.open_since)
-        if not part.throttler.in_flight:
-            del self.parts[key]
-            self._active.pop(key, None)
-            self.pending.discard(key)
+        part.deleted = True
+        self._drop_ended(part)
         return held
 
     def view(self, epoch: int, home_of: Callable[[str], FunctionID | None]) -> None:
@@ -312,6 +312,8 @@ class Shard(Generic[R]):
         """Requests held for too long. Call it some times a second, then drain every active revision."""
         late: list[tuple[RevisionKey, list[R]]] = []
         for key, part in list(self._active.items()):
+            if part.deleted and self._drop_ended(part):
+                continue
             throttler = part.throttler
             expired = throttler.expired(now)
             if expired:
@@ -350,6 +352,16 @@ class Shard(Generic[R]):
         part.told = part.totals(now)
         part.report_at, part.give_at = now + REPORT_S, now + GIVE_S
         self._active[part.revision.key] = part
+
+    def _drop_ended(self, part: Part[R]) -> bool:
+        """Forgets a deleted revision once nothing of it is in flight."""
+        if part.throttler.in_flight:
+            return False
+        key = part.revision.key
+        self.parts.pop(key, None)
+        self._active.pop(key, None)
+        self.pending.discard(key)
+        return True
 
     def _fall_silent(self, part: Part[R]) -> None:
         part.quiet = True

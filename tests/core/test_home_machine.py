@@ -11,9 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kserve_ext.core.facts import Scale
 from kserve_ext.core.ids import FunctionID, NodeID
-from tests.support.world import World, revision
+from tests.support.world import World
+from tests.support.world_nodes import revision
 
 SHARDS = [FunctionID(f"dispatch-{k}") for k in range(3)]
 NODES = [NodeID("node-0"), NodeID("node-1")]
@@ -25,7 +25,7 @@ class Cluster(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.world = World(3, {n: 3 for n in NODES}, [revision(concurrency=self.concurrency)])
+        self.world = World(3, dict.fromkeys(NODES, 3), [revision(concurrency=self.concurrency)])
         self.world.flush()
 
     @rule(shard=st.sampled_from(SHARDS), count=st.integers(1, 6))
