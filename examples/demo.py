@@ -53,7 +53,7 @@ class Galaxy:
 
     def __call__(self, *args: str, show: bool = True, timeout_s: float = 120.0) -> str:
         if show:
-            out.print(f"[bold]$ galaxy {' '.join(args)}[/]")
+            out.print(f"\n[bold]$ galaxy {' '.join(args)}[/]", soft_wrap=True)
         done = subprocess.run(
             [sys.executable, "-m", "kserve_ext.cli", args[0], "--data", str(self.data), *args[1:]],
             cwd=ROOT,
@@ -132,9 +132,8 @@ def stream(galaxy: Galaxy, target: tuple[str, str], prompt: str, *, show: bool =
     answer = Answer("".join(words), tokens, headers, first_s, time.monotonic() - began)
     named = ("x-request-id", "x-cold-start", "x-kv-transfer")
     facts = ", ".join(f"{name}: {headers.get(name, '(missing)')}" for name in named)
-    out.print(
-        f"first token after {answer.first_s:.2f} s, all after {answer.total_s:.2f} s; {facts}", markup=False
-    )
+    out.print(f"first token after {answer.first_s:.2f} s, all after {answer.total_s:.2f} s", style="bold")
+    out.print(facts, markup=False, soft_wrap=True)
     if not tokens:
         raise DemoFailed(f"{service} answered without tokens: {''.join(words)!r}")
     return answer

@@ -125,7 +125,8 @@ def lines(document: Document) -> list[str]:
     )
     for lane in document.get("instances") or []:
         transfer = lane.get("kv_transfer") or lane.get("kv")
-        if transfer:
+        # The other half of a group computes for itself: what counts is how it came to the one that answered.
+        if transfer and lane["instance"] == document.get("instance"):
             head.append(f"KV transfer at {lane['instance']}: {_facts(transfer)}")
     where = max((len(row.where) for row in found), default=0)
     name = max((len(row.name) for row in found), default=0)
