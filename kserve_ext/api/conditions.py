@@ -65,8 +65,13 @@ def status(
 
 def ready(status: Document) -> tuple[str, str]:
     """Status of the Ready condition, and what to say of it."""
+    return of(status, "Ready")
+
+
+def of(status: Document, name: str) -> tuple[str, str]:
+    """Status of one condition, and what to say of it."""
     for condition in status.get("conditions") or []:
-        if condition["type"] == "Ready":
+        if condition["type"] == name:
             return condition["status"], condition.get("message") or condition.get("reason") or ""
     return UNKNOWN, ""
 

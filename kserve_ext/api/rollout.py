@@ -36,6 +36,11 @@ class Observed(NamedTuple):
     at: float = 0.0
 
     @property
+    def broken(self) -> bool:
+        """It can't serve, and never will."""
+        return self.permanent and not self.ready
+
+    @property
     def idle(self) -> bool:
         return not (self.desired or self.ready or self.starting or self.held)
 
@@ -112,7 +117,7 @@ def _create(
     key = RevisionKey(f"{namespace}/{revision_name(service, number)}")
     scale = wanted.scale
     before = observed.get(rollout.serving, Observed()) if rollout.serving else Observed()
-    if not before.idle and not scale.initial:
+    if not before.idle and not before.broken and not scale.initial:
         scale = scale._replace(initial=1)  # there is traffic: the new one has to be ready for it
     needed = max(scale.initial, scale.min)
     if scale.max:
@@ -133,6 +138,8 @@ def _may_take_over(rollout: Rollout, observed: Mapping[RevisionKey, Observed], n
     assert rollout.latest is not None
     if rollout.needed == 0:
         return True
+    if rollout.serving and observed.get(rollout.serving, Observed()).broken:
+        return True  # nothing that works is given up
     latest = observed.get(rollout.latest)
     if latest is None:
         return False

@@ -82,6 +82,15 @@ def test_a_failed_one_never_takes_over_and_a_better_one_replaces_it() -> None:
     assert fixed.rollout.latest == THIRD
 
 
+def test_a_broken_one_gives_the_traffic_to_its_successor_at_once() -> None:
+    broken = {FIRST: Observed(desired=1, failed=1, reason="bad flag", permanent=True)}
+    done = step(first(), wanted("fixed", initial=1), broken, 200.0)
+    assert done.rollout.serving == SECOND
+    at_zero = step(first(), wanted("fixed"), broken, 200.0)
+    assert at_zero.put is not None
+    assert at_zero.put.scale.initial == 0
+
+
 def test_one_that_was_ready_unseen_takes_over() -> None:
     done = step(first(), wanted("b"), {FIRST: READY}, 200.0)
     observed = {FIRST: READY, SECOND: ZERO}

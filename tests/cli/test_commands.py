@@ -157,6 +157,23 @@ def test_wait_is_bounded(galaxy: Running) -> None:
     assert "tiny is not ready after 0.3 s" in result.output
 
 
+def test_wait_ends_when_the_newest_revision_can_never_start(galaxy: Running) -> None:
+    galaxy.apply(MODEL % "")
+    document = isvc_document(MODEL % ", args: [--bad]", notes={})
+    galaxy("apply", "-f", "-", stdin=yaml.safe_dump(document))
+
+    async def fail() -> None:
+        galaxy.cluster.say(
+            "default/tiny-predictor-00002", desired=1, failed=1, reason="bad flag", permanent=True
+        )
+        await galaxy.cluster.settle()
+
+    asyncio.run_coroutine_threadsafe(fail(), galaxy.loop).result(10)
+    result = galaxy("apply", "-f", "-", "--wait", "30", stdin=yaml.safe_dump(document))
+    assert result.exit_code == 1
+    assert "error: tiny can't start\n  why: bad flag" in result.output
+
+
 def test_warnings(galaxy: Running) -> None:
     result = galaxy.apply(f"{MODEL % ''}\nnodeSelector: {{a: b}}")
     assert result.exit_code == 0

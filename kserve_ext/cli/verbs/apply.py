@@ -74,16 +74,26 @@ def _look(client: Client, where: str, path: str, wait_s: float) -> Failure | Non
             facts: dict[str, Any] = document.get("status") or {}
             name = document["metadata"]["name"]
             state, message = conditions.ready(facts)
+            latest, why = conditions.of(facts, "LatestDeploymentReady")
             invalid = (facts.get("modelStatus") or {}).get("transitionStatus") == "InvalidSpec"
             if invalid:
                 do = "correct the object and apply it again; it heals by itself when what it needs appears"
                 return Failure(f"{where}: {name} was accepted, but can't work", message, do)
             left = until - time.monotonic()
-            if state == "True" or wait_s == 0:
+            if (state, latest) == ("True", "True") or wait_s == 0:
                 return None
+            message = why if state == "True" else message
+            do = f"galaxy describe isvc {name}; galaxy logs {name}"
+            if broken(facts):
+                return Failure(f"{name} can't start", message, do)
             if left <= 0:
-                return Failure(
-                    f"{name} is not ready after {wait_s:g} s", message, f"galaxy describe isvc {name}"
-                )
+                return Failure(f"{name} is not ready after {wait_s:g} s", message, do)
             status.update(f"waiting for {name}, {left:.0f} s left: {message}")
             time.sleep(min(0.2, left))
+
+
+def broken(facts: dict[str, Any]) -> bool:
+    """Whether the newest revision has failed for good."""
+    model = facts.get("modelStatus") or {}
+    blocked = model.get("transitionStatus") == "BlockedByFailedLoad"
+    return blocked and (model.get("lastFailureInfo") or {}).get("reason") == "ModelLoadFailed"
