@@ -38,6 +38,8 @@ class Known:
     addr: str = ""  # of its HTTP server, once it is ready
     generation: int = 0
     ready_at: float = 0.0
+    #: it was ready before this home heard of it
+    inherited: bool = False
     doomed_at: float | None = None
     why_doomed: str = ""
     stop_at: float = 0.0  # when Stop is sent (again)
@@ -99,7 +101,14 @@ class Fleet:
         if instance not in self.known and instance not in self._ended and asked:
             state: State = "ready" if addr else "unknown"
             self.known[instance] = Known(
-                instance, state, now, node, addr, ready_at=now - LONG_AGO_S, asked_nodes=asked
+                instance,
+                state,
+                now,
+                node,
+                addr,
+                ready_at=now - LONG_AGO_S,
+                inherited=True,
+                asked_nodes=asked,
             )
 
     # --- reports
@@ -152,7 +161,8 @@ class Fleet:
         elif fact.state == "ready":
             known.addr = fact.addr
             if known.state != "ready":
-                known.ready_at = now if known.state in ("asked", "starting") else now - LONG_AGO_S
+                known.inherited = known.state == "unknown"
+                known.ready_at = now - LONG_AGO_S if known.inherited else now
                 known.state, known.since = "ready", now
                 change.ready.append(known)
         elif known.state in ("asked", "unknown"):

@@ -11,7 +11,7 @@ only says who has heard of what.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kserve_ext.core.home_facts import LEASE_TTL_S, QUIET_S, Demand
@@ -45,6 +45,8 @@ class Account:
     acked: Slots = field(default_factory=dict)
     sent_at: float = 0.0
     left_at: float | None = None
+    #: why there is nothing for it, as last told, and whether for good
+    told: tuple[str, bool] = ("", False)
 
     def bound(self, instance: InstanceID) -> int:
         return max([self.reported.get(instance, 0), *(slots.get(instance, 0) for _, slots in self.unacked)])
@@ -136,8 +138,14 @@ class Leases:
         """Some shard may still send requests there, or hasn't finished those it sent."""
         return any(account.may_use(instance, now) for account in self.accounts.values())
 
-    def allot(self, usable: Sequence[InstanceID], now: float) -> list[FunctionID]:
-        """Changes what is intended; the shards that a Grant should tell so. `usable`: ready and not to be stopped."""
+    def allot(
+        self, usable: Sequence[InstanceID], inherited: Container[InstanceID], now: float
+    ) -> list[FunctionID]:
+        """Changes what is intended; the shards that a Grant should tell so.
+
+        `usable`: ready and not to be stopped. `inherited`: a former home may have given out slots of these, so
+        nothing of them is given out anew while frozen.
+        """
         before = {shard: dict(account.intended) for shard, account in self.accounts.items()}
         if self.limit == 0:
             for account in self.accounts.values():
@@ -146,8 +154,9 @@ class Leases:
             wanted = set(usable)
             for account in self.accounts.values():
                 account.intended = {i: n for i, n in account.intended.items() if n > 0 and i in wanted}
-            if now >= self.frozen_until:
-                self._share(usable, now)
+            if now < self.frozen_until:
+                usable = [i for i in usable if i not in inherited]
+            self._share(usable, now)
         return [
             shard
             for shard, account in self.accounts.items()

@@ -105,6 +105,8 @@ class RevisionHome:
         self.open, self.open_by = False, now + wait_s
         self.silent_nodes, self.silent_shards, self.ghosts = set(nodes), set(shards), set(ghosts)
         self.leases = Leases(self.revision.concurrency, now)
+        for known in self.fleet.known.values():
+            known.inherited = True  # another home may have been here in between
         if self.revision.concurrency:
             self.leases.frozen_until = now + home_facts.LEASE_TTL_S
         self.copies, self._answered = tuple(copies), set()
@@ -171,18 +173,19 @@ class RevisionHome:
         known = self.fleet.known
         slots = [(known[i], n) for i, n in sorted(intended.items()) if i in known]
         self._seq += 1
+        refusal = self._refusal
         if account is not None:
             self.leases.sent(shard, self._seq, now)
-        waiting = not self.fleet.ready
+            account.told = refusal, self.failed
         return Grant(
             self.revision.key,
             self.me,
             self._seq,
             home_facts.LEASE_TTL_S,
             tuple((k.id, k.addr, n) for k, n in slots),
-            self.setbacks.reason if waiting else "",
+            refusal,
             self.failed,
-            self.setbacks.retry_after_s(now) if waiting and self.setbacks.reason else 0.0,
+            self.setbacks.retry_after_s(now) if refusal else 0.0,
             self.term,
             answers,
             tuple(round(now - k.ready_at, 3) for k, _ in slots),
@@ -255,6 +258,11 @@ class RevisionHome:
     @property
     def failed(self) -> bool:
         return self.setbacks.permanent and not self.fleet.ready
+
+    @property
+    def _refusal(self) -> str:
+        """Why there is no instance, "" when there is one."""
+        return "" if self.fleet.ready else self.setbacks.reason
 
     @property
     def held(self) -> int:
@@ -348,8 +356,13 @@ class RevisionHome:
     def settle(self, now: float, out: list[Instruction], answering: FunctionID | None = None) -> None:
         """Slots to shards (not to the one whose answer follows), stops of what nobody uses, open questions."""
         if self.open:
-            for shard in self.leases.allot(self.fleet.usable(now), now):
+            inherited = {k.id for k in self.fleet.known.values() if k.inherited}
+            for shard in self.leases.allot(self.fleet.usable(now), inherited, now):
                 if shard != answering:
+                    out.append(SendGrant(shard, self.grant(shard, 0, now)))
+            for shard, account in self.leases.accounts.items():
+                news = self._refusal and account.told != (self._refusal, self.failed)
+                if news and account.held and account.left_at is None and shard != answering:
                     out.append(SendGrant(shard, self.grant(shard, 0, now)))
             for known in self.fleet.known.values():
                 self._stop(known, now, out)

@@ -114,7 +114,7 @@ class Part(Generic[R]):
     @property
     def usable_at_once(self) -> bool:
         """An instance may be used before home has granted it."""
-        return self.revision.concurrency == 0 and not self.quiet
+        return self.revision.concurrency == 0 and not self.quiet and not self.deleted
 
     def totals(self, now: float) -> _Told:
         throttler = self.throttler
@@ -141,7 +141,10 @@ class Shard(Generic[R]):
             self.parts[revision.key] = Part(revision, home, self._terms.get(revision.key, 0), now)
 
     def forget(self, key: RevisionKey) -> list[R]:
-        """The revision was deleted: its held requests, which nobody will serve. Those in flight end as they do."""
+        """The revision was deleted: its held requests, which nobody will serve.
+
+        Those in flight end as they do; home hears so, until nothing has happened for QUIET_S.
+        """
         part = self.parts.get(key)
         if part is None:
             return []
@@ -149,7 +152,11 @@ class Shard(Generic[R]):
         for request in held:
             part.throttler.cancel(request, part.open_since)
         part.deleted = True
-        self._drop_ended(part)
+        if part.quiet:
+            self._drop(part)
+        else:
+            part.throttler.forget_all()
+            self._mark(part)
         return held
 
     def view(self, epoch: int, home_of: Callable[[str], FunctionID | None]) -> None:
@@ -270,7 +277,7 @@ class Shard(Generic[R]):
         part.refusal, part.permanent = grant.refusal, grant.permanent
         part.retry_after_s = grant.retry_after_s
         before = throttler.leases, len(throttler.trackers)
-        if part.quiet:
+        if part.quiet or part.deleted:
             throttler.forget_all()
         else:
             ages = grant.ages or (0.0,) * len(grant.slots)
@@ -312,8 +319,6 @@ class Shard(Generic[R]):
         """Requests held for too long. Call it some times a second, then drain every active revision."""
         late: list[tuple[RevisionKey, list[R]]] = []
         for key, part in list(self._active.items()):
-            if part.deleted and self._drop_ended(part):
-                continue
             throttler = part.throttler
             expired = throttler.expired(now)
             if expired:
@@ -353,17 +358,16 @@ class Shard(Generic[R]):
         part.report_at, part.give_at = now + REPORT_S, now + GIVE_S
         self._active[part.revision.key] = part
 
-    def _drop_ended(self, part: Part[R]) -> bool:
-        """Forgets a deleted revision once nothing of it is in flight."""
-        if part.throttler.in_flight:
-            return False
+    def _drop(self, part: Part[R]) -> None:
         key = part.revision.key
-        self.parts.pop(key, None)
+        del self.parts[key]
         self._active.pop(key, None)
         self.pending.discard(key)
-        return True
 
     def _fall_silent(self, part: Part[R]) -> None:
+        if part.deleted:
+            self._drop(part)
+            return
         part.quiet = True
         del self._active[part.revision.key]
         part.throttler.forget_all()

@@ -34,7 +34,7 @@ def run(test: Coroutine[Any, Any, None], timeout_s: float = 60.0) -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(bounded())
-    assert not raised
+    assert not raised, raised
 
 
 class HoldingDispatch:
