@@ -130,13 +130,15 @@ def main() -> int:
     rounds: int = parser.parse_args().rounds
     model = Layout.of_user().tiny_model
     results: dict[str, list[float]] = {"ours": [], "plain": [], "our pair": [], "plain pair": []}
+    claim = ("--pvc", f"models={model.parent}")
     with tempfile.TemporaryDirectory() as folder:
         for k in range(rounds):
             results["plain"].append(plain_round(model, 1))
             results["plain pair"].append(plain_round(model, 2))
-            with Embedded(Path(folder) / f"c{k}", "--pvc", f"models={model.parent}") as cluster:
-                manifest = (ROOT / "bench" / "coldstart.yaml").read_text()
-                cluster.apply(manifest.replace("MODEL_FOLDER", model.name))
+            with Embedded(
+                Path(folder) / f"c{k}", "--nodes", "1", "--node-cpu", "4", "--node-memory", "8Gi", *claim
+            ) as cluster:
+                cluster.galaxy("apply", "-f", str(ROOT / "examples"))
                 cluster.wait("zygotes ready", lambda: zygotes(cluster), timeout_s=120)
                 results["ours"].append(our_round(cluster, UNIFIED, "tiny", "hello"))
                 results["our pair"].append(our_round(cluster, PAIR, "tiny-pd", PROMPT))
