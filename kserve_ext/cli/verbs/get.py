@@ -67,6 +67,8 @@ def command(
 
 
 def _watch(client: Client, of: KindOf, place: str, name: str | None, output: str | None) -> None:
+    """The header once; the first row's columns are as wide as it needs, later ones may be wider."""
+    first = True
     try:
         for event in client.events(path_of(of, place) + "?watch=true"):
             item = event["object"]
@@ -74,10 +76,10 @@ def _watch(client: Client, of: KindOf, place: str, name: str | None, output: str
                 continue
             if output in ("json", "yaml"):
                 dump(item, output)
-            else:
-                click.echo(
-                    listing(of, [item], wide=output == "wide", namespaces=not place, event=event["type"])
-                )
+                continue
+            text = listing(of, [item], wide=output == "wide", namespaces=not place, event=event["type"])
+            click.echo(text if first else text.partition("\n")[2])
+            first = False
     except KeyboardInterrupt:
         return
 
