@@ -1,4 +1,4 @@
-"""The code map in ARCHITECTURE.md, made from each module's own first sentence: `python -m tools.code_map` rewrites it.
+"""The code map in ARCHITECTURE.md, from each module's own first sentence: `python -m tools.code_map` rewrites it.
 
 A test fails when the map is not current, so a module cannot come, go or change its idea unnoticed.
 """
