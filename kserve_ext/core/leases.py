@@ -49,11 +49,17 @@ class Account:
     told: tuple[str, bool] = ("", False)
 
     def bound(self, instance: InstanceID) -> int:
-        return max([self.reported.get(instance, 0), *(slots.get(instance, 0) for _, slots in self.unacked)])
+        """The most that it may be using, or be told to use."""
+        most = max(self.reported.get(instance, 0), self.intended.get(instance, 0))
+        return max([most, *(slots.get(instance, 0) for _, slots in self.unacked)])
 
     @property
     def need(self) -> int:
         return self.in_flight + self.wanted
+
+    @property
+    def total(self) -> int:
+        return sum(self.intended.values())
 
     def may_use(self, instance: InstanceID, now: float) -> bool:
         """It may still send requests there, or hasn't finished those it sent."""
@@ -154,9 +160,7 @@ class Leases:
             wanted = set(usable)
             for account in self.accounts.values():
                 account.intended = {i: n for i, n in account.intended.items() if n > 0 and i in wanted}
-            if now < self.frozen_until:
-                usable = [i for i in usable if i not in inherited]
-            self._share(usable, now)
+            self._share(usable, inherited if now < self.frozen_until else (), now)
         return [
             shard
             for shard, account in self.accounts.items()
@@ -191,58 +195,56 @@ class Leases:
     def _listens(self, account: Account, now: float) -> bool:
         return account.left_at is None and now - account.heard_at < QUIET_S
 
-    def _share(self, usable: Sequence[InstanceID], now: float) -> None:
+    def _share(self, usable: Sequence[InstanceID], frozen: Container[InstanceID], now: float) -> None:
         shards = [s for s, a in sorted(self.accounts.items()) if a.left_at is None and a.joined]
-        waiting = [s for s in shards if self._lacks(self.accounts[s]) > 0]
+        waiting = [s for s in shards if self._lacks(s) > 0]
         if not waiting:
             return
         turn = int(now / TURN_S) % len(shards)
         order = [*shards[turn:], *shards[:turn]]
-        free = {i: self.free(i) for i in usable}
-        free = {i: n for i, n in free.items() if n > 0}
-        lacks = {s: self._lacks(self.accounts[s]) for s in waiting}
-        given = fair_shares(lacks, sum(free.values()), [s for s in order if s in lacks])
-        for shard in order:
-            if given.get(shard):
-                self._give(self.accounts[shard], given[shard], free)
-        left = sum(free.values())
-        spare = left // (2 * len(shards))
-        for shard in waiting:
-            if spare and self._lacks(self.accounts[shard]) <= 0:
-                self._give(self.accounts[shard], min(spare, self.accounts[shard].need), free)
-        self._take_back(usable, order)
+        free = {i: n for i in usable if i not in frozen and (n := self.free(i)) > 0}
+        fair = fair_shares({s: self.accounts[s].need for s in shards}, self.limit * len(usable), order)
 
-    def _take_back(self, usable: Sequence[InstanceID], order: Sequence[FunctionID]) -> None:
-        """What shards have beyond a fair share, as far as others lack it and it isn't on its way back already."""
-        lacking = sum(max(0, self._lacks(self.accounts[s])) for s in order)
-        coming = sum(
+        def below_fair() -> dict[FunctionID, int]:
+            return {s: max(0, min(self._lacks(s), fair[s] - self.accounts[s].total)) for s in order}
+
+        for lacks in (below_fair, lambda: {s: max(0, self._lacks(s)) for s in order}):
+            for shard, count in fair_shares(lacks(), sum(free.values()), order).items():
+                self._give(self.accounts[shard], count, free)
+        spare = sum(free.values()) // (2 * len(shards))
+        for shard in waiting:  # the next requests then need no word with home
+            self._give(self.accounts[shard], min(spare, self.accounts[shard].need), free)
+        self._take_back(sum(below_fair().values()), fair, usable, order)
+
+    def _take_back(
+        self,
+        lacking: int,
+        fair: Mapping[FunctionID, int],
+        usable: Sequence[InstanceID],
+        order: Sequence[FunctionID],
+    ) -> None:
+        """What shards have beyond their fair share, as far as others lack it and it isn't on its way already."""
+        lacking -= sum(
             max(0, account.bound(i) - account.intended.get(i, 0))
             for account in self.accounts.values()
             for i in usable
         )
-        lacking -= coming
-        if lacking <= 0:
-            return
-        needs = {s: max(0, self.accounts[s].need) for s in order}
-        fair = fair_shares(needs, self.limit * len(usable), order)
         for shard in order:
             account = self.accounts[shard]
-            over = min(sum(account.intended.values()) - fair[shard], lacking)
-            while over > 0:
-                # the instance with most idle slots here gives first
-                instance = max(
-                    account.intended, key=lambda i: (account.intended[i] - account.uses.get(i, 0), i)
-                )
-                idle = max(1, account.intended[instance] - account.uses.get(instance, 0))
-                take = min(over, idle, account.intended[instance])
+            over = min(account.total - fair[shard], lacking)
+            lacking -= max(0, over)
+            while over > 0:  # the instance with most idle slots here gives first
+                idle = {i: n - account.uses.get(i, 0) for i, n in account.intended.items()}
+                instance = max(idle, key=lambda i: (idle[i], i))
+                take = min(over, max(1, idle[instance]), account.intended[instance])
+                over -= take
                 account.intended[instance] -= take
                 if not account.intended[instance]:
                     del account.intended[instance]
-                over -= take
-                lacking -= take
 
-    def _lacks(self, account: Account) -> int:
-        return account.need - sum(account.intended.values()) if account.wanted > 0 else 0
+    def _lacks(self, shard: FunctionID) -> int:
+        account = self.accounts[shard]
+        return account.need - account.total if account.wanted > 0 else 0
 
     def _give(self, account: Account, count: int, free: dict[InstanceID, int]) -> None:
         """Spread over the instances with most free slots; `free` is what is left."""

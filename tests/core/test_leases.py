@@ -1,0 +1,160 @@
+"""The account of slots: fair shares, and never more than the limit whatever shards have heard of."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kserve_ext.core.home_facts import LEASE_TTL_S, Demand
+from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
+from kserve_ext.core.leases import Leases, fair_shares
+
+S = [FunctionID(f"dispatch-{k}") for k in range(3)]
+A, B = InstanceID("a"), InstanceID("b")
+
+
+def demand(
+    seq: int, wanted: int = 0, leases: dict[InstanceID, int] | None = None, granted: int = 0
+) -> Demand:
+    held = tuple((leases or {}).items())
+    facts = Demand(RevisionKey("ns/a"), seq, wanted, 0, wanted, 0, 0, 0.0, 0.0, held, held, 1, 1, granted)
+    return facts._replace(in_flight=sum(n for _, n in held))
+
+
+def opened(limit: int) -> Leases:
+    return Leases(limit, 0.0)
+
+
+@given(
+    st.dictionaries(st.sampled_from(S), st.integers(0, 20)),
+    st.integers(0, 40),
+    st.permutations(S),
+)
+def test_shares_are_max_min_fair(
+    needs: dict[FunctionID, int], capacity: int, order: list[FunctionID]
+) -> None:
+    shares = fair_shares(needs, capacity, order)
+    assert sum(shares.values()) == min(capacity, sum(needs.values()))
+    for shard, share in shares.items():
+        assert 0 <= share <= needs[shard]
+        if share < needs[shard]:
+            assert all(share >= other - 1 for other in shares.values()), "somebody poorer got less"
+
+
+def test_slots_are_split_and_spread() -> None:
+    leases = opened(4)
+    for shard in S[:2]:
+        leases.report(shard, demand(1, wanted=4), 1, 0.0)
+    assert leases.allot([A, B], (), 0.0) == S[:2]
+    for shard in S[:2]:
+        assert leases.accounts[shard].intended == {A: 2, B: 2}
+
+
+def test_what_one_has_too_much_comes_back_and_only_then_goes_on() -> None:
+    leases = opened(4)
+    leases.report(S[0], demand(1, wanted=9), 1, 0.0)
+    leases.allot([A], (), 0.0)
+    leases.sent(S[0], 1, 0.0)
+    leases.report(S[0], demand(2, wanted=5, leases={A: 4}, granted=1), 1, 0.1)
+    leases.report(S[1], demand(1, wanted=3), 1, 0.2)
+    assert leases.allot([A], (), 0.2) == [S[0]]
+    assert leases.accounts[S[0]].intended == {A: 2}
+    leases.sent(S[0], 2, 0.2)
+    assert leases.free(A) == 0, "it may not have heard yet"
+    leases.report(S[0], demand(3, wanted=5, leases={A: 3}, granted=2), 1, 0.3)
+    assert leases.allot([A], (), 0.3) == [S[1]], "one has come free, the other is still in use"
+    leases.sent(S[1], 3, 0.3)
+    assert leases.accounts[S[1]].intended == {A: 1}
+    assert leases.free(A) == 0
+
+
+def test_a_restarted_shard_uses_nothing_and_a_late_word_of_the_old_one_counts_for_nothing() -> None:
+    leases = opened(2)
+    leases.report(S[0], demand(7, leases={A: 2}), 1, 0.0)
+    assert leases.free(A) == 0
+    assert leases.void(S[0], 5)
+    assert leases.free(A) == 2
+    assert not leases.report(S[0], demand(8, leases={A: 2}), 1, 0.1)
+    assert leases.free(A) == 2
+
+
+def test_a_shard_out_of_the_view_keeps_its_slots_until_its_lease_is_over() -> None:
+    leases = opened(2)
+    leases.report(S[0], demand(1, leases={A: 2}), 1, 10.0)
+    leases.left(S[0], 10.5)
+    leases.expire(10.0 + LEASE_TTL_S)
+    assert leases.free(A) == 0
+    assert leases.expire(10.1 + LEASE_TTL_S)
+    assert leases.free(A) == 2
+
+
+def test_frozen_slots_stay_where_they_are() -> None:
+    leases = opened(2)
+    leases.frozen_until = 3.0
+    leases.report(S[0], demand(1, wanted=5, leases={A: 1}), 1, 0.0)
+    leases.allot([A, B], {A}, 0.0)
+    assert leases.accounts[S[0]].intended == {A: 1, B: 2}, "of b no former home can have given anything"
+    leases.allot([A, B], {A}, 3.0)
+    assert leases.accounts[S[0]].intended == {A: 2, B: 2}
+
+
+class Shard:
+    """Applies the Grants that it gets, in any order, with losses, and uses what it may."""
+
+    def __init__(self) -> None:
+        self.seq = self.granted = self.wanted = 0
+        self.slots: dict[InstanceID, int] = {}
+        self.uses: dict[InstanceID, int] = {}
+
+    def state(self) -> Demand:
+        self.seq += 1
+        lease = {i: max(self.slots.get(i, 0), self.uses.get(i, 0)) for i in {*self.slots, *self.uses}}
+        facts = demand(
+            self.seq, self.wanted, {i: n for i, n in sorted(lease.items()) if n}, granted=self.granted
+        )
+        return facts._replace(uses=tuple(self.uses.items()), in_flight=sum(self.uses.values()))
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 6)), max_size=80))
+def test_no_order_of_events_gives_out_more_than_the_limit(steps: list[tuple[int, int, int]]) -> None:
+    limit, usable = 3, [A, B]
+    leases, shards = opened(limit), {s: Shard() for s in S}
+    grants: list[tuple[FunctionID, int, dict[InstanceID, int]]] = []
+    words: list[tuple[FunctionID, Demand]] = []
+    seq = 0
+    now = 0.0
+    for action, which, number in steps:
+        name = S[which]
+        shard = shards[name]
+        now += 0.1
+        if action == 0:
+            shard.wanted = number
+            words.append((name, shard.state()))
+        elif action == 1 and words:
+            who, word = words.pop(number % len(words))
+            leases.report(who, word, 1, now)
+            for told in leases.allot(usable, (), now):
+                seq += 1
+                leases.sent(told, seq, now)
+                grants.append((told, seq, dict(leases.accounts[told].intended)))
+        elif action == 2 and grants:
+            who, number_of, slots = grants.pop(number % len(grants))
+            if number_of > shards[who].granted and number != 6:
+                shards[who].granted, shards[who].slots = number_of, slots
+        elif action == 3:
+            for i in usable:
+                if shard.uses.get(i, 0) < shard.slots.get(i, 0):
+                    shard.uses[i] = shard.uses.get(i, 0) + 1
+                    break
+        elif action == 4:
+            for i in usable:
+                if shard.uses.get(i, 0):
+                    shard.uses[i] -= 1
+                    break
+        elif action == 5:
+            shard.slots = {i: max(shard.uses.get(i, 0), n - 1) for i, n in shard.slots.items()}
+        for i in usable:
+            may_use = sum(max(s.slots.get(i, 0), s.uses.get(i, 0)) for s in shards.values())
+            assert may_use <= limit
+        leases.check(usable)
