@@ -2,9 +2,9 @@
 
 One run, interleaved rounds: every proxy, alone on cpu 0, serves each case in turn; the load (wrk, or a reader of
 token streams) and the instance (nginx, or a sender of token streams) share cpu 1. CPU per request is the exact
-run time of all threads of the proxy (schedstat); medians over rounds. Ours runs with one static route: the real
-protocols and connection cache, without slots, holding and scaling. A peer whose program is missing is named with
-the command that installs it, and left out.
+run time of all threads of the proxy (schedstat); medians over rounds. Ours is a Dispatch function with its
+controller (bench/peers/ours.py), and the CPU of both counts: routes, slots, records and reports are on. A peer
+whose program is missing is named with the command that installs it, and left out.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def start_all(folder: Path, stack: list[subprocess.Popen[bytes]]) -> list[Proxy]
 
     makers: dict[str, Callable[[str, int, str], subprocess.Popen[bytes]]] = {
         "ours": lambda _, port, to: on_cpu(
-            0, sys.executable, "-m", "activator_replacement.static", f"127.0.0.1:{port}", f"*={to}"
+            0, sys.executable, "-m", "bench.peers.ours", str(port), to
         ),
         "nginx": peer_nginx,
         "go": lambda _, port, to: on_cpu(
@@ -305,9 +305,9 @@ def main() -> None:
             for process in reversed(stack):
                 process.send_signal(signal.SIGTERM)
             for process in stack:
-                process.wait(20)
+                process.wait(60)
     conditions = (
-        f"static route (no slots, holding, scaling); proxy on one core, load and instance on another; "
+        f"one Dispatch function and its controller; proxy on one core, load and instance on another; "
         f"{args.rounds} interleaved rounds of {args.seconds:g} s, medians; load average "
         f"of the machine {busy:.1f} before, {os.getloadavg()[0]:.1f} after (of which the bench itself makes up to 2)"
     )
