@@ -69,6 +69,9 @@ class World:
             if deliver:
                 self.flush()
 
+    def say(self, what: str) -> None:
+        self.log.append(what)
+
     # --- who is there
 
     def live(self) -> list[Proc]:
@@ -80,6 +83,7 @@ class World:
 
     def publish(self) -> None:
         self.epoch += 1
+        self.say(f"view {self.epoch}: {' '.join(sorted(p.id for p in self.live()))}")
         members = {p.id: p.incarnation for p in self.live()}
         nodes = {n for n in self.nodes if n not in self.away}
         for proc in self.live():
@@ -128,6 +132,7 @@ class World:
                         continue
                     reason = node.start(instance, rev, epoch)
                     outcome = Outcome(instance, reason=reason) if reason else Outcome(instance, node.id)
+                    self.say(f"place {instance} on {node.id}: {reason or 'admitted'}")
                     if not reason:
                         done.append((node, instance))
                     break
@@ -136,6 +141,7 @@ class World:
             why = next(o.reason for o in answer.values() if o.reason)
             for node, instance in done:
                 del node.running[instance]
+                self.say(f"release {instance} on {node.id}")
             answer = {i: Outcome(i, reason=f"its gang can't be placed: {why}") for i in answer}
         return answer
 

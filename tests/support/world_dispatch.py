@@ -168,6 +168,9 @@ class Proc:
     def granted(self, grant: Grant) -> Demand | None:
         if self.dead:
             return None
+        slots = " ".join(f"{i}:{n}" for i, _, n in grant.slots)
+        why = f" ({'for good: ' if grant.permanent else ''}{grant.refusal})" if grant.refusal else ""
+        self.world.say(f"{grant.home} grants {self.id} {slots or 'nothing'}{why}")
         for request in self.shard.grant(grant, self.world.now):
             request.reason = grant.refusal
             request.to("refused")

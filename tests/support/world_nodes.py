@@ -88,6 +88,7 @@ class Node:
     def stop(self, instance: InstanceID, key: RevisionKey, epoch: int) -> None:
         run = self.running.get(instance)
         if run is not None and epoch >= self.obeyed.get(key, 0):
+            self.world.say(f"stop {instance}")
             if run.state == "starting":
                 self.end(run)
                 return
@@ -101,6 +102,7 @@ class Node:
 
     def ready(self, run: Running) -> None:
         run.state = "ready"
+        self.world.say(f"ready {run.id}")
         self.tell(run)
         for proc in self.world.live():  # those that wait are told directly
             if proc.shard.parts[run.key].throttler.held:
@@ -108,6 +110,7 @@ class Node:
 
     def end(self, run: Running, reason: str = "", permanent: bool = False) -> None:
         self.running.pop(run.id, None)
+        self.world.say(f"end {run.id}" + (f": {reason}" if reason else ""))
         for request in list(run.requests):
             self.world.broke_off(request)
         run.state = "failed" if reason else "gone"
