@@ -386,7 +386,7 @@ def status_of(home: RevisionHome) -> dict[str, object]:
     """What the objects process reads under status/ (kserve_ext/api/rollout.py: Observed)."""
     fleet = home.fleet
     return {
-        "desired": home.goal,
+        "desired": home.agreed,
         "ready": fleet.ready,
         "starting": max(0, fleet.wanted - fleet.ready),
         "failed": home.setbacks.count if home.setbacks.reason else 0,

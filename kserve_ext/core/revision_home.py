@@ -69,6 +69,8 @@ class RevisionHome:
         self.since = now
         self.deleted = False
         self.goal = 0
+        #: what its group agreed on
+        self.agreed = 0
         self.decision: Decision | None = None
         self.why = ""
         self._seq = 0
@@ -327,6 +329,7 @@ class RevisionHome:
         """Dooms what is too many; returns new ids to be placed, which count from now on."""
         if not self.open:
             return []
+        self.agreed = goal
         existing = self.fleet.wanted
         if goal < existing:
             self._doom(existing - goal, now)
