@@ -248,6 +248,7 @@ class Dispatcher:
                     self.shard.unanswered(demand.revision, demand.seq, now)
                 else:
                     self.shard.answered(demand.revision, demand.seq, now)
+                    self.drain(demand.revision)
             if self.shard.pending:
                 self.flush_soon()
 

@@ -30,7 +30,8 @@ from kserve_ext.core.home_facts import (
     StopInstance,
 )
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
-from kserve_ext.core.revision_home import Copy, RevisionHome
+from kserve_ext.core.revision_home import RevisionHome
+from kserve_ext.core.take_over import Copy
 from kserve_ext.rpc import Caller, Rpc, RpcError
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.process import wall_time

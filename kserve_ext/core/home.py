@@ -14,7 +14,8 @@ from kserve_ext.core.facts import Instance, Revision
 from kserve_ext.core.group import agree
 from kserve_ext.core.home_facts import Demand, Grant, Instruction, Outcome, Place, Retake
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
-from kserve_ext.core.revision_home import Copy, RevisionHome
+from kserve_ext.core.revision_home import RevisionHome
+from kserve_ext.core.take_over import Copy, TakeOver
 
 RECALL_S = 2.0
 
@@ -67,7 +68,8 @@ class Home:
         return self._settle(now)
 
     def _take_over(self, home: RevisionHome, copies: Sequence[Copy], now: float) -> None:
-        home.take_over(self.term, self._nodes, self._shards, self._ghosts, copies, RECALL_S, now)
+        take = TakeOver(self._nodes, self._shards, self._ghosts, copies, now + RECALL_S)
+        home.take_over(self.term, take, now)
 
     # --- shards
 
@@ -96,7 +98,7 @@ class Home:
                 return [Retake(demand.term)]
             if demand is not None:
                 home.demand(shard, demand, now)
-            home.silent_shards.discard(shard)
+            home.shard_answered(shard, now)
         return self._settle(now)
 
     def broken(self, key: RevisionKey, instance: InstanceID, now: float) -> list[Instruction]:
@@ -159,7 +161,7 @@ class Home:
         """Shards that have yet to answer a Recall, and for which revisions."""
         asked: dict[FunctionID, list[RevisionKey]] = {}
         for key, home in self.revisions.items():
-            for shard in sorted(home.silent_shards):
+            for shard in sorted(home.take.silent_shards):
                 asked.setdefault(shard, []).append(key)
         return asked
 

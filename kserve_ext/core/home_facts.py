@@ -51,7 +51,7 @@ class Grant(NamedTuple):
     permanent: bool = False
     retry_after_s: float = 0.0
     term: int = 0
-    answers: int = 0  # seq of the Demand that it answers, which renews the lease; 0: it renews nothing
+    answers: int = 0  # seq of the Demand that it answers, 0 = it was pushed
     ages: tuple[float, ...] = ()  # of each of `slots`: seconds since it was ready
 
 

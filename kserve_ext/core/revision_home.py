@@ -9,7 +9,6 @@ another number. Until what runs is known (the take-over is *open*), it starts an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
 
 from kserve_ext.core import burst, home_facts, scale_to_zero
 from kserve_ext.core.facts import Instance, Revision
@@ -30,20 +29,13 @@ from kserve_ext.core.leases import Leases
 from kserve_ext.core.scale_to_zero import Activity
 from kserve_ext.core.scaling import TICK_S, Decision, Observed, ScalingSpec, ScalingState, decide
 from kserve_ext.core.setbacks import SOON_S, Setbacks
+from kserve_ext.core.take_over import TakeOver
 from kserve_ext.core.window import MetricWindows, panic_window_s
 
 STOP_AGAIN_S = 2.0
 ASK_AGAIN_S = 0.5
 PUSH_AGAIN_S = 1.0
 SUSPECT_S = 1.0
-
-
-class Copy(NamedTuple):
-    """The store's copy of an instance."""
-
-    instance: InstanceID
-    node: NodeID
-    addr: str
 
 
 class RevisionHome:
@@ -77,57 +69,38 @@ class RevisionHome:
         self._sum = 0.0  # concurrency seconds or requests since the last record
         self._recorded_at = now
         self._decide_at = now + TICK_S
-        # --- take-over
         self.term = 0
-        self.open = False
-        self.open_by = now
-        #: nodes and shards of the view that have yet to say what they have
-        self.silent_nodes: set[NodeID] = set()
-        self.silent_shards: set[FunctionID] = set()
-        #: shards that may be alive outside of the view
-        self.ghosts: set[FunctionID] = set()
-        #: used for nodes that don't answer in time
-        self.copies: tuple[Copy, ...] = ()
-        self._answered: set[NodeID] = set()
+        self.take = TakeOver((), (), (), (), now)
         self._ask_at = now
 
     # --- take-over
 
-    def take_over(
-        self,
-        term: int,
-        nodes: Iterable[NodeID],
-        shards: Iterable[FunctionID],
-        ghosts: Iterable[FunctionID],
-        copies: Iterable[Copy],
-        wait_s: float,
-        now: float,
-    ) -> None:
-        self.term = term
-        self.open, self.open_by = False, now + wait_s
-        self.silent_nodes, self.silent_shards, self.ghosts = set(nodes), set(shards), set(ghosts)
+    def take_over(self, term: int, take: TakeOver, now: float) -> None:
+        """Under a new term: everything has to be asked."""
+        self.term, self.take = term, take
         self.leases = Leases(self.revision.concurrency, now)
         for known in self.fleet.known.values():
             known.inherited = True  # another home may have been here in between
         if self.revision.concurrency:
             self.leases.frozen_until = now + home_facts.LEASE_TTL_S
-        self.copies, self._answered = tuple(copies), set()
         self._ask_at = now
+        self._heard(now)
+
+    @property
+    def open(self) -> bool:
+        return self.take.open
+
+    def shard_answered(self, shard: FunctionID, now: float) -> None:
+        self.take.silent_shards.discard(shard)
         self._heard(now)
 
     def _heard(self, now: float) -> None:
         """Somebody has answered, or time has passed: is everything known that can be?"""
-        if not self.silent_shards and not self.ghosts and self.leases.frozen_until > now:
-            self.leases.frozen_until = now
-        if self.open or (self.silent_nodes and now < self.open_by):
+        if self.take.slots_known:
+            self.leases.frozen_until = min(self.leases.frozen_until, now)
+        if not self.take.opens(now):
             return
-        self.open = True
-        for copy in self.copies:
-            if copy.node == ANY_NODE:
-                self.fleet.adopt(copy.instance, NOWHERE, "", set(self.silent_nodes), now)
-            elif copy.node not in self._answered:
-                self.fleet.adopt(copy.instance, copy.node, copy.addr, {copy.node}, now)
-        self.copies = ()
+        self.take.fill_in(self.fleet, now)
         existing, ready = self.fleet.wanted, self.fleet.ready
         self.state = ScalingState.start(self.spec, ready, now)
         if self.fresh and not existing:
@@ -142,11 +115,7 @@ class RevisionHome:
     def view(self, nodes: set[NodeID], shards: Mapping[FunctionID, int], now: float) -> None:
         """Who is in the view; shards with their incarnations."""
         self.fleet.back(nodes)
-        self.silent_nodes &= nodes
-        self.silent_shards &= set(shards)
-        back = self.ghosts & set(shards)
-        self.ghosts -= back
-        self.silent_shards |= back
+        self.take.view(nodes, set(shards))
         for shard, incarnation in shards.items():
             self.leases.void(shard, incarnation)
         for shard in self.leases.accounts:
@@ -158,7 +127,7 @@ class RevisionHome:
 
     def demand(self, shard: FunctionID, demand: Demand, now: float) -> None:
         if demand.term == self.term:
-            self.silent_shards.discard(shard)
+            self.take.silent_shards.discard(shard)
         rps = self.revision.scale.metric == "rps"
         self._sum += demand.arrived if rps else demand.concurrency_seconds
         newer = self.leases.report(shard, demand, self.term, now)
@@ -212,8 +181,7 @@ class RevisionHome:
     ) -> tuple[InstanceID, ...]:
         """What a node says; `definite` as an answer to AskNode. Returns the instances that nobody wants."""
         if definite:
-            self.silent_nodes.discard(node)
-            self._answered.add(node)
+            self.take.node_answered(node)
         facts = tuple(facts)
         new = [f.id for f in facts if f.id not in self.fleet.known]
         change = self.fleet.observe(facts, node, full, now, definite)
@@ -370,7 +338,7 @@ class RevisionHome:
             for known in self.fleet.known.values():
                 self._stop(known, now, out)
         if now >= self._ask_at:
-            nodes = self.silent_nodes | self.fleet.doubtful(now)
+            nodes = self.take.silent_nodes | self.fleet.doubtful(now)
             if nodes:
                 self._ask_at = now + ASK_AGAIN_S
             out.extend(AskNode(self.revision.key, node) for node in sorted(nodes))

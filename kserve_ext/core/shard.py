@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, NamedTuple
 
 from kserve_ext.core.facts import Instance, Revision
-from kserve_ext.core.home_facts import QUIET_S, REPORT_S, UNLIMITED, Demand, Grant
+from kserve_ext.core.home_facts import LEASE_TTL_S, QUIET_S, REPORT_S, UNLIMITED, Demand, Grant
 from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
 from kserve_ext.core.throttler import HELD, R, Throttler, Tracker
 
@@ -242,9 +242,11 @@ class Shard(Generic[R]):
         return out
 
     def answered(self, key: RevisionKey, seq: int, now: float) -> None:
-        """Home has heard this Demand. (Apply the Grant in its answer first.)"""
+        """Home has heard this Demand, which renews the lease. Apply the Grant in its answer first; then drain."""
         part = self.parts.get(key)
         if part is not None and part.open_seq == seq:
+            throttler = part.throttler
+            throttler.valid_until = max(throttler.valid_until, part.open_since + LEASE_TTL_S)
             part.open_seq = part.retries = 0
             part.told = part.sending
 
@@ -269,8 +271,6 @@ class Shard(Generic[R]):
             return []
         self._obey(part, grant.term)
         throttler = part.throttler
-        if grant.answers and grant.answers == part.open_seq:
-            throttler.valid_until = max(throttler.valid_until, part.open_since + grant.ttl_s)
         if grant.seq <= part.granted:
             return []
         part.granted = grant.seq

@@ -68,6 +68,20 @@ def test_what_one_has_too_much_comes_back_and_only_then_goes_on() -> None:
     assert leases.free(A) == 0
 
 
+def test_a_grant_that_was_not_acknowledged_counts_even_after_a_smaller_one() -> None:
+    leases = opened(4)
+    leases.report(S[0], demand(1, wanted=9), 1, 0.0)
+    leases.allot([A], (), 0.0)
+    leases.sent(S[0], 1, 0.0)
+    leases.report(S[1], demand(1, wanted=3), 1, 0.1)
+    leases.allot([A], (), 0.1)
+    leases.sent(S[0], 2, 0.1)
+    assert leases.accounts[S[0]].intended == {A: 2}
+    assert leases.free(A) == 0, "the first may have been applied, and the second not"
+    leases.report(S[0], demand(2, wanted=7, leases={A: 2}, granted=2), 1, 0.2)
+    assert leases.free(A) == 2
+
+
 def test_a_restarted_shard_uses_nothing_and_a_late_word_of_the_old_one_counts_for_nothing() -> None:
     leases = opened(2)
     leases.report(S[0], demand(7, leases={A: 2}), 1, 0.0)

@@ -15,7 +15,7 @@ from kserve_ext.core import rendezvous
 from kserve_ext.core.facts import Revision
 from kserve_ext.core.home_facts import Outcome, Place, Remember
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
-from kserve_ext.core.revision_home import Copy
+from kserve_ext.core.take_over import Copy
 from tests.support.world_dispatch import Proc
 from tests.support.world_nodes import REVISION, Node, Request, Running
 

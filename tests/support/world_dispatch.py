@@ -163,6 +163,7 @@ class Proc:
             if isinstance(answer, Grant):
                 self.granted(answer)
             self.shard.answered(demand.revision, demand.seq, now)
+            self.drain(demand.revision)
         self.flush()
 
     def granted(self, grant: Grant) -> Demand | None:

@@ -1,0 +1,114 @@
+"""Bounds of scale in situations that chance seldom makes (tests/support/world.py)."""
+
+from __future__ import annotations
+
+from kserve_ext.core.facts import Scale
+from kserve_ext.core.ids import FunctionID, NodeID
+from tests.support.world import World
+from tests.support.world_nodes import revision
+
+D0, D1 = FunctionID("dispatch-0"), FunctionID("dispatch-1")
+N0, N1 = NodeID("node-0"), NodeID("node-1")
+
+
+def up(world: World) -> None:
+    """Everything that starts becomes ready."""
+    world.flush()
+    for run in world.all_running():
+        if run.state == "starting":
+            world.make_ready(run)
+    world.flush()
+
+
+def test_what_drains_counts_against_max_scale() -> None:
+    scale = Scale(min=0, max=2, initial=0, window_s=6.0, grace_s=1.0)
+    world = World(2, {N0: 4}, [revision(concurrency=10, scale=scale)])
+    for _ in range(20):
+        world.request(D0)
+    up(world)
+    keep = [next(iter(r.requests)) for r in world.all_running()]
+    for request in world.requests:
+        if request not in keep:
+            world.finish(request)
+    world.flush()
+    for _ in range(60):  # scaled down to one; the other still has a request, is drained and told to stop
+        world.pass_time(0.5)
+        if any(r.state == "draining" for r in world.all_running()):
+            break
+    assert sorted(r.state for r in world.all_running()) == ["draining", "ready"]
+    late = [world.request(D0) for _ in range(30)]
+    world.flush()
+    world.pass_time(1.0)
+    world.check()
+    assert len(world.all_running()) == 2
+    world.settle(20.0)
+    assert {r.state for r in [*keep, *late]} == {"ok"}
+
+
+def test_a_start_whose_answer_was_lost_counts_until_its_node_has_spoken() -> None:
+    scale = Scale(min=0, max=1, initial=0, window_s=6.0, grace_s=1.0)
+    world = World(1, {N0: 4}, [revision(scale=scale)])
+    world.flush()
+    request = world.request(D0)
+    while not world.all_running():
+        world.deliver()
+    world.nodes[N0].agent = False  # it hears nothing more for now
+    for k in range(len(world.queue)):
+        world.lose(k)
+    world.pass_time(5.0)
+    assert len(world.all_running()) == 1
+    world.nodes[N0].agent = True
+    world.pass_time(2.0)
+    up(world)
+    world.check()
+    assert request.state == "sent"
+
+
+def test_a_restarted_home_starts_nothing_that_is_starting() -> None:
+    world = World(2, {N0: 4}, [revision()])
+    world.flush()
+    home = world.home_of("ns/a")
+    other = D1 if home == D0 else D0
+    assert home is not None
+    world.request(other)
+    world.flush()
+    assert len(world.all_running()) == 1
+    world.kill(home)
+    world.boot(home)
+    world.publish()
+    world.flush()
+    world.pass_time(3.0)
+    assert len(world.all_running()) == 1
+    up(world)
+    assert [r.state for r in world.requests] == ["sent"]
+
+
+def test_min_scale_is_kept_and_an_instance_that_died_is_replaced() -> None:
+    scale = Scale(min=2, max=3, initial=1, window_s=6.0, grace_s=1.0)
+    world = World(1, {N0: 4}, [revision(scale=scale)])
+    world.flush()
+    world.pass_time(0.5)
+    up(world)
+    assert len(world.all_running()) == 2
+    world.pass_time(20.0)
+    assert len(world.all_running()) == 2
+    run = world.all_running()[0]
+    world.nodes[run.node].end(run, "the process was killed by SIGKILL")
+    world.pass_time(0.5)
+    assert len(world.all_running()) == 2
+
+
+def test_a_deleted_revision_drains_and_ends_though_its_home_has_moved() -> None:
+    world = World(2, {N0: 4}, [revision()])
+    requests = [world.request(D0) for _ in range(3)]  # before its shard has seen a view
+    up(world)
+    for proc in world.live():
+        for request in proc.shard.forget(requests[0].key):
+            request.to("refused")
+        for home_key, home in proc.homes.items():
+            proc.carry(home_key, home.delete(requests[0].key, world.now))
+    world.pass_time(1.0)
+    assert {r.state for r in requests} == {"sent"}, "what runs may end"
+    world.finish_all()
+    world.pass_time(2.0)
+    assert not world.all_running()
