@@ -64,6 +64,19 @@ def test_a_start_whose_answer_was_lost_counts_until_its_node_has_spoken() -> Non
     assert request.state == "sent"
 
 
+def test_a_start_that_never_reached_anybody_does_not_count_for_ever() -> None:
+    scale = Scale(min=0, max=1, initial=0, window_s=6.0, grace_s=1.0)
+    world = World(1, {N0: 4}, [revision(scale=scale)])
+    world.flush()
+    request = world.request(D0)
+    world.deliver()  # home hears of it, and calls a Schedule function: nobody hears that
+    world.lose(len(world.queue) - 2)
+    world.pass_time(3.0)
+    up(world)
+    assert request.state == "sent"
+    assert [r.id for r in world.all_running()] == ["a-2"]
+
+
 def test_a_restarted_home_starts_nothing_that_is_starting() -> None:
     world = World(2, {N0: 4}, [revision()])
     world.flush()
