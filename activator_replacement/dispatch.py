@@ -52,7 +52,7 @@ class Dispatcher:
         self.requests = Requests()
         self.loop = asyncio.get_running_loop()
         self.submitted = 0
-        self._addr_of: Callable[[FunctionID], str] = lambda function: ""
+        self.addr_of: Callable[[FunctionID], str] = lambda function: ""
         self._flush_at: asyncio.Handle | None = None
 
     # --- seam.Dispatch
@@ -142,7 +142,7 @@ class Dispatcher:
         key, instance = waiting.revision, waiting.instance
         self.shard.failed(key, waiting, instance, again, self.loop.time())
         home = self.shard.parts[key].home
-        addr = self._addr_of(home) if home else ""
+        addr = self.addr_of(home) if home else ""
         if addr:
             message = Coordinate(self.me, "", self.rpc.epoch(), (Broken(key, instance, reason),))
             self.rpc.call_soon(addr, message, lambda reply: None, COORDINATE_TIMEOUT_S)
@@ -190,7 +190,7 @@ class Dispatcher:
 
     def view(self, view: View, home_of: Callable[[str], FunctionID | None]) -> None:
         addrs = {FunctionID(m.id): m.addr for m in view.of("dispatch")}
-        self._addr_of = lambda function: addrs.get(function, "")
+        self.addr_of = lambda function: addrs.get(function, "")
         self.shard.view(view.epoch, home_of)
         self.flush_soon()
 
@@ -231,7 +231,7 @@ class Dispatcher:
             by_home.setdefault(home, []).append(Demand(*demand))
         for home, demands in by_home.items():
             message = Coordinate(self.me, "", self.rpc.epoch(), tuple(demands))
-            self.rpc.call_soon(self._addr_of(home), message, self._heard(demands), COORDINATE_TIMEOUT_S)
+            self.rpc.call_soon(self.addr_of(home), message, self._heard(demands), COORDINATE_TIMEOUT_S)
 
     def _heard(self, demands: list[Demand]) -> Callable[[Message | RpcError], None]:
         def done(reply: Message | RpcError) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 
 from activator_replacement.dispatch import Dispatcher
 from kserve_ext.core.facts import Revision
-from kserve_ext.core.ids import InstanceID, RevisionKey
+from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
 from kserve_ext.rpc import Caller, Rpc
 from kserve_ext.wire.messages import Ack, LeasePrefill, PrefillLease, ReturnPrefill
 
 MARGIN_S = 0.05
+PASS_ON_S = 1.0
 
 
 class PrefillWait:
@@ -78,6 +79,8 @@ class PrefillLeases:
         wait = self._open.get(message.lease)
         if wait is not None:
             self._end(wait, message.failed)
+        else:
+            self._pass_on(message)
         return Ack(self.dispatcher.rpc.epoch())
 
     def caller_gone(self, caller: Caller) -> None:
@@ -87,6 +90,13 @@ class PrefillLeases:
             self._end(wait, "")
 
     # --- inside
+
+    def _pass_on(self, message: ReturnPrefill) -> None:
+        """The home has moved since: the lease is in the account of the shard whose name it begins with."""
+        giver = FunctionID(message.lease.rpartition("-")[0])
+        addr = self.dispatcher.addr_of(giver) if giver != self.dispatcher.me else ""
+        if addr:
+            self.dispatcher.rpc.call_soon(addr, message, lambda reply: None, PASS_ON_S)
 
     def _late(self, lease: str, timeout_s: float) -> None:
         """The caller's deadline: a wait ends; a lease that was given may be kept for the revision's timeout."""
