@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from kserve_ext.core.facts import Scale
+from kserve_ext.core.home_facts import Demand, Retake
 from kserve_ext.core.ids import FunctionID, NodeID
 from tests.support.world import World
-from tests.support.world_nodes import revision
+from tests.support.world_nodes import REVISION, revision
 
 D0, D1 = FunctionID("dispatch-0"), FunctionID("dispatch-1")
 N0, N1 = NodeID("node-0"), NodeID("node-1")
@@ -47,16 +48,16 @@ def test_what_drains_counts_against_max_scale() -> None:
 
 def test_a_start_whose_answer_was_lost_counts_until_its_node_has_spoken() -> None:
     scale = Scale(min=0, max=1, initial=0, window_s=6.0, grace_s=1.0)
-    world = World(1, {N0: 4}, [revision(scale=scale)])
+    world = World(1, {N0: 5, N1: 4}, [revision(scale=scale)])
     world.flush()
     request = world.request(D0)
     while not world.all_running():
         world.deliver()
     world.nodes[N0].agent = False  # it hears nothing more for now
-    for k in range(len(world.queue)):
-        world.lose(k)
+    while world.queue:
+        world.lose(0)
     world.pass_time(5.0)
-    assert len(world.all_running()) == 1
+    assert [r.node for r in world.all_running()] == [N0], "the other node would have room"
     world.nodes[N0].agent = True
     world.pass_time(2.0)
     up(world)
@@ -94,6 +95,26 @@ def test_a_restarted_home_starts_nothing_that_is_starting() -> None:
     assert len(world.all_running()) == 1
     up(world)
     assert [r.state for r in world.requests] == ["sent"]
+
+
+def test_a_home_that_missed_another_one_asks_everything_again() -> None:
+    world = World(2, {N0: 4}, [revision()])
+    world.flush()
+    name = world.home_of("ns/a")
+    assert name is not None
+    proc = world.procs[name]
+    home = proc.homes["ns/a"]
+    demand = Demand(REVISION, 1, 1, 0, 1, 1, 0, 0.0, 0.0, incarnation=1, term=home.term + 4)
+    grant, out = home.demand(D0, demand, world.now)
+    assert (grant, out) == (None, [Retake(home.term + 4)])
+    proc.carry("ns/a", home.retake(home.term + 4, world.now))
+    assert not home.revisions[REVISION].open
+    assert set(home.silent_shards) == {D0, D1}
+    assert home.demand(D0, demand, world.now)[0] is None, "nothing is granted before the answers"
+    proc.tick()
+    world.flush()
+    assert home.revisions[REVISION].open
+    assert home.silent_shards == {}
 
 
 def test_min_scale_is_kept_and_an_instance_that_died_is_replaced() -> None:

@@ -95,6 +95,8 @@ def test_slots_that_were_taken_back_are_reported_as_they_get_free() -> None:
 def test_a_home_of_an_older_term_is_not_obeyed_after_recall_or_view() -> None:
     shard = shard_of()
     shard.submit(KEY, Request(1), 0.0)
+    _, seq, _ = asked(shard, 0.0)
+    assert served(shard, seq, 0.0) == []
     (demand,) = shard.recall(5, [KEY], 0.0)
     assert (demand.term, demand.held) == (5, 1)
     shard.grant(grant(900, (A, 2), term=4), 0.0)
