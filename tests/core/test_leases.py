@@ -92,6 +92,8 @@ def test_a_restarted_shard_uses_nothing_and_a_late_word_of_the_old_one_counts_fo
     assert leases.free(A) == 2
     assert leases.report(S[0], demand(1, leases={A: 1})._replace(incarnation=6), 1, 0.2)
     assert leases.free(A) == 1
+    assert leases.report(S[0], demand(1)._replace(incarnation=7), 1, 0.3), "its numbers begin anew"
+    assert leases.free(A) == 2
 
 
 def test_a_shard_out_of_the_view_keeps_its_slots_until_its_lease_is_over() -> None:
