@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
+import aiohttp
 import pytest
 
 from tests.support.embedded import Embedded, echo_service
-from tests.support.load import volley
+from tests.support.load import Tally, session, volley
 
 pytestmark = pytest.mark.cluster
 
@@ -56,6 +58,48 @@ def test_a_small_hold_bound_refuses_the_rest_with_429(cluster: Embedded, model: 
     assert tally.refused[429] >= 300
     assert tally.ok + tally.refused[429] == 400, str(tally)
     assert "hold-requests" in tally.reasons[0], "the refusal names the bound that bit"
+
+
+def test_ten_thousand_requests_against_a_small_bound_do_not_grow_the_dispatch_function(
+    cluster: Embedded, model: str
+) -> None:
+    """Ten volleys of a thousand at a service that can't start in time: 429s at once, and no memory kept."""
+    notes = {"kserve-galaxy.io/hold-requests": "50", "kserve-galaxy.io/hold-seconds": "60"}
+    slow = "    maxReplicas: 1\n    containerConcurrency: 1\n"
+    args = "      args: ['--start-delay=600']\n"
+    cluster.apply(echo_service("flood", model, spec=slow, annotations=notes).rstrip() + "\n" + args)
+    url, host = shard_urls(cluster)[0], "flood.default.galaxy.local"
+
+    async def held_there(admin: aiohttp.ClientSession) -> int:
+        async with admin.get(f"http://{cluster.run_file('dispatch-0')['admin']}/status") as response:
+            return int((await response.json())["held"])
+
+    async def flood() -> tuple[Tally, int, int]:
+        """Fifty are held all the while; the rest is refused."""
+        total = Tally()
+        held = asyncio.create_task(volley([url], host, 50, timeout_s=50))
+        async with asyncio.timeout(20), session() as admin:
+            while await held_there(admin) < 50:
+                await asyncio.sleep(0.05)
+        await volley([url], host, 1000)
+        before = resident_kib(cluster.pid("dispatch-0"))
+        for _ in range(9):
+            tally = await volley([url], host, 1000)
+            total.sent += tally.sent
+            total.refused += tally.refused
+        after = resident_kib(cluster.pid("dispatch-0"))
+        held.cancel()
+        return total, before, after
+
+    tally, before, after = asyncio.run(flood())
+    assert tally.refused[429] == tally.sent == 9000, str(tally)
+    assert after - before < 8 * 1024, f"grew from {before} to {after} KiB"
+    cluster.galaxy("delete", "isvc", "flood")
+
+
+def resident_kib(pid: int) -> int:
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.partition("VmRSS:")[2].split()[0])
 
 
 def test_a_service_too_large_for_every_node_says_so(cluster: Embedded, model: str) -> None:

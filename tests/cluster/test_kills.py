@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Callable
 
+import aiohttp
 import pytest
 
 from tests.cluster.test_at_zero import instances, shard_urls
 from tests.support.embedded import Embedded, echo_service
-from tests.support.load import Tally, steady, volley
+from tests.support.load import Tally, session, steady, volley
 
 pytestmark = pytest.mark.cluster
 
@@ -101,6 +102,40 @@ def test_kill_of_an_instance_under_load(service: Embedded) -> None:
     after = asyncio.run(volley(shard_urls(service), HOST, 20))
     assert after.ok == 20, str(after)
     assert victim not in after.pids
+
+
+def test_an_instance_that_dies_in_mid_stream_ends_it_with_an_error_and_no_done(service: Embedded) -> None:
+    async def read() -> str:
+        async with session() as client:
+            url = f"{shard_urls(service)[0]}stream?n=200&gap=0.05"
+            async with client.get(url, headers={"Host": HOST}) as response:
+                assert response.status == 200
+                first = await response.content.readuntil(b"\n\n")
+                os.kill(int(response.headers["x-pid"]), signal.SIGKILL)
+                return (first + await response.read()).decode()
+
+    text = asyncio.run(read())
+    assert text.startswith("data: 0\n\n")
+    assert '"error"' in text.rstrip().rpartition("data: ")[2]
+    assert "[DONE]" not in text
+
+
+def test_two_hundred_streams_through_one_dispatch_function(service: Embedded, model: str) -> None:
+    """Every event of every stream, in order, to its end."""
+    service.apply(echo_service("choir", model, spec="    maxReplicas: 2\n"))
+
+    async def one(client: aiohttp.ClientSession) -> bytes:
+        url = f"{shard_urls(service)[0]}stream?n=20&gap=0.02"
+        async with client.get(url, headers={"Host": "choir.default.galaxy.local"}) as response:
+            return await response.read()
+
+    async def all_of_them() -> list[bytes]:
+        async with session() as client:
+            return await asyncio.gather(*(one(client) for _ in range(200)))
+
+    whole_stream = b"".join(b"data: %d\n\n" % k for k in range(20)) + b"data: [DONE]\n\n"
+    assert asyncio.run(all_of_them()) == [whole_stream] * 200
+    service.galaxy("delete", "isvc", "choir")
 
 
 @pytest.mark.parametrize("part", ["schedule-0", "cluster-mgr-0", "node-0", "controller-0"])

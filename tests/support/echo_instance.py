@@ -36,7 +36,9 @@ class Echo:
             self.in_flight -= 1
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        response = web.StreamResponse(
+            headers={"content-type": "text/event-stream", "x-pid": str(os.getpid())}
+        )
         await response.prepare(request)
         for k in range(int(request.query.get("n", "10"))):
             await response.write(b"data: %d\n\n" % k)
