@@ -203,6 +203,7 @@ TABLE: Final = (
         "Dispatch, decode's front",
         "Requests of one session, or with one prefix, prefer the same instance.",
         choices=("none", "session", "prefix"),
+        acted_on=False,
     ),
     Annotation(
         "tenant-header",
@@ -211,6 +212,7 @@ TABLE: Final = (
         "Dispatch",
         "Header that names the tenant; what is held is shared fairly between tenants.",
         _header,
+        acted_on=False,
     ),
 )
 BY_NAME: Final = {row.name: row for row in TABLE}
