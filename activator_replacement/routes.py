@@ -2,11 +2,12 @@
 
 The table follows the store; when the store is away the last one holds. A route with several targets is split by
 percent in turn, so that any hundred requests in a row are split exactly. Nothing here decides who serves a request.
+Looking up takes the same time however many services there are: what takes all of them is kept until one changes.
 """
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import re
 from collections.abc import Callable
 from typing import Final
@@ -18,10 +19,9 @@ from kserve_ext.core.facts import Revision
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.store import Store
 
-log = logging.getLogger(__name__)
-
 #: What a client says who has no name for the service: an address of this machine.
 _ADDRESS: Final = re.compile(rb"localhost|[0-9.]+|\[[0-9a-fA-F:.]+\]")
+_NOT_LOADED: Final = Refusal(503, "this Dispatch function has not heard of all services yet: try again", 1.0)
 _Targets = tuple[tuple[RevisionKey, int], ...]
 _decode_targets = msgspec.msgpack.Decoder(_Targets).decode
 _decode_revision = msgspec.msgpack.Decoder(Revision).decode
@@ -51,14 +51,29 @@ class Routes:
 
     def __init__(self, on_revision: Callable[[RevisionKey, Revision | None, bool], None]) -> None:
         self.revisions: dict[RevisionKey, Revision] = {}
-        #: the first scan has come
-        self.loaded = False
+        #: set when both routes and revisions have come from the store once
+        self.complete = asyncio.Event()
         self._on_revision = on_revision
         self._routes: dict[bytes, _Route] = {}
+        self._scanned: set[str] = set()
+        #: prefill revisions by group
+        self._prefill: dict[str, dict[RevisionKey, Revision]] = {}
+        #: found by looking at all routes; None = not since the last change
+        self._sole: tuple[_Route | None] | None = None
+        self._names: str | None = None
 
     def follow(self, store: Store) -> None:
         store.watch("routes/", self._all_routes, self._route_changed)
         store.watch("revisions/", self._all_revisions, self._revision_changed)
+
+    @property
+    def loaded(self) -> bool:
+        return self.complete.is_set()
+
+    def prefill_of(self, group: str) -> Revision | None:
+        """The newest prefill revision of a group."""
+        found = self._prefill.get(group, {}).values()
+        return max(found, key=lambda r: (r.created_at, r.generation), default=None)
 
     # --- the seam's resolve
 
@@ -82,60 +97,85 @@ class Routes:
         key = RevisionKey(f"{namespace.decode('latin-1')}/{name.decode('latin-1')}")
         if key in self.revisions:
             return key
+        if not self.loaded:
+            return _NOT_LOADED
         return Refusal(404, f"no revision {key}: see `galaxy get isvc -A` for those there are")
 
     def _only(self) -> _Route | None:
         """The route of the only service, when there is exactly one that takes requests."""
-        services = {
-            self.revisions[t].service for r in self._routes.values() for t, _ in r.targets if self._open(t)
-        }
-        if len(services) != 1:
-            return None
-        return next(r for r in self._routes.values() if any(self._open(t) for t, _ in r.targets))
+        if self._sole is None:
+            found = [
+                (self.revisions[t].service, r)
+                for r in self._routes.values()
+                for t, _ in r.targets
+                if self._open(t)
+            ]
+            self._sole = (found[0][1] if len({service for service, _ in found}) == 1 else None,)
+        return self._sole[0]
 
     def _open(self, key: RevisionKey) -> bool:
         revision = self.revisions.get(key)
         return revision is not None and revision.role != "prefill"
 
     def _unknown(self, host: bytes) -> Refusal:
-        known = sorted(name.decode("latin-1") for name in self._routes)
         if not self.loaded:
-            return Refusal(503, "this Dispatch function has not heard of any service yet: try again", 1.0)
-        if not known:
+            return _NOT_LOADED
+        if not self._routes:
             return Refusal(404, "there is no service yet: apply one with `galaxy apply -f FILE`")
-        some = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
-        return Refusal(
-            404, f"no service has the host {host.decode('latin-1')!r}: set the Host header; known are {some}"
-        )
+        if self._names is None:
+            known = sorted(name.decode("latin-1") for name in self._routes)
+            more = f" and {len(known) - 10} more" if len(known) > 10 else ""
+            self._names = ", ".join(known[:10]) + more
+        name = host.decode("latin-1")
+        return Refusal(404, f"no service has the host {name!r}: set the Host header; known are {self._names}")
 
     # --- the store's side
 
     def _all_routes(self, items: dict[str, bytes]) -> None:
         self._routes = {}
+        self._sole = self._names = None
         for key, value in items.items():
             self._route_changed(key, value)
+        self._scan_came("routes")
 
     def _route_changed(self, key: str, value: bytes | None) -> None:
         host = key.partition("/")[2].encode()
-        if value is None:
-            self._routes.pop(host, None)
+        targets = _decode_targets(value) if value is not None else ()
+        if targets:
+            self._routes[host] = _Route(targets)
         else:
-            self._routes[host] = _Route(_decode_targets(value))
+            self._routes.pop(host, None)
+        self._sole = self._names = None
 
     def _all_revisions(self, items: dict[str, bytes]) -> None:
-        self.loaded = True
         for gone in self.revisions.keys() - {RevisionKey(k.partition("/")[2]) for k in items}:
             self._take(gone, None, created=False)
         for key, value in items.items():
             self._take(RevisionKey(key.partition("/")[2]), value, created=False)
+        self._scan_came("revisions")
+
+    def _scan_came(self, prefix: str) -> None:
+        self._scanned.add(prefix)
+        if len(self._scanned) == 2:
+            self.complete.set()
 
     def _revision_changed(self, key: str, value: bytes | None) -> None:
         self._take(RevisionKey(key.partition("/")[2]), value, created=True)
 
     def _take(self, key: RevisionKey, value: bytes | None, *, created: bool) -> None:
         if value is None:
-            if self.revisions.pop(key, None) is not None:
-                self._on_revision(key, None, False)
+            gone = self.revisions.pop(key, None)
+            if gone is None:
+                return
+            if gone.role == "prefill":
+                self._prefill[gone.group].pop(key)
+                if not self._prefill[gone.group]:
+                    del self._prefill[gone.group]
+            self._sole = None
+            self._on_revision(key, None, False)
         elif key not in self.revisions:  # a revision never changes
-            self.revisions[key] = _decode_revision(value)
-            self._on_revision(key, self.revisions[key], created)
+            revision = self.revisions[key] = _decode_revision(value)
+            if revision.role == "prefill":
+                self._prefill.setdefault(revision.group, {})[key] = revision
+            self._sole = None
+            self._on_revision(key, revision, created)
