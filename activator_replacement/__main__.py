@@ -29,6 +29,7 @@ from kserve_ext.wire.messages import Describe, Description, Load
 log = logging.getLogger(__name__)
 
 DRAIN_S = 30.0
+FLUSH_S = 1.0
 
 
 class DispatchFunction:
@@ -39,7 +40,7 @@ class DispatchFunction:
         self.routes = Routes(self._revision)
         self.dispatcher = Dispatcher(membership.me, membership.member.incarnation, rpc, self.routes)
         self.homes = Homes(rpc, membership, store, self.routes, self.dispatcher)
-        self.prefill = PrefillLeases(rpc, self.dispatcher, self.homes.prefill_of, membership.me)
+        self.prefill = PrefillLeases(rpc, self.dispatcher, self.routes, self.homes.ready_instance)
         self.server = Server(self.dispatcher, status=self.status, ready=self.not_ready)
         rpc.handle(Describe, self.describe)
         membership.on_view(self._view)
@@ -86,11 +87,11 @@ class DispatchFunction:
             "held": throttler.held,
             "in_flight": throttler.in_flight,
         }
-        for home in self.homes.homes.values():
-            if key in home.revisions:
-                of_home = status_of(home.revisions[key])
-                of_home.pop("held")
-                found |= {"home": True, **of_home}
+        home = self.homes.of_revision(key)
+        if home is not None:
+            of_home = status_of(home[1].revisions[key])
+            of_home.pop("held")
+            found |= {"home": True, **of_home}
         return found
 
     def describe(self, message: Describe, caller: Caller) -> Description:
@@ -131,18 +132,27 @@ def main(argv: list[str] | None = None) -> int:
         store = RemoteStore(rpc, process.controller)
         function = DispatchFunction(rpc, membership, store)
         own = (args.host, args.own_http)
-        _, own, admin = await function.server.start([args.http], own, (args.host, args.admin_port))
+        _, own, admin = await function.server.start([], own, (args.host, args.admin_port))
         http = f"{own[0]}:{own[1]}"
         membership.set_info(http=http)
         process.info(http=http, admin=f"{admin[0]}:{admin[1]}" if admin else "")
         await membership.start()
-        process.ready()
+        ticks = asyncio.create_task(function.run())
         try:
-            await function.run()
-        finally:
+            # The public port is shared: who knows no routes yet must not take requests that others could serve.
+            await function.routes.complete.wait()
+            await function.server.listen(args.http)
+            process.ready()
+            await asyncio.shield(ticks)
+        except asyncio.CancelledError:  # SIGTERM: its revisions have their home here until it leaves the view
             cut = await function.server.drain(DRAIN_S)
             if cut:
                 log.warning("cut off %d clients that were not done within %g s", cut, DRAIN_S)
+            raise
+        finally:
+            ticks.cancel()
+            await function.server.close()
+            await store.flush(FLUSH_S)
             store.close()
 
     return process.run(run)

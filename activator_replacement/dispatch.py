@@ -260,13 +260,11 @@ class Dispatcher:
         record = getattr(waiting, "note", None)
         if record is not None:
             record.instance = tracker.id
-            # Cold: it waited for this instance to become ready, not just for a slot.
-            waiting.cold = record.cold = waiting.started < tracker.ready_at  # type: ignore[attr-defined]
             if record.held:
                 record.mark("slot", tracker.id)
-                # Held for a lease on an instance that ran before it came: not a cold start.
-                cold = tracker.ready_at >= getattr(waiting, "started", 0.0)
-                waiting.cold = record.cold = cold  # type: ignore[attr-defined]
+                # Cold: it waited for this instance to become ready, not just for a slot.
+                record.cold = waiting.started <= tracker.ready_at  # type: ignore[attr-defined]
+            waiting.cold = record.cold  # type: ignore[attr-defined]
         waiting.go(tracker.addr, tracker.id)
 
     def _refuse(self, waiting: Waiting, status: int, reason: str, retry_after_s: float) -> None:

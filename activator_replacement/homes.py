@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import msgspec
 
 from activator_replacement.dispatch import Dispatcher
 from activator_replacement.routes import Routes
 from kserve_ext.core import home_facts, rendezvous
-from kserve_ext.core.facts import Mark, Revision, View
+from kserve_ext.core.facts import Instance, Mark, Revision, View
 from kserve_ext.core.home import Home
 from kserve_ext.core.home_facts import (
     LEASE_TTL_S,
@@ -44,8 +44,10 @@ SHARD_TIMEOUT_S = 1.0
 NODE_TIMEOUT_S = 1.0
 PLACE_TIMEOUT_S = 10.0
 STATUS_S = 0.1
-IDLE_TICKS = 10  # a home at zero is ticked every so many ticks
+IDLE_TICKS = 10  # a home at zero is ticked every so many ticks; they take turns
 FRESH_S = 30.0
+STRANGER_S = 5.0  # the store's watch may be so far behind the node that tells of a new revision
+MOST_STRANGERS = 1000
 
 
 class Homes:
@@ -66,7 +68,16 @@ class Homes:
         self._members: dict[FunctionID, int] = {}
         self._left: dict[FunctionID, float] = {}
         self._copies: dict[RevisionKey, dict[InstanceID, Copy]] = {}
+        #: homes that have had an event since they last were idle: ticked every time
+        self._awake: dict[str, None] = {}
+        #: questions of this turn of the loop: to nodes (with what asks), and homes that may have some to shards
+        self._node_questions: dict[NodeID, dict[RevisionKey, str]] = {}
+        self._shard_questions: dict[str, None] = {}
+        self._ask_at: asyncio.Handle | None = None
+        #: shards that have yet to answer a Recall for a home
         self._recalling: set[tuple[str, FunctionID]] = set()
+        #: revisions that nodes tell of and the store doesn't know (any more), and since when
+        self._strangers: dict[RevisionKey, float] = {}
         self._status: dict[RevisionKey, tuple[dict[str, object], float]] = {}
         self._ticks = 0
         #: roomiest Schedule function first is not known here: taken in rendezvous order, the failed ones last
@@ -91,16 +102,17 @@ class Homes:
         nodes = {NodeID(x.id) for x in view.of("node")}
         for home_key in [k for k in self.homes if self.home_of(k) != self.me]:
             log.info("no longer the home of %s: it is %s", home_key, self.home_of(home_key))
-            del self.homes[home_key]
+            for key in self.homes.pop(home_key).revisions:
+                self._status.pop(key, None)  # the next home writes another
         for home_key, home in list(self.homes.items()):
             self._carry(home_key, home.view(nodes, members, self._left, now))
         for revision in list(self.routes.revisions.values()):
             self.revision(revision.key, revision, created=False)
-        self._recall_shards()
 
     def revision(self, key: RevisionKey, revision: Revision | None, *, created: bool) -> None:
         """A revision came (`created`: just now, so it has no instance anywhere) or went."""
         now = self.loop.time()
+        self._strangers.pop(key, None)
         if revision is None:
             self._status.pop(key, None)
             for home_key, home in list(self.homes.items()):
@@ -120,24 +132,31 @@ class Homes:
             log.info("home of %s at epoch %d", key, found.term)
             fresh = created or wall_time() - revision.created_at < FRESH_S
             self._carry(home_key, found.add(revision, fresh and not copies, copies, now))
-            self._recall_shards()
 
-    def prefill_of(self, group: str) -> Revision | None:
-        """The newest prefill revision of a group."""
-        found = [r for r in self.routes.revisions.values() if r.group == group and r.role == "prefill"]
-        return max(found, key=lambda r: (r.created_at, r.generation), default=None)
+    def ready_instance(self, key: RevisionKey) -> tuple[InstanceID, str] | None:
+        """Any instance of a revision of ours that is ready, and its address; it costs no slot."""
+        found = self.of_revision(key)
+        if found is None:
+            return None
+        fleet = found[1].revisions[key].fleet
+        ready = fleet.usable(self.loop.time())
+        return (chosen := self._random.choice(ready), fleet.known[chosen].addr) if ready else None
 
     def tick(self) -> None:
         now = self.loop.time()
         self._ticks += 1
-        for home_key, home in list(self.homes.items()):
-            if home.idle and self._ticks % IDLE_TICKS:
+        turn = list(self.homes)[self._ticks % IDLE_TICKS :: IDLE_TICKS]
+        for home_key in self._awake | dict.fromkeys(turn):
+            home = self.homes.get(home_key)
+            if home is None:
+                self._awake.pop(home_key, None)
                 continue
             self._carry(home_key, home.tick(now))
             self._write_status(home, now)
             if not home.revisions:
                 del self.homes[home_key]
-        self._recall_shards()
+            if home.idle:
+                self._awake.pop(home_key, None)
 
     # --- rpc handlers
 
@@ -148,7 +167,7 @@ class Homes:
         for action in message.actions:
             match action:
                 case m.Demand():
-                    found = self._of_revision(action.revision)
+                    found = self.of_revision(action.revision)
                     if found is None:
                         elsewhere.append(action.revision)
                         continue
@@ -163,7 +182,7 @@ class Homes:
                     if demand is not None:
                         answers.append(demand)
                 case m.Broken():
-                    found = self._of_revision(action.revision)
+                    found = self.of_revision(action.revision)
                     if found is not None:
                         out = found[1].broken(action.revision, action.instance, self.loop.time())
                         self._carry(found[0], out)
@@ -173,7 +192,7 @@ class Homes:
 
     def mod_instance(self, message: m.ModInstance, caller: Caller) -> m.ModInstanceReply:
         epoch = self.membership.view.epoch
-        found = self._of_revision(message.revision)
+        found = self.of_revision(message.revision)
         unwanted: tuple[InstanceID, ...] = ()
         if found is not None:
             home_key, home = found
@@ -181,12 +200,20 @@ class Homes:
                 message.revision, message.node, message.instances, message.full, self.loop.time()
             )
             self._carry(home_key, out)
-        elif self.routes.loaded and message.revision not in self.routes.revisions:
-            # Nobody's: the revision was deleted, and its former home has forgotten it.
-            unwanted = tuple(i.id for i in message.instances)
-            return m.ModInstanceReply(True, unwanted, epoch)
+        elif self._nobodys(message.revision):
+            return m.ModInstanceReply(True, tuple(i.id for i in message.instances), epoch)
         self.dispatcher.announced(message.revision, message.instances)
         return m.ModInstanceReply(found is not None, unwanted, epoch)
+
+    def _nobodys(self, key: RevisionKey) -> bool:
+        """It was deleted and its former home has forgotten it; not just that the store's watch is behind."""
+        if not self.routes.loaded or key in self.routes.revisions:
+            return False
+        now = self.loop.time()
+        since = self._strangers.setdefault(key, now)
+        if len(self._strangers) > MOST_STRANGERS:
+            del self._strangers[next(iter(self._strangers))]
+        return now - since >= STRANGER_S
 
     def recall(self, message: m.Recall, caller: Caller) -> m.RecallReply:
         demands = self.dispatcher.recalled(message.epoch, message.revisions)
@@ -195,6 +222,10 @@ class Homes:
     # --- carrying out
 
     def _carry(self, home_key: str, instructions: Iterable[Instruction]) -> None:
+        """Whatever happens to a home comes by here, with what follows from it."""
+        self._awake[home_key] = None
+        self._shard_questions[home_key] = None
+        self._ask_soon()
         for i in instructions:
             match i:
                 case SendGrant():
@@ -204,14 +235,13 @@ class Homes:
                 case StopInstance():
                     self._stop(i)
                 case AskNode():
-                    self._ask_node(home_key, i)
+                    self._node_questions.setdefault(i.node, {})[i.revision] = home_key
                 case Remember():
                     self._remember(i)
                 case Retake():
                     home = self.homes.get(home_key)
                     if home is not None and i.term <= self.membership.view.epoch:
                         self._carry(home_key, home.retake(self.membership.view.epoch, self.loop.time()))
-                        self._recall_shards()
 
     def _send_grant(self, home_key: str, i: SendGrant) -> None:
         def done(reply: m.Message | RpcError) -> None:
@@ -227,7 +257,7 @@ class Homes:
         message = m.Coordinate(
             self.me, self.membership.addr, self.membership.view.epoch, (m.Grant(*i.grant),)
         )
-        self._call(self._addr(i.shard), message, done, SHARD_TIMEOUT_S)
+        self.rpc.call_soon(self._addr(i.shard), message, done, SHARD_TIMEOUT_S)
 
     def _place(self, home_key: str, i: Place, schedulers: list[FunctionID], tried: str = "") -> None:
         """Asks one Schedule function, and the next when the first can't be reached."""
@@ -259,7 +289,7 @@ class Homes:
             else:
                 self._place(home_key, i, others, f"{function}: {reply}")
 
-        self._call(self._addr(function), message, done, PLACE_TIMEOUT_S)
+        self.rpc.call_soon(self._addr(function), message, done, PLACE_TIMEOUT_S)
 
     def _schedulers(self, home_key: str) -> list[FunctionID]:
         """In the key's own order, so that homes spread; those that failed within the last second go last."""
@@ -289,47 +319,69 @@ class Homes:
     def _stop(self, i: StopInstance) -> None:
         epoch = self.membership.view.epoch
         message = m.Stop(i.instance, epoch, self.me, i.drain_s, i.reason)
-        self._call(self._addr(i.node), message, lambda reply: None, NODE_TIMEOUT_S)
+        self.rpc.call_soon(self._addr(i.node), message, lambda reply: None, NODE_TIMEOUT_S)
 
-    def _ask_node(self, home_key: str, i: AskNode) -> None:
-        home = self.homes.get(home_key)
-        if home is None:
-            return
-        epoch = max(home.term, self.membership.view.epoch)
-        message = m.Recall(epoch, self.me, self.membership.addr, (i.revision,))
+    # --- questions: those of one turn of the loop go together, one message a node or shard
 
-        def done(reply: m.Message | RpcError) -> None:
-            current = self.homes.get(home_key)
-            if current is not None and isinstance(reply, m.RecallReply):
-                out = current.node_says(i.revision, i.node, reply.instances, self.loop.time())
-                self._carry(home_key, out)
+    def _ask_soon(self) -> None:
+        if self._ask_at is None:
+            self._ask_at = self.loop.call_soon(self._ask)
 
-        self._call(self._addr(i.node), message, done, NODE_TIMEOUT_S)
-
-    def _recall_shards(self) -> None:
-        """Asks shards that have yet to say what they use; one question at a time, until they answer."""
-        for home_key, home in list(self.homes.items()):
-            for shard, keys in home.silent_shards.items():
-                if (home_key, shard) in self._recalling or not self._addr(shard):
-                    continue
-                self._recalling.add((home_key, shard))
-                message = m.Recall(home.term, self.me, self.membership.addr, tuple(keys))
-                self._call(
-                    self._addr(shard), message, self._recall_answered(home_key, shard, keys), SHARD_TIMEOUT_S
-                )
-
-    def _recall_answered(
-        self, home_key: str, shard: FunctionID, keys: list[RevisionKey]
-    ) -> Callable[[m.Message | RpcError], None]:
-        def done(reply: m.Message | RpcError) -> None:
-            self._recalling.discard((home_key, shard))
+    def _ask(self) -> None:
+        self._ask_at = None
+        of_nodes, self._node_questions = self._node_questions, {}
+        for node, revisions in of_nodes.items():
+            self._ask_node(node, {k: h for k, h in revisions.items() if h in self.homes})
+        of_shards, self._shard_questions = self._shard_questions, {}
+        by_term: dict[tuple[FunctionID, int], dict[str, list[RevisionKey]]] = {}
+        for home_key in of_shards:
             home = self.homes.get(home_key)
-            if home is None or not isinstance(reply, m.RecallReply):
-                return
-            demands = [home_facts.Demand(*msgspec.structs.astuple(d)) for d in reply.demands]
-            self._carry(home_key, home.recalled(shard, keys, demands, self.loop.time()))
+            if home is None:
+                continue
+            for shard, keys in home.silent_shards.items():
+                if (home_key, shard) not in self._recalling and self._addr(shard):
+                    by_term.setdefault((shard, home.term), {})[home_key] = keys
+        for (shard, term), by_home in by_term.items():
+            self._recall_shard(shard, term, by_home)
 
-        return done
+    def _ask_node(self, node: NodeID, revisions: dict[RevisionKey, str]) -> None:
+        """What it runs of these revisions (each with the home that asks)."""
+        terms = {home_key: self.homes[home_key].term for home_key in revisions.values()}
+        epoch = max([self.membership.view.epoch, *terms.values()])
+
+        def done(reply: m.Message | RpcError) -> None:
+            if not isinstance(reply, m.RecallReply):
+                return  # asked again, as long as it matters
+            facts: dict[RevisionKey, list[Instance]] = {}
+            for instance in reply.instances:
+                facts.setdefault(instance.revision, []).append(instance)
+            for key, home_key in revisions.items():
+                home = self.homes.get(home_key)
+                if home is not None and home.term == terms[home_key]:
+                    out = home.node_says(key, node, facts.get(key, ()), self.loop.time())
+                    self._carry(home_key, out)
+
+        message = m.Recall(epoch, self.me, self.membership.addr, tuple(revisions))
+        self.rpc.call_soon(self._addr(node), message, done, NODE_TIMEOUT_S)
+
+    def _recall_shard(self, shard: FunctionID, term: int, by_home: dict[str, list[RevisionKey]]) -> None:
+        """What it uses of these revisions; one question at a time, until it answers."""
+        self._recalling.update((home_key, shard) for home_key in by_home)
+
+        def done(reply: m.Message | RpcError) -> None:
+            self._recalling.difference_update((home_key, shard) for home_key in by_home)
+            if not isinstance(reply, m.RecallReply):
+                return  # the tick asks again
+            demands = {d.revision: home_facts.Demand(*msgspec.structs.astuple(d)) for d in reply.demands}
+            for home_key, keys in by_home.items():
+                home = self.homes.get(home_key)
+                if home is not None and home.term == term:
+                    of_home = [demands[key] for key in keys if key in demands]
+                    self._carry(home_key, home.recalled(shard, keys, of_home, self.loop.time()))
+
+        keys = tuple(key for of_home in by_home.values() for key in of_home)
+        message = m.Recall(term, self.me, self.membership.addr, keys)
+        self.rpc.call_soon(self._addr(shard), message, done, SHARD_TIMEOUT_S)
 
     # --- the store's copy
 
@@ -349,6 +401,8 @@ class Homes:
         instance = InstanceID(name)
         if value is None:
             of_revision.pop(instance, None)
+            if not of_revision:
+                del self._copies[RevisionKey(revision)]
         else:
             node, addr = msgspec.msgpack.decode(value, type=tuple[str, str])
             of_revision[instance] = Copy(instance, NodeID(node), addr)
@@ -364,7 +418,7 @@ class Homes:
 
     # --- inside
 
-    def _of_revision(self, key: RevisionKey) -> tuple[str, Home] | None:
+    def of_revision(self, key: RevisionKey) -> tuple[str, Home] | None:
         revision = self.routes.revisions.get(key)
         if revision is not None:
             home = self.homes.get(revision.home_key)
@@ -373,11 +427,6 @@ class Homes:
 
     def _addr(self, member: str) -> str:
         return self.membership.addr_of(member)
-
-    def _call(
-        self, addr: str, message: m.Message, done: Callable[[m.Message | RpcError], None], timeout_s: float
-    ) -> None:
-        self.rpc.call_soon(addr, message, done, timeout_s)
 
     def _new_id(self, revision: str) -> InstanceID:
         return InstanceID(f"{revision.rpartition('/')[2]}-{self._random.getrandbits(32):08x}")

@@ -2,7 +2,8 @@
 
 The home of a group answers LeasePrefill through its own shard: the wait counts as demand on the prefill revision, so
 it wakes and scales it. A lease ends by ReturnPrefill, with the connection of the decode instance that has it, or
-after the revision's timeout.
+after the revision's timeout; a slot that comes when the caller has given up goes back at once. Who asks for no tokens
+only wants a peer to dial ahead: that takes no slot and is no demand.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from collections.abc import Callable
 from typing import Any
 
 from activator_replacement.dispatch import Dispatcher
-from kserve_ext.core.facts import Revision
+from activator_replacement.routes import Routes
 from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
 from kserve_ext.rpc import Caller, Rpc
 from kserve_ext.wire.messages import Ack, LeasePrefill, PrefillLease, ReturnPrefill
 
-MARGIN_S = 0.05
+MARGIN_S = 0.05  # for the answer's way to the caller
 PASS_ON_S = 1.0
+LOOK_AGAIN_S = 0.1
+NOT_IN_TIME = "no prefill instance was free in time"
 
 
 class PrefillWait:
@@ -28,19 +31,30 @@ class PrefillWait:
     held_bytes = 0
 
     def __init__(
-        self, lease: str, revision: RevisionKey, caller: Caller, answer: asyncio.Future[PrefillLease]
+        self,
+        leases: PrefillLeases,
+        lease: str,
+        revision: RevisionKey,
+        caller: Caller,
+        answer: asyncio.Future[PrefillLease],
     ) -> None:
+        self.leases = leases
         self.lease = lease
         self.revision = revision
         self.instance = InstanceID("")
         self.caller = caller
         self.answer = answer
+        self.until = caller.expires - MARGIN_S
         self.timer: asyncio.TimerHandle | None = None
 
     def go(self, addr: str, instance: InstanceID) -> None:
         self.instance = instance
-        if not self.answer.done():
+        loop = self.answer.get_loop()
+        if not self.answer.done() and loop.time() < self.until:
             self.answer.set_result(PrefillLease(self.lease, instance, addr))
+        else:  # nobody would hear of it; not from within the throttler's own call
+            self.refuse(503, NOT_IN_TIME)
+            loop.call_soon(self.leases.end, self, "")
 
     def refuse(self, status: int, reason: str, retry_after_s: float = 0.0) -> None:
         if not self.answer.done():
@@ -51,25 +65,33 @@ class PrefillLeases:
     """The rpc handlers of LeasePrefill and ReturnPrefill."""
 
     def __init__(
-        self, rpc: Rpc, dispatcher: Dispatcher, prefill_of: Callable[[str], Revision | None], name: str
+        self,
+        rpc: Rpc,
+        dispatcher: Dispatcher,
+        routes: Routes,
+        ready_instance: Callable[[RevisionKey], tuple[InstanceID, str] | None],
     ) -> None:
         self.dispatcher = dispatcher
-        self.prefill_of = prefill_of
-        self._ids = (f"{name}-{n:x}" for n in itertools.count(1))
+        self.routes = routes
+        self.ready_instance = ready_instance
+        #: what a former process of this name has given is never taken for one of ours
+        prefix = f"{dispatcher.me}/{dispatcher.shard.incarnation:x}"
+        self._ids = (f"{prefix}/{n:x}" for n in itertools.count(1))
         self._open: dict[str, PrefillWait] = {}
         rpc.handle(LeasePrefill, self.lease)
         rpc.handle(ReturnPrefill, self.give_back)
         rpc.on_lost(self.caller_gone)
 
     def lease(self, message: LeasePrefill, caller: Caller) -> Any:
-        revision = self.prefill_of(message.group)
+        revision = self.routes.prefill_of(message.group)
         if revision is None or revision.key not in self.dispatcher.shard.parts:
             return PrefillLease("", reason=f"group {message.group} has no prefill revision here")
+        if message.tokens == 0:
+            return self._peer(revision.key, caller.expires - MARGIN_S)
         loop = asyncio.get_running_loop()
-        wait = PrefillWait(next(self._ids), revision.key, caller, loop.create_future())
+        wait = PrefillWait(self, next(self._ids), revision.key, caller, loop.create_future())
         self._open[wait.lease] = wait
-        until = caller.expires - MARGIN_S
-        wait.timer = loop.call_at(until, self._late, wait.lease, revision.timeout_s)
+        wait.timer = loop.call_at(wait.until, self._late, wait.lease, revision.timeout_s)
         self.dispatcher.place(wait, revision.hold)
         if wait.answer.done() and not wait.instance:
             self._drop(wait)
@@ -78,7 +100,7 @@ class PrefillLeases:
     def give_back(self, message: ReturnPrefill, caller: Caller) -> Ack:
         wait = self._open.get(message.lease)
         if wait is not None:
-            self._end(wait, message.failed)
+            self.end(wait, message.failed)
         else:
             self._pass_on(message)
         return Ack(self.dispatcher.rpc.epoch())
@@ -87,13 +109,36 @@ class PrefillLeases:
         """The decode instance's connection has ended: it can't use its leases any more."""
         gone = [w for w in self._open.values() if w.caller.connection is caller.connection]
         for wait in gone:
-            self._end(wait, "")
+            self.end(wait, "")
+
+    def end(self, wait: PrefillWait, failed: str) -> None:
+        """A wait is over, or a lease is back; to end one again changes nothing."""
+        if self._open.get(wait.lease) is not wait:
+            return
+        self._drop(wait)
+        if not wait.instance:
+            self.dispatcher.forget(wait)
+        elif failed:
+            self.dispatcher.give_up(wait, failed, again=False)
+        else:
+            self.dispatcher.release(wait)
 
     # --- inside
 
+    async def _peer(self, key: RevisionKey, until: float) -> PrefillLease:
+        """A ready instance, as soon as there is one."""
+        loop = asyncio.get_running_loop()
+        while True:
+            peer = self.ready_instance(key)
+            if peer is not None:
+                return PrefillLease(f"{self.dispatcher.me}/peer", *peer)
+            if loop.time() + LOOK_AGAIN_S > until:
+                return PrefillLease("", reason="no prefill instance is ready yet")
+            await asyncio.sleep(LOOK_AGAIN_S)
+
     def _pass_on(self, message: ReturnPrefill) -> None:
         """The home has moved since: the lease is in the account of the shard whose name it begins with."""
-        giver = FunctionID(message.lease.rpartition("-")[0])
+        giver = FunctionID(message.lease.partition("/")[0])
         addr = self.dispatcher.addr_of(giver) if giver != self.dispatcher.me else ""
         if addr:
             self.dispatcher.rpc.call_soon(addr, message, lambda reply: None, PASS_ON_S)
@@ -104,23 +149,12 @@ class PrefillLeases:
         if wait is None:
             return
         if wait.instance:
-            wait.timer = asyncio.get_running_loop().call_later(timeout_s, self._end, wait, "")
+            wait.timer = asyncio.get_running_loop().call_later(timeout_s, self.end, wait, "")
         else:
             part = self.dispatcher.shard.parts.get(wait.revision)
             why = part.refusal if part is not None else ""
-            wait.refuse(503, why or "no prefill instance was free in time")
-            self._end(wait, "")
-
-    def _end(self, wait: PrefillWait, failed: str) -> None:
-        if self._open.get(wait.lease) is not wait:
-            return
-        self._drop(wait)
-        if not wait.instance:
-            self.dispatcher.forget(wait)
-        elif failed:
-            self.dispatcher.give_up(wait, failed, again=False)
-        else:
-            self.dispatcher.release(wait)
+            wait.refuse(503, why or NOT_IN_TIME)
+            self.end(wait, "")
 
     def _drop(self, wait: PrefillWait) -> None:
         self._open.pop(wait.lease, None)

@@ -55,11 +55,15 @@ class Server:
         loop = asyncio.get_running_loop()
         self.plane = Plane(loop, self._dispatch, self._limits, secrets.token_hex(4).encode())
         self._registry.register(PlaneCollector(self.plane))
-        publics = [await self._listen(address, reuse_port=True) for address in public]
+        publics = [await self.listen(address) for address in public]
         its_own = await self._listen(own, reuse_port=False)
         admins = await self._start_admin(admin) if admin is not None else None
         self._tick()
         return publics, its_own, admins
+
+    async def listen(self, public: Address) -> Address:
+        """One more public address, which other processes may listen on, too."""
+        return await self._listen(public, reuse_port=True)
 
     async def _listen(self, address: Address, *, reuse_port: bool) -> Address:
         loop = asyncio.get_running_loop()

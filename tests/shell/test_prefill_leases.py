@@ -8,11 +8,11 @@ from pathlib import Path
 
 from kserve_ext.core.facts import Command, Hold, Model, Resources, Revision, Scale
 from kserve_ext.core.ids import InstanceID, RequestID, RevisionKey
-from kserve_ext.rpc import Rpc
+from kserve_ext.rpc import Caller, Rpc
 from kserve_ext.wire.messages import LeasePrefill, PrefillLease, ReturnPrefill
 from tests.support.dataplane import run
 from tests.support.dispatch_cluster import KEY as CLUSTER_KEY
-from tests.support.dispatch_cluster import Cluster, cluster, until
+from tests.support.dispatch_cluster import Cluster, Dispatch, cluster, until
 
 GROUP = "ns/pair"
 SCALE = Scale(min=0, max=1, initial=0)
@@ -99,6 +99,65 @@ def test_a_lease_that_can_not_be_had_says_why_in_time(tmp_path: Path) -> None:
             assert reply.lease == ""
             assert "gpus: needs 1" in reply.reason
             assert up.dispatch["dispatch-0"].function.dispatcher.held == 0
+            await decode.close()
+
+    run(test())
+
+
+def test_a_slot_that_comes_when_the_caller_has_given_up_goes_back(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with cluster(tmp_path, "dispatch-0") as up:
+            await applied(up)
+            leases = up.dispatch["dispatch-0"].function.prefill
+            loop = asyncio.get_running_loop()
+            caller = Caller("decode-1", 0, b"", b"", loop.time() + 30.0)
+            message = LeasePrefill(GROUP, RequestID("r1"), 100, InstanceID("decode-1"))
+            up.starting.clear()
+            answer = leases.lease(message, caller)
+            (wait,) = leases._open.values()
+            wait.until = loop.time()  # its timer, which is late, hasn't fired
+            up.starting.set()
+            given: PrefillLease = await answer
+            assert given.lease == ""
+            await until(lambda: not leases._open and in_use(up) == 0, "the slot is free")
+
+    run(test())
+
+
+def test_a_peer_to_dial_takes_no_slot_and_is_no_demand(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with cluster(tmp_path, "dispatch-0") as up:
+            await applied(up)
+            decode = Rpc("decode-1", CLUSTER_KEY)
+            addr = up.dispatch["dispatch-0"].membership.addr
+            dial = LeasePrefill(GROUP, RequestID("channel"), 0, InstanceID("decode-1"))
+            none: PrefillLease = await decode.call(addr, dial, 0.3)
+            assert (none.lease, none.reason) == ("", "no prefill instance is ready yet")
+            assert not up.instances, "nothing is started for it"
+            first = await lease(decode, addr, 1)
+            peer: PrefillLease = await decode.call(addr, dial, 1.0)
+            assert (peer.instance, peer.addr) == (first.instance, first.addr)
+            await decode.call(addr, ReturnPrefill(GROUP, peer.lease, ""), 1.0)
+            assert in_use(up) == 1
+            await decode.close()
+
+    run(test())
+
+
+def test_a_lease_of_a_former_process_is_not_taken_for_one_of_its_successor(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with cluster(tmp_path, "dispatch-0") as up:
+            await applied(up)
+            decode = Rpc("decode-1", CLUSTER_KEY)
+            old = await lease(decode, up.dispatch["dispatch-0"].membership.addr, 1)
+            await up.dispatch["dispatch-0"].die()
+            successor = up.dispatch["dispatch-0"] = Dispatch(up, "dispatch-0", 2)
+            await successor.start()
+            await until(lambda: successor.function.routes.loaded, "routes")
+            addr = successor.membership.addr
+            await lease(decode, addr, 2)
+            await decode.call(addr, ReturnPrefill(GROUP, old.lease, ""), 1.0)
+            assert in_use(up) == 1
             await decode.close()
 
     run(test())
