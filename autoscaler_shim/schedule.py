@@ -156,7 +156,7 @@ class ScheduleFunction:
         def done(reply: Message | RpcError) -> None:
             if i.cancel:  # a lost cancel heals by itself: the reservation lapses
                 if isinstance(reply, StartReply):
-                    self.machine.partition.learn(reply.status)
+                    self.machine.partition.refresh(reply.status)
                 return
             if isinstance(reply, StartReply):
                 reason = None if reply.admitted else reply.reason

@@ -22,8 +22,12 @@ class Partition:
         #: starts sent and not yet answered; every key's node was up when it was sent
         self._pending: dict[InstanceID, tuple[NodeID, Resources]] = {}
 
+    def refresh(self, status: NodeStatus) -> bool:
+        """The status in a node's answer: taken in only of nodes that are here (others answer commits, or moved)."""
+        return status.node in self._status and self.learn(status)
+
     def learn(self, status: NodeStatus) -> bool:
-        """Takes a status in; False when a newer one of this node is known already."""
+        """A node of ours; False when a newer status of it is known already."""
         known = self._status.get(status.node)
         if known is not None and (status.incarnation, status.seq) < (known.incarnation, known.seq):
             return False

@@ -148,7 +148,7 @@ class ScheduleMachine:
     ) -> list[Instruction]:
         """A node's answer to SendStart: admitted (`reason` None), or refused with its true status."""
         self.partition.answered(instance)
-        self.partition.learn(status)
+        self.partition.refresh(status)
         op = self._ops.get(op_id)
         if op is None:
             return []
@@ -185,7 +185,7 @@ class ScheduleMachine:
     ) -> list[Instruction]:
         """The outcome of SendCommit (without cancel); with a reason the reservation has lapsed or is lost."""
         if status is not None:
-            self.partition.learn(status)
+            self.partition.refresh(status)
         op = self._ops.get(op_id)
         if op is None or not op.committing:
             return []

@@ -187,6 +187,22 @@ def test_a_gang_may_span_partitions() -> None:
     )
     answer = cluster.schedule("s0", wanted(2), gang=True)
     assert {p.node for p in answer.placed} == {"a", "b"}
+    for name, node in (("s0", "a"), ("s1", "b")):
+        known = [c.status.node for c in cluster.machines[name].partition.candidates()]
+        assert known == [node], "the answer to a commit is no reason to place on another partition's node"
+
+
+def test_a_late_answer_of_a_node_that_moved_does_not_bring_it_back() -> None:
+    machine = core.ScheduleMachine(FunctionID("s0"))
+    machine.partition.learn(status("a"))
+    op, out = machine.schedule(wanted(1))
+    start = out[0]
+    assert isinstance(start, core.SendStart)
+    machine.view(set(), {FunctionID("s0")})
+    answer = machine.started(op, start.instance, start.node, start.addr, None, status("a", seq=2))[0]
+    assert isinstance(answer, core.Answer)
+    assert [p.node for p in answer.placed] == ["a"]
+    assert not machine.partition.candidates()
 
 
 def test_a_start_whose_answer_is_lost_is_not_repeated_under_the_same_id() -> None:
