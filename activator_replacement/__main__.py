@@ -136,11 +136,12 @@ def main(argv: list[str] | None = None) -> int:
         http = f"{own[0]}:{own[1]}"
         membership.set_info(http=http)
         process.info(http=http, admin=f"{admin[0]}:{admin[1]}" if admin else "")
+        # Who knows no revisions can't be their home, nor take requests that others of this port could serve.
+        await function.routes.complete.wait()
+        await function.homes.copied.wait()
         await membership.start()
         ticks = asyncio.create_task(function.run())
         try:
-            # The public port is shared: who knows no routes yet must not take requests that others could serve.
-            await function.routes.complete.wait()
             await function.server.listen(args.http)
             process.ready()
             await asyncio.shield(ticks)

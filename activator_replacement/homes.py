@@ -1,7 +1,8 @@
 """The Dispatch function as home: carries out core/home.py for the revisions whose home the view makes it.
 
-Calls Schedule functions, nodes and shards for its homes and feeds each outcome back; keeps the store's copy behind
-(where instances are, and what a revision's status is). Shards that are this very process are called in it.
+Calls Schedule functions, nodes and shards for its homes (what it asks of the latter two: questions.py) and feeds each
+outcome back; keeps the store's copy behind (where instances are, and what a revision's status is). Shards that are
+this very process are called in it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections.abc import Iterable
 import msgspec
 
 from activator_replacement.dispatch import Dispatcher
+from activator_replacement.questions import Questions
 from activator_replacement.routes import Routes
 from kserve_ext.core import home_facts, rendezvous
-from kserve_ext.core.facts import Instance, Mark, Revision, View
+from kserve_ext.core.facts import Mark, Revision, View
 from kserve_ext.core.home import Home
 from kserve_ext.core.home_facts import (
     LEASE_TTL_S,
@@ -40,8 +42,8 @@ from kserve_ext.wire import messages as m
 
 log = logging.getLogger(__name__)
 
-SHARD_TIMEOUT_S = 1.0
-NODE_TIMEOUT_S = 1.0
+GRANT_TIMEOUT_S = 1.0
+STOP_TIMEOUT_S = 1.0
 PLACE_TIMEOUT_S = 10.0
 STATUS_S = 0.1
 IDLE_TICKS = 10  # a home at zero is ticked every so many ticks; they take turns
@@ -68,14 +70,11 @@ class Homes:
         self._members: dict[FunctionID, int] = {}
         self._left: dict[FunctionID, float] = {}
         self._copies: dict[RevisionKey, dict[InstanceID, Copy]] = {}
+        #: the store's copy of the instances has come once
+        self.copied = asyncio.Event()
         #: homes that have had an event since they last were idle: ticked every time
         self._awake: dict[str, None] = {}
-        #: questions of this turn of the loop: to nodes (with what asks), and homes that may have some to shards
-        self._node_questions: dict[NodeID, dict[RevisionKey, str]] = {}
-        self._shard_questions: dict[str, None] = {}
-        self._ask_at: asyncio.Handle | None = None
-        #: shards that have yet to answer a Recall for a home
-        self._recalling: set[tuple[str, FunctionID]] = set()
+        self._questions = Questions(rpc, membership, self.homes, self._carry)
         #: revisions that nodes tell of and the store doesn't know (any more), and since when
         self._strangers: dict[RevisionKey, float] = {}
         self._status: dict[RevisionKey, tuple[dict[str, object], float]] = {}
@@ -224,8 +223,7 @@ class Homes:
     def _carry(self, home_key: str, instructions: Iterable[Instruction]) -> None:
         """Whatever happens to a home comes by here, with what follows from it."""
         self._awake[home_key] = None
-        self._shard_questions[home_key] = None
-        self._ask_soon()
+        self._questions.to_shards(home_key)
         for i in instructions:
             match i:
                 case SendGrant():
@@ -235,7 +233,7 @@ class Homes:
                 case StopInstance():
                     self._stop(i)
                 case AskNode():
-                    self._node_questions.setdefault(i.node, {})[i.revision] = home_key
+                    self._questions.to_node(home_key, i)
                 case Remember():
                     self._remember(i)
                 case Retake():
@@ -257,7 +255,7 @@ class Homes:
         message = m.Coordinate(
             self.me, self.membership.addr, self.membership.view.epoch, (m.Grant(*i.grant),)
         )
-        self.rpc.call_soon(self._addr(i.shard), message, done, SHARD_TIMEOUT_S)
+        self.rpc.call_soon(self._addr(i.shard), message, done, GRANT_TIMEOUT_S)
 
     def _place(self, home_key: str, i: Place, schedulers: list[FunctionID], tried: str = "") -> None:
         """Asks one Schedule function, and the next when the first can't be reached."""
@@ -306,7 +304,8 @@ class Homes:
         if reply is not None:
             by_id.update((p.instance, Outcome(p.instance, node=p.node)) for p in reply.placed)
             by_id.update(
-                (r.instance, Outcome(r.instance, reason=r.reason, unknown=r.unknown)) for r in reply.refused
+                (r.instance, Outcome(r.instance, reason=r.reason, unknown=r.unknown, never=r.never))
+                for r in reply.refused
             )
         lost = NodeID("?") if reply is None and sent else NodeID("")
         outcomes: dict[RevisionKey, list[Outcome]] = {}
@@ -319,69 +318,7 @@ class Homes:
     def _stop(self, i: StopInstance) -> None:
         epoch = self.membership.view.epoch
         message = m.Stop(i.instance, epoch, self.me, i.drain_s, i.reason)
-        self.rpc.call_soon(self._addr(i.node), message, lambda reply: None, NODE_TIMEOUT_S)
-
-    # --- questions: those of one turn of the loop go together, one message a node or shard
-
-    def _ask_soon(self) -> None:
-        if self._ask_at is None:
-            self._ask_at = self.loop.call_soon(self._ask)
-
-    def _ask(self) -> None:
-        self._ask_at = None
-        of_nodes, self._node_questions = self._node_questions, {}
-        for node, revisions in of_nodes.items():
-            self._ask_node(node, {k: h for k, h in revisions.items() if h in self.homes})
-        of_shards, self._shard_questions = self._shard_questions, {}
-        by_term: dict[tuple[FunctionID, int], dict[str, list[RevisionKey]]] = {}
-        for home_key in of_shards:
-            home = self.homes.get(home_key)
-            if home is None:
-                continue
-            for shard, keys in home.silent_shards.items():
-                if (home_key, shard) not in self._recalling and self._addr(shard):
-                    by_term.setdefault((shard, home.term), {})[home_key] = keys
-        for (shard, term), by_home in by_term.items():
-            self._recall_shard(shard, term, by_home)
-
-    def _ask_node(self, node: NodeID, revisions: dict[RevisionKey, str]) -> None:
-        """What it runs of these revisions (each with the home that asks)."""
-        terms = {home_key: self.homes[home_key].term for home_key in revisions.values()}
-        epoch = max([self.membership.view.epoch, *terms.values()])
-
-        def done(reply: m.Message | RpcError) -> None:
-            if not isinstance(reply, m.RecallReply):
-                return  # asked again, as long as it matters
-            facts: dict[RevisionKey, list[Instance]] = {}
-            for instance in reply.instances:
-                facts.setdefault(instance.revision, []).append(instance)
-            for key, home_key in revisions.items():
-                home = self.homes.get(home_key)
-                if home is not None and home.term == terms[home_key]:
-                    out = home.node_says(key, node, facts.get(key, ()), self.loop.time())
-                    self._carry(home_key, out)
-
-        message = m.Recall(epoch, self.me, self.membership.addr, tuple(revisions))
-        self.rpc.call_soon(self._addr(node), message, done, NODE_TIMEOUT_S)
-
-    def _recall_shard(self, shard: FunctionID, term: int, by_home: dict[str, list[RevisionKey]]) -> None:
-        """What it uses of these revisions; one question at a time, until it answers."""
-        self._recalling.update((home_key, shard) for home_key in by_home)
-
-        def done(reply: m.Message | RpcError) -> None:
-            self._recalling.difference_update((home_key, shard) for home_key in by_home)
-            if not isinstance(reply, m.RecallReply):
-                return  # the tick asks again
-            demands = {d.revision: home_facts.Demand(*msgspec.structs.astuple(d)) for d in reply.demands}
-            for home_key, keys in by_home.items():
-                home = self.homes.get(home_key)
-                if home is not None and home.term == term:
-                    of_home = [demands[key] for key in keys if key in demands]
-                    self._carry(home_key, home.recalled(shard, keys, of_home, self.loop.time()))
-
-        keys = tuple(key for of_home in by_home.values() for key in of_home)
-        message = m.Recall(term, self.me, self.membership.addr, keys)
-        self.rpc.call_soon(self._addr(shard), message, done, SHARD_TIMEOUT_S)
+        self.rpc.call_soon(self._addr(i.node), message, lambda reply: None, STOP_TIMEOUT_S)
 
     # --- the store's copy
 
@@ -394,6 +331,7 @@ class Homes:
         self._copies = {}
         for key, value in items.items():
             self._copy_changed(key, value)
+        self.copied.set()
 
     def _copy_changed(self, key: str, value: bytes | None) -> None:
         revision, _, name = key.partition("/")[2].rpartition("/")

@@ -91,7 +91,7 @@ class World:
         self.membership = Membership(fakes, fakes.member, "controller:1")  # type: ignore[arg-type]
         self.dispatcher = Dispatcher(ME, 1, fakes, self.routes)  # type: ignore[arg-type]
         self.homes = Homes(fakes, self.membership, fakes, self.routes, self.dispatcher)  # type: ignore[arg-type]
-        self.homes.loop = self.dispatcher.loop = fakes  # type: ignore[assignment]
+        self.homes.loop = self.homes._questions.loop = self.dispatcher.loop = fakes  # type: ignore[assignment]
         self.membership.on_view(self.homes.view)
         self.membership.on_view(lambda view: self.dispatcher.view(view, self.homes.home_of))
         self.routes._all_routes({})
