@@ -84,7 +84,10 @@ class ScheduleFunction:
     def coordinate(self, message: Coordinate, caller: Caller) -> CoordinateReply:
         for action in message.actions:
             if isinstance(action, Room):
-                self.machine.heard_room(action.function, Resources(*action.free), Resources(*action.largest))
+                capacity = Resources(*action.capacity) if action.capacity else None
+                self.machine.heard_room(
+                    action.function, Resources(*action.free), Resources(*action.largest), capacity
+                )
         return CoordinateReply(epoch=self.membership.view.epoch)
 
     def _owns(self, node: NodeID) -> bool:
@@ -210,7 +213,7 @@ class ScheduleFunction:
             answer.set_result(
                 Placements(
                     placed=tuple(Placed(p.instance, p.node, p.addr) for p in i.placed),
-                    refused=tuple(Refused(r.instance, r.reason, r.unknown) for r in i.refused),
+                    refused=tuple(Refused(r.instance, r.reason, r.unknown, r.never) for r in i.refused),
                     epoch=self.membership.view.epoch,
                 )
             )
@@ -224,7 +227,8 @@ class ScheduleFunction:
         while True:
             await asyncio.sleep(GOSSIP_PERIOD_S)
             total, largest, nodes = self.machine.partition.room()
-            room = Room(self.me, tuple(total), tuple(largest), nodes)
+            capacity = tuple(self.machine.partition.capacity() or ())
+            room = Room(self.me, tuple(total), tuple(largest), nodes, capacity=capacity)
             if room == self._room and loop.time() - told < 2 * GOSSIP_PERIOD_S:
                 continue
             self._room, told = room, loop.time()

@@ -30,6 +30,10 @@ class Resources(NamedTuple):
     def fits(self, free: Resources) -> bool:
         return all(need <= have for need, have in zip(self, free, strict=True))
 
+    def most(self, other: Resources) -> Resources:
+        """The larger of each: what fits into neither fits into nothing that is smaller than this."""
+        return Resources(*(max(a, b) for a, b in zip(self, other, strict=True)))
+
     def plus(self, other: Resources) -> Resources:
         return Resources(*(a + b for a, b in zip(self, other, strict=True)))
 

@@ -121,3 +121,4 @@ class Outcome(NamedTuple):
     node: NodeID = NodeID("")  # where it was admitted
     reason: str = ""  # why not
     unknown: NodeID = NodeID("")  # the answer of this node was lost; "?" = it is not known which
+    never: bool = False  # no node of the cluster is large enough, even when empty

@@ -21,6 +21,10 @@ class Partition:
         self._status: dict[NodeID, NodeStatus] = {}
         #: starts sent and not yet answered; every key's node was up when it was sent
         self._pending: dict[InstanceID, tuple[NodeID, Resources]] = {}
+        #: nodes that the view gives to this partition; None before the first view
+        self._owned: set[NodeID] | None = None
+        #: the largest of each resource that any node here ever had: one that is away for a moment still counts
+        self._largest = Resources()
 
     def refresh(self, status: NodeStatus) -> bool:
         """The status in a node's answer: taken in only of nodes that are here (others answer commits, or moved)."""
@@ -32,13 +36,15 @@ class Partition:
         if known is not None and (status.incarnation, status.seq) < (known.incarnation, known.seq):
             return False
         self._status[status.node] = status
+        self._largest = self._largest.most(status.capacity)
         return True
 
     def forget(self, node: NodeID) -> None:
         self._status.pop(node, None)
 
     def keep_only(self, nodes: set[NodeID]) -> None:
-        """Drops the nodes that a new view has given to others."""
+        """A new view: drops the nodes that it has given to others."""
+        self._owned = set(nodes)
         for node in [n for n in self._status if n not in nodes]:
             del self._status[node]
 
@@ -60,6 +66,12 @@ class Partition:
             Candidate(status, status.free.minus(taken[node]) if node in taken else status.free)
             for node, status in sorted(self._status.items())
         ]
+
+    def capacity(self) -> Resources | None:
+        """What no node here has ever exceeded; None while a node of ours has yet to be heard of."""
+        if self._owned is None or self._owned - self._status.keys():
+            return None
+        return self._largest
 
     def room(self) -> tuple[Resources, Resources, int]:
         """Free in all, free on the roomiest node, number of nodes: what is gossiped to other partitions."""

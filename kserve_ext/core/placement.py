@@ -8,7 +8,7 @@ that a decision can be replayed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from kserve_ext.core.facts import NodeStatus, Resources, Revision
@@ -17,6 +17,7 @@ from kserve_ext.core.ids import NodeID
 MODEL_CACHED = 4.0
 NEAR_ITS_GANG = 2.0
 ZYGOTE_READY = 1.0
+MOST_STEPS = 2_000
 
 
 class Candidate(NamedTuple):
@@ -44,6 +45,47 @@ def choose(
         if best_rank is None or rank < best_rank:
             best, best_rank = candidate, rank
     return best
+
+
+def choose_gang(revisions: Sequence[Revision], candidates: Sequence[Candidate]) -> tuple[NodeID, ...] | None:
+    """A node for each, so that all fit together; None when no assignment (within MOST_STEPS tries) does.
+
+    The hardest to place goes first, each to its best node; a choice that leaves another without a node is taken back.
+    """
+    order = sorted(range(len(revisions)), key=lambda k: -_dominant(revisions[k].needs, candidates))
+    free = {c.status.node: c.free for c in candidates}
+    chosen: dict[int, NodeID] = {}
+    steps = 0
+
+    def place(depth: int) -> bool:
+        nonlocal steps
+        if depth == len(order):
+            return True
+        k = order[depth]
+        revision, near = revisions[k], set(chosen.values())
+        here = [Candidate(c.status, free[c.status.node]) for c in candidates]
+        fitting = [c for c in here if c.status.accepting and revision.needs.fits(c.free)]
+        for candidate in sorted(fitting, key=lambda c: (-score(revision, c, near), c.status.node)):
+            steps += 1
+            if steps > MOST_STEPS:
+                return False
+            node = candidate.status.node
+            chosen[k], free[node] = node, free[node].minus(revision.needs)
+            if place(depth + 1):
+                return True
+            free[node] = free[node].plus(revision.needs)
+            del chosen[k]
+        return False
+
+    return tuple(chosen[k] for k in range(len(revisions))) if place(0) else None
+
+
+def _dominant(needs: Resources, candidates: Sequence[Candidate]) -> float:
+    """The largest share of the largest node that it takes, over all resources."""
+    largest = Resources()
+    for candidate in candidates:
+        largest = largest.most(candidate.status.capacity)
+    return max((n / size for n, size in zip(needs, largest, strict=True) if size > 0), default=0.0)
 
 
 def score(revision: Revision, candidate: Candidate, near: Collection[NodeID] = ()) -> float:
@@ -76,10 +118,7 @@ def why_not(revision: Revision, candidates: Collection[Candidate], place: str) -
     if not fits_empty:
         closest = min(accepting, key=lambda c: (_lacking(revision.needs, c.status.capacity), c.status.node))
         short = revision.needs.short_of(closest.status.capacity).replace(" free", " in all")
-        return (
-            f"no node of {place} is large enough for {revision.key}; closest is {closest.status.node}: {short}. "
-            "Lower the resources of the InferenceService or add a larger node"
-        )
+        return f"no node of {place} is large enough for {revision.key}; closest is {closest.status.node}: {short}"
     closest = min(fits_empty, key=lambda c: (_lacking(revision.needs, c.free), c.status.node))
     short = revision.needs.short_of(closest.free) or "it refused the start"
     return f"{place} is full for {revision.key}; closest is {closest.status.node}: {short}"

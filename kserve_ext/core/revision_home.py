@@ -58,6 +58,7 @@ class RevisionHome:
         self.fleet = Fleet()
         self.leases = Leases(revision.concurrency, now)
         self.setbacks = Setbacks()
+        self._nodes: set[NodeID] = set()
         self.since = now
         self.deleted = False
         self.goal = 0
@@ -115,6 +116,9 @@ class RevisionHome:
     def view(self, nodes: set[NodeID], shards: Mapping[FunctionID, int], now: float) -> None:
         """Who is in the view; shards with their incarnations."""
         self.fleet.back(nodes)
+        if nodes - self._nodes:
+            self.setbacks.nodes_came(now)
+        self._nodes = set(nodes)
         self.take.view(nodes, set(shards))
         for shard, incarnation in shards.items():
             self.leases.void(shard, incarnation)
@@ -217,7 +221,7 @@ class RevisionHome:
             self.fleet.lost(outcome.instance, asked, now)
             if outcome.instance not in self.fleet.known:
                 out.append(Remember(self.revision.key, outcome.instance, NOWHERE))
-            self.setbacks.refused(outcome.reason, now)
+            self.setbacks.refused(outcome.reason, now, never=outcome.never)
         else:
             self.fleet.refused(outcome.instance)
             out.append(Remember(self.revision.key, outcome.instance, NOWHERE))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from kserve_ext.core.facts import NodeStatus, Resources, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.core.partition import Partition
-from kserve_ext.core.placement import choose, why_not
+from kserve_ext.core.placement import choose, choose_gang, why_not
 
 MAX_HOPS = 2
 
@@ -40,6 +40,7 @@ class Refusal(NamedTuple):
     instance: InstanceID
     reason: str
     unknown: NodeID = NodeID("")
+    never: bool = False  # no node of the cluster is large enough, even when empty
 
 
 # --- instructions: what the shell carries out, feeding each outcome back
@@ -107,6 +108,8 @@ class _Op:
     #: partitions asked
     asked: set[FunctionID] = field(default_factory=set)
     committing: bool = False
+    #: of a gang: where each fits together with the others
+    plan: dict[InstanceID, NodeID] = field(default_factory=dict)
 
 
 class ScheduleMachine:
@@ -117,6 +120,9 @@ class ScheduleMachine:
         self.partition = Partition()
         #: newest gossip of the other partitions: free in all, free on the roomiest node
         self.rooms: dict[FunctionID, tuple[Resources, Resources]] = {}
+        #: what no node of another partition exceeds; absent while that partition doesn't know all its nodes
+        self.capacities: dict[FunctionID, Resources] = {}
+        self._others: set[FunctionID] = set()
         self.placed_total = 0
         self.refused_total = 0
         self.conflicts_total = 0
@@ -133,6 +139,9 @@ class ScheduleMachine:
         op = _Op({w.instance: w.revision for w in wanted}, gang, reserve, hops)
         self._ops[op_id] = op
         out: list[Instruction] = []
+        if gang:
+            nodes = choose_gang([w.revision for w in wanted], self.partition.candidates())
+            op.plan = {w.instance: n for w, n in zip(wanted, nodes, strict=True)} if nodes else {}
         for instance in op.wanted:
             self._try_next(op_id, op, instance, out)
         return op_id, self._settle(op_id, op, out)
@@ -218,14 +227,22 @@ class ScheduleMachine:
             op.stuck.pop(place.instance, None)
         return self._settle(op_id, op, [])
 
-    def heard_room(self, function: FunctionID, free: Resources, largest: Resources) -> None:
+    def heard_room(
+        self, function: FunctionID, free: Resources, largest: Resources, capacity: Resources | None = None
+    ) -> None:
         self.rooms[function] = (free, largest)
+        if capacity is None:
+            self.capacities.pop(function, None)
+        else:
+            self.capacities[function] = capacity
 
     def view(self, owned: set[NodeID], functions: set[FunctionID]) -> None:
         """A new view: the nodes that are ours, and the Schedule functions that there are."""
         self.partition.keep_only(owned)
+        self._others = functions - {self.me}
         for gone in [f for f in self.rooms if f not in functions]:
             del self.rooms[gone]
+            self.capacities.pop(gone, None)
 
     @property
     def under_way(self) -> int:
@@ -236,10 +253,12 @@ class ScheduleMachine:
     def _try_next(self, op_id: int, op: _Op, instance: InstanceID, out: list[Instruction]) -> None:
         revision = op.wanted[instance]
         candidates = self.partition.candidates()
+        tried = op.tried.get(instance, set())
+        planned = op.plan.get(instance)
+        if planned is not None and planned not in tried:
+            candidates = [c for c in candidates if c.status.node == planned]
         near = {p.node for p in op.placed.values()} if op.gang else set()
-        if op.gang and not near:
-            near = {i.node for i in out if isinstance(i, SendStart)}
-        chosen = choose(revision, candidates, tried=op.tried.get(instance, ()), near=near)
+        chosen = choose(revision, candidates, tried=tried, near=near)
         if chosen is None:
             op.stuck[instance] = Refusal(instance, why_not(revision, candidates, f"partition {self.me}"))
             return
@@ -260,7 +279,7 @@ class ScheduleMachine:
                 wanted = tuple(Wanted(i, op.wanted[i]) for i in op.stuck)
                 out.append(Forward(op_id, function, wanted, op.gang or op.reserve, op.hops + 1))
                 return out
-            op.refused.update((i, self._with_elsewhere(op, r)) for i, r in op.stuck.items())
+            op.refused.update((i, self._judged(op, r)) for i, r in op.stuck.items())
             op.stuck.clear()
         if op.gang and op.refused and not op.committing:
             self._release_gang(op_id, op, out)
@@ -279,14 +298,16 @@ class ScheduleMachine:
 
     def _release_gang(self, op_id: int, op: _Op, out: list[Instruction]) -> None:
         """Neither starts: the reserved ones are released, and say which other one did not fit."""
-        culprit = next(iter(op.refused.values()))
+        culprit = max(op.refused.values(), key=lambda r: r.never)
         key = op.wanted[culprit.instance].key
         role = op.wanted[culprit.instance].role
         why = f"its gang can't be placed: {role} {key} did not fit ({culprit.reason})"
         for addr, instances in self._by_node(op).items():
             out.append(SendCommit(op_id, addr, instances, cancel=True, reason=why))
+        for instance, refusal in op.refused.items():
+            op.refused[instance] = refusal._replace(never=culprit.never)
         for instance in op.placed:
-            op.refused[instance] = Refusal(instance, why)
+            op.refused[instance] = Refusal(instance, why, never=culprit.never)
         op.placed.clear()
 
     def _by_node(self, op: _Op) -> dict[str, tuple[InstanceID, ...]]:
@@ -295,15 +316,27 @@ class ScheduleMachine:
             nodes[place.addr] = (*nodes.get(place.addr, ()), place.instance)
         return nodes
 
-    def _with_elsewhere(self, op: _Op, refusal: Refusal) -> Refusal:
-        """Adds why the partitions that weren't asked would not take it either."""
+    def _judged(self, op: _Op, refusal: Refusal) -> Refusal:
+        """Adds why partitions that weren't asked would not take it either, and whether any ever could."""
         needs = op.wanted[refusal.instance].needs
         unasked = [
             f"partition {function}: {short} on its roomiest node"
             for function, (_, largest) in sorted(self.rooms.items())
-            if function not in op.asked and function != self.me and (short := needs.short_of(largest))
+            if function not in op.asked and any(largest) and (short := needs.short_of(largest))
         ]
-        return refusal._replace(reason="; ".join([refusal.reason, *unasked[:3]]))
+        reason = "; ".join([refusal.reason, *unasked[:3]])
+        if not self._never(needs):
+            return refusal._replace(reason=reason)
+        remedy = "no node of the cluster is large enough: lower the service's resources or add a larger node"
+        return refusal._replace(reason=f"{reason}. {remedy}", never=True)
+
+    def _never(self, needs: Resources) -> bool:
+        """No node would take it even when empty. False as long as any node has yet to be heard of."""
+        own = self.partition.capacity()
+        if own is None or self._others - self.capacities.keys():
+            return False
+        known = [c for c in (own, *self.capacities.values()) if any(c)]
+        return bool(known) and not any(needs.fits(c) for c in known)
 
     def _roomiest(self, op: _Op) -> FunctionID | None:
         """The partition to ask next: it has a node that fits one of the stuck, and the most room in all."""

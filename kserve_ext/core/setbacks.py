@@ -12,11 +12,12 @@ LEAST_S = 0.2
 MOST_S = 10.0
 MOST_REFUSED_S = 2.0  # with no room, it is worth looking more often
 LONG_S = 30.0
+NEVER_S = 10.0
 SOON_S = 10.0
 
 
 class Setbacks:
-    __slots__ = ("count", "failed", "permanent", "permanent_until", "reason", "retry_at")
+    __slots__ = ("count", "failed", "permanent", "permanent_until", "reason", "retry_at", "too_large")
 
     def __init__(self) -> None:
         self.count = 0  # in a row
@@ -25,10 +26,20 @@ class Setbacks:
         self.reason = ""
         self.permanent = False
         self.permanent_until = 0.0
+        self.too_large = False
 
-    def refused(self, reason: str, now: float) -> None:
-        """There is no room, or nobody to ask."""
+    def refused(self, reason: str, now: float, *, never: bool = False) -> None:
+        """There is no room, or nobody to ask. `never`: no node is large enough, so nobody waits for one."""
         self._again(reason, now, MOST_REFUSED_S)
+        if never:
+            self.permanent, self.permanent_until = True, now + NEVER_S
+            self.too_large = True
+
+    def nodes_came(self, now: float) -> None:
+        """There are nodes that weren't there before: one of them may be large enough."""
+        if self.too_large:
+            self.permanent = self.too_large = False
+            self.retry_at = now
 
     def start_failed(self, reason: str, permanent: bool, now: float) -> None:
         self.failed += 1
@@ -37,12 +48,14 @@ class Setbacks:
             self.permanent, self.permanent_until = True, now + LONG_S
 
     def succeeded(self) -> None:
-        self.count, self.retry_at, self.reason, self.permanent = 0, 0.0, "", False
+        self.count, self.retry_at, self.reason = 0, 0.0, ""
+        self.permanent = self.too_large = False
 
     def demanded(self, now: float) -> None:
         """New demand: a permanent failure of long ago is tried once more."""
         if self.permanent and now >= self.permanent_until:
-            self.permanent, self.retry_at = False, now
+            self.permanent = self.too_large = False
+            self.retry_at = now
 
     def retry_after_s(self, now: float) -> float:
         return max(1.0, (self.permanent_until if self.permanent else self.retry_at) - now)

@@ -234,6 +234,7 @@ class Refused(Message, frozen=True):
     instance: InstanceID
     reason: str  # which resource is short where, for a person
     unknown: NodeID = NodeID("")
+    never: bool = False  # no node of the cluster is large enough, even when empty
 
 
 class Placements(Message, frozen=True):
@@ -254,6 +255,7 @@ class Room(msgspec.Struct, array_like=True, frozen=True, tag=1, gc=False):
     largest: tuple[int, ...]  # Resources of the roomiest node
     nodes: int
     at_epoch: int = 0
+    capacity: tuple[int, ...] = ()  # Resources that no node here exceeds; () = not all nodes are known yet
 
 
 class Demand(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):

@@ -103,11 +103,11 @@ def resident_kib(pid: int) -> int:
 
 
 def test_a_service_too_large_for_every_node_says_so(cluster: Embedded, model: str) -> None:
-    notes = {"kserve-galaxy.io/hold-seconds": "3"}
-    manifest = echo_service("whale", model, annotations=notes)
+    """At once: nobody waits (five minutes, by default) for a node that there is not."""
+    manifest = echo_service("whale", model)
     manifest += "      resources: {requests: {cpu: '64'}}\n"
     cluster.apply(manifest)
-    tally = asyncio.run(volley(shard_urls(cluster)[:1], "whale.default.galaxy.local", 1))
+    tally = asyncio.run(volley(shard_urls(cluster)[:1], "whale.default.galaxy.local", 1, timeout_s=30))
     assert tally.refused[503] == 1, str(tally)
     assert "cpu: needs 64" in tally.reasons[0]
 

@@ -224,3 +224,41 @@ def test_a_node_that_cannot_be_reached_is_passed_over() -> None:
     second = out[0]
     assert isinstance(second, core.SendStart)
     assert second.node != first.node
+
+
+def test_a_gang_fits_whatever_the_order_it_is_asked_in() -> None:
+    """node-a has 3 of 4 free, node-b 4 of 4; one member needs 3, the other 4."""
+    for sizes in ((3000, 4000), (4000, 3000)):
+        cluster = Cluster(
+            {"s0": [Node("a", Resources(3000, 4096)), Node("b", Resources(4000, 4096))]}, seed=1
+        )
+        ask = [core.Wanted(InstanceID(f"i{cpu}"), revision(cpu)) for cpu in sizes]
+        answer = cluster.schedule("s0", ask, gang=True)
+        assert {p.instance: p.node for p in answer.placed} == {"i3000": "a", "i4000": "b"}
+
+
+def test_never_is_said_only_when_every_node_is_known_and_too_small() -> None:
+    cluster = Cluster({"s0": [Node("a", Resources(2000, 4096))], "s1": []}, seed=1)
+    machine = cluster.machines["s0"]
+    large = wanted(1, cpu=64000)
+    assert not cluster.schedule("s0", large).refused[0].never, "before the first view"
+    machine.view({NodeID("a"), NodeID("b")}, {FunctionID("s0"), FunctionID("s1")})
+    assert not cluster.schedule("s0", large).refused[0].never, "b has not been heard of"
+    machine.view({NodeID("a")}, {FunctionID("s0"), FunctionID("s1")})
+    assert not cluster.schedule("s0", large).refused[0].never, "s1 has not said what it has"
+    machine.heard_room(FunctionID("s1"), Resources(), Resources(), Resources())
+    refused = cluster.schedule("s0", large).refused[0]
+    assert refused.never
+    assert "larger node" in refused.reason
+    full = cluster.schedule("s0", wanted(3))
+    assert [r.never for r in full.refused] == [False], "full is not too small"
+    gang = cluster.schedule("s0", [*wanted(1, prefix="g"), *large], gang=True)
+    assert [r.never for r in gang.refused] == [True, True]
+
+
+def test_a_node_that_is_away_for_a_moment_still_counts() -> None:
+    cluster = Cluster({"s0": [Node("a", Resources(2000, 4096)), Node("big", Resources(64000, 4096))]}, seed=1)
+    machine = cluster.machines["s0"]
+    machine.partition.forget(NodeID("big"))
+    machine.view({NodeID("a")}, {FunctionID("s0")})
+    assert not cluster.schedule("s0", wanted(1, cpu=64000)).refused[0].never
