@@ -68,6 +68,15 @@ def ready(status: Document) -> tuple[str, str]:
     return of(status, "Ready")
 
 
+def why(status: Document) -> str:
+    """What is not as it should be: why it is not ready, else why its newest revision has no traffic."""
+    for name in ("Ready", "LatestDeploymentReady"):
+        state, message = of(status, name)
+        if state != TRUE and message:
+            return message
+    return ""
+
+
 def of(status: Document, name: str) -> tuple[str, str]:
     """Status of one condition, and what to say of it."""
     for condition in status.get("conditions") or []:
@@ -102,7 +111,8 @@ def _conditions(outcome: Outcome, serving: Observed | None, latest: Observed | N
             why = latest.reason
         blocked = bool(outcome.problems) or (latest is not None and bool(latest.reason))
         state = FALSE if blocked else UNKNOWN
-        deployment = _Condition("LatestDeploymentReady", state, outcome.failure or "RollingOut", why)
+        reason = outcome.failure or ("RevisionFailed" if blocked else "RollingOut")
+        deployment = _Condition("LatestDeploymentReady", state, reason, why)
     worst = next((c for c in (predictor, ingress) if c.status == FALSE), None) or next(
         (c for c in (predictor, ingress) if c.status == UNKNOWN), None
     )
@@ -129,7 +139,7 @@ def _predictor(outcome: Outcome, serving: Observed | None, latest: Observed | No
         return _Condition(name, FALSE, _failure(serving), serving.reason)
     if serving.starting or serving.desired:
         return _Condition(name, UNKNOWN, "Starting", f"{serving.desired} wanted, none ready yet")
-    if outcome.revision is not None and outcome.revision.scale.min > 0:
+    if outcome.rollout.serving_min > 0:
         return _Condition(name, UNKNOWN, "Starting", "waiting for its first instance")
     return _Condition(name, TRUE, "AtZero", "no instance runs; a request starts one")
 
@@ -159,9 +169,13 @@ def _component(outcome: Outcome) -> Document:
     entry: Document = {}
     if rollout.latest:
         entry["latestCreatedRevision"] = _name(rollout.latest)
+    if rollout.ready:
+        entry["latestReadyRevision"] = entry["latestRolledoutRevision"] = _name(rollout.ready)
     if rollout.serving:
-        entry["latestReadyRevision"] = entry["latestRolledoutRevision"] = _name(rollout.serving)
-        entry["traffic"] = [{"revisionName": _name(rollout.serving), "percent": 100, "latestRevision": True}]
+        newest = rollout.serving == rollout.latest
+        entry["traffic"] = [
+            {"revisionName": _name(rollout.serving), "percent": 100, "latestRevision": newest}
+        ]
         if outcome.url:
             entry["url"] = outcome.url
     return entry

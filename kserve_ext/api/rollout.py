@@ -55,6 +55,9 @@ class Rollout(NamedTuple):
     retiring: tuple[tuple[RevisionKey, float], ...] = ()
     needed: int = 0  # ready instances of the latest one before it takes the traffic
     since: float = 0.0  # when the latest one was made
+    latest_min: int = 0  # min-scale of the latest one
+    serving_min: int = 0  # min-scale of the one that has the traffic, which may be an older one
+    ready: RevisionKey | None = None  # the last one that had the traffic and was ready
 
     @property
     def revisions(self) -> tuple[RevisionKey, ...]:
@@ -98,14 +101,20 @@ def step(
         retiring = rollout.retiring
         if rollout.serving:
             retiring = (*retiring, (rollout.serving, now))
-        rollout = rollout._replace(serving=rollout.latest, retiring=retiring)
+        rollout = rollout._replace(serving=rollout.latest, serving_min=rollout.latest_min, retiring=retiring)
     delete += [key for key, since in rollout.retiring if now - since >= RETIRE_S]
     rollout = rollout._replace(
         retiring=tuple((key, since) for key, since in rollout.retiring if now - since < RETIRE_S)
     )
+    if _is_ready(rollout, observed, now):
+        rollout = rollout._replace(ready=rollout.serving)
+    elif rollout.ready not in rollout.revisions:
+        rollout = rollout._replace(ready=None)
     times = [since + RETIRE_S for _, since in rollout.retiring]
     if rollout.latest != rollout.serving:
         times.append(max(now + 1.0, rollout.since + AT_REST_S))
+    elif rollout.ready != rollout.serving and now < rollout.since + AT_REST_S:
+        times.append(rollout.since + AT_REST_S)
     return Step(rollout, put, tuple(delete), min(times, default=0.0))
 
 
@@ -130,6 +139,8 @@ def _create(
         serving=rollout.serving or key,  # the first one takes the traffic at once: requests are held for it
         needed=needed,
         since=now,
+        latest_min=scale.min,
+        serving_min=rollout.serving_min if rollout.serving else scale.min,
     )
     return made, after
 
@@ -145,4 +156,20 @@ def _may_take_over(rollout: Rollout, observed: Mapping[RevisionKey, Observed], n
         return False
     if latest.ready >= rollout.needed:
         return True
+    return _at_rest(rollout, latest, now)
+
+
+def _at_rest(rollout: Rollout, latest: Observed, now: float) -> bool:
     return latest.idle and not latest.reason and now - rollout.since >= AT_REST_S
+
+
+def _is_ready(rollout: Rollout, observed: Mapping[RevisionKey, Observed], now: float) -> bool:
+    """Whether the one that has the traffic is ready, as Knative counts it: one that needs no instance is."""
+    if rollout.serving is None:
+        return False
+    serving = observed.get(rollout.serving)
+    if rollout.serving != rollout.latest:
+        return serving is not None and serving.ready > 0
+    if rollout.needed == 0:
+        return serving is None or bool(serving.ready) or not serving.reason
+    return serving is not None and (serving.ready >= rollout.needed or _at_rest(rollout, serving, now))

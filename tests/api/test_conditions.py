@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kserve_ext.api.conditions import Outcome, ready, status
+from kserve_ext.api.conditions import Outcome, ready, status, why
 from kserve_ext.api.problems import Problem
 from kserve_ext.api.rollout import Observed, Rollout
 from kserve_ext.core.facts import Command, Model, Resources, Revision, Scale
@@ -16,8 +16,8 @@ ONE, TWO = RevisionKey("default/tiny-predictor-00001"), RevisionKey("default/tin
 URL = "http://tiny.default.galaxy.local"
 
 
-def revision(low: int = 0) -> Revision:
-    return Revision(ONE, "default/tiny", 1, Command(("a",)), Model(), Resources(), Scale(low))
+def revision() -> Revision:
+    return Revision(ONE, "default/tiny", 1, Command(("a",)), Model(), Resources(), Scale())
 
 
 def made(**kw: Any) -> Outcome:
@@ -43,7 +43,7 @@ CASES = [
     ),
     (
         "min-scale",
-        made(revision=revision(1)),
+        made(rollout=Rollout(1, ONE, "f", ONE, latest_min=1, serving_min=1)),
         {},
         "Unknown:Starting",
         "Unknown:Starting",
@@ -123,7 +123,7 @@ def test_situations(
 
 
 def test_a_roll_out_in_progress_keeps_the_service_ready() -> None:
-    outcome = made(rollout=Rollout(2, TWO, "g", ONE))
+    outcome = made(rollout=Rollout(2, TWO, "g", ONE, ready=ONE))
     document = status(outcome, {ONE: Observed(1, 1), TWO: Observed(1, 0, 1)}, {}, 2, "T")
     assert conditions(document) == {
         "PredictorReady": "True:",
@@ -134,8 +134,34 @@ def test_a_roll_out_in_progress_keeps_the_service_ready() -> None:
     predictor = document["components"]["predictor"]
     assert predictor["latestCreatedRevision"] == "tiny-predictor-00002"
     assert predictor["traffic"] == [
+        {"revisionName": "tiny-predictor-00001", "percent": 100, "latestRevision": False}
+    ]
+    assert predictor["latestReadyRevision"] == "tiny-predictor-00001"
+
+
+def test_a_failed_roll_out_at_zero_leaves_the_service_ready_and_says_why() -> None:
+    outcome = made(rollout=Rollout(2, TWO, "g", ONE, latest_min=1, ready=ONE))
+    document = status(outcome, {TWO: Observed(1, failed=1, reason="bad flag", permanent=True)}, {}, 2, "T")
+    assert conditions(document) == {
+        "PredictorReady": "True:AtZero",
+        "IngressReady": "True:",
+        "LatestDeploymentReady": "False:RevisionFailed",
+        "Ready": "True:",
+    }
+    assert why(document) == "bad flag"
+
+
+def test_what_was_never_ready_is_not_named_as_ready() -> None:
+    predictor = status(made(), {ONE: Observed(1, 0, 1)}, {}, 1, "T")["components"]["predictor"]
+    assert "latestReadyRevision" not in predictor
+    assert predictor["traffic"] == [
         {"revisionName": "tiny-predictor-00001", "percent": 100, "latestRevision": True}
     ]
+
+
+def test_why_is_empty_when_all_is_well() -> None:
+    assert why(status(made(), {ONE: Observed(1, 1)}, {}, 1, "T")) == ""
+    assert why({}) == ""
 
 
 def test_transition_times_move_only_with_the_status_and_failures_are_remembered() -> None:

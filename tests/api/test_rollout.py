@@ -98,6 +98,35 @@ def test_one_that_was_ready_unseen_takes_over() -> None:
     assert step(done.rollout, wanted("b"), observed, 200.0 + AT_REST_S).rollout.serving == SECOND
 
 
+def test_the_min_scale_is_of_the_one_that_has_the_traffic() -> None:
+    done = step(first(), wanted("b", initial=1, low=1), {FIRST: ZERO}, 200.0).rollout
+    assert (done.serving, done.serving_min, done.latest_min) == (FIRST, 0, 1)
+    taken = step(done, wanted("b", initial=1, low=1), {SECOND: READY}, 201.0).rollout
+    assert (taken.serving, taken.serving_min) == (SECOND, 1)
+
+
+def test_ready_is_what_had_the_traffic_and_its_instances() -> None:
+    assert first().ready == FIRST, "it needs no instance"
+    made = first(initial=1)
+    assert made.ready is None
+    starting = {FIRST: Observed(desired=1, starting=1)}
+    assert step(made, wanted(initial=1), starting, 101.0).rollout.ready is None
+    failed = {FIRST: Observed(desired=1, failed=1, reason="bad flag", permanent=True)}
+    assert step(made, wanted(initial=1), failed, 100.0 + AT_REST_S).rollout.ready is None
+    well = step(made, wanted(initial=1), {FIRST: READY}, 102.0).rollout
+    assert well.ready == FIRST
+    assert step(well, wanted(initial=1), {FIRST: ZERO}, 300.0).rollout.ready == FIRST
+    next_one = step(well, wanted("b", initial=1), {FIRST: READY}, 300.0).rollout
+    assert (next_one.latest, next_one.ready) == (SECOND, FIRST)
+    assert step(next_one, wanted("b", initial=1), {SECOND: READY}, 301.0).rollout.ready == SECOND
+
+
+def test_one_that_was_ready_unseen_counts_as_ready_once_it_is_at_rest() -> None:
+    made = step(first(initial=1), wanted(initial=1), {FIRST: ZERO}, 101.0)
+    assert (made.rollout.ready, made.again_at) == (None, 100.0 + AT_REST_S)
+    assert step(made.rollout, wanted(initial=1), {FIRST: ZERO}, made.again_at).rollout.ready == FIRST
+
+
 def test_an_invalid_spec_changes_nothing() -> None:
     assert step(first(), None, {FIRST: READY}, 300.0) == Step(first())
 

@@ -127,9 +127,13 @@ def _answers(folder: Folder, running: set[str]) -> Iterator[Finding]:
         yield from check(facts, running)
     for service in services:
         name = f"{service['metadata']['namespace']}/{service['metadata']['name']}"
-        state, message = conditions.ready(service.get("status") or {})
+        status = service.get("status") or {}
+        state, _ = conditions.ready(status)
+        message = conditions.why(status)
         level = {"True": "ok", "Unknown": "warning"}.get(state, "failed")
-        do = "" if state == "True" else f"galaxy describe isvc {service['metadata']['name']}"
+        if state == "True" and message:
+            level = "warning"
+        do = "" if level == "ok" else f"galaxy describe isvc {service['metadata']['name']}"
         yield Finding(level, f"service {name}: ready {state}{', ' + message if message else ''}", do)
 
 

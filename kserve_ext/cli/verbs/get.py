@@ -131,7 +131,7 @@ def _row(of: KindOf, item: Document) -> dict[str, str]:
             "PROTOCOLS": ",".join(spec.get("protocolVersions") or []),
             "COMMAND": " ".join(container.get("command") or [container.get("image") or ""]),
         }
-    ready, why = conditions.ready(status)
+    ready, _ = conditions.ready(status)
     predictor = (status.get("components") or {}).get("predictor") or {}
     notes = {**(meta.get("annotations") or {}), **(spec["predictor"].get("annotations") or {})}
     model = spec["predictor"].get("model") or {}
@@ -143,5 +143,5 @@ def _row(of: KindOf, item: Document) -> dict[str, str]:
         "ROLE": notes.get("kserve-galaxy.io/role", "unified"),
         "MODEL": model.get("storageUri", ""),
         "RUNTIME": status.get("clusterServingRuntimeName") or status.get("servingRuntimeName") or "",
-        "WHY": "" if ready == "True" else why,
+        "WHY": conditions.why(status),
     }
