@@ -221,11 +221,11 @@ class RevisionHome:
             self.fleet.lost(outcome.instance, asked, now)
             if outcome.instance not in self.fleet.known:
                 out.append(Remember(self.revision.key, outcome.instance, NOWHERE))
-            self.setbacks.refused(outcome.reason, now, never=outcome.never)
+            self.setbacks.refused(outcome.reason, now)
         else:
             self.fleet.refused(outcome.instance)
             out.append(Remember(self.revision.key, outcome.instance, NOWHERE))
-            self.setbacks.refused(outcome.reason, now)
+            self.setbacks.refused(outcome.reason, now, never=outcome.never)
 
     # --- scale
 
