@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kserve_ext.core.setbacks import LEAST_S, LONG_S, MOST_REFUSED_S, NEVER_S, Setbacks
 
 
@@ -11,8 +13,8 @@ def test_refusals_are_tried_again_after_a_time_that_doubles_to_a_bound() -> None
         setbacks.refused("full", now)
         waits.append(setbacks.retry_at - now)
         now = setbacks.retry_at
-    assert waits[:4] == [LEAST_S * 2**k for k in range(4)]
-    assert waits[-1] == MOST_REFUSED_S
+    assert waits[:4] == pytest.approx([LEAST_S * 2**k for k in range(4)])
+    assert waits[-1] == pytest.approx(MOST_REFUSED_S)
     assert not setbacks.permanent
 
 
