@@ -14,6 +14,7 @@ from typing import NamedTuple
 from kserve_ext.fluid.preload import ModelUnavailable, ModelUnusable
 
 MAX_HEAD = 100 * 1024 * 1024
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 class ModelMissing(ModelUnusable):
@@ -56,7 +57,7 @@ def check(folder: Path, files: tuple[File, ...], *, transformer: bool = False) -
     names = {file.name for file in files}
     weights = [file for file in files if file.name.endswith(".safetensors")]
     if "config.json" in names:
-        _check_config(folder / "config.json")
+        _check_object(folder / "config.json")
     elif transformer and "params.json" not in names and not any(n.endswith(".gguf") for n in names):
         raise ModelUnusable(
             f"model folder {folder} has no config.json: storageUri must name the folder that holds the model's "
@@ -66,16 +67,23 @@ def check(folder: Path, files: tuple[File, ...], *, transformer: bool = False) -
         _check_safetensors(folder / file.name, file.size)
 
 
-def _check_config(path: Path) -> None:
+def check_tokenizer(folder: Path) -> None:
+    """Raises ModelUnusable. Apart from check(), since a tokenizer may take longer to read than a start may wait."""
+    for name in TOKENIZER:
+        if (folder / name).is_file():
+            _check_object(folder / name)
+
+
+def _check_object(path: Path) -> None:
     try:
-        config = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes())
     except OSError as error:
         raise ModelUnusable(
             f"{path} can't be read: {error.strerror}; give the node's user read access"
         ) from error
     except ValueError as error:
         raise ModelUnusable(f"{path} is not JSON ({error}): copy the model again") from error
-    if not isinstance(config, dict):
+    if not isinstance(found, dict):
         raise ModelUnusable(f"{path} is not a JSON object: copy the model again")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from aiohttp import web
 
+from autoscaler_shim.node import model_files
 from autoscaler_shim.objects.admin import Admin, failure
 from autoscaler_shim.objects.book import Book
 from autoscaler_shim.objects.desk import Desk
@@ -23,6 +24,7 @@ from autoscaler_shim.objects.overview import Overview
 from autoscaler_shim.objects.reconciler import Reconciler
 from autoscaler_shim.objects.storage import OrderedStorage
 from kserve_ext.api.storage import Claims
+from kserve_ext.fluid.preload import ModelUnavailable, ModelUnusable
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.process import Process, wall_time
 from kserve_ext.rpc.rpc import Rpc
@@ -32,21 +34,17 @@ log = logging.getLogger(__name__)
 
 
 def check_folder(path: str, ours: bool) -> str:
-    """What is wrong with a model folder, "" if nothing can be seen from here."""
+    """What is wrong with a model folder, "" if nothing can be seen from its texts and the heads of its weights."""
     folder = Path(path)
     if not folder.exists():
         return f"no such folder: {path}"
     if not ours:
         return ""
-    if not folder.is_dir():
-        return f"not a folder: {path}"
-    config = folder / "config.json"
-    if not config.is_file():
-        return f"no model: {path} has no config.json"
     try:
-        json.loads(config.read_bytes())
-    except (OSError, ValueError) as error:
-        return f"broken model: {config} can't be read ({error})"
+        model_files.check(folder, model_files.manifest(folder), transformer=True)
+        model_files.check_tokenizer(folder)
+    except (ModelUnusable, ModelUnavailable) as error:
+        return f"broken model: {error}"
     return ""
 
 
