@@ -65,9 +65,13 @@ class Dispatcher:
         if known is None:
             return Refusal(503, f"revision {found} is not known here yet: try again", 1.0)
         if known.role == "prefill":
-            return Refusal(
-                421, f"{found} only computes prompts for group {known.group}: ask its decode service"
+            decode = self.routes.decode_host(known.group)
+            ask = (
+                f"its decode service has the host {decode}"
+                if decode
+                else "its decode service is not there yet"
             )
+            return Refusal(421, f"{found} only computes prompts for group {known.group}; {ask}")
         return found
 
     def submit(self, exchange: Exchange) -> None:

@@ -44,7 +44,7 @@ REFUSALS: Final[dict[int, Kind]] = {
         close=True,
     ),
     421: Kind(
-        "Misdirected Request", "invalid_request_error", "misdirected", "Use the host that the message names."
+        "Misdirected Request", "invalid_request_error", "misdirected", "Send it to the decode service."
     ),
     429: Kind(
         "Too Many Requests", "rate_limit_error", "queue_full", "Retry after the time in Retry-After.", 1.0

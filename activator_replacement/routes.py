@@ -58,6 +58,8 @@ class Routes:
         self._scanned: set[str] = set()
         #: prefill revisions by group
         self._prefill: dict[str, dict[RevisionKey, Revision]] = {}
+        #: hosts of services without a revision that could serve
+        self._closed: set[bytes] = set()
         #: found by looking at all routes; None = not since the last change
         self._sole: tuple[_Route | None] | None = None
         self._names: str | None = None
@@ -74,6 +76,15 @@ class Routes:
         """The newest prefill revision of a group."""
         found = self._prefill.get(group, {}).values()
         return max(found, key=lambda r: (r.created_at, r.generation), default=None)
+
+    def decode_host(self, group: str) -> str:
+        """A host of the group's decode service, "" if there is none. Looks at all routes: for refusals only."""
+        for host, route in sorted(self._routes.items()):
+            for target, _ in route.targets:
+                revision = self.revisions.get(target)
+                if revision is not None and revision.group == group and revision.role == "decode":
+                    return host.decode("latin-1")
+        return ""
 
     # --- the seam's resolve
 
@@ -120,6 +131,10 @@ class Routes:
     def _unknown(self, host: bytes) -> Refusal:
         if not self.loaded:
             return _NOT_LOADED
+        if host.partition(b":")[0].lower() in self._closed:
+            name = host.decode("latin-1")
+            why = f"the service of {name} has no revision that can serve: see `galaxy get isvc -A -o wide`"
+            return Refusal(503, why, 5.0)
         if not self._routes:
             return Refusal(404, "there is no service yet: apply one with `galaxy apply -f FILE`")
         if self._names is None:
@@ -133,6 +148,7 @@ class Routes:
 
     def _all_routes(self, items: dict[str, bytes]) -> None:
         self._routes = {}
+        self._closed = set()
         self._sole = self._names = None
         for key, value in items.items():
             self._route_changed(key, value)
@@ -141,10 +157,13 @@ class Routes:
     def _route_changed(self, key: str, value: bytes | None) -> None:
         host = key.partition("/")[2].encode()
         targets = _decode_targets(value) if value is not None else ()
+        self._closed.discard(host)
         if targets:
             self._routes[host] = _Route(targets)
         else:
             self._routes.pop(host, None)
+            if value is not None:
+                self._closed.add(host)
         self._sole = self._names = None
 
     def _all_revisions(self, items: dict[str, bytes]) -> None:

@@ -89,9 +89,10 @@ class Reconciler:
             done = rollout.step(old, None if outcome.problems else outcome.revision, self.observed, now)
         if done.put is not None:
             items.append((f"revisions/{done.put.key}", msgspec.msgpack.encode(done.put)))
-        if done.rollout.serving != old.serving:
-            route = ((done.rollout.serving, 100),) if done.rollout.serving else None
-            value = msgspec.msgpack.encode(route) if route else None
+        if done.rollout.serving != old.serving or key not in self.rollouts:
+            # Without a revision the host is known all the same: its requests are told to look at the service.
+            targets = ((done.rollout.serving, 100),) if done.rollout.serving else ()
+            value = None if outcome.stopped else msgspec.msgpack.encode(targets)
             items += [(f"routes/{host}", value) for host in self.hosts(key)]
         items += [(f"revisions/{revision}", None) for revision in done.delete]
         self.rollouts[key] = done.rollout

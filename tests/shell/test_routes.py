@@ -109,10 +109,10 @@ def test_nothing_is_unknown_before_both_scans_have_come() -> None:
     assert refusal(told.routes, b"", b"ns", b"a-1").status == 404
 
 
-def test_a_route_without_targets_is_no_route() -> None:
+def test_a_route_without_targets_takes_nothing() -> None:
     routes = Told().scanned(revision("a-1"), a={"a-1": 100})
     routes._route_changed("routes/a.local", targets({}))
-    assert refusal(routes, b"a.local").status == 404
+    assert refusal(routes, b"a.local").status == 503
 
 
 def test_a_rescan_tells_what_came_and_went() -> None:
@@ -140,3 +140,23 @@ def test_the_newest_prefill_revision_of_a_group() -> None:
     assert older.key == "ns/p-1"
     routes._revision_changed("revisions/ns/p-1", None)
     assert routes.prefill_of("ns/g") is None
+
+
+def test_a_service_without_a_revision_is_known_and_says_where_to_look() -> None:
+    routes = Told().scanned(revision("a-00001"), a={"a-00001": 100}, broken={})
+    found = routes.resolve(b"broken.local", None, None)
+    assert isinstance(found, Refusal)
+    assert found.status == 503
+    assert "no revision that can serve" in found.reason
+    routes._route_changed("routes/broken.local", None)
+    gone = routes.resolve(b"broken.local", None, None)
+    assert isinstance(gone, Refusal)
+    assert gone.status == 404
+
+
+def test_the_host_of_a_groups_decode_service() -> None:
+    prefill = revision("p-00001", "prefill", "ns/g")
+    decode = revision("d-00001", "decode", "ns/g")
+    routes = Told().scanned(prefill, decode, p={"p-00001": 100}, d={"d-00001": 100})
+    assert routes.decode_host("ns/g") == "d.local"
+    assert routes.decode_host("ns/other") == ""
