@@ -82,6 +82,22 @@ def test_a_cluster_that_does_not_run_is_said(tmp_path: Path) -> None:
         folder.required()
 
 
+def test_parts_without_a_supervisor_are_used_with_one_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Folder(tmp_path)
+    folder.run.mkdir()
+    folder.write_cluster({"objects": "h:1"})
+    me = os.getpid()
+    facts = f'{{"id": "a", "kind": "node", "pid": {me}, "started": {start_ticks(me)}}}'
+    (folder.run / "a.json").write_text(facts)
+    assert folder.required() == folder.required() == {"objects": "h:1"}
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("warning: its supervisor is gone") == 1
+    assert f"do: galaxy up --data {folder.root}" in printed.err
+
+
 def test_parts_of_a_cluster(tmp_path: Path) -> None:
     cluster = {
         "controller": "127.0.0.1:1",

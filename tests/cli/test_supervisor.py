@@ -65,7 +65,7 @@ def test_what_dies_is_started_again_and_what_is_stopped_ends(
     assert child.backoff.restarts == 1
     second = child.process
     made._stop_all()
-    assert second.returncode == -signal.SIGTERM
+    assert second.poll() == -signal.SIGTERM
     said = capfd.readouterr().out
     assert f"part-0: pid {first} ended (signal 9)" in said
     assert f"part-0: started again as pid {second.pid}" in said
@@ -111,6 +111,44 @@ def test_a_second_supervisor_of_a_folder_ends_at_once(folder: Folder) -> None:
     finally:
         first.terminate()
         assert first.wait(10) == 0
+
+
+def test_what_lives_is_adopted_and_watched(folder: Folder, capfd: pytest.CaptureFixture[str]) -> None:
+    orphan = subprocess.Popen(SLEEP)
+    until(lambda: start_ticks(orphan.pid))
+    (folder.run / "part-0.json").write_text(
+        f'{{"id": "part-0", "kind": "node", "pid": {orphan.pid}, "started": {start_ticks(orphan.pid)}}}'
+    )
+    made = Supervisor(folder)
+    made._take_over([Part("part-0", "node", SLEEP), Part("part-1", "node", SLEEP)])
+    adopted, started = made.children
+    assert adopted.process.pid == orphan.pid
+    assert started.process.pid != orphan.pid
+    orphan.kill()
+    orphan.wait()
+
+    def again() -> bool:
+        made._look(time.monotonic())
+        return adopted.process.pid != orphan.pid
+
+    until(again)
+    made._stop_all()
+    assert adopted.process.poll() == started.process.poll() == -signal.SIGTERM
+    said = capfd.readouterr().out
+    assert "started 1 parts, adopted 1" in said
+    assert f"part-0: pid {orphan.pid} ended (it was adopted)" in said
+
+
+def test_what_was_adopted_is_ended_with_the_others(folder: Folder) -> None:
+    orphan = subprocess.Popen(SLEEP)
+    until(lambda: start_ticks(orphan.pid))
+    (folder.run / "part-0.json").write_text(
+        f'{{"id": "part-0", "kind": "node", "pid": {orphan.pid}, "started": {start_ticks(orphan.pid)}}}'
+    )
+    made = Supervisor(folder)
+    made._take_over([Part("part-0", "node", SLEEP)])
+    made._stop_all()
+    assert orphan.wait(5) == -signal.SIGTERM
 
 
 def test_down_ends_parts_that_a_killed_supervisor_left_and_nothing_else(folder: Folder) -> None:

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
+
 from kserve_ext.cli.failure import Failure
 from kserve_ext.rpc.process import start_ticks, write_atomically
 
@@ -40,6 +42,7 @@ class Folder:
         self.log = self.root / "log"
         self.key = self.root / "cluster.key"
         self.lock = self.root / "supervisor.lock"
+        self._warned = False
 
     def cluster(self) -> Document:
         """cluster.json, {} when there is none."""
@@ -77,19 +80,19 @@ class Folder:
         ]
 
     def required(self) -> Document:
-        """cluster.json of a cluster that runs; Failure otherwise."""
+        """cluster.json of a cluster that runs, with a warning when nothing restarts its parts; Failure otherwise."""
         facts = self.cluster()
         if not facts:
             raise Failure(
                 "there is no cluster here", f"{self.root} has no cluster.json", "start one: galaxy up"
             )
         if not self.supervisor():
-            left = self.living()
-            why = f"its supervisor is gone, {len(left)} of its parts still run" if left else "it was stopped"
-            do = f"galaxy up --data {self.root}"
-            if left:
-                do = f"galaxy down --data {self.root}\n{do}"
-            raise Failure("the cluster does not run", why, do)
+            if not self.living():
+                raise Failure("the cluster does not run", "it was stopped", f"galaxy up --data {self.root}")
+            if not self._warned:
+                self._warned = True
+                text = "its supervisor is gone: it serves, but a part that dies is not restarted"
+                click.echo(f"warning: {text}\n  do: galaxy up --data {self.root}", err=True)
         return facts
 
 

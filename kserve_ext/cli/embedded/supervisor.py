@@ -1,8 +1,8 @@
 """Keeps the parts of an embedded cluster running: `python -m kserve_ext.cli.embedded.supervisor --data DIR`.
 
 Starts them, starts again what dies (with back-off, said in its log), and on SIGTERM ends them: first those that
-answer requests, the controller last. It holds a lock on the data folder for as long as it lives. Instances are not
-its children: they belong to node agents and outlive these.
+answer requests, the controller last. It holds a lock on the data folder for as long as it lives. Parts that a killed
+supervisor left are adopted as they are. Instances are not its children: they belong to node agents and outlive these.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from kserve_ext.cli.embedded.adopted import UNKNOWN, Adopted
 from kserve_ext.cli.embedded.backoff import Backoff
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.embedded.parts import ROOT, Part, environment, parts
@@ -31,7 +32,7 @@ GRACE_S: Final = 8.0
 @dataclass(slots=True)
 class Child:
     part: Part
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Adopted
     started: float
     backoff: Backoff = field(default_factory=Backoff)
     again_at: float = 0.0  # 0 = it runs
@@ -57,14 +58,23 @@ class Supervisor:
         cluster = self.folder.cluster()
         cluster["supervisor"] = {"pid": os.getpid(), "started": start_ticks(os.getpid())}
         self.folder.write_cluster(cluster)
-        for part in parts(cluster, self.folder.root):
-            self.children.append(Child(part, self._start(part), time.monotonic()))
-        say(f"started {len(self.children)} parts")
+        self._take_over(parts(cluster, self.folder.root))
         while not self._ending:
             self._look(time.monotonic())
             time.sleep(LOOK_EVERY_S)
         self._stop_all()
         return 0
+
+    def _take_over(self, wanted: list[Part]) -> None:
+        """Adopts what lives, starts the rest."""
+        files = self.folder.run_files()
+        living = {part.id: part.pid for part in self.folder.living()}
+        for part in wanted:
+            pid = living.get(part.id)
+            process = Adopted(pid, int(files[part.id]["started"])) if pid else self._start(part)
+            self.children.append(Child(part, process, time.monotonic()))
+        adopted = sum(isinstance(child.process, Adopted) for child in self.children)
+        say(f"started {len(self.children) - adopted} parts" + (f", adopted {adopted}" if adopted else ""))
 
     def _end(self, number: int, frame: object) -> None:
         self._ending = True
@@ -92,7 +102,13 @@ class Supervisor:
             if code is not None:
                 pause = child.backoff.died(child.started, now)
                 child.again_at = now + pause
-                how = f"signal {-code}" if code < 0 else f"exit code {code}"
+                how = (
+                    "it was adopted"
+                    if code == UNKNOWN
+                    else f"signal {-code}"
+                    if code < 0
+                    else f"exit code {code}"
+                )
                 say(
                     f"{child.part.id}: pid {child.process.pid} ended ({how}) after {now - child.started:.1f} s; "
                     f"restart {child.backoff.restarts} in {pause:g} s; see {child.part.id}.log"
@@ -103,7 +119,7 @@ class Supervisor:
             self._stop([c.process for c in self.children if c.part.kind == kind and not c.again_at])
         say("all parts have ended")
 
-    def _stop(self, processes: list[subprocess.Popen[bytes]]) -> None:
+    def _stop(self, processes: list[subprocess.Popen[bytes] | Adopted]) -> None:
         for process in processes:
             if process.poll() is None:
                 process.terminate()

@@ -98,19 +98,18 @@ def cluster(folder: Folder) -> Iterator[Finding]:
     if not facts:
         yield Finding("ok", f"no cluster in {folder.root}")
         return
-    if not folder.supervisor():
-        left = folder.living()
-        if left:
-            what = f"{len(left)} parts run without a supervisor"
-            yield Finding("failed", what, f"galaxy down --data {folder.root}")
-        else:
-            yield Finding("ok", f"the cluster in {folder.root} is down")
-        return
     running = {part.id for part in folder.living()}
+    restart = "wait a second for its restart"
+    if not folder.supervisor():
+        if not running:
+            yield Finding("ok", f"the cluster in {folder.root} is down")
+            return
+        restart = f"galaxy up --data {folder.root}"
+        yield Finding("failed", f"{len(running)} parts run without a supervisor", restart)
     for part in parts(facts, folder.root):
         if part.id not in running:
             log = folder.log / f"{part.id}.log"
-            yield Finding("failed", f"{part.id} does not run", f"wait a second for its restart; see {log}")
+            yield Finding("failed", f"{part.id} does not run", f"{restart}; see {log}")
     yield from _answers(folder, running)
 
 

@@ -98,9 +98,13 @@ def command(
 ) -> None:
     """Start an embedded cluster on this machine, and wait until it is whole.
 
-    Objects of an earlier cluster in the same data folder are still there.
+    Objects of an earlier cluster in the same data folder are still there. Where only the supervisor died, a new one
+    takes over what still runs; the cluster stays as it was started, whatever options are given.
     """
     check_free(folder)
+    if folder.living():
+        adopt(folder, foreground)
+        return
     port = check_port(http_port)
     counts = {"dispatch": dispatch, "schedule": schedule, "cluster-mgr": cluster_mgr, "node": nodes}
     cpu, memory = machine()
@@ -134,7 +138,7 @@ def command(
 
 
 def check_free(folder: Folder) -> None:
-    """Failure when something runs in the data folder."""
+    """Failure when a whole cluster runs in the data folder."""
     pid = folder.supervisor()
     if pid:
         raise Failure(
@@ -142,14 +146,21 @@ def check_free(folder: Folder) -> None:
             f"supervisor pid {pid} in {folder.root}",
             f"use it, or stop it: galaxy down --data {folder.root}, or choose another folder with --data",
         )
-    left = folder.living()
-    if left:
-        names = ", ".join(f"{part.id} (pid {part.pid})" for part in left)
-        raise Failure(
-            "parts of a cluster that died still run here",
-            names,
-            f"galaxy down --data {folder.root}",
-        )
+
+
+def adopt(folder: Folder, foreground: bool) -> None:
+    """A new supervisor for parts whose own was killed. Whatever happens, what serves is not taken down."""
+    cluster = folder.cluster()
+    living = len(folder.living())
+    supervisor = start(folder)
+    took = wait_whole(folder, cluster, supervisor)
+    click.echo(
+        f"a new supervisor took over {living} parts after {took:.1f} s, with the options that they have; "
+        f"to change them: galaxy down --data {folder.root}, then up"
+    )
+    click.echo(f"requests: http://{cluster['http']}  (Host: NAME.NAMESPACE.{cluster['domain']})")
+    if foreground:
+        _stay(folder, supervisor)
 
 
 def check_port(port: int) -> int:
