@@ -21,6 +21,7 @@ import openai
 from rich.console import Console
 from rich.rule import Rule
 
+from kserve_ext.cli.embedded.folder import Folder
 from tools.setup.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -227,29 +228,40 @@ def main() -> int:
     home = os.environ.get("GALAXY_HOME")
     galaxy = Galaxy((Path(home).expanduser() if home else Path.home() / ".galaxy") / "demo")
     began = time.monotonic()
-    good = False
+    good = over = False  # over: nothing is to be taken down any more
     try:
-        galaxy("down", show=False)
-        if (galaxy.data / "cluster.json").exists():
-            shutil.rmtree(galaxy.data)  # an earlier demo's: its nodes would have the model already
+        clear(galaxy)
         start(galaxy)
         unified(galaxy)
         pair(galaxy)
         back_to_zero(galaxy)
+        if keep:
+            over = True
+            try_next(galaxy)
+        else:
+            galaxy("down", timeout_s=180)
+            over = True
         good = True
+        out.print(f"[green]done[/] after {time.monotonic() - began:.0f} s")
     except (DemoFailed, openai.OpenAIError, OSError, subprocess.TimeoutExpired) as error:
         out.print(f"error: the demo failed after {time.monotonic() - began:.0f} s", style="red")
         out.print(f"  why: {error}", markup=False)
         out.print(f"  do: see the logs in {galaxy.data / 'log'} and {galaxy.data / 'nodes'}", markup=False)
     except KeyboardInterrupt:
         out.print("interrupted")
-    if good and keep:
-        try_next(galaxy)
-    else:
-        galaxy("down", show=good, timeout_s=180)
-    if good:
-        out.print(f"[green]done[/] after {time.monotonic() - began:.0f} s")
+    finally:  # also when nobody reads what is printed any more: rich ends the program then
+        if not over:
+            galaxy("down", show=False, timeout_s=180)
     return 0 if good else 1
+
+
+def clear(galaxy: Galaxy) -> None:
+    """Takes an earlier demo away; its nodes would have the model already."""
+    if Folder(galaxy.data).living():
+        out.print(f"an earlier demo runs in {galaxy.data}: it is stopped first", markup=False, soft_wrap=True)
+    galaxy("down", show=False)
+    if (galaxy.data / "cluster.json").exists():
+        shutil.rmtree(galaxy.data)
 
 
 if __name__ == "__main__":
