@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +54,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def section(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table under its title, or "none"."""
     return f"\n{title}:\n{table(columns, rows)}" if rows else f"\n{title}: none"
+
+
+def watched() -> bool:
+    """Whether somebody sees a picture that changes: in a pipe or a file it is printed once instead."""
+    return sys.stdout.isatty()
 
 
 def screen(text: str) -> Text:

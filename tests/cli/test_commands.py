@@ -191,6 +191,15 @@ def test_describe_and_status(galaxy: Running) -> None:
     assert json.loads(galaxy("status", "-o", "json").output) == STATUS
 
 
+def test_what_is_watched_is_printed_once_where_nobody_watches(galaxy: Running) -> None:
+    watched = galaxy("status", "--watch")
+    assert (watched.exit_code, watched.output) == (0, galaxy("status").output)
+    top = galaxy("top")
+    assert top.exit_code == 0
+    assert top.output.startswith("NAME")
+    assert f" {os.getpid()} " in top.output
+
+
 def test_unknown_things_name_the_nearest(galaxy: Running) -> None:
     assert "did you mean InferenceService?" in galaxy("get", "inferenceservices2").output
     assert "did you mean apply?" in galaxy("aply").output

@@ -12,7 +12,7 @@ from kserve_ext.api.quantities import show_mebibytes, show_milli
 from kserve_ext.cli.client import Client
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.failure import Failure
-from kserve_ext.cli.output import data_option, dump, format_option, screen, section
+from kserve_ext.cli.output import data_option, dump, format_option, screen, section, watched
 
 Document = dict[str, Any]
 EVERY_S = 1.0
@@ -21,14 +21,16 @@ EVERY_S = 1.0
 @click.command()
 @data_option
 @format_option("json", "yaml")
-@click.option("-w", "--watch", is_flag=True, help="Again every second, until Ctrl-C.")
+@click.option(
+    "-w", "--watch", is_flag=True, help="Again every second, until Ctrl-C; once where stdout is no terminal."
+)
 def command(folder: Folder, output: str | None, watch: bool) -> None:
     """Show functions, partitions, nodes, slots, instances and held requests."""
     client = Client(folder)
     if output:
         dump(client.call("GET", "/api/status").body, output)
         return
-    if not watch:
+    if not watch or not watched():
         click.echo(picture(client.call("GET", "/api/status").body))
         return
     try:

@@ -12,7 +12,7 @@ from rich.live import Live
 from kserve_ext.cli.client import Client
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.failure import Failure
-from kserve_ext.cli.output import data_option, screen, table
+from kserve_ext.cli.output import data_option, screen, table, watched
 
 EVERY_S = 2.0
 
@@ -27,13 +27,15 @@ class Usage(NamedTuple):
 
 @click.command()
 @data_option
-@click.option("--once", is_flag=True, help="One look, over half a second.")
+@click.option(
+    "--once", is_flag=True, help="One look, over half a second; so it is where stdout is no terminal."
+)
 def command(folder: Folder, once: bool) -> None:
     """Show what every process uses, the hungriest first; Ctrl-C ends."""
     folder.required()
     seen: dict[int, psutil.Process] = {}
     _measure(folder, seen)
-    if once:
+    if once or not watched():
         time.sleep(0.5)
         click.echo(_picture(_measure(folder, seen)))
         return
