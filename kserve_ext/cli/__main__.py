@@ -52,10 +52,10 @@ class Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("galaxy", cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Galaxy for KServe: an embedded cluster, and the operator's tools."""
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(prog_name="galaxy"))

@@ -15,7 +15,7 @@ SUFFIXES = (".yaml", ".yml", ".json")
 
 
 class Source(NamedTuple):
-    """One object; `where` is for messages."""
+    """One object; `where` is for messages: who catches a Failure of these puts it in front."""
 
     where: str
     document: dict[str, Any]
@@ -24,9 +24,10 @@ class Source(NamedTuple):
         word = str(self.document.get("kind") or "")
         found = kind_of(word)
         if found is None:
-            what = f"{self.where}: unknown kind {word}" if word else f"{self.where}: kind is missing"
             raise Failure(
-                what, "the embedded cluster has the three kinds of KServe's runtimes", kind_remedy(word)
+                f"unknown kind {word}" if word else "kind is missing",
+                "the embedded cluster has the three kinds of KServe's runtimes",
+                kind_remedy(word),
             )
         return found
 
@@ -35,7 +36,7 @@ class Source(NamedTuple):
         metadata = self.document.get("metadata")
         name = metadata.get("name") if isinstance(metadata, dict) else None
         if not isinstance(metadata, dict) or not isinstance(name, str) or not name:
-            raise Failure(f"{self.where}: metadata.name is missing", "every object has a name", "add it")
+            raise Failure("metadata.name is missing", "every object has a name", "add it")
         if not self.kind().namespaced:
             return "", name
         return str(metadata.get("namespace") or namespace), name

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +134,34 @@ def test_apply_get_delete(galaxy: Running) -> None:
     assert galaxy("delete", "isvc", "tiny", "--ignore-not-found").exit_code == 0
 
 
+def test_get_takes_several_names(galaxy: Running) -> None:
+    for name in ("a", "b", "c"):
+        galaxy.apply(MODEL % "", name)
+    rows = galaxy("get", "isvc", "c", "a").output.splitlines()[1:]
+    assert [row.split()[0] for row in rows] == ["c", "a"]
+    listed = json.loads(galaxy("get", "isvc", "a", "b", "-o", "json").output)
+    assert [item["metadata"]["name"] for item in listed["items"]] == ["a", "b"]
+    some = galaxy("get", "isvc", "a", "none", "-o", "name")
+    assert some.exit_code == 1
+    assert some.output.startswith("inferenceservice.serving.kserve.io/a\n")
+    assert "none not found" in some.output
+
+
+def test_apply_of_a_change_names_the_revision_that_rolls_out(galaxy: Running) -> None:
+    galaxy.apply(MODEL % "", notes={})
+    changed = galaxy.apply(MODEL % ", args: [--x]", notes={})
+    assert changed.output.endswith("tiny configured, rolling out tiny-predictor-00002\n")
+
+
+def test_a_file_is_named_once(galaxy: Running, tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("kind: InferenceServce\nmetadata: {name: x}")
+    for verb in ("apply", "delete"):
+        said = galaxy(verb, "-f", str(file)).output
+        assert f"error: {file}: unknown kind InferenceServce" in said
+        assert said.count(str(file)) == 1
+
+
 def test_every_problem_of_every_object_is_said_and_good_ones_are_applied(galaxy: Running) -> None:
     bad = isvc_document("model: {modelFormat: {name: x}, storageURI: a}\nminReplica: 1", "bad")
     good = isvc_document(MODEL % "", "good", ZERO)
@@ -254,6 +284,12 @@ def test_up_refuses_what_cannot_work(galaxy: Running, tmp_path: Path) -> None:
     for args in (("--pvc", "x"), ("--pvc", "x=/no/such"), ("--node-cpu", "lots"), ("--nodes", "0")):
         result = CliRunner().invoke(main, ["up", "--data", str(tmp_path / "other"), *args])
         assert result.exit_code == 2, args
+
+
+def test_usage_names_the_command() -> None:
+    argv = [sys.executable, "-m", "kserve_ext.cli", "get", "-h"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("Usage: galaxy get ")
 
 
 def test_every_verb_has_help() -> None:

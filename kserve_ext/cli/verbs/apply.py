@@ -61,8 +61,17 @@ def _apply(client: Client, source: Source, namespace: str) -> str:
     answer = client.call("PATCH", path, document)
     for warning in answer.warnings:
         click.echo(f"warning: {kind.kind.lower()}/{name}: {warning}", err=True)
-    click.echo(f"{kind.kind.lower()}.serving.kserve.io/{name} {answer.verb}")
+    rolling = _rolling_out(answer.body) if answer.verb == "configured" else ""
+    click.echo(f"{kind.kind.lower()}.serving.kserve.io/{name} {answer.verb}{rolling}")
     return path
+
+
+def _rolling_out(document: dict[str, Any]) -> str:
+    """Names the revision that waits for the traffic, if there is one."""
+    predictor = ((document.get("status") or {}).get("components") or {}).get("predictor") or {}
+    serving = {entry["revisionName"] for entry in predictor.get("traffic") or ()}
+    latest = predictor.get("latestCreatedRevision")
+    return f", rolling out {latest}" if serving and latest and latest not in serving else ""
 
 
 def _look(client: Client, where: str, path: str, wait_s: float) -> Failure | None:

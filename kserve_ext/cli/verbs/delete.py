@@ -38,7 +38,11 @@ def command(
             raise click.UsageError(f"which {found.kind}? give its name")
         targets = [(found, namespace if found.namespaced else "", name) for name in names]
     else:
-        targets = [(source.kind(), *source.names(namespace)) for source in load(files)]
+        for source in load(files):
+            try:
+                targets.append((source.kind(), *source.names(namespace)))
+            except Failure as failure:
+                raise failure.at(source.where) from None
     client = Client(folder)
     failures: list[Failure] = []
     for of, place, name in targets:

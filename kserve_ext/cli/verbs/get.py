@@ -10,7 +10,7 @@ from kserve_ext.api import conditions
 from kserve_ext.api.resources import KindOf, kind_of, kind_remedy
 from kserve_ext.cli.client import Client, path_of
 from kserve_ext.cli.embedded.folder import Folder
-from kserve_ext.cli.failure import Failure
+from kserve_ext.cli.failure import Failure, raise_all
 from kserve_ext.cli.output import age, data_option, dump, format_option, namespace_option, table
 
 Document = dict[str, Any]
@@ -30,7 +30,7 @@ def required_kind(word: str) -> KindOf:
 @format_option("json", "yaml", "wide", "name")
 @click.option("-w", "--watch", is_flag=True, help="Go on printing what changes, until Ctrl-C.")
 @click.argument("kind")
-@click.argument("name", required=False)
+@click.argument("names", nargs=-1)
 def command(
     folder: Folder,
     namespace: str,
@@ -38,20 +38,25 @@ def command(
     output: str | None,
     watch: bool,
     kind: str,
-    name: str | None,
+    names: tuple[str, ...],
 ) -> None:
-    """List objects of KIND (isvc, servingruntime, clusterservingruntime), or show one."""
+    """List objects of KIND (isvc, servingruntime, clusterservingruntime), or show those with these names."""
     of = required_kind(kind)
     place = "" if all_namespaces or not of.namespaced else namespace
     client = Client(folder)
     if watch:
-        _watch(client, of, place, name, output)
+        _watch(client, of, place, names, output)
         return
-    if name:
+    missing: list[Failure] = []
+    if names:
         if all_namespaces:
             raise click.UsageError("an object has one namespace: give -n, not -A")
-        document = client.call("GET", path_of(of, place, name)).body
-        found = [document]
+        found, missing = _named(client, of, place, names)
+        document = {"apiVersion": "v1", "kind": "List", "items": found}
+        if len(names) == 1 and found:
+            document = found[0]
+        if not found:
+            raise_all(missing)
     else:
         found = client.call("GET", path_of(of, place)).body["items"]
         document = {"apiVersion": "v1", "kind": "List", "items": found}
@@ -64,15 +69,29 @@ def command(
         click.echo(f"no {of.plural}" + (f" in namespace {place}" if place else ""), err=True)
     else:
         click.echo(listing(of, found, wide=output == "wide", namespaces=all_namespaces))
+    raise_all(missing)
 
 
-def _watch(client: Client, of: KindOf, place: str, name: str | None, output: str | None) -> None:
+def _named(
+    client: Client, of: KindOf, place: str, names: tuple[str, ...]
+) -> tuple[list[Document], list[Failure]]:
+    """Those that there are, and what is said of the others."""
+    found, missing = [], []
+    for name in dict.fromkeys(names):
+        try:
+            found.append(client.call("GET", path_of(of, place, name)).body)
+        except Failure as failure:
+            missing.append(failure)
+    return found, missing
+
+
+def _watch(client: Client, of: KindOf, place: str, names: tuple[str, ...], output: str | None) -> None:
     """The header once; the first row's columns are as wide as it needs, later ones may be wider."""
     first = True
     try:
         for event in client.events(path_of(of, place) + "?watch=true"):
             item = event["object"]
-            if name and item["metadata"]["name"] != name:
+            if names and item["metadata"]["name"] not in names:
                 continue
             if output in ("json", "yaml"):
                 dump(item, output)

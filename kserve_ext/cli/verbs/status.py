@@ -22,7 +22,7 @@ EVERY_S = 1.0
 @data_option
 @format_option("json", "yaml")
 @click.option(
-    "-w", "--watch", is_flag=True, help="Again every second, until Ctrl-C; once where stdout is no terminal."
+    "-w", "--watch", is_flag=True, help="Again every second, until Ctrl-C; once if stdout is no terminal."
 )
 def command(folder: Folder, output: str | None, watch: bool) -> None:
     """Show functions, partitions, nodes, slots, instances and held requests."""
