@@ -81,7 +81,12 @@ async def serve(folder: Path, controller: str, target: str) -> None:
     store = RemoteStore(rpc, controller)
     while True:
         try:
-            await store.put_now([(f"revisions/{KEY}", msgspec.msgpack.encode(revision()))])
+            route = msgspec.msgpack.encode(
+                ((KEY, 100),)
+            )  # the reader of streams sends this host, no Knative headers
+            await store.put_now(
+                [(f"revisions/{KEY}", msgspec.msgpack.encode(revision())), ("routes/bench", route)]
+            )
             break
         except Unavailable:
             await asyncio.sleep(0.1)
