@@ -279,6 +279,11 @@ class Dispatcher:
         waiting.refuse(status, reason, retry_after_s)
 
 
+def demand_facts(demand: Demand) -> home_facts.Demand:
+    """The message as the cores know it: the same fields in the same order."""
+    return home_facts.Demand(*msgspec.structs.astuple(demand))
+
+
 def _close(record: Any, outcome: int) -> None:
     record.outcome = OUTCOMES[outcome]
     names = {OK: "last_byte", CLIENT_GONE: "client_gone", TIMEOUT: "timeout"}

@@ -14,10 +14,10 @@ from collections.abc import Iterable
 
 import msgspec
 
-from activator_replacement.dispatch import Dispatcher
+from activator_replacement.dispatch import Dispatcher, demand_facts
 from activator_replacement.questions import Questions
 from activator_replacement.routes import Routes
-from kserve_ext.core import home_facts, rendezvous
+from kserve_ext.core import rendezvous
 from kserve_ext.core.facts import Mark, Revision, View
 from kserve_ext.core.home import Home
 from kserve_ext.core.home_facts import (
@@ -171,7 +171,7 @@ class Homes:
                         elsewhere.append(action.revision)
                         continue
                     home_key, home = found
-                    facts = home_facts.Demand(*msgspec.structs.astuple(action))
+                    facts = demand_facts(action)
                     grant, out = home.demand(message.sender, facts, self.loop.time())
                     if grant is not None:
                         answers.append(m.Grant(*grant))
@@ -248,7 +248,7 @@ class Homes:
                 return
             for action in reply.actions:
                 if isinstance(action, m.Demand):
-                    facts = home_facts.Demand(*msgspec.structs.astuple(action))
+                    facts = demand_facts(action)
                     _, out = home.demand(i.shard, facts, self.loop.time())
                     self._carry(home_key, out)
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
-import msgspec
-
-from kserve_ext.core import home_facts
+from activator_replacement.dispatch import demand_facts
 from kserve_ext.core.facts import Instance
 from kserve_ext.core.home import Home
 from kserve_ext.core.home_facts import AskNode, Instruction
@@ -105,7 +103,7 @@ class Questions:
             self._recalling.difference_update((home_key, shard) for home_key in by_home)
             if not isinstance(reply, m.RecallReply):
                 return  # the tick asks again
-            demands = {d.revision: home_facts.Demand(*msgspec.structs.astuple(d)) for d in reply.demands}
+            demands = {d.revision: demand_facts(d) for d in reply.demands}
             for home_key, keys in by_home.items():
                 home = self._still(home_key, term)
                 if home is not None:

@@ -17,7 +17,7 @@ import msgspec
 from kserve_ext.core import rendezvous
 from kserve_ext.core import schedule as core
 from kserve_ext.core.facts import Mark, Resources, View
-from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
+from kserve_ext.core.ids import FunctionID, NodeID
 from kserve_ext.rpc import Caller, Rpc, RpcError
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.process import Process, wall_time
@@ -276,6 +276,3 @@ def main(args: argparse.Namespace) -> int:
         await function.gossip()
 
     return process.run(run)
-
-
-__all__ = ["InstanceID", "ScheduleFunction", "main"]

@@ -98,16 +98,7 @@ SPEC: Final = Object(
     },
     required=("predictor",),
 )
-DOCUMENT: Final = Object(
-    {
-        "apiVersion": schema.one_of("serving.kserve.io/v1beta1"),
-        "kind": schema.text,
-        "metadata": schema.anything,
-        "spec": SPEC,
-        "status": schema.anything,
-    },
-    required=("apiVersion", "metadata", "spec"),
-)
+DOCUMENT: Final = schema.document("serving.kserve.io/v1beta1", SPEC)
 
 
 @dataclass(frozen=True, slots=True)

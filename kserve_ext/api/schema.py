@@ -131,3 +131,15 @@ def refused(what: str, remedy: str) -> Check:
 
 texts: Final = items(text)
 labels: Final = mapping(text)
+
+
+def document(api_version: str, spec: Object) -> Object:
+    """A whole object of one kind."""
+    fields: dict[str, Check | Object] = {
+        "apiVersion": one_of(api_version),
+        "kind": text,
+        "metadata": anything,
+        "spec": spec,
+        "status": anything,
+    }
+    return Object(fields, required=("apiVersion", "metadata", "spec"))

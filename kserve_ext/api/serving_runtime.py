@@ -59,16 +59,7 @@ SPEC: Final = Object(
     },
     required=("containers",),
 )
-DOCUMENT: Final = Object(
-    {
-        "apiVersion": schema.one_of("serving.kserve.io/v1alpha1"),
-        "kind": schema.text,
-        "metadata": schema.anything,
-        "spec": SPEC,
-        "status": schema.anything,
-    },
-    required=("apiVersion", "metadata", "spec"),
-)
+DOCUMENT: Final = schema.document("serving.kserve.io/v1alpha1", SPEC)
 
 
 @dataclass(frozen=True, slots=True)

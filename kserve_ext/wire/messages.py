@@ -254,7 +254,6 @@ class Room(msgspec.Struct, array_like=True, frozen=True, tag=1, gc=False):
     free: tuple[int, ...]  # Resources, summed
     largest: tuple[int, ...]  # Resources of the roomiest node
     nodes: int
-    at_epoch: int = 0
     capacity: tuple[int, ...] = ()  # Resources that no node here exceeds; () = not all nodes are known yet
 
 

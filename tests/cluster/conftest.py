@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -27,7 +26,3 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
 @pytest.fixture(scope="module")
 def model() -> str:
     return "pvc://models/anything"
-
-
-def folder_of(cluster: Embedded) -> Path:
-    return cluster.data
