@@ -40,6 +40,9 @@ class Listener:
         self._accepted = accepted
         self._rungs = tuple(rungs)
         self._half: dict[str, tuple[float, socket.socket, Identity, Rung, Ring | None, int]] = {}
+        #: connections in their handshake, by the thread that does it
+        self._meeting: dict[threading.Thread, socket.socket] = {}
+        self._closed = False
         self._lock = threading.Lock()
         self._socket = socket.create_server((host, 0), backlog=64)
         self.addr = f"{host}:{self._socket.getsockname()[1]}"
@@ -47,8 +50,18 @@ class Listener:
         self._thread.start()
 
     def close(self) -> None:
+        """Ends handshakes, too; channels that were accepted live on."""
         sockets.close(self._socket)
         self._thread.join(2.0)
+        with self._lock:
+            self._closed = True
+            meeting = dict(self._meeting)
+        for connection in meeting.values():
+            sockets.wake(
+                connection
+            )  # its own thread closes it: a number closed here might be another file by then
+        for thread in meeting:
+            thread.join(2.0)
         with self._lock:
             half, self._half = self._half, {}
         for _, connection, _, _, ring, _ in half.values():
@@ -62,7 +75,10 @@ class Listener:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
-            threading.Thread(target=self._meet, args=(connection,), daemon=True).start()
+            thread = threading.Thread(target=self._meet, args=(connection,), daemon=True)
+            with self._lock:
+                self._meeting[thread] = connection
+            thread.start()
 
     def _meet(self, connection: socket.socket) -> None:
         try:
@@ -75,6 +91,9 @@ class Listener:
                 self._meet_bulk(connection, offer, sent)
         except ChannelError:
             sockets.close(connection)
+        finally:
+            with self._lock:
+                del self._meeting[threading.current_thread()]
 
     def _meet_control(self, connection: socket.socket, offer: Offer, sent: bytes) -> None:
         who = self._who()
@@ -101,7 +120,7 @@ class Listener:
     def _meet_bulk(self, connection: socket.socket, offer: Offer, sent: bytes) -> None:
         answer(connection, self._key, sent, self._who(), "tcp", None)
         with self._lock:
-            known = self._half.pop(offer.pair, None)
+            known = None if self._closed else self._half.pop(offer.pair, None)
         if known is None or known[2] != offer.who:
             raise ChannelError("protocol", "a bulk connection without its control connection")
         _, control, peer, rung, ring, window = known

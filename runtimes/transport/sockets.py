@@ -70,8 +70,13 @@ def tune(connection: socket.socket) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
-def close(connection: socket.socket) -> None:
-    """Wakes a thread that is blocked on it, then closes."""
+def wake(connection: socket.socket) -> None:
+    """Ends it for a thread that is blocked on it, and leaves closing it to that thread."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
+
+
+def close(connection: socket.socket) -> None:
+    """Wakes a thread that is blocked on it, then closes."""
+    wake(connection)
     connection.close()

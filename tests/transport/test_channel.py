@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -190,12 +192,12 @@ def test_losing_a_side_is_told_once_and_ends_writes(pair: Pair) -> None:
 def test_whoever_does_not_belong_is_refused(change: dict[str, object], reason: Reason) -> None:
     listener = Listener(KEY, lambda: Identity("p", 7, "layout"), lambda channel: None)
     given = {"key": KEY, "who": Identity("d", 3, "layout"), "peer_generation": 7, **change}
-    before = _descriptors()
+    before = _open_files()
     with pytest.raises(ChannelError) as caught:
         dial(listener.addr, given.pop("key"), given.pop("who"), **given)  # type: ignore[arg-type]
     assert caught.value.reason == reason
     listener.close()
-    assert _descriptors() <= before
+    assert _open_files() <= before
 
 
 def test_a_listener_that_does_not_know_the_key_is_noticed() -> None:
@@ -219,7 +221,7 @@ def test_nobody_there() -> None:
 
 def test_nothing_is_left_behind() -> None:
     rings: Callable[[], set[str]] = lambda: {path.name for path in Path("/dev/shm").glob("galaxy-kv-*")}  # noqa: E731
-    before, descriptors, threads = rings(), _descriptors(), threading.active_count()
+    before, files, threads = rings(), _open_files(), set(threading.enumerate())
     for rung in ("shm", "tcp", "shm"):
         pair = Pair((rung,))
         assert rings() == before  # the name is gone as soon as both have it
@@ -227,9 +229,28 @@ def test_nothing_is_left_behind() -> None:
         pair.at_decode.next()
         pair.close()
     assert rings() == before
-    assert _descriptors() == descriptors
-    assert threading.active_count() == threads
+    assert _open_files() <= files
+    assert set(threading.enumerate()) <= threads
 
 
-def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def test_closing_a_listener_ends_handshakes() -> None:
+    files, threads = _open_files(), set(threading.enumerate())
+    listener = Listener(KEY, lambda: Identity("p", 7, "layout"), lambda channel: None)
+    host, _, port = listener.addr.rpartition(":")
+    silent = socket.create_connection((host, int(port)))
+    while not set(threading.enumerate()) - threads - {listener._thread}:
+        pass  # until its thread waits for the offer that never comes
+    listener.close()
+    assert silent.recv(1) == b""
+    silent.close()
+    assert _open_files() <= files
+    assert set(threading.enumerate()) <= threads
+
+
+def _open_files() -> set[str]:
+    """What this process has open, each with a number that is never used again (an inode), unlike a descriptor's."""
+    found = set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own
+            found.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return found
