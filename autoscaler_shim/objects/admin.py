@@ -19,10 +19,8 @@ from autoscaler_shim.objects.storage import Away
 from kserve_ext.api.access import token
 from kserve_ext.api.problems import Findings
 from kserve_ext.api.resources import KindOf, kind_of, kind_remedy
-from kserve_ext.core.facts import Revision
 
 MAX_BODY: Final = 4 << 20
-Advise = Callable[[Revision], Awaitable[str]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -47,11 +45,13 @@ def failure(status: int, reason: str, message: str, findings: Findings | None = 
 
 
 class Admin:
-    """Routes of objects; `extra` adds the cluster's own, `advise` warns of what only the cluster knows."""
+    """Routes of objects; `extra` adds the cluster's own, `look` brings what is known of the cluster up to date."""
 
-    def __init__(self, desk: Desk, cluster_key: bytes, advise: Advise | None = None) -> None:
+    def __init__(
+        self, desk: Desk, cluster_key: bytes, look: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self.desk = desk
-        self._advise = advise
+        self._look = look
         self.app = web.Application(middlewares=[self._guard], client_max_size=MAX_BODY)
         self._token = token(cluster_key)
         add = self.app.router.add_route
@@ -138,13 +138,15 @@ class Admin:
         kind = _kind(request)
         if document.get("kind") not in (None, kind.kind):
             return failure(400, "BadRequest", f"kind is {document['kind']}, the path is of {kind.kind}")
+        if self._look is not None:
+            await self._look()
         applied = await self.desk.apply(document)
         response = web.json_response(applied.document, status=201 if applied.verb == "created" else 200)
         response.headers["X-Galaxy-Verb"] = applied.verb
         outcome = self.desk.reconciler.outcomes.get(applied.key)
         texts = [*applied.warnings, *(outcome.warnings if outcome else ())]
-        if self._advise is not None and outcome is not None and outcome.revision is not None:
-            texts.append(await self._advise(outcome.revision))
+        if outcome is not None:
+            texts.append(outcome.too_large)
         for text in dict.fromkeys(filter(None, texts)):
             response.headers.add("Warning", f'299 - "{text}"')
         return response

@@ -112,6 +112,10 @@ class Desk:
         if service is not None:
             self._mark([service])
 
+    def look_at_all(self) -> None:
+        """What every service depends on has changed: the nodes."""
+        self._mark(sorted(self.book.services))
+
     async def run(self) -> None:
         """Turns when there is news or something is due; runs until cancelled."""
         resync = self.clock() + RESYNC_S

@@ -1,14 +1,15 @@
 """What the command `galaxy` asks of the running cluster: status, the marks of one request, logs.
 
 Collects what the functions, nodes and instances say of themselves (Describe) and lays it side by side. A part that
-does not answer in time is listed with the reason. Remembers the marks of the last instances; decides nothing.
+does not answer in time is listed with the reason. Remembers the marks of the last instances and the size of each
+node; decides nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import aiohttp
@@ -39,19 +40,27 @@ class Overview:
         self.reconciler = reconciler
         #: The last instances that were seen, so that a request can be explained when its instance has gone.
         self._seen: OrderedDict[str, Document] = OrderedDict()
+        #: What each node of the view is able to run when empty, as it last said.
+        self._capacity: dict[str, Resources] = {}
         self._news = asyncio.Event()
 
     def news(self) -> None:
-        """Some revision's instances have changed."""
+        """Some revision's instances have changed, or the nodes have."""
         self._news.set()
 
-    async def follow(self) -> None:
-        """Looks at the instances soon after there is news of them; runs until cancelled."""
+    async def follow(self, resized: Callable[[], None]) -> None:
+        """Looks at nodes and instances soon after there is news of them; runs until cancelled.
+
+        `resized`: other nodes, or nodes of another size.
+        """
         while True:
             await self._news.wait()
             await asyncio.sleep(LOOK_AFTER_S)
             self._news.clear()
-            await self._instances()
+            before = dict(self._capacity)
+            await self.look()
+            if self._capacity != before:
+                resized()
 
     async def status(self) -> Document:
         """Functions, partitions, nodes, slots, instances, revisions, held requests."""
@@ -110,19 +119,13 @@ class Overview:
                 )
         return found
 
-    async def too_large(self, revision: Revision) -> str:
-        """Why no node could run an instance even when empty, "" if one can, or if no node says its size."""
-        nodes = self.membership.view.of("node")
-        said = await self._ask(nodes, "status")
+    def too_large(self, revision: Revision) -> str:
+        """Why no node could run an instance even when empty, "" if one can, or if no node has said its size."""
         reasons = []
-        for node, facts in zip(nodes, said, strict=True):
-            capacity = facts.get("capacity")
-            if not isinstance(capacity, dict):
-                continue
-            size = Resources(**{name: _count(capacity.get(name)) for name in Resources._fields})
+        for node, size in sorted(self._capacity.items()):
             if revision.needs.fits(size):
                 return ""
-            reasons.append(f"{node.id}: {revision.needs.short_of(size).replace(' free', ' there')}")
+            reasons.append(f"{node}: {revision.needs.short_of(size).replace(' free', ' there')}")
         return f"no node is large enough ({'; '.join(reasons)})" if reasons else ""
 
     async def request(self, request_id: str) -> Document | None:
@@ -134,7 +137,8 @@ class Overview:
             return None
         shard, record = seen[0]
         marks = _marks(record, shard)
-        instances = await self._instances()
+        await self.look()
+        instances = list(self._seen.values())
         concerned = self._concerned(str(record.get("revision")), str(record.get("instance")), instances)
         lanes: list[Document] = []
         facts = await asyncio.gather(*(self._instance_facts(i, request_id) for i in concerned))
@@ -151,17 +155,21 @@ class Overview:
         known = {k: v for k, v in record.items() if k != "marks"}
         return {**known, "id": request_id, "shard": shard, "instances": lanes, "marks": marks}
 
-    async def _instances(self) -> list[Document]:
-        """Those that run now, and the last ones that have ended."""
+    async def look(self) -> None:
+        """Asks the nodes what they are and run."""
         nodes = self.membership.view.of("node")
+        self._capacity = {m.id: self._capacity[m.id] for m in nodes if m.id in self._capacity}
         for member, facts in zip(nodes, await self._ask(nodes, "status"), strict=True):
+            capacity = facts.get("capacity")
+            if isinstance(capacity, dict):
+                sizes = {name: _count(capacity.get(name)) for name in Resources._fields}
+                self._capacity[member.id] = Resources(**sizes)
             for instance in facts.get("instances") or ():
                 if isinstance(instance, dict) and "id" in instance:
                     self._seen.pop(str(instance["id"]), None)
                     self._seen[str(instance["id"])] = {**instance, "node": member.id}
         while len(self._seen) > MOST_SEEN:
             self._seen.popitem(last=False)
-        return list(self._seen.values())
 
     def _concerned(self, revision: str, instance: str, instances: list[Document]) -> list[Document]:
         """The instance that answered, and those of the other revision of its group."""

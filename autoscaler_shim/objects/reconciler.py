@@ -42,6 +42,8 @@ class Reconciler:
     address: str  # http://host:port where clients reach the Dispatch functions
     check_folder: FolderCheck
     config: AutoscalerConfig = EMBEDDED
+    #: Why no node could ever run an instance of it, "" if one could or if that isn't known.
+    too_large: Callable[[Revision], str] = lambda revision: ""
     rollouts: dict[ObjectKey, Rollout] = field(default_factory=dict)
     observed: dict[RevisionKey, Observed] = field(default_factory=dict)
     outcomes: dict[ObjectKey, Outcome] = field(default_factory=dict)
@@ -166,6 +168,7 @@ class Reconciler:
             url="" if prefill else f"http://{self.hosts(key)[0]}",
             address=self.address,
             incomplete=self._incomplete(key, revision) if revision else "",
+            too_large=self.too_large(revision) if revision else "",
         )
 
     def _check_model(self, service: InferenceService, revision: Revision, findings: Findings) -> None:

@@ -60,7 +60,8 @@ def main(args: argparse.Namespace) -> int:
         desk = Desk(reconciler, OrderedStorage(store), wall_time, random.Random())
         await desk.load()
         overview = Overview(rpc, membership, reconciler)
-        admin = Admin(desk, process.key(), overview.too_large)
+        reconciler.too_large = overview.too_large
+        admin = Admin(desk, process.key(), overview.look)
 
         async def status(request: web.Request) -> web.Response:
             return web.json_response(await overview.status())
@@ -85,9 +86,10 @@ def main(args: argparse.Namespace) -> int:
             overview.news()
 
         store.watch("status/", lambda items: _took_in(desk, items), changed)
+        membership.on_view(lambda view: overview.news())
         await membership.start()
         process.ready()
-        follower = asyncio.create_task(overview.follow())
+        follower = asyncio.create_task(overview.follow(desk.look_at_all))
         try:
             await desk.run()
         finally:

@@ -34,6 +34,7 @@ class Outcome(NamedTuple):
     url: str = ""
     address: str = ""
     incomplete: str = ""  # why its group cannot serve yet
+    too_large: str = ""  # why no node of the cluster could run an instance of the rendered one
 
     @property
     def message(self) -> str:
@@ -109,7 +110,9 @@ def _conditions(outcome: Outcome, serving: Observed | None, latest: Observed | N
         why = outcome.message or f"waiting for revision {outcome.rollout.latest or ''} to be ready"
         if latest is not None and latest.reason and not outcome.problems:
             why = latest.reason
-        blocked = bool(outcome.problems) or (latest is not None and bool(latest.reason))
+        elif outcome.too_large:
+            why = _unschedulable(outcome)
+        blocked = bool(outcome.problems or outcome.too_large or (latest is not None and latest.reason))
         state = FALSE if blocked else UNKNOWN
         reason = outcome.failure or ("RevisionFailed" if blocked else "RollingOut")
         deployment = _Condition("LatestDeploymentReady", state, reason, why)
@@ -131,6 +134,9 @@ def _predictor(outcome: Outcome, serving: Observed | None, latest: Observed | No
         return _Condition(name, FALSE, outcome.failure or INVALID, outcome.message)
     if outcome.incomplete:
         return _Condition(name, FALSE, "GroupIncomplete", outcome.incomplete)
+    newest = outcome.rollout.serving == outcome.rollout.latest
+    if outcome.too_large and newest and (serving is None or not serving.ready):
+        return _Condition(name, FALSE, "Unschedulable", _unschedulable(outcome))
     if serving is None:
         return _Condition(name, UNKNOWN, "NoRevision", "no revision has been made yet")
     if serving.ready:
@@ -142,6 +148,10 @@ def _predictor(outcome: Outcome, serving: Observed | None, latest: Observed | No
     if outcome.rollout.serving_min > 0:
         return _Condition(name, UNKNOWN, "Starting", "waiting for its first instance")
     return _Condition(name, TRUE, "AtZero", "no instance runs; a request starts one")
+
+
+def _unschedulable(outcome: Outcome) -> str:
+    return f"{outcome.too_large}: lower the service's resources or add a larger node"
 
 
 def _failure(observed: Observed) -> str:

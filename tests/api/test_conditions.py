@@ -87,6 +87,15 @@ CASES = [
         "Standby",
     ),
     (
+        "too large",
+        made(too_large="no node is large enough"),
+        {},
+        "False:Unschedulable",
+        "False:Unschedulable",
+        "UpToDate",
+        "Standby",
+    ),
+    (
         "stopped",
         made(rollout=Rollout(1), stopped=True),
         {},
@@ -149,6 +158,14 @@ def test_a_failed_roll_out_at_zero_leaves_the_service_ready_and_says_why() -> No
         "Ready": "True:",
     }
     assert why(document) == "bad flag"
+
+
+def test_a_roll_out_that_no_node_can_run_is_said_and_the_old_revision_stays_ready() -> None:
+    outcome = made(rollout=Rollout(2, TWO, "g", ONE, ready=ONE), too_large="no node is large enough")
+    document = status(outcome, {}, {}, 2, "T")
+    assert conditions(document)["Ready"] == "True:"
+    assert conditions(document)["LatestDeploymentReady"] == "False:RevisionFailed"
+    assert why(document).startswith("no node is large enough: lower")
 
 
 def test_what_was_never_ready_is_not_named_as_ready() -> None:

@@ -107,6 +107,12 @@ def test_a_service_too_large_for_every_node_says_so(cluster: Embedded, model: st
     manifest = echo_service("whale", model)
     manifest += "      resources: {requests: {cpu: '64'}}\n"
     cluster.apply(manifest)
+    ready = next(
+        c
+        for c in cluster.json("get", "isvc", "whale")["status"]["conditions"]
+        if c["type"] == "PredictorReady"
+    )
+    assert (ready["status"], ready["reason"]) == ("False", "Unschedulable"), ready  # before any request
     tally = asyncio.run(volley(shard_urls(cluster)[:1], "whale.default.galaxy.local", 1, timeout_s=30))
     assert tally.refused[503] == 1, str(tally)
     assert "cpu: needs 64" in tally.reasons[0]

@@ -62,8 +62,10 @@ class Cluster:
         self.storage = Memory(data)
         self.now = 1000.0
         self.broken = ""
+        self.too_large = ""
         claims = Claims("/pvc", {})
         reconciler = Reconciler(Book(), claims, "galaxy.local", "http://127.0.0.1:8080", self._check)
+        reconciler.too_large = lambda revision: self.too_large
         self.desk = Desk(reconciler, self.storage, lambda: self.now, random.Random(1))
 
     def _check(self, path: str, ours: bool) -> str:
@@ -213,6 +215,20 @@ async def test_a_group_says_what_it_lacks(cluster: Cluster) -> None:
     assert cluster.condition()[0] == "True"
     assert cluster.condition("IngressReady", "half")[1] == "InGroup"
     assert "url" not in cluster.status("half")
+
+
+@with_cluster
+async def test_a_service_that_no_node_can_run_says_so_at_once_and_heals_with_a_larger_node(
+    cluster: Cluster,
+) -> None:
+    cluster.too_large = "no node is large enough (node-0: cpu: needs 64000m, 2000m there)"
+    await cluster.apply(MODEL % "")
+    assert cluster.condition()[:2] == ("False", "Unschedulable")
+    assert "needs 64000m" in cluster.condition()[2]
+    cluster.too_large = ""
+    cluster.desk.look_at_all()
+    await cluster.settle()
+    assert cluster.condition()[0] == "True"
 
 
 @with_cluster
