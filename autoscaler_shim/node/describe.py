@@ -1,10 +1,11 @@
-"""What a node says to people: bodies of Describe for status, one instance, its log, and models under way."""
+"""What a node says to people: bodies of Describe for status, an instance, its log, a request of an ended one."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from autoscaler_shim.node import logs
+from autoscaler_shim.node.folders import read_json
 from autoscaler_shim.node.instances import Instances
 from kserve_ext.core.ids import InstanceID
 from kserve_ext.core.node import NodeMachine
@@ -15,6 +16,8 @@ def describe(machine: NodeMachine, instances: Instances, what: str, key: str) ->
         return _instance(machine, instances, InstanceID(key))
     if what == "log":
         return _log(instances, key)
+    if what == "request":
+        return _request(instances, key)
     status = machine.status()
     fetching = instances.models.under_way()
     return {
@@ -70,3 +73,12 @@ def _log(instances: Instances, key: str) -> dict[str, Any]:
         return {}
     count = int(lines) if lines.isdigit() else 200
     return {"id": name, "path": str(folder / "log"), "text": logs.tail(folder / "log", count)}
+
+
+def _request(instances: Instances, key: str) -> dict[str, Any]:
+    """`key`: INSTANCE:REQUEST. What an instance of ours left behind when it ended; a killed one leaves nothing."""
+    name, _, request = key.partition(":")
+    if "/" in name:
+        return {}
+    facts = read_json(instances.folder.instance(InstanceID(name)) / "requests.json").get(request)
+    return facts if isinstance(facts, dict) else {}

@@ -185,8 +185,16 @@ class Overview:
         return (first + mates)[:MOST_ASKED]
 
     async def _instance_facts(self, instance: Document, request_id: str) -> Document:
-        """GET /galaxy/requests/ID of one instance; {} when it does not know, or is not ours."""
-        addr = instance.get("addr")
+        """What one instance says of a request, or has left behind; {} when it does not know, or isn't ours."""
+        found = await self._ask_instance(instance.get("addr"), request_id)
+        if found:
+            return found
+        nodes = [m for m in self.membership.view.of("node") if m.id == instance["node"]]
+        left = await self._ask(nodes, "request", f"{instance['id']}:{request_id}")
+        return left[0] if left and left[0].get("marks") else {}
+
+    async def _ask_instance(self, addr: object, request_id: str) -> Document:
+        """GET /galaxy/requests/ID."""
         if not addr:
             return {}
         timeout = aiohttp.ClientTimeout(total=ANSWER_S)

@@ -410,7 +410,7 @@ class StoreChanges(Message, frozen=True):
 class Describe(Message, frozen=True):
     """CLI, by way of the objects process -> any function or node: its state for status, top and doctor."""
 
-    what: str = "status"  # status | request | instance
+    what: str = "status"  # status | request | instance | log
     key: str = ""
 
 

@@ -124,6 +124,7 @@ class Instance:
                 server.should_exit = True
                 await serving
                 await self.pair.drain(self.args.drain_seconds)
+                self.status.leave_behind(self.timelines.facts())
         finally:
             self.pair.close()
             self.status.close()

@@ -1,7 +1,8 @@
 """What an instance tells its node agent about its own life: a status file, and one JSON line per change.
 
 The file is replaced atomically, so a reader sees a whole status or the one before. The socket only saves the
-agent from polling: not reaching it is not an error. Never decides anything about the instance's life.
+agent from polling: not reaching it is not an error. When the instance ends it leaves its requests beside the status,
+so that they can be explained afterwards. Never decides anything about the instance's life.
 """
 
 from __future__ import annotations
@@ -88,6 +89,10 @@ class Status:
             "error": self._error,
         }
 
+    def leave_behind(self, requests: dict[str, Any]) -> None:
+        """Last words: what happened to each request, by its id."""
+        self._write("requests.json", json.dumps(requests))
+
     def close(self) -> None:
         with self._lock:
             if self._connection is not None:
@@ -100,11 +105,7 @@ class Status:
 
     def _publish_one(self) -> None:
         text = json.dumps(self.facts())
-        if self._folder is not None:
-            temporary = self._folder / f".status.json.{os.getpid()}"
-            with contextlib.suppress(OSError):  # the folder may be gone when the agent has forgotten us
-                temporary.write_text(text)
-                temporary.replace(self._folder / "status.json")
+        self._write("status.json", text)
         if self._ready_socket:
             try:
                 if self._connection is None:
@@ -116,3 +117,11 @@ class Status:
                 if self._connection is not None:
                     self._connection.close()
                 self._connection = None
+
+    def _write(self, name: str, text: str) -> None:
+        if self._folder is None:
+            return
+        temporary = self._folder / f".{name}.{os.getpid()}"
+        with contextlib.suppress(OSError):  # the folder may be gone when the agent has forgotten us
+            temporary.write_text(text)
+            temporary.replace(self._folder / name)

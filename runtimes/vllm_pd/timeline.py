@@ -78,6 +78,10 @@ class Timelines:
     def get(self, request_id: str) -> Timeline | None:
         return self._by_id.get(request_id)
 
+    def facts(self) -> dict[str, Any]:
+        """All of them by request id: what an instance leaves behind when it ends."""
+        return {request_id: timeline.facts() for request_id, timeline in self._by_id.items()}
+
 
 #: The timeline of the request that the running task serves.
 CURRENT: ContextVar[Timeline | None] = ContextVar("galaxy_timeline", default=None)

@@ -232,6 +232,8 @@ def test_term_finishes_streams_refuses_connections_and_exits_zero(nursery: Nurse
     assert len(lines) >= 61
     assert instance.exited()["code"] == 0
     assert port == instance.status()["port"]
+    (left,) = json.loads((instance.folder / "requests.json").read_text()).values()
+    assert [name for name, _, _ in left["marks"]][-2:] == ["last_token", "answered"]
 
 
 def test_drain_is_bounded(nursery: Nursery) -> None:

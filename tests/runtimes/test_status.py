@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 from runtimes.vllm_pd.status import StartRefused, Status
+from runtimes.vllm_pd.timeline import Timelines
 
 
 def test_the_file_and_the_socket_tell_every_change(tmp_path: Path) -> None:
@@ -44,5 +45,15 @@ def test_a_refusal_is_one_line() -> None:
     assert StartRefused("a\n b", "--x", "c\n d").line == "--x: a b; c d"
 
 
+def test_its_requests_are_left_behind(tmp_path: Path) -> None:
+    timelines = Timelines()
+    timelines.open("r1").mark("received", "/v1/completions", at=1.0)
+    status = Status(tmp_path)
+    status.leave_behind(timelines.facts())
+    left = json.loads((tmp_path / "requests.json").read_text())
+    assert left["r1"]["marks"] == [["received", 1.0, "/v1/completions"]]
+
+
 def test_without_a_folder_nothing_is_written() -> None:
     Status(None).enter("loading")
+    Status(None).leave_behind({})

@@ -113,6 +113,15 @@ def test_a_request_is_explained_when_its_instance_has_gone() -> None:
     assert [m["name"] for m in found["marks"]] == ["arrived", "decided", "ready"]
 
 
+def test_what_an_instance_has_left_behind_is_part_of_the_explanation() -> None:
+    view = overview(gather(served()))
+    left = {"id": "r", "marks": [["received", 3.0, "/v1/completions"]], "header": "tcp;bytes=1"}
+    cast(Answers, view.rpc).said["node-0", "request"] = left
+    found = gather(view.request("r"))
+    assert ("i1", "instance", "received") in [(m["where"], m["source"], m["name"]) for m in found["marks"]]
+    assert found["instances"][0]["header"] == "tcp;bytes=1"
+
+
 def test_an_unknown_request() -> None:
     view = overview(gather(served()))
     view.rpc = cast(Rpc, Answers({}))

@@ -56,6 +56,12 @@ def test_start_serve_and_drain(tmp_path: Path, zygote: bool) -> None:
         await world.stop("x")
         gone = await world.state("x", "gone")
         assert gone.reason == "test"
+        (world.data / "nodes/node-0/instances/x/requests.json").write_text(
+            '{"r1": {"id": "r1", "marks": []}}'
+        )
+        assert (await world.describe("request", "x:r1"))["id"] == "r1"
+        assert await world.describe("request", "x:r2") == {}
+        assert await world.describe("request", "../x:r1") == {}
         assert not alive(page["pid"])
         assert (x_states := [s for i, s in world.states if i == "x"]).index("draining") < x_states.index(
             "gone"
