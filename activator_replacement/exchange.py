@@ -234,7 +234,8 @@ class HttpExchange:
 
     def client_gone(self) -> None:
         if self.state != DONE:
-            self._end(CLIENT_GONE)
+            upstream = self.upstream
+            self._end(OK if upstream is not None and upstream.said_done else CLIENT_GONE)
 
     def timed_out(self) -> None:
         """Its deadline passed before a response began."""

@@ -26,6 +26,7 @@ _LENGTH: Final = 1
 _CHUNKED: Final = 2
 _UNTIL_CLOSE: Final = 3
 _PIPE: Final = 4
+_TAIL: Final = 20  # what is kept of the end of an event stream: an end mark with its line ends
 
 
 class UpstreamProtocol(asyncio.Protocol):
@@ -155,6 +156,11 @@ class UpstreamProtocol(asyncio.Protocol):
             return False
         return self._tail == b"" or self._tail.endswith((b"\n\n\r\n", b"\r\n\r\n\r\n"))
 
+    @property
+    def said_done(self) -> bool:
+        """The stream's last event was OpenAI's end mark: a client that closes then has all of it."""
+        return self._events and b"data: [DONE]" in self._tail
+
     # --- response
 
     def _head(self, exchange: HttpExchange, data: bytes) -> None:
@@ -247,7 +253,7 @@ class UpstreamProtocol(asyncio.Protocol):
             return
         if end < 0:
             if self._events:
-                self._tail = data[-6:] if len(data) > 5 else (self._tail + data)[-6:]
+                self._tail = data[-_TAIL:] if len(data) >= _TAIL else (self._tail + data)[-_TAIL:]
             exchange.client.write(data)
             return
         if end < len(data):

@@ -519,6 +519,27 @@ def test_instance_dies_in_mid_response(head: bytes, part: bytes, ended_with_even
     run(test())
 
 
+@pytest.mark.parametrize(("mark", "outcome"), [(b"[DONE]", OK), (b"[MORE]", CLIENT_GONE)])
+def test_a_client_that_closes_after_the_end_mark_of_a_stream_has_all_of_it(mark: bytes, outcome: int) -> None:
+    async def test() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await read_request(reader)
+            writer.write(STREAM + b"e\r\ndata: " + mark + b"\n\n\r\n")
+            await reader.read()
+
+        async with instance(serve) as addr:
+            dispatch = HoldingDispatch(addr)
+            async with dataplane(dispatch) as (_, host, port, _):
+                client = await Client.connect(host, port)
+                client.send(post(b"{}"))
+                await client.reader.readuntil(mark + b"\n\n\r\n")
+                client.close()
+                await dispatch.until(lambda: not dispatch.in_flight)
+                assert dispatch.outcomes == [outcome]
+
+    run(test())
+
+
 @pytest.mark.parametrize("clean", [True, False])
 def test_body_that_ends_with_the_connection(clean: bool) -> None:
     async def test() -> None:
