@@ -1,0 +1,1 @@
+"""Takes the place of Knative's activator and autoscaler in a cluster, and gives it back."""
