@@ -1,0 +1,114 @@
+"""A whole stack: up, attached to, down."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from e2e import build
+from e2e.stack import certificates, control_plane, knative, network, processes
+from e2e.stack.api import Api, condition, wait_until
+from e2e.stack.place import CLONE, NODE_NAME, Place, root
+
+
+class StackError(Exception):
+    """Something that the user can put right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    place: Place
+    api: Api
+
+
+def up(name: str = "", owned: bool = True) -> Cluster:
+    """Enters the node's namespace. `owned`: the stack is dead once this process is, else it stays until `down`."""
+    network.require()
+    if absent := build.missing():
+        raise StackError(f"not built yet: {', '.join(absent)} (python -m e2e.build)")
+    place = Place(name or secrets.token_hex(3))
+    with _one_at_a_time():
+        sweep()
+        if Place(place.name) in processes.known():
+            raise StackError(f"stack {place.name} is there already (python -m e2e down {place.name})")
+        place.logs.mkdir(parents=True)
+        record = processes.Record(processes.of_pid(os.getpid()))
+        record.write(place)
+        network.make_node(place)
+    started = time.monotonic()
+    try:
+        network.enter(place.node)
+        certificates.make(place)
+        api = control_plane.start(place, record)
+        _say(place, f"Kubernetes answers after {time.monotonic() - started:.1f} s")
+        _start_node(place, record, api)
+        knative.install(api)
+        _say(place, f"Knative is ready after {time.monotonic() - started:.1f} s")
+    except BaseException:
+        if os.environ.get("E2E_KEEP_BROKEN") != "1":
+            processes.remove(place)
+        raise
+    record.ready = True
+    if not owned:
+        record.owner = None
+    record.write(place)
+    return Cluster(place, api)
+
+
+def attach(name: str) -> Cluster:
+    """Enters the node's namespace of a stack that is up."""
+    place = Place(name)
+    record = processes.Record.read(place)
+    if record is None or not record.ready:
+        raise StackError(f"no stack {name!r} is up (python -m e2e up {name})")
+    network.enter(place.node)
+    return Cluster(place, Api(place))
+
+
+def down(place: Place) -> None:
+    processes.remove(place)
+
+
+def sweep() -> list[str]:
+    """Takes down what dead owners left; its names."""
+    swept = []
+    for place in processes.known():
+        if processes.abandoned(place):
+            processes.remove(place)
+            swept.append(place.name)
+    return swept
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Between sweeping and writing down an owner a stack looks dead; others wait that long."""
+    root().mkdir(parents=True, exist_ok=True)
+    with (root().parent / f"{root().name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _start_node(place: Place, record: processes.Record, api: Api) -> None:
+    for name in ("addons", "kubelet"):
+        processes.start(
+            place,
+            record,
+            name,
+            [sys.executable, "-m", f"e2e.stack.{name}", place.name],
+            env={"PYTHONPATH": str(CLONE)},
+        )
+    wait_until(
+        "the node to be ready",
+        lambda: condition(api.get("v1", "Node", "", NODE_NAME), "Ready") == "True",
+        control_plane.BOOT_S,
+    )
+
+
+def _say(place: Place, text: str) -> None:
+    print(f"stack {place.name}: {text}", file=sys.stderr, flush=True)

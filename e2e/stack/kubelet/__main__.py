@@ -1,0 +1,149 @@
+"""`python -m e2e.stack.kubelet STACK`: a node whose pods are real processes, in a network namespace each.
+
+Serves whatever pods the scheduler binds to its node, stock and ours alike. Not done: images, volumes, resource
+limits, users, init containers. Each pod gets a kubeconfig with a token of its ServiceAccount in KUBECONFIG, so that
+roles are what they would be in a cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from e2e.stack import certificates, watch
+from e2e.stack.kubelet.container import now
+from e2e.stack.kubelet.pod import Pod
+from e2e.stack.place import NODE_IP, NODE_NAME, Place
+
+Object = dict[str, Any]
+HEARTBEAT_S = 10.0
+_CAPACITY = {"cpu": "64", "memory": "256Gi", "pods": "1000"}
+
+
+class Kubelet:
+    def __init__(self, place: Place, client: aiohttp.ClientSession, prober: aiohttp.ClientSession) -> None:
+        self._place = place
+        self._client = client
+        self._prober = prober
+        self._pods: dict[str, Pod] = {}
+        self._number = 0
+        self._accounts: dict[tuple[str, str], asyncio.Task[Path]] = {}
+
+    async def run(self) -> None:
+        await self._register()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._heartbeat())
+
+            def changed(change: str, obj: Object) -> None:
+                uid = obj["metadata"]["uid"]
+                if change == "GONE":
+                    if pod := self._pods.get(uid):
+                        pod.delete(0)
+                elif obj["metadata"].get("deletionTimestamp"):
+                    if pod := self._pods.get(uid):
+                        pod.delete(float(obj["metadata"].get("deletionGracePeriodSeconds", 30)))
+                    else:
+                        tasks.create_task(self._live(uid, obj, doomed=True))
+                elif uid not in self._pods and obj.get("status", {}).get("phase") not in (
+                    "Succeeded",
+                    "Failed",
+                ):
+                    tasks.create_task(self._live(uid, obj))
+
+            await watch.follow(
+                self._client, f"/api/v1/pods?fieldSelector=spec.nodeName%3D{NODE_NAME}", changed
+            )
+
+    async def _live(self, uid: str, obj: Object, doomed: bool = False) -> None:
+        if uid in self._pods:
+            return
+        self._number += 1
+        pod = Pod(self._place, self._number, obj, self._client, self._prober, self._fetch, self._kubeconfig)
+        self._pods[uid] = pod
+        if doomed:
+            pod.delete(0)
+        try:
+            await pod.run()
+        except Exception as error:
+            # One pod's trouble is not another's.
+            watch.say(f"pod {pod.namespace}/{pod.name}: {error!r}")
+        finally:
+            del self._pods[uid]
+
+    async def _fetch(self, plural: str, namespace: str, name: str) -> Object | None:
+        async with self._client.get(f"/api/v1/namespaces/{namespace}/{plural}/{name}") as response:
+            if response.status == 404:
+                return None
+            response.raise_for_status()
+            found: Object = await response.json()
+            return found
+
+    async def _kubeconfig(self, namespace: str, account: str) -> Path:
+        key = namespace, account
+        if key not in self._accounts:
+            self._accounts[key] = asyncio.create_task(self._make_kubeconfig(namespace, account))
+        return await asyncio.shield(self._accounts[key])
+
+    async def _make_kubeconfig(self, namespace: str, account: str) -> Path:
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
+        body = {"spec": {"expirationSeconds": 86_400}}
+        async with self._client.post(path, json=body) as response:
+            response.raise_for_status()
+            token = (await response.json())["status"]["token"]
+        file = self._place.folder / f"kubeconfig-{namespace}-{account}"
+        certificates.write_kubeconfig(self._place, file, token, namespace)
+        return file
+
+    async def _register(self) -> None:
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE_NAME}}
+        node["metadata"] = {
+            "name": NODE_NAME,
+            "labels": {"kubernetes.io/hostname": NODE_NAME, "kubernetes.io/os": "linux"},
+        }
+        async with self._client.post("/api/v1/nodes", json=node) as response:
+            if response.status != 409:
+                response.raise_for_status()
+
+    async def _heartbeat(self) -> None:
+        while True:
+            condition = {
+                "type": "Ready",
+                "status": "True",
+                "reason": "KubeletReady",
+                "message": "",
+                "lastHeartbeatTime": now(),
+                "lastTransitionTime": now(),
+            }
+            status = {
+                "conditions": [condition],
+                "capacity": _CAPACITY,
+                "allocatable": _CAPACITY,
+                "addresses": [{"type": "InternalIP", "address": NODE_IP}],
+            }
+            try:
+                async with self._client.patch(
+                    f"/api/v1/nodes/{NODE_NAME}/status",
+                    json={"status": status},
+                    headers={"Content-Type": "application/merge-patch+json"},
+                ) as response:
+                    await response.read()
+            except (OSError, aiohttp.ClientError) as error:
+                watch.say(f"heartbeat: {error!r}")
+            await asyncio.sleep(HEARTBEAT_S)
+
+
+async def main(place: Place) -> None:
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with (
+        watch.session(place) as client,
+        aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60)) as prober,
+    ):
+        await Kubelet(place, client, prober).run()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Place(sys.argv[1])))

@@ -1,0 +1,176 @@
+"""One pod: a network namespace with its containers in it, its status told to the API server, and its end.
+
+Deletion goes as the kubelet's: preStop hooks, SIGTERM to all, SIGKILL when the grace is over, then the object goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from e2e.stack import network
+from e2e.stack.kubelet import environment, probes, programs
+from e2e.stack.kubelet.container import Container, now
+from e2e.stack.place import NODE_IP, Place, pod_address
+from e2e.stack.watch import say
+
+Object = dict[str, Any]
+#: (namespace, service account) -> a kubeconfig with that account's token.
+Kubeconfig = Callable[[str, str], Awaitable[Path]]
+
+
+class Pod:
+    def __init__(
+        self,
+        place: Place,
+        number: int,
+        obj: Object,
+        client: aiohttp.ClientSession,
+        prober: aiohttp.ClientSession,
+        fetch: environment.Fetch,
+        kubeconfig: Kubeconfig,
+    ) -> None:
+        self.name: str = obj["metadata"]["name"]
+        self.namespace: str = obj["metadata"]["namespace"]
+        self._obj = obj
+        self._place = place
+        self._number = number
+        self._client = client
+        self._prober = prober
+        self._fetch = fetch
+        self._kubeconfig = kubeconfig
+        self._address = pod_address(number)
+        self._network = place.pod(number)
+        self._folder = place.folder / "pods" / f"{self.namespace}_{self.name}"
+        self._containers: list[Container] = []
+        self._changed = asyncio.Event()
+        self._deleted = asyncio.Event()
+        self._grace_s = 30.0
+        self._started_at = now()
+        self._transitions: dict[str, tuple[str, str]] = {}
+        self._failure = ""
+
+    @property
+    def _path(self) -> str:
+        return f"/api/v1/namespaces/{self.namespace}/pods/{self.name}"
+
+    def delete(self, grace_s: float) -> None:
+        """May be called again with a shorter grace."""
+        self._grace_s = min(grace_s, self._grace_s) if self._deleted.is_set() else grace_s
+        self._deleted.set()
+
+    async def run(self) -> None:
+        """From birth to the end of the object."""
+        publishing = asyncio.create_task(self._publish())
+        running: list[asyncio.Task[None]] = []
+        try:
+            await self._start(running)
+            await self._deleted.wait()
+            deadline = asyncio.get_running_loop().time() + self._grace_s
+            await asyncio.gather(*(container.stop(deadline) for container in self._containers))
+        finally:
+            for task in running:
+                task.cancel()
+            publishing.cancel()
+            for container in self._containers:
+                container.kill("the pod is gone")
+            await asyncio.gather(*running, publishing, return_exceptions=True)
+            await asyncio.to_thread(network.remove, self._network)
+            shutil.rmtree(self._folder, ignore_errors=True)
+        await self._forget()
+
+    async def _start(self, running: list[asyncio.Task[None]]) -> None:
+        """A pod that cannot start stays, failed, until it is deleted."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            if self._obj["spec"].get("initContainers"):
+                raise programs.UnknownImage("init containers are not supported by the kubelet stand-in")
+            await asyncio.to_thread(network.make_pod, self._place, self._number, self._address, self.name)
+            for spec in self._obj["spec"]["containers"]:
+                running.append(asyncio.create_task((await self._container(spec)).run()))
+        except (
+            programs.UnknownImage,
+            environment.BadEnvironment,
+            network.NetworkError,
+            aiohttp.ClientError,
+        ) as error:
+            self._failure = str(error)
+            say(f"pod {self.namespace}/{self.name}: {error}")
+            self._changed.set()
+
+    async def _container(self, spec: Object) -> Container:
+        programs.argv(spec)  # says at once what it does not know
+        target = probes.Target(self._prober, self._network, self._address, spec)
+        log = self._place.logs / f"pod-{self.namespace}-{self.name}-{spec['name']}.log"
+        container = Container(spec, self._network, target, log, self._changed.set)
+        container.env = await environment.of_container(spec, self._obj, self._address, self._fetch)
+        account = self._obj["spec"].get("serviceAccountName") or "default"
+        container.env.setdefault("KUBECONFIG", str(await self._kubeconfig(self.namespace, account)))
+        self._containers.append(container)
+        return container
+
+    async def _publish(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                async with self._client.patch(
+                    f"{self._path}/status",
+                    json={"metadata": {"uid": self._obj["metadata"]["uid"]}, "status": self._status()},
+                    headers={"Content-Type": "application/merge-patch+json"},
+                ) as response:
+                    if response.status not in (200, 404, 409):
+                        say(f"status of {self.name}: {response.status} {await response.text()}")
+            except (OSError, aiohttp.ClientError) as error:
+                say(f"status of {self.name}: {error!r}")
+                self._changed.set()
+                await asyncio.sleep(0.5)
+
+    def _status(self) -> Object:
+        statuses = [container.status() for container in self._containers]
+        whole = not self._failure and len(statuses) == len(self._obj["spec"]["containers"])
+        ready = whole and all(status["ready"] for status in statuses)
+        waiting = [status["name"] for status in statuses if not status["ready"]]
+        reason = "ContainersNotReady" if waiting else ""
+        conditions = [
+            self._condition("PodScheduled", True),
+            self._condition("Initialized", True),
+            self._condition("ContainersReady", ready, reason, f"containers with unready status: {waiting}"),
+            self._condition("Ready", ready, reason, f"containers with unready status: {waiting}"),
+        ]
+        phase = "Failed" if self._failure else "Running" if whole else "Pending"
+        return {
+            "phase": phase,
+            "message": self._failure or None,
+            "podIP": self._address,
+            "podIPs": [{"ip": self._address}],
+            "hostIP": NODE_IP,
+            "startTime": self._started_at,
+            "conditions": conditions,
+            "containerStatuses": statuses,
+        }
+
+    def _condition(self, name: str, true: bool, reason: str = "", message: str = "") -> Object:
+        value = "True" if true else "False"
+        if self._transitions.get(name, ("", ""))[0] != value:
+            self._transitions[name] = value, now()
+        entry = {"type": name, "status": value, "lastTransitionTime": self._transitions[name][1]}
+        return entry if true else {**entry, "reason": reason, "message": message}
+
+    async def _forget(self) -> None:
+        """The object goes once nothing of it runs; another object of the same name is left alone."""
+        body = {"gracePeriodSeconds": 0, "preconditions": {"uid": self._obj["metadata"]["uid"]}}
+        while True:
+            try:
+                async with self._client.delete(self._path, json=body) as response:
+                    if response.status in (200, 202, 404, 409):
+                        return
+                    say(f"end of {self.name}: {response.status} {await response.text()}")
+            except (OSError, aiohttp.ClientError) as error:
+                say(f"end of {self.name}: {error!r}")
+            await asyncio.sleep(0.5)
