@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from activator_replacement.refusals import event_stream_error
 from activator_replacement.seam import CLIENT_GONE, OK, TIMEOUT, UPSTREAM_FAILED
 from kserve_ext.core.ids import InstanceID, RevisionKey
-from kserve_ext.wire.http1 import CHUNKED, RequestHead, header
+from kserve_ext.wire.http1 import CHUNKED, RequestHead, ResponseHead, header
 from kserve_ext.wire.http1_body import ChunkWalker
 from kserve_ext.wire.http1_forward import forward_request
 
@@ -33,7 +33,6 @@ DONE: Final = 5
 
 class HttpExchange:
     __slots__ = (
-        "_addr",
         "_body",
         "_body_bytes",
         "_fits",
@@ -41,6 +40,7 @@ class HttpExchange:
         "_left",
         "_retried",
         "_walker",
+        "addr",
         "attempts",
         "body_done",
         "client",
@@ -76,7 +76,7 @@ class HttpExchange:
         self.state = HELD
         self.upstream: UpstreamProtocol | None = None
         self.held_bytes = len(head)
-        self._addr = ""
+        self.addr = ""
         self._fresh = False
         self._retried = False
         #: What came of the body, None once some of it can't be sent again.
@@ -136,7 +136,7 @@ class HttpExchange:
     def go(self, addr: str, instance: InstanceID) -> None:
         if self.state != HELD:
             raise RuntimeError(f"go() on {self.request_id!r}, which is not held (state {self.state})")
-        self._addr = addr
+        self.addr = addr
         self.instance = instance
         self.attempts += 1
         upstream = self.client.plane.cache.take(addr)
@@ -157,7 +157,7 @@ class HttpExchange:
     def _open(self) -> None:
         self._fresh = True
         self.state = CONNECTING
-        self.client.plane.cache.open(self._addr, self)
+        self.client.plane.cache.open(self.addr, self)
 
     def connected(self, upstream: object) -> bool:
         if self.state != CONNECTING:
@@ -174,14 +174,36 @@ class HttpExchange:
         upstream.exchange = self
         self.state = SENT
         client = self.client
-        facts = self.facts
-        parts = forward_request(self.head, facts, client.hop, b"" if facts.request_id else self.request_id)
+        parts = self.forwarded()
         if self._body:
             parts.extend(self._body)
         upstream.write(b"".join(parts))
         if not self.body_done and not client.reading and not upstream.write_paused:
             client.resume_reading()
         client.plane.dispatch.sent(self)
+
+    def forwarded(self) -> list[bytes]:
+        """The request's head as the instance gets it."""
+        facts = self.facts
+        return forward_request(
+            self.head, facts, self.client.hop, b"" if facts.request_id else self.request_id
+        )
+
+    def marks(self, head: ResponseHead) -> bytes:
+        """The header lines that are added to the response's."""
+        lines = b"x-cold-start: true\r\n" if self.cold else b"x-cold-start: false\r\n"
+        if head.cold or head.status == 101:
+            lines = b""
+        if not head.request_id:
+            lines = b"x-request-id: " + self.request_id + b"\r\n" + lines
+        return lines
+
+    def repeatable(self, kept: bool) -> bool:
+        """An instance may have begun to work on it: whether it may be sent again all the same.
+
+        `kept`: it went on a kept connection, which was more likely closed before it came.
+        """
+        return True
 
     # --- what becomes of it
 
@@ -204,13 +226,13 @@ class HttpExchange:
         self.upstream = None
         if self.state == SENT:
             again = not heard and (self._body is not None or self.facts.length == 0)
-            if again and not self._fresh and not self._retried:
+            if again and not self._fresh and not self._retried and self.repeatable(True):
                 self._retried = True
                 self.client.plane.counters.retried += 1
                 self._open()
                 self._pause_if_held()
             else:
-                self._failed(reason, again)
+                self._failed(reason, again and self.repeatable(False))
         elif self.state == PIPED:
             self.completed()
         else:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import select
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 from activator_replacement.exchange import DONE, PIPED, RESPONDING, HttpExchange
-from activator_replacement.refusals import REFUSALS, response
+from activator_replacement.refusals import CLOSING, response
 from activator_replacement.seam import Refusal
 from activator_replacement.upstream import reset
-from kserve_ext.wire.http1 import Malformed, scan_request
+from kserve_ext.wire.http1 import EMBEDDED, Grammar, Malformed, scan_request
 from kserve_ext.wire.http1_forward import Hop
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ _GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
 class ClientProtocol(asyncio.Protocol):
+    #: What a subclass with another dialect exchanges, beside its methods.
+    grammar: ClassVar[Grammar] = EMBEDDED
+    exchange_type: ClassVar[type[HttpExchange]] = HttpExchange
+
     __slots__ = (
         "_buffer",
         "_closing",
@@ -76,7 +80,7 @@ class ClientProtocol(asyncio.Protocol):
         plane.clients.add(self)
         if len(plane.clients) > plane.limits.connections:
             plane.counters.refused_connections += 1
-            self._reject(503, f"this function serves at most {plane.limits.connections} connections")
+            self.reject(503, f"this function serves at most {plane.limits.connections} connections")
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
@@ -157,9 +161,9 @@ class ClientProtocol(asyncio.Protocol):
         size = data.find(b"\r\n\r\n", self._scanned - 3 if self._scanned > 3 else 0) + 4
         if size == 3 or size > limit:
             if len(data) > limit:
-                self._reject(431, f"the head is longer than {limit} bytes")
+                self.reject(431, f"the head is longer than {limit} bytes")
             elif data.count(b"\n", self._scanned) != data.count(b"\r\n", max(0, self._scanned - 1)):
-                self._reject(400, "line ends are CR LF, LF does not stand alone")
+                self.reject(400, "line ends are CR LF, LF does not stand alone")
             else:
                 if not self._scanned:
                     self._quiet_s = 0.0
@@ -168,13 +172,13 @@ class ClientProtocol(asyncio.Protocol):
         self._scanned = 0
         self._quiet_s = 0.0
         try:
-            facts = scan_request(data, size)
+            facts = scan_request(data, size, self.grammar)
         except Malformed as malformed:
-            self._reject(malformed.status, malformed.reason)
+            self.reject(malformed.status, malformed.reason)
             return
         whole = len(data) == size
         plane.counters.requests += 1
-        exchange = HttpExchange(self, facts, data if whole else data[:size], plane.loop.time())
+        exchange = self.exchange_type(self, facts, data if whole else data[:size], plane.loop.time())
         self.exchange = exchange
         self.close_after = not facts.keep_alive or not facts.minor
         self._buffer = b""
@@ -187,7 +191,12 @@ class ClientProtocol(asyncio.Protocol):
                     exchange.state = DONE
                     self.answer(exchange, 400, malformed.reason)
                     return
-        target = plane.dispatch.resolve(facts.host, facts.namespace, facts.revision)
+        self.begun(exchange)
+
+    def begun(self, exchange: HttpExchange) -> None:
+        """Its head is read, and what came with it of its body."""
+        facts = exchange.facts
+        target = self.plane.dispatch.resolve(facts.host, facts.namespace, facts.revision)
         if isinstance(target, Refusal):
             exchange.state = DONE
             self.answer(exchange, target.status, target.reason, target.retry_after_s)
@@ -220,24 +229,25 @@ class ClientProtocol(asyncio.Protocol):
         if self.exchange is not exchange:
             return
         self.plane.counters.refused(status)
-        if REFUSALS[status].close or not exchange.body_done or self.plane.draining:
+        if status in CLOSING or not exchange.body_done or self.plane.draining:
             self.close_after = True
-        self.transport.write(
-            response(
-                status,
-                reason,
-                retry_after_s,
-                request_id=exchange.request_id,
-                close=self.close_after,
-                to_head=exchange.facts.method == b"HEAD",
-            )
-        )
+        to_head = exchange.facts.method == b"HEAD"
+        self.transport.write(self.refusal(status, reason, retry_after_s, exchange.request_id, to_head))
         self.exchange_done(exchange)
 
-    def _reject(self, status: int, reason: str) -> None:
+    def refusal(
+        self, status: int, reason: str, retry_after_s: float, request_id: bytes, to_head: bool
+    ) -> bytes:
+        """The whole answer in this dialect; it says so if the connection ends with it."""
+        return response(
+            status, reason, retry_after_s, request_id=request_id, close=self.close_after, to_head=to_head
+        )
+
+    def reject(self, status: int, reason: str) -> None:
         """Answers what never became an exchange; the connection ends."""
         self.plane.counters.refused(status)
-        self.transport.write(response(status, reason, close=True))
+        self.close_after = True
+        self.transport.write(self.refusal(status, reason, 0.0, b"", False))
         self._linger()
 
     def exchange_done(self, exchange: HttpExchange) -> None:
@@ -307,7 +317,7 @@ class ClientProtocol(asyncio.Protocol):
                 self._check_stall()
             elif self._buffer:
                 if self._quiet_s > limits.head_timeout_s:
-                    self._reject(408, f"the head was not complete within {limits.head_timeout_s:g} s")
+                    self.reject(408, f"the head was not complete within {limits.head_timeout_s:g} s")
             elif self._quiet_s > limits.idle_timeout_s:
                 self._closing = True
                 self.transport.close()

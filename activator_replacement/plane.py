@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -97,23 +98,39 @@ class Plane:
         "_id_prefix",
         "_ids",
         "cache",
+        "client_type",
         "clients",
         "counters",
         "dispatch",
         "draining",
+        "http2",
+        "http2_upgrade",
         "limits",
         "loop",
+        "unhealthy",
     )
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, dispatch: Dispatch, limits: Limits, id_prefix: bytes
+        self,
+        loop: asyncio.AbstractEventLoop,
+        dispatch: Dispatch,
+        limits: Limits,
+        id_prefix: bytes,
+        client_type: type[ClientProtocol],
     ) -> None:
         self.loop = loop
+        self.client_type = client_type
         self.dispatch = dispatch
         self.limits = limits
         self.counters = Counters()
         self.clients: set[ClientProtocol] = set()
         self.draining = False
+        #: Takes over a connection, given its first bytes, that begins with HTTP/2's preface.
+        self.http2: Callable[[asyncio.Transport, bytes], None] | None = None
+        #: Takes over a connection whose request asks for h2c, given the request's head and what follows; it
+        #: answers 101 and the request itself.
+        self.http2_upgrade: Callable[[asyncio.Transport, bytes, bytes], None] | None = None
+        self.unhealthy = ""  # why probes of this process fail, where the request path answers them
         self.cache = ConnectionCache(
             loop,
             lambda addr: UpstreamProtocol(self, addr),

@@ -64,6 +64,8 @@ REFUSALS: Final[dict[int, Kind]] = {
     ),
     504: Kind("Gateway Timeout", "server_error", "timeout", "Retry, or raise the revision's timeoutSeconds."),
 }
+#: The connection can't be used further after these.
+CLOSING: Final = frozenset(status for status, kind in REFUSALS.items() if kind.close)
 
 
 def error_json(status: int, reason: str) -> bytes:

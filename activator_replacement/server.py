@@ -36,7 +36,9 @@ class Server:
         registry: prometheus_client.CollectorRegistry | None = None,
         status: Callable[[], dict[str, Any]] = dict,
         ready: Callable[[], str] = str,  # why it isn't, "" when it is
+        client_type: type[ClientProtocol] = ClientProtocol,
     ) -> None:
+        self._client_type = client_type
         self._dispatch = dispatch
         self._limits = limits or Limits()
         self._registry = registry or prometheus_client.CollectorRegistry()
@@ -53,7 +55,9 @@ class Server:
     ) -> tuple[list[Address], Address, Address | None]:
         """Listens; the addresses in the same places, with the ports that were chosen for port 0."""
         loop = asyncio.get_running_loop()
-        self.plane = Plane(loop, self._dispatch, self._limits, secrets.token_hex(4).encode())
+        self.plane = Plane(
+            loop, self._dispatch, self._limits, secrets.token_hex(4).encode(), self._client_type
+        )
         self._registry.register(PlaneCollector(self.plane))
         publics = [await self.listen(address) for address in public]
         its_own = await self._listen(own, reuse_port=False)
@@ -70,7 +74,7 @@ class Server:
         plane = self.plane
         try:
             server = await loop.create_server(
-                lambda: ClientProtocol(plane), *address, reuse_port=reuse_port, backlog=4096
+                lambda: plane.client_type(plane), *address, reuse_port=reuse_port, backlog=4096
             )
         except OSError as error:
             raise OSError(

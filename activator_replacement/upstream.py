@@ -203,11 +203,7 @@ class UpstreamProtocol(asyncio.Protocol):
         plane.counters.first_byte(head.status, plane.loop.time() - exchange.started)
         if length == UNTIL_CLOSE or plane.draining:
             client.close_after = True
-        lines = b"x-cold-start: true\r\n" if exchange.cold else b"x-cold-start: false\r\n"
-        if head.cold:
-            lines = b""
-        if not head.request_id:
-            lines = b"x-request-id: " + exchange.request_id + b"\r\n" + lines
+        lines = exchange.marks(head)
         if client.close_after:
             lines += b"Connection: close\r\n"
         self._keep = head.keep_alive
@@ -285,9 +281,8 @@ class UpstreamProtocol(asyncio.Protocol):
         plane = self._plane
         plane.counters.first_byte(101, plane.loop.time() - exchange.started)
         self._framing = _PIPE
-        lines = b"" if head.request_id else b"x-request-id: " + exchange.request_id + b"\r\n"
         client = exchange.client
-        client.write(b"".join(forward_response(data, head, lines)) + data[head.size :])
+        client.write(b"".join(forward_response(data, head, exchange.marks(head))) + data[head.size :])
         client.pipe(exchange)
 
     # --- ends

@@ -19,13 +19,14 @@ UNTIL_CLOSE: Final = -2
 CUT: Final = 0  # edit kinds: leave these bytes out
 APPEND_FOR: Final = 1  # add the client to X-Forwarded-For here
 APPEND_FORWARDED: Final = 2  # add the client to Forwarded here
+REHOST: Final = 3  # the Host line, where a grammar wants it exchanged
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-_FIELDS = rb"(?:" + _TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*+"
+TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+FIELDS: Final = rb"(?:" + TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*+"
 _REQUEST = re.compile(
-    rb"(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|TRACE) (/[!-~]*+|\*) HTTP/1\.([01])\r\n" + _FIELDS
+    rb"(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|TRACE) (/[!-~]*+|\*) HTTP/1\.([01])\r\n" + FIELDS
 )
-_RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t -~\x80-\xff]*+)?\r\n" + _FIELDS)
+_RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t -~\x80-\xff]*+)?\r\n" + FIELDS)
 #: Alternatives start with a class of both cases: the engine then skips most of them by one look.
 _REQUEST_FIELD = re.compile(
     rb"\r\n([Cc](?i:onnection|ontent-length)|[Hh](?i:ost|ttp2-settings)|[Tt](?i:ransfer-encoding|e)"
@@ -91,6 +92,41 @@ class RequestHead:
         self.forwarded_proto = False
         self.edits: list[tuple[int, int, int]] = []  # (start, end, kind), in order of start
 
+    def once(self, name: bytes, before: bytes | None, value: bytes) -> bytes:
+        """The value of a field of ours that came when it had `before`, None = not yet."""
+        if before is not None:
+            raise Malformed(f"{name.decode()}: given twice")
+        return value.rstrip(b" \t")
+
+    def other(self, name: bytes, value: bytes, start: int, end: int) -> None:
+        """A field that the grammar looks for and scan_request has no use for."""
+        self.edits.append((start, end, CUT))
+
+    def takes_upgrade(self, protocol: bytes) -> bool:
+        """Whether the client may switch to it; `protocol` in lower case."""
+        return protocol == b"websocket"
+
+
+class Grammar:
+    """Which request lines are taken, which fields are looked at, and what a head is made of."""
+
+    __slots__ = ("fields", "line", "make", "rehost")
+
+    def __init__(
+        self,
+        line: re.Pattern[bytes],
+        fields: re.Pattern[bytes],
+        make: type[RequestHead],
+        rehost: bool = False,
+    ) -> None:
+        self.line = line  # groups: method, target, minor version; the fields after it
+        self.fields = fields
+        self.make = make
+        self.rehost = rehost  # the Host line is an edit
+
+
+EMBEDDED: Final = Grammar(_REQUEST, _REQUEST_FIELD, RequestHead)
+
 
 class ResponseHead:
     """The facts of one response head."""
@@ -119,29 +155,31 @@ class ResponseHead:
         self.edits: list[tuple[int, int, int]] = []
 
 
-def scan_request(data: bytes, size: int) -> RequestHead:
+def scan_request(data: bytes, size: int, grammar: Grammar = EMBEDDED) -> RequestHead:
     """The head in data[:size], where `size` is just after the first empty line. Raises Malformed."""
-    match = _REQUEST.fullmatch(data, 0, size - 2)
+    match = grammar.line.fullmatch(data, 0, size - 2)
     if match is None:
         raise Malformed(_what_is_wrong(data, size))
-    head = RequestHead(match[1], 1 if match[3] == b"1" else 0, size)
+    head = grammar.make(match[1], 1 if match[3] == b"1" else 0, size)
     hosts = lengths = codings = 0
     connection = upgrade = None
     edits = head.edits
-    for field in _REQUEST_FIELD.finditer(data, 0, size - 2):
+    for field in grammar.fields.finditer(data, 0, size - 2):
         name, value = field.groups()
         name = name.lower()
         if name == b"host":
             hosts += 1
             head.host = value.rstrip(b" \t")
+            if grammar.rehost:
+                edits.append((field.start(), field.end(), REHOST))
         elif name == b"content-length":
             lengths += 1
             head.length = _length(value)
         elif name == b"knative-serving-namespace":
-            head.namespace = _once(name, head.namespace, value)
+            head.namespace = head.once(name, head.namespace, value)
             edits.append((field.start(), field.end(), CUT))
         elif name == b"knative-serving-revision":
-            head.revision = _once(name, head.revision, value)
+            head.revision = head.once(name, head.revision, value)
             edits.append((field.start(), field.end(), CUT))
         elif name == b"connection":
             connection = value if connection is None else connection + b"," + value
@@ -173,7 +211,7 @@ def scan_request(data: bytes, size: int) -> RequestHead:
             upgrade = value if upgrade is None else upgrade + b"," + value
             edits.append((field.start(), field.end(), CUT))
         else:
-            edits.append((field.start(), field.end(), CUT))
+            head.other(name, value, field.start(), field.end())
     if hosts != 1 and (hosts > 1 or head.minor == 1):
         raise Malformed("a request has exactly one Host header")
     if _HOST.fullmatch(head.host) is None:
@@ -202,9 +240,9 @@ def _apply_connection(data: bytes, head: RequestHead, connection: bytes, upgrade
     if (
         b"upgrade" in names
         and upgrade is not None
-        and upgrade.strip(b" \t").lower() == b"websocket"
         and head.length == 0
         and head.minor == 1
+        and head.takes_upgrade(upgrade.strip(b" \t").lower())
     ):
         head.upgrade = True
     names -= {b"close", b"keep-alive", b"upgrade"}
@@ -299,12 +337,6 @@ def _append_last(edits: list[tuple[int, int, int]], at: int, kind: int) -> None:
     edits.append((at, at, kind))
 
 
-def _once(name: bytes, before: bytes | None, value: bytes) -> bytes:
-    if before is not None:
-        raise Malformed(f"{name.decode()}: given twice")
-    return value.rstrip(b" \t")
-
-
 def _length(value: bytes) -> int:
     value = value.rstrip(b" \t")
     if len(value) > 18 or not value.isdigit():
@@ -343,7 +375,7 @@ def _what_is_wrong(data: bytes, size: int) -> str:
         if line[:1] in (b" ", b"\t"):
             return "folded header lines are obsolete: one line per header"
         name, colon, _ = line.partition(b":")
-        if not colon or re.fullmatch(_TOKEN + rb"+", name) is None:
+        if not colon or re.fullmatch(TOKEN + rb"+", name) is None:
             return f"header name {name[:40]!r}: letters, digits and !#$%&'*+-.^_`|~ up to the colon"
     if not first.startswith(b"HTTP/"):
         return (

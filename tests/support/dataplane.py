@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 import uvloop
 
+from activator_replacement.http1 import ClientProtocol
 from activator_replacement.plane import Limits
-from activator_replacement.seam import Exchange, Refusal
+from activator_replacement.seam import Dispatch, Exchange, Refusal
 from activator_replacement.server import Server
 from kserve_ext.core.ids import InstanceID, RevisionKey
 
@@ -124,11 +125,11 @@ class HoldingDispatch:
 
 @contextlib.asynccontextmanager
 async def dataplane(
-    dispatch: HoldingDispatch, **limits: Any
+    dispatch: Dispatch, *, client_type: type[ClientProtocol] = ClientProtocol, **limits: Any
 ) -> AsyncIterator[tuple[Server, str, int, tuple[str, int]]]:
     """(server, host, port, admin address)."""
     limits.setdefault("tick_s", 0.02)
-    server = Server(dispatch, Limits(**limits))
+    server = Server(dispatch, Limits(**limits), client_type=client_type)
     _, (host, port), admin = await server.start([], ("127.0.0.1", 0), ("127.0.0.1", 0))
     assert admin is not None
     try:

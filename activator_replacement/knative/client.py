@@ -1,0 +1,90 @@
+"""The client's side of an activator over HTTP/1.1: probes are answered here, timeouts looked at each tick.
+
+A connection that begins with HTTP/2's preface, or asks for h2c, is handed over to plane.http2.
+
+Hot dialect, see kserve_ext/wire/http1.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Final, cast
+
+from activator_replacement.exchange import DONE, HttpExchange
+from activator_replacement.http1 import ClientProtocol
+from activator_replacement.knative import answers
+from activator_replacement.knative.exchange import KnativeExchange
+from kserve_ext.wire.http1 import Grammar
+from kserve_ext.wire.knative_head import KNATIVE, KnativeHead
+
+if TYPE_CHECKING:
+    from activator_replacement.plane import Plane
+
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\n"
+
+
+class KnativeClient(ClientProtocol):
+    grammar: ClassVar[Grammar] = KNATIVE
+    exchange_type: ClassVar[type[HttpExchange]] = KnativeExchange
+
+    __slots__ = ("_wrote",)
+
+    def __init__(self, plane: Plane) -> None:
+        super().__init__(plane)
+        self._wrote = False  # since the last tick
+
+    def write(self, data: bytes) -> None:
+        self._wrote = True
+        self.transport.write(data)
+
+    def begun(self, exchange: HttpExchange) -> None:
+        head = cast("KnativeHead", exchange.facts)
+        if head.kubelet or head.probe:
+            answer = answers.probe(head.kubelet, head.probe, head.hash, self.plane.unhealthy)
+            if answer is not None:
+                self._reply(exchange, answer)
+                return
+        elif head.h2c and exchange.body_done and self.plane.http2_upgrade is not None:
+            self._hand_over()
+            self.plane.http2_upgrade(self.transport, exchange.head, self._buffer)
+            return
+        self._wrote = False
+        super().begun(exchange)
+
+    def refusal(
+        self, status: int, reason: str, retry_after_s: float, request_id: bytes, to_head: bool
+    ) -> bytes:
+        answer = answers.error(status, reason, retry_after_s)
+        return answers.http1(answer, close=self.close_after, to_head=to_head)
+
+    def reject(self, status: int, reason: str) -> None:
+        if self.plane.http2 is not None and self._buffer.startswith(_PREFACE):
+            self._hand_over()
+            self.plane.http2(self.transport, self._buffer)
+        else:
+            super().reject(status, reason)
+
+    def pipe(self, exchange: HttpExchange) -> None:
+        self._wrote = False  # the response begins after the 101
+        super().pipe(exchange)
+
+    def check(self, now: float) -> None:
+        exchange = self.exchange
+        if exchange is not None:
+            wrote, self._wrote = self._wrote, False
+            if not cast("KnativeExchange", exchange).check(now, wrote):
+                return
+        super().check(now)
+
+    def _reply(self, exchange: HttpExchange, answer: answers.Answer) -> None:
+        exchange.state = DONE
+        if not exchange.body_done or self.plane.draining:
+            self.close_after = True
+        to_head = exchange.facts.method == b"HEAD"
+        self.transport.write(answers.http1(answer, close=self.close_after, to_head=to_head))
+        self.exchange_done(exchange)
+
+    def _hand_over(self) -> None:
+        """The connection is somebody else's from here on."""
+        self._closing = True
+        self.exchange = None
+        self.plane.clients.discard(self)

@@ -1,0 +1,70 @@
+"""One HTTP/1.1 request as Knative's activator treats it: its head for the pod, its timeouts, no second try.
+
+What an instance may have begun to work on is never sent again, except a safe method on a kept connection that turned
+out to be closed (as Go's transport does). Cut off in mid-response, the client sees a broken connection, never a body
+that looks whole; Knative would append its message and end a chunked body properly.
+
+Hot dialect, see kserve_ext/wire/http1.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, cast
+
+from activator_replacement.exchange import RESPONDING, HttpExchange
+from activator_replacement.knative.answers import TIMED_OUT
+from activator_replacement.seam import TIMEOUT
+from kserve_ext.core.timeouts import Timeouts
+from kserve_ext.wire.http1 import RequestHead, ResponseHead
+from kserve_ext.wire.knative_head import KnativeHead, forward_to_pod
+
+if TYPE_CHECKING:
+    from activator_replacement.http1 import ClientProtocol
+
+_DEFAULT: Final = Timeouts()
+_SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
+
+
+class KnativeExchange(HttpExchange):
+    __slots__ = ("host", "timeouts", "written")
+
+    def __init__(self, client: ClientProtocol, facts: RequestHead, head: bytes, started: float) -> None:
+        super().__init__(client, facts, head, started)
+        #: Set by Dispatch in submit, as timeout_s is.
+        self.timeouts = _DEFAULT
+        #: Set by Dispatch in submit: the Host that a mesh routes by; b"" = the pod's address.
+        self.host = b""
+        self.written = 0.0  # when the client was last written to, as far as a tick has seen
+
+    def forwarded(self) -> list[bytes]:
+        host = self.host
+        return forward_to_pod(
+            self.head,
+            cast("KnativeHead", self.facts),
+            self.client.hop,
+            host or self.addr.encode(),
+            bool(host),
+        )
+
+    def marks(self, head: ResponseHead) -> bytes:
+        return b""
+
+    def repeatable(self, kept: bool) -> bool:
+        return kept and self.facts.method in _SAFE
+
+    def check(self, now: float, wrote: bool) -> bool:
+        """Called each tick; False: one of its timeouts has passed, and it is over."""
+        if wrote:
+            self.written = now
+        if not self.timeouts.passed(self.started, self.written, now):
+            return True
+        self.timed_out()
+        return False
+
+    def timed_out(self) -> None:
+        begun = self.state >= RESPONDING
+        self._end(TIMEOUT)
+        if begun:
+            self.client.abort()
+        else:
+            self.client.answer(self, 504, TIMED_OUT)
