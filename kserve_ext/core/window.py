@@ -3,7 +3,7 @@
 Values are added into buckets of one second. The average is over the seconds from the first to the last write
 that are still inside the window: a window that is only partly filled isn't diluted, a gap inside counts as
 zeros, and silence for a whole window starts anew. Numbers equal those of Knative's
-pkg/autoscaler/aggregation (bucketing.go and max/), including its rounding down to six decimals.
+pkg/autoscaler/aggregation (bucketing.go and max/), including its rounding to six decimals.
 Never reads a clock: every verb takes `now` in seconds of one source.
 """
 
@@ -172,4 +172,9 @@ def panic_window_s(stable_s: float, percent: float) -> float:
 
 
 def _rounded(value: float) -> float:
-    return math.floor(value * _DIGITS) / _DIGITS
+    """To six decimals, halves away from zero."""
+    scaled = value * _DIGITS
+    whole = math.trunc(scaled)
+    if abs(scaled - whole) >= 0.5:
+        whole += 1 if scaled > 0 else -1
+    return whole / _DIGITS

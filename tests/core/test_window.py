@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -82,7 +83,7 @@ def test_resize_up_then_down() -> None:
     window.resize(10, T0 + 5)
     assert window.average(T0 + 5) == 20 / 5
     window.record(T0 + 6, 7)
-    assert window.average(T0 + 6) == math.floor(27 / 6 * 1e6) / 1e6
+    assert window.average(T0 + 6) == 4.5
     window.resize(4, T0 + 6)
     assert window.average(T0 + 6) == (27 - 2 - 3) / 4
 
@@ -103,14 +104,22 @@ def test_granularity_of_three_seconds() -> None:
     assert window.average(start + 6) == (15 + 7) / 2  # the first 15 are pushed out
     window.resize(10, start + 6)
     window.record(start + 9.3, 42)
-    assert window.average(start + 9) == math.floor((15 + 7 + 42) / 3 * 1e6) / 1e6
+    assert window.average(start + 9) == rounded((15 + 7 + 42) / 3)
     window.resize(4, start + 9)
     assert window.average(start + 9) == (7 + 42) / 2
 
 
-def test_rounds_down_to_six_decimals() -> None:
+def rounded(value: float) -> float:
+    return math.floor(Fraction(value * 10**6) + Fraction(1, 2)) / 10**6
+
+
+def test_rounds_to_six_decimals() -> None:
     assert filled([3.6e-17]).average(T0) == 0
-    assert filled([1.23456789]).average(T0) == 1.234567
+    assert filled([-3.6e-17]).average(T0) == 0
+    assert filled([1.23456789]).average(T0) == 1.234568
+    assert filled([1.2345674]).average(T0) == 1.234567
+    assert filled([0.5e-6]).average(T0) == 1e-6
+    assert filled([-0.5e-6]).average(T0) == -1e-6
     assert filled([12345]).average(T0) == 12345
 
 
@@ -187,7 +196,7 @@ def test_linear_equals_naive_recomputation(
     end = max(last, read)
     total = sum(value for second, value in accepted if end - window_s < second <= end)
     valid = min(last - first + 1, window_s - (end - last))
-    assert window.average(read) == math.floor(total / valid * 1e6) / 1e6
+    assert window.average(read) == rounded(total / valid)
 
 
 @given(writes, st.integers(1, 12), st.integers(0, 60))
