@@ -1,8 +1,8 @@
 """When a request has taken too long: the three timeouts of a Knative revision.
 
-The total counts from the request's arrival, time in a queue included, and ends a response in its midst. Response-start
-ends one that has not begun; idle one that has not been written to for so long, begun or not. 0 = off. An upgraded
-connection begins to respond with the first bytes after its 101. In Knative: pkg/http/handler/timeout.go.
+The total counts from the request's arrival, time in a queue included, and ends a response in its midst.
+Response-start ends one that has not begun; idle one that has not been written to for so long, begun or not. 0 = off.
+An upgraded connection begins to respond with the first bytes after its 101. In Knative: pkg/http/handler/timeout.go.
 """
 
 from __future__ import annotations

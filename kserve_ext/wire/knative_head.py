@@ -1,7 +1,7 @@
 """HTTP/1.1 request heads as Knative's activator takes them and as it passes them on.
 
-Beside what http1.py knows, a head says whether it is a probe, and which of Knative's own headers it has. Passed on, it
-names the pod as its Host and the client's Host in K-Original-Host (the queue-proxy turns that round), is marked with
+Beside what http1.py knows, a head says whether it is a probe, and which of Knative's own headers it has. Passed on,
+it names the pod as its Host and the client's Host in K-Original-Host (the queue-proxy turns that round), is marked with
 K-Proxy-Request, and has lost the headers that chose the revision; X-Forwarded-Proto, Forwarded and X-Request-Id are
 the ingress's business and stay as they came. Any method is taken but CONNECT, any Upgrade but h2c (the listener's
 own). In Knative: pkg/activator/handler/handler.go, networking's pkg/http/header.

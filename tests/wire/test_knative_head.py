@@ -1,0 +1,151 @@
+"""Request heads in Knative's dialect: probes recognised, hosts exchanged, headers of the hop removed."""
+
+from __future__ import annotations
+
+import pytest
+
+from kserve_ext.wire.http1 import Malformed
+from kserve_ext.wire.http1_forward import Hop
+from kserve_ext.wire.knative_head import KnativeHead, forward_to_pod, scan_knative
+
+HOP = Hop("10.1.1.1")
+
+
+def head(*lines: str, first: str = "GET /x HTTP/1.1") -> bytes:
+    return "\r\n".join([first, *lines, "", ""]).encode()
+
+
+def scan(data: bytes) -> KnativeHead:
+    return scan_knative(data, data.index(b"\r\n\r\n") + 4)
+
+
+def forwarded(*lines: str, host: bytes = b"10.0.0.7:8012", passthrough: bool = False) -> list[bytes]:
+    data = head(*lines)
+    passed = b"".join(forward_to_pod(data, scan(data), HOP, host, passthrough))
+    assert passed.endswith(b"\r\n\r\n")
+    scan(passed)
+    return passed.split(b"\r\n")[1:-2]
+
+
+def test_a_plain_request() -> None:
+    assert forwarded(
+        "Host: hello.default.example.com",
+        "Knative-Serving-Namespace: default",
+        "knative-serving-revision: hello-00001",
+        "X-Forwarded-Proto: https",
+        "Forwarded: for=1.2.3.4",
+        "X-Request-Id: not, one, token",
+        "K-Network-Hash: abc",
+        "K-Proxy-Request: mine",
+        "Knative-Serving-Tag: blue",
+    ) == [
+        b"Host: 10.0.0.7:8012",
+        b"K-Original-Host: hello.default.example.com",
+        b"X-Forwarded-Proto: https",
+        b"Forwarded: for=1.2.3.4",
+        b"X-Request-Id: not, one, token",
+        b"Knative-Serving-Tag: blue",
+        b"K-Proxy-Request: activator",
+        b"X-Forwarded-For: 10.1.1.1",
+    ]
+
+
+def test_an_original_host_of_an_earlier_hop_stays() -> None:
+    assert forwarded(
+        "A: b", "K-Original-Host: first.example", "host: second.example", "X-Forwarded-For: 1.1.1.1"
+    ) == [
+        b"A: b",
+        b"K-Original-Host: first.example",
+        b"Host: 10.0.0.7:8012",
+        b"X-Forwarded-For: 1.1.1.1, 10.1.1.1",
+        b"K-Proxy-Request: activator",
+    ]
+    assert forwarded("K-Original-Host:", "Host: h") == [
+        b"Host: 10.0.0.7:8012",
+        b"K-Original-Host: h",
+        b"K-Proxy-Request: activator",
+        b"X-Forwarded-For: 10.1.1.1",
+    ]
+
+
+def test_pod_addressability_of_a_mesh() -> None:
+    passed = forwarded("Host: h", host=b"hello-00001-private.default", passthrough=True)
+    assert passed[0] == b"Host: hello-00001-private.default"
+    assert b"K-Passthrough-Lb: true" in passed
+
+
+def test_upgrades_and_trailers() -> None:
+    assert forwarded(
+        "Host: h", "Connection: keep-alive, Upgrade", "Upgrade: websocket", "TE: gzip, trailers"
+    ) == [
+        b"Host: 10.0.0.7:8012",
+        b"K-Original-Host: h",
+        b"Upgrade: websocket",
+        b"K-Proxy-Request: activator",
+        b"X-Forwarded-For: 10.1.1.1",
+        b"Te: trailers",
+        b"Connection: Upgrade",
+    ]
+    assert scan(head("Host: h", "Connection: Upgrade", "Upgrade: SPDY/3.1")).upgrade
+    h2c = scan(
+        head("Host: h", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
+    )
+    assert (h2c.h2c, h2c.upgrade) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("lines", "kubelet", "probe", "hash_"),
+    [
+        (["User-Agent: kube-probe/1.36"], True, b"", b""),
+        (["user-agent: kube-probe/"], True, b"", b""),
+        (["User-Agent: curl/8 kube-probe/"], False, b"", b""),
+        (["K-Kubelet-Probe: true"], True, b"", b""),
+        (["K-Kubelet-Probe:"], False, b"", b""),
+        (["k-network-probe: activator", "K-Network-Probe: queue"], False, b"activator", b""),
+        (["K-Network-Probe: probe", "K-Network-Hash: override"], False, b"probe", b"override"),
+    ],
+)
+def test_probes(lines: list[str], kubelet: bool, probe: bytes, hash_: bytes) -> None:
+    found = scan(head("Host: h", *lines))
+    assert (found.kubelet, found.probe, found.hash) == (kubelet, probe, hash_)
+
+
+def test_the_first_of_two_revision_headers_counts() -> None:
+    found = scan(head("Host: h", "Knative-Serving-Revision: a", "Knative-Serving-Revision: b"))
+    assert found.revision == b"a"
+
+
+@pytest.mark.parametrize("method", ["PROPFIND", "PURGE", "M-SEARCH", "get"])
+def test_any_method_is_taken(method: str) -> None:
+    assert scan(head("Host: h", first=f"{method} / HTTP/1.1")).method == method.encode()
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "CONNECT / HTTP/1.1",
+        "PRI * HTTP/1.1",
+        "GET http://h/ HTTP/1.1",
+        "GE T / HTTP/1.1",
+        " / HTTP/1.1",
+        "GET / HTTP/2.0",
+    ],
+)
+def test_first_lines_that_are_refused(first: str) -> None:
+    with pytest.raises(Malformed):
+        scan(head("Host: h", first=first))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Host: a", "Host: b"],
+        ["Host: h", "Content-Length: 1", "Transfer-Encoding: chunked"],
+        ["Host: h", "Content-Length: 1", "Content-Length: 1"],
+        ["Host: h", "K-Network-Probe : probe"],
+        ["Host: h", "Connection: host"],
+    ],
+)
+def test_ambiguous_heads_are_refused_as_in_the_other_dialect(lines: list[str]) -> None:
+    with pytest.raises(Malformed):
+        scan(head(*lines))
