@@ -18,8 +18,8 @@ from kserve_ext.core.scaling import ScalingSpec, ScalingState
 class Demand(NamedTuple):
     """Requests of one revision over all shards."""
 
-    held: int
-    in_flight: int
+    held: float
+    in_flight: float  # may be an average over the last second
 
 
 def burst(spec: ScalingSpec, demand: Demand, existing: int, state: ScalingState, now: float) -> int:
