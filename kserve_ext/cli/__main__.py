@@ -18,9 +18,11 @@ VERBS: Final = {
     "delete": "Delete objects.",
     "logs": "Print what a service, an instance or a part of the cluster printed.",
     "explain": "Show where the time of one request went.",
-    "status": "Show functions, partitions, nodes, slots, instances and held requests.",
+    "status": "Show functions, nodes, instances and held requests; in Knative, which parts are ours.",
     "top": "Show what every process uses.",
     "doctor": "Check this machine and the cluster, and say what to do.",
+    "install": "Replace Knative's activator and autoscaler in a Kubernetes cluster.",
+    "uninstall": "Put them back.",
 }
 
 

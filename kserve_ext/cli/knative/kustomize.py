@@ -1,8 +1,8 @@
 """A kustomization folder -> its objects, without kustomize.
 
-Reads what our manifests use of it (resources, components, patches by file, images), refuses everything else, and gives what
-`kustomize build` gives (e2e/test_manifests.py compares). Beside the whole objects it keeps what the patches say by
-themselves: to a Deployment that is Knative's, only that is applied.
+Reads what our manifests use of it (resources, components, patches by file, images), refuses everything else, and
+gives what `kustomize build` gives. Beside the whole objects it keeps what the patches say by themselves: to a
+Deployment that is Knative's, only that is applied.
 """
 
 from __future__ import annotations

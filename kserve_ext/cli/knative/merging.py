@@ -1,8 +1,8 @@
 """Strategic merge of one Kubernetes object with a patch, and the patch that takes it back.
 
-Pure. The same rules as the API server and kustomize follow for what our patches touch: maps are merged, the lists below are
-merged by a key, every other list is replaced, null removes a field and `$patch: delete` an element. The undo is itself a
-patch of this form, so that the API server carries it out and whatever else has changed meanwhile stays.
+Pure. The same rules as the API server and kustomize follow for what our patches touch: maps are merged, the lists
+below are merged by a key, every other list is replaced, null removes a field and `$patch: delete` an element. The
+undo is itself a patch of this form: the API server carries it out, and whatever else has changed meanwhile stays.
 """
 
 from __future__ import annotations

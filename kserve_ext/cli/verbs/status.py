@@ -1,4 +1,7 @@
-"""galaxy status: the cluster at a glance, once or continuously."""
+"""galaxy status: the cluster at a glance, once or continuously.
+
+That of the data folder where there is one, else the Kubernetes cluster of the kubeconfig, if it can be reached.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from kserve_ext.api.quantities import show_mebibytes, show_milli
 from kserve_ext.cli.client import Client
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.failure import Failure
+from kserve_ext.cli.knative import overview
+from kserve_ext.cli.knative.session import cluster_options
 from kserve_ext.cli.output import data_option, dump, format_option, screen, section, watched
 
 Document = dict[str, Any]
@@ -20,12 +25,23 @@ EVERY_S = 1.0
 
 @click.command()
 @data_option
+@cluster_options
 @format_option("json", "yaml")
 @click.option(
     "-w", "--watch", is_flag=True, help="Again every second, until Ctrl-C; once if stdout is no terminal."
 )
-def command(folder: Folder, output: str | None, watch: bool) -> None:
-    """Show functions, partitions, nodes, slots, instances and held requests."""
+def command(folder: Folder, context: str, namespace: str, output: str | None, watch: bool) -> None:
+    """Show functions, partitions, nodes, slots, instances and held requests.
+
+    Without an embedded cluster, or with --context: which parts of Knative are ours in a Kubernetes cluster.
+    """
+    if context or (not folder.cluster() and overview.is_configured()):
+        facts = overview.look(context, namespace)
+        if output:
+            dump(facts, output)
+        else:
+            click.echo(overview.picture(facts))
+        return
     client = Client(folder)
     if output:
         dump(client.call("GET", "/api/status").body, output)

@@ -1,0 +1,65 @@
+"""One command's connection to a Kubernetes cluster, and what its errors mean to a person."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import click
+
+from kserve_ext.cli.failure import Failure
+from kserve_ext.cli.knative.parts import NAMESPACE
+from kserve_ext.kube.access import Access, AccessError, from_environment, from_kubeconfig
+from kserve_ext.kube.client import Client, KubeError, Unavailable
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+
+def cluster_options(function: F) -> F:
+    """--context NAME and -n NAMESPACE."""
+    namespace = click.option(
+        "-n", "--namespace", default=NAMESPACE, show_default=True, help="Namespace of Knative Serving."
+    )
+    return context_option(namespace(function))
+
+
+def context_option(function: F) -> F:
+    return click.option(
+        "--context", default="", help="Context of the kubeconfig.  [default: the current one]"
+    )(function)
+
+
+def run(context: str, work: Callable[[Client], Awaitable[T]]) -> T:
+    """What `work` returns, done with a client of the cluster."""
+    try:
+        access = reach(context)
+    except AccessError as error:
+        raise Failure(
+            "there is no way to a Kubernetes cluster", str(error), "set KUBECONFIG or --context"
+        ) from None
+    return asyncio.run(_with_client(access, work))
+
+
+def reach(context: str) -> Access:
+    """Raises AccessError."""
+    if context:
+        return from_kubeconfig(os.environ.get("KUBECONFIG") or "~/.kube/config", context)
+    return from_environment()
+
+
+async def _with_client(access: Access, work: Callable[[Client], Awaitable[T]]) -> T:
+    client = Client(access, user_agent="galaxy")
+    try:
+        return await work(client)
+    except Unavailable as error:
+        raise Failure(
+            "the API server does not answer", error.message, "look at it, then repeat the command: it goes on"
+        ) from None
+    except (KubeError, AccessError) as error:
+        do = "ask for that permission" if isinstance(error, KubeError) and error.status == 403 else ""
+        raise Failure("the API server refuses", str(error), do) from None
+    finally:
+        await client.close()

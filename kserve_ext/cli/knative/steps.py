@@ -1,0 +1,150 @@
+"""Carries out an installation and takes it back, part by part, each waited for before the next is touched.
+
+Knative's Deployments are changed by server-side apply under one manager's name, and put back by a strategic merge
+patch that the record holds. Whatever step an installation is cut off at, running it again goes on, and uninstalling
+takes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from kserve_ext.cli.failure import Failure
+from kserve_ext.cli.knative import record as records
+from kserve_ext.cli.knative.kinds import kind_named, kind_of
+from kserve_ext.cli.knative.merging import without
+from kserve_ext.cli.knative.parts import PARTS, Part, image_of, is_ours, own_version
+from kserve_ext.cli.knative.plan import Plan
+from kserve_ext.cli.knative.preflight import Situation
+from kserve_ext.cli.knative.record import Record, Taken
+from kserve_ext.cli.knative.rollout import complaints, progress
+from kserve_ext.kube.client import Client, NotFound
+from kserve_ext.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, PODS
+
+Object = dict[str, Any]
+MANAGER: Final = "galaxy"
+STRATEGIC_MERGE: Final = "application/strategic-merge-patch+json"
+#: Seconds between looks at a roll-out, growing.
+POLL_S: Final = (0.1, 0.2, 0.5, 1.0)
+
+
+class Steps:
+    """`say` prints a line that stays, `wait` shows what is waited for at the moment."""
+
+    def __init__(
+        self,
+        client: Client,
+        situation: Situation,
+        wait_s: float,
+        say: Callable[[str], None],
+        wait: Callable[[str], None],
+    ) -> None:
+        self._client = client
+        self._situation = situation
+        self._namespace = situation.namespace
+        self._wait_s = wait_s
+        self._say = say
+        self._wait = wait
+
+    async def install(self, plan: Plan) -> None:
+        former = self._situation.record or Record("", {})
+        taken = dict(former.parts)
+        for name, patch in plan.patches.items():
+            deployment = self._situation.deployments[name]
+            taken[name] = records.take(
+                _part(name), deployment, patch, former.parts.get(name), plan.objects_of(name)
+            )
+        await self._write(Record(own_version(), taken))
+        for name, patch in plan.patches.items():
+            for obj in plan.added[name]:
+                await self._client.apply(kind_of(obj), obj, MANAGER, force=True)
+            before = former.parts.get(name)
+            await self._delete(
+                [key for key in (before.objects if before else ()) if key not in taken[name].objects]
+            )
+            changed = await self._client.apply(DEPLOYMENTS, patch, MANAGER, force=True)
+            await self._settled(name, changed, "galaxy uninstall puts it back")
+
+    async def uninstall(self, record: Record, parts: tuple[Part, ...]) -> None:
+        left = dict(record.parts)
+        for part in reversed(parts):
+            taken = left.get(part.name)
+            if taken is None:
+                continue
+            await self._put_back(part, taken)
+            await self._delete(list(taken.objects))
+            del left[part.name]
+            await self._write(Record(record.version, left))
+
+    # --- inside
+
+    async def _put_back(self, part: Part, taken: Taken) -> None:
+        deployment = self._situation.deployments.get(part.name)
+        if deployment is None:
+            self._say(f"deployment/{part.name} is gone, nothing to put back")
+            return
+        back = taken.undo
+        if not is_ours(image_of(deployment, part), part):
+            self._say(f"deployment/{part.name} runs {image_of(deployment, part)} already, which stays")
+            back = without(back, "image")
+        changed = await self._client.patch(
+            DEPLOYMENTS,
+            self._namespace,
+            part.name,
+            back,
+            content_type=STRATEGIC_MERGE,
+            params={"fieldManager": MANAGER},
+        )
+        await self._settled(
+            part.name, changed, "the pods of ours go on serving; galaxy uninstall goes on from here"
+        )
+
+    async def _settled(self, name: str, deployment: Object, do: str) -> None:
+        """Waits until the Deployment has rolled out; Failure with what its pods say if it does not."""
+        former = self._situation.deployments[name]["metadata"].get("generation")
+        unchanged = deployment["metadata"].get("generation") == former
+        until = time.monotonic() + self._wait_s
+        for pause_s in itertools.chain(POLL_S, itertools.repeat(POLL_S[-1])):
+            now = progress(deployment)
+            if now.done:
+                self._say(f"deployment/{name} {'unchanged' if unchanged else 'rolled out'}, {now.text}")
+                return
+            late = time.monotonic() >= until
+            if now.failed or late:
+                what = "has failed" if now.failed else f"is not done after {self._wait_s:g} s"
+                why = "\n".join([now.text, *await self._complaints(name)])
+                raise Failure(
+                    f"the roll-out of deployment/{name} {what}", why, f"the former pods serve; {do}"
+                )
+            self._wait(f"deployment/{name}: {now.text}")
+            await asyncio.sleep(pause_s)
+            deployment = await self._client.get(DEPLOYMENTS, self._namespace, name)
+
+    async def _complaints(self, name: str) -> list[str]:
+        pods = await self._client.list(PODS, self._namespace, labels=f"app={name}")
+        return complaints(pods.items)
+
+    async def _delete(self, objects: list[tuple[str, Any]]) -> None:
+        for api_version, key in objects:
+            with contextlib.suppress(NotFound):
+                await self._client.delete(kind_named(api_version, key.kind), key.namespace, key.name)
+                self._say(f"{key} deleted")
+
+    async def _write(self, record: Record) -> None:
+        """The record goes with the last part."""
+        if record.parts:
+            await self._client.apply(
+                CONFIG_MAPS, records.config_map(self._namespace, record), MANAGER, force=True
+            )
+        else:
+            with contextlib.suppress(NotFound):
+                await self._client.delete(CONFIG_MAPS, self._namespace, records.NAME)
+
+
+def _part(name: str) -> Part:
+    return next(part for part in PARTS if part.name == name)

@@ -1,0 +1,262 @@
+"""galaxy install, uninstall and status against an API server with a stock Knative, as a person runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kserve_ext.cli.knative.kinds import KNATIVE_SERVINGS
+from kserve_ext.kube.kinds import CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, CONFIG_MAPS, DEPLOYMENTS
+from tests.support.knative_cluster import PLACE, KnativeCluster, stock
+
+DATA = "kserve-galaxy/data:0.1.0"
+CONTROL = "kserve-galaxy/control:0.1.0"
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[KnativeCluster]:
+    cluster = KnativeCluster(tmp_path)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def cluster(empty: KnativeCluster) -> KnativeCluster:
+    empty.install_knative()
+    return empty
+
+
+def spec_of(cluster: KnativeCluster, name: str) -> dict[str, Any]:
+    spec: dict[str, Any] = cluster.deployment(name)["spec"]
+    return spec
+
+
+def test_there_and_back_leaves_nothing_behind(cluster: KnativeCluster) -> None:
+    former = {name: spec_of(cluster, name) for name in ("activator", "autoscaler")}
+    installed = cluster("install")
+    assert installed.exit_code == 0, installed.output
+    assert (cluster.image("activator"), cluster.image("autoscaler")) == (DATA, CONTROL)
+    assert cluster.get(CLUSTER_ROLES, "", "galaxy-activator") is not None
+    removed = cluster("uninstall")
+    assert removed.exit_code == 0, removed.output
+    assert {name: spec_of(cluster, name) for name in former} == former
+    assert cluster.get(CLUSTER_ROLES, "", "galaxy-activator") is None
+    assert cluster.get(CLUSTER_ROLE_BINDINGS, "", "galaxy-activator") is None
+    assert cluster.get(CONFIG_MAPS, PLACE, "galaxy-install") is None
+
+
+def test_the_autoscaler_comes_first_and_goes_last(cluster: KnativeCluster) -> None:
+    lines = cluster("install").stdout.splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        "deployment/autoscaler rolled out",
+        "deployment/activator rolled out",
+    ]
+    lines = [line for line in cluster("uninstall").stdout.splitlines() if "rolled out" in line]
+    assert [line.split(",")[0] for line in lines] == [
+        "deployment/activator rolled out",
+        "deployment/autoscaler rolled out",
+    ]
+
+
+def test_nothing_but_image_and_tmp_changes(cluster: KnativeCluster) -> None:
+    cluster("install", "--image-registry", "r.example/x/", "--image-tag", "7")
+    pod = spec_of(cluster, "activator")["template"]["spec"]
+    container = pod["containers"][0]
+    assert container.pop("image") == "r.example/x/kserve-galaxy/data:7"
+    assert container.pop("volumeMounts") == [{"name": "tmp", "mountPath": "/tmp"}]
+    assert [volume["name"] for volume in pod.pop("volumes")] == ["tmp"]
+    expected = stock("activator")["spec"]["template"]["spec"]
+    expected["containers"][0].pop("image")
+    assert pod == expected
+
+
+def test_again_changes_nothing_and_the_former_state_is_kept(cluster: KnativeCluster) -> None:
+    cluster("install")
+    generation = cluster.deployment("activator")["metadata"]["generation"]
+    again = cluster("install")
+    assert (again.exit_code, again.stdout.count("unchanged")) == (0, 2)
+    assert cluster.deployment("activator")["metadata"]["generation"] == generation
+    cluster("install", "--image-tag", "2")
+    assert cluster.image("activator") == "kserve-galaxy/data:2"
+    cluster("uninstall")
+    assert spec_of(cluster, "activator") == stock("activator")["spec"]
+
+
+def test_only_one_part(cluster: KnativeCluster) -> None:
+    cluster("install", "--only", "autoscaler")
+    assert cluster.image("activator") == "stock.example/activator@sha256:0"
+    assert cluster.get(CLUSTER_ROLES, "", "galaxy-activator") is None
+    cluster("install", "--only", "activator")
+    cluster("uninstall", "--only", "autoscaler")
+    assert (cluster.image("autoscaler"), cluster.image("activator")) == (
+        "stock.example/autoscaler@sha256:0",
+        DATA,
+    )
+    assert cluster.get(CLUSTER_ROLES, "", "galaxy-activator") is not None
+    assert cluster("uninstall").exit_code == 0
+    assert cluster.image("activator") == "stock.example/activator@sha256:0"
+
+
+def test_components_come_and_go(cluster: KnativeCluster) -> None:
+    policies = "/apis/networking.k8s.io/v1/namespaces/knative-serving/networkpolicies/"
+    cluster("install", "--component", "network-policy", "--component", "high-availability")
+    assert spec_of(cluster, "autoscaler")["replicas"] == 2
+    assert "topologySpreadConstraints" in spec_of(cluster, "activator")["template"]["spec"]
+    without = cluster("install", "--component", "high-availability")
+    assert "networkpolicy/galaxy-activator deleted" in without.stdout
+    cluster("uninstall")
+    assert spec_of(cluster, "autoscaler") == stock("autoscaler")["spec"]
+    assert spec_of(cluster, "activator") == stock("activator")["spec"]
+    assert f"DELETE {policies}galaxy-autoscaler" in cluster.server.requests
+
+
+def test_what_others_change_meanwhile_stays(cluster: KnativeCluster) -> None:
+    cluster("install")
+    changed = cluster.deployment("activator")
+    changed["spec"]["template"]["spec"]["nodeSelector"] = {"disk": "fast"}
+    cluster.put(DEPLOYMENTS, changed)
+    cluster("uninstall")
+    expected = stock("activator")["spec"]
+    expected["template"]["spec"]["nodeSelector"] = {"disk": "fast"}
+    assert spec_of(cluster, "activator") == expected
+
+
+def test_knative_upgraded_over_ours(cluster: KnativeCluster) -> None:
+    """Applying a newer release puts Knative's image back; that is the state to go back to from then on."""
+    cluster("install")
+    newer = cluster.deployment("activator")
+    newer["spec"]["template"]["spec"]["containers"][0]["image"] = "stock.example/newer"
+    cluster.put(DEPLOYMENTS, newer)
+    kept = cluster("uninstall", "--only", "activator")
+    assert "runs stock.example/newer already, which stays" in kept.stdout
+    expected = stock("activator")["spec"]
+    expected["template"]["spec"]["containers"][0]["image"] = "stock.example/newer"
+    assert spec_of(cluster, "activator") == expected
+    cluster("install")
+    cluster("uninstall")
+    assert spec_of(cluster, "activator") == expected
+
+
+def test_a_roll_out_that_fails_says_why_and_how_to_go_back(cluster: KnativeCluster) -> None:
+    cluster.server.stuck.add("autoscaler")
+    cluster.add_failing_pod("autoscaler", "ImagePullBackOff")
+    result = cluster("install", "--wait", "0")
+    assert result.exit_code == 1
+    for part in (
+        "error: the roll-out of deployment/autoscaler is not done after 0 s",
+        "why: autoscaler-x: ImagePullBackOff no such image",
+        "do: the former pods serve; galaxy uninstall puts it back",
+    ):
+        assert part in result.output
+    assert cluster.image("activator") == "stock.example/activator@sha256:0"
+    cluster.server.stuck.clear()
+    assert cluster("uninstall").exit_code == 0
+    assert spec_of(cluster, "autoscaler") == stock("autoscaler")["spec"]
+
+
+def test_no_knative(empty: KnativeCluster) -> None:
+    result = empty("install")
+    assert result.exit_code == 1
+    assert "error: Knative Serving is not in the namespace knative-serving" in result.output
+    assert empty("uninstall").stdout == "nothing is installed in knative-serving\n"
+    assert "absent" in empty("status").stdout
+
+
+def test_a_release_that_is_not_tested(cluster: KnativeCluster) -> None:
+    old = stock("activator")
+    old["metadata"]["labels"]["app.kubernetes.io/version"] = "v1.9.0"
+    cluster.put(DEPLOYMENTS, old)
+    result = cluster("install")
+    assert "error: deployment/activator is of Knative Serving 1.9.0\n  why: tested: 1.21" in result.output
+    assert not [request for request in cluster.server.requests if request.startswith("PATCH")]
+    assert cluster("install", "--any-version").exit_code == 0
+
+
+def test_an_operator_gets_what_to_write(cluster: KnativeCluster) -> None:
+    metadata = {"name": "knative-serving", "namespace": PLACE}
+    cluster.put(KNATIVE_SERVINGS, {"metadata": metadata, "spec": {}})
+    result = cluster("install", "--image-registry", "r.example")
+    assert result.exit_code == 1
+    text = "\n".join(line.removeprefix("  do: ") for line in result.output.splitlines() if "  do: " in line)
+    assert yaml.safe_load(text[text.index("spec:") :]) == {
+        "spec": {
+            "registry": {
+                "override": {
+                    "autoscaler/autoscaler": f"r.example/{CONTROL}",
+                    "activator/activator": f"r.example/{DATA}",
+                }
+            }
+        }
+    }
+    assert "managed by Knative's operator: KnativeServing knative-serving" in cluster("status").stdout
+
+
+def test_an_operator_is_known_by_the_owner_when_its_objects_cannot_be_read(cluster: KnativeCluster) -> None:
+    owned = stock("activator")
+    owned["metadata"]["ownerReferences"] = [{"kind": "KnativeServing", "name": "theirs"}]
+    cluster.put(DEPLOYMENTS, owned)
+    cluster.server.fail(403, reason="Forbidden", path="knativeservings")
+    assert "KnativeServing theirs" in cluster("install").output
+
+
+def test_missing_permissions_are_all_named_before_anything_is_changed(cluster: KnativeCluster) -> None:
+    cluster.server.denied |= {("create", "clusterroles"), ("patch", "deployments")}
+    result = cluster("install")
+    assert result.exit_code == 1
+    assert "why: patch deployments.apps" in result.output
+    assert "why: create clusterroles.rbac.authorization.k8s.io" in result.output
+    assert not [request for request in cluster.server.requests if request.startswith("PATCH")]
+
+
+def test_ours_without_a_record(cluster: KnativeCluster) -> None:
+    applied = stock("activator")
+    applied["spec"]["template"]["spec"]["containers"][0]["image"] = f"r.example/{DATA}"
+    cluster.put(DEPLOYMENTS, applied)
+    assert "no record says what it ran before" in cluster("install").output
+    assert "activator are ours, but no record" in cluster("uninstall").output
+
+
+def test_a_record_that_is_none(cluster: KnativeCluster) -> None:
+    metadata = {"name": "galaxy-install", "namespace": PLACE}
+    cluster.put(CONFIG_MAPS, {"metadata": metadata, "data": {"record.json": "[]"}})
+    assert "is not a record of an installation" in cluster("install").output
+
+
+def test_others_that_apply_the_deployments_are_named(cluster: KnativeCluster) -> None:
+    managed = stock("activator")
+    managed["metadata"]["managedFields"] = [{"manager": "argocd-controller", "operation": "Apply"}]
+    cluster.put(DEPLOYMENTS, managed)
+    assert "warning: deployment/activator is applied by argocd-controller" in cluster("install").stderr
+
+
+def test_an_api_server_that_is_away(cluster: KnativeCluster) -> None:
+    cluster.do(cluster.server.down())
+    result = cluster("install")
+    assert result.exit_code == 1
+    assert "error: the API server does not answer" in result.output
+    assert cluster("install", "--context", "nowhere").output.startswith(
+        "error: there is no way to a Kubernetes"
+    )
+
+
+def test_status(cluster: KnativeCluster) -> None:
+    cluster("install", "--only", "activator")
+    lines = cluster("status").stdout.splitlines()
+    assert lines[0] == "Knative Serving in knative-serving"
+    assert lines[2].split()[:4] == ["activator", "ours", "1.21.1", DATA]
+    assert lines[2].endswith("stock.example/activator@sha256:0")
+    assert lines[3].split()[:3] == ["autoscaler", "Knative's", "1.21.1"]
+    facts = yaml.safe_load(cluster("status", "--context", "here", "-o", "json").stdout)
+    assert [part["whose"] for part in facts["parts"]] == ["ours", "Knative's"]
+
+
+def test_dry_run_asks_no_cluster(empty: KnativeCluster) -> None:
+    result = empty("install", "--dry-run", "-n", "elsewhere", "--only", "activator")
+    documents = list(yaml.safe_load_all(result.stdout))
+    assert [document["kind"] for document in documents] == ["ClusterRole", "ClusterRoleBinding", "Deployment"]
+    assert documents[1]["subjects"][0]["namespace"] == documents[2]["metadata"]["namespace"] == "elsewhere"
+    assert empty.server.requests == []
