@@ -1,0 +1,420 @@
+"""One HTTP/2 connection, either side of it, without a socket: bytes in, calls of its user, bytes out.
+
+It keeps the protocol's state (streams, windows, settings, header tables, CONTINUATION) and its limits; it decides
+nothing about requests. Header blocks reach the user standing alone (see http2_fields.py). Connection windows are
+refilled here as long as little is buffered; stream windows by `passed_on`, so that no stream buffers more than its
+window. A peer that breaks the protocol raises Violation; its user then says goaway and closes.
+
+Hot dialect, see http1.py. Go's limits for comparison: golang.org/x/net/http2/server.go.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kserve_ext.wire import http2
+from kserve_ext.wire.http2 import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    DEFAULT_WINDOW,
+    END_HEADERS,
+    END_STREAM,
+    FRAME_BYTES,
+    GOAWAY,
+    HEADERS,
+    MOST_WINDOW,
+    PADDED,
+    PING,
+    PREFACE,
+    PRIORITY,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    WITH_PRIORITY,
+    Violation,
+)
+from kserve_ext.wire.http2_hpack import DEFAULT_TABLE, Decoder, literal
+from kserve_ext.wire.http2_sending import FIRST_STREAMS, Sending, User
+from kserve_ext.wire.http2_streams import Stream
+
+STREAM_WINDOW: Final = 262_144  # of a stream whose bytes go on; until some have, DEFAULT_WINDOW
+SERVER_WINDOW: Final = 1 << 20
+CLIENT_WINDOW: Final = 16 << 20
+CONTINUATIONS: Final = 64  # frames of one block
+_NO_TABLE: Final = b"\x20"  # the size update to 0, once, at the start of our first block
+
+_head = http2.FRAME_HEAD.unpack_from
+
+
+class Connection(Sending):
+    __slots__ = (
+        "_acked",
+        "_block",
+        "_block_end",
+        "_block_frames",
+        "_block_stream",
+        "_buffered_most",
+        "_client",
+        "_decoder",
+        "_list_bytes",
+        "_now",
+        "_preface_left",
+        "_rest",
+        "_unreturned",
+        "_window_size",
+    )
+
+    def __init__(
+        self,
+        user: User,
+        now: float,
+        *,
+        client: bool,
+        max_streams: int = FIRST_STREAMS,
+        list_bytes: int = 32_768,
+        buffered_bytes: int = MOST_WINDOW,
+    ) -> None:
+        """`buffered_bytes`: when so much of what came has not gone on, the peer's window is not opened further."""
+        window = CLIENT_WINDOW if client else SERVER_WINDOW
+        super().__init__(
+            user, now, client=client, max_streams=max_streams, list_bytes=list_bytes, window=window
+        )
+        self._client = client
+        self._list_bytes = list_bytes
+        self._buffered_most = buffered_bytes
+        self._now = now
+        self._rest = b""
+        self._preface_left = b"" if client else PREFACE
+        self._decoder: Decoder | None = Decoder(list_bytes + 32 * 1024)
+        self._acked = False  # the peer knows that its table has size 0
+        self._block: list[bytes] | None = None
+        self._block_stream = self._block_frames = 0
+        self._block_end = False
+        self._window_size = window
+        self._unreturned = 0
+
+    # --- bytes in
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Raises Violation."""
+        self._now = now
+        if self._preface_left:
+            data = self._preface(data)
+        if self._rest:
+            data = self._rest + data
+        at = 0
+        size = len(data)
+        streams = self.streams
+        while size - at >= 9:
+            upper, length, kind, flags, number = _head(data, at)
+            if upper or length > FRAME_BYTES:
+                raise Violation(http2.FRAME_SIZE_ERROR, self._too_long(data[at : at + 9]))
+            start = at + 9
+            end = start + length
+            if end > size:
+                break
+            number &= MOST_WINDOW
+            at = end
+            if self._block is not None and kind != CONTINUATION:
+                raise Violation(http2.PROTOCOL_ERROR, "another frame within a header block")
+            if kind == DATA:
+                stream = streams.get(number)
+                payload = data[start:end]
+                if flags & PADDED:
+                    payload = _unpadded(payload)
+                self._unreturned += length
+                self.receive_window -= length
+                if self.receive_window < 0:
+                    raise Violation(http2.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
+                if stream is None or not stream.open_in:
+                    self._closed(number, stream)
+                else:
+                    self._data(stream, payload, length, flags & END_STREAM != 0)
+                if self._unreturned > self._window_size >> 1:
+                    self._refill()
+            elif kind == HEADERS:
+                self._headers(number, flags, data[start:end])
+            elif kind == WINDOW_UPDATE:
+                self._window_update(number, data[start:end])
+            else:
+                self._other(kind, flags, number, data[start:end])
+        self._rest = data[at:] if at else data
+        if self.out:
+            self._user.wake()
+
+    def _preface(self, data: bytes) -> bytes:
+        expected = self._preface_left
+        size = min(len(expected), len(data))
+        if data[:size] != expected[:size]:
+            raise Violation(http2.PROTOCOL_ERROR, "not the preface of HTTP/2")
+        self._preface_left = expected[size:]
+        return data[size:]
+
+    def _too_long(self, start: bytes) -> str:
+        if self._client and start.startswith(b"HTTP/1."):
+            return "it answers HTTP/1.1 to a request in HTTP/2"
+        return f"a frame of more than {FRAME_BYTES} bytes"
+
+    def _data(self, stream: Stream, payload: bytes, length: int, end: bool) -> None:
+        stream.receive_window -= length
+        if stream.receive_window < 0:
+            self.reset(stream, http2.FLOW_CONTROL_ERROR)
+            self._user.reset(stream, http2.FLOW_CONTROL_ERROR)
+            return
+        size = len(payload)
+        if size:
+            self.budget.earn()
+            self.buffered += size
+            stream.owed += size
+        elif not end:
+            self._useless("empty DATA frames")
+        if length != size:
+            stream.taken += length - size
+        if end:
+            stream.open_in = False
+            if not stream.open_out:
+                self.streams.pop(stream.id, None)
+        self._user.data(stream, payload, end)
+
+    def _headers(self, number: int, flags: int, payload: bytes) -> None:
+        if flags & PADDED:
+            payload = _unpadded(payload)
+        if flags & WITH_PRIORITY:
+            if len(payload) < 5:
+                raise Violation(http2.FRAME_SIZE_ERROR, "HEADERS: too short")
+            payload = payload[5:]
+        self.budget.earn()
+        if flags & END_HEADERS:
+            self._whole_block(number, payload, flags & END_STREAM != 0)
+        else:
+            self._block = [payload]
+            self._block_frames = 0
+            self._block_stream = number
+            self._block_end = flags & END_STREAM != 0
+
+    def _continuation(self, number: int, flags: int, payload: bytes) -> None:
+        block = self._block
+        if block is None or number != self._block_stream:
+            raise Violation(http2.PROTOCOL_ERROR, "CONTINUATION without a header block before it")
+        block.append(payload)
+        self._block_frames += 1
+        if self._block_frames > CONTINUATIONS or sum(map(len, block)) > self._list_bytes:
+            raise Violation(http2.ENHANCE_YOUR_CALM, f"a header block of more than {self._list_bytes} bytes")
+        if flags & END_HEADERS:
+            self._block = None
+            self._whole_block(number, b"".join(block), self._block_end)
+
+    def _whole_block(self, number: int, block: bytes, end: bool) -> None:
+        if len(block) > self._list_bytes:
+            raise Violation(http2.ENHANCE_YOUR_CALM, f"a header block of more than {self._list_bytes} bytes")
+        block = self._stateless(block)
+        stream = self.streams.get(number)
+        if stream is not None and stream.open_in:
+            if not self._client and not end:
+                self.reset(stream, http2.PROTOCOL_ERROR)
+                self._user.reset(stream, http2.PROTOCOL_ERROR)
+                return
+            if end:
+                stream.open_in = False
+                if not stream.open_out:
+                    del self.streams[number]
+            self._user.headers(stream, block, end)
+        elif self._client or number <= self._last or not number & 1:
+            if stream is None and not number & 1:
+                raise Violation(http2.PROTOCOL_ERROR, "HEADERS on a stream that the peer can't begin")
+            if stream is None and not self._client and number not in self._reset_by_us:
+                raise Violation(http2.STREAM_CLOSED, "HEADERS on a closed stream")
+            self._closed(number, stream)
+        else:
+            self._last = number
+            if self.going or len(self.streams) >= self.max_streams:
+                self._refuse(number)
+                return
+            stream = Stream(number, self.peer_window)
+            stream.open_in = not end
+            self.streams[number] = stream
+            self._user.opened(stream, block, end)
+
+    def _stateless(self, block: bytes) -> bytes:
+        """The block without size updates, and decoded while the peer's table may still be in use."""
+        decoder = self._decoder
+        if decoder is not None:
+            if block[:1] == _NO_TABLE:
+                self._decoder = None
+            else:
+                fields = decoder.decode(block, 0 if self._acked else DEFAULT_TABLE)
+                if not decoder.table_size:
+                    self._decoder = None
+                return b"".join(literal(f.name, f.value, 0x10 if f.never_indexed else 0) for f in fields)
+        return block.lstrip(_NO_TABLE) if block[:1] == _NO_TABLE else block
+
+    def _window_update(self, number: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise Violation(http2.FRAME_SIZE_ERROR, "WINDOW_UPDATE: four bytes")
+        increment = int.from_bytes(payload, "big") & MOST_WINDOW
+        if number == 0:
+            self.send_window += increment
+            if not increment or self.send_window > MOST_WINDOW:
+                raise Violation(
+                    http2.FLOW_CONTROL_ERROR if increment else http2.PROTOCOL_ERROR, "WINDOW_UPDATE"
+                )
+            if self._waiting:
+                self._send_waiting()
+            return
+        stream = self.streams.get(number)
+        if stream is None:
+            self._closed(number, None)
+            return
+        stream.send_window += increment
+        if not increment or stream.send_window > MOST_WINDOW:
+            code = http2.FLOW_CONTROL_ERROR if increment else http2.PROTOCOL_ERROR
+            self.reset(stream, code)
+            self._user.reset(stream, code)
+        elif stream in self._waiting:
+            self._send_queue(stream, MOST_WINDOW)
+
+    def _other(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        if kind == CONTINUATION:
+            self._continuation(number, flags, payload)
+        elif kind == RST_STREAM:
+            self._reset_by_peer(number, payload)
+        elif kind == SETTINGS:
+            self._settings(number, flags, payload)
+        elif kind == PING:
+            if number or len(payload) != 8:
+                raise Violation(
+                    http2.PROTOCOL_ERROR if number else http2.FRAME_SIZE_ERROR, "PING: eight bytes, stream 0"
+                )
+            self._useless("PING frames")
+            if not flags & ACK:
+                self.out.append(http2.frame(PING, ACK, 0, payload))
+        elif kind == GOAWAY:
+            self._goaway(number, payload)
+        elif kind == http2.PUSH_PROMISE:
+            raise Violation(http2.PROTOCOL_ERROR, "PUSH_PROMISE: not asked for")
+        elif kind == PRIORITY:
+            if not number or len(payload) != 5:
+                raise Violation(http2.PROTOCOL_ERROR if not number else http2.FRAME_SIZE_ERROR, "PRIORITY")
+            self._useless("PRIORITY frames")
+        else:
+            self._useless("frames of unknown kinds")
+
+    def _reset_by_peer(self, number: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise Violation(http2.FRAME_SIZE_ERROR, "RST_STREAM: four bytes")
+        stream = self.streams.get(number)
+        if stream is None:
+            self._closed(number, None)
+            return
+        if not self._client and not self.resets.spend(self._now):
+            raise Violation(http2.ENHANCE_YOUR_CALM, "too many streams reset")
+        self._forget(stream)
+        self._user.reset(stream, int.from_bytes(payload, "big"))
+
+    def _settings(self, number: int, flags: int, payload: bytes) -> None:
+        if number:
+            raise Violation(http2.PROTOCOL_ERROR, "SETTINGS: stream 0")
+        if flags & ACK:
+            if payload:
+                raise Violation(http2.FRAME_SIZE_ERROR, "SETTINGS: an ACK is empty")
+            self._acked = True
+            return
+        self._useless("SETTINGS frames")
+        self.apply(http2.read_settings(payload))
+        self.out.append(http2.SETTINGS_ACK)
+
+    def apply(self, pairs: list[tuple[int, int]]) -> None:
+        """The peer's settings."""
+        for name, value in pairs:
+            if name == http2.INITIAL_WINDOW_SIZE:
+                change = value - self.peer_window
+                self.peer_window = value
+                for stream in list(self.streams.values()):
+                    stream.send_window += change
+                    if stream.send_window > MOST_WINDOW:
+                        raise Violation(http2.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE: too large")
+                if change > 0 and self._waiting:
+                    self._send_waiting()
+            elif name == http2.MAX_FRAME_SIZE:
+                self.peer_frame = value
+            elif name == http2.MAX_CONCURRENT_STREAMS:
+                self.peer_streams = value
+
+    def _goaway(self, number: int, payload: bytes) -> None:
+        if number or len(payload) < 8:
+            raise Violation(http2.PROTOCOL_ERROR if number else http2.FRAME_SIZE_ERROR, "GOAWAY")
+        self._useless("GOAWAY frames")
+        self.going = True
+        last = int.from_bytes(payload[:4], "big") & MOST_WINDOW
+        code = int.from_bytes(payload[4:8], "big")
+        unprocessed = []
+        if self._client:
+            unprocessed = [stream for stream in self.streams.values() if stream.id > last]
+            for stream in unprocessed:
+                self._forget(stream)
+        self._user.went_away(unprocessed, code)
+
+    def _closed(self, number: int, stream: Stream | None) -> None:
+        """A frame on a stream that is closed, at least in this direction; idle ones can't have any."""
+        if number == 0 or number > (self._next - 2 if self._client else self._last) or not number & 1:
+            raise Violation(http2.PROTOCOL_ERROR, "a frame on a stream that nobody began")
+        if stream is not None:
+            self.reset(stream, http2.STREAM_CLOSED)
+            self._user.reset(stream, http2.STREAM_CLOSED)
+        if number not in self._reset_by_us:
+            self._useless("frames on closed streams")
+
+    def _useless(self, what: str) -> None:
+        if not self.budget.spend(self._now):
+            raise Violation(http2.ENHANCE_YOUR_CALM, f"too many {what}")
+
+    def _refuse(self, number: int) -> None:
+        self._reset_by_us.append(number)
+        self.out.append(http2.rst_stream(number, http2.REFUSED_STREAM))
+        self._useless("streams over the limit")
+
+    @property
+    def within_block(self) -> bool:
+        """A header block was begun, and its end has not come."""
+        return self._block is not None
+
+    # --- windows of the peer
+
+    def passed_on(self, stream: Stream, size: int) -> None:
+        """So many received bytes have left this process: the peer may send as many again."""
+        owed = min(size, stream.owed)  # less when it was dropped before
+        stream.owed -= owed
+        self.buffered -= owed
+        if stream.open_in:
+            taken = stream.taken = stream.taken + size
+            if taken >= DEFAULT_WINDOW >> 1 and (not stream.grown or taken >= STREAM_WINDOW >> 1):
+                if not stream.grown:
+                    stream.grown = True
+                    taken += STREAM_WINDOW - DEFAULT_WINDOW
+                stream.taken = 0
+                stream.receive_window += taken
+                self.out.append(http2.window_update(stream.id, taken))
+                self._user.wake()
+        if self._unreturned > self._window_size >> 1:
+            self._refill()
+
+    def dropped(self, stream: Stream) -> None:
+        """What it still has here goes nowhere."""
+        self.buffered -= stream.owed
+        stream.owed = 0
+        if self._unreturned > self._window_size >> 1:
+            self._refill()
+
+    def _refill(self) -> None:
+        if self.buffered < self._buffered_most:
+            self.out.append(http2.window_update(0, self._unreturned))
+            self.receive_window += self._unreturned
+            self._unreturned = 0
+            self._user.wake()
+
+
+def _unpadded(payload: bytes) -> bytes:
+    if not payload or payload[0] >= len(payload):
+        raise Violation(http2.PROTOCOL_ERROR, "more padding than there is frame")
+    return payload[1 : len(payload) - payload[0]]

@@ -1,0 +1,213 @@
+"""Fields of header blocks that stand alone: where each begins and ends, and which the relay looks at; all checked.
+
+A block is walked, not decoded: static indexes and literals are looked up as the bytes they came in, so that a field
+seen before (in plain or Huffman-coded form: there is one of each) costs one look in a table that forgets. Every name
+and value is checked once: what would end a connection that others share, or be read otherwise by the next hop
+(RFC 9113 8.2, 8.3), is never passed on.
+
+Hot dialect, see http1.py.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from kserve_ext.wire.http1 import Malformed
+from kserve_ext.wire.http2 import COMPRESSION_ERROR, Violation
+from kserve_ext.wire.http2_hpack import (
+    STATIC,
+    HeaderField,
+    huffman_decode,
+    huffman_value,
+    integer,
+    string,
+)
+
+PLAIN: Final = 0
+METHOD: Final = 1
+SCHEME: Final = 2
+PATH: Final = 3
+AUTHORITY: Final = 4
+STATUS: Final = 5
+HOST: Final = 6
+LENGTH: Final = 7
+NAMESPACE: Final = 8
+REVISION: Final = 9
+REQUEST_ID: Final = 10
+FORWARDED_FOR: Final = 11
+FORWARDED: Final = 12
+FORWARDED_PROTO: Final = 13
+HOP: Final = 14  # ends at this hop
+PROBE: Final = 15
+HASH: Final = 16
+KUBELET: Final = 17
+USER_AGENT: Final = 18
+ORIGINAL_HOST: Final = 19
+COLD: Final = 20
+CONTENT_TYPE: Final = 21
+CONTENT_CODING: Final = 22
+LAST_PSEUDO: Final = STATUS
+
+_KINDS: Final = {
+    b":method": METHOD,
+    b":scheme": SCHEME,
+    b":path": PATH,
+    b":authority": AUTHORITY,
+    b":status": STATUS,
+    b"host": HOST,
+    b"content-length": LENGTH,
+    b"knative-serving-namespace": NAMESPACE,
+    b"knative-serving-revision": REVISION,
+    b"x-request-id": REQUEST_ID,
+    b"x-forwarded-for": FORWARDED_FOR,
+    b"forwarded": FORWARDED,
+    b"x-forwarded-proto": FORWARDED_PROTO,
+    b"k-proxy-request": HOP,
+    b"proxy-authorization": HOP,
+    b"k-network-probe": PROBE,
+    b"k-network-hash": HASH,
+    b"k-kubelet-probe": KUBELET,
+    b"user-agent": USER_AGENT,
+    b"k-original-host": ORIGINAL_HOST,
+    b"x-cold-start": COLD,
+    b"content-type": CONTENT_TYPE,
+    b"content-encoding": CONTENT_CODING,
+}
+_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
+_NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
+_VALUE = re.compile(rb"(?![\t ])[\t -~\x80-\xff]*(?<![\t ])")
+_CACHED_BYTES: Final = 256  # longer fields, and those that no hop may keep, are looked at anew
+_CACHED: Final = 8192
+
+#: (kind, value) of a field by its bytes in a block; of values only those that the relay looks at.
+_known: dict[bytes, tuple[int, bytes]] = {}
+_STATIC_KINDS: Final = [(_KINDS.get(name, PLAIN), value) for name, value in STATIC]
+
+
+def walk(block: bytes) -> list[tuple[int, int, int, bytes]]:
+    """(kind, start, end, value) of the fields that are not PLAIN.
+
+    Raises Violation when it is no block that stands alone, Malformed when a field is not what HTTP allows.
+    """
+    try:
+        return _walk(block)
+    except IndexError:
+        raise Violation(COMPRESSION_ERROR, "a header block that ends within a field") from None
+
+
+def _walk(block: bytes) -> list[tuple[int, int, int, bytes]]:
+    found = []
+    at = 0
+    size = len(block)
+    regular = False
+    while at < size:
+        first = block[at]
+        start = at
+        if first >= 0x80:
+            if not 0x80 < first < 0x80 + len(_STATIC_KINDS):
+                raise Violation(COMPRESSION_ERROR, "an entry of a header table of size 0")
+            known = _STATIC_KINDS[first & 0x7F]
+            at += 1
+        else:
+            at = _literal_end(block, at, first)
+            if at > size:
+                raise IndexError
+            field = block[start:at]
+            known = _known.get(field) or _learn(field)
+        kind, value = known
+        if kind == PLAIN:
+            regular = True
+        else:
+            if kind > LAST_PSEUDO:
+                regular = True
+            elif regular:
+                raise Malformed("a pseudo-header after a header")
+            found.append((kind, start, at, value))
+    return found
+
+
+def _literal_end(block: bytes, at: int, first: int) -> int:
+    if 0x20 <= first < 0x40:
+        raise Violation(COMPRESSION_ERROR, "a table size within a header block")
+    mask = 0x3F if first >= 0x40 else 0x0F
+    index = first & mask
+    at += 1
+    if index == mask:
+        index, at = integer(block, at - 1, mask)
+    if index == 0:
+        size = block[at] & 0x7F
+        at += 1
+        if size == 0x7F:
+            size, at = integer(block, at - 1, 0x7F)
+        at += size
+    elif index >= len(_STATIC_KINDS):
+        raise Violation(COMPRESSION_ERROR, "an entry of a header table of size 0")
+    size = block[at] & 0x7F
+    at += 1
+    if size == 0x7F:
+        size, at = integer(block, at - 1, 0x7F)
+    return at + size
+
+
+def _learn(field: bytes) -> tuple[int, bytes]:
+    """Looks at a literal for the first time."""
+    first = field[0]
+    index, at = integer(field, 0, 0x3F if first >= 0x40 else 0x0F)
+    if index:
+        name = STATIC[index][0]
+    else:
+        name, at = string(field, at)
+        if _NAME.fullmatch(name) is None:
+            raise Malformed(f"header name {name[:40]!r}: lower-case letters, digits and !#$%&'*+-.^_`|~")
+        if name in _HOP:
+            raise Malformed(f"{name.decode()}: belongs to HTTP/1.1")
+        if name[0] == 58 and name not in _KINDS:  # a colon
+            raise Malformed(f"pseudo-header {name[:40]!r} is not known")
+    kind = _KINDS.get(name, PLAIN)
+    size, start = integer(field, at, 0x7F)
+    value = field[start : start + size]
+    coded = field[at] & 0x80
+    if kind != PLAIN or name == b"te" or name in _HOP:
+        if coded:
+            value = huffman_decode(value)
+        if _VALUE.fullmatch(value) is None:
+            raise Malformed(f"{name.decode()}: control characters, or spaces around the value")
+        if name in _HOP:
+            raise Malformed(f"{name.decode()}: belongs to HTTP/1.1")
+        if name == b"te" and value.lower() != b"trailers":
+            raise Malformed("te: only trailers")
+    else:
+        if coded:
+            if not huffman_value(value):
+                huffman_decode(value)  # which raises Violation when it is the coding that is wrong
+                raise Malformed(f"{name.decode()}: control characters in the value")
+        elif _VALUE.fullmatch(value) is None:
+            raise Malformed(f"{name.decode()}: control characters, or spaces around the value")
+        value = b""
+    known = (kind, value)
+    if len(field) <= _CACHED_BYTES and not 0x10 <= first < 0x20:
+        if len(_known) >= _CACHED:
+            _known.clear()
+        _known[field] = known
+    return known
+
+
+def fields(block: bytes) -> list[HeaderField]:
+    """Every field of a block that was walked; slow, for headers that are looked at seldom."""
+    found = []
+    at = 0
+    while at < len(block):
+        first = block[at]
+        if first >= 0x80:
+            found.append(HeaderField(*STATIC[first & 0x7F]))
+            at += 1
+            continue
+        index, at = integer(block, at, 0x3F if first >= 0x40 else 0x0F)
+        if index:
+            name = STATIC[index][0]
+        else:
+            name, at = string(block, at)
+        value, at = string(block, at)
+        found.append(HeaderField(name, value, 0x10 <= first < 0x20))
+    return found

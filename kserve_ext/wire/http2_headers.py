@@ -1,0 +1,231 @@
+"""The facts of header blocks: what the relay must know of a request, a response and trailers, or why not.
+
+Positions refer to the block, so that http2_forward.py can pass it on as it came. What is refused here is what
+RFC 9113 calls malformed: it ends a stream, never a connection.
+
+Hot dialect, see http1.py.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from kserve_ext.wire.http1 import _HOST, _REQUEST_ID, Malformed
+from kserve_ext.wire.http2_fields import (
+    AUTHORITY,
+    COLD,
+    CONTENT_CODING,
+    CONTENT_TYPE,
+    FORWARDED,
+    FORWARDED_FOR,
+    FORWARDED_PROTO,
+    HASH,
+    HOP,
+    HOST,
+    KUBELET,
+    LAST_PSEUDO,
+    LENGTH,
+    METHOD,
+    NAMESPACE,
+    ORIGINAL_HOST,
+    PATH,
+    PROBE,
+    REQUEST_ID,
+    REVISION,
+    SCHEME,
+    STATUS,
+    USER_AGENT,
+    walk,
+)
+
+_LAST_ONCE: Final = LENGTH
+_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
+_PATH = re.compile(rb"/[!-~]*|\*")
+_REQUIRED: Final = 1 << METHOD | 1 << SCHEME | 1 << PATH
+
+
+class RequestBlock:
+    """The facts of one request's header block; of a field that comes twice, the first."""
+
+    __slots__ = (
+        "authority",
+        "block",
+        "forwarded",
+        "forwarded_for",
+        "forwarded_proto",
+        "hash",
+        "kubelet",
+        "length",
+        "method",
+        "namespace",
+        "original_host",
+        "path",
+        "probe",
+        "request_id",
+        "revision",
+        "spans",
+        "user_agent",
+    )
+
+    def __init__(self, block: bytes) -> None:
+        self.block = block
+        self.method = b""
+        self.path = b""
+        self.authority = b""  # or the Host header
+        self.namespace: bytes | None = None
+        self.revision: bytes | None = None
+        self.request_id = b""
+        self.length = -1  # -1: not declared
+        self.forwarded_for: bytes | None = None  # the last one: together they are one list
+        self.forwarded: bytes | None = None
+        self.forwarded_proto = False
+        self.user_agent = b""
+        self.probe = b""  # K-Network-Probe
+        self.hash = b""  # K-Network-Hash
+        self.kubelet = False  # K-Kubelet-Probe
+        self.original_host = False
+        #: (start, end, kind) of what a next hop may not get as it came, in order.
+        self.spans: list[tuple[int, int, int]] = []
+
+
+class ResponseBlock:
+    """The facts of one response's header block."""
+
+    __slots__ = ("block", "cold", "event_stream", "length", "request_id", "status")
+
+    def __init__(self, block: bytes) -> None:
+        self.block = block
+        self.status = 0
+        self.length = -1
+        self.event_stream = False  # text/event-stream without a content coding
+        self.request_id = False
+        self.cold = False
+
+
+def scan_request(block: bytes, repeated: bool = False) -> RequestBlock:
+    """Raises Violation or Malformed, as walk. `repeated`: Knative's two headers may come twice."""
+    head = RequestBlock(block)
+    spans = head.spans
+    seen = 0
+    host = authority = None
+    for kind, start, end, value in walk(block):
+        if kind <= _LAST_ONCE:
+            if seen >> kind & 1:
+                raise Malformed("a pseudo-header, host or content-length twice")
+            seen |= 1 << kind
+            if kind == METHOD:
+                head.method = value
+            elif kind == PATH:
+                head.path = value
+            elif kind == AUTHORITY:
+                authority = value
+                spans.append((start, end, kind))
+            elif kind == LENGTH:
+                head.length = _length(value)
+            elif kind == HOST:
+                host = value
+                spans.append((start, end, kind))
+            continue
+        if kind == USER_AGENT:
+            head.user_agent = head.user_agent or value
+            continue
+        if kind == NAMESPACE:
+            if head.namespace is None:
+                head.namespace = value
+            elif not repeated:
+                raise Malformed("knative-serving-namespace twice")
+        elif kind == REVISION:
+            if head.revision is None:
+                head.revision = value
+            elif not repeated:
+                raise Malformed("knative-serving-revision twice")
+        elif kind == REQUEST_ID:
+            if not head.request_id and _REQUEST_ID.fullmatch(value):
+                head.request_id = value
+                continue
+        elif kind == FORWARDED_FOR:
+            _only_last(spans, kind, head.forwarded_for)
+            head.forwarded_for = value
+        elif kind == FORWARDED:
+            _only_last(spans, kind, head.forwarded)
+            head.forwarded = value
+        elif kind == FORWARDED_PROTO:
+            head.forwarded_proto = True
+            continue
+        elif kind == PROBE:
+            head.probe = head.probe or value
+        elif kind == HASH:
+            head.hash = head.hash or value
+        elif kind == KUBELET:
+            head.kubelet |= value != b""
+            continue
+        elif kind == ORIGINAL_HOST:
+            if value:
+                head.original_host = True
+                continue
+        elif kind != HOP:
+            continue
+        spans.append((start, end, kind))
+    if head.method == b"CONNECT":
+        raise Malformed("CONNECT is not served")
+    if seen & _REQUIRED != _REQUIRED or seen >> STATUS & 1:
+        raise Malformed("a request has :method, :scheme, :path, and no :status")
+    if _METHOD.fullmatch(head.method) is None or _PATH.fullmatch(head.path) is None:
+        raise Malformed(":method or :path is none")
+    if authority is None:
+        authority = host
+    elif host is not None and host != authority:
+        raise Malformed(":authority and host differ")
+    if authority is None or _HOST.fullmatch(authority) is None:
+        raise Malformed(":authority: not a host name or address with an optional port")
+    head.authority = authority
+    return head
+
+
+def _only_last(spans: list[tuple[int, int, int]], kind: int, before: bytes | None) -> None:
+    """Only the last of several equal fields is exchanged for a longer one."""
+    if before is not None:
+        spans[:] = [span for span in spans if span[2] != kind]
+
+
+def scan_response(block: bytes) -> ResponseBlock:
+    """Raises Violation or Malformed, as walk."""
+    head = ResponseBlock(block)
+    events = coded = False
+    for kind, _, _, value in walk(block):
+        if kind == STATUS:
+            if head.status or len(value) != 3 or not value.isdigit() or not b"100" <= value < b"600":
+                raise Malformed(":status: one number from 100 to 599")
+            head.status = int(value)
+        elif kind <= LAST_PSEUDO:
+            raise Malformed("a request's pseudo-header in a response")
+        elif kind == LENGTH:
+            if head.length >= 0:
+                raise Malformed("content-length twice")
+            head.length = _length(value)
+        elif kind == REQUEST_ID:
+            head.request_id = True
+        elif kind == COLD:
+            head.cold = True
+        elif kind == CONTENT_TYPE:
+            events = value[:17].lower() == b"text/event-stream"
+        elif kind == CONTENT_CODING:
+            coded = True
+    if not head.status or head.status == 101:
+        raise Malformed("a response has a :status other than 101")
+    head.event_stream = events and not coded
+    return head
+
+
+def check_trailers(block: bytes) -> None:
+    """Raises Violation or Malformed, as walk."""
+    for kind, _, _, _ in walk(block):
+        if kind <= LAST_PSEUDO or kind in (LENGTH, HOST):
+            raise Malformed("trailers hold no pseudo-header, content-length or host")
+
+
+def _length(value: bytes) -> int:
+    if len(value) > 18 or not value.isdigit():
+        raise Malformed("content-length: one decimal number of at most 18 digits")
+    return int(value)

@@ -1,0 +1,244 @@
+"""The sending half of an HTTP/2 connection: frames out, within the windows and settings that the peer has given.
+
+DATA that has no window waits in its stream's queue; when the connection's window opens, streams take turns, a frame
+each. Header blocks are sent at once, trailers after their stream's queue. Nothing that is sent uses a header table.
+
+Hot dialect, see http1.py.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final, Protocol
+
+from kserve_ext.wire import http2
+from kserve_ext.wire.http2 import DATA, DEFAULT_WINDOW, END_STREAM, FRAME_BYTES, MOST_WINDOW, PREFACE
+from kserve_ext.wire.http2_streams import Budget, Stream
+
+FIRST_STREAMS: Final = 100  # of a server that has not said how many it takes
+_RESET_KEPT: Final = 256
+_SMALL: Final = (
+    1024  # waiting payloads up to this are joined: many frames must not cost more than their bytes
+)
+_NO_TABLE: Final = b"\x20"  # the size update to 0, once, at the start of our first block
+
+_pack = http2.FRAME_HEAD.pack
+
+
+class User(Protocol):
+    """What is called while bytes are read. May send at once, on this connection or another."""
+
+    def opened(self, stream: Stream, block: bytes, end: bool) -> None:
+        """A client began a request."""
+
+    def headers(self, stream: Stream, block: bytes, end: bool) -> None:
+        """A response's head, an informational one, or trailers (of a client: always trailers, and the end)."""
+
+    def data(self, stream: Stream, payload: bytes, end: bool) -> None: ...
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """The stream is gone, in both directions."""
+
+    def drained(self, stream: Stream, size: int) -> None:
+        """So many bytes of its queue have left, perhaps with its end (then stream.open_out is False)."""
+
+    def went_away(self, unprocessed: list[Stream], code: int) -> None:
+        """A server takes no more streams; those that it has not looked at are gone from the table."""
+
+    def wake(self) -> None:
+        """There is something in `out`."""
+
+
+class Sending:
+    __slots__ = (
+        "_first_block",
+        "_last",
+        "_next",
+        "_reset_by_us",
+        "_user",
+        "_waiting",
+        "budget",
+        "buffered",
+        "going",
+        "max_streams",
+        "out",
+        "peer_frame",
+        "peer_streams",
+        "peer_window",
+        "receive_window",
+        "resets",
+        "send_window",
+        "streams",
+        "stuck",
+    )
+
+    def __init__(
+        self, user: User, now: float, *, client: bool, max_streams: int, list_bytes: int, window: int
+    ) -> None:
+        self._user = user
+        self.max_streams = max_streams
+        self.streams: dict[int, Stream] = {}
+        self.out: list[bytes] = []
+        self.going = False  # nothing new is begun: one side said GOAWAY
+        self.stuck = False  # the transport takes no more for now: DATA waits
+        self.send_window = DEFAULT_WINDOW
+        self.peer_window = DEFAULT_WINDOW  # of a new stream
+        self.peer_frame = FRAME_BYTES
+        self.peer_streams = FIRST_STREAMS
+        self.receive_window = window
+        self.buffered = 0  # bytes that came and have not gone on
+        self.resets = Budget(1000, 200.0, now)
+        self.budget = Budget(1000, 200.0, now)
+        self._first_block = True
+        self._last = 0  # highest stream that the peer began
+        self._next = 1  # stream that we begin next, as a client
+        self._waiting: dict[Stream, None] = {}  # with a queue; the one that sent last at the end
+        self._reset_by_us: deque[int] = deque(maxlen=_RESET_KEPT)
+        own = (http2.ENABLE_PUSH, 0) if client else (http2.MAX_CONCURRENT_STREAMS, max_streams)
+        first = http2.settings((http2.HEADER_TABLE_SIZE, 0), own, (http2.MAX_HEADER_LIST_SIZE, list_bytes))
+        more = http2.window_update(0, window - DEFAULT_WINDOW)
+        self.out.append((PREFACE if client else b"") + first + more)
+
+    def room(self) -> bool:
+        """As a client: one more stream may be begun."""
+        return not self.going and len(self.streams) < self.peer_streams and self._next < MOST_WINDOW
+
+    def begin(self, exchange: Any, block: bytes, end: bool) -> Stream:
+        stream = Stream(self._next, self.peer_window, exchange)
+        self._next += 2
+        self.streams[stream.id] = stream
+        self.send_headers(stream, block, end)
+        return stream
+
+    def send_headers(self, stream: Stream, block: bytes, end: bool) -> None:
+        if self._first_block:
+            self._first_block = False
+            block = _NO_TABLE + block
+        self.out.append(http2.headers_frames(stream.id, block, end, self.peer_frame))
+        if end:
+            self._sent_end(stream)
+        self._user.wake()
+
+    def send_data(self, stream: Stream, payload: bytes, end: bool) -> int:
+        """How many bytes left at once; `drained` tells of the others."""
+        size = len(payload)
+        queue = stream.queue
+        if queue:
+            if size <= _SMALL and len(queue[-1]) <= FRAME_BYTES - _SMALL:
+                queue[-1] += payload
+            else:
+                queue.append(payload)
+            stream.queued += size
+            stream.end_queued = end
+            return 0
+        if size and (
+            size > stream.send_window or size > self.send_window or size > self.peer_frame or self.stuck
+        ):
+            queue.append(payload)
+            stream.queued = size
+            stream.end_queued = end
+            self._waiting[stream] = None
+            return self._send_some(stream, size)
+        stream.send_window -= size
+        self.send_window -= size
+        out = self.out
+        out.append(_pack(size >> 16, size & 0xFFFF, DATA, END_STREAM if end else 0, stream.id))
+        out.append(payload)
+        if end:
+            self._sent_end(stream)
+        self._user.wake()
+        return size
+
+    def send_trailers(self, stream: Stream, block: bytes) -> None:
+        """After the stream's queue; always its end."""
+        if stream.queue:
+            stream.end_queued = True
+            stream.trailers = block
+        else:
+            self.send_headers(stream, block, True)
+
+    def unstick(self) -> None:
+        """The transport takes bytes again."""
+        self.stuck = False
+        self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        """A frame for each stream in turn, as long as there is a window."""
+        progress = True
+        while progress and self._waiting and self.send_window > 0 and not self.stuck:
+            progress = False
+            for stream in list(self._waiting):
+                if stream in self._waiting and self._send_queue(stream, self.peer_frame):
+                    progress = True
+
+    def _send_queue(self, stream: Stream, most: int) -> int:
+        sent = self._send_some(stream, most)
+        if sent:
+            if stream in self._waiting:  # to the end of the line
+                del self._waiting[stream]
+                self._waiting[stream] = None
+            self._user.drained(stream, sent)
+        return sent
+
+    def _send_some(self, stream: Stream, most: int) -> int:
+        """Up to `most` bytes of a stream's queue, and its end where it is reached."""
+        out = self.out
+        queue = stream.queue
+        sent = 0
+        while queue and not self.stuck:
+            payload = queue[0]
+            size = min(len(payload), stream.send_window, self.send_window, self.peer_frame, most - sent)
+            if size <= 0:
+                break
+            if size == len(payload):
+                queue.popleft()
+            else:
+                queue[0] = payload[size:]
+                payload = payload[:size]
+            stream.queued -= size
+            stream.send_window -= size
+            self.send_window -= size
+            sent += size
+            last = stream.end_queued and not queue and stream.trailers is None
+            out.append(_pack(size >> 16, size & 0xFFFF, DATA, END_STREAM if last else 0, stream.id))
+            out.append(payload)
+        if not queue:
+            self._waiting.pop(stream, None)
+            if stream.end_queued and stream.trailers is not None:
+                self.send_headers(stream, stream.trailers, True)
+            elif stream.end_queued:
+                self._sent_end(stream)
+        if sent:
+            self._user.wake()
+        return sent
+
+    def _sent_end(self, stream: Stream) -> None:
+        stream.open_out = False
+        if not stream.open_in:
+            self.streams.pop(stream.id, None)
+        self.resets.earn()
+        self.budget.earn()
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """Ends a stream in both directions; nothing where it has ended already."""
+        if stream.open_in or stream.open_out:
+            self._forget(stream)
+            self._reset_by_us.append(stream.id)
+            self.out.append(http2.rst_stream(stream.id, code))
+            self._user.wake()
+
+    def _forget(self, stream: Stream) -> None:
+        self.streams.pop(stream.id, None)
+        self._waiting.pop(stream, None)
+        stream.open_in = stream.open_out = False
+        stream.queue.clear()
+        stream.queued = 0
+        self.buffered -= stream.owed
+        stream.owed = 0
+
+    def goaway(self, code: int, reason: str = "", *, soon: bool = False) -> None:
+        """`soon`: nothing is refused yet; the peer may have begun streams that are on their way."""
+        last = http2.LAST_STREAM if soon else self._last
+        self.going = self.going or not soon
+        self.out.append(http2.goaway(last, code, reason))
+        self._user.wake()

@@ -1,0 +1,71 @@
+"""What one HTTP/2 connection keeps of each stream, and the budgets that bound work for nothing.
+
+A stream's queue holds DATA that its receiver has no window for yet; it is bounded by the window that we gave to the
+side it comes from, which is only opened again by as much as has left. A budget is spent by frames that get nothing
+done (resets: CVE-2023-44487; PING, SETTINGS, PRIORITY, empty DATA: CVE-2019-9512 to 9518) and earned back by those
+that do, and by time: a busy connection may do more of both.
+
+Hot dialect, see http1.py.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from kserve_ext.wire.http2 import DEFAULT_WINDOW
+
+
+class Stream:
+    __slots__ = (
+        "end_queued",
+        "exchange",
+        "grown",
+        "id",
+        "open_in",
+        "open_out",
+        "owed",
+        "queue",
+        "queued",
+        "receive_window",
+        "send_window",
+        "taken",
+        "trailers",
+    )
+
+    def __init__(self, number: int, send_window: int, exchange: Any = None) -> None:
+        self.id = number
+        self.exchange = exchange  # whose it is; the connection never looks at it
+        self.open_in = True  # the peer may send more
+        self.open_out = True  # we may
+        self.send_window = send_window
+        self.receive_window = DEFAULT_WINDOW
+        self.taken = 0  # received bytes that have gone on, and that the peer may not send anew yet
+        self.grown = False
+        self.owed = 0  # bytes that came and have not gone on
+        self.queue: deque[bytes] = deque()
+        self.queued = 0  # bytes
+        self.end_queued = False  # END_STREAM follows the queue,
+        self.trailers: bytes | None = None  # on these, when there are some
+
+
+class Budget:
+    """`burst` at once, `per_s` for ever, and one more for each that is earned."""
+
+    __slots__ = ("_burst", "_left", "_per_s", "_since")
+
+    def __init__(self, burst: int, per_s: float, now: float) -> None:
+        self._burst = burst
+        self._per_s = per_s
+        self._left = float(burst)
+        self._since = now
+
+    def earn(self) -> None:
+        if self._left < self._burst:
+            self._left += 1
+
+    def spend(self, now: float) -> bool:
+        """False: it is used up."""
+        self._left = min(float(self._burst), self._left + (now - self._since) * self._per_s) - 1
+        self._since = now
+        return self._left >= 0
