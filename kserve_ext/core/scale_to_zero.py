@@ -51,6 +51,13 @@ class Verdict(NamedTuple):
     why: Why
     recheck_s: float | None = None  # ask again after so long, even if nothing happens
 
+    @property
+    def want(self) -> int:
+        """What is wished for, carried out already or not; -1: unknown, or known only when it has started."""
+        if self.scale is not None:
+            return self.scale
+        return -1 if self.why in ("unknown", "starting") else 0
+
 
 class _Zero(NamedTuple):
     """How a wish for zero is answered: `want` goes into the phase, `apply` says whether it's carried out."""
