@@ -39,8 +39,8 @@ _RESPONSE_FIELD = re.compile(
     rb"|[Xx](?i:-request-id|-cold-start)|[Kk](?i:eep-alive)|[Pp](?i:roxy-connection)):[\t ]*([^\r]*)"
 )
 _ANY_FIELD = re.compile(rb"\r\n([^:\r]+):[\t ]*([^\r]*)")
-_HOST = re.compile(rb"[0-9A-Za-z.\-_]*(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
-_REQUEST_ID = re.compile(rb"[!-~]{1,128}")
+HOST_PORT = re.compile(rb"[0-9A-Za-z.\-_]*(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
+REQUEST_ID_TEXT = re.compile(rb"[!-~]{1,128}")
 #: Fields that say how a message is framed or where it goes can't be declared hop-by-hop by the peer.
 _NEVER_HOP = frozenset((b"host", b"content-length", b"transfer-encoding"))
 
@@ -189,7 +189,7 @@ def scan_request(data: bytes, size: int, grammar: Grammar = EMBEDDED) -> Request
             _check_coding(value)
         elif name == b"x-request-id":
             value = value.rstrip(b" \t")
-            if not head.request_id and _REQUEST_ID.fullmatch(value):
+            if not head.request_id and REQUEST_ID_TEXT.fullmatch(value):
                 head.request_id = value
             else:
                 edits.append((field.start(), field.end(), CUT))
@@ -214,7 +214,7 @@ def scan_request(data: bytes, size: int, grammar: Grammar = EMBEDDED) -> Request
             head.other(name, value, field.start(), field.end())
     if hosts != 1 and (hosts > 1 or head.minor == 1):
         raise Malformed("a request has exactly one Host header")
-    if _HOST.fullmatch(head.host) is None:
+    if HOST_PORT.fullmatch(head.host) is None:
         raise Malformed("Host: not a host name or address with an optional port")
     if lengths or codings:
         if lengths + codings > 1:

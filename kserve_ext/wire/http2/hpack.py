@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, NamedTuple
 
-from kserve_ext.wire.http2 import COMPRESSION_ERROR, Violation
+from kserve_ext.wire.http2.frames import COMPRESSION_ERROR, Violation
 
 DEFAULT_TABLE: Final = 4096
 

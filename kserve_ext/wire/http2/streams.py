@@ -5,7 +5,7 @@ side it comes from, which is only opened again by as much as has left. A budget 
 done (resets: CVE-2023-44487; PING, SETTINGS, PRIORITY, empty DATA: CVE-2019-9512 to 9518) and earned back by those
 that do, and by time: a busy connection may do more of both.
 
-Hot dialect, see http1.py.
+Hot dialect, see kserve_ext/wire/http1.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from kserve_ext.wire.http2 import DEFAULT_WINDOW
+from kserve_ext.wire.http2.frames import DEFAULT_WINDOW
 
 
 class Stream:

@@ -5,7 +5,7 @@ seen before (in plain or Huffman-coded form: there is one of each) costs one loo
 and value is checked once: what would end a connection that others share, or be read otherwise by the next hop
 (RFC 9113 8.2, 8.3), is never passed on.
 
-Hot dialect, see http1.py.
+Hot dialect, see kserve_ext/wire/http1.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import re
 from typing import Final
 
 from kserve_ext.wire.http1 import Malformed
-from kserve_ext.wire.http2 import COMPRESSION_ERROR, Violation
-from kserve_ext.wire.http2_hpack import (
+from kserve_ext.wire.http2.frames import COMPRESSION_ERROR, Violation
+from kserve_ext.wire.http2.hpack import (
     STATIC,
     HeaderField,
     huffman_decode,

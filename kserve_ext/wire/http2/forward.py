@@ -4,7 +4,7 @@ Two dialects, as with HTTP/1.1: the embedded cluster's (what http1_forward.py ad
 own), and that of Knative's activator (the pod as authority, the client's in K-Original-Host; the queue-proxy turns
 that round). In Knative: pkg/activator/handler/handler.go, networking's pkg/http/header.
 
-Hot dialect, see http1.py.
+Hot dialect, see kserve_ext/wire/http1.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Final
 
-from kserve_ext.wire.http2_fields import (
+from kserve_ext.wire.http2.fields import (
     AUTHORITY,
     FORWARDED,
     FORWARDED_FOR,
@@ -25,8 +25,8 @@ from kserve_ext.wire.http2_fields import (
     REQUEST_ID,
     REVISION,
 )
-from kserve_ext.wire.http2_headers import RequestBlock, ResponseBlock
-from kserve_ext.wire.http2_hpack import literal
+from kserve_ext.wire.http2.headers import RequestBlock, ResponseBlock
+from kserve_ext.wire.http2.hpack import literal
 
 _EMBEDDED: Final = frozenset((NAMESPACE, REVISION, REQUEST_ID, FORWARDED_FOR, FORWARDED, HOP))
 _TO_POD: Final = frozenset(

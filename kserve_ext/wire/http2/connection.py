@@ -1,19 +1,19 @@
 """One HTTP/2 connection, either side of it, without a socket: bytes in, calls of its user, bytes out.
 
 It keeps the protocol's state (streams, windows, settings, header tables, CONTINUATION) and its limits; it decides
-nothing about requests. Header blocks reach the user standing alone (see http2_fields.py). Connection windows are
+nothing about requests. Header blocks reach the user standing alone (see fields.py). Connection windows are
 refilled here as long as little is buffered; stream windows by `passed_on`, so that no stream buffers more than its
 window. A peer that breaks the protocol raises Violation; its user then says goaway and closes.
 
-Hot dialect, see http1.py. Go's limits for comparison: golang.org/x/net/http2/server.go.
+Hot dialect, see kserve_ext/wire/http1.py. Go's limits for comparison: golang.org/x/net/http2/server.go.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from kserve_ext.wire import http2
-from kserve_ext.wire.http2 import (
+from kserve_ext.wire.http2 import frames
+from kserve_ext.wire.http2.frames import (
     ACK,
     CONTINUATION,
     DATA,
@@ -34,9 +34,9 @@ from kserve_ext.wire.http2 import (
     WITH_PRIORITY,
     Violation,
 )
-from kserve_ext.wire.http2_hpack import DEFAULT_TABLE, Decoder, literal
-from kserve_ext.wire.http2_sending import FIRST_STREAMS, Sending, User
-from kserve_ext.wire.http2_streams import Stream
+from kserve_ext.wire.http2.hpack import DEFAULT_TABLE, Decoder, literal
+from kserve_ext.wire.http2.sending import FIRST_STREAMS, Sending, User
+from kserve_ext.wire.http2.streams import Stream
 
 STREAM_WINDOW: Final = 262_144  # of a stream whose bytes go on; until some have, DEFAULT_WINDOW
 SERVER_WINDOW: Final = 1 << 20
@@ -44,7 +44,7 @@ CLIENT_WINDOW: Final = 16 << 20
 CONTINUATIONS: Final = 64  # frames of one block
 _NO_TABLE: Final = b"\x20"  # the size update to 0, once, at the start of our first block
 
-_head = http2.FRAME_HEAD.unpack_from
+_head = frames.FRAME_HEAD.unpack_from
 
 
 class Connection(Sending):
@@ -109,7 +109,7 @@ class Connection(Sending):
         while size - at >= 9:
             upper, length, kind, flags, number = _head(data, at)
             if upper or length > FRAME_BYTES:
-                raise Violation(http2.FRAME_SIZE_ERROR, self._too_long(data[at : at + 9]))
+                raise Violation(frames.FRAME_SIZE_ERROR, self._too_long(data[at : at + 9]))
             start = at + 9
             end = start + length
             if end > size:
@@ -117,7 +117,7 @@ class Connection(Sending):
             number &= MOST_WINDOW
             at = end
             if self._block is not None and kind != CONTINUATION:
-                raise Violation(http2.PROTOCOL_ERROR, "another frame within a header block")
+                raise Violation(frames.PROTOCOL_ERROR, "another frame within a header block")
             if kind == DATA:
                 stream = streams.get(number)
                 payload = data[start:end]
@@ -126,7 +126,7 @@ class Connection(Sending):
                 self._unreturned += length
                 self.receive_window -= length
                 if self.receive_window < 0:
-                    raise Violation(http2.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
+                    raise Violation(frames.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
                 if stream is None or not stream.open_in:
                     self._closed(number, stream)
                 else:
@@ -147,7 +147,7 @@ class Connection(Sending):
         expected = self._preface_left
         size = min(len(expected), len(data))
         if data[:size] != expected[:size]:
-            raise Violation(http2.PROTOCOL_ERROR, "not the preface of HTTP/2")
+            raise Violation(frames.PROTOCOL_ERROR, "not the preface of HTTP/2")
         self._preface_left = expected[size:]
         return data[size:]
 
@@ -159,8 +159,8 @@ class Connection(Sending):
     def _data(self, stream: Stream, payload: bytes, length: int, end: bool) -> None:
         stream.receive_window -= length
         if stream.receive_window < 0:
-            self.reset(stream, http2.FLOW_CONTROL_ERROR)
-            self._user.reset(stream, http2.FLOW_CONTROL_ERROR)
+            self.reset(stream, frames.FLOW_CONTROL_ERROR)
+            self._user.reset(stream, frames.FLOW_CONTROL_ERROR)
             return
         size = len(payload)
         if size:
@@ -182,7 +182,7 @@ class Connection(Sending):
             payload = _unpadded(payload)
         if flags & WITH_PRIORITY:
             if len(payload) < 5:
-                raise Violation(http2.FRAME_SIZE_ERROR, "HEADERS: too short")
+                raise Violation(frames.FRAME_SIZE_ERROR, "HEADERS: too short")
             payload = payload[5:]
         self.budget.earn()
         if flags & END_HEADERS:
@@ -196,24 +196,24 @@ class Connection(Sending):
     def _continuation(self, number: int, flags: int, payload: bytes) -> None:
         block = self._block
         if block is None or number != self._block_stream:
-            raise Violation(http2.PROTOCOL_ERROR, "CONTINUATION without a header block before it")
+            raise Violation(frames.PROTOCOL_ERROR, "CONTINUATION without a header block before it")
         block.append(payload)
         self._block_frames += 1
         if self._block_frames > CONTINUATIONS or sum(map(len, block)) > self._list_bytes:
-            raise Violation(http2.ENHANCE_YOUR_CALM, f"a header block of more than {self._list_bytes} bytes")
+            raise Violation(frames.ENHANCE_YOUR_CALM, f"a header block of more than {self._list_bytes} bytes")
         if flags & END_HEADERS:
             self._block = None
             self._whole_block(number, b"".join(block), self._block_end)
 
     def _whole_block(self, number: int, block: bytes, end: bool) -> None:
         if len(block) > self._list_bytes:
-            raise Violation(http2.ENHANCE_YOUR_CALM, f"a header block of more than {self._list_bytes} bytes")
+            raise Violation(frames.ENHANCE_YOUR_CALM, f"a header block of more than {self._list_bytes} bytes")
         block = self._stateless(block)
         stream = self.streams.get(number)
         if stream is not None and stream.open_in:
             if not self._client and not end:
-                self.reset(stream, http2.PROTOCOL_ERROR)
-                self._user.reset(stream, http2.PROTOCOL_ERROR)
+                self.reset(stream, frames.PROTOCOL_ERROR)
+                self._user.reset(stream, frames.PROTOCOL_ERROR)
                 return
             if end:
                 stream.open_in = False
@@ -222,9 +222,9 @@ class Connection(Sending):
             self._user.headers(stream, block, end)
         elif self._client or number <= self._last or not number & 1:
             if stream is None and not number & 1:
-                raise Violation(http2.PROTOCOL_ERROR, "HEADERS on a stream that the peer can't begin")
+                raise Violation(frames.PROTOCOL_ERROR, "HEADERS on a stream that the peer can't begin")
             if stream is None and not self._client and number not in self._reset_by_us:
-                raise Violation(http2.STREAM_CLOSED, "HEADERS on a closed stream")
+                raise Violation(frames.STREAM_CLOSED, "HEADERS on a closed stream")
             self._closed(number, stream)
         else:
             self._last = number
@@ -251,13 +251,13 @@ class Connection(Sending):
 
     def _window_update(self, number: int, payload: bytes) -> None:
         if len(payload) != 4:
-            raise Violation(http2.FRAME_SIZE_ERROR, "WINDOW_UPDATE: four bytes")
+            raise Violation(frames.FRAME_SIZE_ERROR, "WINDOW_UPDATE: four bytes")
         increment = int.from_bytes(payload, "big") & MOST_WINDOW
         if number == 0:
             self.send_window += increment
             if not increment or self.send_window > MOST_WINDOW:
                 raise Violation(
-                    http2.FLOW_CONTROL_ERROR if increment else http2.PROTOCOL_ERROR, "WINDOW_UPDATE"
+                    frames.FLOW_CONTROL_ERROR if increment else frames.PROTOCOL_ERROR, "WINDOW_UPDATE"
                 )
             if self._waiting:
                 self._send_waiting()
@@ -268,7 +268,7 @@ class Connection(Sending):
             return
         stream.send_window += increment
         if not increment or stream.send_window > MOST_WINDOW:
-            code = http2.FLOW_CONTROL_ERROR if increment else http2.PROTOCOL_ERROR
+            code = frames.FLOW_CONTROL_ERROR if increment else frames.PROTOCOL_ERROR
             self.reset(stream, code)
             self._user.reset(stream, code)
         elif stream in self._waiting:
@@ -284,66 +284,67 @@ class Connection(Sending):
         elif kind == PING:
             if number or len(payload) != 8:
                 raise Violation(
-                    http2.PROTOCOL_ERROR if number else http2.FRAME_SIZE_ERROR, "PING: eight bytes, stream 0"
+                    frames.PROTOCOL_ERROR if number else frames.FRAME_SIZE_ERROR,
+                    "PING: eight bytes, stream 0",
                 )
             self._useless("PING frames")
             if not flags & ACK:
-                self.out.append(http2.frame(PING, ACK, 0, payload))
+                self.out.append(frames.frame(PING, ACK, 0, payload))
         elif kind == GOAWAY:
             self._goaway(number, payload)
-        elif kind == http2.PUSH_PROMISE:
-            raise Violation(http2.PROTOCOL_ERROR, "PUSH_PROMISE: not asked for")
+        elif kind == frames.PUSH_PROMISE:
+            raise Violation(frames.PROTOCOL_ERROR, "PUSH_PROMISE: not asked for")
         elif kind == PRIORITY:
             if not number or len(payload) != 5:
-                raise Violation(http2.PROTOCOL_ERROR if not number else http2.FRAME_SIZE_ERROR, "PRIORITY")
+                raise Violation(frames.PROTOCOL_ERROR if not number else frames.FRAME_SIZE_ERROR, "PRIORITY")
             self._useless("PRIORITY frames")
         else:
             self._useless("frames of unknown kinds")
 
     def _reset_by_peer(self, number: int, payload: bytes) -> None:
         if len(payload) != 4:
-            raise Violation(http2.FRAME_SIZE_ERROR, "RST_STREAM: four bytes")
+            raise Violation(frames.FRAME_SIZE_ERROR, "RST_STREAM: four bytes")
         stream = self.streams.get(number)
         if stream is None:
             self._closed(number, None)
             return
         if not self._client and not self.resets.spend(self._now):
-            raise Violation(http2.ENHANCE_YOUR_CALM, "too many streams reset")
+            raise Violation(frames.ENHANCE_YOUR_CALM, "too many streams reset")
         self._forget(stream)
         self._user.reset(stream, int.from_bytes(payload, "big"))
 
     def _settings(self, number: int, flags: int, payload: bytes) -> None:
         if number:
-            raise Violation(http2.PROTOCOL_ERROR, "SETTINGS: stream 0")
+            raise Violation(frames.PROTOCOL_ERROR, "SETTINGS: stream 0")
         if flags & ACK:
             if payload:
-                raise Violation(http2.FRAME_SIZE_ERROR, "SETTINGS: an ACK is empty")
+                raise Violation(frames.FRAME_SIZE_ERROR, "SETTINGS: an ACK is empty")
             self._acked = True
             return
         self._useless("SETTINGS frames")
-        self.apply(http2.read_settings(payload))
-        self.out.append(http2.SETTINGS_ACK)
+        self.apply(frames.read_settings(payload))
+        self.out.append(frames.SETTINGS_ACK)
 
     def apply(self, pairs: list[tuple[int, int]]) -> None:
         """The peer's settings."""
         for name, value in pairs:
-            if name == http2.INITIAL_WINDOW_SIZE:
+            if name == frames.INITIAL_WINDOW_SIZE:
                 change = value - self.peer_window
                 self.peer_window = value
                 for stream in list(self.streams.values()):
                     stream.send_window += change
                     if stream.send_window > MOST_WINDOW:
-                        raise Violation(http2.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE: too large")
+                        raise Violation(frames.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE: too large")
                 if change > 0 and self._waiting:
                     self._send_waiting()
-            elif name == http2.MAX_FRAME_SIZE:
+            elif name == frames.MAX_FRAME_SIZE:
                 self.peer_frame = value
-            elif name == http2.MAX_CONCURRENT_STREAMS:
+            elif name == frames.MAX_CONCURRENT_STREAMS:
                 self.peer_streams = value
 
     def _goaway(self, number: int, payload: bytes) -> None:
         if number or len(payload) < 8:
-            raise Violation(http2.PROTOCOL_ERROR if number else http2.FRAME_SIZE_ERROR, "GOAWAY")
+            raise Violation(frames.PROTOCOL_ERROR if number else frames.FRAME_SIZE_ERROR, "GOAWAY")
         self._useless("GOAWAY frames")
         self.going = True
         last = int.from_bytes(payload[:4], "big") & MOST_WINDOW
@@ -358,20 +359,20 @@ class Connection(Sending):
     def _closed(self, number: int, stream: Stream | None) -> None:
         """A frame on a stream that is closed, at least in this direction; idle ones can't have any."""
         if number == 0 or number > (self._next - 2 if self._client else self._last) or not number & 1:
-            raise Violation(http2.PROTOCOL_ERROR, "a frame on a stream that nobody began")
+            raise Violation(frames.PROTOCOL_ERROR, "a frame on a stream that nobody began")
         if stream is not None:
-            self.reset(stream, http2.STREAM_CLOSED)
-            self._user.reset(stream, http2.STREAM_CLOSED)
+            self.reset(stream, frames.STREAM_CLOSED)
+            self._user.reset(stream, frames.STREAM_CLOSED)
         if number not in self._reset_by_us:
             self._useless("frames on closed streams")
 
     def _useless(self, what: str) -> None:
         if not self.budget.spend(self._now):
-            raise Violation(http2.ENHANCE_YOUR_CALM, f"too many {what}")
+            raise Violation(frames.ENHANCE_YOUR_CALM, f"too many {what}")
 
     def _refuse(self, number: int) -> None:
         self._reset_by_us.append(number)
-        self.out.append(http2.rst_stream(number, http2.REFUSED_STREAM))
+        self.out.append(frames.rst_stream(number, frames.REFUSED_STREAM))
         self._useless("streams over the limit")
 
     @property
@@ -394,7 +395,7 @@ class Connection(Sending):
                     taken += STREAM_WINDOW - DEFAULT_WINDOW
                 stream.taken = 0
                 stream.receive_window += taken
-                self.out.append(http2.window_update(stream.id, taken))
+                self.out.append(frames.window_update(stream.id, taken))
                 self._user.wake()
         if self._unreturned > self._window_size >> 1:
             self._refill()
@@ -408,7 +409,7 @@ class Connection(Sending):
 
     def _refill(self) -> None:
         if self.buffered < self._buffered_most:
-            self.out.append(http2.window_update(0, self._unreturned))
+            self.out.append(frames.window_update(0, self._unreturned))
             self.receive_window += self._unreturned
             self._unreturned = 0
             self._user.wake()
@@ -416,5 +417,5 @@ class Connection(Sending):
 
 def _unpadded(payload: bytes) -> bytes:
     if not payload or payload[0] >= len(payload):
-        raise Violation(http2.PROTOCOL_ERROR, "more padding than there is frame")
+        raise Violation(frames.PROTOCOL_ERROR, "more padding than there is frame")
     return payload[1 : len(payload) - payload[0]]

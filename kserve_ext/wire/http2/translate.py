@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-from kserve_ext.wire.http2_hpack import literal
+from kserve_ext.wire.http2.hpack import literal
 
 _FIELD = re.compile(rb"\r\n([^:\r]+):[\t ]*([^\r]*)")
 _HOP: Final = frozenset(

@@ -1,10 +1,10 @@
 """HTTP/2 frames (RFC 9113): the numbers of the protocol, frames to bytes, and the payload of SETTINGS.
 
-Knows no connection and no stream: http2_connection.py walks the frames of a connection and keeps its state.
+Knows no connection and no stream: connection.py walks the frames of a connection and keeps its state.
 Never builds a frame longer than the receiver takes: what may be long (DATA, header blocks) is cut by the caller or
 here by `limit`.
 
-Hot dialect, see http1.py.
+Hot dialect, see kserve_ext/wire/http1.py.
 """
 
 from __future__ import annotations

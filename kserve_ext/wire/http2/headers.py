@@ -1,9 +1,9 @@
 """The facts of header blocks: what the relay must know of a request, a response and trailers, or why not.
 
-Positions refer to the block, so that http2_forward.py can pass it on as it came. What is refused here is what
+Positions refer to the block, so that forward.py can pass it on as it came. What is refused here is what
 RFC 9113 calls malformed: it ends a stream, never a connection.
 
-Hot dialect, see http1.py.
+Hot dialect, see kserve_ext/wire/http1.py.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from kserve_ext.wire.http1 import _HOST, _REQUEST_ID, Malformed
-from kserve_ext.wire.http2_fields import (
+from kserve_ext.wire.http1 import HOST_PORT, REQUEST_ID_TEXT, Malformed
+from kserve_ext.wire.http2.fields import (
     AUTHORITY,
     COLD,
     CONTENT_CODING,
@@ -141,7 +141,7 @@ def scan_request(block: bytes, repeated: bool = False) -> RequestBlock:
             elif not repeated:
                 raise Malformed("knative-serving-revision twice")
         elif kind == REQUEST_ID:
-            if not head.request_id and _REQUEST_ID.fullmatch(value):
+            if not head.request_id and REQUEST_ID_TEXT.fullmatch(value):
                 head.request_id = value
                 continue
         elif kind == FORWARDED_FOR:
@@ -177,7 +177,7 @@ def scan_request(block: bytes, repeated: bool = False) -> RequestBlock:
         authority = host
     elif host is not None and host != authority:
         raise Malformed(":authority and host differ")
-    if authority is None or _HOST.fullmatch(authority) is None:
+    if authority is None or HOST_PORT.fullmatch(authority) is None:
         raise Malformed(":authority: not a host name or address with an optional port")
     head.authority = authority
     return head

@@ -3,7 +3,7 @@
 DATA that has no window waits in its stream's queue; when the connection's window opens, streams take turns, a frame
 each. Header blocks are sent at once, trailers after their stream's queue. Nothing that is sent uses a header table.
 
-Hot dialect, see http1.py.
+Hot dialect, see kserve_ext/wire/http1.py.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final, Protocol
 
-from kserve_ext.wire import http2
-from kserve_ext.wire.http2 import DATA, DEFAULT_WINDOW, END_STREAM, FRAME_BYTES, MOST_WINDOW, PREFACE
-from kserve_ext.wire.http2_streams import Budget, Stream
+from kserve_ext.wire.http2 import frames
+from kserve_ext.wire.http2.frames import DATA, DEFAULT_WINDOW, END_STREAM, FRAME_BYTES, MOST_WINDOW, PREFACE
+from kserve_ext.wire.http2.streams import Budget, Stream
 
 FIRST_STREAMS: Final = 100  # of a server that has not said how many it takes
 _RESET_KEPT: Final = 256
@@ -22,7 +22,7 @@ _SMALL: Final = (
 )
 _NO_TABLE: Final = b"\x20"  # the size update to 0, once, at the start of our first block
 
-_pack = http2.FRAME_HEAD.pack
+_pack = frames.FRAME_HEAD.pack
 
 
 class User(Protocol):
@@ -94,9 +94,9 @@ class Sending:
         self._next = 1  # stream that we begin next, as a client
         self._waiting: dict[Stream, None] = {}  # with a queue; the one that sent last at the end
         self._reset_by_us: deque[int] = deque(maxlen=_RESET_KEPT)
-        own = (http2.ENABLE_PUSH, 0) if client else (http2.MAX_CONCURRENT_STREAMS, max_streams)
-        first = http2.settings((http2.HEADER_TABLE_SIZE, 0), own, (http2.MAX_HEADER_LIST_SIZE, list_bytes))
-        more = http2.window_update(0, window - DEFAULT_WINDOW)
+        own = (frames.ENABLE_PUSH, 0) if client else (frames.MAX_CONCURRENT_STREAMS, max_streams)
+        first = frames.settings((frames.HEADER_TABLE_SIZE, 0), own, (frames.MAX_HEADER_LIST_SIZE, list_bytes))
+        more = frames.window_update(0, window - DEFAULT_WINDOW)
         self.out.append((PREFACE if client else b"") + first + more)
 
     def room(self) -> bool:
@@ -114,7 +114,7 @@ class Sending:
         if self._first_block:
             self._first_block = False
             block = _NO_TABLE + block
-        self.out.append(http2.headers_frames(stream.id, block, end, self.peer_frame))
+        self.out.append(frames.headers_frames(stream.id, block, end, self.peer_frame))
         if end:
             self._sent_end(stream)
         self._user.wake()
@@ -224,7 +224,7 @@ class Sending:
         if stream.open_in or stream.open_out:
             self._forget(stream)
             self._reset_by_us.append(stream.id)
-            self.out.append(http2.rst_stream(stream.id, code))
+            self.out.append(frames.rst_stream(stream.id, code))
             self._user.wake()
 
     def _forget(self, stream: Stream) -> None:
@@ -238,7 +238,7 @@ class Sending:
 
     def goaway(self, code: int, reason: str = "", *, soon: bool = False) -> None:
         """`soon`: nothing is refused yet; the peer may have begun streams that are on their way."""
-        last = http2.LAST_STREAM if soon else self._last
+        last = frames.LAST_STREAM if soon else self._last
         self.going = self.going or not soon
-        self.out.append(http2.goaway(last, code, reason))
+        self.out.append(frames.goaway(last, code, reason))
         self._user.wake()
