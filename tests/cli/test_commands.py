@@ -296,4 +296,4 @@ def test_every_verb_has_help() -> None:
     for verb in VERBS:
         result = CliRunner().invoke(main, [verb, "-h"])
         assert result.exit_code == 0, verb
-        assert "--data" in result.output
+        assert ("--context" if verb in ("install", "uninstall") else "--data") in result.output
