@@ -1,0 +1,228 @@
+"""Which addresses of a revision answer; cases of Knative's revision_backends_test.go."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from kserve_ext.core.pods import AUTO, DENIED, DISABLED, ENABLED, HEAL_S, OK, SILENT, Ask, Pods, Rules
+
+A, B = "128.0.0.1:8012", "128.0.0.2:8012"
+NONE: frozenset[str] = frozenset()
+
+
+def pods(**rules: object) -> Pods:
+    return Pods(Rules(**rules))  # type: ignore[arg-type]
+
+
+def test_a_pod_counts_once_it_answers_before_kubernetes_calls_it_ready() -> None:
+    made = pods()
+    assert made.observe(NONE, {A}, 0.0) == Ask((A,))
+    assert made.due() is None
+    assert made.probed(A, SILENT, 0.05) == Ask()
+    assert made.due() == 0.2
+    assert made.tick(0.2) == Ask((A,))
+    assert made.probed(A, OK, 0.21) == Ask(changed=True)
+    assert made.healthy == {A}
+    assert made.due() is None
+    assert made.observe({A}, NONE, 1.0) == Ask()
+
+
+def test_a_slow_probe_is_repeated_at_once_and_delays_no_other() -> None:
+    made = pods()
+    made.observe({A}, {B}, 0.0)
+    assert made.probed(B, OK, 0.01) == Ask(changed=True)
+    assert made.probed(A, SILENT, 0.3) == Ask((A,))
+
+
+def test_with_checks_of_the_kubelet_only_ready_pods_count() -> None:
+    made = pods(early=False)
+    assert made.observe(NONE, {A}, 0.0) == Ask()
+    assert made.observe({A}, NONE, 0.1) == Ask((A,))
+    made.probed(A, OK, 0.2)
+    assert made.healthy == {A}
+
+
+def test_a_pod_that_is_no_longer_ready_is_asked_again() -> None:
+    made = pods()
+    made.observe({A, B}, NONE, 0.0)
+    made.probed(A, OK, 0.0)
+    made.probed(B, OK, 0.0)
+    assert made.observe({B}, {A}, 0.1) == Ask((A,), changed=True)
+    assert made.healthy == {B}
+    assert made.probed(A, OK, 0.2) == Ask(changed=True)
+    assert made.healthy == {A, B}
+
+
+def test_pods_that_are_gone_no_longer_count() -> None:
+    made = pods()
+    made.observe({A, B}, NONE, 0.0)
+    made.probed(A, OK, 0.0)
+    assert made.observe({B}, NONE, 0.1) == Ask(changed=True)
+    assert made.probed(B, OK, 0.2) == Ask(changed=True)
+    assert made.observe(NONE, NONE, 0.3) == Ask(changed=True)
+    assert made.probed(B, OK, 0.4) == Ask(), "an answer that comes late"
+    assert made.due() is None
+
+
+def test_the_services_address_is_tried_when_ready_pods_are_silent() -> None:
+    made = pods()
+    made.observe({A}, {B}, 0.0)
+    assert made.probed(A, SILENT, 0.1) == Ask()
+    assert made.probed(B, SILENT, 0.1) == Ask(cluster=True)
+    assert made.cluster_probed(False, 0.15) == Ask()
+    assert made.tick(0.2) == Ask((A, B))
+    assert made.probed(A, SILENT, 0.3) == Ask(cluster=True)
+    assert made.cluster_probed(True, 0.35) == Ask(changed=True)
+    assert made.cluster
+    assert made.observe({A, B}, NONE, 0.4).changed, "the number of ready pods is the capacity"
+
+
+def test_the_services_address_is_left_when_a_pod_answers() -> None:
+    made = pods()
+    made.observe({A, B}, NONE, 0.0)
+    made.probed(A, SILENT, 0.1)
+    made.probed(B, SILENT, 0.1)
+    made.cluster_probed(True, 0.1)
+    assert made.cluster
+    assert made.due() == HEAL_S
+    assert made.tick(1.0) == Ask()
+    assert made.tick(HEAL_S) == Ask((A,)), "one at a time"
+    assert made.probed(A, SILENT, HEAL_S) == Ask()
+    assert made.tick(2 * HEAL_S) == Ask((B,))
+    assert made.probed(B, OK, 2 * HEAL_S) == Ask((A,), changed=True)
+    assert (made.cluster, made.healthy) == (False, {B})
+
+
+def test_an_answer_that_no_mesh_gives_rules_the_services_address_out() -> None:
+    made = pods()
+    made.observe({A}, {B}, 0.0)
+    made.probed(A, SILENT, 0.1)
+    assert made.probed(B, DENIED, 0.1) == Ask()
+    assert not made.tick(0.3).cluster
+    made.probed(A, SILENT, 0.4)
+    made.probed(B, SILENT, 0.4)
+    assert not made.cluster
+    assert made.cluster_probed(True, 0.5).changed
+
+
+def test_no_ready_pod_no_services_address() -> None:
+    made = pods()
+    made.observe(NONE, {A}, 0.0)
+    assert made.probed(A, SILENT, 0.1) == Ask()
+
+
+def test_passthrough_never_falls_back() -> None:
+    made = pods(passthrough=True)
+    made.observe({A}, NONE, 0.0)
+    assert made.probed(A, SILENT, 0.1) == Ask()
+
+
+def test_mesh_enabled_uses_the_services_address_only() -> None:
+    made = pods(mesh=ENABLED)
+    assert made.observe(NONE, {A}, 0.0) == Ask()
+    assert made.observe({A}, NONE, 0.1) == Ask(cluster=True)
+    assert made.cluster_probed(True, 0.2) == Ask(changed=True)
+    assert made.due() is None
+    assert made.observe(NONE, NONE, 1.0) == Ask(changed=True)
+
+
+def test_mesh_disabled_trusts_ready_pods_until_a_connection_fails() -> None:
+    made = pods(mesh=DISABLED)
+    assert made.observe({A}, {B}, 0.0) == Ask((B,), changed=True)
+    assert made.healthy == {A}
+    assert made.probed(B, SILENT, 0.1) == Ask()
+    assert made.failed(A, 0.1) == Ask((A,), changed=True)
+    assert not made.observe({A}, {B}, 0.15).changed
+    assert made.probed(A, OK, 0.2).changed
+    assert made.healthy == {A}
+
+
+def test_a_pod_to_which_a_connection_failed_is_asked_at_once() -> None:
+    made = pods()
+    made.observe({A, B}, NONE, 0.0)
+    made.probed(A, OK, 0.0)
+    made.probed(B, OK, 0.0)
+    assert made.failed(A, 5.0) == Ask((A,), changed=True)
+    assert made.healthy == {B}
+    assert made.failed(A, 5.0) == Ask(), "told twice"
+    assert made.probed(A, OK, 5.1).changed
+
+
+ADDRS = [f"10.0.0.{k}:8012" for k in range(4)]
+
+
+class PodsMachine(RuleBasedStateMachine):
+    """Whatever happens: only known pods count, and whoever could count is asked, is being asked, or will be."""
+
+    @initialize(
+        mesh=st.sampled_from([AUTO, ENABLED, DISABLED]), passthrough=st.booleans(), early=st.booleans()
+    )
+    def begin(self, mesh: str, passthrough: bool, early: bool) -> None:
+        self.made = Pods(Rules(mesh, passthrough, early))
+        self.now = 0.0
+        self.probes: list[str] = []
+        self.cluster_probes = 0
+        self.seen: tuple[object, ...] = (frozenset(), False, 0)
+
+    def take(self, ask: Ask) -> None:
+        assert len(set(ask.pods) | set(self.probes)) == len(ask.pods) + len(self.probes), (
+            "asked twice at once"
+        )
+        self.probes += ask.pods
+        self.cluster_probes += ask.cluster
+        assert self.cluster_probes <= 1
+        made = self.made
+        seen = (frozenset(made.healthy), made.cluster, len(made.ready) if made.cluster else 0)
+        assert ask.changed == (seen != self.seen)
+        self.seen = seen
+
+    @rule(ready=st.sets(st.sampled_from(ADDRS)), not_ready=st.sets(st.sampled_from(ADDRS)))
+    def observe(self, ready: set[str], not_ready: set[str]) -> None:
+        self.take(self.made.observe(ready, not_ready - ready, self.now))
+
+    @precondition(lambda self: self.probes)
+    @rule(data=st.data(), answer=st.sampled_from([OK, DENIED, SILENT, SILENT]))
+    def probed(self, data: st.DataObject, answer: int) -> None:
+        addr = data.draw(st.sampled_from(sorted(self.probes)))
+        self.probes.remove(addr)
+        self.take(self.made.probed(addr, answer, self.now))
+
+    @precondition(lambda self: self.cluster_probes)
+    @rule(ok=st.booleans())
+    def cluster_probed(self, ok: bool) -> None:
+        self.cluster_probes = 0
+        self.take(self.made.cluster_probed(ok, self.now))
+
+    @rule(addr=st.sampled_from([*ADDRS, "10.96.0.1:80"]))
+    def failed(self, addr: str) -> None:
+        self.take(self.made.failed(addr, self.now))
+
+    @rule(wait=st.floats(0.01, 3.0))
+    def time_passes(self, wait: float) -> None:
+        self.now += wait
+        self.take(self.made.tick(self.now))
+
+    @invariant()
+    def holds(self) -> None:
+        if not hasattr(self, "made"):
+            return
+        made = self.made
+        known = made.ready | made.not_ready
+        assert made.healthy <= known
+        assert not (made.cluster and made.healthy)
+        if not made.rules.early and made.rules.mesh != DISABLED:
+            assert made.healthy <= made.ready
+        if made.cluster:
+            assert known
+            assert not made.rules.passthrough
+            assert made.rules.mesh != DISABLED
+        elif made.rules.mesh != ENABLED:
+            could = known if made.rules.early else made.ready
+            if could - made.healthy - set(self.probes):
+                assert made.due() is not None, "nobody will ask"
+
+
+TestPods = PodsMachine.TestCase
+TestPods.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
