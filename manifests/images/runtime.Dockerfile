@@ -1,5 +1,5 @@
 # The runtime: vLLM on CPU with our server, prefill and decode. From the root of the repository:
-#   docker build -f manifests/images/runtime.Dockerfile -t REGISTRY/kserve-galaxy/runtime:0.1.0 .
+#   docker build -f manifests/images/runtime.Dockerfile -t REGISTRY/galaxy-runtime:0.1.0 .
 # The environment is made by the same set-up as on a developer's machine, from requirements/base.lock and engines.lock with their
 # hashes (with the tests' packages, 100 MB); torch for CPU is repacked there (docs/decisions/0001), which needs a compiler. For GPUs, start
 # from an image that has vLLM 0.32 and copy the two source folders.

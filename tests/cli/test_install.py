@@ -13,8 +13,8 @@ from kserve_ext.cli.knative.kinds import KNATIVE_SERVINGS
 from kserve_ext.kube.kinds import CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, CONFIG_MAPS, DEPLOYMENTS
 from tests.support.knative_cluster import PLACE, KnativeCluster, stock
 
-DATA = "kserve-galaxy/data:0.1.0"
-CONTROL = "kserve-galaxy/control:0.1.0"
+DATA = "galaxy-activator:0.1.0"
+CONTROL = "galaxy-autoscaler:0.1.0"
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_nothing_but_image_and_tmp_changes(cluster: KnativeCluster) -> None:
     cluster("install", "--image-registry", "r.example/x/", "--image-tag", "7")
     pod = spec_of(cluster, "activator")["template"]["spec"]
     container = pod["containers"][0]
-    assert container.pop("image") == "r.example/x/kserve-galaxy/data:7"
+    assert container.pop("image") == "r.example/x/galaxy-activator:7"
     assert container.pop("volumeMounts") == [{"name": "tmp", "mountPath": "/tmp"}]
     assert [volume["name"] for volume in pod.pop("volumes")] == ["tmp"]
     expected = stock("activator")["spec"]["template"]["spec"]
@@ -81,7 +81,7 @@ def test_again_changes_nothing_and_the_former_state_is_kept(cluster: KnativeClus
     assert (again.exit_code, again.stdout.count("unchanged")) == (0, 2)
     assert cluster.deployment("activator")["metadata"]["generation"] == generation
     cluster("install", "--image-tag", "2")
-    assert cluster.image("activator") == "kserve-galaxy/data:2"
+    assert cluster.image("activator") == "galaxy-activator:2"
     cluster("uninstall")
     assert spec_of(cluster, "activator") == stock("activator")["spec"]
 

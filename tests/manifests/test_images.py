@@ -1,4 +1,4 @@
-"""The Dockerfiles, as far as can be told without building: what they copy is there, and is all that the parts import."""
+"""The Dockerfiles, as far as can be told without building: what they copy is there and all that their parts import."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kserve_ext.cli.knative.parts import PARTS
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "manifests" / "images"
-NAMES = ["control", "data", "runtime"]
+NAMES = ["activator", "autoscaler", "runtime"]
 #: Prints the top-level modules that importing a module brings in from outside the standard library.
 IMPORTED = """
 import importlib, sys
@@ -117,7 +117,7 @@ def test_the_last_stage_runs_as_nobody_and_has_no_compiler(name: str) -> None:
     assert not re.search(r"gcc|g\+\+|build-essential|pip install", " ".join(of(last, "RUN")))
 
 
-@pytest.mark.parametrize("name", ["control", "data"])
+@pytest.mark.parametrize("name", ["activator", "autoscaler"])
 def test_the_image_holds_all_that_its_process_imports(name: str, tmp_path: Path) -> None:
     command = json.loads(of(stages(name)[-1], "ENTRYPOINT")[0])
     assert command[:2] == ["python", "-m"]
@@ -142,9 +142,9 @@ def test_the_image_holds_all_that_its_process_imports(name: str, tmp_path: Path)
 
 
 def test_the_command_in_the_control_image_finds_its_manifests(tmp_path: Path) -> None:
-    tree = image_tree("control", tmp_path / "source")
+    tree = image_tree("autoscaler", tmp_path / "source")
     assert (tree / "kserve_ext" / "manifests" / "overlays" / "knative" / "kustomization.yaml").exists()
 
 
 def test_there_is_a_dockerfile_for_each_part() -> None:
-    assert {part.image.rpartition("/")[2] for part in PARTS} <= set(NAMES)
+    assert {part.image.removeprefix("galaxy-") for part in PARTS} <= set(NAMES)

@@ -188,17 +188,17 @@ def test_images_are_renamed_as_kustomize_does(
 @pytest.mark.parametrize(
     ("image", "ours"),
     [
-        ("kserve-galaxy/data", True),
-        ("kserve-galaxy/data:0.1.0", True),
-        ("r.example:5000/team/kserve-galaxy/data@sha256:0", True),
-        ("kserve-galaxy/data-plane:1", False),
-        ("other-kserve-galaxy/data:1", False),
+        ("galaxy-activator", True),
+        ("galaxy-activator:0.1.0", True),
+        ("r.example:5000/team/galaxy-activator@sha256:0", True),
+        ("galaxy-activators:1", False),
+        ("other-galaxy-activator:1", False),
         ("stock.example/activator", False),
         ("", False),
     ],
 )
 def test_whose_image_it_is(image: str, ours: bool) -> None:
-    assert is_ours(image, Part("activator", "kserve-galaxy/data")) is ours
+    assert is_ours(image, Part("activator", "galaxy-activator")) is ours
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ class Part(NamedTuple):
 
 
 #: In the order of installation: an autoscaler of ours understands stock activators, and takes their stats.
-PARTS: Final = (Part("autoscaler", "kserve-galaxy/control"), Part("activator", "kserve-galaxy/data"))
+PARTS: Final = (Part("autoscaler", "galaxy-autoscaler"), Part("activator", "galaxy-activator"))
 NAMES: Final = tuple(part.name for part in PARTS)
 
 

@@ -1,15 +1,16 @@
-# The data plane, in the place of Knative's activator. From the root of the repository:
-#   docker build -f manifests/images/data.Dockerfile -t REGISTRY/kserve-galaxy/data:0.1.0 .
-# Packages come from the lock file, each checked against its hash; nothing is compiled but bytecode, and that by content, so
-# that two builds agree. Give PYTHON with a digest (python@sha256:...) to fix what is below, too.
+# The control plane, in the place of Knative's autoscaler; also the command `galaxy`. From the root of the repository:
+#   docker build -f manifests/images/autoscaler.Dockerfile -t REGISTRY/galaxy-autoscaler:0.1.0 .
+# See activator.Dockerfile for why it is made this way. Other processes of the control plane, and the command:
+#   docker run --entrypoint python IMAGE -m kserve_ext.cli install --dry-run
 ARG PYTHON=python:3.11-slim-bookworm
 
 FROM ${PYTHON} AS packages
 COPY requirements/base.lock /requirements/base.lock
 RUN pip install --no-cache-dir --no-compile --no-deps --require-hashes --only-binary=:all: \
     --target=/opt/galaxy/packages --requirement=/requirements/base.lock
+COPY manifests /opt/galaxy/source/manifests
 COPY kserve_ext /opt/galaxy/source/kserve_ext
-COPY activator_replacement /opt/galaxy/source/activator_replacement
+COPY autoscaler_shim /opt/galaxy/source/autoscaler_shim
 RUN python -m compileall -q --invalidation-mode=unchecked-hash /opt/galaxy
 
 FROM ${PYTHON}
@@ -17,5 +18,5 @@ COPY --from=packages /opt/galaxy /opt/galaxy
 ENV PYTHONPATH=/opt/galaxy/source:/opt/galaxy/packages PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /opt/galaxy/source
 USER 65532:65532
-EXPOSE 8012 8013 8112 9090 8008
-ENTRYPOINT ["python", "-m", "activator_replacement.knative"]
+EXPOSE 8080 9090 8008
+ENTRYPOINT ["python", "-m", "autoscaler_shim.knative"]
