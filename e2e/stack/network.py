@@ -52,7 +52,7 @@ def make_node(place: Place) -> None:
     ip(
         "-n",
         place.node,
-        batch=f"link set lo up\nlink add node type dummy\naddr add {NODE_IP}/32 dev node\nlink set node up\n"
+        batch=f"link set lo up\nlink add node type bridge\naddr add {NODE_IP}/32 dev node\nlink set node up\n"
         # Somewhere to send what has no route, so that service addresses reach the tables that rewrite them.
         "route add default dev node\n",
     )
@@ -109,9 +109,20 @@ def remove(namespace: str) -> None:
 
 def processes(namespace: str) -> list[int]:
     """Without this process, which may have entered."""
-    if not (_RUN / namespace).exists():
+    found = []
+    try:
+        wanted = (_RUN / namespace).stat()
+    except FileNotFoundError:
         return []
-    return [int(pid) for pid in ip("netns", "pids", namespace).split() if int(pid) != os.getpid()]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                actual = (entry / "ns" / "net").stat()
+            except OSError:
+                continue  # it has just ended, or is dead and not yet waited for
+            if (actual.st_dev, actual.st_ino) == (wanted.st_dev, wanted.st_ino):
+                found.append(int(entry.name))
+    return found
 
 
 def enter(namespace: str) -> None:

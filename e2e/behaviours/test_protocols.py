@@ -1,0 +1,146 @@
+"""gRPC, WebSocket, streams and timeouts, through the activator and from zero."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import pytest
+from websockets.sync.client import connect
+
+from e2e.behaviours.client import Client
+from e2e.behaviours.ingress import Backend
+from e2e.behaviours.services import NAMESPACE, Service, deployed, template
+from e2e.stack.api import Api, wait_until
+
+ALWAYS = {"target-burst-capacity": "-1"}
+CALL_S = 60
+
+
+def backend(client: Client, service: Service) -> Backend:
+    wait_until("an endpoint", lambda: client.ingress.endpoints(NAMESPACE, service.revision), 30)
+    return client.ingress.pick(NAMESPACE, service.name)
+
+
+def metadata(found: Backend, **more: str) -> list[tuple[str, str]]:
+    marks = {name.lower(): value for name, value in found.headers.items() if name != "Host"}
+    return [*marks.items(), *((name.replace("_", "-"), value) for name, value in more.items())]
+
+
+@contextmanager
+def channel(found: Backend) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(found.address, [("grpc.default_authority", found.headers["Host"])]) as opened:
+        yield opened
+
+
+def test_grpc_unary_from_zero(api: Api, client: Client) -> None:
+    with deployed(api, "grpc", template(ALWAYS, http2=True)) as service:
+        service.wait_zero()
+        found = backend(client, service)
+        with channel(found) as opened:
+            call = opened.unary_unary("/e2e.Echo/Unary")
+            assert call(b"hello", metadata=metadata(found), timeout=CALL_S) == b"hello"
+            answer, info = call.with_call(b"x" * 100_000, metadata=metadata(found), timeout=CALL_S)
+            assert answer == b"x" * 100_000
+            assert info.code() is grpc.StatusCode.OK
+            assert dict(info.initial_metadata())["pod"].startswith(service.revision)
+
+
+def test_grpc_streams_both_ways(api: Api, client: Client) -> None:
+    """Each answer comes before the next message is sent."""
+    with deployed(api, "stream", template(ALWAYS, http2=True)) as service:
+        found = backend(client, service)
+        with channel(found) as opened:
+            answers: list[bytes] = []
+
+            def messages() -> Iterator[bytes]:
+                for number in range(20):
+                    assert len(answers) == number
+                    yield f"message {number}".encode()
+
+            stream = opened.stream_stream("/e2e.Echo/Stream")(
+                messages(), metadata=metadata(found), timeout=CALL_S
+            )
+            for answer in stream:
+                answers.append(answer)
+            assert answers == [f"message {number}".encode() for number in range(20)]
+            assert stream.code() is grpc.StatusCode.OK
+
+
+def test_websocket_from_zero(api: Api, client: Client) -> None:
+    with deployed(api, "socket", template(ALWAYS)) as service:
+        service.wait_zero()
+        found = backend(client, service)
+        headers = {name: value for name, value in found.headers.items() if name != "Host"}
+        with connect(
+            f"ws://{found.address}/socket", additional_headers=headers, open_timeout=CALL_S
+        ) as socket:
+            for number in range(10):
+                socket.send(f"message {number}")
+                assert socket.recv(CALL_S) == f"message {number}"
+            socket.send(b"\0\xff" * 10_000)
+            assert socket.recv(CALL_S) == b"\0\xff" * 10_000
+
+
+def test_events_arrive_one_by_one(api: Api, client: Client) -> None:
+    """The second event is not sent before the first is asked for: the server waits until the client has it."""
+    with deployed(api, "events", template(ALWAYS)) as service:
+        found = backend(client, service)
+        connection = http.client.HTTPConnection(found.address, timeout=CALL_S)
+        connection.request("GET", "/events?n=3&every=2000", headers=found.headers)
+        response = connection.getresponse()
+        assert response.getheader("Content-Type") == "text/event-stream"
+        # read1 gives what has come: one event, while the next is two seconds away.
+        first = response.read1(1000)
+        assert first == b"data: 0\n\n"
+        assert response.read() == b"\ndata: 1\n\ndata: 2\n\n".lstrip(b"\n")
+        connection.close()
+
+
+def test_full_duplex_echo(api: Api, client: Client) -> None:
+    """HTTP/1.1: each piece of the body comes back before the next is sent."""
+    marks = {**ALWAYS}
+    wanted = template(marks)
+    wanted["metadata"]["annotations"]["features.knative.dev/http-full-duplex"] = "Enabled"
+    with deployed(api, "duplex", wanted) as service:
+        found = backend(client, service)
+        connection = http.client.HTTPConnection(found.address, timeout=CALL_S)
+        connection.putrequest("POST", "/echo", skip_host=True)
+        for name, value in {**found.headers, "Transfer-Encoding": "chunked"}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        connection.send(b"5\r\nfirst\r\n")
+        response = connection.getresponse()
+        assert response.read(5) == b"first"
+        connection.send(b"6\r\nsecond\r\n")
+        assert response.read(6) == b"second"
+        connection.send(b"0\r\n\r\n")
+        assert response.read() == b""
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"timeoutSeconds": 3}, "/?sleep=20000"),
+        ({"timeoutSeconds": 60, "responseStartTimeoutSeconds": 3}, "/?sleep=20000"),
+        ({"timeoutSeconds": 60, "idleTimeoutSeconds": 3}, "/?sleep=20000"),
+    ],
+    ids=["total", "response-start", "idle"],
+)
+def test_a_request_that_takes_too_long_is_answered_504(
+    api: Api, client: Client, fields: dict[str, Any], path: str
+) -> None:
+    with deployed(api, "timeout", template(ALWAYS, **fields)) as service:
+        assert client.send(service, path).status == 504
+        assert client.send(service, "/?sleep=100").status == 200
+
+
+def test_an_error_of_the_server_is_passed_on(api: Api, client: Client) -> None:
+    with deployed(api, "errors", template(ALWAYS)) as service:
+        for status in (201, 404, 500, 503):
+            answer = client.send(service, f"/?status={status}")
+            assert (answer.status, answer.report["path"]) == (status, "/")

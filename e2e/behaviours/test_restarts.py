@@ -1,0 +1,144 @@
+"""The activator and the autoscaler restarted and killed under load."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from e2e.behaviours.client import Client
+from e2e.behaviours.services import NAMESPACE, Service, deployed, template
+from e2e.stack import knative, network
+from e2e.stack.api import Api, condition, wait_until
+from e2e.stack.cluster import Cluster
+from e2e.stack.place import SYSTEM_NAMESPACE
+
+ALWAYS = {"target-burst-capacity": "-1", "min-scale": "1"}
+
+
+def restart(api: Api, deployment: str) -> None:
+    """As `kubectl rollout restart`, and waits for the end of it."""
+    mark = {"kubectl.kubernetes.io/restartedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    patch = {"spec": {"template": {"metadata": {"annotations": mark}}}}
+    api.patch("apps/v1", "Deployment", SYSTEM_NAMESPACE, deployment, patch)
+    knative.wait_rolled_out(api, deployment)
+
+
+def system_pods(api: Api, name: str) -> list[str]:
+    found = api.list("v1", "Pod", SYSTEM_NAMESPACE, f"app={name}")
+    return [
+        pod["metadata"]["name"]
+        for pod in found
+        if not pod["metadata"].get("deletionTimestamp") and condition(pod, "Ready") == "True"
+    ]
+
+
+def kill(api: Api, namespace: str, pod: str) -> None:
+    """kill -9 of every process of the pod."""
+    statuses = api.get("v1", "Pod", namespace, pod)["status"]["containerStatuses"]
+    for status in statuses:
+        os.kill(int(status["containerID"].removeprefix("process://")), signal.SIGKILL)
+
+
+def restarts(api: Api, namespace: str, pod: str) -> int:
+    statuses = api.get("v1", "Pod", namespace, pod)["status"]["containerStatuses"]
+    return sum(status["restartCount"] for status in statuses)
+
+
+@contextmanager
+def replicas(api: Api, deployment: str, count: int) -> Iterator[None]:
+    def scale(n: int) -> None:
+        api.patch("apps/v1", "Deployment", SYSTEM_NAMESPACE, deployment, {"spec": {"replicas": n}})
+        knative.wait_rolled_out(api, deployment)
+
+    scale(count)
+    try:
+        yield
+    finally:
+        scale(1)
+
+
+@pytest.mark.parametrize("deployment", ["activator", "autoscaler"])
+def test_a_rolling_restart_fails_no_request(api: Api, client: Client, deployment: str) -> None:
+    with deployed(api, "restart", template(ALWAYS)) as service:
+        with client.load(service, 8, "/?sleep=50") as load:
+            load.wait_good(50)
+            restart(api, deployment)
+            load.wait_good(100)
+        assert not load.failures
+
+
+def test_the_autoscaler_scales_from_zero_after_a_restart(api: Api, client: Client) -> None:
+    with deployed(api, "after", template()) as service:
+        service.wait_zero()
+        restart(api, "autoscaler")
+        assert client.send(service).status == 200
+        service.wait_zero()
+
+
+def test_the_autoscaler_killed_comes_back_and_scales(api: Api, client: Client) -> None:
+    with deployed(api, "killed", template({"target": "1", "min-scale": "1"})) as service:
+        with client.load(service, 3, "/?sleep=100") as load:
+            load.wait_good(10)
+            for pod in system_pods(api, "autoscaler"):
+                kill(api, SYSTEM_NAMESPACE, pod)
+            service.wait_pods(lambda n: n >= 3, "three pods or more")
+        assert not load.failures
+
+
+def test_an_activator_killed_beside_another_fails_only_what_it_had(api: Api, client: Client) -> None:
+    clients = 8
+    with replicas(api, "activator", 2), deployed(api, "killed", template(ALWAYS)) as service:
+        wait_until(
+            "two activators", lambda: len(client.ingress.endpoints(NAMESPACE, service.revision)) == 2, 60
+        )
+        with client.load(service, clients, "/?sleep=50") as load:
+            load.wait_good(50)
+            victim = system_pods(api, "activator")[0]
+            kill(api, SYSTEM_NAMESPACE, victim)
+            wait_until("its restart", lambda: restarts(api, SYSTEM_NAMESPACE, victim) > 0, 60)
+            wait_until("its readiness", lambda: victim in system_pods(api, "activator"), 60)
+            before = len(load.failures)
+            load.wait_good(100)
+        assert load.failures[before:] == []
+
+
+def test_a_pod_killed_is_avoided_until_it_is_back(api: Api, client: Client) -> None:
+    with deployed(api, "podkill", template({**ALWAYS, "min-scale": "2"})) as service:
+        with client.load(service, 4, "/?sleep=50") as load:
+            load.wait_good(50)
+            victim = service.ready_pods()[0]["metadata"]["name"]
+            kill(api, NAMESPACE, victim)
+            wait_until("its restart", lambda: restarts(api, NAMESPACE, victim) > 0, 60)
+            service.wait_pods(lambda n: n == 2, "two pods")
+            before = len(load.failures)
+            load.wait_good(100)
+        assert load.failures[before:] == []
+
+
+def test_a_pod_deleted_under_load_fails_no_request(api: Api, client: Client) -> None:
+    with deployed(api, "deleted", template({**ALWAYS, "min-scale": "2"})) as service:
+        with client.load(service, 4, "/?sleep=50") as load:
+            load.wait_good(50)
+            victim = service.ready_pods()[0]["metadata"]["name"]
+            api.delete("v1", "Pod", NAMESPACE, victim)
+            wait_until("another in its place", lambda: _replaced(service, victim), 60)
+            load.wait_good(50)
+        assert not load.failures
+
+
+def _replaced(service: Service, victim: str) -> bool:
+    names = [pod["metadata"]["name"] for pod in service.ready_pods()]
+    return len(names) == 2 and victim not in names
+
+
+def test_nothing_is_left_of_a_pod_that_is_gone(stack: Cluster, api: Api) -> None:
+    with deployed(api, "left", template()) as service:
+        before = set(network.namespaces())
+        service.wait_zero()
+    wait_until("its namespace to go", lambda: set(network.namespaces()) < before, 30)
+    assert stack.place.node in network.namespaces()

@@ -1,0 +1,52 @@
+"""Scale from zero and back, and what is held meanwhile."""
+
+from __future__ import annotations
+
+from e2e.behaviours.client import Client
+from e2e.behaviours.services import deployed, template
+from e2e.stack.api import Api, condition, wait_until
+
+
+def test_from_zero_and_back_twice(api: Api, client: Client) -> None:
+    with deployed(api, "zero", template()) as service:
+        for _ in range(2):
+            service.wait_zero()
+            wait_until(
+                "PodAutoscaler inactive", lambda: condition(service.autoscaler(), "Active") == "False", 30
+            )
+            assert service.autoscaler()["status"]["desiredScale"] == 0
+            answer = client.send(service, "/some/path?a=b", headers={"X-Custom": "kept"})
+            assert answer.status == 200
+            assert (answer.report["path"], answer.report["query"]) == ("/some/path", "a=b")
+            assert answer.report["headers"]["X-Custom"] == ["kept"]
+            assert condition(service.autoscaler(), "Active") == "True"
+
+
+def test_requests_at_zero_are_all_held_and_answered(api: Api, client: Client) -> None:
+    with deployed(api, "held", template()) as service:
+        service.wait_zero()
+        answers = client.send_many(service, 40)
+        assert [answer.status for answer in answers] == [200] * 40
+
+
+def test_a_body_sent_at_zero_arrives_whole(api: Api, client: Client) -> None:
+    body = bytes(range(256)) * 1024
+    with deployed(api, "body", template()) as service:
+        service.wait_zero()
+        answer = client.send(service, "/echo", "POST", body)
+        assert (answer.status, answer.body) == (200, body)
+
+
+def test_many_revisions_wake_at_once(api: Api, client: Client) -> None:
+    with (
+        deployed(api, "many", template()) as first,
+        deployed(api, "many", template()) as second,
+        deployed(api, "many", template()) as third,
+    ):
+        services = [first, second, third]
+        for service in services:
+            service.wait_zero()
+        with client.load(first, 2) as one, client.load(second, 2) as two, client.load(third, 2) as three:
+            for load in (one, two, three):
+                load.wait_good(10)
+        assert [load.failures for load in (one, two, three)] == [[], [], []]

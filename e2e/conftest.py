@@ -1,0 +1,83 @@
+"""A stack for the run, and the implementations that it is run against: `--impl stock`, `--impl ours`, or both.
+
+Without --stack a stack of its own is started and taken down; with it one that is up already is used and kept.
+The tests of one implementation run together; before them its images are rolled out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from e2e.behaviours.client import Client
+from e2e.behaviours.ingress import Ingress
+from e2e.stack import cluster, knative
+from e2e.stack.api import Api
+from e2e.stack.cluster import Cluster
+from e2e.stack.kubelet import programs
+
+IMPLEMENTATIONS = ("stock", "ours")
+TEST_S = 300
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--impl", action="append", choices=IMPLEMENTATIONS, help="which activator and autoscaler (both)"
+    )
+    parser.addoption("--stack", default=os.environ.get("E2E_STACK", ""), help="a stack that is up, kept")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TEST_S))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "implementation" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--impl") or IMPLEMENTATIONS
+        metafunc.parametrize("implementation", chosen, scope="session", indirect=True)
+
+
+@pytest.fixture(scope="session")
+def stack(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    if name := request.config.getoption("--stack"):
+        yield cluster.attach(name)
+        return
+    started = cluster.up()
+    yield started
+    cluster.down(started.place)
+
+
+@pytest.fixture(scope="session")
+def ingress(stack: Cluster) -> Ingress:
+    return Ingress(stack.place)
+
+
+@pytest.fixture(scope="session")
+def implementation(request: pytest.FixtureRequest, stack: Cluster) -> str:
+    """Rolled out."""
+    use(stack.api, request.param)
+    return str(request.param)
+
+
+def use(api: Api, implementation: str) -> None:
+    for name in ("activator", "autoscaler"):
+        image = (
+            programs.stock_image(name) if implementation == "stock" else programs.our_image(f"galaxy-{name}")
+        )
+        knative.set_image(api, name, image)
+    for name in ("activator", "autoscaler"):
+        knative.wait_rolled_out(api, name)
+
+
+@pytest.fixture
+def api(stack: Cluster, implementation: str) -> Api:
+    return stack.api
+
+
+@pytest.fixture
+def client(ingress: Ingress, implementation: str) -> Client:
+    return Client(ingress)
