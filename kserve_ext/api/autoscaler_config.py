@@ -79,16 +79,17 @@ def read(
     findings: Findings,
     defaults: AutoscalerConfig | None = None,
     path: str = "config-autoscaler data",
+    readers: Mapping[str, Reader] = READERS,
 ) -> AutoscalerConfig:
     """`defaults` with everything that could be read of `data`; the rest is in the findings."""
     values: dict[str, Any] = {}
     for key, text in data.items():
         if key.startswith("_"):
             continue
-        if key not in READERS:
-            findings.warn(f"{path}[{key}]: unknown key, ignored; {did_you_mean(key, READERS)}")
+        if key not in readers:
+            findings.warn(f"{path}[{key}]: unknown key, ignored; {did_you_mean(key, readers)}")
             continue
-        value = take(READERS[key], text, f"{path}[{key}]", findings)
+        value = take(readers[key], text, f"{path}[{key}]", findings)
         if value is not None:
             values[key.replace("-", "_")] = value
     config = replace(defaults or AutoscalerConfig(), **values)
