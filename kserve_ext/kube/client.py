@@ -13,6 +13,7 @@ import random
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 import aiohttp
@@ -99,6 +100,14 @@ class Client:
     def from_environment(cls, *, qps: float = 0.0, burst: int = 0, user_agent: str = "") -> Client:
         """KUBECONFIG, else the pod's service account, else ~/.kube/config. Raises AccessError."""
         return cls(from_environment(), qps=qps, burst=burst, user_agent=user_agent)
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
 
     async def close(self) -> None:
         if self._session is not None:
