@@ -132,7 +132,7 @@ def test_knative_upgraded_over_ours(cluster: KnativeCluster) -> None:
     newer["spec"]["template"]["spec"]["containers"][0]["image"] = "stock.example/newer"
     cluster.put(DEPLOYMENTS, newer)
     kept = cluster("uninstall", "--only", "activator")
-    assert "runs stock.example/newer already, which stays" in kept.stdout
+    assert "runs stock.example/newer meanwhile, which stays" in kept.stdout
     expected = stock("activator")["spec"]
     expected["template"]["spec"]["containers"][0]["image"] = "stock.example/newer"
     assert spec_of(cluster, "activator") == expected

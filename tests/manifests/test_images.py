@@ -1,4 +1,4 @@
-"""The Dockerfiles, as far as can be told without building: what they copy is there and all that their parts import."""
+"""The Dockerfiles, as far as can be told without building: what they copy and what the parts import is there."""
 
 from __future__ import annotations
 

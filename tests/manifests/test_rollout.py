@@ -23,7 +23,7 @@ LATE = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExc
             False,
             "1 of 2 new pods exist",
         ),
-        ({"observedGeneration": 2, "updatedReplicas": 2, "replicas": 3}, False, False, "1 former pods left"),
+        ({"observedGeneration": 2, "updatedReplicas": 2, "replicas": 3}, False, False, "former pods left: 1"),
         (
             {"observedGeneration": 2, "updatedReplicas": 2, "replicas": 2, "availableReplicas": 1},
             False,

@@ -29,7 +29,7 @@ def progress(deployment: Mapping[str, Any]) -> Progress:
     if new < wanted:
         return Progress(False, False, f"{new} of {wanted} new pods exist")
     if total > new:
-        return Progress(False, False, f"{total - new} former pods left")
+        return Progress(False, False, f"former pods left: {total - new}")
     if available < new:
         return Progress(False, False, f"{available} of {new} pods are available")
     return Progress(True, False, f"{available} of {wanted} pods are available")

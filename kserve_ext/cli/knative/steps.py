@@ -88,9 +88,9 @@ class Steps:
         if deployment is None:
             self._say(f"deployment/{part.name} is gone, nothing to put back")
             return
-        back = taken.undo
-        if not is_ours(image_of(deployment, part), part):
-            self._say(f"deployment/{part.name} runs {image_of(deployment, part)} already, which stays")
+        back, image = taken.undo, image_of(deployment, part)
+        if not is_ours(image, part) and image != taken.former_image:
+            self._say(f"deployment/{part.name} runs {image} meanwhile, which stays")
             back = without(back, "image")
         changed = await self._client.patch(
             DEPLOYMENTS,

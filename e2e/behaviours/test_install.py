@@ -1,0 +1,93 @@
+"""galaxy install and uninstall in a real control plane, while requests come in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from e2e.behaviours.client import Client
+from e2e.behaviours.ingress import Ingress
+from e2e.behaviours.services import deployed, template
+from e2e.conftest import use
+from e2e.stack.api import Api, Object
+from e2e.stack.cluster import Cluster
+from e2e.stack.kubelet import programs
+from e2e.stack.place import CLONE, SYSTEM_NAMESPACE
+
+NAMES = ("activator", "autoscaler")
+#: Knative comes from its source here, whose label is "devel"; images of ours are where the kubelet stand-in looks.
+OPTIONS = ("--any-version", "--image-registry", "galaxy.local", "--image-tag", "1", "--wait", "120")
+
+
+def galaxy(*args: str, kubeconfig: str = os.devnull) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "kserve_ext.cli", *args]
+    environment = {**os.environ, "PYTHONPATH": str(CLONE), "KUBECONFIG": kubeconfig}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.fixture
+def stock(stack: Cluster) -> Iterator[Api]:
+    """Knative's own images run; in the end those that ran before."""
+    api = stack.api
+    before = image(api, "activator")
+    use(api, "stock")
+    yield api
+    use(api, "stock" if before == programs.stock_image("activator") else "ours")
+
+
+def deployment(api: Api, name: str) -> Object:
+    return api.get("apps/v1", "Deployment", SYSTEM_NAMESPACE, name)
+
+
+def image(api: Api, name: str) -> str:
+    return str(deployment(api, name)["spec"]["template"]["spec"]["containers"][0]["image"])
+
+
+def run(stack: Cluster, *args: str) -> str:
+    done = galaxy(*args, kubeconfig=str(stack.place.kubeconfig))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_install_and_uninstall_under_load_fail_no_request(
+    stack: Cluster, stock: Api, ingress: Ingress
+) -> None:
+    former = {name: deployment(stock, name)["spec"] for name in NAMES}
+    annotations = {"target-burst-capacity": "-1", "min-scale": "1"}
+    with deployed(stock, "install", template(annotations)) as service:
+        with Client(ingress).load(service, 8, "/?sleep=50") as load:
+            load.wait_good(50)
+            run(stack, "install", *OPTIONS)
+            assert [image(stock, name) for name in NAMES] == [
+                programs.our_image(f"galaxy-{name}") for name in NAMES
+            ]
+            load.wait_good(100)
+            said = run(stack, "install", *OPTIONS)
+            assert said.count("unchanged") == len(NAMES)
+            run(stack, "uninstall")
+            load.wait_good(100)
+        assert not load.failures
+    assert {name: deployment(stock, name)["spec"] for name in NAMES} == former
+    roles = stock.list(
+        "rbac.authorization.k8s.io/v1", "ClusterRole", "", "app.kubernetes.io/part-of=kserve-galaxy"
+    )
+    assert roles == []
+
+
+def test_a_roll_out_that_cannot_work_leaves_knatives_serving(
+    stack: Cluster, stock: Api, ingress: Ingress
+) -> None:
+    former = {name: deployment(stock, name)["spec"] for name in NAMES}
+    with deployed(stock, "broken", template({"target-burst-capacity": "-1"})) as service:
+        # An image that no node has: the stand-in knows images by their last word.
+        options = ("--any-version", "--only", "activator", "--image-tag", "1/none", "--wait", "3")
+        done = galaxy("install", *options, kubeconfig=str(stack.place.kubeconfig))
+        assert done.returncode == 1
+        assert "do: the former pods serve; galaxy uninstall puts it back" in done.stderr
+        assert Client(ingress).send(service).status == 200
+        run(stack, "uninstall")
+    assert {name: deployment(stock, name)["spec"] for name in NAMES} == former
