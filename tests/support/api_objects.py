@@ -1,8 +1,8 @@
 """The objects of the fake API server: versions, generations, selectors, finalizers, history. No I/O.
 
 Behaves as the real one does where our code depends on it: one counter of versions for everything, a write that
-changes nothing keeps its version, status changes only through its subresource, a generation counts changes of the spec, an
-object with finalizers is first marked and later gone.
+changes nothing keeps its version, status changes only through its subresource, a generation counts changes of the
+spec, an object with finalizers is first marked and later gone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A Kubernetes API server for tests, on a real socket: `async with ApiServer() as server:`.
 
 Any kind is known by its path, none needs to be declared. Beside HTTP a test has its own hand on it: put() and
-remove() change objects, cut() breaks watches, compact() forgets history, down() and up() take the server away, fail() answers
-requests with an error, hold() keeps them waiting, until() waits for something to be true of it.
+remove() change objects, cut() breaks watches, compact() forgets history, down() and up() take the server away, fail()
+answers requests with an error, hold() keeps them waiting, until() waits for something to be true of it.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class ApiServer:
         """Starts, or comes back at the same address with the same objects."""
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None, handler_cancellation=True)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True).start()
         self._port = self._runner.addresses[0][1]
