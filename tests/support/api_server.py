@@ -282,6 +282,7 @@ class ApiServer:
             self._news()
             while (event := await watch.events.get()) is not None:
                 await response.write(json.dumps(event).encode() + b"\n")
+                self._news()
         except ConnectionError:
             pass
         finally:
