@@ -1,30 +1,31 @@
 """The client's side of an activator over HTTP/1.1: probes are answered here, timeouts looked at each tick.
 
-A connection that begins with HTTP/2's preface, or asks for h2c, is handed over to plane.http2.
+A connection that begins with HTTP/2's preface, or asks for h2c, is handed over to knative/http2.py.
 
 Hot dialect, see kserve_ext/wire/http1.py.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from activator_replacement.exchange import DONE, HttpExchange
 from activator_replacement.http1 import ClientProtocol
+from activator_replacement.http2.client import Http2Client
 from activator_replacement.knative import answers
 from activator_replacement.knative.exchange import KnativeExchange
+from activator_replacement.knative.http2 import KnativeHttp2Client
 from kserve_ext.wire.http1 import Grammar
 from kserve_ext.wire.knative_head import KNATIVE, KnativeHead
 
 if TYPE_CHECKING:
     from activator_replacement.plane import Plane
 
-_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\n"
-
 
 class KnativeClient(ClientProtocol):
     grammar: ClassVar[Grammar] = KNATIVE
     exchange_type: ClassVar[type[HttpExchange]] = KnativeExchange
+    http2_type: ClassVar[type[Http2Client]] = KnativeHttp2Client
 
     __slots__ = ("_wrote",)
 
@@ -43,10 +44,6 @@ class KnativeClient(ClientProtocol):
             if answer is not None:
                 self._reply(exchange, answer)
                 return
-        elif head.h2c and exchange.body_done and self.plane.http2_upgrade is not None:
-            self._hand_over()
-            self.plane.http2_upgrade(self.transport, exchange.head, self._buffer)
-            return
         self._wrote = False
         super().begun(exchange)
 
@@ -55,13 +52,6 @@ class KnativeClient(ClientProtocol):
     ) -> bytes:
         answer = answers.error(status, reason, retry_after_s)
         return answers.http1(answer, close=self.close_after, to_head=to_head)
-
-    def reject(self, status: int, reason: str) -> None:
-        if self.plane.http2 is not None and self._buffer.startswith(_PREFACE):
-            self._hand_over()
-            self.plane.http2(self.transport, self._buffer)
-        else:
-            super().reject(status, reason)
 
     def pipe(self, exchange: HttpExchange) -> None:
         self._wrote = False  # the response begins after the 101
@@ -82,9 +72,3 @@ class KnativeClient(ClientProtocol):
         to_head = exchange.facts.method == b"HEAD"
         self.transport.write(answers.http1(answer, close=self.close_after, to_head=to_head))
         self.exchange_done(exchange)
-
-    def _hand_over(self) -> None:
-        """The connection is somebody else's from here on."""
-        self._closing = True
-        self.exchange = None
-        self.plane.clients.discard(self)

@@ -1,0 +1,206 @@
+"""Dispatch with Knative's semantics: requests to the pods of the revisions that the API server knows.
+
+Implements seam.Dispatch; core/activation.py decides for each revision, backends.py says which addresses answer, and
+the reporter hears of every request before it is placed. A request that could not be sent because its pod refused the
+connection goes to another one; one that was sent is never sent again from here.
+
+Hot dialect in the seam's calls, see kserve_ext/wire/http1.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+from typing import Final, Protocol, cast
+
+from activator_replacement.knative.answers import QUEUE_FULL
+from activator_replacement.knative.reporter import Reporter
+from activator_replacement.seam import Exchange, Refusal
+from kserve_ext.api.knative_revision import Activated
+from kserve_ext.core.activation import HELD, Activation, Room, Tracker
+from kserve_ext.core.assignment import Share
+from kserve_ext.core.ids import InstanceID, RevisionKey
+from kserve_ext.core.request_stats import RequestStats
+from kserve_ext.core.timeouts import Timeouts
+
+#: Connections that may be refused to one request.
+MOST_ATTEMPTS: Final = 4
+RETRY_AFTER_S: Final = 1.0
+
+
+class ActivatorExchange(Exchange, Protocol):
+    """What exchanges of an activator have beside the seam's: set in submit."""
+
+    timeouts: Timeouts
+    host: bytes
+
+
+class Part:
+    """One revision."""
+
+    __slots__ = ("activation", "concurrency", "facts", "mesh_host", "stats")
+
+    def __init__(self, facts: Activated, activation: Activation[ActivatorExchange]) -> None:
+        self.facts = facts
+        self.activation = activation
+        self.stats: RequestStats | None = None
+        self.concurrency = 0.0
+        self.mesh_host = b""
+
+    @property
+    def namespace(self) -> str:
+        return self.facts.namespace
+
+    @property
+    def name(self) -> str:
+        return self.facts.name
+
+
+class Dispatcher:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        reporter: Reporter,
+        domain: str,
+        most_held: int,
+        room: Room,
+        chance: Callable[[], float],
+    ) -> None:
+        self.parts: dict[RevisionKey, Part] = {}
+        #: Told when a connection to an address of a revision could not be made.
+        self.unreachable: Callable[[RevisionKey, str], None] = lambda key, addr: None
+        #: The address to connect to, for one that a revision's Endpoints name.
+        self.dial: Callable[[str], str] = str
+        self._loop = loop
+        self._reporter = reporter
+        self._suffix = f"svc.{domain}".encode()
+        self._most_held = most_held
+        self._room = room
+        self._chance = chance
+        self._keys: dict[tuple[bytes, bytes], RevisionKey] = {}
+
+    # --- seam.Dispatch
+
+    def resolve(self, host: bytes, namespace: bytes | None, revision: bytes | None) -> RevisionKey | Refusal:
+        if not namespace or not revision:
+            namespace, revision = self._of_host(host) or (namespace or b"", revision or b"")
+        key = self._keys.get((namespace, revision))
+        if key is None:
+            return _unknown(revision.decode("latin-1"))
+        return key
+
+    def submit(self, exchange: Exchange) -> None:
+        waiting = cast("ActivatorExchange", exchange)
+        part = self.parts[exchange.revision]
+        exchange.note = part
+        timeouts = part.facts.timeouts
+        exchange.timeout_s = timeouts.total_s
+        waiting.timeouts = timeouts
+        waiting.host = part.mesh_host
+        now = monotonic()
+        stats = part.stats
+        if stats is None:
+            stats = self._reporter.first(part, now)
+        stats.enter(now)
+        outcome = part.activation.submit(waiting)
+        if isinstance(outcome, Tracker):
+            exchange.go(self.dial(outcome.addr), InstanceID(outcome.addr))
+        elif outcome != HELD:
+            self._left(part)
+            exchange.refuse(503, QUEUE_FULL, RETRY_AFTER_S)
+
+    def sent(self, exchange: Exchange) -> None: ...
+    def first_byte(self, exchange: Exchange) -> None: ...
+
+    def finished(self, exchange: Exchange, outcome: int) -> None:
+        part: Part = exchange.note
+        self._left(part)
+        self._release(part, exchange.instance)
+
+    def failed(self, exchange: Exchange, reason: str, retriable: bool) -> bool:
+        part: Part = exchange.note
+        addr = exchange.instance
+        again = retriable and exchange.attempts < MOST_ATTEMPTS and self.parts.get(part.facts.key) is part
+        if retriable:
+            self.unreachable(part.facts.key, addr)
+        self._release(part, addr)
+        if not again:
+            self._left(part)
+            return False
+        part.activation.put_back(cast("ActivatorExchange", exchange))
+        # Not from within the exchange's own call: it may be the first to go on.
+        self._loop.call_soon(self._drain, part)
+        return True
+
+    def cancelled(self, exchange: Exchange) -> None:
+        part: Part = exchange.note
+        part.activation.cancel(cast("ActivatorExchange", exchange))
+        self._left(part)
+
+    # --- revisions and their backends
+
+    def revision(self, facts: Activated) -> None:
+        """New, or changed in what may change."""
+        part = self.parts.get(facts.key)
+        if part is not None and part.facts.uid == facts.uid:
+            part.facts = facts
+            return
+        if part is not None:
+            self.forget(facts.key)
+        self.parts[facts.key] = Part(
+            facts, Activation(facts.concurrency, self._most_held, self._room, self._chance)
+        )
+        self._keys[facts.namespace.encode(), facts.name.encode()] = facts.key
+
+    def forget(self, key: RevisionKey) -> None:
+        """Deleted: what is held is refused, what is under way goes on."""
+        part = self.parts.pop(key, None)
+        if part is None:
+            return
+        self._keys.pop((part.namespace.encode(), part.name.encode()), None)
+        refusal = _unknown(part.name)
+        for exchange in part.activation.dismiss():
+            self._left(part)
+            exchange.refuse(refusal.status, refusal.reason)
+
+    def use(self, key: RevisionKey, pods: set[str], cluster: str, ready: int, mesh_host: bytes) -> None:
+        """Where this revision's requests go from now on."""
+        part = self.parts.get(key)
+        if part is not None:
+            part.mesh_host = mesh_host
+            part.activation.use(pods, cluster, ready)
+            self._drain(part)
+
+    def share(self, key: RevisionKey, share: Share) -> None:
+        part = self.parts.get(key)
+        if part is not None:
+            part.activation.take_share(share)
+            self._drain(part)
+
+    # --- inside
+
+    def _release(self, part: Part, addr: str) -> None:
+        activation = part.activation
+        following = activation.release(activation.trackers[addr])
+        if following is not None:
+            following.go(self.dial(addr), InstanceID(addr))
+
+    def _drain(self, part: Part) -> None:
+        for exchange, tracker in part.activation.drain():
+            exchange.go(self.dial(tracker.addr), InstanceID(tracker.addr))
+
+    def _left(self, part: Part) -> None:
+        if part.stats is not None:
+            part.stats.leave(monotonic())
+
+    def _of_host(self, host: bytes) -> tuple[bytes, bytes] | None:
+        """REVISION.NAMESPACE.svc.DOMAIN, perhaps with a port."""
+        revision, _, rest = host.partition(b".")
+        namespace, _, suffix = rest.partition(b".")
+        return (namespace, revision) if suffix.partition(b":")[0] == self._suffix else None
+
+
+def _unknown(name: str) -> Refusal:
+    error = f'revision.serving.knative.dev "{name}" not found'
+    return Refusal(404, f"Error getting active endpoint: {error}")

@@ -1,0 +1,135 @@
+"""What an activator's environment says: Knative's variables for its activator, and a few of our own.
+
+Names, defaults and forms of the first are Knative's (cmd/activator/main.go), so that its Deployment can run this
+process unchanged; ours begin with GALAXY_. A value that can't be read ends the start with its name and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from kserve_ext.api import durations
+
+T = TypeVar("T")
+
+RESOLV_CONF = Path("/etc/resolv.conf")
+AUTOSCALER_PORT = 8080
+
+
+class BadEnvironment(Exception):
+    """The message names the variable, and what to write instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    pod_name: str
+    pod_ip: str
+    namespace: str  # of Knative itself
+    domain: str  # of the cluster
+    idle_connections: int
+    idle_connections_per_pod: int
+    probe_timeout_s: float
+    probe_every_s: float
+    logging_config: str  # name of the ConfigMap
+    autoscaler: str  # where reports go
+    http1_port: int
+    http2_port: int
+    https_port: int
+    metrics_port: int
+    #: Requests held per revision, and bytes that all held requests together may take.
+    held_requests: int
+    held_bytes: int
+    #: After SIGTERM: probes fail, everything is served; then what is under way is waited for.
+    drain_s: float
+    grace_s: float
+    #: Where addresses come from: endpoints, endpointslices, or auto: slices where they may be read.
+    endpoints: str
+
+    @property
+    def family(self) -> str:
+        return "IPv6" if ":" in self.pod_ip else "IPv4"
+
+
+def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Settings:
+    def value(name: str, default: str, parse: Callable[[str], T], form: str) -> T:
+        text = environ.get(name, "") or default
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise BadEnvironment(f"{name}={text!r}: {error or form}. Write {form}") from error
+
+    def number(name: str, default: int) -> int:
+        return value(name, str(default), _number, "a whole number, 0 or more")
+
+    def duration(name: str, default: str) -> float:
+        return value(name, default, _duration, "a duration such as 300ms or 45s")
+
+    def required(name: str) -> str:
+        if not environ.get(name):
+            raise BadEnvironment(
+                f"{name} is not set: take it from the pod's own fields with the downward API"
+            )
+        return environ[name]
+
+    namespace = environ.get("SYSTEM_NAMESPACE") or "knative-serving"
+    domain = environ.get("CLUSTER_DOMAIN") or cluster_domain(resolv_conf)
+    return Settings(
+        pod_name=required("POD_NAME"),
+        pod_ip=required("POD_IP"),
+        namespace=namespace,
+        domain=domain,
+        idle_connections=number("MAX_IDLE_PROXY_CONNS", 1000),
+        idle_connections_per_pod=number("MAX_IDLE_PROXY_CONNS_PER_HOST", 100),
+        probe_timeout_s=duration("PROBE_TIMEOUT", "300ms"),
+        probe_every_s=duration("PROBE_FREQUENCY", "200ms"),
+        logging_config=environ.get("CONFIG_LOGGING_NAME") or "config-logging",
+        autoscaler=environ.get("GALAXY_AUTOSCALER")
+        or f"ws://autoscaler.{namespace}.svc.{domain}:{AUTOSCALER_PORT}",
+        http1_port=number("GALAXY_HTTP1_PORT", 8012),
+        http2_port=number("GALAXY_HTTP2_PORT", 8013),
+        https_port=number("GALAXY_HTTPS_PORT", 8112),
+        metrics_port=number("GALAXY_METRICS_PORT", 9090),
+        held_requests=number("GALAXY_HELD_REQUESTS", 10_000),
+        held_bytes=number("GALAXY_HELD_BYTES", 128 << 20),
+        drain_s=duration("GALAXY_DRAIN", "45s"),
+        grace_s=duration("GALAXY_GRACE", "540s"),
+        endpoints=value("GALAXY_ENDPOINTS", "auto", _source, "endpoints, endpointslices or auto"),
+    )
+
+
+def cluster_domain(resolv_conf: Path) -> str:
+    """From the search entry that the kubelet writes, svc.DOMAIN; else cluster.local."""
+    try:
+        lines = resolv_conf.read_text().splitlines()
+    except OSError:
+        return "cluster.local"
+    for line in lines:
+        words = line.split()
+        if words[:1] == ["search"]:
+            for word in words[1:]:
+                if word.startswith("svc."):
+                    return word.removeprefix("svc.").rstrip(".")
+    return "cluster.local"
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+def _duration(text: str) -> float:
+    length = durations.seconds(text)
+    if length < 0:
+        raise ValueError
+    return length
+
+
+def _source(text: str) -> str:
+    if text not in ("auto", "endpoints", "endpointslices"):
+        raise ValueError
+    return text
