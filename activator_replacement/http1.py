@@ -14,6 +14,7 @@ import select
 from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 from activator_replacement.exchange import DONE, PIPED, RESPONDING, HttpExchange
+from activator_replacement.http2.client import Http2Client
 from activator_replacement.refusals import CLOSING, response
 from activator_replacement.seam import Refusal
 from activator_replacement.upstream import reset
@@ -23,6 +24,7 @@ from kserve_ext.wire.http1_forward import Hop
 if TYPE_CHECKING:
     from activator_replacement.plane import Plane
 
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\n"
 _GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
@@ -30,6 +32,8 @@ class ClientProtocol(asyncio.Protocol):
     #: What a subclass with another dialect exchanges, beside its methods.
     grammar: ClassVar[Grammar] = EMBEDDED
     exchange_type: ClassVar[type[HttpExchange]] = HttpExchange
+    #: What takes over when the client speaks HTTP/2.
+    http2_type: ClassVar[type[Http2Client]] = Http2Client
 
     __slots__ = (
         "_buffer",
@@ -196,6 +200,13 @@ class ClientProtocol(asyncio.Protocol):
     def begun(self, exchange: HttpExchange) -> None:
         """Its head is read, and what came with it of its body."""
         facts = exchange.facts
+        if facts.h2c and exchange.body_done:
+            rest = self._buffer
+            http2 = self._hand_over()
+            http2.upgraded(exchange.head)
+            if rest:
+                http2.data_received(rest)
+            return
         target = self.plane.dispatch.resolve(facts.host, facts.namespace, facts.revision)
         if isinstance(target, Refusal):
             exchange.state = DONE
@@ -244,11 +255,28 @@ class ClientProtocol(asyncio.Protocol):
         )
 
     def reject(self, status: int, reason: str) -> None:
-        """Answers what never became an exchange; the connection ends."""
+        """Answers what never became an exchange; the connection ends. HTTP/2 begins with what is none, too."""
+        if self._buffer.startswith(_PREFACE):
+            data = self._buffer
+            self._hand_over().data_received(data)
+            return
         self.plane.counters.refused(status)
         self.close_after = True
         self.transport.write(self.refusal(status, reason, 0.0, b"", False))
         self._linger()
+
+    def _hand_over(self) -> Http2Client:
+        """The connection goes on in HTTP/2."""
+        self._closing = True
+        self._buffer = b""
+        self.exchange = None
+        self.plane.clients.discard(self)
+        return self.http2_type(self.plane, self.transport)
+
+    @property
+    def active(self) -> int:
+        """Exchanges under way."""
+        return self.exchange is not None
 
     def exchange_done(self, exchange: HttpExchange) -> None:
         if self.exchange is not exchange:

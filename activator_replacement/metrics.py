@@ -27,16 +27,25 @@ class PlaneCollector(Collector):
         yield GaugeMetricFamily(
             "galaxy_exchanges_active",
             "Requests held or in flight.",
-            sum(client.exchange is not None for client in plane.clients),
+            sum(client.active for client in plane.clients),
         )
         yield GaugeMetricFamily(
             "galaxy_upstream_connections_idle", "Connections kept for instances.", plane.cache.idle_count
         )
-        yield CounterMetricFamily(
-            "galaxy_upstream_connections_opened", "Connections opened to instances.", plane.cache.opened
+        yield GaugeMetricFamily(
+            "galaxy_upstream_connections_http2",
+            "Connections to instances over HTTP/2.",
+            plane.http2_cache.open_count,
         )
         yield CounterMetricFamily(
-            "galaxy_upstream_connections_reused", "Requests sent on a kept connection.", plane.cache.reused
+            "galaxy_upstream_connections_opened",
+            "Connections opened to instances.",
+            plane.cache.opened + plane.http2_cache.opened,
+        )
+        yield CounterMetricFamily(
+            "galaxy_upstream_connections_reused",
+            "Requests sent on a kept connection.",
+            plane.cache.reused + plane.http2_cache.reused,
         )
         yield CounterMetricFamily(
             "galaxy_upstream_retries",

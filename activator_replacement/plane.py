@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from activator_replacement.connections import ConnectionCache
+from activator_replacement.http2.connections import Http2Connections
+from activator_replacement.http2.upstream import Http2Upstream
 from activator_replacement.seam import Dispatch
 from activator_replacement.upstream import UpstreamProtocol
 
@@ -93,6 +94,16 @@ class Counters:
         self.responses[status] = self.responses.get(status, 0) + 1
 
 
+class Client(Protocol):
+    """A client connection, whatever it speaks."""
+
+    @property
+    def active(self) -> int: ...
+    def check(self, now: float) -> None: ...
+    def drain(self) -> None: ...
+    def abort(self) -> None: ...
+
+
 class Plane:
     __slots__ = (
         "_id_prefix",
@@ -103,8 +114,7 @@ class Plane:
         "counters",
         "dispatch",
         "draining",
-        "http2",
-        "http2_upgrade",
+        "http2_cache",
         "limits",
         "loop",
         "unhealthy",
@@ -123,18 +133,19 @@ class Plane:
         self.dispatch = dispatch
         self.limits = limits
         self.counters = Counters()
-        self.clients: set[ClientProtocol] = set()
+        self.clients: set[Client] = set()
         self.draining = False
-        #: Takes over a connection, given its first bytes, that begins with HTTP/2's preface.
-        self.http2: Callable[[asyncio.Transport, bytes], None] | None = None
-        #: Takes over a connection whose request asks for h2c, given the request's head and what follows; it
-        #: answers 101 and the request itself.
-        self.http2_upgrade: Callable[[asyncio.Transport, bytes, bytes], None] | None = None
         self.unhealthy = ""  # why probes of this process fail, where the request path answers them
         self.cache = ConnectionCache(
             loop,
             lambda addr: UpstreamProtocol(self, addr),
             idle_s=limits.upstream_idle_s,
+            per_addr=limits.upstream_idle_per_instance,
+            connect_timeout_s=limits.connect_timeout_s,
+        )
+        self.http2_cache = Http2Connections(
+            loop,
+            lambda addr: Http2Upstream(self, addr),
             per_addr=limits.upstream_idle_per_instance,
             connect_timeout_s=limits.connect_timeout_s,
         )
@@ -152,3 +163,4 @@ class Plane:
         for client in list(self.clients):
             client.check(now)
         self.cache.sweep()
+        self.http2_cache.sweep()

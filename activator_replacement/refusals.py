@@ -102,7 +102,12 @@ def response(
     return b"\r\n".join([*lines, b"", b"" if to_head else body])
 
 
+def error_event(reason: str) -> bytes:
+    """The last event of a stream that broke off; no [DONE] follows."""
+    return b"data: " + error_json(502, reason) + b"\n\n"
+
+
 def event_stream_error(reason: str) -> bytes:
-    """The end of a chunked event stream that broke off: an error event, then the last chunk, and no [DONE]."""
-    event = b"data: " + error_json(502, reason) + b"\n\n"
+    """The same as the end of a chunked body."""
+    event = error_event(reason)
     return b"%x\r\n%s\r\n0\r\n\r\n" % (len(event), event)

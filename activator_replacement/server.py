@@ -116,6 +116,7 @@ class Server:
         for client in list(self.plane.clients):
             client.abort()
         self.plane.cache.close()
+        self.plane.http2_cache.close()
         if self._sweep is not None:
             self._sweep.cancel()
         if self._admin is not None:
@@ -163,10 +164,11 @@ class Server:
         return web.json_response(
             {
                 "clients": len(plane.clients),
-                "exchanges": sum(client.exchange is not None for client in plane.clients),
+                "exchanges": sum(client.active for client in plane.clients),
                 "requests": counters.requests,
                 "responses": {str(status): count for status, count in sorted(counters.responses.items())},
                 "upstream_idle": plane.cache.idle_count,
+                "upstream_http2": plane.http2_cache.open_count,
                 "draining": plane.draining,
                 **self._status(),
             }

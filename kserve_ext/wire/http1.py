@@ -63,6 +63,7 @@ class RequestHead:
         "forwarded",
         "forwarded_for",
         "forwarded_proto",
+        "h2c",
         "host",
         "keep_alive",
         "length",
@@ -87,6 +88,7 @@ class RequestHead:
         self.keep_alive = minor == 1
         self.expect = False
         self.upgrade = False
+        self.h2c = False  # asks to go on in HTTP/2
         self.forwarded = False
         self.forwarded_for = False
         self.forwarded_proto = False
@@ -103,7 +105,8 @@ class RequestHead:
         self.edits.append((start, end, CUT))
 
     def takes_upgrade(self, protocol: bytes) -> bool:
-        """Whether the client may switch to it; `protocol` in lower case."""
+        """Whether the client and the instance may switch to it; `protocol` in lower case."""
+        self.h2c = protocol == b"h2c"
         return protocol == b"websocket"
 
 

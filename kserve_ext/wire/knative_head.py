@@ -1,9 +1,9 @@
 """HTTP/1.1 request heads as Knative's activator takes them and as it passes them on.
 
 Beside what http1.py knows, a head says whether it is a probe, and which of Knative's own headers it has. Passed on,
-it names the pod as its Host and the client's Host in K-Original-Host (the queue-proxy turns that round), is marked with
-K-Proxy-Request, and has lost the headers that chose the revision; X-Forwarded-Proto, Forwarded and X-Request-Id are
-the ingress's business and stay as they came. Any method is taken but CONNECT, any Upgrade but h2c (the listener's
+it names the pod as its Host and the client's Host in K-Original-Host (the queue-proxy turns that round), is marked
+with K-Proxy-Request, and has lost the headers that chose the revision; X-Forwarded-Proto, Forwarded and X-Request-Id
+are the ingress's business and stay as they came. Any method is taken but CONNECT, any Upgrade but h2c (the listener's
 own). In Knative: pkg/activator/handler/handler.go, networking's pkg/http/header.
 
 Hot dialect, see http1.py.
@@ -39,7 +39,7 @@ _PROTOCOL = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+(?:/[!#$%&'*+\-.^_`|~0-9a-z]+
 
 
 class KnativeHead(RequestHead):
-    __slots__ = ("h2c", "hash", "kubelet", "original_host", "probe", "trailers")
+    __slots__ = ("hash", "kubelet", "original_host", "probe", "trailers")
 
     def __init__(self, method: bytes, minor: int, size: int) -> None:
         super().__init__(method, minor, size)
@@ -48,7 +48,6 @@ class KnativeHead(RequestHead):
         self.kubelet = False
         self.original_host = False  # an earlier hop has named the client's Host
         self.trailers = False  # TE: trailers
-        self.h2c = False  # asks to go on in HTTP/2
 
     def once(self, name: bytes, before: bytes | None, value: bytes) -> bytes:
         """An ingress that appends leaves two: the first counts, as with Go."""

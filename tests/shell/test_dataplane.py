@@ -11,6 +11,7 @@ from typing import cast
 import aiohttp
 import pytest
 
+from activator_replacement.http1 import ClientProtocol
 from activator_replacement.seam import CLIENT_GONE, OK, TIMEOUT, UPSTREAM_FAILED
 from activator_replacement.upstream import UpstreamProtocol, reset
 from tests.support.dataplane import (
@@ -249,6 +250,7 @@ def test_slow_reader_bounds_memory_and_stops_the_instance() -> None:
             await blocked.wait()
             assert sent < 60 * MB  # what sockets of three hops buffer, not what the instance would send
             (proxied,) = server.plane.clients
+            assert isinstance(proxied, ClientProtocol)
             assert proxied.transport.get_write_buffer_size() < 2 * MB
             client.writer.transport.resume_reading()  # type: ignore[attr-defined]
             head = await client.reader.readuntil(b"\r\n\r\n")
@@ -291,6 +293,7 @@ def test_slow_instance_bounds_memory() -> None:
                         except TimeoutError:
                             blocked = True
                             (proxied,) = server.plane.clients
+                            assert isinstance(proxied, ClientProtocol)
                             assert proxied.exchange is not None
                             assert proxied.exchange.upstream is not None
                             assert proxied.exchange.upstream.transport.get_write_buffer_size() < 2 * MB
@@ -707,7 +710,6 @@ def test_too_many_connections() -> None:
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 40_000, 431),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 40_000 + b"\r\n\r\n", 431),
         (CHUNKED_HEAD + b"zz\r\n", 400),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
     ],
 )
 def test_bad_requests(sent: bytes, status: int) -> None:
@@ -946,6 +948,7 @@ def test_kernel_watches_both_sides() -> None:
             client.send(post(b"x"))
             await client.response()
             (proxied,) = server.plane.clients
+            assert isinstance(proxied, ClientProtocol)
             upstream = server.plane.cache.take(addr)
             assert isinstance(upstream, UpstreamProtocol)
             for transport in (proxied.transport, upstream.transport):

@@ -375,6 +375,14 @@ class Connection(Sending):
         self.out.append(frames.rst_stream(number, frames.REFUSED_STREAM))
         self._useless("streams over the limit")
 
+    def upgraded(self, block: bytes) -> None:
+        """As a server: the peer's first stream is a request that it has sent in HTTP/1.1."""
+        stream = Stream(1, self.peer_window)
+        stream.open_in = False
+        self.streams[1] = stream
+        self._last = 1
+        self._user.opened(stream, block, True)
+
     @property
     def within_block(self) -> bool:
         """A header block was begun, and its end has not come."""

@@ -312,54 +312,6 @@ def test_expect_100_continue() -> None:
     run(test())
 
 
-def test_http2_is_handed_over_at_its_preface_and_on_upgrade() -> None:
-    class Taken(asyncio.Protocol):
-        def __init__(self) -> None:
-            self.data = b""
-            self.more = asyncio.Event()
-
-        def data_received(self, data: bytes) -> None:
-            self.data += data
-            self.more.set()
-
-    async def test() -> None:
-        taken = Taken()
-
-        def preface(transport: asyncio.Transport, data: bytes) -> None:
-            transport.set_protocol(taken)
-            taken.data_received(data)
-
-        def upgrade(transport: asyncio.Transport, head: bytes, data: bytes) -> None:
-            preface(transport, head[:3] + data)
-
-        async with activator(Dispatch()) as (server, host, port, _):
-            server.plane.http2 = preface
-            server.plane.http2_upgrade = upgrade
-            client = await Client.connect(host, port)
-            client.send(b"PRI * HTTP/2.0\r\n")
-            await asyncio.sleep(0)
-            client.send(b"\r\nSM\r\n\r\nframes")
-            while not taken.data.endswith(b"frames"):
-                taken.more.clear()
-                await taken.more.wait()
-            assert taken.data == b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nframes"
-            assert not server.plane.clients
-            client.close()
-
-            taken.data = b""
-            client = await Client.connect(host, port)
-            client.send(
-                get("/", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
-                + b"frames"
-            )
-            while not taken.data.endswith(b"frames"):
-                taken.more.clear()
-                await taken.more.wait()
-            assert taken.data == b"GETframes"
-
-    run(test())
-
-
 def test_a_client_that_goes_frees_its_slot() -> None:
     async def test() -> None:
         async with instance(silent) as addr:
