@@ -6,19 +6,24 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import yaml
 
+from e2e import build
 from e2e.behaviours.client import Client
 from e2e.behaviours.ingress import Ingress
 from e2e.behaviours.services import deployed, template
 from e2e.conftest import use
+from e2e.stack import knative
 from e2e.stack.api import Api, Object
 from e2e.stack.cluster import Cluster
 from e2e.stack.kubelet import programs
 from e2e.stack.place import CLONE, SYSTEM_NAMESPACE
 
 NAMES = ("activator", "autoscaler")
+MANIFESTS = CLONE / "manifests"
 #: Knative comes from its source here, whose label is "devel"; images of ours are where the kubelet stand-in looks.
 OPTIONS = ("--any-version", "--image-registry", "galaxy.local", "--image-tag", "1", "--wait", "120")
 
@@ -90,4 +95,22 @@ def test_a_roll_out_that_cannot_work_leaves_knatives_serving(
         assert "do: the former pods serve; galaxy uninstall puts it back" in done.stderr
         assert Client(ingress).send(service).status == 200
         run(stack, "uninstall")
+    assert {name: deployment(stock, name)["spec"] for name in NAMES} == former
+
+
+def test_kubectl_puts_back_what_kubectl_has_applied(stack: Cluster, stock: Api, tmp_path: Path) -> None:
+    """By the rules of kubectl's three-way merge, which know what it applied last; neither is waited for."""
+    former = {name: deployment(stock, name)["spec"] for name in NAMES}
+    release = tmp_path / "release.yaml"
+    deployments = [obj for obj in knative.objects() if obj["kind"] == "Deployment"]
+    release.write_text(yaml.safe_dump_all([obj for obj in deployments if obj["metadata"]["name"] in NAMES]))
+    kubectl = (build.program("kubectl"), "--kubeconfig", stack.place.kubeconfig)
+    rbac = MANIFESTS / "base" / "rbac.yaml"
+    try:
+        subprocess.run([*kubectl, "apply", "-f", release], check=True, capture_output=True)
+        subprocess.run([*kubectl, "apply", "-k", MANIFESTS / "overlays" / "knative"], check=True)
+        assert "galaxy-activator" in image(stock, "activator")
+    finally:
+        subprocess.run([*kubectl, "apply", "-f", release], check=True, capture_output=True)
+        subprocess.run([*kubectl, "delete", "-f", rbac], check=True, capture_output=True)
     assert {name: deployment(stock, name)["spec"] for name in NAMES} == former

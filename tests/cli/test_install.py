@@ -158,6 +158,14 @@ def test_a_roll_out_that_fails_says_why_and_how_to_go_back(cluster: KnativeClust
     assert spec_of(cluster, "autoscaler") == stock("autoscaler")["spec"]
 
 
+def test_a_roll_out_that_fails_where_pods_cannot_be_seen(cluster: KnativeCluster) -> None:
+    cluster.server.stuck.add("autoscaler")
+    cluster.server.fail(403, reason="Forbidden", path="/pods")
+    result = cluster("install", "--wait", "0")
+    assert "error: the roll-out of deployment/autoscaler is not done after 0 s" in result.output
+    assert "why: its pods can't be listed: Forbidden" in result.output
+
+
 def test_no_knative(empty: KnativeCluster) -> None:
     result = empty("install")
     assert result.exit_code == 1

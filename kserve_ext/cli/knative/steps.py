@@ -23,7 +23,7 @@ from kserve_ext.cli.knative.plan import Plan
 from kserve_ext.cli.knative.preflight import Situation
 from kserve_ext.cli.knative.record import Record, Taken
 from kserve_ext.cli.knative.rollout import complaints, progress
-from kserve_ext.kube.client import Client, NotFound
+from kserve_ext.kube.client import Client, KubeError, NotFound
 from kserve_ext.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, PODS
 
 Object = dict[str, Any]
@@ -126,7 +126,10 @@ class Steps:
             deployment = await self._client.get(DEPLOYMENTS, self._namespace, name)
 
     async def _complaints(self, name: str) -> list[str]:
-        pods = await self._client.list(PODS, self._namespace, labels=f"app={name}")
+        try:
+            pods = await self._client.list(PODS, self._namespace, labels=f"app={name}")
+        except KubeError as error:  # who may change Deployments need not be allowed to see pods
+            return [f"its pods can't be listed: {error}"]
         return complaints(pods.items)
 
     async def _delete(self, objects: list[tuple[str, Any]]) -> None:
