@@ -37,7 +37,7 @@ class DispatchFunction:
 
     def __init__(self, rpc: Rpc, membership: Membership, store: RemoteStore) -> None:
         self.membership = membership
-        self.routes = Routes(self._revision)
+        self.routes = Routes(self._revision, lambda key: self.homes.routed(key))
         self.dispatcher = Dispatcher(membership.me, membership.member.incarnation, rpc, self.routes)
         self.homes = Homes(rpc, membership, store, self.routes, self.dispatcher)
         self.prefill = PrefillLeases(rpc, self.dispatcher, self.routes, self.homes.ready_instance)

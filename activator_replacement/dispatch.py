@@ -96,15 +96,19 @@ class Dispatcher:
         self.release(exchange)
 
     def failed(self, exchange: Exchange, reason: str, retriable: bool) -> bool:
-        again = retriable and exchange.attempts < MOST_ATTEMPTS and exchange.revision in self.routes.revisions
+        again = retriable and exchange.attempts < MOST_ATTEMPTS
+        here = exchange.revision in self.routes.revisions
+        successor = self._successor(exchange.revision) if again and not here else None
         record: Record = exchange.note
         record.mark("failed", reason)
-        if again:
+        if again and here:
             record.held = True
-        else:
+        elif successor is None:
             record.outcome = "failed"
-        self.give_up(exchange, reason, again=again)
-        return again
+        self.give_up(exchange, reason, again=again and here)
+        if successor is not None:
+            self._move(exchange, successor)
+        return again and (here or successor is not None)
 
     def cancelled(self, exchange: Exchange) -> None:
         _close(exchange.note, exchange.outcome)
@@ -189,8 +193,27 @@ class Dispatcher:
         if revision is not None:
             self.shard.know(revision, self.loop.time())
             return
+        successor = self._successor(key)
         for waiting in self.shard.forget(key):
-            self._refuse(waiting, 503, f"revision {key} was deleted while the request was held", 1.0)
+            if successor is not None:
+                self._move(waiting, successor)
+            else:
+                self._refuse(waiting, 503, f"revision {key} was deleted while the request was held", 1.0)
+
+    def _successor(self, key: RevisionKey) -> Revision | None:
+        """What has the traffic of a deleted revision's service now."""
+        part = self.shard.parts.get(key)
+        found = self.routes.successor(part.revision) if part is not None else None
+        return found if found is not None and found.key in self.shard.parts else None
+
+    def _move(self, waiting: Waiting, successor: Revision) -> None:
+        """A roll-out took the revision it waited for; what has its service's traffic now takes it."""
+        record = getattr(waiting, "note", None)
+        if record is not None:
+            record.revision = successor.key
+            record.mark("moved", successor.key)
+        waiting.revision = successor.key
+        self.place(waiting, successor.hold)
 
     def view(self, view: View, home_of: Callable[[str], FunctionID | None]) -> None:
         addrs = {FunctionID(m.id): m.addr for m in view.of("dispatch")}

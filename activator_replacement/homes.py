@@ -131,6 +131,14 @@ class Homes:
             log.info("home of %s at epoch %d", key, found.term)
             fresh = created or wall_time() - revision.created_at < FRESH_S
             self._carry(home_key, found.add(revision, fresh and not copies, copies, now))
+            self._carry(home_key, found.route(self.routes.routed, now))
+
+    def routed(self, key: RevisionKey) -> None:
+        """A revision got or lost the traffic of its service."""
+        revision = self.routes.revisions.get(key)
+        home = self.homes.get(revision.home_key) if revision is not None else None
+        if revision is not None and home is not None:
+            self._carry(revision.home_key, home.route(self.routes.routed, self.loop.time()))
 
     def ready_instance(self, key: RevisionKey) -> tuple[InstanceID, str] | None:
         """Any instance of a revision of ours that is ready, and its address; it costs no slot."""

@@ -47,13 +47,24 @@ class _Route:
 
 
 class Routes:
-    """What the store says; `on_revision(key, revision | None, created)` hears of each revision that comes or goes."""
+    """What the store says.
 
-    def __init__(self, on_revision: Callable[[RevisionKey, Revision | None, bool], None]) -> None:
+    `on_revision(key, revision | None, created)` hears of each revision that comes or goes, `on_route` of each that
+    gets or loses the traffic of its service.
+    """
+
+    def __init__(
+        self,
+        on_revision: Callable[[RevisionKey, Revision | None, bool], None],
+        on_route: Callable[[RevisionKey], None] = lambda key: None,
+    ) -> None:
         self.revisions: dict[RevisionKey, Revision] = {}
+        #: hosts whose route names a revision, by revision; no empty sets
+        self.routed: dict[RevisionKey, set[bytes]] = {}
         #: set when both routes and revisions have come from the store once
         self.complete = asyncio.Event()
         self._on_revision = on_revision
+        self._on_route = on_route
         self._routes: dict[bytes, _Route] = {}
         self._scanned: set[str] = set()
         #: prefill revisions by group
@@ -73,9 +84,18 @@ class Routes:
         return self.complete.is_set()
 
     def prefill_of(self, group: str) -> Revision | None:
-        """The newest prefill revision of a group."""
-        found = self._prefill.get(group, {}).values()
-        return max(found, key=lambda r: (r.created_at, r.generation), default=None)
+        """The prefill revision of a group that has its service's traffic; the newest where no route names one."""
+        found = self._prefill.get(group, {})
+        serving = [revision for key, revision in found.items() if key in self.routed]
+        return max(serving or found.values(), key=lambda r: (r.created_at, r.generation), default=None)
+
+    def successor(self, gone: Revision) -> Revision | None:
+        """The revision that has the traffic of a deleted one's service now. Looks at all: for deletions only."""
+        for key in self.routed:
+            revision = self.revisions.get(key)
+            if revision is not None and revision.service == gone.service and key != gone.key:
+                return revision
+        return None
 
     def decode_host(self, group: str) -> str:
         """A host of the group's decode service, "" if there is none. Looks at all routes: for refusals only."""
@@ -147,7 +167,8 @@ class Routes:
     # --- the store's side
 
     def _all_routes(self, items: dict[str, bytes]) -> None:
-        self._routes = {}
+        for gone in self._routes.keys() - {key.partition("/")[2].encode() for key in items}:
+            self._route(gone, ())
         self._closed = set()
         self._sole = self._names = None
         for key, value in items.items():
@@ -158,13 +179,25 @@ class Routes:
         host = key.partition("/")[2].encode()
         targets = _decode_targets(value) if value is not None else ()
         self._closed.discard(host)
+        self._route(host, targets)
+        if not targets and value is not None:
+            self._closed.add(host)
+        self._sole = self._names = None
+
+    def _route(self, host: bytes, targets: _Targets) -> None:
+        before = self._routes.pop(host, None)
+        was = {key for key, _ in before.targets} if before is not None else set()
+        now = {key for key, _ in targets}
         if targets:
             self._routes[host] = _Route(targets)
-        else:
-            self._routes.pop(host, None)
-            if value is not None:
-                self._closed.add(host)
-        self._sole = self._names = None
+        for key in now - was:
+            self.routed.setdefault(key, set()).add(host)
+        for key in was - now:
+            self.routed[key].discard(host)
+            if not self.routed[key]:
+                del self.routed[key]
+        for key in sorted(now ^ was):
+            self._on_route(key)
 
     def _all_revisions(self, items: dict[str, bytes]) -> None:
         for gone in self.revisions.keys() - {RevisionKey(k.partition("/")[2]) for k in items}:

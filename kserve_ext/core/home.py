@@ -8,7 +8,7 @@ on; everything it knows it learns again from nodes, shards and the store's copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 from kserve_ext.core.facts import Instance, Revision
 from kserve_ext.core.group import agree
@@ -28,6 +28,8 @@ class Home:
         self._nodes: set[NodeID] = set()
         self._shards: dict[FunctionID, int] = {}
         self._ghosts: set[FunctionID] = set()
+        #: revisions of this home that have the traffic of their service
+        self._routed: frozenset[RevisionKey] = frozenset()
 
     # --- what there is
 
@@ -50,6 +52,14 @@ class Home:
             home = RevisionHome(self.me, revision, fresh, self.new_id, now)
             self.revisions[revision.key] = home
             self._take_over(home, copies, now)
+        return self._settle(now)
+
+    def route(self, routed: Container[RevisionKey], now: float) -> list[Instruction]:
+        """Which revisions have the traffic of their service."""
+        mine = frozenset(key for key in self.revisions if key in routed)
+        if mine == self._routed:
+            return []
+        self._routed = mine
         return self._settle(now)
 
     def delete(self, key: RevisionKey, now: float) -> list[Instruction]:
@@ -184,7 +194,7 @@ class Home:
         if not all(home.open for home in homes):
             return
         ratio = next((h.revision.pd_ratio for h in homes if h.revision.pd_ratio is not None), None)
-        goals = agree([home.wish() for home in homes], ratio)
+        goals = agree([home.wish(home.revision.key in self._routed) for home in homes], ratio)
         gang = self._wakes_from_zero(homes, goals)
         if gang and any(now < h.setbacks.retry_at for h in homes if goals[h.revision.key]):
             return

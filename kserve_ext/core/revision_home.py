@@ -246,11 +246,11 @@ class RevisionHome:
     def in_flight(self) -> int:
         return sum(a.in_flight for a in self.leases.accounts.values())
 
-    def wish(self) -> Wish:
+    def wish(self, routed: bool) -> Wish:
         count = 0 if self.deleted or self.failed else self.goal
         revision = self.revision
         failed = self.failed or self.deleted
-        return Wish(revision.key, revision.role, revision.generation, count, self.spec.max, failed)
+        return Wish(revision.key, revision.role, revision.generation, count, self.spec.max, failed, routed)
 
     def _burst(self, now: float) -> None:
         if self.deleted or self.failed:

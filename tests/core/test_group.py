@@ -13,8 +13,10 @@ from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.setbacks import LONG_S, MOST_S, Setbacks
 
 
-def wish(role: Role, number: int, most: int = 0, generation: int = 1, failed: bool = False) -> Wish:
-    return Wish(RevisionKey(f"ns/{role}-{generation}"), role, generation, number, most, failed)
+def wish(
+    role: Role, number: int, most: int = 0, generation: int = 1, failed: bool = False, routed: bool = False
+) -> Wish:
+    return Wish(RevisionKey(f"ns/{role}-{generation}"), role, generation, number, most, failed, routed)
 
 
 def counts(*wishes: Wish, ratio: tuple[int, int, int, int] | None = None) -> list[int]:
@@ -44,6 +46,13 @@ def test_ratio_and_max_scale() -> None:
 def test_in_a_roll_out_the_newest_revision_of_a_role_is_raised() -> None:
     old, new = wish("prefill", 0, generation=1), wish("prefill", 0, generation=2)
     assert counts(wish("decode", 2), old, new) == [2, 0, 1]
+
+
+def test_in_a_roll_out_the_revision_with_the_traffic_is_raised_until_it_has_moved() -> None:
+    """The newest one may never be ready: it does not count as the group's prefill."""
+    old, new = wish("prefill", 0, generation=1, routed=True), wish("prefill", 1, generation=2)
+    assert counts(wish("decode", 2), old, new) == [2, 1, 1]
+    assert counts(wish("decode", 0), old, new) == [0, 0, 1], "a roll-out at zero wakes nobody"
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.tuples(*[st.integers(1, 5)] * 4))

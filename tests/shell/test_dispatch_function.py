@@ -223,3 +223,27 @@ def test_scales_to_zero_and_a_deleted_revision_ends(tmp_path: Path) -> None:
             assert tally.refused == {404: 1}
 
     run(test())
+
+
+def test_requests_held_for_a_revision_that_is_rolled_over_go_to_its_successor(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with cluster(tmp_path, "dispatch-0", "dispatch-1") as up:
+            old = revision(concurrency=1, most=1)
+            new = old._replace(key=RevisionKey("ns/echo-00002"), generation=2)
+            urls = await routed(up, old)
+            up.answering.clear()
+            load = asyncio.create_task(volley(urls, HOST, 30))
+            await until(lambda: sum(s.in_flight for s in up.instances.values()) == 1, "one under way")
+            held = [d.function.dispatcher for d in up.dispatch.values()]
+            await until(lambda: sum(d.held for d in held) == 29, "the others held")
+            await routed(up, new)
+            up.delete(old.key)
+            await until(lambda: all(old.key not in d.routes.revisions for d in held), "the old one is gone")
+            up.answering.set()
+            tally = await load
+            assert (tally.ok, tally.accounted) == (30, 30), str(tally)
+            moved = [r for r in records(up) if any(m[0] == "moved" for m in r["marks"])]  # type: ignore[attr-defined]
+            assert len(moved) == 29
+            assert {r["revision"] for r in moved} == {new.key}
+
+    run(test())

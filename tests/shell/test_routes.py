@@ -142,6 +142,29 @@ def test_the_newest_prefill_revision_of_a_group() -> None:
     assert routes.prefill_of("ns/g") is None
 
 
+def test_prefill_goes_to_the_revision_that_has_the_traffic_not_to_the_newest() -> None:
+    """A roll-out whose new revision never gets ready must not take prefill away."""
+    old, new = revision("p-1", "prefill", "ns/g", 1.0), revision("p-2", "prefill", "ns/g", 2.0)
+    routes = Told().scanned(old, new, p={"p-1": 100})
+    assert routes.prefill_of("ns/g") == old
+    routes._route_changed("routes/p.local", targets({"p-2": 100}))
+    assert routes.prefill_of("ns/g") == new
+    routes._all_routes({"routes/p.local": targets({"p-1": 100})})
+    assert routes.prefill_of("ns/g") == old
+
+
+def test_who_has_the_traffic_is_told_once_each_and_forgotten_with_the_route() -> None:
+    heard: list[str] = []
+    routes = Routes(lambda key, r, created: None, heard.append)
+    for host in ("a.local", "a-predictor.local"):
+        routes._route_changed(f"routes/{host}", targets({"a-1": 100}))
+    routes._route_changed("routes/a.local", targets({"a-1": 50, "a-2": 50}))
+    assert heard == ["ns/a-1", "ns/a-1", "ns/a-2"]
+    assert set(routes.routed) == {"ns/a-1", "ns/a-2"}
+    routes._all_routes({})
+    assert routes.routed == {}
+
+
 def test_a_service_without_a_revision_is_known_and_says_where_to_look() -> None:
     routes = Told().scanned(revision("a-00001"), a={"a-00001": 100}, broken={})
     found = routes.resolve(b"broken.local", None, None)

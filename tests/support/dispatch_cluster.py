@@ -153,6 +153,9 @@ class Cluster:
             ]
         )
 
+    def delete(self, key: RevisionKey) -> None:
+        self.store.write([(f"revisions/{key}", None)])
+
     def home(self, key: RevisionKey) -> str:
         """The one that acts as the home of a revision, by its own account."""
         return next(
