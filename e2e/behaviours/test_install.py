@@ -114,3 +114,44 @@ def test_kubectl_puts_back_what_kubectl_has_applied(stack: Cluster, stock: Api, 
         subprocess.run([*kubectl, "apply", "-f", release], check=True, capture_output=True)
         subprocess.run([*kubectl, "delete", "-f", rbac], check=True, capture_output=True)
     assert {name: deployment(stock, name)["spec"] for name in NAMES} == former
+
+
+def test_an_account_without_permissions_is_told_all_that_it_lacks(
+    stack: Cluster, stock: Api, tmp_path: Path
+) -> None:
+    """`default` of knative-serving may do nothing; no object changes."""
+    before = {name: deployment(stock, name)["metadata"]["generation"] for name in NAMES}
+    kubectl = (build.program("kubectl"), "--kubeconfig", stack.place.kubeconfig, "-n", SYSTEM_NAMESPACE)
+    names = ("deployments", "configmaps")
+    reader = ["create", "role", "reader", "--verb=get,list", f"--resource={','.join(names)}"]
+    binding = [
+        "create",
+        "rolebinding",
+        "reader",
+        "--role=reader",
+        f"--serviceaccount={SYSTEM_NAMESPACE}:default",
+    ]
+    try:
+        for command in (reader, binding):
+            subprocess.run([*kubectl, *command], check=True, capture_output=True)
+        token = subprocess.run(
+            [*kubectl, "create", "token", "default"], check=True, capture_output=True, text=True
+        )
+        config = yaml.safe_load(stack.place.kubeconfig.read_text())
+        config["users"] = [
+            {"name": user["name"], "user": {"token": token.stdout.strip()}} for user in config["users"]
+        ]
+        limited = tmp_path / "kubeconfig"
+        limited.write_text(yaml.safe_dump(config))
+        done = galaxy("install", *OPTIONS, kubeconfig=str(limited))
+    finally:
+        for kind in ("rolebinding", "role"):
+            subprocess.run([*kubectl, "delete", kind, "reader"], check=True, capture_output=True)
+    assert done.returncode == 1
+    for line in (
+        "patch deployments.apps",
+        "create configmaps",
+        "create clusterroles.rbac.authorization.k8s.io",
+    ):
+        assert f"why: {line}" in done.stderr
+    assert {name: deployment(stock, name)["metadata"]["generation"] for name in NAMES} == before
