@@ -13,8 +13,9 @@ from kserve_ext.cli.knative.kinds import KNATIVE_SERVINGS
 from kserve_ext.kube.kinds import CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, CONFIG_MAPS, DEPLOYMENTS
 from tests.support.knative_cluster import PLACE, KnativeCluster, stock
 
-DATA = "galaxy-activator:0.1.0"
-CONTROL = "galaxy-autoscaler:0.1.0"
+ACTIVATOR = "galaxy-activator:0.1.0"
+AUTOSCALER = "galaxy-autoscaler:0.1.0"
+STOCK = {name: stock(name)["spec"] for name in ("activator", "autoscaler")}
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_there_and_back_leaves_nothing_behind(cluster: KnativeCluster) -> None:
     former = {name: spec_of(cluster, name) for name in ("activator", "autoscaler")}
     installed = cluster("install")
     assert installed.exit_code == 0, installed.output
-    assert (cluster.image("activator"), cluster.image("autoscaler")) == (DATA, CONTROL)
+    assert (cluster.image("activator"), cluster.image("autoscaler")) == (ACTIVATOR, AUTOSCALER)
     assert cluster.get(CLUSTER_ROLES, "", "galaxy-activator") is not None
     removed = cluster("uninstall")
     assert removed.exit_code == 0, removed.output
@@ -94,7 +95,7 @@ def test_only_one_part(cluster: KnativeCluster) -> None:
     cluster("uninstall", "--only", "autoscaler")
     assert (cluster.image("autoscaler"), cluster.image("activator")) == (
         "stock.example/autoscaler@sha256:0",
-        DATA,
+        ACTIVATOR,
     )
     assert cluster.get(CLUSTER_ROLES, "", "galaxy-activator") is not None
     assert cluster("uninstall").exit_code == 0
@@ -166,6 +167,40 @@ def test_a_roll_out_that_fails_where_pods_cannot_be_seen(cluster: KnativeCluster
     assert "why: its pods can't be listed: Forbidden" in result.output
 
 
+WRITES = [
+    "configmaps",
+    "clusterroles",
+    "clusterrolebindings",
+    "deployments/autoscaler",
+    "deployments/activator",
+]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_cut_off_at_any_write_it_goes_on_or_back(cluster: KnativeCluster, write: str) -> None:
+    cluster.server.fail(503, method="PATCH", path=write)
+    cut_off = cluster("install")
+    assert "error: the API server does not answer" in cut_off.output
+    assert "repeat the command: it goes on" in cut_off.output
+    assert cluster("install").exit_code == 0
+    assert (cluster.image("activator"), cluster.image("autoscaler")) == (ACTIVATOR, AUTOSCALER)
+    cluster.server.fail(503, method="PATCH", path="deployments/autoscaler")
+    assert cluster("uninstall").exit_code == 1
+    assert cluster("uninstall").exit_code == 0
+    assert {name: spec_of(cluster, name) for name in STOCK} == STOCK
+    assert cluster.get(CONFIG_MAPS, PLACE, "galaxy-install") is None
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_cut_off_at_any_write_it_can_be_taken_back_at_once(cluster: KnativeCluster, write: str) -> None:
+    cluster.server.fail(503, method="PATCH", path=write)
+    cluster("install")
+    assert cluster("uninstall").exit_code == 0
+    assert {name: spec_of(cluster, name) for name in STOCK} == STOCK
+    assert cluster.get(CLUSTER_ROLES, "", "galaxy-activator") is None
+    assert cluster.get(CONFIG_MAPS, PLACE, "galaxy-install") is None
+
+
 def test_no_knative(empty: KnativeCluster) -> None:
     result = empty("install")
     assert result.exit_code == 1
@@ -194,8 +229,8 @@ def test_an_operator_gets_what_to_write(cluster: KnativeCluster) -> None:
         "spec": {
             "registry": {
                 "override": {
-                    "autoscaler/autoscaler": f"r.example/{CONTROL}",
-                    "activator/activator": f"r.example/{DATA}",
+                    "autoscaler/autoscaler": f"r.example/{AUTOSCALER}",
+                    "activator/activator": f"r.example/{ACTIVATOR}",
                 }
             }
         }
@@ -222,7 +257,7 @@ def test_missing_permissions_are_all_named_before_anything_is_changed(cluster: K
 
 def test_ours_without_a_record(cluster: KnativeCluster) -> None:
     applied = stock("activator")
-    applied["spec"]["template"]["spec"]["containers"][0]["image"] = f"r.example/{DATA}"
+    applied["spec"]["template"]["spec"]["containers"][0]["image"] = f"r.example/{ACTIVATOR}"
     cluster.put(DEPLOYMENTS, applied)
     assert "no record says what it ran before" in cluster("install").output
     assert "activator are ours, but no record" in cluster("uninstall").output
@@ -255,7 +290,7 @@ def test_status(cluster: KnativeCluster) -> None:
     cluster("install", "--only", "activator")
     lines = cluster("status").stdout.splitlines()
     assert lines[0] == "Knative Serving in knative-serving"
-    assert lines[2].split()[:4] == ["activator", "ours", "1.21.1", DATA]
+    assert lines[2].split()[:4] == ["activator", "ours", "1.21.1", ACTIVATOR]
     assert lines[2].endswith("stock.example/activator@sha256:0")
     assert lines[3].split()[:3] == ["autoscaler", "Knative's", "1.21.1"]
     facts = yaml.safe_load(cluster("status", "--context", "here", "-o", "json").stdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,14 @@ def test_policies_open_every_port_that_is_served(name: str) -> None:
     opened = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
     served = ACTIVATOR_PORTS if name == "activator" else AUTOSCALER_PORTS
     assert opened >= set(served.values()) - {8008}  # profiles are for port-forward
+
+
+def test_alerts_are_about_metrics_that_there_are() -> None:
+    (rules,) = (obj for obj in OBJECTS if obj["kind"] == "PrometheusRule")
+    named = re.findall(r"kn_activator_\w+|kn_revision_request_\w+", yaml.safe_dump(rules))
+    exported = (Path(__file__).parents[2] / "activator_replacement" / "knative" / "metrics.py").read_text()
+    assert len(named) == 2
+    assert all(f'"{name}"' in exported for name in named)
 
 
 @pytest.mark.parametrize("file", sorted(MANIFESTS.rglob("*.yaml")), ids=lambda file: file.name)
