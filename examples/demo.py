@@ -101,6 +101,7 @@ def client(galaxy: Galaxy, service: str) -> openai.OpenAI:
         default_headers={"Host": f"{service}.default.galaxy.local"},
         timeout=REQUEST_S,
         max_retries=0,
+        http_client=openai.DefaultHttpxClient(trust_env=False),  # this machine's cluster is behind no proxy
     )
 
 

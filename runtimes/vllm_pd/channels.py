@@ -7,10 +7,10 @@ next request dials again. Dialling blocks, so it happens on a thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 
 from runtimes.transport.channel import ChannelError, Rung
@@ -62,13 +62,15 @@ class Channels:
 
 
 def lookup(http_addr: str, timeout_s: float = _LOOKUP_S) -> str:
-    """The address of the channel listener of the prefill instance at `http_addr`."""
+    """The address of the channel listener of the prefill instance at `http_addr`. Never through a proxy."""
     try:
-        with urllib.request.urlopen(f"http://{http_addr}/galaxy/channel", timeout=timeout_s) as answer:
+        with contextlib.closing(http.client.HTTPConnection(http_addr, timeout=timeout_s)) as connection:
+            connection.request("GET", "/galaxy/channel")
+            answer = connection.getresponse()
             facts = json.loads(answer.read())
-    except (OSError, ValueError, urllib.error.URLError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ChannelError("unreachable", f"{http_addr}: {error}") from error
-    if not facts.get("channel"):
+    if answer.status != 200 or not facts.get("channel"):
         raise ChannelError("unreachable", f"{http_addr} has no channel listener: not a prefill instance")
     return str(facts["channel"])
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,27 @@ def test_a_demo_that_runs_is_not_stopped_silently(
     (run / "node-0.json").write_text(json.dumps(me))
     assert demo.main() == 0
     assert f"an earlier demo runs in {tmp_path / 'demo'}: it is stopped first" in capsys.readouterr().out
+
+
+def test_the_client_asks_no_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Models(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"object": "list", "data": []}'
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            return
+
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with HTTPServer(("127.0.0.1", 0), Models) as server:
+        (tmp_path / "cluster.json").write_text(json.dumps({"http": f"127.0.0.1:{server.server_port}"}))
+        thread = threading.Thread(target=server.handle_request, daemon=True)
+        thread.start()
+        with demo.client(demo.Galaxy(tmp_path), "tiny") as client:
+            assert client.models.list().data == []
+        thread.join()

@@ -10,6 +10,7 @@ import os
 import platform
 import resource
 import shutil
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -27,6 +28,8 @@ Document = dict[str, Any]
 LEAST_FILES: Final = 4096
 LEAST_SHM_MIB: Final = 256
 LEAST_DISK_MIB: Final = 1024
+#: How people write the address of the embedded cluster.
+HERE: Final = ("127.0.0.1", "localhost")
 
 
 class Finding(NamedTuple):
@@ -81,6 +84,22 @@ def machine(folder: Folder) -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0))
     level = "ok" if cores >= 2 else "warning"
     yield Finding(level, f"{cores} CPU cores", "" if cores >= 2 else "two or more start instances faster")
+    yield from _proxy()
+
+
+def _proxy() -> Iterator[Finding]:
+    """Our own clients ignore it; a person's curl or openai client would ask it for an address of this machine."""
+    known = urllib.request.getproxies_environment()
+    proxy = known.get("http") or known.get("all")
+    through = [host for host in HERE if not urllib.request.proxy_bypass(host, known)]
+    if proxy and through:
+        value = ",".join([*filter(None, [known.get("no")]), *through])
+        yield Finding(
+            "warning",
+            f"a proxy is set for http, and no exception for {' and '.join(through)}: "
+            "curl and openai clients would send this cluster's requests to it",
+            f"export no_proxy={value} NO_PROXY={value}, or curl --noproxy '*'",
+        )
 
 
 def _room(place: str, least_mib: int, what: str, do: str) -> Finding:
