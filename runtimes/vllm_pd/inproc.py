@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -166,6 +168,9 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
                 prepared, wave = core.preprocess_add_request(request)
                 core.add_request(prepared, wave)
             except Exception:
+                print(f"request {request.request_id} was not taken by the engine", file=sys.stderr)
+                traceback.print_exc()
+                self.first_token.pop(request.request_id, None)
                 failed = EngineCoreOutput(request.request_id, [], finish_reason=FinishReason.ERROR)
                 self._publish(EngineCoreOutputs(outputs=[failed], finished_requests={request.request_id}))
 
