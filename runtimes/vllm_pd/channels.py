@@ -32,6 +32,7 @@ class Channels:
         self._made = made
         self._by_addr: dict[str, Channel] = {}
         self._dialling: dict[str, asyncio.Task[Channel]] = {}
+        self._closed = False
 
     async def get(self, lease: Lease) -> tuple[Channel, bool]:
         """The channel, and whether it had to be made. Raises ChannelError."""
@@ -42,23 +43,39 @@ class Channels:
             channel.close()
         task = self._dialling.get(lease.addr)
         if task is None:
-            task = asyncio.create_task(asyncio.to_thread(self._dial, lease))
-            self._dialling[lease.addr] = task
-            task.add_done_callback(lambda _: self._dialling.pop(lease.addr, None))
-        channel = await asyncio.shield(task)
-        if self._by_addr.get(lease.addr) is not channel:
-            self._by_addr[lease.addr] = channel
-            self._made(channel)
-        return channel, True
+            task = self._dialling[lease.addr] = asyncio.create_task(self._make(lease))
+            task.add_done_callback(_look_at)
+        return await asyncio.shield(task), True
 
     def close(self) -> None:
+        """A channel that is being dialled is closed as soon as it stands."""
+        self._closed = True
         for channel in self._by_addr.values():
             channel.close()
         self._by_addr.clear()
 
+    async def _make(self, lease: Lease) -> Channel:
+        """Dials and registers, whether or not somebody still waits for it."""
+        try:
+            channel = await asyncio.to_thread(self._dial, lease)
+        finally:
+            del self._dialling[lease.addr]
+        if self._closed:
+            channel.close()
+            raise ChannelError("closed", "this instance ends")
+        self._by_addr[lease.addr] = channel
+        self._made(channel)
+        return channel
+
     def _dial(self, lease: Lease) -> Channel:
         addr = lookup(lease.addr)
         return dial(addr, self._key, self._who, peer_generation=lease.generation, rungs=self._rungs)
+
+
+def _look_at(task: asyncio.Task[Channel]) -> None:
+    """The error of a dial that nobody waits for any more is no news."""
+    if not task.cancelled():
+        task.exception()
 
 
 def lookup(http_addr: str, timeout_s: float = _LOOKUP_S) -> str:

@@ -1,15 +1,29 @@
-"""Decode's cache of channels: asking a prefill instance where its channels listen."""
+"""Decode's cache of channels: where a peer's channels listen, and dials that nobody waits for any more."""
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
+from runtimes.transport import sockets
 from runtimes.transport.channel import ChannelError
-from runtimes.vllm_pd.channels import lookup
+from runtimes.transport.handshake import Identity
+from runtimes.transport.listener import Listener
+from runtimes.transport.pair import Channel
+from runtimes.vllm_pd import channels
+from runtimes.vllm_pd.channels import Channels, lookup
+from runtimes.vllm_pd.home_client import Lease
+
+WAIT_S = 10.0
+KEY = b"k" * 32
+LEASE = Lease("l1", "p-1", "127.0.0.1:9", 7)
 
 
 class _Prefill(BaseHTTPRequestHandler):
@@ -50,3 +64,90 @@ def test_whoever_is_no_prefill_instance_is_unreachable(
     with pytest.raises(ChannelError) as caught:
         lookup(addr)
     assert caught.value.reason == "unreachable"
+
+
+class Dialling:
+    """A prefill's listener whose address becomes known when the test says so, and what decode makes of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.accepted: SimpleQueue[Channel] = SimpleQueue()
+        self.listener = Listener(KEY, lambda: Identity("p-1", 7, "layout"), self.accepted.put)
+        self.asked, self.answer = threading.Event(), threading.Event()
+        self.known = self.listener.addr
+        self.made: list[Channel] = []
+        self.errors: list[dict[str, Any]] = []
+        monkeypatch.setattr(channels, "lookup", self._lookup)
+
+    def _lookup(self, http_addr: str) -> str:
+        self.asked.set()
+        assert self.answer.wait(WAIT_S)
+        if not self.known:
+            raise ChannelError("unreachable", http_addr)
+        return self.known
+
+    async def begin(self) -> Channels:
+        """A dial whose only waiter has gone."""
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: self.errors.append(context))
+        opened = Channels(KEY, Identity("d-1", 3, "layout"), ("tcp",), self.made.append)
+        waiter = asyncio.create_task(opened.get(LEASE))
+        await asyncio.to_thread(self.asked.wait, WAIT_S)
+        waiter.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiter
+        return opened
+
+    async def end(self, opened: Channels) -> None:
+        [dial] = opened._dialling.values()
+        self.answer.set()
+        await asyncio.wait([dial])
+
+
+@pytest.fixture
+def dialling(monkeypatch: pytest.MonkeyPatch) -> Iterator[Dialling]:
+    made = Dialling(monkeypatch)
+    yield made
+    made.answer.set()
+    made.listener.close()
+
+
+def test_a_channel_whose_requests_have_gone_is_kept_for_the_next(dialling: Dialling) -> None:
+    async def run() -> None:
+        opened = await dialling.begin()
+        await dialling.end(opened)
+        [channel] = dialling.made
+        assert await opened.get(LEASE) == (channel, False)
+        opened.close()
+        assert channel.lost is not None
+
+    asyncio.run(run())
+    dialling.accepted.get(timeout=WAIT_S).close()
+
+
+def test_a_failed_dial_that_nobody_waits_for_is_not_reported_as_an_error(dialling: Dialling) -> None:
+    async def run() -> None:
+        opened = await dialling.begin()
+        dialling.known = ""
+        await dialling.end(opened)
+        gc.collect()
+        with pytest.raises(ChannelError):
+            await opened.get(LEASE)
+
+    asyncio.run(run())
+    assert not dialling.made
+    assert not dialling.errors
+
+
+def test_a_channel_that_stands_after_the_end_is_closed(dialling: Dialling) -> None:
+    async def run() -> None:
+        opened = await dialling.begin()
+        opened.close()
+        await dialling.end(opened)
+
+    asyncio.run(run())
+    assert not dialling.made
+    assert not dialling.errors
+    far = dialling.accepted.get(timeout=WAIT_S)
+    far._control.settimeout(WAIT_S)
+    with pytest.raises(ChannelError, match="closed"):
+        sockets.read(far._control, 1)
+    far.close()
