@@ -84,6 +84,22 @@ def test_install_and_uninstall_under_load_fail_no_request(
     assert roles == []
 
 
+def test_components_come_and_go(stack: Cluster, stock: Api) -> None:
+    former = {name: deployment(stock, name)["spec"] for name in NAMES}
+    components = ("--component", "high-availability", "--component", "network-policy")
+    run(stack, "install", *OPTIONS, *components)
+    assert deployment(stock, "autoscaler")["spec"]["replicas"] == 2
+    for name in NAMES:
+        assert "topologySpreadConstraints" in deployment(stock, name)["spec"]["template"]["spec"]
+    run(stack, "install", *OPTIONS, "--component", "network-policy")
+    assert deployment(stock, "autoscaler")["spec"]["replicas"] == 1
+    run(stack, "uninstall")
+    assert {name: deployment(stock, name)["spec"] for name in NAMES} == former
+    label = "app.kubernetes.io/part-of=kserve-galaxy"
+    for version, kind in (("networking.k8s.io/v1", "NetworkPolicy"), ("policy/v1", "PodDisruptionBudget")):
+        assert stock.list(version, kind, SYSTEM_NAMESPACE, label) == []
+
+
 def test_a_roll_out_that_cannot_work_leaves_knatives_serving(
     stack: Cluster, stock: Api, ingress: Ingress
 ) -> None:

@@ -91,10 +91,11 @@ def operator_spec(images: Mapping[str, str]) -> Object:
     return {"spec": {"registry": {"override": {f"{name}/{name}": image for name, image in images.items()}}}}
 
 
-def rivals(situation: Situation, manager: str) -> list[str]:
+def rivals(situation: Situation, parts: Sequence[Part], manager: str) -> list[str]:
     """Warnings about others that apply these Deployments, and would put them back."""
     found = []
-    for name, deployment in situation.deployments.items():
+    for name in (part.name for part in parts):
+        deployment = situation.deployments[name]
         for entry in deployment["metadata"].get("managedFields") or ():
             other = entry.get("manager")
             if entry.get("operation") == "Apply" and other != manager:

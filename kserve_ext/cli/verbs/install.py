@@ -74,7 +74,7 @@ def command(
             if lacking:
                 do = "use an account that may; docs/install.md lists all permissions"
                 raise Failure(f"this account may not do all of this in {namespace}", "\n".join(lacking), do)
-            for warning in rivals(situation, MANAGER):
+            for warning in rivals(situation, chosen(only), MANAGER):
                 click.echo(f"warning: {warning}", err=True)
             await Steps(client, situation, wait_s, click.echo, status.update).install(plan)
 
