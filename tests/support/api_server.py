@@ -70,7 +70,7 @@ class ApiServer:
         self.most_per_page = 0  # > 0: a list with a limit comes in pages no larger than this
         self.pages_expire = False  # whether every page but the first gets 410
         self.watches: set[Watch] = set()
-        self._failures: list[Failure] = []
+        self.failures: list[Failure] = []
         self._pages: dict[str, list[Obj]] = {}
         self._open = asyncio.Event()
         self._open.set()
@@ -137,7 +137,7 @@ class ApiServer:
         path: str = "",
     ) -> None:
         """Answers the next `times` requests (with this method, with this in their path) with an error."""
-        self._failures += [Failure(status, reason, retry_after, method, path)] * times
+        self.failures += [Failure(status, reason, retry_after, method, path)] * times
 
     def hold(self) -> None:
         """Requests wait until release(); watches under way go on."""
@@ -209,9 +209,9 @@ class ApiServer:
     def _refuse(self, request: web.Request) -> None:
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
             raise Refused(401, "Unauthorized", "Unauthorized")
-        for failure in self._failures:
+        for failure in self.failures:
             if failure.method in ("", request.method) and failure.path in request.path:
-                self._failures.remove(failure)
+                self.failures.remove(failure)
                 raise _Failing(failure)
 
     def _answer(self, request: web.Request, body: Any) -> tuple[int, Obj]:
