@@ -92,6 +92,7 @@ class Candidate:
         self.election = Election(ElectionSpec(name, SPEC.lease_s, SPEC.renew_s, SPEC.retry_s))
         self.offset = chance.uniform(-1e6, 1e6)
         self.rate = chance.uniform(0.9, 1.1)
+        self.cut_off_until = 0.0
         self.life = 0  # a crash ends a life: what was sent in it is answered to nobody
 
     def clock(self, now: float) -> float:
@@ -110,7 +111,6 @@ class World:
         self.candidates = [Candidate(f"c{k}", self.chance) for k in range(candidates)]
         self.events: list[tuple[float, int, str, int, int, object]] = []
         self.count = 0
-        self.changes_of_leader = 0
         for index in range(candidates):
             self.later(self.chance.uniform(0, 10), "attempt", index)
 
@@ -127,7 +127,7 @@ class World:
 
     def send(self, what: str, index: int, data: object) -> None:
         delay = self.trip()
-        if delay is not None:
+        if delay is not None and self.now >= self.candidates[index].cut_off_until:
             self.later(delay, what, index, data)
 
     def leaders(self) -> list[int]:
@@ -148,6 +148,8 @@ class World:
         candidate = self.candidates[index]
         election, clock = candidate.election, candidate.clock(self.now)
         self.later(election.next_try_s(self.chance.random()) / candidate.rate, "attempt", index)
+        if self.now < self.bad_until and self.chance.random() < 0.03:
+            candidate.cut_off_until = min(self.bad_until, self.now + self.chance.uniform(30.0, 200.0))
         if self.now < self.bad_until and self.chance.random() < 0.03:
             self.crash(index)
         elif election.leads(clock):
@@ -179,7 +181,6 @@ class World:
         record, sent_at = data
         candidate = self.candidates[index]
         candidate.election.claimed(record, sent_at, candidate.clock(self.now))
-        self.changes_of_leader += 1
 
     def refused(self, index: int, data: object) -> None:
         self.send("read", index, None)
