@@ -1,4 +1,4 @@
-"""What the autoscaler reads of Knative's ConfigMaps: config-autoscaler, -network, -deployment, -leader-election.
+"""What the autoscaler reads of Knative's ConfigMaps: config-autoscaler, -network, -deployment, -logging and others.
 
 Keys and defaults are Knative's. Ranges are no narrower than those that Knative accepts, since a ConfigMap that the
 webhook let through has to work. One that is wrong leaves its findings, and whoever reads keeps the last good one.
@@ -13,10 +13,12 @@ from typing import Any, Final, TypeVar
 from kserve_ext.api import autoscaler_config
 from kserve_ext.api.autoscaler_config import READERS, AutoscalerConfig
 from kserve_ext.api.problems import Findings
-from kserve_ext.api.readers import Reader, duration, flag, integer, number, take
+from kserve_ext.api.readers import Reader, choice, duration, flag, integer, number, take
 from kserve_ext.core.sampling import MeshMode
 
 MAX_BUCKETS: Final = 10
+#: zap's; the last three are what others call error
+LOG_LEVELS: Final = ("debug", "info", "warn", "error", "dpanic", "panic", "fatal")
 _LONGEST: Final = "8760h"
 T = TypeVar("T")
 
@@ -38,12 +40,13 @@ class LeaderElection:
 
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
-    """All four, as they are in force."""
+    """All of them, as they are in force."""
 
     autoscaler: AutoscalerConfig = field(default_factory=AutoscalerConfig)
     network: Network = Network()
     progress_deadline_s: float = 600.0
     leader_election: LeaderElection = LeaderElection()
+    log_level: str = "info"
 
 
 _AUTOSCALER: Final[Mapping[str, Reader]] = {
@@ -93,6 +96,10 @@ def leader_election(data: Mapping[str, str], findings: Findings) -> LeaderElecti
             found["renew_s"],
         )
     return LeaderElection(**found)
+
+
+def log_level(data: Mapping[str, str], findings: Findings) -> str:
+    return _get(data, "loglevel.autoscaler", choice(*LOG_LEVELS), "info", "config-logging", findings)
 
 
 def _get(data: Mapping[str, str], key: str, reader: Reader, default: T, where: str, findings: Findings) -> T:

@@ -1,0 +1,274 @@
+"""Puts the parts of one autoscaler replica together, starts them in order and stops them in order.
+
+Statistics go stat server -> forwarder -> collector and decider; a decider that has something new calls the
+reconciler. What has to be true before anything is decided is that all informers have listed once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from autoscaler_shim.knative import scales
+from autoscaler_shim.knative.buckets import FixedBuckets, LeasedBuckets
+from autoscaler_shim.knative.collector import Collector
+from autoscaler_shim.knative.config import ConfigStore
+from autoscaler_shim.knative.deciders import Deciders
+from autoscaler_shim.knative.forwarder import Forwarder
+from autoscaler_shim.knative.metric_objects import MetricObjects
+from autoscaler_shim.knative.metrics import Exposition, ScrapeTimes, Series
+from autoscaler_shim.knative.pods import PodIndex
+from autoscaler_shim.knative.reconciler import Reconciler
+from autoscaler_shim.knative.scales import Scales
+from autoscaler_shim.knative.scraper import Scraper
+from autoscaler_shim.knative.settings import Settings
+from autoscaler_shim.knative.stat_server import StatServer
+from autoscaler_shim.knative.writer import Writer
+from kserve_ext.api.knative_conditions import text_map
+from kserve_ext.api.knative_pa import CONFIGURATION_LABEL, SERVICE_LABEL
+from kserve_ext.core.buckets import Buckets
+from kserve_ext.kube.client import Client, KubeObject
+from kserve_ext.kube.informer import Informer
+from kserve_ext.kube.kinds import DEPLOYMENTS, METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES, Kind
+from kserve_ext.wire.stats import StatMessage
+
+log = logging.getLogger(__name__)
+
+LAST_WRITES_S = 2.0
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING}
+
+
+class Autoscaler:
+    """Make it where the loop runs."""
+
+    def __init__(self, settings: Settings, client: Client) -> None:
+        self._settings = settings
+        self._client = client
+        self._ready = False
+        self.config = ConfigStore(
+            client,
+            settings.namespace,
+            self._configured,
+            settings.leader_election,
+            settings.logging_config,
+        )
+        self.pods = PodIndex(client, self._revisit)
+        self._copies = {
+            POD_AUTOSCALERS: self._informer(POD_AUTOSCALERS),
+            SERVERLESS_SERVICES: self._informer(SERVERLESS_SERVICES),
+            METRICS: Informer(client, METRICS, on_change=self._metric_changed),
+        }
+        self._deployments = Informer(client, DEPLOYMENTS, labels=scales.SELECTOR, keep=scales.slim)
+        self._scraper = Scraper(settings.scrape_port)
+        self._times = ScrapeTimes()
+        self.collector = Collector(
+            self.pods, self._scraper, lambda: self.config.current.network, self._troubled, self._times
+        )
+        self.deciders = Deciders(self.collector, self.pods, self._revisit)
+        self.writer = Writer(client, self._copies, self._owns)
+        self._scales = Scales(client, self._deployments)
+        self.reconciler = Reconciler(
+            self._copies,
+            self.pods,
+            self.collector,
+            self.deciders,
+            self._scales,
+            self.writer,
+            lambda: self.config.current,
+            self._owns,
+            settings.domain,
+        )
+        self._metrics = MetricObjects(
+            self._copies[METRICS],
+            self.collector,
+            self.writer,
+            self._owns,
+            lambda key: key in self.reconciler.outcomes,
+        )
+        self.stat_server = StatServer(self._received, self._holds, lambda: self._ready)
+        self._exposition: web.AppRunner | None = None
+        self.forwarder: Forwarder | None = None
+        self._buckets: LeasedBuckets | FixedBuckets | None = None
+
+    async def start(self) -> None:
+        """Returns when this replica takes part: it listens, knows the cluster, and stands for its buckets."""
+        settings = self._settings
+        await self.stat_server.start(settings.host, settings.stats_port)
+        await self._expose()
+        await self.config.start()
+        informers = [*self._copies.values(), self._deployments, self.pods.informer]
+        for informer in informers:
+            informer.start()
+        await asyncio.gather(*(informer.synced.wait() for informer in informers))
+        self._stand()
+        assert self._buckets is not None
+        await self._buckets.start()
+        self.collector.start()
+        self.deciders.start()
+        self.writer.start()
+        self.reconciler.start()
+        self._metrics.start()
+        self._ready = True
+        log.info(
+            "ready: %d PodAutoscalers, %d pods", *(len(i.objects) for i in (informers[0], informers[-1]))
+        )
+
+    async def stop(self) -> None:
+        """Clients go elsewhere, the last writes go out, the Leases go back."""
+        self._ready = False
+        await self.stat_server.stop()
+        await self.deciders.stop()
+        await self.reconciler.stop()
+        await self._metrics.stop()
+        await self.writer.stop(LAST_WRITES_S)
+        if self._buckets is not None:
+            await self._buckets.stop()
+        if self.forwarder is not None:
+            await self.forwarder.stop()
+        await self.collector.stop()
+        await self._scraper.close()
+        for informer in (*self._copies.values(), self._deployments, self.pods.informer):
+            await informer.stop()
+        await self.config.stop()
+        if self._exposition is not None:
+            await self._exposition.cleanup()
+
+    # --- between the parts
+
+    def _stand(self) -> None:
+        settings, election = self._settings, self.config.current.leader_election
+        if settings.stateful_set is not None:
+            buckets = settings.stateful_set.buckets(election.buckets, settings.namespace, settings.domain)
+            self.forwarder = Forwarder(buckets, self._accept)
+            self._buckets = FixedBuckets(buckets, settings.stateful_set.ordinal, self.forwarder)
+            return
+        buckets = Buckets.of(election.buckets)
+        self.forwarder = Forwarder(buckets, self._accept)
+        self._buckets = LeasedBuckets(
+            self._client,
+            settings.namespace,
+            settings.holder,
+            election,
+            buckets,
+            self.forwarder,
+            settings.domain,
+            self._responsibility_changed,
+        )
+
+    def _received(self, messages: list[StatMessage]) -> None:
+        """From an activator, or from a replica that forwards; the first to get it says when."""
+        if self.forwarder is None:
+            return
+        now = int(time.time())
+        self.forwarder.send(
+            [m if m.stat.timestamp else m._replace(stat=m.stat._replace(timestamp=now)) for m in messages]
+        )
+
+    def _accept(self, message: StatMessage) -> None:
+        key = f"{message.namespace}/{message.name}"
+        self.collector.record(key, message.stat)
+        self.deciders.reported(key, message.stat)
+
+    def _owns(self, key: str) -> bool:
+        return self._buckets is not None and self._buckets.owns(key)
+
+    def _holds(self, bucket: str) -> bool:
+        return self.forwarder is not None and self.forwarder.holds(bucket)
+
+    def _revisit(self, key: str) -> None:
+        self.reconciler.add(key)
+
+    def _troubled(self, key: str) -> None:
+        self._metrics.add(key)
+
+    def _configured(self) -> None:
+        logging.getLogger().setLevel(_LEVELS.get(self.config.current.log_level, logging.ERROR))
+        self.reconciler.add_all()
+
+    def _responsibility_changed(self) -> None:
+        self.reconciler.release_all_lost()
+        self.reconciler.add_all()
+        self._metrics.add_all()
+
+    def _informer(self, kind: Kind) -> Informer:
+        return Informer(self._client, kind, on_change=lambda old, new: self._revisit(_key(new or old or {})))
+
+    def _metric_changed(self, old: KubeObject | None, new: KubeObject | None) -> None:
+        key = _key(new or old or {})
+        self._metrics.add(key)
+        self.reconciler.add(key)
+
+    # --- metrics
+
+    async def _expose(self) -> None:
+        registry = CollectorRegistry()
+        registry.register(Exposition(self._series, self._times, self._counters))
+
+        async def expose(_: web.Request) -> web.Response:
+            headers = {"Content-Type": CONTENT_TYPE_LATEST}
+            return web.Response(body=generate_latest(registry), headers=headers)
+
+        app = web.Application()
+        app.router.add_get("/metrics", expose)
+        self._exposition = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await self._exposition.setup()
+        await web.TCPSite(self._exposition, self._settings.host, self._settings.metrics_port).start()
+
+    def _series(self) -> list[Series]:
+        found = []
+        for pa, outcome, pods in self.reconciler.observed():
+            metadata = pa["metadata"]
+            labels = text_map(metadata.get("labels"))
+            values: dict[str, float] = {
+                "kn_revision_pods_requested": outcome.want,
+                "kn_revision_pods_count": pods.ready,
+                "kn_revision_pods_not_ready_count": pods.not_ready,
+                "kn_revision_pods_pending_count": pods.pending,
+                "kn_revision_pods_terminating_count": pods.terminating,
+            }
+            entry = self.deciders.entries.get(_key(pa))
+            if entry is not None:
+                decider, metric = entry.decider, entry.metric
+                values |= {
+                    "kn_revision_pods_desired": decider.desired,
+                    "kn_revision_capacity_excess": decider.excess_burst,
+                    "kn_revision_panic_mode": decider.panicking,
+                    f"kn_revision_{metric}_target": decider.spec.target,
+                }
+                if decider.averages is not None:
+                    values[f"kn_revision_{metric}_stable"] = decider.averages.stable
+                    values[f"kn_revision_{metric}_panic"] = decider.averages.panic
+            found.append(
+                Series(
+                    metadata["namespace"],
+                    labels.get(SERVICE_LABEL, ""),
+                    labels.get(CONFIGURATION_LABEL, ""),
+                    metadata["name"],
+                    values,
+                )
+            )
+        return found
+
+    def _counters(self) -> Mapping[str, float]:
+        return {
+            "stats_malformed": self.stat_server.malformed,
+            "stats_unusable": self.collector.unusable,
+            "stats_dropped": self.forwarder.dropped if self.forwarder else 0,
+            "scale_patches": self._scales.patches,
+            "reconciliations": self.reconciler.counters.runs,
+            "reconciliations_failed": self.reconciler.counters.failures,
+            "writes_behind": self.writer.counters.runs,
+            "writes_behind_failed": self.writer.counters.failures,
+            "config_rejected": self.config.rejected,
+        }
+
+
+def _key(obj: KubeObject) -> str:
+    metadata = obj["metadata"]
+    return f"{metadata['namespace']}/{metadata['name']}"

@@ -1,0 +1,138 @@
+"""What is known of the load of every revision that this replica is responsible for, and the scraping that adds to it.
+
+As pkg/autoscaler/metrics/collector.go: once a second each revision with a scrape target and ready pods is scraped,
+one scrape of it at a time. The windows are core/collection.py's; `now` is unix time everywhere here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from autoscaler_shim.knative.metrics import ScrapeTimes
+from autoscaler_shim.knative.pods import PodIndex
+from autoscaler_shim.knative.scraper import Scraper, load_of
+from autoscaler_shim.knative.wheel import Wheel
+from kserve_ext.api.knative_children import Trouble, Windows
+from kserve_ext.api.knative_config import Network
+from kserve_ext.core.collection import Collection, Metric
+from kserve_ext.core.sampling import Route
+from kserve_ext.core.window import Averages
+from kserve_ext.wire.stats import Stat
+
+log = logging.getLogger(__name__)
+
+SCRAPE_EVERY_S = 1.0
+
+
+class Collected:
+    """One revision: its windows, whom to scrape, and how that went."""
+
+    __slots__ = ("collection", "pods", "route", "scraping", "trouble", "windows")
+
+    def __init__(self, windows: Windows, pods: str, network: Network) -> None:
+        self.windows = windows
+        #: the revision (namespace/name) that its pods are of
+        self.pods = pods
+        self.collection = Collection(
+            windows.stable_s, windows.panic_s, windows.algorithm, bool(windows.target)
+        )
+        self.route = Route(network.mesh)
+        self.scraping: asyncio.Task[None] | None = None
+        self.trouble: Trouble | None = None
+
+
+class Collector:
+    def __init__(
+        self,
+        pods: PodIndex,
+        scraper: Scraper,
+        network: Callable[[], Network],
+        troubled: Callable[[str], None],
+        times: ScrapeTimes,
+    ) -> None:
+        """`troubled` is told the key of a revision of which another thing went wrong, or nothing any more."""
+        self._pods = pods
+        self._scraper = scraper
+        self._network = network
+        self._troubled = troubled
+        self._times = times
+        self._collected: dict[str, Collected] = {}
+        self._wheel = Wheel(SCRAPE_EVERY_S, self._turn)
+        self.unusable = 0
+
+    def start(self) -> None:
+        self._wheel.start()
+
+    async def stop(self) -> None:
+        await self._wheel.stop()
+        for key in list(self._collected):
+            self.remove(key)
+
+    def configure(self, key: str, windows: Windows, pods: str) -> None:
+        """Begins to collect, or goes on with other windows; what is known already stays known."""
+        found = self._collected.get(key)
+        if found is None:
+            self._collected[key] = Collected(windows, pods, self._network())
+            self._wheel.add(key)
+        elif (found.windows, found.pods) != (windows, pods):
+            found.windows, found.pods = windows, pods
+            found.collection.configure(windows.stable_s, windows.panic_s, bool(windows.target), time.time())
+
+    def remove(self, key: str) -> None:
+        found = self._collected.pop(key, None)
+        self._wheel.discard(key)
+        if found is not None and found.scraping is not None:
+            found.scraping.cancel()
+
+    def record(self, key: str, stat: Stat) -> None:
+        """What an activator says. Its timestamp is set."""
+        found = self._collected.get(key)
+        if found is not None and not found.collection.record(load_of(stat), stat.timestamp):
+            self.unusable += 1
+
+    def averages(self, key: str, metric: Metric) -> Averages | None:
+        found = self._collected.get(key)
+        return None if found is None else found.collection.averages(metric, time.time())
+
+    def trouble(self, key: str) -> Trouble | None:
+        found = self._collected.get(key)
+        return None if found is None else found.trouble
+
+    def _turn(self, key: str) -> None:
+        found = self._collected[key]
+        if found.scraping is not None:
+            return
+        if not found.windows.target or not self._pods.scrapable(found.pods):
+            self._note(key, found, None)
+            return
+        found.scraping = asyncio.get_running_loop().create_task(self._scrape(key, found))
+
+    async def _scrape(self, key: str, found: Collected) -> None:
+        begun = time.monotonic()
+        try:
+            pods = self._pods.scrapable(found.pods)
+            target = f"{found.windows.target}.{key.partition('/')[0]}"
+            result = await self._scraper.scrape(
+                target, pods, found.windows.stable_s, found.route, self._network()
+            )
+            self._times.observe(key, time.monotonic() - begun)
+            if isinstance(result, Trouble):
+                self._note(key, found, result)
+                return
+            if not found.collection.record(result, time.time()):
+                self.unusable += 1
+            self._note(key, found, None)
+        finally:
+            found.scraping = None
+
+    def _note(self, key: str, found: Collected, trouble: Trouble | None) -> None:
+        """A change of reason is news; that the message names another pod is none."""
+        before, found.trouble = found.trouble, trouble
+        if (before and before.reason) == (trouble and trouble.reason):
+            return
+        if trouble is not None:
+            log.warning("%s: %s", key, trouble.message)
+        self._troubled(key)

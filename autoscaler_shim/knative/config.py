@@ -1,0 +1,92 @@
+"""Knative's ConfigMaps as they are in force: read again whenever they change, the last good one kept.
+
+A ConfigMap that can't be read as a whole changes nothing, and the log says which key is wrong and what would be
+right. One that is missing means Knative's defaults. Leader election and network are read once, at the start, as
+Knative reads them: buckets are agreed on between replicas, and a mesh doesn't come and go.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from kserve_ext.api import knative_config
+from kserve_ext.api.knative_conditions import text_map
+from kserve_ext.api.knative_config import ClusterConfig
+from kserve_ext.api.problems import Findings
+from kserve_ext.kube.client import Client, KubeObject
+from kserve_ext.kube.informer import Informer
+from kserve_ext.kube.kinds import CONFIG_MAPS
+
+log = logging.getLogger(__name__)
+
+AUTOSCALER: Final = "config-autoscaler"
+DEPLOYMENT: Final = "config-deployment"
+NETWORK: Final = "config-network"
+
+
+class ConfigStore:
+    def __init__(
+        self,
+        client: Client,
+        namespace: str,
+        changed: Callable[[], None],
+        leader_election: str = "config-leader-election",
+        logging_config: str = "config-logging",
+    ) -> None:
+        """The last two are names of ConfigMaps that the environment may change."""
+        self.current = ClusterConfig()
+        self._namespace = namespace
+        self._changed = changed
+        #: name of the ConfigMap, field of ClusterConfig, and who reads it
+        self._readers: dict[str, tuple[str, Callable[[Any, Findings], Any]]] = {
+            AUTOSCALER: ("autoscaler", knative_config.autoscaler),
+            DEPLOYMENT: ("progress_deadline_s", knative_config.progress_deadline_s),
+            NETWORK: ("network", knative_config.network),
+            leader_election: ("leader_election", knative_config.leader_election),
+            logging_config: ("log_level", knative_config.log_level),
+        }
+        self._fixed = {NETWORK, leader_election}
+        self._started = False
+        self.rejected = 0
+        self.informer = Informer(client, CONFIG_MAPS, namespace, on_change=self._take)
+
+    async def start(self) -> None:
+        """Returns when all have been read once."""
+        self.informer.start()
+        await self.informer.synced.wait()
+        self._started = True
+        for name in self._readers:
+            if self.informer.get(self._namespace, name) is None:
+                log.warning("ConfigMap %s/%s: not there, Knative's defaults hold", self._namespace, name)
+
+    async def stop(self) -> None:
+        await self.informer.stop()
+
+    def _take(self, old: KubeObject | None, new: KubeObject | None) -> None:
+        name = str((new or old or {})["metadata"]["name"])
+        if name not in self._readers:
+            return
+        data = text_map((new or {}).get("data"))
+        if self._started and name in self._fixed:
+            if data != text_map((old or {}).get("data")):
+                log.info("ConfigMap %s/%s has changed; it is read at the next start", self._namespace, name)
+            return
+        field, read = self._readers[name]
+        findings = Findings()
+        value = read(data, findings)
+        for warning in findings.warnings:
+            log.info("ConfigMap %s/%s: %s", self._namespace, name, warning)
+        if not findings:
+            self.rejected += 1
+            for problem in findings.problems:
+                log.error(
+                    "ConfigMap %s/%s: %s; the last good one stays in force", self._namespace, name, problem
+                )
+            return
+        if value != getattr(self.current, field):
+            self.current = replace(self.current, **{field: value})
+            log.info("ConfigMap %s/%s: in force", self._namespace, name)
+            self._changed()

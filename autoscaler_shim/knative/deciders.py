@@ -1,0 +1,79 @@
+"""The deciders of all revisions that this replica is responsible for: each ticks every two seconds, and in a burst.
+
+As pkg/autoscaler/scaling/multiscaler.go, with the ticks spread over time instead of a goroutine each. What a decider
+decides is core/decider.py's; whoever asked is told when the reconciler has something to do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from autoscaler_shim.knative.collector import Collector
+from autoscaler_shim.knative.pods import PodIndex
+from autoscaler_shim.knative.wheel import Wheel
+from kserve_ext.api.knative_pa import Settings
+from kserve_ext.core.collection import Metric
+from kserve_ext.core.decider import Decider
+from kserve_ext.core.scaling import TICK_S
+from kserve_ext.wire.stats import Stat
+
+
+class Entry:
+    """One revision's decider, and what it goes by."""
+
+    __slots__ = ("decider", "metric", "pods")
+
+    def __init__(self, decider: Decider, metric: Metric, pods: str) -> None:
+        self.decider = decider
+        self.metric = metric
+        self.pods = pods
+
+
+class Deciders:
+    def __init__(self, collector: Collector, pods: PodIndex, changed: Callable[[str], None]) -> None:
+        self._collector = collector
+        self._pods = pods
+        self._changed = changed
+        self._entries: dict[str, Entry] = {}
+        self._wheel = Wheel(TICK_S, self._tick)
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        return self._entries
+
+    def start(self) -> None:
+        self._wheel.start()
+
+    async def stop(self) -> None:
+        await self._wheel.stop()
+
+    def configure(self, key: str, settings: Settings, pods: str) -> Decider:
+        """The decider of this key, made if need be. `pods`: the revision that its pods are of."""
+        entry = self._entries.get(key)
+        if entry is None:
+            ready = self._pods.counts(pods).ready
+            entry = Entry(Decider(settings.spec, ready, time.time()), settings.scale.metric, pods)
+            self._entries[key] = entry
+            self._wheel.add(key)
+        entry.decider.spec = settings.spec
+        entry.metric, entry.pods = settings.scale.metric, pods
+        return entry.decider
+
+    def remove(self, key: str) -> None:
+        self._entries.pop(key, None)
+        self._wheel.discard(key)
+
+    def reported(self, key: str, stat: Stat) -> None:
+        """What an activator says, after the collector has it."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.decider.report(
+            stat.pod_name, stat.average_concurrent_requests, time.time()
+        ):
+            self._tick(key)
+
+    def _tick(self, key: str) -> None:
+        entry = self._entries[key]
+        averages = self._collector.averages(key, entry.metric)
+        if entry.decider.tick(averages, self._pods.counts(entry.pods).ready, time.time()):
+            self._changed(key)

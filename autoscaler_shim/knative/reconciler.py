@@ -1,0 +1,242 @@
+"""Reconciles PodAutoscalers of Knative's class and of ours: informers in, scales at once, the rest written behind.
+
+The shell around core/pod_autoscaler.py, in the place of pkg/reconciler/autoscaling/kpa. A key is worked on once at
+a time; what it waits for is only the write of a scale. With the API server away, decisions go on with what is
+known, and the scale is tried again every second until it is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from autoscaler_shim.knative.collector import Collector
+from autoscaler_shim.knative.deciders import Deciders
+from autoscaler_shim.knative.pods import PodIndex
+from autoscaler_shim.knative.probe import Prober, target
+from autoscaler_shim.knative.scales import Scales
+from autoscaler_shim.knative.writer import Writer
+from kserve_ext.api import knative_children, knative_pa
+from kserve_ext.api.knative_children import Windows
+from kserve_ext.api.knative_conditions import Document, text_map
+from kserve_ext.api.knative_config import ClusterConfig
+from kserve_ext.api.knative_pa import REVISION_LABEL, Services, Settings
+from kserve_ext.core import pod_autoscaler
+from kserve_ext.core.pod_autoscaler import Outcome, Pods, Wanted
+from kserve_ext.kube.client import NotFound, Unavailable
+from kserve_ext.kube.informer import Informer
+from kserve_ext.kube.kinds import METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES, Kind
+from kserve_ext.kube.queue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+WORKERS = 64
+AWAY_RECHECK_S = 1.0
+NOT_OWNED_RECHECK_S = 10.0
+NO_TARGET_RECHECK_S = 1.0
+
+
+class Reconciler:
+    def __init__(
+        self,
+        copies: dict[Kind, Informer],
+        pods: PodIndex,
+        collector: Collector,
+        deciders: Deciders,
+        scales: Scales,
+        writer: Writer,
+        config: Callable[[], ClusterConfig],
+        owns: Callable[[str], bool],
+        domain: str,
+    ) -> None:
+        self._copies = copies
+        self._pods = pods
+        self._collector = collector
+        self._deciders = deciders
+        self._scales = scales
+        self._writer = writer
+        self._config = config
+        self._owns = owns
+        self._domain = domain
+        self._queue: WorkQueue[str] = WorkQueue(self.reconcile, WORKERS, name="podautoscaler")
+        self._prober = Prober(self._queue.add)
+        #: by key, what was last complained of
+        self._complained: dict[str, tuple[str, ...]] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self.counters = self._queue.counters
+
+    def start(self) -> None:
+        self._queue.start()
+
+    async def stop(self) -> None:
+        await self._queue.stop()
+        await self._prober.close()
+
+    def add(self, key: str) -> None:
+        self._queue.add(key)
+
+    def add_all(self) -> None:
+        """The configuration is another, or other buckets are ours."""
+        for namespace, name in self._copies[POD_AUTOSCALERS].objects:
+            self._queue.add(f"{namespace}/{name}")
+
+    def release(self, key: str) -> None:
+        """Somebody else's from now on, or gone."""
+        self._collector.remove(key)
+        self._deciders.remove(key)
+        self._writer.forget(key)
+        self._prober.forget(key)
+        self._queue.forget(key)
+        self._complained.pop(key, None)
+        self.outcomes.pop(key, None)
+
+    def release_all_lost(self) -> None:
+        for key in [key for key in self.outcomes if not self._owns(key)]:
+            self.release(key)
+
+    def observed(self) -> Iterator[tuple[Document, Outcome, Pods]]:
+        """Of every revision: its PodAutoscaler, the latest outcome and its pods; for metrics."""
+        for key, outcome in self.outcomes.items():
+            pa = self._get(POD_AUTOSCALERS, key)
+            if pa is not None:
+                yield pa, outcome, self._pods.counts(_pods_of(pa, key))
+
+    async def reconcile(self, key: str) -> float | None:
+        pa = self._get(POD_AUTOSCALERS, key)
+        if pa is None or not self._owns(key) or knative_pa.class_of(pa) not in knative_pa.CLASSES:
+            if key in self.outcomes:
+                self.release(key)
+            return None
+        config = self._config()
+        found = knative_pa.settings(pa, config.autoscaler, config.progress_deadline_s)
+        self._complain(key, found)
+        sks = self._get(SERVERLESS_SERVICES, key)
+        if sks is not None and not knative_children.owned(sks, pa):
+            return self._not_owned(pa, "ServerlessService")
+        metric = self._get(METRICS, key)
+        if metric is not None and not knative_children.owned(metric, pa):
+            return self._not_owned(pa, "Metric")
+        private = "" if sks is None else knative_children.services(sks).private
+        if sks is None or not private:
+            return self._without_service(key, pa, found)
+        return await self._decide(key, pa, sks, private, found, config)
+
+    async def _decide(
+        self, key: str, pa: Document, sks: Document, private: str, found: Settings, config: ClusterConfig
+    ) -> float | None:
+        of = _pods_of(pa, key)
+        spec = found.spec
+        scrape = private if found.scraped else ""
+        windows = Windows(spec.stable_window_s, found.panic_window_s, scrape, found.scale.algorithm)
+        self._collector.configure(key, windows, of)
+        decider = self._deciders.configure(key, found, of)
+        before = self._writer.status(POD_AUTOSCALERS, pa)
+        now = time.time()
+        known = knative_pa.known(pa, before, now)
+        wanted = Wanted(decider.desired, decider.excess_burst)
+        pods = self._pods.counts(of)
+        probed = True
+        if pod_autoscaler.needs_probe(spec, known, wanted):
+            probed = self._probe(key, pa, sks) is True
+        outcome = pod_autoscaler.reconcile(
+            spec,
+            known,
+            knative_children.service(sks),
+            wanted,
+            pods,
+            probed,
+            config.autoscaler.activator_capacity,
+            now,
+        )
+        if outcome.scale is not None:
+            again_s = await self._scale(key, pa, outcome.scale)
+            if again_s is not None:
+                return again_s
+        self._write(key, pa, found, private, outcome, knative_children.services(sks), pods, before)
+        return outcome.recheck_s
+
+    async def _scale(self, key: str, pa: Document, scale: int) -> float | None:
+        """Seconds until another try, None if it is done."""
+        try:
+            await self._scales.apply(pa, scale)
+        except Unavailable as error:
+            log.warning("%s: scale %d: %s; tried again", key, scale, error)
+            return AWAY_RECHECK_S
+        except NotFound as error:
+            log.warning("%s: scale %d: %s", key, scale, error)
+            return NO_TARGET_RECHECK_S
+        return None
+
+    def _without_service(self, key: str, pa: Document, found: Settings) -> float | None:
+        before = self._writer.status(POD_AUTOSCALERS, pa)
+        outcome = pod_autoscaler.without_service(found.spec, knative_pa.known(pa, before, time.time()))
+        self._write(key, pa, found, "", outcome, Services(), Pods(), before)
+        return None
+
+    def _write(
+        self,
+        key: str,
+        pa: Document,
+        found: Settings,
+        private: str,
+        outcome: Outcome,
+        services: Services,
+        pods: Pods,
+        before: Document,
+    ) -> None:
+        former = self.outcomes.get(key)
+        if former is None or (former.want, former.mode, former.phase) != (
+            outcome.want,
+            outcome.mode,
+            outcome.phase,
+        ):
+            log.info(
+                "%s: %s, want %d (%s), ready %d, %s by way of %d activators",
+                key,
+                outcome.phase,
+                outcome.want,
+                outcome.why,
+                pods.ready,
+                outcome.mode.value,
+                outcome.activators,
+            )
+        self.outcomes[key] = outcome
+        made = knative_children.make_sks(pa, outcome.mode, outcome.activators)
+        self._writer.put_child(SERVERLESS_SERVICES, pa, made)
+        if private:
+            self._writer.put_child(METRICS, pa, knative_children.make_metric(pa, found, private))
+        status = knative_pa.status(pa, before, outcome, services, pods, found, time.time())
+        self._writer.put_status(POD_AUTOSCALERS, pa, status)
+
+    def _not_owned(self, pa: Document, kind: str) -> float:
+        before = self._writer.status(POD_AUTOSCALERS, pa)
+        name = pa["metadata"]["name"]
+        log.warning("%s/%s: a %s of this name is somebody else's", pa["metadata"]["namespace"], name, kind)
+        self._writer.put_status(
+            POD_AUTOSCALERS, pa, knative_pa.not_owned(pa, before, kind, name, time.time())
+        )
+        return NOT_OWNED_RECHECK_S
+
+    def _probe(self, key: str, pa: Document, sks: Document) -> bool | None:
+        service = knative_children.services(sks).public
+        if not service:
+            return False
+        protocol = str((pa.get("spec") or {}).get("protocolType") or "")
+        return self._prober.ask(key, target(service, pa["metadata"]["namespace"], protocol, self._domain))
+
+    def _complain(self, key: str, found: Settings) -> None:
+        if self._complained.get(key, ()) != found.problems:
+            self._complained[key] = found.problems
+            for problem in found.problems:
+                log.warning("PodAutoscaler %s: %s", key, problem)
+
+    def _get(self, kind: Kind, key: str) -> Document | None:
+        namespace, _, name = key.partition("/")
+        return self._copies[kind].get(namespace, name)
+
+
+def _pods_of(pa: Document, key: str) -> str:
+    """The revision that its pods say they are of."""
+    revision = text_map(pa["metadata"].get("labels")).get(REVISION_LABEL)
+    return f"{pa['metadata']['namespace']}/{revision}" if revision else key

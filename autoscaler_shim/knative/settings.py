@@ -1,0 +1,104 @@
+"""What the autoscaler's environment says: the variables of Knative's Deployment, and a few of our own.
+
+Ours, all optional: GALAXY_STATS_PORT (8080), GALAXY_METRICS_PORT (9090), GALAXY_SCRAPE_PORT (9090, of pods).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kserve_ext.core.buckets import Buckets, Holder
+
+RESOLV_CONF: Final = Path("/etc/resolv.conf")
+
+
+class BadEnvironment(ValueError):
+    """A variable is missing or wrong; says which, and what it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatefulSet:
+    """One of several replicas that share the buckets by their ordinals, without Leases."""
+
+    name: str
+    ordinal: int
+    service: str
+    port: str
+    protocol: str
+
+    def buckets(self, total: int, namespace: str, domain: str) -> Buckets:
+        """Each has the address of its pod as a name."""
+        if self.ordinal >= total:
+            raise BadEnvironment(
+                f"STATEFUL_CONTROLLER_ORDINAL: {self.ordinal} is not below {total}, the number of buckets in "
+                "config-leader-election; raise buckets or lower the StatefulSet's replicas"
+            )
+        return Buckets(
+            f"{self.protocol}://{self.name}-{ordinal}.{self.service}.{namespace}.svc.{domain}:{self.port}"
+            for ordinal in range(total)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    holder: Holder
+    namespace: str
+    domain: str
+    leader_election: str = "config-leader-election"
+    logging_config: str = "config-logging"
+    stateful_set: StatefulSet | None = None
+    stats_port: int = 8080
+    metrics_port: int = 9090
+    scrape_port: int = 9090
+    host: str | None = None  # None: all addresses
+
+
+def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Settings:
+    def required(name: str) -> str:
+        if not environ.get(name):
+            raise BadEnvironment(
+                f"{name} is not set: take it from the pod's own fields with the downward API"
+            )
+        return environ[name]
+
+    return Settings(
+        holder=Holder(required("POD_NAME"), required("POD_IP")),
+        namespace=environ.get("SYSTEM_NAMESPACE") or "knative-serving",
+        domain=environ.get("CLUSTER_DOMAIN") or cluster_domain(resolv_conf),
+        leader_election=environ.get("CONFIG_LEADERELECTION_NAME") or "config-leader-election",
+        logging_config=environ.get("CONFIG_LOGGING_NAME") or "config-logging",
+        stateful_set=_stateful_set(environ),
+        stats_port=_port(environ, "GALAXY_STATS_PORT", 8080),
+        metrics_port=_port(environ, "GALAXY_METRICS_PORT", 9090),
+        scrape_port=_port(environ, "GALAXY_SCRAPE_PORT", 9090),
+    )
+
+
+def cluster_domain(resolv_conf: Path) -> str:
+    """From the search entry that the kubelet writes, svc.DOMAIN; else cluster.local."""
+    try:
+        words = resolv_conf.read_text().split()
+    except OSError:
+        return "cluster.local"
+    found = [word for word in words if word.startswith("svc.")]
+    return found[0].removeprefix("svc.").rstrip(".") if found else "cluster.local"
+
+
+def _stateful_set(environ: Mapping[str, str]) -> StatefulSet | None:
+    """Knative takes this way only when both of its variables are there and make sense."""
+    name, _, ordinal = environ.get("STATEFUL_CONTROLLER_ORDINAL", "").rpartition("-")
+    service = environ.get("STATEFUL_SERVICE_NAME", "")
+    if not name or not ordinal.isdecimal() or not service:
+        return None
+    port = environ.get("STATEFUL_SERVICE_PORT") or "80"
+    return StatefulSet(name, int(ordinal), service, port, environ.get("STATEFUL_SERVICE_PROTOCOL") or "http")
+
+
+def _port(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name) or str(default)
+    if not text.isdecimal() or int(text) > 65535:
+        raise BadEnvironment(f"{name}={text!r}: not a port; write a number up to 65535")
+    return int(text)

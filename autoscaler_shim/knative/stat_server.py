@@ -1,0 +1,123 @@
+"""Where activators and other autoscaler replicas bring their statistics: websockets on any path of port 8080.
+
+Behaves as pkg/autoscaler/statserver: the kubelet is answered without an upgrade, whoever comes by way of a bucket's
+Service that this replica doesn't hold is sent away, text is ignored, pings are answered, and on shutdown clients
+are told to come again elsewhere (close code 1012). A message that is no protobuf costs its sender nothing but a
+line in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+from aiohttp import WSMsgType, web
+
+from kserve_ext.core.buckets import bucket_of_host
+from kserve_ext.wire.stats import MAX_MESSAGE_BYTES, Malformed, StatMessage, decode
+
+log = logging.getLogger(__name__)
+
+PORT = 8080
+SERVICE_RESTART = 1012
+SHUTDOWN_S = 5.0
+KEEP_ALIVE_S = 180
+
+
+class StatServer:
+    def __init__(
+        self,
+        received: Callable[[list[StatMessage]], None],
+        holds: Callable[[str], bool],
+        ready: Callable[[], bool],
+    ) -> None:
+        """`holds`: is this bucket ours; `ready`: may the kubelet send us clients."""
+        self._received = received
+        self._holds = holds
+        self._ready = ready
+        self._clients: set[web.WebSocketResponse] = set()
+        self._runner: web.AppRunner | None = None
+        self._complained: set[str] = set()
+        self.malformed = 0
+        self.port = 0
+
+    async def start(self, host: str | None = None, port: int = PORT) -> None:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port, reuse_address=True)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Sends all clients away, then closes. Clients that don't answer are left after SHUTDOWN_S."""
+        if self._runner is None:
+            return
+        for site in list(self._runner.sites):
+            await site.stop()
+        goodbyes = [ws.close(code=SERVICE_RESTART, message=b"Restarting") for ws in tuple(self._clients)]
+        if goodbyes:
+            await asyncio.wait([asyncio.ensure_future(bye) for bye in goodbyes], timeout=SHUTDOWN_S)
+        await self._runner.cleanup()
+        self._runner = None
+
+    @property
+    def clients(self) -> int:
+        return len(self._clients)
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("User-Agent", "").startswith("kube-probe/") or request.headers.get(
+            "K-Kubelet-Probe"
+        ):
+            if self._ready():
+                return web.Response()
+            return web.Response(status=503, text="waiting for the API server: nothing is known yet\n")
+        bucket = bucket_of_host(request.host)
+        if bucket is not None and not self._holds(bucket):
+            log.info("%s came for bucket %s, which is not ours", request.remote, bucket)
+            return web.Response()
+        ws = web.WebSocketResponse(max_msg_size=MAX_MESSAGE_BYTES, compress=False)
+        if not ws.can_prepare(request):
+            return web.Response(status=400, text="statistics are brought over a websocket\n")
+        _keep_alive(request)
+        await ws.prepare(request)
+        self._clients.add(ws)
+        log.info("%s brings statistics", request.remote)
+        try:
+            async for message in ws:
+                if message.type is WSMsgType.BINARY:
+                    self._take(message.data, request.remote or "")
+                else:
+                    self._complain(request.remote or "", "text", "not binary, dropped")
+        finally:
+            self._clients.discard(ws)
+        return ws
+
+    def _take(self, data: bytes, peer: str) -> None:
+        try:
+            messages = decode(data)
+        except Malformed as why:
+            self.malformed += 1
+            self._complain(peer, "malformed", f"no WireStatMessages ({why}); is it an activator of Knative?")
+            return
+        if messages:
+            self._received(messages)
+
+    def _complain(self, peer: str, kind: str, what: str) -> None:
+        """Once for each peer and kind: a peer that is wrong is so every second."""
+        if f"{peer} {kind}" not in self._complained and len(self._complained) < 1000:
+            self._complained.add(f"{peer} {kind}")
+            log.error("statistics from %s: %s", peer, what)
+
+
+def _keep_alive(request: web.Request) -> None:
+    """A client whose node vanished is noticed after minutes, not hours."""
+    transport = request.transport
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_S)

@@ -1,0 +1,186 @@
+"""Kubernetes, written behind: statuses, ServerlessServices and Metrics go out at a bounded rate, latest state only.
+
+Nobody waits for these writes: what was decided holds here at once (`status()` answers with what is yet to be
+written), and while the API server is away it stays here and is repeated. Scales don't come this way: a revision at
+zero must not wait behind anything. Which objects may be written is asked again at the moment of writing, so a lost
+Lease takes back what is still in line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from kserve_ext.api import knative_children
+from kserve_ext.api.knative_conditions import Document
+from kserve_ext.core.token_bucket import TokenBucket
+from kserve_ext.kube.client import AlreadyExists, Client, NotFound
+from kserve_ext.kube.informer import Informer
+from kserve_ext.kube.kinds import Kind
+from kserve_ext.kube.queue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+QPS = 50.0
+BURST = 100
+WORKERS = 8
+
+
+class Target(NamedTuple):
+    """What one line of the queue is about. `kind` says whether it is a status, or an object of our own making."""
+
+    kind: Kind
+    key: str  # namespace/name, and so whose bucket it is in
+    subresource: str = ""
+
+
+class Child(NamedTuple):
+    """An object that should be like this: made where there is none, its spec changed where it differs."""
+
+    owner: Document
+    made: Document
+    #: the version that came back from writing it; None: not written yet
+    version: int | None = None
+
+
+class Status(NamedTuple):
+    status: Document
+    version: int | None = None
+
+
+class Writer:
+    def __init__(self, client: Client, copies: dict[Kind, Informer], may: Callable[[str], bool]) -> None:
+        """`may`: whether objects of this key are this replica's to write."""
+        self._client = client
+        self._copies = copies
+        self._may = may
+        self._bucket = TokenBucket(QPS, BURST)
+        self._children: dict[Target, Child] = {}
+        self._statuses: dict[Target, Status] = {}
+        self._queue: WorkQueue[Target] = WorkQueue(self._write, WORKERS, name="writes")
+        self.counters = self._queue.counters
+
+    def start(self) -> None:
+        self._queue.start()
+
+    async def stop(self, patience_s: float) -> None:
+        """What is in line goes out first, if it can within so many seconds."""
+        try:
+            async with asyncio.timeout(patience_s):
+                await self._queue.idle()
+        except TimeoutError:
+            log.warning("%d writes are left for the next holder", self._queue.depth)
+        await self._queue.stop()
+
+    def status(self, kind: Kind, obj: Document) -> Document:
+        """The latest status: what we decided, until the server's own copy has come as far."""
+        target = Target(kind, _key(obj), "status")
+        pending = self._statuses.get(target)
+        if pending is None:
+            return obj.get("status") or {}
+        if _caught_up(obj, pending.version):
+            del self._statuses[target]
+            return obj.get("status") or {}
+        return pending.status
+
+    def put_status(self, kind: Kind, obj: Document, status: Document) -> None:
+        if status == self.status(kind, obj):
+            return
+        target = Target(kind, _key(obj), "status")
+        self._statuses[target] = Status(status)
+        self._queue.add(target)
+
+    def put_child(self, kind: Kind, owner: Document, made: Document) -> None:
+        """The whole of a new object, and of an old one its spec."""
+        target = Target(kind, _key(made))
+        current = self._current(target)
+        pending = self._children.get(target)
+        if pending is not None and current is not None and _caught_up(current, pending.version):
+            pending = None
+            del self._children[target]
+        if pending is not None and pending.made["spec"] == made["spec"]:
+            return  # in line already, or written and not seen here yet
+        if pending is None and current is not None and current.get("spec") == made["spec"]:
+            return
+        self._children[target] = Child(owner, made)
+        self._queue.add(target)
+
+    def forget(self, key: str) -> None:
+        """The objects of this key are gone, or somebody else's."""
+        for pending in (self._children, self._statuses):
+            for target in [target for target in pending if target.key == key]:
+                del pending[target]
+                self._queue.forget(target)
+
+    # --- inside
+
+    async def _write(self, target: Target) -> float | None:
+        if not self._may(target.key):
+            self._children.pop(target, None)
+            self._statuses.pop(target, None)
+            return None
+        wait_s = self._bucket.take(time.monotonic())
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+        try:
+            if target.subresource:
+                await self._write_status(target)
+            else:
+                await self._write_child(target)
+        except NotFound:
+            log.info("%s %s is gone, nothing to write", target.kind.kind, target.key)
+            self._statuses.pop(target, None)
+            self._children.pop(target, None)
+        return None
+
+    async def _write_status(self, target: Target) -> None:
+        pending = self._statuses.get(target)
+        if pending is None or pending.version is not None:
+            return
+        namespace, _, name = target.key.partition("/")
+        written = await self._client.patch(
+            target.kind, namespace, name, {"status": pending.status}, subresource="status"
+        )
+        if self._statuses.get(target) is pending:  # else something newer waits already
+            self._statuses[target] = Status(pending.status, _version(written))
+
+    async def _write_child(self, target: Target) -> None:
+        child = self._children.get(target)
+        if child is None or child.version is not None:
+            return
+        namespace, _, name = target.key.partition("/")
+        current = self._current(target)
+        written: Document | None = None
+        if current is None:
+            try:
+                written = await self._client.create(target.kind, child.made)
+            except AlreadyExists:
+                current = await self._client.get(target.kind, namespace, name)
+        if current is not None:
+            if not knative_children.owned(current, child.owner):
+                self._children.pop(target, None)
+                return
+            written = await self._client.patch(target.kind, namespace, name, {"spec": child.made["spec"]})
+        if written is not None and self._children.get(target) is child:
+            self._children[target] = child._replace(version=_version(written))
+
+    def _current(self, target: Target) -> Document | None:
+        namespace, _, name = target.key.partition("/")
+        return self._copies[target.kind].get(namespace, name)
+
+
+def _key(obj: Document) -> str:
+    metadata = obj["metadata"]
+    return f"{metadata['namespace']}/{metadata['name']}"
+
+
+def _version(obj: Document) -> int:
+    """Versions of one kind grow, and Kubernetes lets them be compared."""
+    return int(obj["metadata"]["resourceVersion"])
+
+
+def _caught_up(obj: Document, version: int | None) -> bool:
+    return version is not None and _version(obj) >= version
