@@ -1,8 +1,9 @@
 """How two sides of a connection prove to each other that they belong to this cluster, and agree on a rung.
 
-Both show that they know the cluster key without sending it: an HMAC over both nonces and both whole offers, so
-that nothing of the offers can be changed on the way. The layout fingerprint and the generations are compared
-here: after it, a channel can't connect the wrong incarnations or incompatible caches.
+Both show that they know the cluster key without sending it: an HMAC over both nonces and the whole offer, so
+that nothing of it can be changed on the way. The layout fingerprint and the generations are compared here: after
+it, a channel can't connect the wrong incarnations or incompatible caches. The listener says which rung it is, and
+touches the offered memory, only when the dialler has proved itself.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import hashlib
 import hmac
 import secrets
 import socket
-from typing import Literal
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
 from runtimes.transport.channel import ChannelError, Reason, Rung
 from runtimes.transport.sockets import read_message, write_message
+
+NO_RUNG: Final = "no rung that both sides may use"
+_M = TypeVar("_M", bound=msgspec.Struct)
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -48,12 +52,20 @@ class Answer(msgspec.Struct, frozen=True):
     who: Identity
     nonce: bytes
     proof: bytes
-    rung: Rung = "tcp"
     refused: str = ""
     detail: str = ""
 
 
 class Proof(msgspec.Struct, frozen=True):
+    """Dialler -> listener."""
+
+    proof: bytes
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """Listener -> dialler, once the connection is in use. `rung`: of a control connection; "none" = no rung fits."""
+
+    rung: Rung | Literal["none"]
     proof: bytes
 
 
@@ -62,15 +74,12 @@ def prove(key: bytes, side: str, offer: bytes, answer_nonce: bytes, choice: str)
     return hmac.new(key, text, hashlib.sha256).digest()
 
 
-def dial(connection: socket.socket, key: bytes, offer: Offer) -> Answer:
-    """Raises ChannelError when the listener refuses, or doesn't know the key."""
+def dial(connection: socket.socket, key: bytes, offer: Offer) -> tuple[Identity, Rung]:
+    """Who the listener is, and the rung. Raises ChannelError when it refuses, or doesn't know the key."""
     sent = msgspec.msgpack.encode(offer)
     write_message(connection, sent)
-    try:
-        answer = msgspec.msgpack.decode(read_message(connection), type=Answer)
-    except msgspec.MsgspecError as error:
-        raise ChannelError("protocol", str(error)) from error
-    choice = f"{answer.rung}|{answer.refused}|{answer.who.generation}|{answer.who.name}"
+    answer = _read(connection, Answer)
+    choice = f"{answer.refused}|{answer.who.generation}|{answer.who.name}"
     if not hmac.compare_digest(answer.proof, prove(key, "listener", sent, answer.nonce, choice)):
         raise ChannelError("unauthenticated", "the listener does not know the cluster key")
     if answer.refused:
@@ -79,7 +88,12 @@ def dial(connection: socket.socket, key: bytes, offer: Offer) -> Answer:
         connection,
         msgspec.msgpack.encode(Proof(prove(key, "dialler", sent, answer.nonce, choice))),
     )
-    return answer
+    ready = _read(connection, Ready)
+    if not hmac.compare_digest(ready.proof, prove(key, "ready", sent, answer.nonce, ready.rung)):
+        raise ChannelError("unauthenticated", "the rung was changed on the way")
+    if ready.rung == "none":
+        raise ChannelError("incompatible", NO_RUNG)
+    return answer.who, ready.rung
 
 
 def read_offer(connection: socket.socket) -> tuple[Offer, bytes]:
@@ -105,23 +119,34 @@ def answer(
     key: bytes,
     sent: bytes,
     who: Identity,
-    rung: Rung,
     refused: tuple[Reason, str] | None,
-) -> None:
-    """Answers an offer and, unless it is refused, checks the dialler's proof."""
+) -> bytes:
+    """Answers an offer and, unless it is refused, checks the dialler's proof. The nonce, for `ready`."""
     nonce = secrets.token_bytes(16)
     word, detail = refused or ("", "")
-    choice = f"{rung}|{word}|{who.generation}|{who.name}"
+    choice = f"{word}|{who.generation}|{who.name}"
     mine = prove(key, "listener", sent, nonce, choice)
-    write_message(connection, msgspec.msgpack.encode(Answer(who, nonce, mine, rung, word, detail)))
+    write_message(connection, msgspec.msgpack.encode(Answer(who, nonce, mine, word, detail)))
     if refused is not None:
         raise ChannelError(*refused)
-    try:
-        theirs = msgspec.msgpack.decode(read_message(connection), type=Proof)
-    except msgspec.MsgspecError as error:
-        raise ChannelError("protocol", str(error)) from error
+    theirs = _read(connection, Proof)
     if not hmac.compare_digest(theirs.proof, prove(key, "dialler", sent, nonce, choice)):
         raise ChannelError("unauthenticated", "the dialler does not know the cluster key")
+    return nonce
+
+
+def ready(
+    connection: socket.socket, key: bytes, sent: bytes, nonce: bytes, rung: Rung | Literal["none"]
+) -> None:
+    """The last word of the listener."""
+    write_message(connection, msgspec.msgpack.encode(Ready(rung, prove(key, "ready", sent, nonce, rung))))
+
+
+def _read(connection: socket.socket, kind: type[_M]) -> _M:
+    try:
+        return msgspec.msgpack.decode(read_message(connection), type=kind)
+    except msgspec.MsgspecError as error:
+        raise ChannelError("protocol", str(error)) from error
 
 
 def _reason(word: str) -> Reason:

@@ -1,7 +1,8 @@
 """Setting channels up: a listener that joins control and bulk connections to pairs, and `dial` for the other side.
 
-The dialler receives blocks, so it makes the ring; the listener picks the best rung that both can use. A
-connection that doesn't finish its handshake in time is dropped. Never keeps half a pair longer than that.
+The dialler receives blocks, so it makes the ring; the listener picks the best rung that both can use, once the
+dialler has proved that it may offer one. A connection that doesn't finish its handshake in time is dropped. Half a
+pair is not kept for longer either, whether or not anybody else dials.
 """
 
 from __future__ import annotations
@@ -11,15 +12,33 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from runtimes.transport import sockets
 from runtimes.transport.channel import ChannelError, Rung
-from runtimes.transport.handshake import Identity, Offer, answer, objection, read_offer
+from runtimes.transport.handshake import NO_RUNG, Identity, Offer, answer, objection, read_offer, ready
 from runtimes.transport.handshake import dial as shake
 from runtimes.transport.pair import WINDOW, Channel
 from runtimes.transport.shm import Ring, unlink
 
 HANDSHAKE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Half:
+    """A control connection that waits for its bulk connection."""
+
+    since: float
+    control: socket.socket
+    peer: Identity
+    rung: Rung
+    ring: Ring | None
+    window: int
+
+    def close(self) -> None:
+        sockets.close(self.control)
+        if self.ring is not None:
+            self.ring.close()
 
 
 class Listener:
@@ -32,6 +51,7 @@ class Listener:
         accepted: Callable[[Channel], None],
         rungs: Sequence[Rung] = ("shm", "tcp"),
         host: str = "127.0.0.1",
+        handshake_s: float = HANDSHAKE_S,
     ) -> None:
         if not key and not host.startswith("127.") and host != "localhost":
             raise ValueError(f"listening on {host} needs a cluster key (GALAXY_CLUSTER_KEY_FILE)")
@@ -39,12 +59,14 @@ class Listener:
         self._who = who
         self._accepted = accepted
         self._rungs = tuple(rungs)
-        self._half: dict[str, tuple[float, socket.socket, Identity, Rung, Ring | None, int]] = {}
+        self._handshake_s = handshake_s
+        self._half: dict[str, _Half] = {}
         #: connections in their handshake, by the thread that does it
         self._meeting: dict[threading.Thread, socket.socket] = {}
         self._closed = False
         self._lock = threading.Lock()
         self._socket = socket.create_server((host, 0), backlog=64)
+        self._socket.settimeout(handshake_s / 4)  # time to look for halves whose other half never came
         self.addr = f"{host}:{self._socket.getsockname()[1]}"
         self._thread = threading.Thread(target=self._accept, name="kv-listener", daemon=True)
         self._thread.start()
@@ -63,16 +85,17 @@ class Listener:
         for thread in meeting:
             thread.join(2.0)
         with self._lock:
-            half, self._half = self._half, {}
-        for _, connection, _, _, ring, _ in half.values():
-            sockets.close(connection)
-            if ring is not None:
-                ring.close()
+            halves, self._half = self._half, {}
+        for half in halves.values():
+            half.close()
 
     def _accept(self) -> None:
         while True:
+            self._forget_old()
             try:
                 connection, _ = self._socket.accept()
+            except TimeoutError:
+                continue
             except OSError:
                 return
             thread = threading.Thread(target=self._meet, args=(connection,), daemon=True)
@@ -82,7 +105,7 @@ class Listener:
 
     def _meet(self, connection: socket.socket) -> None:
         try:
-            connection.settimeout(HANDSHAKE_S)
+            connection.settimeout(self._handshake_s)
             sockets.tune(connection)
             offer, sent = read_offer(connection)
             if offer.kind == "control":
@@ -98,52 +121,46 @@ class Listener:
     def _meet_control(self, connection: socket.socket, offer: Offer, sent: bytes) -> None:
         who = self._who()
         refused = objection(offer, who)
+        shared = [rung for rung in self._rungs if rung in offer.rungs]
+        if refused is None and not shared:
+            refused = "incompatible", NO_RUNG
+        nonce = answer(connection, self._key, sent, who, refused)
         ring = None
-        rung: Rung = "tcp"
-        if refused is None:
-            if "shm" in self._rungs and "shm" in offer.rungs and offer.ring:
-                ring = Ring.attach(offer.ring, offer.ring_size, offer.ring_token)
-            if ring is not None:
-                rung = "shm"
-            elif "tcp" not in self._rungs or "tcp" not in offer.rungs:
-                refused = ("incompatible", "no rung that both sides may use")
-        try:
-            answer(connection, self._key, sent, who, rung, refused)
-        except ChannelError:
-            if ring is not None:
-                ring.close()
-            raise
+        if "shm" in shared and offer.ring:
+            ring = Ring.attach(offer.ring, offer.ring_size, offer.ring_token)
+        if ring is None and "tcp" not in shared:
+            ready(connection, self._key, sent, nonce, "none")
+            raise ChannelError("incompatible", NO_RUNG)
+        rung: Rung = "tcp" if ring is None else "shm"
+        half = _Half(time.monotonic(), connection, offer.who, rung, ring, offer.window)
         with self._lock:
-            self._half[offer.pair] = (time.monotonic(), connection, offer.who, rung, ring, offer.window)
-        write_ready(connection)
+            before = self._half.pop(offer.pair, None)
+            self._half[offer.pair] = half
+        if before is not None:
+            before.close()
+        ready(connection, self._key, sent, nonce, rung)
 
     def _meet_bulk(self, connection: socket.socket, offer: Offer, sent: bytes) -> None:
-        answer(connection, self._key, sent, self._who(), "tcp", None)
+        nonce = answer(connection, self._key, sent, self._who(), None)
         with self._lock:
-            known = None if self._closed else self._half.pop(offer.pair, None)
-        if known is None or known[2] != offer.who:
+            half = None if self._closed else self._half.pop(offer.pair, None)
+        if half is None or half.peer != offer.who:
+            if half is not None:
+                half.close()
             raise ChannelError("protocol", "a bulk connection without its control connection")
-        _, control, peer, rung, ring, window = known
-        for each in (control, connection):
+        for each in (half.control, connection):
             each.settimeout(None)
-        channel = Channel(control, connection, peer, rung, ring, window or WINDOW)
+        channel = Channel(half.control, connection, half.peer, half.rung, half.ring, half.window or WINDOW)
         self._accepted(channel)
-        write_ready(connection)
-        self._forget_old()
+        ready(connection, self._key, sent, nonce, half.rung)
 
     def _forget_old(self) -> None:
-        limit = time.monotonic() - HANDSHAKE_S
+        limit = time.monotonic() - self._handshake_s
         with self._lock:
-            old = [pair for pair, half in self._half.items() if half[0] < limit]
-            for pair in old:
-                _, connection, _, _, ring, _ = self._half.pop(pair)
-                sockets.close(connection)
-                if ring is not None:
-                    ring.close()
-
-
-def write_ready(connection: socket.socket) -> None:
-    sockets.write_message(connection, b"ready")
+            old = [pair for pair, half in self._half.items() if half.since < limit]
+            forgotten = [self._half.pop(pair) for pair in old]
+        for half in forgotten:
+            half.close()
 
 
 def dial(
@@ -164,13 +181,11 @@ def dial(
         pair, nonce = secrets.token_hex(16), secrets.token_bytes(16)
         control = _connect(addr, timeout_s)
         offer = Offer(pair, "control", who, peer_generation, nonce, tuple(rungs), name, window, token, window)
-        agreed = shake(control, key, offer)
-        sockets.read_message(control)
-        if agreed.rung == "shm" and (ring is None or not ring.echoed(token)):
+        peer, rung = shake(control, key, offer)
+        if rung == "shm" and (ring is None or not ring.echoed(token)):
             raise ChannelError("protocol", "the listener claims shared memory that it did not write to")
         bulk = _connect(addr, timeout_s)
         shake(bulk, key, Offer(pair, "bulk", who, peer_generation, secrets.token_bytes(16)))
-        sockets.read_message(bulk)
     except BaseException:
         for connection in (control, bulk):
             if connection is not None:
@@ -181,12 +196,12 @@ def dial(
     finally:
         if name:
             unlink(name)
-    if agreed.rung != "shm" and ring is not None:
+    if rung != "shm" and ring is not None:
         ring.close()
         ring = None
     for connection in (control, bulk):
         connection.settimeout(None)
-    return Channel(control, bulk, agreed.who, agreed.rung, ring, window)
+    return Channel(control, bulk, peer, rung, ring, window)
 
 
 def _connect(addr: str, timeout_s: float) -> socket.socket:

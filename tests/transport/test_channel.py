@@ -10,13 +10,17 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any, Literal
 
+import msgspec
 import pytest
 
+from runtimes.transport import handshake, sockets
 from runtimes.transport.channel import ChannelError, Frame, Reason, Rung
-from runtimes.transport.handshake import Identity
+from runtimes.transport.handshake import Identity, Offer
 from runtimes.transport.listener import Listener, dial
 from runtimes.transport.pair import Channel
+from runtimes.transport.shm import Ring, unlink
 
 KEY = b"k" * 32
 BLOCK = 4096
@@ -245,6 +249,94 @@ def test_closing_a_listener_ends_handshakes() -> None:
     silent.close()
     assert _open_files() <= files
     assert set(threading.enumerate()) <= threads
+
+
+class Dialler:
+    """One connection to a listener, handshake by handshake."""
+
+    def __init__(self, listener: Listener) -> None:
+        host, _, port = listener.addr.rpartition(":")
+        self.socket = socket.create_connection((host, int(port)), WAIT_S)
+
+    def offer(self, kind: Literal["control", "bulk"], pair: str, name: str = "d", **more: Any) -> Offer:
+        return Offer(pair, kind, Identity(name, 3, "layout"), 7, b"n" * 16, **more)
+
+    def ended(self) -> bool:
+        """Waits until the listener has closed it."""
+        return self.socket.recv(1) == b""
+
+
+def test_half_a_pair_is_forgotten_although_nobody_else_dials() -> None:
+    files, mapped = _open_files(), _mapped_rings()
+    listener = Listener(KEY, lambda: Identity("p", 7, "layout"), lambda channel: None, handshake_s=0.1)
+    ring, name, token = Ring.create(1 << 16)
+    dialler = Dialler(listener)
+    offer = dialler.offer("control", "a", rungs=("shm",), ring=name, ring_size=1 << 16, ring_token=token)
+    assert handshake.dial(dialler.socket, KEY, offer)[1] == "shm"
+    unlink(name)
+    ring.close()
+    assert dialler.ended()
+    dialler.socket.close()
+    listener.close()
+    assert _mapped_rings() <= mapped
+    assert _open_files() <= files
+
+
+def test_a_bulk_connection_of_somebody_else_ends_the_pair() -> None:
+    files, mapped = _open_files(), _mapped_rings()
+    accepted: list[Channel] = []
+    listener = Listener(KEY, lambda: Identity("p", 7, "layout"), accepted.append, handshake_s=1000.0)
+    ring, name, token = Ring.create(1 << 16)
+    control, bulk = Dialler(listener), Dialler(listener)
+    offer = control.offer("control", "a", rungs=("shm",), ring=name, ring_size=1 << 16, ring_token=token)
+    handshake.dial(control.socket, KEY, offer)
+    unlink(name)
+    ring.close()
+    with pytest.raises(ChannelError):
+        handshake.dial(bulk.socket, KEY, bulk.offer("bulk", "a", name="somebody else"))
+    assert control.ended()
+    for each in (control, bulk):
+        each.socket.close()
+    listener.close()
+    assert _mapped_rings() <= mapped
+    assert _open_files() <= files
+    assert not accepted
+
+
+def test_offered_memory_is_touched_only_after_the_proof() -> None:
+    listener = Listener(KEY, lambda: Identity("p", 7, "layout"), lambda channel: None)
+    ring, name, token = Ring.create(1 << 16)
+    dialler = Dialler(listener)
+    offer = dialler.offer("control", "a", rungs=("shm",), ring=name, ring_size=1 << 16, ring_token=token)
+    sockets.write_message(dialler.socket, msgspec.msgpack.encode(offer))
+    sockets.read_message(dialler.socket)
+    assert not ring.echoed(token)
+    sockets.write_message(dialler.socket, msgspec.msgpack.encode(handshake.Proof(b"a guess")))
+    assert dialler.ended()
+    assert not ring.echoed(token)
+    dialler.socket.close()
+    listener.close()
+    unlink(name)
+    ring.close()
+
+
+def test_memory_that_the_listener_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair(("shm", "tcp"))
+    assert pair.decode.rung == "shm"
+    pair.close()
+    monkeypatch.setattr(Ring, "attach", lambda name, size, token: None)
+    pair = Pair(("shm", "tcp"))
+    assert pair.decode.rung == pair.prefill.rung == "tcp"
+    pair.close()
+    listener = Listener(KEY, lambda: Identity("p", 7, "layout"), lambda channel: None)
+    with pytest.raises(ChannelError, match="no rung") as caught:
+        dial(listener.addr, KEY, Identity("d", 3, "layout"), rungs=("shm",))
+    assert caught.value.reason == "incompatible"
+    listener.close()
+
+
+def _mapped_rings() -> int:
+    return Path("/proc/self/maps").read_text().count("/galaxy-kv-")  # also those without a name any more
 
 
 def _open_files() -> set[str]:
