@@ -322,8 +322,9 @@ class Connection(Sending):
             self._acked = True
             return
         self._useless("SETTINGS frames")
-        self.apply(frames.read_settings(payload))
-        self.out.append(frames.SETTINGS_ACK)
+        pairs = frames.read_settings(payload)
+        self.out.append(frames.SETTINGS_ACK)  # before the DATA that a larger window lets go
+        self.apply(pairs)
 
     def apply(self, pairs: list[tuple[int, int]]) -> None:
         """The peer's settings."""
