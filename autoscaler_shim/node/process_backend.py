@@ -23,7 +23,7 @@ import msgspec
 
 import autoscaler_shim
 from autoscaler_shim.node.folders import NodeFolder, remove, write_bytes, write_json
-from autoscaler_shim.node.processes import Process, identify
+from autoscaler_shim.node.processes import Process, identify, living_in
 from autoscaler_shim.node.zygotes import NoZygote, ZygotePool
 from kserve_ext.core.command_line import CommandLine, on_node
 from kserve_ext.core.node_facts import Order
@@ -112,6 +112,8 @@ class ProcessBackend:
             log.warning("%s is executed, not forked: %s", order.instance, error)
             return self._execute(spec, line, env, folder, held, str(error))
         except (OSError, TimeoutError, ValueError) as error:
+            for stray in living_in(folder):  # it may have been forked, and the answer lost
+                stray.kill_group()
             reason = f"the zygote of {command.zygote} did not answer: {type(error).__name__} {error}"
             raise LaunchFailed(reason, permanent=False) from error
 

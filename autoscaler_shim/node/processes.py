@@ -59,6 +59,16 @@ def leaders() -> Iterator[tuple[Process, int]]:
                 yield Process(int(entry), int(fields[19])), int(fields[1])
 
 
+def living_in(folder: Path) -> list[Process]:
+    """Session leaders whose working directory this is: an instance's, from before its session was its own."""
+    found = []
+    for process, _ in leaders():
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{process.pid}/cwd") == str(folder):
+                found.append(process)
+    return found
+
+
 def environment(pid: int) -> dict[str, str]:
     """The environment that the process was executed with; {} when it can't be read."""
     try:

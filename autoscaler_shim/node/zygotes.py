@@ -47,6 +47,9 @@ class ZygotePool:
         self._running: dict[str, Process] = {}
         #: done when the zygote of that module is ready; failed with NoZygote when it has died before
         self._ready: dict[str, asyncio.Future[None]] = {}
+        #: forks under way; a zygote that is to end meanwhile ends after them
+        self._forks: dict[str, int] = {}
+        self._ending: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -76,7 +79,10 @@ class ZygotePool:
         self._follow(module, process, child)
 
     def end(self, module: str) -> None:
-        """Ends it at once, so that its memory is free; its forks live on."""
+        """Ends it as soon as no fork is under way, so that its memory is free; its forks live on."""
+        if self._forks.get(module):
+            self._ending.add(module)
+            return
         process = self._running.pop(module, None)
         if process is not None and process.alive:
             with contextlib.suppress(ProcessLookupError):
@@ -107,16 +113,29 @@ class ZygotePool:
     async def fork(self, module: str, request: dict[str, Any]) -> int:
         """The pid of a new instance, from a zygote that is ready.
 
-        Raises NoZygote (nothing was forked), or OSError, TimeoutError, ValueError (that isn't known).
+        Raises NoZygote (nothing was forked), or OSError, TimeoutError, ValueError: that isn't known, but the zygote
+        is dead, and what it had forked is in its instance's folder or dead, too.
         """
+        self._forks[module] = self._forks.get(module, 0) + 1
+        try:
+            return await self._fork(module, request)
+        finally:
+            self._forks[module] -= 1
+            if module in self._ending and not self._forks[module]:
+                self._ending.discard(module)
+                self.end(module)
+
+    async def _fork(self, module: str, request: dict[str, Any]) -> int:
+        process = self._running.get(module)
         try:
             reader, writer = await asyncio.open_unix_connection(str(self.folder.zygote_socket(module)))
         except OSError as error:
             raise NoZygote(f"the zygote of {module} can't be reached: {error}") from error
         try:
             answer = await asyncio.wait_for(_ask(reader, writer, request), FORK_TIMEOUT_S)
-        except TimeoutError:
-            self._running[module].kill_group()  # it hangs: so that it does not fork later
+        except (OSError, TimeoutError, ValueError):
+            if process is not None:
+                process.kill_group()  # it hangs or is out of step: so that it does not fork later
             raise
         if not isinstance(answer.get("pid"), int):
             raise NoZygote(f"the zygote of {module} refused: {answer.get('error', answer)}")

@@ -17,6 +17,7 @@ from kserve_ext.core.ids import InstanceID, NodeID, RevisionKey
 from kserve_ext.core.instance_life import End, Life, how_it_ended
 from kserve_ext.core.node_facts import (
     Ended,
+    EndZygote,
     Fetch,
     Instruction,
     Launch,
@@ -79,9 +80,10 @@ class Lives:
         life = self.known[instance]
         life.launched, life.generation = True, generation
         life.mark(Mark("forked", now, how))
+        out: list[Instruction] = [EndZygote(module) for module in self.slots.forked(instance)]
         if life.state == "draining":
-            return [Signal(instance, kill=now >= life.deadline, kill_at=life.deadline)]
-        return []
+            out.append(Signal(instance, kill=now >= life.deadline, kill_at=life.deadline))
+        return out
 
     def launch_failed(
         self, instance: InstanceID, reason: str, permanent: bool, now: float
@@ -252,6 +254,7 @@ class Lives:
 
     def finish(self, life: Life, end: End, now: float, out: list[Instruction]) -> None:
         self.ledger.release(life.id)
+        out.extend(EndZygote(module) for module in self.slots.forked(life.id))
         self.running -= 1
         life.end = end
         life.to("failed" if end.failed else "gone", now, end.reason, now + KEEP_ENDED_S)

@@ -72,10 +72,12 @@ class NodeMachine:
         if not self.accepting:
             self.refused_total += 1
             return Verdict(f"node {self.node} accepts no starts: its agent is going"), []
-        out: list[Instruction] = [EndZygote(m) for m in self.slots.make_room(order.revision.needs)]
+        given = self.slots.make_room(order.instance, order.revision.needs, order.revision.command.zygote)
+        out: list[Instruction] = [EndZygote(module) for module in given]
         short = self.ledger.admit(order.instance, order.revision.needs)
         if short:
             self.refused_total += 1
+            out.extend(EndZygote(module) for module in self.slots.forked(order.instance))
             return Verdict(f"node {self.node}: {short}"), out
         self.admitted_total += 1
         self.homes.obey(key, order.epoch, order.home_addr)

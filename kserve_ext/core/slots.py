@@ -1,8 +1,9 @@
 """Which zygotes a node keeps (slots S0): one a runtime module, from the first start that could use it.
 
 A zygote counts its memory like an instance, but gives way: when an instance needs that memory the zygote ends,
-so to the outside its memory is free. A zygote that dies is started again with growing back-off. Nothing here
-starts or ends a process: the answers say which.
+so to the outside its memory is free. One that the instance is to be forked from ends right after the fork: the two
+share their pages, and without it the start would take as long as the imports. A zygote that dies is started again
+with growing back-off. Nothing here starts or ends a process: the answers say which.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Literal
 
 from kserve_ext.core.admission import Held, Ledger
 from kserve_ext.core.facts import Resources
+from kserve_ext.core.ids import InstanceID
 
 BACK_OFF_S = 1.0
 BACK_OFF_MAX_S = 60.0
@@ -33,6 +35,8 @@ class Slots:
         self.ledger = ledger
         self.needs = Resources(memory_mib=memory_mib)
         self.zygotes: dict[str, Zygote] = {}
+        #: zygotes that have given their memory to an instance which has yet to be forked from them
+        self._leaving: dict[str, InstanceID] = {}
 
     @property
     def free(self) -> Resources:
@@ -49,7 +53,9 @@ class Slots:
     def want(self, module: str, now: float) -> bool:
         """True: start this zygote now. False: it is there, backs off, or does not fit beside the rest."""
         zygote = self.zygotes.get(module)
-        if zygote is not None and (zygote.state != "dead" or now < zygote.retry_at):
+        if module in self._leaving or (
+            zygote is not None and (zygote.state != "dead" or now < zygote.retry_at)
+        ):
             return False
         if self.ledger.admit(_holder(module), self.needs):
             return False
@@ -73,6 +79,7 @@ class Slots:
 
     def died(self, module: str, now: float) -> None:
         """It ended without having been told to; one that was ended by make_room is already forgotten."""
+        self._let_go(module)
         zygote = self.zygotes.get(module)
         if zygote is None or zygote.state == "dead":
             return
@@ -81,8 +88,11 @@ class Slots:
         zygote.retry_at = now + min(BACK_OFF_MAX_S, BACK_OFF_S * 2**zygote.failures)
         zygote.failures += 1
 
-    def make_room(self, needs: Resources) -> list[str]:
-        """The zygotes to end so that `needs` fits; none if it fits already, or would not even then."""
+    def make_room(self, instance: InstanceID, needs: Resources, fork_from: str) -> list[str]:
+        """The zygotes to end now so that `needs` fits; none if it fits already, or would not even then.
+
+        That of `fork_from` is ended later: see `forked`.
+        """
         if needs.fits(self.ledger.free) or not needs.fits(self.free):
             return []
         ended = []
@@ -91,10 +101,33 @@ class Slots:
                 continue
             self.ledger.release(_holder(module))
             del self.zygotes[module]
-            ended.append(module)
+            if module == fork_from:
+                self._leaving[module] = instance
+                rest = (
+                    self.needs.memory_mib - needs.memory_mib
+                )  # both are there until the fork, but share their pages
+                if rest > 0:
+                    self.ledger.admit(_holder(module), Resources(memory_mib=rest))
+            else:
+                ended.append(module)
             if needs.fits(self.ledger.free):
                 break
         return ended
+
+    def forked(self, instance: InstanceID) -> list[str]:
+        """The zygotes to end because this instance has been started, or never will be."""
+        ended = [module for module, of in self._leaving.items() if of == instance]
+        for module in ended:
+            self._let_go(module)
+        return ended
+
+    @property
+    def leaving(self) -> frozenset[str]:
+        return frozenset(self._leaving)
+
+    def _let_go(self, module: str) -> None:
+        if self._leaving.pop(module, None) is not None and self.ledger.holds(_holder(module)):
+            self.ledger.release(_holder(module))
 
 
 def _holder(module: str) -> str:

@@ -122,11 +122,12 @@ class Zygote:
                 signal.signal(number, signal.SIG_DFL)
             for end in (self._listener, *self._wakeup_pair):
                 end.close()
+            # In its folder before its session is its own: who kills the zygote's group finds it in one of the two.
+            if request.get("cwd"):
+                os.chdir(request["cwd"])
             os.setsid()
             _redirect(request.get("stdout") or os.devnull, request.get("stderr") or os.devnull)
             os.environ.update({str(k): str(v) for k, v in (request.get("env") or {}).items()})
-            if request.get("cwd"):
-                os.chdir(request["cwd"])
             own = arguments_only(argv)
             sys.argv = [self._runtime, *own]
             _rename(f"{self._runtime} {' '.join(own)}")

@@ -254,7 +254,7 @@ class World(RuleBasedStateMachine):
     def never_above_capacity(self) -> None:
         self.m.check()
         alive = {module for module, z in self.m.slots.zygotes.items() if z.state != "dead"}
-        assert alive == self.zygotes
+        assert alive | self.m.slots.leaving == self.zygotes
         taken = Resources()
         for needs in self.processes.values():
             taken = taken.plus(needs)
@@ -512,6 +512,30 @@ def test_a_zygote_gives_way_to_an_instance_and_its_memory_counts() -> None:
     assert not verdict.reason
     assert only(EndZygote, out) == [EndZygote("z")]
     assert m.status().slots == ()
+
+
+def test_a_zygote_ends_after_the_instance_that_takes_its_memory_is_forked_from_it() -> None:
+    m = machine(zygote_mib=2048)
+    m.start(order("x", revision(memory=1024, zygote="z")), 0.0)
+    m.zygote_ready("z")
+    verdict, out = m.start(order("y", revision("b", memory=2048, zygote="z")), 0.0)
+    assert not verdict.reason
+    assert only(Launch, out)
+    assert not only(EndZygote, out), "it is to be forked from it"
+    assert m.status().slots == ()
+    assert not only(StartZygote, m.tick(1.0))
+    assert m.lives.launched(InstanceID("y"), "forked", 2, 1.0) == [EndZygote("z")]
+    assert m.lives.launched(InstanceID("x"), "forked", 1, 1.0) == []
+
+
+def test_a_zygote_that_gave_its_memory_ends_also_when_the_start_comes_to_nothing() -> None:
+    m = machine(zygote_mib=2048)
+    m.wants(["z"], 0.0)
+    m.zygote_ready("z")
+    m.start(order("y", revision(memory=3072, zygote="z", uri="file:///m")), 0.0)
+    out = m.lives.fetch_failed(InstanceID("y"), "no such folder", True, 1.0)
+    assert only(EndZygote, out) == [EndZygote("z")]
+    assert only(StartZygote, m.tick(2.0)) == [StartZygote("z")], "and comes back"
 
 
 def test_a_dead_zygote_is_started_again_with_back_off() -> None:

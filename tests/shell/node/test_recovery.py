@@ -12,6 +12,7 @@ import pytest
 
 from autoscaler_shim.node.cleanup import stop_all
 from autoscaler_shim.node.folders import read_json
+from autoscaler_shim.node.processes import living_in
 from kserve_ext.core.ids import InstanceID
 from tests.shell.node.test_instances import alive
 from tests.support.node_world import FAKE, World, get, revision, run
@@ -107,6 +108,41 @@ def test_a_killed_zygote_takes_no_instance_along_and_is_started_again(tmp_path: 
         assert "forked from the zygote" in forked(world, "y")
         await world.stop("x")
         assert (await world.state("x", "gone")).reason == "test"
+
+    run(story, tmp_path)
+
+
+def test_the_last_instance_that_fits_is_forked_from_the_zygote_that_makes_room_for_it(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.up("--memory", "1Gi", "--zygote-memory", "512Mi")
+        await world.start("x", revision())
+        await world.state("x", "ready")
+        await world.until(lambda: world.status and world.status.slots == ((FAKE, 1),))
+        whole = revision(name="b")
+        whole = whole._replace(needs=whole.needs._replace(memory_mib=700))
+        assert (await world.start("y", whole)).admitted
+        await world.state("y", "ready")
+        assert "forked from the zygote" in forked(world, "y")
+        await world.until(lambda: not (tmp_path / f"nodes/node-0/zygotes/{FAKE}.json").exists())
+
+    run(story, tmp_path)
+
+
+def test_a_zygote_that_hangs_leaves_no_instance_behind_that_nobody_knows(tmp_path: Path) -> None:
+    """Its answer may come too late although it has forked: here it never answers, and forks when it is let go on."""
+
+    async def story(world: World) -> None:
+        await world.up()
+        await world.start("x", revision())
+        await world.state("x", "ready")
+        await world.until(lambda: world.status and world.status.slots == ((FAKE, 1),))
+        zygote = read_json(tmp_path / f"nodes/node-0/zygotes/{FAKE}.json")["pid"]
+        os.kill(zygote, signal.SIGSTOP)
+        await world.start("y", revision(name="b"))
+        failed = await world.state("y", "failed")
+        assert "did not answer" in failed.reason
+        assert not alive(zygote)
+        assert living_in(tmp_path / "nodes/node-0/instances/y") == []
 
     run(story, tmp_path)
 
