@@ -87,7 +87,7 @@ def from_pod(environ: Mapping[str, str], folder: Path = SERVICE_ACCOUNT) -> Acce
 def from_kubeconfig(files: str, context: str = "") -> Access:
     """`files`: as in KUBECONFIG, one or more paths joined by ":"; `context`: another than the current one."""
     from kubernetes.client import Configuration
-    from kubernetes.config import ConfigException, load_kube_config
+    from kubernetes.config import load_kube_config
 
     configuration = Configuration()
     try:
@@ -97,7 +97,7 @@ def from_kubeconfig(files: str, context: str = "") -> Access:
             tls = tls_context(configuration.ssl_ca_cert, verify=configuration.verify_ssl)
             if configuration.cert_file:
                 tls.load_cert_chain(configuration.cert_file, configuration.key_file)
-    except (ConfigException, OSError, ValueError) as error:
+    except Exception as error:  # the loader says "not a kubeconfig" with whatever went wrong inside it
         raise AccessError(f"kubeconfig {files}: {error}") from error
     endpoint = Endpoint(
         configuration.host.rstrip("/"), tls, configuration.tls_server_name or "", configuration.proxy or ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -63,7 +64,8 @@ class Watch:
 
 
 class ApiServer:
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.tls = tls
         self.objects = Objects(self._changed)
         self.requests: list[str] = []  # "PATCH /apis/..."
         self.token = ""  # not "": requests must carry it
@@ -95,7 +97,8 @@ class ApiServer:
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None, handler_cancellation=True)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True).start()
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True, ssl_context=self.tls)
+        await site.start()
         self._port = self._runner.addresses[0][1]
 
     async def down(self) -> None:
@@ -108,7 +111,7 @@ class ApiServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self._port}"
 
     def client(self, **options: Any) -> Client:
         """A client of this server; close it."""
