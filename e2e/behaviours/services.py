@@ -60,12 +60,8 @@ class Service:
         return found if isinstance(found, list) else []
 
     def wait_zero(self, seconds: float = READY_S) -> None:
-        """No pods, and the pods' last processes gone."""
+        """No pods but those on their way out, whom queue-proxy keeps half a minute longer."""
         self.wait_pods(lambda n: n == 0, "no pods", seconds)
-        label = f"serving.knative.dev/service={self.name}"
-        wait_until(
-            f"{self.name}: pods gone", lambda: not self.api.list("v1", "Pod", NAMESPACE, label), seconds
-        )
 
     def autoscaler(self) -> Object:
         return self.api.get(AUTOSCALING, "PodAutoscaler", NAMESPACE, self.revision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,19 +55,22 @@ def test_grpc_streams_both_ways(api: Api, client: Client) -> None:
     with deployed(api, "stream", template(ALWAYS, http2=True)) as service:
         found = backend(client, service)
         with channel(found) as opened:
-            answers: list[bytes] = []
+            sent = [f"message {number}".encode() for number in range(20)]
+            turn = threading.Semaphore()
 
             def messages() -> Iterator[bytes]:
-                for number in range(20):
-                    assert len(answers) == number
-                    yield f"message {number}".encode()
+                for message in sent:
+                    turn.acquire()
+                    yield message
 
             stream = opened.stream_stream("/e2e.Echo/Stream")(
                 messages(), metadata=metadata(found), timeout=CALL_S
             )
+            answers = []
             for answer in stream:
                 answers.append(answer)
-            assert answers == [f"message {number}".encode() for number in range(20)]
+                turn.release()
+            assert answers == sent
             assert stream.code() is grpc.StatusCode.OK
 
 

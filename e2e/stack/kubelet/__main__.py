@@ -140,7 +140,7 @@ async def main(place: Place) -> None:
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with (
         watch.session(place) as client,
-        aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60)) as prober,
+        aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as prober,
     ):
         await Kubelet(place, client, prober).run()
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
 from e2e.stack import network
 from e2e.stack.kubelet import probes, programs
 from e2e.stack.place import CLONE
@@ -127,26 +129,17 @@ class Container:
                 log.write(f"kubelet stand-in: killed, {why}\n")
             os.kill(self.pid, signal.SIGKILL)
 
-    async def stop(self, deadline: float) -> None:
-        """The preStop hook, then SIGTERM, at the deadline (of the loop's clock) SIGKILL."""
+    async def stop(self) -> None:
+        """The preStop hook, then SIGTERM, then the end; whoever asks for it sees to `kill` when the grace is over."""
         self._stop.set()
-        loop = asyncio.get_running_loop()
         hook = (self.spec.get("lifecycle") or {}).get("preStop") or {}
         if action := hook.get("httpGet"):
             # As the kubelet: however the hook ends, the termination goes on.
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout_at(deadline):
-                    await self._target.http(action)
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        process.terminate()
-        try:
-            async with asyncio.timeout_at(max(deadline, loop.time() + 0.1)):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                await self._target.http(action)
+        if self._process is not None and self.pid:
+            self._process.terminate()
+            await self._process.wait()
 
     def status(self) -> Object:
         return {

@@ -50,7 +50,6 @@ class Pod:
         self._containers: list[Container] = []
         self._changed = asyncio.Event()
         self._deleted = asyncio.Event()
-        self._grace_s = 30.0
         self._started_at = now()
         self._transitions: dict[str, tuple[str, str]] = {}
         self._failure = ""
@@ -61,8 +60,12 @@ class Pod:
 
     def delete(self, grace_s: float) -> None:
         """May be called again with a shorter grace."""
-        self._grace_s = min(grace_s, self._grace_s) if self._deleted.is_set() else grace_s
+        asyncio.get_running_loop().call_later(grace_s, self._kill, "the grace is over")
         self._deleted.set()
+
+    def _kill(self, why: str) -> None:
+        for container in self._containers:
+            container.kill(why)
 
     async def run(self) -> None:
         """From birth to the end of the object."""
@@ -71,14 +74,12 @@ class Pod:
         try:
             await self._start(running)
             await self._deleted.wait()
-            deadline = asyncio.get_running_loop().time() + self._grace_s
-            await asyncio.gather(*(container.stop(deadline) for container in self._containers))
+            await asyncio.gather(*(container.stop() for container in self._containers))
         finally:
             for task in running:
                 task.cancel()
             publishing.cancel()
-            for container in self._containers:
-                container.kill("the pod is gone")
+            self._kill("the pod is gone")
             await asyncio.gather(*running, publishing, return_exceptions=True)
             await asyncio.to_thread(network.remove, self._network)
             shutil.rmtree(self._folder, ignore_errors=True)
