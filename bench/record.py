@@ -18,13 +18,24 @@ ROOT = Path(__file__).resolve().parents[1]
 KEYS = ("metric", "ours", "peer", "peer_name", "unit", "better", "ratio", "conditions")
 
 
-def record(name: str, rows: Sequence[dict[str, Any]], results: Path = ROOT / "bench" / "results") -> None:
-    """Prints the rows and appends them to results/NAME.jsonl with the commit and the machine."""
+def record(
+    name: str,
+    rows: Sequence[dict[str, Any]],
+    results: Path = ROOT / "bench" / "results",
+    refused: str = "",
+) -> None:
+    """Prints the rows and appends them to results/NAME.jsonl with the commit and the machine.
+
+    `refused`: why they are no valid result (see quiet.py); then they are only printed.
+    """
     if not rows:
         print(f"{name}: nothing was measured, nothing is recorded")
         return
     full = [_complete(row) for row in rows]
     _print(full)
+    if refused:
+        print(f"{name}: NOT VALID, not recorded: {refused}")
+        return
     results.mkdir(parents=True, exist_ok=True)
     extra = {"commit": commit(), "machine": machine()}
     with (results / f"{name}.jsonl").open("a") as file:

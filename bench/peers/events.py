@@ -1,7 +1,9 @@
 """Both ends of token streams: an instance that sends an event every 20 ms, and a reader that counts events.
 
 python -m bench.peers.events serve HOST:PORT
-python -m bench.peers.events read HOST:PORT STREAMS SECONDS     prints events, and milliseconds apart (p50, p99)
+python -m bench.peers.events read HOST:PORT REVISION STREAMS SECONDS   prints events, p50 and p99 of ms apart
+
+The instance answers a queue-proxy's probe as well, so that activators send to it.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ EVENT = (
 )
 CHUNK = b"%x\r\n%s\r\n" % (len(EVENT), EVENT)
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+PROBED = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nqueue"
 
 
 class Instance(asyncio.Protocol):
-    """Answers the first request of a connection, however many pieces it comes in, with an endless stream."""
+    """Answers the first POST of a connection, however many pieces it comes in, with an endless stream."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -34,7 +37,11 @@ class Instance(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.request += data
-        if self.timer is None and b"{}" in self.request:
+        if self.request.startswith(b"GET "):
+            if self.request.endswith(b"\r\n\r\n"):
+                self.request = b""
+                self.transport.write(PROBED)
+        elif self.timer is None and b"{}" in self.request:
             self.transport.write(HEAD)
             self.send()
 
@@ -49,14 +56,16 @@ class Instance(asyncio.Protocol):
 
 
 class Reader(asyncio.Protocol):
-    def __init__(self, gaps: list[float]) -> None:
+    def __init__(self, revision: str, gaps: list[float]) -> None:
+        self.revision = revision.encode()
         self.events = 0
         self.last = 0.0
         self.gaps = gaps
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         cast("asyncio.Transport", transport).write(
-            b"POST /v1/completions HTTP/1.1\r\nHost: bench\r\nContent-Length: 2\r\n\r\n{}"
+            b"POST /v1/completions HTTP/1.1\r\nHost: bench\r\nKnative-Serving-Namespace: default\r\n"
+            b"Knative-Serving-Revision: %s\r\nContent-Length: 2\r\n\r\n{}" % self.revision
         )
 
     def data_received(self, data: bytes) -> None:
@@ -72,11 +81,13 @@ async def serve(host: str, port: int) -> None:
     await server.serve_forever()
 
 
-async def read(host: str, port: int, streams: int, seconds: float) -> None:
+async def read(host: str, port: int, revision: str, streams: int, seconds: float) -> None:
     gaps: list[float] = []
     readers = []
     for _ in range(streams):
-        _, reader = await asyncio.get_running_loop().create_connection(lambda: Reader(gaps), host, port)
+        _, reader = await asyncio.get_running_loop().create_connection(
+            lambda: Reader(revision, gaps), host, port
+        )
         readers.append(reader)
         await asyncio.sleep(PERIOD_S / streams)
     await asyncio.sleep(seconds)
@@ -92,4 +103,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         uvloop.run(serve(at_host, int(at_port)))
     else:
-        uvloop.run(read(at_host, int(at_port), int(sys.argv[3]), float(sys.argv[4])))
+        uvloop.run(read(at_host, int(at_port), sys.argv[3], int(sys.argv[4]), float(sys.argv[5])))

@@ -81,12 +81,7 @@ async def serve(folder: Path, controller: str, target: str) -> None:
     store = RemoteStore(rpc, controller)
     while True:
         try:
-            route = msgspec.msgpack.encode(
-                ((KEY, 100),)
-            )  # the reader of streams sends this host, no Knative headers
-            await store.put_now(
-                [(f"revisions/{KEY}", msgspec.msgpack.encode(revision())), ("routes/bench", route)]
-            )
+            await store.put_now([(f"revisions/{KEY}", msgspec.msgpack.encode(revision()))])
             break
         except Unavailable:
             await asyncio.sleep(0.1)

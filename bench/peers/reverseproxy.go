@@ -1,4 +1,5 @@
 // A plain Go reverse proxy: net/http/httputil as it comes, with enough idle connections kept.
+// `reverseproxy HOST:PORT TARGET [h2c]`: with h2c both sides are HTTP/2 without TLS.
 package main
 
 import (
@@ -26,5 +27,12 @@ func main() {
 	proxy := httputil.NewSingleHostReverseProxy(target)
 	proxy.Transport = transport
 	proxy.BufferPool = &buffers{sync.Pool{New: func() any { x := make([]byte, 32<<10); return &x }}}
-	log.Fatal(http.ListenAndServe(os.Args[1], proxy))
+	server := &http.Server{Addr: os.Args[1], Handler: proxy}
+	if len(os.Args) > 3 {
+		h2c := new(http.Protocols)
+		h2c.SetUnencryptedHTTP2(true)
+		server.Protocols, transport.Protocols = h2c, h2c
+		proxy.FlushInterval = -1
+	}
+	log.Fatal(server.ListenAndServe())
 }

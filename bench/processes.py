@@ -1,0 +1,64 @@
+"""Processes of a bench: pinned to a core, their exact CPU time and their memory."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.record import ROOT
+
+START_S = 60.0
+
+
+def on_cpu(cpu: int, *argv: str, **kwargs: Any) -> subprocess.Popen[bytes]:
+    """What it prints is dropped: peers report every client that closes."""
+    nowhere = subprocess.DEVNULL
+    return subprocess.Popen(
+        ["taskset", "-c", str(cpu), *argv], cwd=ROOT, **{"stdout": nowhere, "stderr": nowhere, **kwargs}
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def wait_listening(port: int, what: str, host: str = "127.0.0.1") -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            socket.create_connection((host, port), 1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{what} does not listen on port {port} after {START_S:.0f} s") from None
+            time.sleep(0.05)
+        else:
+            return
+
+
+def family(pid: int) -> list[int]:
+    """A process and its children (nginx: master and worker)."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in family(int(child)))]
+
+
+def cpu_ns(pid: int) -> int:
+    """Of all threads of the family, in nanoseconds."""
+    return sum(
+        int((task / "schedstat").read_text().split()[0])
+        for each in family(pid)
+        for task in Path(f"/proc/{each}/task").iterdir()
+    )
+
+
+def memory_bytes(pid: int) -> int:
+    """Resident, with shared pages shared out (PSS)."""
+    total = 0
+    for each in family(pid):
+        lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+        total += next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+    return total
