@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 Run = Callable[[Rpc, Membership], Awaitable[None]]
 
 
+BEAT_S = 2.0
+
+
 def wall_time() -> float:
     """Unix seconds: what marks carry, so that processes of one machine can be laid over each other."""
     return time.time()
@@ -86,10 +89,20 @@ class Process:
 
     def ready(self) -> None:
         """Writes the run file: from now on this part can be found and asked."""
-        folder = self.data / "run"
-        folder.mkdir(parents=True, exist_ok=True)
+        self._run_file.parent.mkdir(parents=True, exist_ok=True)
         facts = {"id": self.id, "kind": self.kind, "pid": os.getpid(), "started": start_ticks(os.getpid())}
-        write_atomically(folder / f"{self.id}.json", json.dumps({**facts, **self._info}))
+        write_atomically(self._run_file, json.dumps({**facts, **self._info}))
+        self._beat(asyncio.get_running_loop())
+
+    @property
+    def _run_file(self) -> Path:
+        return self.data / "run" / f"{self.id}.json"
+
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Shows whoever watches the run file that this loop turns."""
+        with contextlib.suppress(OSError):
+            os.utime(self._run_file)
+        loop.call_later(BEAT_S, self._beat, loop)
 
     def run(self, main: Run) -> int:
         """Runs main(rpc, membership) on uvloop until it ends or SIGTERM or SIGINT comes; the exit code."""

@@ -16,6 +16,7 @@ from kserve_ext.cli.embedded import supervisor as module
 from kserve_ext.cli.embedded.backoff import FIRST_S, LONGEST_S, WELL_S, Backoff
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.embedded.parts import Part
+from kserve_ext.cli.embedded.pulse import HUNG_S, Pulse
 from kserve_ext.cli.embedded.stop import stop_cluster
 from kserve_ext.cli.embedded.supervisor import Supervisor
 from kserve_ext.rpc.process import start_ticks
@@ -95,6 +96,43 @@ def test_backoff_starts_over_when_a_part_was_well() -> None:
         longest = backoff.died(0.0, 0.1)
     assert longest == LONGEST_S
     assert backoff.died(0.0, WELL_S) == FIRST_S
+
+
+def test_what_hangs_is_ended_and_what_has_not_begun_or_was_not_watched_is_left_alone() -> None:
+    pulse = Pulse()
+    assert pulse.quiet_s(1, 0.0) == 0.0
+    assert pulse.quiet_s(1, 100.0) == 0.0, "a predecessor's file, or not ready yet"
+    assert pulse.quiet_s(2, 101.0) == 0.0
+    assert pulse.quiet_s(2, 200.0) == 0.0, "ready, but it may not know how to touch the file"
+    assert pulse.quiet_s(3, 201.0) == 0.0
+    assert pulse.quiet_s(3, 240.0) == 39.0
+    pulse.rest(240.0)
+    assert pulse.quiet_s(3, 241.0) == 1.0
+    assert pulse.quiet_s(4, 242.0) == 0.0
+
+
+def test_a_part_that_is_stopped_is_killed_and_started_again(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = start(folder, monkeypatch, SLEEP)
+    child = made.children[0]
+    first = child.process.pid
+    file = folder.run / "part-0.json"
+    for beat in range(4):
+        file.write_text("{}")
+        os.utime(file, (beat, beat))
+        made._feel(1000.0 + beat)
+    os.kill(first, signal.SIGSTOP)
+    for second in range(4, 4 + int(HUNG_S)):
+        made._feel(1000.0 + second)
+    assert child.process.poll() is None
+    made._feel(1000.0 + 4 + HUNG_S)
+    child.process.wait()
+    made._look(time.monotonic())
+    made._look(child.again_at)
+    assert child.process.pid != first
+    made._stop_all()
+    assert f"part-0: pid {first} has not answered for 31 s: killed" in capfd.readouterr().out
 
 
 def test_a_second_supervisor_of_a_folder_ends_at_once(folder: Folder) -> None:

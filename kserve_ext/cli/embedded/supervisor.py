@@ -22,6 +22,7 @@ from kserve_ext.cli.embedded.adopted import UNKNOWN, Adopted
 from kserve_ext.cli.embedded.backoff import Backoff
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.embedded.parts import ROOT, Part, environment, parts
+from kserve_ext.cli.embedded.pulse import HUNG_S, LOOK_S, Pulse
 from kserve_ext.rpc.process import start_ticks
 
 LOOK_EVERY_S: Final = 0.02
@@ -35,6 +36,7 @@ class Child:
     process: subprocess.Popen[bytes] | Adopted
     started: float
     backoff: Backoff = field(default_factory=Backoff)
+    pulse: Pulse = field(default_factory=Pulse)
     again_at: float = 0.0  # 0 = it runs
 
 
@@ -45,6 +47,7 @@ class Supervisor:
         self.folder = folder
         self.children: list[Child] = []
         self._ending = False
+        self._felt_at = 0.0
 
     def run(self) -> int:
         handle = os.open(self.folder.lock, os.O_RDWR | os.O_CREAT, 0o600)
@@ -61,6 +64,7 @@ class Supervisor:
         self._take_over(parts(cluster, self.folder.root))
         while not self._ending:
             self._look(time.monotonic())
+            self._feel(time.monotonic())
             time.sleep(LOOK_EVERY_S)
         self._stop_all()
         return 0
@@ -96,6 +100,7 @@ class Supervisor:
             if child.again_at:
                 if now >= child.again_at:
                     child.process, child.started, child.again_at = self._start(child.part), now, 0.0
+                    child.pulse = Pulse()
                     say(f"{child.part.id}: started again as pid {child.process.pid}")
                 continue
             code = child.process.poll()
@@ -113,6 +118,22 @@ class Supervisor:
                     f"{child.part.id}: pid {child.process.pid} ended ({how}) after {now - child.started:.1f} s; "
                     f"restart {child.backoff.restarts} in {pause:g} s; see {child.part.id}.log"
                 )
+
+    def _feel(self, now: float) -> None:
+        """Ends what lives but does not turn; `_look` then starts it again."""
+        gap = now - self._felt_at
+        if gap < LOOK_S:
+            return
+        self._felt_at = now
+        for child in self.children:
+            file = self.folder.run / f"{child.part.id}.json"
+            if child.again_at or not file.exists():
+                continue
+            if gap > HUNG_S / 2:
+                child.pulse.rest(now)  # this process was stopped itself
+            elif (quiet := child.pulse.quiet_s(file.stat().st_mtime_ns, now)) > HUNG_S:
+                say(f"{child.part.id}: pid {child.process.pid} has not answered for {quiet:.0f} s: killed")
+                child.process.kill()
 
     def _stop_all(self) -> None:
         for kind in ("dispatch", "objects", "schedule", "cluster-mgr", "node", "controller"):
