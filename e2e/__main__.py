@@ -7,8 +7,7 @@ import os
 import sys
 
 from e2e import build
-from e2e.stack import cluster, knative, network, processes
-from e2e.stack.kubelet import programs
+from e2e.stack import cluster, implementations, network, processes
 from e2e.stack.place import Place
 
 DEFAULT = "main"
@@ -74,14 +73,8 @@ def _exec(args: argparse.Namespace) -> int:
 def _use(args: argparse.Namespace) -> int:
     """Swap an implementation by its image, and wait for the rolling update."""
     api = cluster.attach(args.stack).api
-    names = ("activator", "autoscaler") if args.what == "both" else (args.what,)
-    for name in names:
-        ours = args.implementation == "ours"
-        knative.set_image(
-            api, name, programs.our_image(f"galaxy-{name}") if ours else programs.stock_image(name)
-        )
-    for name in names:
-        knative.wait_rolled_out(api, name)
+    parts = implementations.PARTS if args.what == "both" else (args.what,)
+    implementations.use(api, args.implementation, parts)
     return 0
 
 
@@ -102,8 +95,8 @@ def main() -> int:
     )
     run.set_defaults(act=_exec)
     use = verbs.add_parser("use", help="swap the activator's or the autoscaler's implementation")
-    use.add_argument("implementation", choices=("stock", "ours"))
-    use.add_argument("what", nargs="?", default="both", choices=("activator", "autoscaler", "both"))
+    use.add_argument("implementation", choices=implementations.IMPLEMENTATIONS)
+    use.add_argument("what", nargs="?", default="both", choices=(*implementations.PARTS, "both"))
     use.set_defaults(act=_use)
     for verb in (up, down, kubeconfig, run, use):
         verb.add_argument("--stack", default=DEFAULT, help=f"its name ({DEFAULT})")

@@ -13,12 +13,11 @@ import pytest
 
 from e2e.behaviours.client import Client
 from e2e.behaviours.ingress import Ingress
-from e2e.stack import cluster, knative
+from e2e.stack import cluster
 from e2e.stack.api import Api
 from e2e.stack.cluster import Cluster
-from e2e.stack.kubelet import programs
+from e2e.stack.implementations import IMPLEMENTATIONS, use
 
-IMPLEMENTATIONS = ("stock", "ours")
 TEST_S = 300
 
 
@@ -61,16 +60,6 @@ def implementation(request: pytest.FixtureRequest, stack: Cluster) -> str:
     """Rolled out."""
     use(stack.api, request.param)
     return str(request.param)
-
-
-def use(api: Api, implementation: str) -> None:
-    for name in ("activator", "autoscaler"):
-        image = (
-            programs.stock_image(name) if implementation == "stock" else programs.our_image(f"galaxy-{name}")
-        )
-        knative.set_image(api, name, image)
-    for name in ("activator", "autoscaler"):
-        knative.wait_rolled_out(api, name)
 
 
 @pytest.fixture

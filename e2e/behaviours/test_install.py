@@ -16,10 +16,10 @@ from e2e import build
 from e2e.behaviours.client import Client
 from e2e.behaviours.ingress import Ingress
 from e2e.behaviours.services import deployed, template
-from e2e.conftest import use
 from e2e.stack import knative
 from e2e.stack.api import Api, Object
 from e2e.stack.cluster import Cluster
+from e2e.stack.implementations import use
 from e2e.stack.kubelet import programs
 from e2e.stack.place import CLONE, SYSTEM_NAMESPACE
 
@@ -82,6 +82,21 @@ def test_install_and_uninstall_under_load_fail_no_request(
         "rbac.authorization.k8s.io/v1", "ClusterRole", "", "app.kubernetes.io/part-of=kserve-galaxy"
     )
     assert roles == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_part_of_ours_beside_the_other_of_knatives(
+    stack: Cluster, stock: Api, ingress: Ingress, name: str
+) -> None:
+    """From zero and back, twice, in the state in which an installation stands between its two steps."""
+    run(stack, "install", *OPTIONS, "--only", name)
+    try:
+        with deployed(stock, "mixed", template()) as service:
+            for _ in range(2):
+                service.wait_zero()
+                assert Client(ingress).send(service).status == 200
+    finally:
+        run(stack, "uninstall")
 
 
 def test_components_come_and_go(stack: Cluster, stock: Api) -> None:

@@ -1,0 +1,33 @@
+"""Stock or ours: which images the activator's and the autoscaler's Deployments name.
+
+What an installation does besides is the least that ours needs here, its roles; `galaxy install` itself is tested in
+behaviours/test_install.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from e2e.stack import knative
+from e2e.stack.api import Api, documents
+from e2e.stack.kubelet import programs
+from e2e.stack.place import CLONE
+
+IMPLEMENTATIONS = ("stock", "ours")
+PARTS = ("activator", "autoscaler")
+_ROLES = CLONE / "manifests" / "base" / "rbac.yaml"
+
+
+def image(implementation: str, part: str) -> str:
+    return programs.stock_image(part) if implementation == "stock" else programs.our_image(f"galaxy-{part}")
+
+
+def use(api: Api, implementation: str, parts: Iterable[str] = PARTS) -> None:
+    """Rolling updates, all at once; returns when they are through."""
+    parts = tuple(parts)
+    if implementation == "ours":
+        api.apply_all(documents(_ROLES))
+    for part in parts:
+        knative.set_image(api, part, image(implementation, part))
+    for part in parts:
+        knative.wait_rolled_out(api, part)
