@@ -58,6 +58,7 @@ class Limits:
     tick_s: float = 0.25  # how often the above are looked at
     connect_timeout_s: float = 5.0
     upstream_idle_s: float = 4.0
+    upstream_idle: int = 4096
     upstream_idle_per_instance: int = 256
 
 
@@ -141,6 +142,7 @@ class Plane:
             lambda addr: UpstreamProtocol(self, addr),
             idle_s=limits.upstream_idle_s,
             per_addr=limits.upstream_idle_per_instance,
+            total=limits.upstream_idle,
             connect_timeout_s=limits.connect_timeout_s,
         )
         self.http2_cache = Http2Connections(

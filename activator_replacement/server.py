@@ -50,15 +50,21 @@ class Server:
         self._empty: asyncio.Event = asyncio.Event()
         self.plane: Plane
 
-    async def start(
-        self, public: Sequence[Address], own: Address, admin: Address | None = None
-    ) -> tuple[list[Address], Address, Address | None]:
-        """Listens; the addresses in the same places, with the ports that were chosen for port 0."""
+    def prepare(self) -> Plane:
+        """Makes the plane, for those who need it before anybody can connect; start() does it otherwise."""
         loop = asyncio.get_running_loop()
         self.plane = Plane(
             loop, self._dispatch, self._limits, secrets.token_hex(4).encode(), self._client_type
         )
         self._registry.register(PlaneCollector(self.plane))
+        return self.plane
+
+    async def start(
+        self, public: Sequence[Address], own: Address, admin: Address | None = None
+    ) -> tuple[list[Address], Address, Address | None]:
+        """Listens; the addresses in the same places, with the ports that were chosen for port 0."""
+        if not hasattr(self, "plane"):
+            self.prepare()
         publics = [await self.listen(address) for address in public]
         its_own = await self._listen(own, reuse_port=False)
         admins = await self._start_admin(admin) if admin is not None else None

@@ -178,6 +178,10 @@ class Dispatcher:
             part.activation.take_share(share)
             self._drain(part)
 
+    @property
+    def held_bytes(self) -> int:
+        return self._room.held_bytes
+
     # --- inside
 
     def _release(self, part: Part, addr: str) -> None:

@@ -8,7 +8,7 @@ in core/pods.py. In Knative: revisionWatcher.probe, networking's prober and IsPo
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Final, cast
 
 from activator_replacement.plane import Plane
 from activator_replacement.upstream import UpstreamProtocol
@@ -25,32 +25,43 @@ class Prober:
     def __init__(self, plane: Plane, timeout_s: float) -> None:
         self._plane = plane
         self._timeout_s = timeout_s
-        self.sent = 0
+        #: Connections of those that weren't ready, for the next time they are asked.
+        self._open: dict[str, _Probe] = {}
 
     async def probe(self, addr: str, mesh_host: str = "", *, keep: bool = False) -> int:
         """OK, DENIED or SILENT. `mesh_host`: ask a mesh to let it through, by this name; `keep`: the connection."""
-        self.sent += 1
-        loop = self._plane.loop
-        host, _, port = addr.rpartition(":")
-        transport = None
+        request = _request(mesh_host or addr, bool(mesh_host))
+        probe = self._open.pop(addr, None)
         try:
             async with asyncio.timeout(self._timeout_s):
-                transport, protocol = await loop.create_connection(
-                    lambda: _Probe(loop, _request(mesh_host or addr, bool(mesh_host))),
-                    host.strip("[]"),
-                    int(port),
-                )
-                answer, reusable = await protocol.answer
+                if probe is None or probe.transport.is_closing():
+                    probe = await self._connect(addr)
+                answer = await probe.ask(request)
         except (TimeoutError, OSError):
-            answer, reusable = SILENT, False
-        if transport is not None:
-            if answer == OK and keep and reusable and not transport.is_closing():
-                self._keep(addr, transport)
+            answer = SILENT
+        if probe is not None:
+            if not probe.reusable:
+                probe.transport.abort()
+            elif answer != OK:
+                self._open[addr] = probe
+            elif keep:
+                self._give(addr, probe.transport)
             else:
-                transport.abort()
+                probe.transport.abort()
         return answer
 
-    def _keep(self, addr: str, transport: asyncio.Transport) -> None:
+    def close(self) -> None:
+        for probe in self._open.values():
+            probe.transport.abort()
+        self._open.clear()
+
+    async def _connect(self, addr: str) -> _Probe:
+        host, _, port = addr.rpartition(":")
+        loop = self._plane.loop
+        _, probe = await loop.create_connection(lambda: _Probe(loop), host.strip("[]"), int(port))
+        return probe
+
+    def _give(self, addr: str, transport: asyncio.Transport) -> None:
         upstream = UpstreamProtocol(self._plane, addr)
         transport.set_protocol(upstream)
         upstream.connection_made(transport)
@@ -70,50 +81,59 @@ def _request(host: str, passthrough: bool) -> bytes:
 
 
 class _Probe(asyncio.Protocol):
-    """`answer` becomes (answer, whether the connection can be used again)."""
+    """A connection that asks, one question at a time."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, request: bytes) -> None:
-        self.answer: asyncio.Future[tuple[int, bool]] = loop.create_future()
-        self._request = request
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.transport = cast("asyncio.Transport", None)  # set before anything else is called
+        self.reusable = False  # after the answer that came last
+        self._loop = loop
+        self._answer: asyncio.Future[int] | None = None
         self._data = b""
 
+    def ask(self, request: bytes) -> asyncio.Future[int]:
+        self._answer = self._loop.create_future()
+        self._data = b""
+        self.reusable = False
+        self.transport.write(request)
+        return self._answer
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        transport.write(self._request)
+        self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self._data += data
         try:
             self._read()
         except Malformed:
-            self._set(DENIED, False)
+            self._set(DENIED)
         if len(self._data) > _MOST_BYTES:
-            self._set(DENIED, False)
+            self._set(DENIED)
 
     def eof_received(self) -> None:
-        self._set(SILENT, False)
+        self.reusable = False
+        self._set(SILENT)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._set(SILENT, False)
+        self.reusable = False
+        self._set(SILENT)
 
     def _read(self) -> None:
         size = self._data.find(b"\r\n\r\n") + 4
         if size == 3:
             return
         head = scan_response(self._data, size, False)
+        body = _body(head, self._data)
+        if head.status == 200 and body is None:
+            return
+        self.reusable = head.keep_alive and body is not None and size + head.length == len(self._data)
         if head.status in (502, 503):  # a mesh's own, or a queue-proxy that isn't ready
-            self._set(SILENT, False)
-        elif head.status != 200:
-            self._set(DENIED, False)
+            self._set(SILENT)
         else:
-            body = _body(head, self._data)
-            if body is not None:
-                ready = body == _READY
-                self._set(OK if ready else DENIED, ready and head.keep_alive)
+            self._set(OK if head.status == 200 and body == _READY else DENIED)
 
-    def _set(self, answer: int, reusable: bool) -> None:
-        if not self.answer.done():
-            self.answer.set_result((answer, reusable))
+    def _set(self, answer: int) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(answer)
 
 
 def _body(head: ResponseHead, data: bytes) -> bytes | None:

@@ -13,9 +13,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-AUTO: Final = "auto"
-ENABLED: Final = "enabled"
-DISABLED: Final = "disabled"
+from kserve_ext.core.sampling import MeshMode
 
 #: Answers to a probe.
 OK: Final = 0
@@ -30,7 +28,7 @@ HEAL_S: Final = 2.0
 class Rules:
     """How a revision's pods are found out about."""
 
-    mesh: str = AUTO  # config-network's mesh-compatibility-mode
+    mesh: MeshMode = MeshMode.AUTO
     passthrough: bool = False  # enable-mesh-pod-addressability: the Service's address is never used
     early: bool = True  # a pod may serve before Kubernetes calls it ready
     every_s: float = 0.2
@@ -78,7 +76,7 @@ class Pods:
         self._asked = {addr: at for addr, at in self._asked.items() if addr in known}
         for addr in came | fell:
             self._asked.pop(addr, None)
-        if self.rules.mesh == DISABLED:
+        if self.rules.mesh is MeshMode.DISABLED:
             self.healthy |= self.ready - self._suspects
         if not known:
             self.cluster = False
@@ -122,7 +120,7 @@ class Pods:
         """When tick has something to do; None: not before something else happens."""
         times = []
         if self.cluster:
-            if self.rules.mesh == AUTO:
+            if self.rules.mesh is MeshMode.AUTO:
                 times = [self._last_asked() + HEAL_S]
         else:
             times = [self._asked.get(a, float("-inf")) + self.rules.every_s for a in self._unknown()]
@@ -137,7 +135,7 @@ class Pods:
 
     def _unknown(self) -> list[str]:
         """Addresses to ask that aren't being asked."""
-        if self.rules.mesh == ENABLED:
+        if self.rules.mesh is MeshMode.ENABLED:
             return []
         return sorted(self._askable() - self.healthy - self._asking)
 
@@ -147,9 +145,15 @@ class Pods:
     def _cluster_wanted(self) -> bool:
         """Every pod was asked and is silent, so that a mesh may be in the way; or it is known to be."""
         rules = self.rules
-        if self.cluster or self.healthy or not self.ready or rules.passthrough or rules.mesh == DISABLED:
+        if (
+            self.cluster
+            or self.healthy
+            or not self.ready
+            or rules.passthrough
+            or rules.mesh is MeshMode.DISABLED
+        ):
             return False
-        return rules.mesh == ENABLED or all(self._answers.get(a) == SILENT for a in self._askable())
+        return rules.mesh is MeshMode.ENABLED or all(self._answers.get(a) == SILENT for a in self._askable())
 
     def _last_asked(self) -> float:
         return max(self._asked.values(), default=float("-inf"))

@@ -6,7 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kserve_ext.core.pods import AUTO, DENIED, DISABLED, ENABLED, HEAL_S, OK, SILENT, Ask, Pods, Rules
+from kserve_ext.core.pods import DENIED, HEAL_S, OK, SILENT, Ask, Pods, Rules
+from kserve_ext.core.sampling import MeshMode
 
 A, B = "128.0.0.1:8012", "128.0.0.2:8012"
 NONE: frozenset[str] = frozenset()
@@ -73,8 +74,8 @@ def test_the_services_address_is_tried_when_ready_pods_are_silent() -> None:
     assert made.probed(B, SILENT, 0.1) == Ask(cluster=True)
     assert made.cluster_probed(False, 0.15) == Ask()
     assert made.tick(0.2) == Ask((A, B))
-    assert made.probed(A, SILENT, 0.3) == Ask(cluster=True)
-    assert made.cluster_probed(True, 0.35) == Ask(changed=True)
+    assert made.probed(A, SILENT, 0.35) == Ask(cluster=True)
+    assert made.cluster_probed(True, 0.36) == Ask(changed=True)
     assert made.cluster
     assert made.observe({A, B}, NONE, 0.4).changed, "the number of ready pods is the capacity"
 
@@ -120,7 +121,7 @@ def test_passthrough_never_falls_back() -> None:
 
 
 def test_mesh_enabled_uses_the_services_address_only() -> None:
-    made = pods(mesh=ENABLED)
+    made = pods(mesh=MeshMode.ENABLED)
     assert made.observe(NONE, {A}, 0.0) == Ask()
     assert made.observe({A}, NONE, 0.1) == Ask(cluster=True)
     assert made.cluster_probed(True, 0.2) == Ask(changed=True)
@@ -129,7 +130,7 @@ def test_mesh_enabled_uses_the_services_address_only() -> None:
 
 
 def test_mesh_disabled_trusts_ready_pods_until_a_connection_fails() -> None:
-    made = pods(mesh=DISABLED)
+    made = pods(mesh=MeshMode.DISABLED)
     assert made.observe({A}, {B}, 0.0) == Ask((B,), changed=True)
     assert made.healthy == {A}
     assert made.probed(B, SILENT, 0.1) == Ask()
@@ -156,10 +157,8 @@ ADDRS = [f"10.0.0.{k}:8012" for k in range(4)]
 class PodsMachine(RuleBasedStateMachine):
     """Whatever happens: only known pods count, and whoever could count is asked, is being asked, or will be."""
 
-    @initialize(
-        mesh=st.sampled_from([AUTO, ENABLED, DISABLED]), passthrough=st.booleans(), early=st.booleans()
-    )
-    def begin(self, mesh: str, passthrough: bool, early: bool) -> None:
+    @initialize(mesh=st.sampled_from(MeshMode), passthrough=st.booleans(), early=st.booleans())
+    def begin(self, mesh: MeshMode, passthrough: bool, early: bool) -> None:
         self.made = Pods(Rules(mesh, passthrough, early))
         self.now = 0.0
         self.probes: list[str] = []
@@ -212,13 +211,13 @@ class PodsMachine(RuleBasedStateMachine):
         known = made.ready | made.not_ready
         assert made.healthy <= known
         assert not (made.cluster and made.healthy)
-        if not made.rules.early and made.rules.mesh != DISABLED:
+        if not made.rules.early and made.rules.mesh is not MeshMode.DISABLED:
             assert made.healthy <= made.ready
         if made.cluster:
             assert known
             assert not made.rules.passthrough
-            assert made.rules.mesh != DISABLED
-        elif made.rules.mesh != ENABLED:
+            assert made.rules.mesh is not MeshMode.DISABLED
+        elif made.rules.mesh is not MeshMode.ENABLED:
             could = known if made.rules.early else made.ready
             if could - made.healthy - set(self.probes):
                 assert made.due() is not None, "nobody will ask"

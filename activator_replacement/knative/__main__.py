@@ -1,0 +1,69 @@
+"""Entry of an activator in a Knative cluster: `python -m activator_replacement.knative`, configured by environment.
+
+Takes the place of Knative's own activator with its Deployment's environment, ports and signals; settings.py has the
+variables. Decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+
+import uvloop
+
+from activator_replacement.knative.activator import Activator
+from activator_replacement.knative.settings import BadEnvironment, Settings, read
+from kserve_ext.kube.access import AccessError
+from kserve_ext.kube.client import Client, KubeError
+
+
+class JsonLines(logging.Formatter):
+    """One object a line, with the fields that Knative's own parts write."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {
+            "severity": record.levelname,
+            "timestamp": f"{seconds}.{int(record.msecs):03d}Z",
+            "logger": f"activator.{record.name}",
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["stacktrace"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+async def serve(settings: Settings) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    client = Client.from_environment(user_agent="kserve-galaxy-activator")
+    activator = Activator(settings, client)
+    try:
+        await activator.start()
+        await stop.wait()
+        await activator.end()
+    finally:
+        await client.close()
+
+
+def main() -> int:
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    try:
+        uvloop.run(serve(read(os.environ)))
+    except (BadEnvironment, AccessError, KubeError, OSError) as error:
+        logging.getLogger(__name__).error("can't serve: %s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""An activator in one process: Dispatch, its data plane, backends, reports and the watches that feed them.
+
+Starts listening only when it knows every revision and its addresses, so that nothing is refused for want of a list.
+It ends as Knative's does: probes fail at SIGTERM, everything is served for the drain time, then what is under way,
+upgraded connections included, is waited for within the grace. In Knative: cmd/activator/main.go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from typing import Any, Final
+
+import prometheus_client
+
+from activator_replacement.knative.backends import Backends
+from activator_replacement.knative.client import KnativeClient
+from activator_replacement.knative.dispatcher import Dispatcher
+from activator_replacement.knative.endpoints import EndpointWatch, may_read_slices
+from activator_replacement.knative.metrics import ActivatorCollector
+from activator_replacement.knative.prober import Prober
+from activator_replacement.knative.reporter import PERIOD_S, Reporter
+from activator_replacement.knative.settings import Settings
+from activator_replacement.knative.stat_sink import StatSink
+from activator_replacement.plane import Limits
+from activator_replacement.server import Address, Server
+from kserve_ext.api.knative_config import Network, network
+from kserve_ext.api.knative_revision import kept, read
+from kserve_ext.api.problems import Findings
+from kserve_ext.core.activation import Room
+from kserve_ext.core.ids import RevisionKey
+from kserve_ext.core.pods import Rules
+from kserve_ext.kube.client import Client, NotFound, Unavailable
+from kserve_ext.kube.informer import Informer
+from kserve_ext.kube.kinds import CONFIG_MAPS, REVISIONS
+
+log = logging.getLogger(__name__)
+
+UNHEALTHY: Final = "received SIGTERM from kubelet"
+START_S: Final = 60.0
+_LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING}
+_NEVER: Final = float("inf")
+
+
+def limits(settings: Settings) -> Limits:
+    """Clients are ingresses, whose connections are kept; how long a request may take is the revision's to say."""
+    return Limits(
+        head_timeout_s=60.0,
+        idle_timeout_s=_NEVER,
+        stall_timeout_s=_NEVER,
+        connect_timeout_s=2.0,
+        upstream_idle_s=90.0,
+        upstream_idle=settings.idle_connections,
+        upstream_idle_per_instance=settings.idle_connections_per_pod,
+    )
+
+
+class Activator:
+    """`start` once, then `end` once."""
+
+    def __init__(self, settings: Settings, client: Client) -> None:
+        loop = asyncio.get_running_loop()
+        self.settings = settings
+        self.client = client
+        self.sink = StatSink(settings.autoscaler, self._report)
+        self.reporter = Reporter(settings.pod_name, self.sink.send)
+        self.dispatcher = Dispatcher(
+            loop,
+            self.reporter,
+            settings.domain,
+            settings.held_requests,
+            Room(settings.held_bytes),
+            random.random,
+        )
+        registry = prometheus_client.CollectorRegistry()
+        registry.register(ActivatorCollector(self.dispatcher, self.sink))
+        self.server = Server(
+            self.dispatcher,
+            limits(settings),
+            registry=registry,
+            status=self.status,
+            client_type=KnativeClient,
+        )
+        self.backends: Backends
+        self.prober: Prober
+        #: Where it listens, once it does.
+        self.http1: Address
+        self.http2: Address
+        self.metrics: Address | None
+        self._informers: list[Informer] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Returns when every port is open."""
+        settings, client = self.settings, self.client
+        config = await self._network()
+        plane = self.server.prepare()
+        slices = settings.endpoints == "endpointslices" or (
+            settings.endpoints == "auto" and await may_read_slices(client)
+        )
+        endpoints = EndpointWatch(client, settings.family, self._endpoints_changed, slices=slices)
+        self.prober = Prober(plane, settings.probe_timeout_s)
+        self.backends = Backends(
+            client,
+            endpoints,
+            self.prober,
+            self.dispatcher,
+            Rules(config.mesh, config.passthrough, every_s=settings.probe_every_s),
+            settings.pod_ip,
+        )
+        self.dispatcher.unreachable = self.backends.unreachable
+        revisions = Informer(client, REVISIONS, on_change=self._revision_changed, keep=kept)
+        logs = Informer(
+            client,
+            CONFIG_MAPS,
+            settings.namespace,
+            fields=f"metadata.name={settings.logging_config}",
+            on_change=lambda old, new: set_level(new),
+        )
+        self._informers = [revisions, endpoints.informer, logs]
+        for informer in self._informers:
+            informer.start()
+        await revisions.synced.wait()
+        await endpoints.informer.synced.wait()
+        self._tasks = [asyncio.create_task(self.sink.run()), asyncio.create_task(self._reports())]
+        everywhere = "::" if settings.family == "IPv6" else "0.0.0.0"
+        (self.http1,), self.http2, self.metrics = await self.server.start(
+            [(everywhere, settings.http1_port)],
+            (everywhere, settings.http2_port),
+            (everywhere, settings.metrics_port),
+        )
+        log.info(
+            "serving %d revisions, addresses from %s", len(self.dispatcher.parts), endpoints.informer.kind
+        )
+
+    async def end(self) -> None:
+        """Within drain and grace; then everything is closed."""
+        settings = self.settings
+        self.server.plane.unhealthy = UNHEALTHY
+        log.info("probes fail from here on; everything is served for another %g s", settings.drain_s)
+        await asyncio.sleep(settings.drain_s)
+        cut = await self.server.drain(settings.grace_s)
+        if cut:
+            log.warning("cut off %d connections that were not done within %g s", cut, settings.grace_s)
+        await self.close()
+
+    async def close(self) -> None:
+        """At once."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.backends.close()
+        self.prober.close()
+        for informer in self._informers:
+            await informer.stop()
+        await self.server.close()
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "pod": self.settings.pod_name,
+            "autoscaler_reachable": self.sink.reachable,
+            "revisions": {
+                key: {
+                    "held": part.activation.held,
+                    "in_flight": part.activation.in_flight,
+                    "capacity": part.activation.capacity,
+                    "share": list(part.activation.share),
+                    "to": [tracker.addr for tracker in part.activation.assigned],
+                }
+                for key, part in sorted(self.dispatcher.parts.items())
+            },
+        }
+
+    # --- inside
+
+    async def _network(self) -> Network:
+        """config-network, read once, as Knative's activator does; the API server may still be coming up."""
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                config_map = await self.client.get(CONFIG_MAPS, self.settings.namespace, "config-network")
+            except NotFound:
+                return Network()
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(1.0)
+            else:
+                findings = Findings()
+                found = network(config_map.get("data") or {}, findings)
+                for problem in findings.problems:
+                    log.warning("%s", problem)
+                return found
+
+    def _revision_changed(self, old: dict[str, Any] | None, new: dict[str, Any] | None) -> None:
+        if new is not None:
+            facts = read(new)
+            self.dispatcher.revision(facts)
+            self.backends.revision(facts)
+        elif old is not None:
+            key = read(old).key
+            self.backends.forget(key)
+            self.dispatcher.forget(key)
+
+    def _endpoints_changed(self, key: RevisionKey, public: bool) -> None:
+        self.backends.changed(key, public)
+
+    def _report(self) -> None:
+        self.reporter.report(time.monotonic())
+
+    async def _reports(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            due = max(due + PERIOD_S, loop.time())
+            await asyncio.sleep(due - loop.time())
+            self._report()
+
+
+def set_level(config_map: dict[str, Any] | None) -> None:
+    """loglevel.activator of config-logging; what zap calls dpanic and beyond is error here."""
+    data = (config_map or {}).get("data") or {}
+    logging.getLogger().setLevel(_LEVELS.get(data.get("loglevel.activator", "info"), logging.ERROR))

@@ -1,0 +1,71 @@
+"""Knative's metrics of an activator, in Prometheus' form and under the names its OpenTelemetry exporter gives them.
+
+Read when scraped; nothing here runs on the request path. In Knative: pkg/activator/metrics.go, pkg/activator/handler/
+metrics.go; names with a dot become names with an underscore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from activator_replacement.knative.dispatcher import Dispatcher
+from activator_replacement.knative.stat_sink import StatSink
+
+_REVISION = ["kn_service_name", "kn_configuration_name", "kn_revision_name", "k8s_namespace_name"]
+_PLACE = ["k8s_namespace_name", "kn_revision_name"]
+_PEER = ["peer"]
+
+
+class ActivatorCollector(Collector):
+    def __init__(self, dispatcher: Dispatcher, sink: StatSink) -> None:
+        self._dispatcher = dispatcher
+        self._sink = sink
+
+    def collect(self) -> Iterator[Metric]:
+        concurrency = GaugeMetricFamily(
+            "kn_revision_request_concurrency",
+            "Concurrent requests that are routed to Activator",
+            labels=_REVISION,
+        )
+        queued = GaugeMetricFamily(
+            "kn_revision_request_queued", "Requests held until a pod has a free slot.", labels=_PLACE
+        )
+        active = GaugeMetricFamily(
+            "kn_revision_request_active", "Requests sent to pods and not done.", labels=_PLACE
+        )
+        capacity = GaugeMetricFamily(
+            "galaxy_revision_capacity", "Requests that may be in flight from here.", labels=_PLACE
+        )
+        for part in self._dispatcher.parts.values():
+            facts, activation = part.facts, part.activation
+            if part.stats is not None or activation.assigned:
+                place = [facts.namespace, facts.name]
+                concurrency.add_metric(
+                    [facts.service, facts.configuration, facts.name, facts.namespace], part.concurrency
+                )
+                queued.add_metric(place, activation.held)
+                active.add_metric(place, activation.in_flight)
+                capacity.add_metric(place, activation.capacity)
+        yield from (concurrency, queued, active, capacity)
+        reachable = GaugeMetricFamily(
+            "kn_activator_stats_conn_reachable",
+            "Whether a peer is reachable from the activator (1 = reachable, 0 = not reachable)",
+            labels=_PEER,
+        )
+        reachable.add_metric(["autoscaler"], float(self._sink.reachable))
+        errors = CounterMetricFamily(
+            "kn_activator_stats_conn_errors",
+            "Number of connection errors from the activator",
+            labels=_PEER,
+        )
+        errors.add_metric(["autoscaler"], self._sink.errors)
+        yield from (reachable, errors)
+        yield GaugeMetricFamily(
+            "galaxy_held_bytes", "Bytes of all held requests.", self._dispatcher.held_bytes
+        )
+        yield CounterMetricFamily(
+            "galaxy_reports_dropped", "Reports that could not be sent.", self._sink.dropped
+        )
