@@ -23,7 +23,7 @@ from kserve_ext.api.knative_conditions import Document, text_map
 from kserve_ext.api.knative_config import ClusterConfig
 from kserve_ext.api.knative_pa import REVISION_LABEL, Services, Settings
 from kserve_ext.core import pod_autoscaler
-from kserve_ext.core.pod_autoscaler import Outcome, Pods, Wanted
+from kserve_ext.core.pod_autoscaler import Mode, Outcome, Pods, Wanted
 from kserve_ext.kube.client import NotFound, Unavailable
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES, Kind
@@ -136,13 +136,15 @@ class Reconciler:
         known = knative_pa.known(pa, before, now)
         wanted = Wanted(decider.desired, decider.excess_burst)
         pods = self._pods.counts(of)
-        probed = True
+        service = knative_children.service(sks)
+        # Where activators are always in the path nothing is probed, but the service has to know of it.
+        probed = service.mode is Mode.PROXY
         if pod_autoscaler.needs_probe(spec, known, wanted):
             probed = self._probe(key, pa, sks) is True
         outcome = pod_autoscaler.reconcile(
             spec,
             known,
-            knative_children.service(sks),
+            service,
             wanted,
             pods,
             probed,
