@@ -186,6 +186,7 @@ class ProcessBackend:
             "GALAXY_NODE_SOCKET": str(self.folder.agent_socket),
             "GALAXY_CLUSTER_KEY_FILE": str(self.key_file),
             "GALAXY_READY_SOCKET": str(self.folder.ready_socket),
+            "GALAXY_DRAIN_SECONDS": str(order.revision.command.drain_s),
         }
 
     def _visibility(self, spec: Spec, line: CommandLine) -> dict[str, str]:

@@ -87,7 +87,7 @@ def render(
     needs = _needs(merged_container, service.field, findings)
     if not findings or command is None:
         return None
-    timeout_s = float(service.timeout_s or DEFAULT_TIMEOUT_S)
+    timeout_s = _timeout_s(service)
     namespace = service.meta.namespace
     return Revision(
         key=RevisionKey(f"{namespace}/{revision_name(service.meta.name, generation)}"),
@@ -111,6 +111,10 @@ def render(
         tenant_header=settings.tenant_header,
         created_at=created_at,
     )
+
+
+def _timeout_s(service: InferenceService) -> float:
+    return float(service.timeout_s or DEFAULT_TIMEOUT_S)
 
 
 def _merge(runtime: Container | None, own: Container) -> Container:
@@ -187,7 +191,8 @@ def _command(
         env=tuple(values.items()),
         runtime=runtime.meta.name if runtime else "",
         zygote=zygote,
-        drain_s=float(service.drain_s if service.drain_s is not None else 30),
+        # As Knative: what may run for the timeout gets as long to end.
+        drain_s=float(service.drain_s if service.drain_s is not None else _timeout_s(service)),
         start_timeout_s=container.start_timeout_s or 300.0,
         ready_path=container.ready_path or "",
     )

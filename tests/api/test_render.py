@@ -58,7 +58,7 @@ def test_the_built_in_runtime() -> None:
     assert made.needs == Resources(1000, 2048)
     assert made.model.uri == "pvc://models/tiny"
     assert made.model.path == "/data/pvc/models/tiny"
-    assert made.timeout_s == made.hold.seconds == 300.0
+    assert made.timeout_s == made.hold.seconds == made.command.drain_s == 300.0
     assert dict(made.command.env)["INFERENCE_SERVICE_NAME"] == "tiny"
     assert (made.scale.min, made.scale.initial) == (1, 1)
 
@@ -127,7 +127,7 @@ def test_knatives_annotations_and_kserves_bounds() -> None:
         {"autoscaling.knative.dev/initial-scale": "0", "autoscaling.knative.dev/min-scale": "7"},
     )
     assert (made.scale.min, made.scale.max, made.scale.initial) == (0, 4, 0)
-    assert (made.concurrency, made.timeout_s) == (8, 60.0)
+    assert (made.concurrency, made.timeout_s, made.command.drain_s) == (8, 60.0, 60.0)
 
 
 BAD = [

@@ -45,6 +45,7 @@ def test_start_serve_and_drain(tmp_path: Path, zygote: bool) -> None:
         assert (env["PORT"], env["GALAXY_INSTANCE_ID"], env["GALAXY_REVISION"]) == (port, "x", "default/a")
         assert env["GALAXY_GENERATION"] == str(ready.generation)
         assert env["CUDA_VISIBLE_DEVICES"] == ""
+        assert float(env["GALAXY_DRAIN_SECONDS"]) == of.command.drain_s
         assert f"--port={port}" in page["argv"]
         names = [mark.name for mark in ready.marks]
         expected = ["admitted", "forked", "ready"]
