@@ -100,7 +100,8 @@ class StatSink:
                     ping_at = now + PING_S
                 self._more.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._more.wait(), ping_at - now)
+                    async with asyncio.timeout(ping_at - now):
+                        await self._more.wait()
         except (aiohttp.ClientError, ConnectionError) as error:
             return str(error)
 
@@ -108,7 +109,8 @@ class StatSink:
         """The autoscaler sends nothing but pongs, its own pings, and an end."""
         while True:
             try:
-                message = await asyncio.wait_for(socket.receive(), PONG_S)
+                async with asyncio.timeout(PONG_S):
+                    message = await socket.receive()
             except TimeoutError:
                 return f"no pong within {PONG_S:g} s"
             if message.type == aiohttp.WSMsgType.PING:
