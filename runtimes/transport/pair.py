@@ -31,6 +31,7 @@ from runtimes.transport.shm import Ring, Space
 WINDOW = 16 << 20
 _SCRATCH = 1 << 20
 _CREDIT_TIMEOUT_S = 10.0
+_SEND_TIMEOUT_S = 2.0  # of a control message: senders include event loops, which a stopped peer must not stop
 
 
 class Channel:
@@ -59,6 +60,7 @@ class Channel:
         self._receiver: Receiver | None = None
         self._landing: Landing | None = None
         self._threads: list[threading.Thread] = []
+        sockets.limit_sends(control, _SEND_TIMEOUT_S)
 
     def start(self, receiver: Receiver, landing: Landing | None) -> None:
         """`landing`: None on a side that only sends blocks."""
@@ -83,7 +85,7 @@ class Channel:
             with self._control_lock:
                 sockets.write_message(self._control, body)
         except ChannelError as error:
-            self._lose(error)
+            self.lose(error)
             raise
 
     def free(self) -> int:
@@ -113,7 +115,7 @@ class Channel:
                 with self._bulk_lock:
                     sockets.write(self._bulk, [head, checksums, *blocks])
         except ChannelError as error:
-            self._lose(error)
+            self.lose(error)
             raise
         except ValueError as error:  # the ring is gone: closed by another thread
             raise self._lost or ChannelError("closed", str(error)) from error
@@ -124,7 +126,7 @@ class Channel:
         self._send_bulk(FRAME.pack(DONE, 0, transfer, blocks, 0, 0, 0))
 
     def close(self, reason: ChannelError | None = None) -> None:
-        self._lose(reason or ChannelError("closed", "closed on this side"))
+        self.lose(reason or ChannelError("closed", "closed on this side"))
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(2.0)
@@ -137,7 +139,7 @@ class Channel:
             while True:
                 self._receiver.message(self, sockets.read_message(self._control))
         except ChannelError as error:
-            self._lose(error)
+            self.lose(error)
 
     def _read_bulk(self) -> None:
         head = bytearray(FRAME.size)
@@ -154,9 +156,9 @@ class Channel:
                 else:
                     raise ChannelError("protocol", f"bulk frame of kind {frame.kind}")
         except ChannelError as error:
-            self._lose(error)
+            self.lose(error)
         except ValueError as error:
-            self._lose(ChannelError("protocol", str(error)))
+            self.lose(ChannelError("protocol", str(error)))
         finally:
             self._tell_lost()
 
@@ -214,7 +216,7 @@ class Channel:
                 if not self._credit.wait(_CREDIT_TIMEOUT_S):
                     break
         error = ChannelError("timeout", "the receiver gives no credit back")
-        self._lose(error)
+        self.lose(error)
         raise error
 
     def _give_back(self, size: int) -> None:
@@ -231,14 +233,15 @@ class Channel:
             with self._bulk_lock:
                 sockets.write(self._bulk, [frame])
         except ChannelError as error:
-            self._lose(error)
+            self.lose(error)
             raise
 
     def _raise_if_lost(self) -> None:
         if self._lost is not None:
             raise self._lost
 
-    def _lose(self, error: ChannelError) -> None:
+    def lose(self, error: ChannelError) -> None:
+        """Ends it, and does not wait for the readers. The first error counts."""
         with self._state:
             if self._lost is not None:
                 return

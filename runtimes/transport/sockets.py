@@ -47,7 +47,7 @@ def write(target: socket.socket, parts: Sequence[bytes | memoryview]) -> None:
                 sent -= len(views.pop(0))
             if sent:
                 views[0] = views[0][sent:]
-    except TimeoutError as error:
+    except (TimeoutError, BlockingIOError) as error:
         raise ChannelError("timeout", "the peer takes no bytes") from error
     except OSError as error:
         raise ChannelError("closed", str(error)) from error
@@ -68,6 +68,12 @@ def tune(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def limit_sends(connection: socket.socket, seconds: float) -> None:
+    """Of a socket without a timeout, whose reads may take as long as they like."""
+    whole, part = divmod(int(seconds * 1_000_000), 1_000_000)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", whole, part))
 
 
 def wake(connection: socket.socket) -> None:

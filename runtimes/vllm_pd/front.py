@@ -1,7 +1,8 @@
 """Decode's front: for each request decides where its prompt is computed, and arranges for it.
 
 The outcome is on the request's timeline and in the response's head (x-kv-transfer). Whatever goes wrong before
-or during a transfer, the prompt is computed here: a prefill engine makes a request faster, never possible.
+or during a transfer, the prompt is computed here: a prefill engine makes a request faster, never possible. One that
+failed is left alone for a while (peers.py), and home hears of each failure with the lease that comes back.
 """
 
 from __future__ import annotations
@@ -20,8 +21,14 @@ from runtimes.vllm_pd.decide import Setting, decide
 from runtimes.vllm_pd.engine import Engine, Prepared, prompt_tokens
 from runtimes.vllm_pd.home_client import Lease, Leases, NoPrefill
 from runtimes.vllm_pd.landing import Landings, Outcome
+from runtimes.vllm_pd.peers import Backoff
 from runtimes.vllm_pd.scheduler_side import TRANSFER
 from runtimes.vllm_pd.timeline import CURRENT, Timeline
+
+#: While a peer rests, home is not waited for: what it would give is likely to be that peer.
+_SHORT_WAIT_S = 0.25
+_MOST_LEASES = 3
+RESTS = "backing-off"
 
 
 class Front:
@@ -40,6 +47,7 @@ class Front:
         self._landings = landings
         self._loop = asyncio.get_running_loop()
         self._releases: set[asyncio.Task[None]] = set()
+        self._backoff = Backoff()
 
     async def prepare(self, request_id: str, prompt: Any, params: Any, more: dict[str, Any]) -> Prepared:
         timeline = CURRENT.get() or Timeline(request_id)
@@ -62,10 +70,9 @@ class Front:
         try:
             transfer = await self._arrange(tokens, timeline)
         except (NoPrefill, ChannelError) as error:
-            reason = error.reason if isinstance(error, ChannelError) else "no-prefill"
             timeline.mark("recompute", str(error))
-            timeline.local(reason)
-            metrics.TRANSFERS.labels("none", reason).inc()
+            timeline.local(error.reason)
+            metrics.TRANSFERS.labels("none", error.reason).inc()
             self._refuse_if_required(str(error))
             return Prepared(params)
         params = params.clone()
@@ -76,8 +83,21 @@ class Front:
         self._landings.cancel(transfer, "request ended")  # it usually has ended long before
 
     async def _lease(self, timeline: Timeline, tokens: int) -> Lease:
+        """Of a peer that does not rest."""
+        for _ in range(_MOST_LEASES):
+            wait_s = _SHORT_WAIT_S if self._backoff.anyone_rests(self._loop.time()) else None
+            try:
+                lease = await self._next_lease(timeline, tokens, wait_s)
+            except NoPrefill as error:
+                raise NoPrefill(str(error), RESTS if wait_s is not None else error.reason) from error
+            if self._backoff.may_ask(lease.instance, self._loop.time()):
+                return lease
+            self._release(lease, RESTS)  # so that home gives another one, if there is any
+        raise NoPrefill(f"{lease.instance} has failed and is left alone for a while", RESTS)
+
+    async def _next_lease(self, timeline: Timeline, tokens: int, wait_s: float | None) -> Lease:
         """A lease that is granted after its request has gone is given back."""
-        asking = asyncio.ensure_future(self._leases.lease(timeline.id, tokens))
+        asking = asyncio.ensure_future(self._leases.lease(timeline.id, tokens, wait_s))
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
@@ -104,15 +124,19 @@ class Front:
 
             return self._landings.open(channel, timeline.id, tokens, closed, computed)
         except ChannelError as error:
-            self._release(lease, str(error))
+            self._failed(lease, str(error))
             raise
         except BaseException:
             self._release(lease, "")
             raise
 
     def _closed(self, lease: Lease, timeline: Timeline, outcome: Outcome) -> None:
-        failed = outcome.reason if outcome.reason.startswith("channel-") else ""
-        self._release(lease, failed)
+        if outcome.reason == "timeout" or outcome.reason.startswith("channel-"):
+            self._failed(lease, outcome.reason)
+        else:
+            self._release(lease, "")
+        if not outcome.reason:
+            self._backoff.succeeded(lease.instance)
         metrics.TRANSFERS.labels(outcome.rung, outcome.reason or "whole").inc()
         metrics.BYTES.labels(outcome.rung).inc(outcome.bytes)
         if outcome.reason:
@@ -132,6 +156,10 @@ class Front:
                 f"the KV transfer that this service requires is not possible: {why}",
                 HTTPStatus.SERVICE_UNAVAILABLE,
             )
+
+    def _failed(self, lease: Lease, why: str) -> None:
+        self._backoff.failed(lease.instance, self._loop.time())
+        self._release(lease, why)
 
     def _release(self, lease: Lease, failed: str) -> None:
         task = self._loop.create_task(self._leases.release(lease, failed))

@@ -25,12 +25,16 @@ class Lease(NamedTuple):
 
 
 class NoPrefill(Exception):
-    """None to be had now; the text says why."""
+    """None to be had now; the text says why, `reason` in a word for metrics and headers."""
+
+    def __init__(self, why: str, reason: str = "no-prefill") -> None:
+        super().__init__(why)
+        self.reason = reason
 
 
 class Leases(Protocol):
-    async def lease(self, request_id: str, tokens: int) -> Lease:
-        """Raises NoPrefill."""
+    async def lease(self, request_id: str, tokens: int, wait_s: float | None = None) -> Lease:
+        """Raises NoPrefill, after `wait_s` at the latest (None: after the time that is set)."""
 
     async def release(self, lease: Lease, failed: str = "") -> None: ...
 
@@ -45,7 +49,7 @@ class FixedLeases:
         self._turns = itertools.cycle(self.addrs)
         self._ids = itertools.count(1)
 
-    async def lease(self, request_id: str, tokens: int) -> Lease:
+    async def lease(self, request_id: str, tokens: int, wait_s: float | None = None) -> Lease:
         if not self.addrs:
             raise NoPrefill("no-peer")
         addr = next(self._turns)
@@ -71,12 +75,12 @@ class HomeLeases:
         self._rpc = Rpc(instance or f"instance-{os.getpid()}", key)
         self._home = ""
 
-    async def lease(self, request_id: str, tokens: int) -> Lease:
+    async def lease(self, request_id: str, tokens: int, wait_s: float | None = None) -> Lease:
         from kserve_ext.core.ids import InstanceID, RequestID
         from kserve_ext.wire.messages import LeasePrefill
 
         message = LeasePrefill(self._group, RequestID(request_id), tokens, InstanceID(self._instance))
-        reply = await self._call_home(message, self._wait_s)
+        reply = await self._call_home(message, self._wait_s if wait_s is None else wait_s)
         if not reply.lease:
             raise NoPrefill(reply.reason or "no-peer")
         return Lease(reply.lease, reply.instance, reply.addr, reply.generation)

@@ -47,7 +47,15 @@ class Computed(_Job, frozen=True):
     ended: float
 
 
-Job = Prefill | Reserve | Cancel | Failed | Computed
+class Ping(_Job, frozen=True):
+    """Decode -> prefill: is anybody there? Nothing has been heard while this transfer waits."""
+
+
+class Alive(_Job, frozen=True):
+    """Prefill -> decode: the answer. It says nothing about the transfer."""
+
+
+Job = Prefill | Reserve | Cancel | Failed | Computed | Ping | Alive
 
 _decoder = msgspec.msgpack.Decoder(Job)
 

@@ -3,7 +3,8 @@
 Called by three kinds of threads: the event loop opens a transfer, the engine reserves blocks and collects
 results, channel readers write. A transfer ends exactly once: whole (every block of every layer, checksums
 right, and the sender says that it is done) or failed with a reason; a failed one is recomputed, never used.
-Its blocks are reported to the engine only when no reader can be writing to them any more.
+Its blocks are reported to the engine only when no reader can be writing to them any more. A peer that is silent
+while transfers wait for it is asked, and its channel given up when it does not answer (peers.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from runtimes.transport.channel import ChannelError, Frame
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.kv_memory import KvMemory
+from runtimes.vllm_pd.peers import ANSWER_S, Silence, transfer_s
 
 _REMEMBERED = 64
 
@@ -43,6 +45,8 @@ class Outcome(NamedTuple):
 class _Transfer:
     number: int
     channel: Channel
+    prompt: int  # tokens
+    opened: float
     deadline: float
     closed: Callable[[Outcome], None]
     computed: Callable[[float, float], None]
@@ -57,7 +61,7 @@ class _Transfer:
 
 
 class Landings:
-    """All transfers into this engine."""
+    """All transfers into this engine. `timeout_s`: the longest time that any may take."""
 
     def __init__(
         self, memory: KvMemory, timeout_s: float, clock: Callable[[], float] = time.monotonic
@@ -68,11 +72,14 @@ class Landings:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._transfers: dict[int, _Transfer] = {}
+        self._silences: dict[Channel, Silence] = {}
         self._results: list[tuple[str, bool]] = []
         #: The last blocks may be here before the job's times: whom to tell these, of the last few transfers.
         self._whole: OrderedDict[int, tuple[Channel, Callable[[float, float], None]]] = OrderedDict()
 
     def attach(self, channel: Channel) -> None:
+        with self._lock:
+            self._silences[channel] = Silence(self._clock())
         door = _Door(self, channel)
         channel.start(door, door)
 
@@ -89,8 +96,10 @@ class Landings:
         """Asks the peer to compute this prompt. Raises ChannelError."""
         with self._lock:
             number = next(self._numbers) & 0xFFFFFFFF
-            deadline = self._clock() + self._timeout_s
-            self._transfers[number] = _Transfer(number, channel, deadline, closed, computed)
+            now = self._clock()
+            ahead = sum(t.prompt for t in self._transfers.values() if t.channel is channel)
+            deadline = now + transfer_s(ahead + len(tokens), self._timeout_s)
+            self._transfers[number] = _Transfer(number, channel, len(tokens), now, deadline, closed, computed)
         try:
             channel.send(jobs.encode(jobs.Prefill(number, request_id, tokens)))
         except ChannelError:
@@ -127,9 +136,28 @@ class Landings:
         now = self._clock()
         for transfer in [t for t in list(self._transfers.values()) if t.deadline < now]:
             self._end(transfer, "timeout")
+        self._listen(now)
         with self._lock:
             taken, self._results = self._results, []
         return {name for name, _ in taken}, {name for name, whole in taken if not whole}
+
+    def _listen(self, now: float) -> None:
+        """Asks peers that are silent although transfers wait for them, and gives up those that don't answer."""
+        asked: list[tuple[Channel, int]] = []
+        lost: list[Channel] = []
+        with self._lock:
+            for transfer in self._transfers.values():  # the oldest of a channel comes first
+                silence = self._silences.get(transfer.channel)
+                look = silence.look(transfer.opened, now) if silence is not None else ""
+                if look == "ask":
+                    asked.append((transfer.channel, transfer.number))
+                elif look == "lost" and transfer.channel not in lost:
+                    lost.append(transfer.channel)
+        for channel, number in asked:
+            with contextlib.suppress(ChannelError):  # losing the channel ends the transfer
+                channel.send(jobs.encode(jobs.Ping(number)))
+        for channel in lost:
+            channel.lose(ChannelError("timeout", f"no answer for {ANSWER_S:g} s"))
 
     @property
     def open_transfers(self) -> int:
@@ -139,6 +167,7 @@ class Landings:
 
     def window(self, channel: Channel, frame: Frame) -> memoryview | None:
         with self._lock:
+            self._heard(channel)
             transfer = self._transfers.get(frame.transfer)
             if transfer is None or transfer.channel is not channel or transfer.ending is not None:
                 return None
@@ -175,6 +204,9 @@ class Landings:
         except msgspec.MsgspecError as error:
             raise ChannelError("protocol", str(error)) from error
         with self._lock:
+            self._heard(channel)
+            if isinstance(job, jobs.Alive):
+                return
             transfer = self._transfers.get(job.transfer)
             owner, computed = self._whole.pop(job.transfer, (None, None))
         if transfer is not None:
@@ -187,9 +219,16 @@ class Landings:
             computed(job.started, job.ended)
 
     def lost(self, channel: Channel, error: ChannelError) -> None:
+        with self._lock:
+            self._silences.pop(channel, None)
         for transfer in [t for t in list(self._transfers.values()) if t.channel is channel]:
             transfer.writing = False
             self._end(transfer, f"channel-{error.reason}")
+
+    def _heard(self, channel: Channel) -> None:
+        silence = self._silences.get(channel)
+        if silence is not None:
+            silence.heard(self._clock())
 
     # --- the one way a transfer ends
 

@@ -94,6 +94,9 @@ class Pushes:
         if isinstance(job, jobs.Prefill):
             self._open(channel, job)
             return
+        if isinstance(job, jobs.Ping):
+            channel.send(jobs.encode(jobs.Alive(job.transfer)))
+            return
         with self._work:
             peer = self._peers.get(channel)
             push = peer.pushes.get(job.transfer) if peer is not None else None

@@ -18,6 +18,7 @@ from tests.engine.instances import Answer, Instance, Nursery, until
 pytestmark = pytest.mark.engine
 
 BLOCK = 128
+_seen: dict[int, int] = {}
 
 
 def prompt(seed: int, length: int) -> list[int]:
@@ -190,8 +191,7 @@ def test_prefill_killed_in_mid_request_and_back_again(nursery: Nursery, tmp_path
         pd.prefill.kill(signal.SIGKILL)
         got, answer = asked.result(60)
     assert transfer(answer)[1]["reason"] == "channel-closed"
-    _, answer = pd.decode.tokens(prompt(9001, 300), 2)
-    assert transfer(answer) == ("none", {"reason": "unreachable"})
+    until(lambda: _reason(pd, 9001) == "unreachable", "the peer is tried again after its rest")
     reference = nursery.start().ready()
     assert got == reference.tokens(tokens, 12)[0]
     for instance in (reference, pd.decode):
@@ -214,6 +214,27 @@ def test_a_transfer_that_hangs_times_out_and_prefill_frees_its_blocks(
         instance.kill()
 
 
+def test_a_stopped_prefill_is_left_alone_until_it_runs_again(nursery: Nursery) -> None:
+    pd = start_pair(nursery)
+    assert _reason(pd, 9600) == ""
+    reference = nursery.start().ready()
+    tokens = prompt(9601, 1500)
+    pd.prefill.kill(signal.SIGSTOP)
+    try:
+        got, answer = pd.decode.tokens(tokens, 8)
+        assert transfer(answer)[1]["reason"] == "channel-timeout"  # not its deadline's: nobody answered
+        assert got == reference.tokens(tokens, 8)[0]
+        reasons = {_reason(pd, 9610 + n) for n in range(6)}
+        assert "backing-off" in reasons
+        assert reasons <= {"backing-off", "unreachable"}
+    finally:
+        pd.prefill.kill(signal.SIGCONT)
+    until(lambda: _reason(pd, 9602) == "", "a transfer")
+    _settled(pd)
+    for instance in (reference, pd.prefill, pd.decode):
+        instance.kill()
+
+
 def test_term_at_prefill_lets_open_transfers_end(nursery: Nursery, tmp_path: Path) -> None:
     file = tmp_path / "armed"
     pd = start_pair(nursery, fault={"FAULT": "stall", "FAULT_FILE": str(file)})
@@ -229,6 +250,13 @@ def test_term_at_prefill_lets_open_transfers_end(nursery: Nursery, tmp_path: Pat
     assert pd.prefill.exited()["code"] == 0
     pd.decode.kill()
     assert pd.decode.exited()["code"] == 0
+
+
+def _reason(pd: PD, seed: int) -> str:
+    """Why a prompt that nobody has seen was computed by decode; "" if it was not."""
+    _seen[seed] = _seen.get(seed, 0) + 1
+    _, answer = pd.decode.tokens(prompt(seed + 100_000 * _seen[seed], 300), 2)
+    return transfer(answer)[1].get("reason", "")
 
 
 def _computed(pd: PD) -> bool:

@@ -16,6 +16,7 @@ from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.kv_memory import KvMemory
 from runtimes.vllm_pd.landing import Landings, Outcome
+from runtimes.vllm_pd.peers import ANSWER_S, QUIET_S, Silence
 from runtimes.vllm_pd.pushing import Pushes
 
 LAYERS, BLOCKS, SIZE = 3, 40, 1024
@@ -37,9 +38,9 @@ def memory(seed: int) -> tuple[KvMemory, list[memoryview]]:
 
 
 class Setup:
-    """One decode with a channel to one prefill, and queues of what they tell."""
+    """One decode with a channel to one prefill, and queues of what they tell. Or prefill reads nothing: `stopped`."""
 
-    def __init__(self, rung: Rung) -> None:
+    def __init__(self, rung: Rung, stopped: bool = False) -> None:
         self.clock = Clock()
         self.prefill_memory, self.source = memory(1)
         self.decode_memory, self.target = memory(9)
@@ -56,7 +57,8 @@ class Setup:
         identity = Identity("d", 1, "l")
         self.channel = dial(self.listener.addr, b"key", identity, rungs=(rung,), window=window)
         self.far = accepted.get(timeout=WAIT_S)
-        self.pushes.attach(self.far)
+        if not stopped:
+            self.pushes.attach(self.far)
         self.landings.attach(self.channel)
 
     def open(self, tokens: int = 100) -> tuple[int, int]:
@@ -158,6 +160,55 @@ def test_decode_gives_up_in_time_and_prefill_frees_its_blocks(setup: Setup) -> N
     assert setup.outcome().reason == "timeout"
     assert setup.cancelled.get(timeout=WAIT_S) == key
     assert _eventually(lambda: setup.pushes.results(set())) == {"engine-p"}
+
+
+def test_short_prompts_are_given_up_sooner_and_those_before_them_count(setup: Setup) -> None:
+    setup.open(200)
+    setup.open(300)
+    setup.clock.now = 5.0 + 2.0 + 0.1
+    setup.landings.results()
+    assert setup.outcome().reason == "timeout"
+    assert setup.landings.open_transfers == 1
+    setup.clock.now = 5.0 + 5.0 + 0.1
+    setup.landings.results()
+    assert setup.outcome().reason == "timeout"
+
+
+def test_a_stopped_prefill_is_noticed_before_its_transfers_are_late() -> None:
+    made = Setup("shm", stopped=True)
+    for _ in range(2):
+        number = made.landings.open(made.channel, "r", [1] * 2000, made.outcomes.put, lambda a, b: None)
+        made.landings.reserve(number, f"engine-{number}", 0, [number], 40)
+    for now in (QUIET_S, QUIET_S + ANSWER_S / 2):
+        made.clock.now = now
+        assert made.landings.results() == (set(), set())
+    made.clock.now = QUIET_S + ANSWER_S
+    _, failed = made.landings.results()
+    assert {made.outcome().reason, made.outcome().reason} == {"channel-timeout"}
+    assert failed | made.landings.results()[1] == {"engine-1", "engine-2"}
+    assert made.channel.lost is not None
+    made.close()
+
+
+def test_a_prefill_that_only_takes_long_answers_and_is_not_given_up(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: SimpleQueue[float] = SimpleQueue()
+    right = Silence.heard
+
+    def hear(silence: Silence, now: float) -> None:
+        right(silence, now)
+        heard.put(now)
+
+    monkeypatch.setattr(Silence, "heard", hear)
+    number, key = setup.open(2000)
+    setup.landings.reserve(number, "engine-d", 0, [1, 2], 40)
+    while setup.clock.now < 5 * (QUIET_S + ANSWER_S):
+        setup.clock.now += QUIET_S
+        assert setup.landings.results() == (set(), set())
+        assert heard.get(timeout=WAIT_S) == setup.clock.now
+    setup.pushes.computed(key, "engine-p", [8, 9], 2, True)
+    assert setup.outcome().reason == ""
 
 
 def test_prefills_lease_ends_although_decode_says_nothing(setup: Setup) -> None:

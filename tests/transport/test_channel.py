@@ -185,6 +185,22 @@ def test_losing_a_side_is_told_once_and_ends_writes(pair: Pair) -> None:
     assert pair.at_prefill.happened.empty()
 
 
+def test_a_peer_that_takes_no_messages_does_not_stop_the_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtimes.transport.pair._SEND_TIMEOUT_S", 0.05)
+    arrived: SimpleQueue[Channel] = SimpleQueue()
+    listener = Listener(KEY, lambda: Identity("p", 7, "layout"), arrived.put)
+    channel = dial(listener.addr, KEY, Identity("d", 3, "layout"))
+    ear = Ear()
+    channel.start(ear, ear)
+    with pytest.raises(ChannelError) as caught:
+        channel.send(bytes(1 << 26))  # nobody reads at the other end
+    assert caught.value.reason == "timeout"
+    assert ear.next() == ("lost", "timeout")
+    channel.close()
+    arrived.get(timeout=WAIT_S).close()
+    listener.close()
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
