@@ -13,7 +13,7 @@ import pytest
 
 from e2e.behaviours.client import Client
 from e2e.behaviours.ingress import Ingress
-from e2e.stack import cluster
+from e2e.stack import cluster, network
 from e2e.stack.api import Api
 from e2e.stack.cluster import Cluster
 from e2e.stack.implementations import IMPLEMENTATIONS, use
@@ -42,17 +42,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def stack(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    if name := request.config.getoption("--stack"):
-        yield cluster.attach(name)
-        return
-    started = cluster.up()
-    yield started
-    cluster.down(started.place)
+    name = request.config.getoption("--stack")
+    try:
+        found = cluster.attach(name) if name else cluster.up()
+    except (cluster.StackError, network.NetworkError, RuntimeError, TimeoutError) as error:
+        pytest.exit(f"no stack to test against: {error}", returncode=1)
+    yield found
+    found.api.close()
+    if not name:
+        cluster.down(found.place, keep_logs=request.session.testsfailed > 0)
 
 
 @pytest.fixture(scope="session")
-def ingress(stack: Cluster) -> Ingress:
-    return Ingress(stack.place)
+def ingress(stack: Cluster) -> Iterator[Ingress]:
+    with Ingress(stack.place) as following:
+        yield following
 
 
 @pytest.fixture(scope="session")

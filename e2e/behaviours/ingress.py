@@ -7,6 +7,7 @@ activator or to the pods, as the control plane decides), the headers that name t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from e2e.stack.place import Place
 
 Object = dict[str, Any]
 _KINGRESS = "/apis/networking.internal.knative.dev/v1alpha1/ingresses"
+_TLS_END_S = 0.25
 
 
 class NoEndpoint(Exception):
@@ -29,14 +31,31 @@ class Backend(NamedTuple):
 
 
 class Ingress:
-    """Follows the objects in a thread of its own, from when it is made."""
+    """A context, in which a thread of its own follows the objects."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
         self._ingresses: dict[str, Object] = {}
         self._endpoints: dict[str, list[str]] = {}
         self._random = random.Random(4)
-        threading.Thread(target=lambda: asyncio.run(self._follow()), name="ingress", daemon=True).start()
+        self._loop = asyncio.new_event_loop()
+        self._following = self._loop.create_task(self._follow())
+        self._thread = threading.Thread(target=self._run, name="ingress")
+
+    def __enter__(self) -> Ingress:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._following.cancel)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._following)
+        # TLS connections end after their session is closed, some turns of the loop later.
+        self._loop.run_until_complete(asyncio.sleep(_TLS_END_S))
 
     async def _follow(self) -> None:
         async with watch.session(self._place) as client:

@@ -33,6 +33,12 @@ class Api:
         self._connection: http.client.HTTPSConnection | None = None
         self._kinds: dict[tuple[str, str], tuple[str, bool]] = {}
 
+    def close(self) -> None:
+        """The kept connection; the next call opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
     def call(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Any:
         status, text = self.raw(method, path, body, content_type)
         try:
@@ -59,8 +65,7 @@ class Api:
                 response = self._connection.getresponse()
                 return response.status, response.read()
             except (OSError, http.client.HTTPException):
-                self._connection.close()
-                self._connection = None
+                self.close()
                 if last:
                     raise
         raise AssertionError("unreachable")

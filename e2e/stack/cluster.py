@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ def up(name: str = "", owned: bool = True) -> Cluster:
         raise StackError(f"not built yet: {', '.join(absent)} (python -m e2e.build)")
     place = Place(name or secrets.token_hex(3))
     with _one_at_a_time():
-        sweep()
+        _sweep()
         if Place(place.name) in processes.known():
             raise StackError(f"stack {place.name} is there already (python -m e2e down {place.name})")
         place.logs.mkdir(parents=True)
@@ -51,8 +52,7 @@ def up(name: str = "", owned: bool = True) -> Cluster:
         knative.install(api)
         _say(place, f"Knative is ready after {time.monotonic() - started:.1f} s")
     except BaseException:
-        if os.environ.get("E2E_KEEP_BROKEN") != "1":
-            processes.remove(place)
+        down(place, keep_logs=True)
         raise
     record.ready = True
     if not owned:
@@ -71,12 +71,23 @@ def attach(name: str) -> Cluster:
     return Cluster(place, Api(place))
 
 
-def down(place: Place) -> None:
+def down(place: Place, keep_logs: bool = False) -> None:
+    """`keep_logs`: the logs move to a folder that the next failure empties."""
+    if keep_logs:
+        kept = root().with_name(f"{root().name}-failed")
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(place.logs, kept)
+        _say(place, f"logs kept in {kept}")
     processes.remove(place)
 
 
 def sweep() -> list[str]:
     """Takes down what dead owners left; its names."""
+    with _one_at_a_time():
+        return _sweep()
+
+
+def _sweep() -> list[str]:
     swept = []
     for place in processes.known():
         if processes.abandoned(place):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from e2e.stack import network
-from e2e.stack.place import Place, root
+from e2e.stack.place import PREFIX, Place, root
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +74,13 @@ class Record:
         return [name for name, process in self.processes.items() if not process.alive]
 
 
+#: Children of this process; waited for once their stack is down.
+_children: list[subprocess.Popen[bytes]] = []
+
+
 def start(
     place: Place, record: Record, name: str, argv: list[str], env: Mapping[str, str] | None = None
-) -> subprocess.Popen[bytes]:
+) -> None:
     """In the node's namespace, in a session of its own, so that an interrupt at the terminal passes it by."""
     with (place.logs / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
@@ -87,19 +92,15 @@ def start(
             cwd=place.folder,
             start_new_session=True,
         )
+    _children.append(process)
     record.processes[name] = of_pid(process.pid)
     record.write(place)
-    return process
 
 
 def known() -> list[Place]:
     """Every stack that has left something: a folder, or a namespace."""
     names = {path.name for path in root().iterdir()} if root().exists() else set()
-    names |= {
-        space.split("-")[1]
-        for space in network.namespaces()
-        if space.startswith("kst-") and space.count("-") == 2
-    }
+    names |= {space.split("-")[1] for space in network.namespaces() if re.match(rf"{PREFIX}-\w+-", space)}
     return [Place(name) for name in sorted(names)]
 
 
@@ -119,6 +120,7 @@ def remove(place: Place) -> None:
     for space in [space for space in network.namespaces() if place.owns(space)]:
         _end(space)
         network.remove(space)
+    _children[:] = [child for child in _children if child.poll() is None]
     shutil.rmtree(place.folder, ignore_errors=True)
 
 
