@@ -1,0 +1,224 @@
+"""The stat server and the forwarder over real sockets: who is let in, what is taken, and who gets it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from autoscaler_shim.knative import forwarder as forwarding
+from autoscaler_shim.knative.forwarder import Forwarder
+from autoscaler_shim.knative.stat_server import StatServer
+from kserve_ext.core.buckets import Buckets
+from kserve_ext.wire.stats import Stat, StatMessage, encode
+from tests.support.knative_autoscaler import activator, message, run, until
+
+BUCKET = "autoscaler-bucket-00-of-01"
+
+
+class Received:
+    def __init__(self) -> None:
+        self.messages: list[StatMessage] = []
+        self.holds: set[str] = set()
+        self.ready = True
+
+
+@contextlib.asynccontextmanager
+async def serving() -> AsyncIterator[tuple[StatServer, Received]]:
+    received = Received()
+    server = StatServer(received.messages.extend, received.holds.__contains__, lambda: received.ready)
+    await server.start("127.0.0.1", 0)
+    try:
+        yield server, received
+    finally:
+        await server.stop()
+
+
+@pytest.mark.parametrize(
+    ("headers", "ready", "status"),
+    [
+        ({"User-Agent": "kube-probe/1.36"}, True, 200),
+        ({"User-Agent": "x", "K-Kubelet-Probe": "queue"}, True, 200),
+        ({"User-Agent": "kube-probe/1.36"}, False, 503),
+        ({"User-Agent": "curl"}, True, 400),
+        ({"Host": f"{BUCKET}.knative-serving.svc.cluster.local:8080"}, True, 200),
+    ],
+)
+def test_who_comes_without_a_websocket(headers: dict[str, str], ready: bool, status: int) -> None:
+    async def test() -> None:
+        async with serving() as (server, received), aiohttp.ClientSession() as session:
+            received.ready = ready
+            async with session.get(f"http://127.0.0.1:{server.port}/any/path", headers=headers) as answer:
+                assert answer.status == status
+
+    run(test())
+
+
+def test_a_bucket_that_is_not_ours_gets_no_websocket() -> None:
+    async def test() -> None:
+        async with serving() as (server, received), aiohttp.ClientSession() as session:
+            url, headers = f"ws://127.0.0.1:{server.port}/", {"Host": f"{BUCKET}.knative-serving.svc"}
+            with pytest.raises(aiohttp.WSServerHandshakeError):
+                await session.ws_connect(url, headers=headers)
+            received.holds.add(BUCKET)
+            async with session.ws_connect(url, headers=headers) as ws:
+                await ws.send_bytes(encode([message(1)]))
+                await until(lambda: received.messages)
+
+    run(test())
+
+
+def test_what_is_no_statistics_is_dropped_and_the_connection_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test() -> None:
+        async with serving() as (server, received), activator(server.port) as peer:
+            for _ in range(3):
+                await peer.ws.send_bytes(b"\x0a\xff")
+                await peer.ws.send_str("text")
+            await peer.ws.ping()
+            await peer.report(2.0)
+            await until(lambda: received.messages)
+            assert received.messages == [message(2.0)]
+            assert (server.malformed, server.clients) == (3, 1)
+
+    run(test())
+    complaints = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert len(complaints) == 2, "once for each kind"
+    assert "WireStatMessages" in complaints[0]
+
+
+def test_a_client_that_does_not_answer_the_close_does_not_hold_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoscaler_shim.knative.stat_server.SHUTDOWN_S", 0.05)
+
+    async def test() -> None:
+        async with serving() as (server, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(
+                b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+            await reader.readuntil(b"\r\n\r\n")
+            await server.stop()
+            assert (await reader.readexactly(4))[2:] == (1012).to_bytes(2, "big")
+            writer.close()
+
+    run(test())
+
+
+# --- forwarding
+
+
+def now_message(concurrency: float = 1.0, name: str = "rev") -> StatMessage:
+    return StatMessage("ns", name, Stat("act-0", concurrency, timestamp=int(time.time())))
+
+
+def test_what_is_ours_stays_here() -> None:
+    async def test() -> None:
+        accepted: list[StatMessage] = []
+        forwarder = Forwarder(Buckets.of(1), accepted.append)
+        assert not forwarder.holds(BUCKET)
+        early = now_message()
+        forwarder.send([early])
+        assert accepted == [], "nobody is known yet"
+        await forwarder.held_here(BUCKET)
+        assert accepted == [early]
+        forwarder.send([now_message(2)])
+        assert len(accepted) == 2
+        await forwarder.held_by_nobody(BUCKET)
+        assert not forwarder.holds(BUCKET)
+        await forwarder.stop()
+
+    run(test())
+
+
+def test_what_is_anothers_goes_there_together() -> None:
+    async def test() -> None:
+        async with serving() as (server, received):
+            forwarder = Forwarder(Buckets.of(1), lambda _: None)
+            await forwarder.held_by(BUCKET, (f"ws://127.0.0.1:{server.port}",))
+            sent = [now_message(i + 1) for i in range(2500)]
+            forwarder.send(sent)
+            await until(lambda: len(received.messages) == 2500)
+            assert received.messages == sent
+            forwarder.send([now_message(0.5)])
+            await until(lambda: len(received.messages) == 2501)
+            assert server.clients == 1
+            await forwarder.stop()
+
+    run(test())
+
+
+def test_the_service_is_tried_when_the_pod_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "ESTABLISH_S", 0.2)
+
+    async def test() -> None:
+        async with serving() as (server, received):
+            forwarder = Forwarder(Buckets.of(1), lambda _: None)
+            addresses = ("ws://127.0.0.1:1", f"ws://127.0.0.1:{server.port}")
+            await forwarder.held_by(BUCKET, addresses)
+            forwarder.send([now_message()])
+            await until(lambda: received.messages)
+            await forwarder.held_by(BUCKET, addresses)
+            assert server.clients == 1, "the same holder is no change"
+            await forwarder.stop()
+
+    run(test())
+
+
+def test_what_waited_for_a_holder_that_is_gone_goes_to_the_next() -> None:
+    async def test() -> None:
+        accepted: list[StatMessage] = []
+        forwarder = Forwarder(Buckets.of(1), accepted.append)
+        await forwarder.held_by(BUCKET, ("ws://127.0.0.1:1",))
+        sent = [now_message(i + 1) for i in range(3)]
+        forwarder.send(sent)
+        await forwarder.held_here(BUCKET)
+        assert accepted == sent
+
+    run(test())
+
+
+def test_what_waits_is_bounded_in_number_and_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "MOST_WAITING", 5)
+
+    async def test() -> None:
+        forwarder = Forwarder(Buckets.of(1), lambda _: None)
+        await forwarder.held_by(BUCKET, ("ws://127.0.0.1:1",))
+        forwarder.send([now_message(i + 1) for i in range(8)])
+        assert forwarder.dropped == 3
+        old = now_message()
+        forwarder.send([old._replace(stat=old.stat._replace(timestamp=int(time.time()) - 100))])
+        assert forwarder.dropped == 4, "it has gone to and fro for long enough"
+        monkeypatch.setattr(forwarding, "MOST_AGE_S", -1.0)
+        monkeypatch.setattr(forwarding, "AGAIN_S", 0.001)
+        await until(lambda: forwarder.dropped == 9)
+        await forwarder.stop()
+
+    run(test())
+
+
+def test_a_connection_that_breaks_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "AGAIN_S", 0.01)
+
+    async def test() -> None:
+        accepted: list[StatMessage] = []
+        async with serving() as (server, received):
+            port = server.port
+            forwarder = Forwarder(Buckets.of(1), accepted.append)
+            await forwarder.held_by(BUCKET, (f"ws://127.0.0.1:{port}",))
+            forwarder.send([now_message(1)])
+            await until(lambda: received.messages)
+        again = StatServer(accepted.extend, lambda _: True, lambda: True)
+        await again.start("127.0.0.1", port)
+        forwarder.send([now_message(2)])
+        await until(lambda: accepted)
+        assert accepted[0].stat.average_concurrent_requests == 2
+        await forwarder.stop()
+        await again.stop()
+
+    run(test())
