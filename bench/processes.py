@@ -46,6 +46,21 @@ def family(pid: int) -> list[int]:
     return [pid, *(each for child in children for each in family(int(child)))]
 
 
+def of_stack(folder: Path) -> list[int]:
+    """Processes of an e2e stack's pods: their kubeconfig lies in its folder."""
+    mark = f"KUBECONFIG={folder}/kubeconfig-".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue  # ended, or not ours to read
+            if any(word.startswith(mark) for word in words):
+                found.append(int(entry.name))
+    return found
+
+
 def cpu_ns(pid: int) -> int:
     """Of all threads of the family, in nanoseconds."""
     return sum(

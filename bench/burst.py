@@ -1,0 +1,128 @@
+"""Many revisions at zero, one request to each at once, and when each step of their starts was seen.
+
+The steps are read from watches of the API server in this process, so all times are of one clock. Nothing is decided
+here about which implementation runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from e2e.stack import watch
+
+Object = dict[str, Any]
+ANSWER_S = 300.0
+REVISION = "serving.knative.dev/revision"
+#: In the order in which they usually happen; each is measured from the one before.
+STEPS = ("scaled", "created", "bound", "ready", "endpoint", "answered")
+_WATCHES = {
+    "/apis/apps/v1/namespaces/default/deployments": ("scaled",),
+    "/api/v1/namespaces/default/pods": ("created", "bound", "ready"),
+    "/api/v1/namespaces/default/endpoints": ("endpoint",),
+}
+
+
+@dataclass
+class Burst:
+    """Of one burst: when each revision was asked for, and when each of its steps was first seen."""
+
+    asked: dict[str, float] = field(default_factory=dict)
+    seen: dict[str, dict[str, float]] = field(default_factory=lambda: {step: {} for step in STEPS})
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+    def answers_s(self) -> list[float]:
+        """From request to answer, of those answered with 200, in order."""
+        return sorted(at - self.asked[name] for name, at in self.seen["answered"].items())
+
+    def all_s(self) -> float:
+        """From the first request to the last answer."""
+        return max(self.seen["answered"].values()) - min(self.asked.values())
+
+    def steps_s(self, step: str) -> list[float]:
+        """From request to the step."""
+        return [at - self.asked[name] for name, at in self.seen[step].items() if name in self.asked]
+
+
+def steps_of(kind: str, obj: Object) -> tuple[str, ...]:
+    """Those that the object shows to be done; `kind`: the last word of its path."""
+    status = obj.get("status") or {}
+    if kind == "deployments":
+        return ("scaled",) if obj["spec"].get("replicas") else ()
+    if kind == "endpoints":
+        return ("endpoint",) if any(s.get("addresses") for s in obj.get("subsets") or []) else ()
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or [])
+    bound = ("bound",) if obj["spec"].get("nodeName") else ()
+    return ("created", *bound, *(("ready",) if ready else ()))
+
+
+class Observer:
+    """Follows the objects; what happens to revisions at zero goes to the burst under way."""
+
+    def __init__(self) -> None:
+        self.burst: Burst | None = None
+        #: Revision -> objects of each kind that still show it above zero.
+        self._alive: dict[str, set[str]] = {}
+        self._changed = asyncio.Event()
+
+    async def follow(self, client: aiohttp.ClientSession) -> None:
+        await asyncio.gather(*(self._follow(client, path) for path in _WATCHES))
+
+    async def _follow(self, client: aiohttp.ClientSession, path: str) -> None:
+        kind = path.rpartition("/")[2]
+
+        def changed(change: str, obj: Object) -> None:
+            metadata = obj["metadata"]
+            revision = metadata.get("labels", {}).get(REVISION)
+            private = metadata.get("labels", {}).get("networking.internal.knative.dev/serviceType")
+            if not revision or (kind == "endpoints" and private != "Private"):
+                return
+            steps = () if change == "GONE" else steps_of(kind, obj)
+            alive = self._alive.setdefault(revision, set())
+            key = f"{kind}/{metadata['name']}"
+            (alive.add if steps else alive.discard)(key)
+            if self.burst and revision in self.burst.asked:
+                now = time.time()
+                for step in steps:
+                    self.burst.seen[step].setdefault(revision, now)
+            self._changed.set()
+
+        await watch.follow(client, path, changed)
+
+    async def wait_zero(self, revisions: list[str], seconds: float) -> None:
+        """No replicas wanted, no pods, no endpoints."""
+        async with asyncio.timeout(seconds):
+            while any(self._alive.get(revision) for revision in revisions):
+                self._changed.clear()
+                await self._changed.wait()
+
+
+async def fire(observer: Observer, revisions: list[str], activator: str) -> Burst:
+    """One request to each at once, to the activator as an ingress would."""
+    burst = observer.burst = Burst()
+    timeout = aiohttp.ClientTimeout(total=ANSWER_S)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as client:
+
+        async def ask(revision: str) -> None:
+            headers = {"Knative-Serving-Namespace": "default", "Knative-Serving-Revision": revision}
+            burst.asked[revision] = time.time()
+            try:
+                async with client.get(f"http://{activator}/", headers=headers) as response:
+                    await response.read()
+                    outcome = str(response.status)
+            except (OSError, TimeoutError, aiohttp.ClientError) as error:
+                outcome = type(error).__name__
+            burst.outcomes[outcome] += 1
+            if outcome == "200":
+                burst.seen["answered"][revision] = time.time()
+
+        await asyncio.gather(*(ask(revision) for revision in revisions))
+    # What the API server shows later than the answer belongs to the burst as well.
+    await asyncio.sleep(1)
+    observer.burst = None
+    return burst

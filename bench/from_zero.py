@@ -1,0 +1,313 @@
+"""Revisions woken from zero, 1, 25 and 100 at once: stock Knative beside ours in one stack (`make bench-from-zero`).
+
+Plain scale: a request to the activator, its report to the autoscaler, a patch of the Deployment, a pod, an answer.
+The stack is the e2e suite's: the real API server, controllers, scheduler, kube-proxy and Knative's controller; the
+activator's and autoscaler's images are swapped between bursts, rounds are interleaved. Pods are light (bench/peers/
+light_node.py) unless asked for real ones, which are bounded by how fast this machine starts processes.
+Printed besides: when each step of the starts was seen, and whose CPU time they took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench import quiet
+from bench.burst import STEPS, Burst, Observer, fire
+from bench.peers import light_node
+from bench.processes import of_stack
+from bench.record import record
+from e2e.stack import cluster, knative, network, watch
+from e2e.stack.api import condition, wait_until
+from e2e.stack.cluster import Cluster
+from e2e.stack.kubelet import programs
+from e2e.stack.place import CLONE, SYSTEM_NAMESPACE, Place
+
+SERVING = "serving.knative.dev/v1"
+SPARE = "zero-spare"
+ZERO_S = 300.0
+CREATED_AT_ONCE = 10
+#: Alone: so many bursts of one each time.
+SINGLES = 5
+#: Name -> (activator, autoscaler).
+IMPLEMENTATIONS = {
+    "stock": ("stock", "stock"),
+    "ours": ("ours", "ours"),
+    "our activator": ("ours", "stock"),
+    "our autoscaler": ("stock", "ours"),
+}
+SETTINGS = {
+    "config-autoscaler": {"allow-zero-initial-scale": "true"},
+    "config-features": {
+        "kubernetes.podspec-nodeselector": "enabled",
+        "kubernetes.podspec-tolerations": "enabled",
+    },
+}
+
+
+class Figures(NamedTuple):
+    """Of all bursts of one size with one implementation."""
+
+    bursts: list[Burst]
+    #: Program -> CPU microseconds.
+    cpu: Counter[str]
+
+
+Found = dict[tuple[str, int], Figures]  # (implementation, revisions at once)
+
+
+def name_of(number: int) -> str:
+    return f"zero-{number:03}"
+
+
+def service(name: str, light: bool) -> dict[str, Any]:
+    marks = {
+        "window": "6s",
+        "min-scale": "0",
+        "initial-scale": "0",
+        "scale-to-zero-pod-retention-period": "0s",
+    }
+    annotations = {f"autoscaling.knative.dev/{key}": value for key, value in marks.items()}
+    container = {"image": programs.USER_SERVER, "ports": [{"containerPort": 8080}]}
+    spec: dict[str, Any] = {"containers": [container]}
+    if light:
+        spec |= {"nodeSelector": light_node.LABEL, "tolerations": [light_node.TAINT]}
+    return {
+        "apiVersion": SERVING,
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"template": {"metadata": {"annotations": annotations}, "spec": spec}},
+    }
+
+
+def prepare(stack: Cluster, count: int, light: bool) -> None:
+    """The settings, the light node, and `count` Services that are ready at zero."""
+    api = stack.api
+    for name, data in SETTINGS.items():
+        api.patch("v1", "ConfigMap", SYSTEM_NAMESPACE, name, {"data": data})
+    if light:
+        argv = [sys.executable, "-m", "bench.peers.light_node", stack.place.name]
+        with (stack.place.logs / "light-node.log").open("wb") as log:
+            subprocess.Popen(argv, cwd=CLONE, stdout=log, stderr=log)
+        wait_until(
+            "the light node", lambda: condition(api.get("v1", "Node", "", light_node.NODE), "Ready"), 60
+        )
+    names = [SPARE, *map(name_of, range(count))]
+    # The webhook may not have seen the settings yet.
+    wait_until("the first Service", lambda: bool(api.create(service(names[0], light))), 60, 0.5)
+    for first in range(1, len(names), CREATED_AT_ONCE):
+        for name in names[first : first + CREATED_AT_ONCE]:
+            api.create(service(name, light))
+        for name in names[first : first + CREATED_AT_ONCE]:
+            wait_until(
+                f"Service {name} ready",
+                lambda name=name: (  # type: ignore[misc]
+                    condition(api.get(SERVING, "Service", "default", name), "Ready") == "True"
+                ),
+                120,
+            )
+
+
+def use(stack: Cluster, activator: str, autoscaler: str) -> None:
+    """Both rolled out, and every revision's public Service leads to the activator that is ready."""
+    api = stack.api
+    for name, which in (("activator", activator), ("autoscaler", autoscaler)):
+        image = programs.stock_image(name) if which == "stock" else programs.our_image(f"galaxy-{name}")
+        knative.set_image(api, name, image)
+    for name in ("activator", "autoscaler"):
+        knative.wait_rolled_out(api, name)
+
+    def routed() -> bool:
+        ready = _addresses(api.get("v1", "Endpoints", SYSTEM_NAMESPACE, "activator-service"))
+        public = [
+            obj
+            for obj in api.list("v1", "Endpoints", "default")
+            if obj["metadata"].get("labels", {}).get("networking.internal.knative.dev/serviceType")
+            == "Public"
+        ]
+        return len(ready) == 1 and all(_addresses(obj) == ready for obj in public)
+
+    wait_until("all revisions to be routed to the activator", routed, 120, 0.5)
+
+
+def _addresses(endpoints: Mapping[str, Any]) -> set[str]:
+    return {a["ip"] for subset in endpoints.get("subsets") or [] for a in subset.get("addresses") or []}
+
+
+def activator_of(stack: Cluster) -> str:
+    (address,) = _addresses(stack.api.get("v1", "Endpoints", SYSTEM_NAMESPACE, "activator-service"))
+    return f"{address}:8012"
+
+
+def cpu_by_program(place: Place) -> Counter[str]:
+    """CPU microseconds so far of every program of the stack, and of this bench."""
+    spent: Counter[str] = Counter()
+    for pid in {*network.processes(place.node), *of_stack(place.folder)}:
+        spent[_program(pid)] += _cpu_us(pid)
+    spent["this bench"] = _cpu_us(os.getpid())
+    return spent
+
+
+def _program(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return "ended"
+    return words[2] if words[1:2] == ["-m"] else words[0].rpartition("/")[2]
+
+
+def _cpu_us(pid: int) -> int:
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) // 1000
+    except OSError:
+        return 0
+
+
+async def one_burst(stack: Cluster, observer: Observer, names: Sequence[str], figures: Figures) -> Burst:
+    """Fires when all are at zero; adds what was found to the figures."""
+    revisions = [f"{name}-00001" for name in names]
+    await observer.wait_zero(revisions, ZERO_S)
+    activator = activator_of(stack)
+    before = cpu_by_program(stack.place)
+    burst = await fire(observer, revisions, activator)
+    figures.cpu.update(cpu_by_program(stack.place) - before)
+    figures.bursts.append(burst)
+    return burst
+
+
+async def measure(stack: Cluster, args: argparse.Namespace) -> Found:
+    found: Found = {}
+    sizes = [int(size) for size in args.sizes.split(",")]
+    chosen = args.impl.split(",")
+    observer = Observer()
+    async with watch.session(stack.place) as client:
+        following = asyncio.create_task(observer.follow(client))
+        for number in range(args.rounds):
+            first = number % len(chosen)
+            for implementation in [*chosen[first:], *chosen[:first]]:
+                await asyncio.to_thread(use, stack, *IMPLEMENTATIONS[implementation])
+                # Leases taken, websocket open, paths warm.
+                spare = await one_burst(stack, observer, [SPARE], Figures([], Counter()))
+                if spare.outcomes != {"200": 1}:
+                    raise SystemExit(f"{implementation} does not wake {SPARE}: {dict(spare.outcomes)}")
+                for size in sizes:
+                    figures = found.setdefault((implementation, size), Figures([], Counter()))
+                    groups = [range(i, i + 1) for i in range(SINGLES)] if size == 1 else [range(size)]
+                    for group in groups:
+                        burst = await one_burst(stack, observer, [name_of(i) for i in group], figures)
+                        show(number, implementation, size, burst)
+        following.cancel()
+    return found
+
+
+def show(number: int, implementation: str, size: int, burst: Burst) -> None:
+    answers = burst.answers_s()
+    if answers:
+        steps = "  ".join(
+            f"{step} {statistics.median(times):.2f}" for step in STEPS if (times := burst.steps_s(step))
+        )
+        text = f"p50 {percentile(answers, 0.5):6.2f} s  p99 {percentile(answers, 0.99):6.2f} s  (medians: {steps})"
+    else:
+        text = "no answers"
+    print(
+        f"round {number + 1}  {implementation:14} {size:3} at once  {text}  {dict(burst.outcomes)}",
+        flush=True,
+    )
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def rows_of(found: Found, conditions: str) -> list[dict[str, Any]]:
+    """Ours and its halves beside stock: of each size p50 and p99 over all answers, and the pace of a burst."""
+    rows = []
+    for (implementation, size), figures in found.items():
+        stock = found.get(("stock", size))
+        if implementation == "stock" or stock is None:
+            continue
+        mine, theirs = (sorted(s for b in f.bursts for s in b.answers_s()) for f in (figures, stock))
+        what = "" if implementation == "ours" else f" ({implementation} alone)"
+        fields = [
+            ("request to answer, p50", percentile(mine, 0.5), percentile(theirs, 0.5), "s", "lower"),
+            ("request to answer, p99", percentile(mine, 0.99), percentile(theirs, 0.99), "s", "lower"),
+        ]
+        if size > 1:
+            pace = [statistics.median(size / b.all_s() for b in f.bursts) for f in (figures, stock)]
+            fields.append(("answered per second", pace[0], pace[1], "revisions/s", "higher"))
+        rows += [
+            {
+                "metric": f"{size} at once from zero: {label}{what}",
+                "ours": round(ours, 3),
+                "peer": round(peer, 3),
+                "peer_name": "stock Knative",
+                "unit": unit,
+                "better": better,
+                "conditions": conditions,
+            }
+            for label, ours, peer, unit, better in fields
+        ]
+    return rows
+
+
+def explain(found: Found) -> None:
+    """Where the time and the CPU went."""
+    for (implementation, size), figures in found.items():
+        print(f"{implementation}, {size} at once: since the request, p50 and p99 in s")
+        for step in STEPS:
+            times = sorted(s for burst in figures.bursts for s in burst.steps_s(step))
+            if times:
+                print(f"  {step:10} {percentile(times, 0.5):7.3f} {percentile(times, 0.99):7.3f}")
+        starts = sum(len(burst.asked) for burst in figures.bursts)
+        shares = ", ".join(f"{name} {us / starts / 1000:.0f}" for name, us in figures.cpu.most_common(9))
+        print(f"  CPU ms per revision: {figures.cpu.total() / starts / 1000:.0f} ({shares})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sizes", default="1,25,100", help="revisions at once")
+    parser.add_argument("--impl", default="stock,ours", help=f"of {', '.join(IMPLEMENTATIONS)}")
+    parser.add_argument("--pods", choices=("light", "real"), default="light")
+    args = parser.parse_args()
+    if unknown := set(args.impl.split(",")) - IMPLEMENTATIONS.keys():
+        parser.error(f"unknown: {', '.join(unknown)}")
+    sizes = [int(size) for size in args.sizes.split(",")]
+    observed = quiet.Watch()
+    stack = cluster.up()
+    try:
+        began = time.monotonic()
+        prepare(stack, max(SINGLES, *sizes), args.pods == "light")
+        print(f"{max(sizes)} Services ready after {time.monotonic() - began:.0f} s", flush=True)
+        found = asyncio.run(measure(stack, args))
+    finally:
+        cluster.down(stack.place)
+        for pid in of_stack(stack.place.folder):
+            os.kill(pid, signal.SIGKILL)
+    verdict = observed.verdict()
+    outcomes = sum((b.outcomes for f in found.values() for b in f.bursts), Counter[str]())
+    failed = outcomes.total() - outcomes["200"]
+    conditions = (
+        f"one stack on {os.cpu_count()} cores with all its parts, {args.pods} pods, window 6 s; "
+        f"{args.rounds} interleaved rounds, {SINGLES} single starts in each; {verdict.text}"
+    )
+    explain(found)
+    refused = f"{failed} requests were not answered with 200" if failed else verdict.refused
+    record("from_zero", rows_of(found, conditions), refused=refused)
+
+
+if __name__ == "__main__":
+    main()
