@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from activator_replacement.refusals import NEVER
 from activator_replacement.requests import Record, Requests
 from activator_replacement.routes import Routes
 from activator_replacement.seam import CLIENT_GONE, OK, OUTCOMES, TIMEOUT, Exchange, Refusal
@@ -174,8 +175,8 @@ class Dispatcher:
     def granted(self, grant: Grant) -> Demand | None:
         """Obeys a Grant; the state after it."""
         facts = home_facts.Grant(*msgspec.structs.astuple(grant))
-        for waiting in self.shard.grant(facts, self.loop.time()):
-            self._refuse(waiting, 503, f"{grant.revision} can't serve: {grant.refusal}", grant.retry_after_s)
+        for waiting in self.shard.grant(facts, self.loop.time()):  # it can't serve for good
+            self._refuse(waiting, 503, f"{grant.revision} can't serve: {grant.refusal}", NEVER)
         self.drain(grant.revision)
         demand = self.shard.report(grant.revision, self.loop.time())
         return Demand(*demand) if demand is not None else None

@@ -64,13 +64,18 @@ REFUSALS: Final[dict[int, Kind]] = {
     ),
     504: Kind("Gateway Timeout", "server_error", "timeout", "Retry, or raise the revision's timeoutSeconds."),
 }
+#: As `retry_after_s`: the same request would fail again, until a person has corrected something.
+NEVER: Final = -1.0
+_CORRECT_FIRST: Final = "Retrying does not help until that is corrected."
 #: The connection can't be used further after these.
 CLOSING: Final = frozenset(status for status, kind in REFUSALS.items() if kind.close)
 
 
-def error_json(status: int, reason: str) -> bytes:
+def error_json(status: int, reason: str, *, passes: bool = True) -> bytes:
+    """`passes`: it may be different later."""
     kind = REFUSALS[status]
-    message = f"{reason.rstrip('. ')}. {kind.remedy}" if reason else kind.remedy
+    remedy = kind.remedy if passes else _CORRECT_FIRST
+    message = f"{reason.rstrip('. ')}. {remedy}" if reason else remedy
     error = {"message": message, "type": kind.type, "param": None, "code": kind.code}
     return json.dumps({"error": error}).encode()
 
@@ -84,10 +89,11 @@ def response(
     close: bool = False,
     to_head: bool = False,
 ) -> bytes:
-    """A whole response; `to_head`: it answers HEAD, so its body is left out."""
+    """A whole response; `to_head`: it answers HEAD, so its body is left out. `retry_after_s` may be NEVER."""
     kind = REFUSALS[status]
-    body = error_json(status, reason) + b"\n"
-    wait = retry_after_s or kind.retry_after_s
+    passes = retry_after_s >= 0.0
+    body = error_json(status, reason, passes=passes) + b"\n"
+    wait = (retry_after_s or kind.retry_after_s) if passes else 0.0
     lines = [
         f"HTTP/1.1 {status} {kind.phrase}".encode(),
         b"content-type: application/json",

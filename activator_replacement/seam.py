@@ -37,7 +37,7 @@ class Refusal(NamedTuple):
 
     status: int  # one of refusals.REFUSALS
     reason: str
-    retry_after_s: float = 0.0
+    retry_after_s: float = 0.0  # or refusals.NEVER
 
 
 class Exchange(Protocol):

@@ -138,6 +138,7 @@ def test_a_permanent_failure_answers_all_at_once_with_the_reason(tmp_path: Path)
             tally = await volley(urls, HOST, 20)
             assert tally.refused == {503: 20}, str(tally)
             assert "--max-len: no such option" in tally.reasons[0]
+            assert not any("Retry-After" in reason for reason in tally.reasons)
             started = up.serial
             again = await volley(urls, HOST, 4)
             assert again.refused == {503: 4}
@@ -154,6 +155,7 @@ def test_no_room_is_said_when_holding_ends(tmp_path: Path) -> None:
             tally = await volley(urls, HOST, 6)
             assert tally.refused == {503: 6}, str(tally)
             assert all("cpu: needs 64000m" in reason for reason in tally.reasons)
+            assert all("Retry-After" in reason for reason in tally.reasons)
 
     run(test())
 

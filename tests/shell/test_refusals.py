@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from activator_replacement.refusals import REFUSALS, event_stream_error, response
+from activator_replacement.refusals import NEVER, REFUSALS, event_stream_error, response
 from kserve_ext.wire.http1 import scan_response
 from tests.support.dataplane import unchunk
 
@@ -37,6 +37,15 @@ def test_codes_are_distinct() -> None:
 def test_retry_after_is_rounded_up() -> None:
     assert b"\r\nretry-after: 3\r\n" in response(503, "", 2.1)
     assert b"\r\nretry-after: 1\r\n" in response(502, "", 0.2)
+
+
+def test_what_does_not_pass_names_no_time() -> None:
+    data = response(503, "can't serve: --x: no such option", NEVER)
+    head, _, body = data.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"retry" not in head.lower()
+    message = json.loads(body)["error"]["message"]
+    assert message == "can't serve: --x: no such option. Retrying does not help until that is corrected."
 
 
 def test_event_stream_error_is_an_event_and_the_last_chunk() -> None:
