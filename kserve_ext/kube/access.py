@@ -51,9 +51,9 @@ class Access:
                 return self._header
             try:
                 self._header = await asyncio.to_thread(self._read_header)
-            except OSError as error:
+            except Exception as error:  # a file that is away for a moment, a plugin with whatever it raises
                 if not self._header:
-                    raise AccessError(f"can't read the service account's token: {error}") from error
+                    raise AccessError(f"no credentials: {error}") from error
             self._read_at = now
             return self._header
 

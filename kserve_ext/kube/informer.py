@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 OnChange = Callable[[KubeObject | None, KubeObject | None], None]
 Key = tuple[str, str]
 
-BACKOFF_S = (0.2, 15.0)
+BACKOFF_S = (0.2, 5.0)
 #: A watch that ended sooner without an event is counted as a failure, or a broken proxy would make us spin.
 SHORT_S = 1.0
 
@@ -86,13 +86,16 @@ class Informer:
         while True:
             asked_to_wait_s = 0.0
             self._failures += 1
+            listed = not self._version
             try:
-                if not self._version:
+                if listed:
                     await self._list()
                 await self._follow()
             except Gone as gone:
                 log.info("%s: history is gone, list again: %s", self.kind, gone.message)
                 self._version = ""
+                if not listed:  # else a server that calls every version gone would keep us listing
+                    self._failures = 0
             except KubeError as error:
                 self._complain(error)
                 asked_to_wait_s = error.retry_after_s

@@ -92,7 +92,7 @@ class Elector:
         while True:
             self._woken.clear()
             try:
-                async with asyncio.timeout(spec.retry_s):
+                async with asyncio.timeout(spec.renew_s / 4):  # so that a holder may miss some
                     await self._try()
                 self._problem = ""
             except (KubeError, TimeoutError) as error:
@@ -143,20 +143,23 @@ class Elector:
         self._election.claimed(record, sent_at, time.monotonic())
 
     async def _release(self) -> None:
-        await self._look()
-        seen = self._election.seen
-        if seen is None or seen.holder != self._election.spec.identity:
-            return
-        now = micro_time()
-        spec = {
-            "holderIdentity": "",
-            "leaseDurationSeconds": 1,
-            "acquireTime": now,
-            "renewTime": now,
-            "leaseTransitions": seen.transitions,
-        }
-        await self._write(spec)
-        log.info("lease %s: given back", self.name)
+        while True:
+            await self._look()
+            seen = self._election.seen
+            if seen is None or seen.holder != self._election.spec.identity:
+                return
+            now = micro_time()
+            spec = {
+                "holderIdentity": "",
+                "leaseDurationSeconds": 1,
+                "acquireTime": now,
+                "renewTime": now,
+                "leaseTransitions": seen.transitions,
+            }
+            with contextlib.suppress(Conflict):  # a renewal that was cut short on its way still arrived
+                await self._write(spec)
+                log.info("lease %s: given back", self.name)
+                return
 
     async def _write(self, spec: KubeObject) -> KubeObject:
         """Over the version in hand, keeping what else the object carries."""

@@ -311,7 +311,7 @@ def test_a_client_may_be_shared_by_many_informers() -> None:
             await asyncio.gather(*(informer.synced.wait() for informer in informers))
             await server.until(lambda: len(server.watches) == 120)
             client_of: Client = informers[0].client
-            assert client_of.requests == 240
+            assert client_of.session.requests == 240
             for informer in informers:
                 await informer.stop()
 

@@ -136,7 +136,7 @@ def test_an_expired_lease_is_taken_and_what_else_it_carries_is_kept() -> None:
 
 def test_a_holder_whose_renewals_fail_loses_before_the_lease_ends_and_gains_again() -> None:
     async def scenario(server: ApiServer) -> None:
-        async with candidate(server, "me", lease_s=60.0, renew_s=0.2, retry_s=0.02) as me:
+        async with candidate(server, "me", lease_s=60.0, renew_s=1.0, retry_s=0.02) as me:
             await me.says("+")
             await server.down()
             await me.says("+-")
@@ -150,7 +150,7 @@ def test_a_holder_whose_renewals_fail_loses_before_the_lease_ends_and_gains_agai
 
 def test_a_holder_that_hears_no_answer_loses_in_time() -> None:
     async def scenario(server: ApiServer) -> None:
-        async with candidate(server, "me", lease_s=60.0, renew_s=0.2, retry_s=0.05) as me:
+        async with candidate(server, "me", lease_s=60.0, renew_s=1.0, retry_s=0.05) as me:
             await me.says("+")
             server.hold()
             await me.says("+-")
