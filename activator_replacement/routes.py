@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from activator_replacement.refusals import NEVER
 from activator_replacement.seam import Refusal
 from kserve_ext.core.facts import Revision
 from kserve_ext.core.ids import RevisionKey
@@ -23,7 +24,8 @@ from kserve_ext.store import Store
 _ADDRESS: Final = re.compile(rb"localhost|[0-9.]+|\[[0-9a-fA-F:.]+\]")
 _NOT_LOADED: Final = Refusal(503, "this Dispatch function has not heard of all services yet: try again", 1.0)
 _Targets = tuple[tuple[RevisionKey, int], ...]
-_decode_targets = msgspec.msgpack.Decoder(_Targets).decode
+#: None: the service is stopped
+_decode_targets = msgspec.msgpack.Decoder(_Targets | None).decode
 _decode_revision = msgspec.msgpack.Decoder(Revision).decode
 
 
@@ -69,8 +71,8 @@ class Routes:
         self._scanned: set[str] = set()
         #: prefill revisions by group
         self._prefill: dict[str, dict[RevisionKey, Revision]] = {}
-        #: hosts of services without a revision that could serve
-        self._closed: set[bytes] = set()
+        #: hosts of services without a revision that could serve; True: they are stopped
+        self._closed: dict[bytes, bool] = {}
         #: found by looking at all routes; None = not since the last change
         self._sole: tuple[_Route | None] | None = None
         self._names: str | None = None
@@ -151,14 +153,18 @@ class Routes:
     def _unknown(self, host: bytes) -> Refusal:
         if not self.loaded:
             return _NOT_LOADED
-        if host.partition(b":")[0].lower() in self._closed:
-            name = host.decode("latin-1")
-            why = f"the service of {name} has no revision that can serve: see `galaxy get isvc -A -o wide`"
+        stopped = self._closed.get(host.partition(b":")[0].lower())
+        if stopped is not None:
+            service = f"the service of {host.decode('latin-1')}"
+            if stopped:
+                why = f"{service} is stopped by its annotation serving.kserve.io/stop: remove it, or set it to false"
+                return Refusal(503, why, NEVER)
+            why = f"{service} has no revision that can serve: see `galaxy get isvc -A -o wide`"
             return Refusal(503, why, 5.0)
-        if not self._routes:
+        if not self._routes and not self._closed:
             return Refusal(404, "there is no service yet: apply one with `galaxy apply -f FILE`")
         if self._names is None:
-            known = sorted(name.decode("latin-1") for name in self._routes)
+            known = sorted(name.decode("latin-1") for name in {*self._routes, *self._closed})
             more = f" and {len(known) - 10} more" if len(known) > 10 else ""
             self._names = ", ".join(known[:10]) + more
         name = host.decode("latin-1")
@@ -169,7 +175,7 @@ class Routes:
     def _all_routes(self, items: dict[str, bytes]) -> None:
         for gone in self._routes.keys() - {key.partition("/")[2].encode() for key in items}:
             self._route(gone, ())
-        self._closed = set()
+        self._closed = {}
         self._sole = self._names = None
         for key, value in items.items():
             self._route_changed(key, value)
@@ -178,10 +184,10 @@ class Routes:
     def _route_changed(self, key: str, value: bytes | None) -> None:
         host = key.partition("/")[2].encode()
         targets = _decode_targets(value) if value is not None else ()
-        self._closed.discard(host)
-        self._route(host, targets)
+        self._closed.pop(host, None)
+        self._route(host, targets or ())
         if not targets and value is not None:
-            self._closed.add(host)
+            self._closed[host] = targets is None
         self._sole = self._names = None
 
     def _route(self, host: bytes, targets: _Targets) -> None:

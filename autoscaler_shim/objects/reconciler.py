@@ -91,10 +91,12 @@ class Reconciler:
             done = rollout.step(old, None if outcome.problems else outcome.revision, self.observed, now)
         if done.put is not None:
             items.append((f"revisions/{done.put.key}", msgspec.msgpack.encode(done.put)))
-        if done.rollout.serving != old.serving or key not in self.rollouts:
-            # Without a revision the host is known all the same: its requests are told to look at the service.
+        before = self.outcomes.get(key)
+        turned = before is not None and before.stopped != outcome.stopped
+        if turned or done.rollout.serving != old.serving or key not in self.rollouts:
+            # Without a revision the host is known all the same: its requests are told why (None = stopped).
             targets = ((done.rollout.serving, 100),) if done.rollout.serving else ()
-            value = None if outcome.stopped else msgspec.msgpack.encode(targets)
+            value = msgspec.msgpack.encode(None if outcome.stopped else targets)
             items += [(f"routes/{host}", value) for host in self.hosts(key)]
         items += [(f"revisions/{revision}", None) for revision in done.delete]
         self.rollouts[key] = done.rollout

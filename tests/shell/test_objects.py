@@ -245,12 +245,28 @@ async def test_delete_drains_everything_and_numbers_go_on(cluster: Cluster) -> N
 
 @with_cluster
 async def test_stop_annotation(cluster: Cluster) -> None:
+    stop = {**ZERO, "serving.kserve.io/stop": "true"}
     await cluster.apply(MODEL % "")
-    await cluster.apply(MODEL % "", notes={**ZERO, "serving.kserve.io/stop": "true"})
-    assert cluster.storage.keys("revisions/") == cluster.storage.keys("routes/") == []
+    await cluster.apply(MODEL % "", notes=stop)
+    assert cluster.storage.keys("revisions/") == []
+    assert msgspec.msgpack.decode(cluster.storage.data[HOST]) is None, "its host says that it is stopped"
     assert cluster.condition("Stopped")[0] == "True"
     await cluster.apply(MODEL % "")
     assert cluster.route() == R2
+    await cluster.apply(MODEL % "", notes=stop)
+    cluster.broken = "no such folder"
+    await cluster.apply(MODEL % "")
+    assert msgspec.msgpack.decode(cluster.storage.data[HOST]) == [], (
+        "no longer stopped, yet nothing can serve"
+    )
+
+
+@with_cluster
+async def test_a_service_that_is_stopped_from_the_start(cluster: Cluster) -> None:
+    await cluster.apply(MODEL % "", notes={**ZERO, "serving.kserve.io/stop": "true"})
+    assert msgspec.msgpack.decode(cluster.storage.data[HOST]) is None
+    await cluster.apply(MODEL % "")
+    assert cluster.route() == R1
 
 
 @with_cluster

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from activator_replacement.refusals import NEVER
 from activator_replacement.routes import Routes
 from activator_replacement.seam import Refusal
 from kserve_ext.core.facts import Command, Model, Resources, Revision, Role, Scale
@@ -175,6 +176,19 @@ def test_a_service_without_a_revision_is_known_and_says_where_to_look() -> None:
     gone = routes.resolve(b"broken.local", None, None)
     assert isinstance(gone, Refusal)
     assert gone.status == 404
+
+
+def test_a_stopped_service_names_the_annotation_and_no_time_to_retry() -> None:
+    routes = Told().scanned(revision("a-00001"), a={"a-00001": 100})
+    routes._route_changed("routes/a.local", msgspec.msgpack.encode(None))
+    found = refusal(routes, b"a.local:8080")
+    assert (found.status, found.retry_after_s) == (503, NEVER)
+    assert "serving.kserve.io/stop" in found.reason
+    assert "known are a.local" in refusal(routes, b"b.local").reason
+    routes._route_changed("routes/a.local", targets({"a-00001": 100}))
+    assert routes.resolve(b"a.local", None, None) == "ns/a-00001"
+    routes._all_routes({"routes/a.local": msgspec.msgpack.encode(None)})
+    assert "serving.kserve.io/stop" in refusal(routes, b"a.local").reason
 
 
 def test_the_host_of_a_groups_decode_service() -> None:
