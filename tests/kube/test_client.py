@@ -145,6 +145,27 @@ def test_errors_by_cause() -> None:
     play(scenario)
 
 
+def test_an_answer_that_is_no_status_object_is_quoted() -> None:
+    async def scenario(server: ApiServer, client: Client) -> None:
+        with pytest.raises(NotFound, match="GET /nowhere: 404 page not found"):
+            await client.request("GET", "/nowhere")
+
+    play(scenario)
+
+
+def test_credentials_that_cannot_be_read_are_like_an_absent_server() -> None:
+    def no_file() -> str:
+        raise FileNotFoundError("token")
+
+    async def scenario(server: ApiServer, _: Client) -> None:
+        async with Client(Access(Endpoint(server.url), no_file)) as client:
+            with pytest.raises(Unavailable, match="no credentials: token"):
+                await client.list(PODS)
+        assert server.requests == []
+
+    play(scenario)
+
+
 def test_lists_come_whole_over_pages_even_when_these_expire() -> None:
     async def scenario(server: ApiServer, client: Client) -> None:
         for k in range(7):

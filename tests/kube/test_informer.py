@@ -172,6 +172,53 @@ def test_an_absent_server_leaves_the_copy_as_it_was() -> None:
     play(scenario)
 
 
+def test_forgotten_history_after_an_outage_is_listed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[int] = []
+
+    def pause(failures: int, least_s: float, most_s: float, chance: float) -> float:
+        pauses.append(failures)
+        return 0.001
+
+    async def scenario(server: ApiServer, informer: Informer, heard: Heard) -> None:
+        monkeypatch.setattr(informer_module, "pause_s", pause)
+        server.fail(503, times=4)
+        server.cut()
+        put(server, "x", 2)
+        server.compact()
+        await heard.hears("~x 1>2")
+        assert pauses[-1] == 4 or pauses[-1] == 5
+        assert len(pauses) == pauses[-1]  # none between Gone and the list
+
+    play(scenario)
+
+
+def test_a_server_that_calls_every_version_gone_is_not_asked_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[int] = []
+    enough = asyncio.Event()
+
+    def pause(failures: int, least_s: float, most_s: float, chance: float) -> float:
+        pauses.append(failures)
+        if len(pauses) == 5:
+            enough.set()
+        return 0.001
+
+    async def main() -> None:
+        monkeypatch.setattr(informer_module, "pause_s", pause)
+        async with ApiServer() as server, server.client() as client:
+            put(server, "x", 1)
+            server.compact()
+            server.objects.version -= 1  # so that what the list says is already forgotten
+            informer = Informer(client, PODS)
+            informer.start()
+            await enough.wait()
+            await informer.stop()
+
+    uvloop.run(main())
+    assert pauses[:5] == [1, 2, 3, 4, 5]
+
+
 def test_refused_lists_are_tried_again_and_synced_says_when_it_worked() -> None:
     async def main() -> None:
         async with ApiServer() as server, server.client() as client:

@@ -192,6 +192,8 @@ class ApiServer:
         self.requests.append(f"{request.method} {request.path}")
         self._news()
         await self._open.wait()
+        if not PATH.fullmatch(request.path):
+            return web.Response(status=404, text="404 page not found\n")
         try:
             self._refuse(request)
             if request.method == "GET" and request.query.get("watch") == "true":
@@ -302,8 +304,7 @@ class _Failing(Exception):
 
 def target_of(path: str) -> Target:
     match = PATH.fullmatch(path)
-    if match is None:
-        raise Refused(404, "NotFound", f"no such path: {path}")
+    assert match is not None
     parts = match["rest"].split("/")
     namespace = ""
     if parts[0] == "namespaces" and len(parts) > 2 and parts[2] not in ("status", "finalize"):
