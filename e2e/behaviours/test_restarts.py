@@ -2,64 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 
 from e2e.behaviours.client import Client
+from e2e.behaviours.parts import kill, replicas, restart, restarts, system_pods
 from e2e.behaviours.services import NAMESPACE, Service, deployed, template
-from e2e.stack import knative, network
-from e2e.stack.api import Api, condition, wait_until
+from e2e.stack import network
+from e2e.stack.api import Api, wait_until
 from e2e.stack.cluster import Cluster
 from e2e.stack.place import SYSTEM_NAMESPACE
 
 ALWAYS = {"target-burst-capacity": "-1", "min-scale": "1"}
-
-
-def restart(api: Api, deployment: str) -> None:
-    """As `kubectl rollout restart`, and waits for the end of it."""
-    mark = {"kubectl.kubernetes.io/restartedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    patch = {"spec": {"template": {"metadata": {"annotations": mark}}}}
-    api.patch("apps/v1", "Deployment", SYSTEM_NAMESPACE, deployment, patch)
-    knative.wait_rolled_out(api, deployment)
-
-
-def system_pods(api: Api, name: str) -> list[str]:
-    found = api.list("v1", "Pod", SYSTEM_NAMESPACE, f"app={name}")
-    return [
-        pod["metadata"]["name"]
-        for pod in found
-        if not pod["metadata"].get("deletionTimestamp") and condition(pod, "Ready") == "True"
-    ]
-
-
-def kill(api: Api, namespace: str, pod: str) -> None:
-    """kill -9 of every process of the pod."""
-    statuses = api.get("v1", "Pod", namespace, pod)["status"]["containerStatuses"]
-    for status in statuses:
-        os.kill(int(status["containerID"].removeprefix("process://")), signal.SIGKILL)
-
-
-def restarts(api: Api, namespace: str, pod: str) -> int:
-    statuses = api.get("v1", "Pod", namespace, pod)["status"]["containerStatuses"]
-    return sum(status["restartCount"] for status in statuses)
-
-
-@contextmanager
-def replicas(api: Api, deployment: str, count: int) -> Iterator[None]:
-    def scale(n: int) -> None:
-        api.patch("apps/v1", "Deployment", SYSTEM_NAMESPACE, deployment, {"spec": {"replicas": n}})
-        knative.wait_rolled_out(api, deployment)
-
-    scale(count)
-    try:
-        yield
-    finally:
-        scale(1)
 
 
 @pytest.mark.parametrize("deployment", ["activator", "autoscaler"])

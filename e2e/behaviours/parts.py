@@ -1,0 +1,82 @@
+"""The activator's and the autoscaler's pods: restarted, killed, scaled, with the other implementation's beside."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from e2e.stack import knative
+from e2e.stack.api import Api, condition
+from e2e.stack.implementations import image
+from e2e.stack.place import SYSTEM_NAMESPACE
+
+
+def restart(api: Api, deployment: str) -> None:
+    """As `kubectl rollout restart`, and waits for the end of it."""
+    mark = {"kubectl.kubernetes.io/restartedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    patch = {"spec": {"template": {"metadata": {"annotations": mark}}}}
+    api.patch("apps/v1", "Deployment", SYSTEM_NAMESPACE, deployment, patch)
+    knative.wait_rolled_out(api, deployment)
+
+
+def system_pods(api: Api, name: str) -> list[str]:
+    found = api.list("v1", "Pod", SYSTEM_NAMESPACE, f"app={name}")
+    return [
+        pod["metadata"]["name"]
+        for pod in found
+        if not pod["metadata"].get("deletionTimestamp") and condition(pod, "Ready") == "True"
+    ]
+
+
+def kill(api: Api, namespace: str, pod: str) -> None:
+    """kill -9 of every process of the pod."""
+    statuses = api.get("v1", "Pod", namespace, pod)["status"]["containerStatuses"]
+    for status in statuses:
+        os.kill(int(status["containerID"].removeprefix("process://")), signal.SIGKILL)
+
+
+def restarts(api: Api, namespace: str, pod: str) -> int:
+    statuses = api.get("v1", "Pod", namespace, pod)["status"]["containerStatuses"]
+    return sum(status["restartCount"] for status in statuses)
+
+
+@contextmanager
+def replicas(api: Api, deployment: str, count: int) -> Iterator[None]:
+    def scale(n: int) -> None:
+        api.patch("apps/v1", "Deployment", SYSTEM_NAMESPACE, deployment, {"spec": {"replicas": n}})
+        knative.wait_rolled_out(api, deployment)
+
+    scale(count)
+    try:
+        yield
+    finally:
+        scale(1)
+
+
+def holder(api: Api) -> str:
+    """The pod that holds the autoscaler's only bucket."""
+    lease = api.get("coordination.k8s.io/v1", "Lease", SYSTEM_NAMESPACE, "autoscaler-bucket-00-of-01")
+    return str(lease["spec"].get("holderIdentity") or "").partition("_")[0]
+
+
+@contextmanager
+def beside(api: Api, part: str, implementation: str) -> Iterator[None]:
+    """One more pod of the part, of the given implementation, behind the same Service."""
+    name = f"{part}-beside"
+    obj = copy.deepcopy(api.get("apps/v1", "Deployment", SYSTEM_NAMESPACE, part))
+    obj.pop("status")
+    obj["metadata"] = {"name": name, "namespace": SYSTEM_NAMESPACE}
+    template = obj["spec"]["template"]
+    template["spec"]["containers"][0]["image"] = image(implementation, part)
+    for labels in (template["metadata"]["labels"], obj["spec"]["selector"]["matchLabels"]):
+        labels["beside"] = "true"
+    api.create(obj)
+    try:
+        knative.wait_rolled_out(api, name)
+        yield
+    finally:
+        api.delete("apps/v1", "Deployment", SYSTEM_NAMESPACE, name)
