@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -179,18 +180,26 @@ def _key(request: web.Request, name: str | None = None) -> ObjectKey:
     return ObjectKey(kind.kind, namespace, name if name is not None else request.match_info["name"])
 
 
-async def _body(request: web.Request) -> dict[str, Any]:
+async def _body(request: web.Request) -> Document:
+    findings = Findings()
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, times in Counter(key for key, _ in pairs).items():
+            if times > 1:
+                findings.problem(key, "is set twice in one object", "remove one of them")
+        return dict(pairs)
+
     try:
-        document = json.loads(await request.read())
+        document: Any = json.loads(await request.read(), object_pairs_hook=once)
     except ValueError as error:
-        findings = Findings()
         findings.problem("(body)", f"is not JSON: {error}", "send one JSON object")
         raise Refused(findings, 400) from None
     if not isinstance(document, dict):
-        findings = Findings()
         findings.problem("(body)", "is not an object", "send one JSON object")
+    if findings.problems:
         raise Refused(findings, 400)
-    return document
+    found: Document = document
+    return found
 
 
 def _missing(key: ObjectKey, desk: Desk) -> web.Response:

@@ -14,6 +14,30 @@ from kserve_ext.cli.failure import Failure
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
+class _TwiceError(yaml.YAMLError):
+    """A key that one mapping has twice."""
+
+    def __init__(self, key: str, lines: tuple[int, int]) -> None:
+        super().__init__(key)
+        self.key = key
+        self.lines = lines
+
+
+class _Loader(yaml.SafeLoader):
+    """As kubectl: a key that is there twice is an error, not a victory of the last one. JSON is YAML here."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if (key.tag, key.value) in lines:
+                    raise _TwiceError(key.value, (lines[key.tag, key.value], line))
+                lines[key.tag, key.value] = line
+        return node
+
+
 class Source(NamedTuple):
     """One object; `where` is for messages: who catches a Failure of these puts it in front."""
 
@@ -71,7 +95,11 @@ def load(paths: tuple[str, ...]) -> list[Source]:
 
 def _parse(where: str, text: str) -> list[Source]:
     try:
-        documents = [d for d in yaml.safe_load_all(text) if d is not None]
+        documents = [d for d in yaml.load_all(text, _Loader) if d is not None]
+    except _TwiceError as twice:
+        first, second = twice.lines
+        why = f"line {second}: {twice.key} is set already, in line {first}"
+        raise Failure(f"{where} has the key {twice.key} twice", why, "remove one of them") from None
     except yaml.YAMLError as error:
         raise Failure(f"{where} is not YAML", str(error).replace("\n", " "), "correct the line") from None
     found = []

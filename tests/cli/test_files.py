@@ -46,6 +46,32 @@ def test_files_that_are_wrong(tmp_path: Path, text: str, what: str) -> None:
         load((str(file),))
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "lines"),
+    [
+        ("kind: isvc\nspec:\n  predictor:\n    minReplicas: 0\n    minReplicas: 3\n", "minReplicas", (4, 5)),
+        ("kind: isvc\n---\nspec: {a: {b: 1,\n  b: 1}}\n", "b", (3, 4)),
+        ('{"kind": "isvc",\n "kind": "isvc"}', "kind", (1, 2)),
+    ],
+)
+def test_a_key_that_is_there_twice(tmp_path: Path, text: str, key: str, lines: tuple[int, int]) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    with pytest.raises(Failure, match=f"has the key {key} twice") as caught:
+        load((str(file),))
+    assert caught.value.why == f"line {lines[1]}: {key} is set already, in line {lines[0]}"
+
+
+def test_merged_keys_are_not_there_twice(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "kind: isvc\na: &a {x: 1, y: 2}\nb: &b {<<: *a, y: 3}\nc: {<<: [*a, *b], x: 4}\n'1': 1\n1: 2\n"
+    )
+    [found] = load((str(file),))
+    assert found.document["b"] == {"x": 1, "y": 3}
+    assert found.document["c"] == {"x": 4, "y": 2}
+
+
 def test_paths_that_are_wrong(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="can't be read"):
         load((str(tmp_path / "none.yaml"),))
