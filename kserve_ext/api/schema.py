@@ -49,9 +49,14 @@ def text(value: object, path: str, findings: Findings) -> None:
 
 def integer(low: int, high: int = 2**31 - 1) -> Check:
     def check(value: object, path: str, findings: Findings) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            top = "" if high == 2**31 - 1 else f" and at most {high}"
-            findings.problem(path, "must be an integer", f"give one of at least {low}{top}", value)
+        top = "" if high == 2**31 - 1 else f" and at most {high}"
+        remedy = f"give an integer of at least {low}{top}"
+        if isinstance(value, bool) or not isinstance(value, int):
+            findings.problem(path, "must be an integer", remedy, value)
+        elif value < low:
+            findings.problem(path, f"must be at least {low}", remedy, value)
+        elif value > high:
+            findings.problem(path, f"must be at most {high}", remedy, value)
 
     return check
 

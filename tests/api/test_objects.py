@@ -64,6 +64,21 @@ PROBLEMS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ("-1", "must be at least 0"),
+        ("99999999999", "must be at most 2147483647"),
+        ("1.5", "must be an integer"),
+        ("'1'", "must be an integer"),
+        ("true", "must be an integer"),
+    ],
+)
+def test_a_number_out_of_range_is_told_from_what_is_no_number(value: str, what: str) -> None:
+    _, findings = read_isvc(isvc_document(f"{MODEL}\nminReplicas: {value}"))
+    assert [p.what for p in findings.problems if p.field == "spec.predictor.minReplicas"] == [what]
+
+
 @pytest.mark.parametrize(("predictor", "field", "remedy"), PROBLEMS)
 def test_a_problem_names_its_field_and_the_remedy(predictor: str, field: str, remedy: str) -> None:
     service, findings = read_isvc(isvc_document(predictor))
