@@ -178,7 +178,13 @@ class Reconciler:
         if not revision.model.path:
             return
         wrong = self.check_folder(revision.model.path, bool(revision.command.zygote))
-        if wrong:
+        claim = self.claims.unmapped(service.storage_uri) if wrong else ""
+        folder = self.claims.folder(claim)
+        if claim and self.check_folder(folder, False):
+            remedy = f"galaxy down, then galaxy up --pvc {claim}=FOLDER; or put the model below {folder}"
+            what = f"claim {claim} is not mapped to a folder"
+            findings.problem(service.uri_field, what, remedy, service.storage_uri)
+        elif wrong:
             remedy = "correct the path, or put the model there"
             findings.problem(service.uri_field, wrong, remedy, service.storage_uri)
 

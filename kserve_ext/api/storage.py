@@ -43,6 +43,11 @@ class Claims:
     def folder(self, claim: str) -> str:
         return self.mapped.get(claim) or posixpath.join(self.root, claim)
 
+    def unmapped(self, uri: str) -> str:
+        """The claim of this URI, when nobody has named a folder for it; "" otherwise."""
+        parts = urlsplit(uri)
+        return parts.netloc if parts.scheme == "pvc" and parts.netloc not in self.mapped else ""
+
 
 def local_path(uri: str, claims: Claims, field: str, findings: Findings) -> str:
     """The folder that the URI stands for, "" when there is a problem."""

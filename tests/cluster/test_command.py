@@ -115,12 +115,14 @@ BAD = [
         "no runtime is named nope",
     ),
     (echo_service("x", "s3://bucket/m"), "use pvc://CLAIM/path"),
+    (echo_service("x", "pvc://nope/none"), "--pvc nope=FOLDER"),
     (echo_service("x", "pvc://models/none"), "no such folder"),
 ]
 
 
 def test_bad_input_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
-    with Embedded(tmp_path / "data") as cluster:
+    (tmp_path / "claim").mkdir()
+    with Embedded(tmp_path / "data", "--pvc", f"models={tmp_path / 'claim'}") as cluster:
         cluster.apply(echo_runtime())
         for manifest, words in BAD:
             said = cluster.apply(manifest, code=1)

@@ -62,6 +62,7 @@ class Cluster:
         self.storage = Memory(data)
         self.now = 1000.0
         self.broken = ""
+        self.missing: set[str] = set()
         self.too_large = ""
         claims = Claims("/pvc", {})
         reconciler = Reconciler(Book(), claims, "galaxy.local", "http://127.0.0.1:8080", self._check)
@@ -69,7 +70,7 @@ class Cluster:
         self.desk = Desk(reconciler, self.storage, lambda: self.now, random.Random(1))
 
     def _check(self, path: str, ours: bool) -> str:
-        return self.broken
+        return f"no such folder: {path}" if path in self.missing else self.broken
 
     async def apply(self, predictor: str, name: str = "tiny", notes: dict[str, str] | None = None) -> str:
         document = isvc_document(predictor, name, ZERO if notes is None else notes)
@@ -180,16 +181,30 @@ async def test_a_failed_start_is_a_condition_and_a_last_failure(cluster: Cluster
 
 @with_cluster
 async def test_a_missing_model_is_said_and_heals(cluster: Cluster) -> None:
-    cluster.broken = "no such folder: /pvc/models/tiny"
+    cluster.missing = {"/pvc/models/tiny"}
     await cluster.apply(MODEL % "")
     status, reason, message = cluster.condition()
     assert (status, reason) == ("False", "InvalidPredictorSpec")
     assert "spec.predictor.model.storageUri: no such folder" in message
     assert cluster.storage.keys("revisions/") == []
-    cluster.broken = ""
+    cluster.missing = set()
     await cluster.look()
     assert cluster.storage.keys("revisions/") == [R1]
     assert cluster.condition()[0] == "True"
+
+
+@with_cluster
+async def test_a_claim_that_nobody_mapped_is_not_a_missing_folder(cluster: Cluster) -> None:
+    cluster.missing = {"/pvc/models", "/pvc/models/tiny"}
+    await cluster.apply(MODEL % "")
+    assert "claim models is not mapped to a folder" in cluster.condition()[2]
+    cluster.missing = {"/pvc/models/tiny"}
+    await cluster.look()
+    assert "no such folder: /pvc/models/tiny" in cluster.condition()[2]
+    cluster.missing = {"/data/tiny"}
+    cluster.desk.reconciler.claims = Claims("/pvc", {"models": "/data"})
+    await cluster.look()
+    assert "no such folder: /data/tiny" in cluster.condition()[2]
 
 
 @with_cluster
@@ -355,6 +370,17 @@ async def test_every_problem_is_a_cause(cluster: Cluster, http: Client) -> None:
 async def test_bodies_that_are_no_objects(cluster: Cluster, http: Client) -> None:
     for body, status in ((b"{", 400), (b"[]", 400), (b"{}", 404)):
         assert (await http.patch(f"{BASE}/tiny", data=body)).status == status
+
+
+@with_http
+async def test_a_key_that_is_there_twice_is_refused(cluster: Cluster, http: Client) -> None:
+    document = json.dumps(isvc_document(MODEL % "", notes=ZERO))
+    twice = document.replace('"minReplicas": 0', '"minReplicas": 0, "minReplicas": 3')
+    answer = await http.patch(f"{BASE}/tiny", data=twice)
+    assert answer.status == 400
+    assert "minReplicas: is set twice" in await answer.text()
+    assert cluster.storage.keys("objects/InferenceService/") == []
+    assert (await http.patch(f"{BASE}/tiny", data=document)).status == 201
 
 
 @with_http
