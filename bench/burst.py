@@ -18,7 +18,10 @@ from e2e.stack import watch
 
 Object = dict[str, Any]
 ANSWER_S = 300.0
+#: What the API server shows later than the last answer belongs to the burst as well.
+LINGER_S = 1.0
 REVISION = "serving.knative.dev/revision"
+SERVICE_TYPE = "networking.internal.knative.dev/serviceType"
 #: In the order in which they usually happen; each is measured from the one before.
 STEPS = ("scaled", "created", "bound", "ready", "endpoint", "answered")
 _WATCHES = {
@@ -75,24 +78,23 @@ class Observer:
 
     async def _follow(self, client: aiohttp.ClientSession, path: str) -> None:
         kind = path.rpartition("/")[2]
+        await watch.follow(client, path, lambda change, obj: self.changed(kind, change, obj))
 
-        def changed(change: str, obj: Object) -> None:
-            metadata = obj["metadata"]
-            revision = metadata.get("labels", {}).get(REVISION)
-            private = metadata.get("labels", {}).get("networking.internal.knative.dev/serviceType")
-            if not revision or (kind == "endpoints" and private != "Private"):
-                return
-            steps = () if change == "GONE" else steps_of(kind, obj)
-            alive = self._alive.setdefault(revision, set())
-            key = f"{kind}/{metadata['name']}"
-            (alive.add if steps else alive.discard)(key)
-            if self.burst and revision in self.burst.asked:
-                now = time.time()
-                for step in steps:
-                    self.burst.seen[step].setdefault(revision, now)
-            self._changed.set()
-
-        await watch.follow(client, path, changed)
+    def changed(self, kind: str, change: str, obj: Object) -> None:
+        """An object of a revision is there (SET) or has gone (GONE)."""
+        labels = obj["metadata"].get("labels", {})
+        revision = labels.get(REVISION)
+        if not revision or (kind == "endpoints" and labels.get(SERVICE_TYPE) != "Private"):
+            return
+        steps = () if change == "GONE" else steps_of(kind, obj)
+        alive = self._alive.setdefault(revision, set())
+        key = f"{kind}/{obj['metadata']['name']}"
+        (alive.add if steps else alive.discard)(key)
+        if self.burst and revision in self.burst.asked:
+            now = time.time()
+            for step in steps:
+                self.burst.seen[step].setdefault(revision, now)
+        self._changed.set()
 
     async def wait_zero(self, revisions: list[str], seconds: float) -> None:
         """No replicas wanted, no pods, no endpoints."""
@@ -102,7 +104,7 @@ class Observer:
                 await self._changed.wait()
 
 
-async def fire(observer: Observer, revisions: list[str], activator: str) -> Burst:
+async def fire(observer: Observer, revisions: list[str], activator: str, linger_s: float = LINGER_S) -> Burst:
     """One request to each at once, to the activator as an ingress would."""
     burst = observer.burst = Burst()
     timeout = aiohttp.ClientTimeout(total=ANSWER_S)
@@ -122,7 +124,6 @@ async def fire(observer: Observer, revisions: list[str], activator: str) -> Burs
                 burst.seen["answered"][revision] = time.time()
 
         await asyncio.gather(*(ask(revision) for revision in revisions))
-    # What the API server shows later than the answer belongs to the burst as well.
-    await asyncio.sleep(1)
+    await asyncio.sleep(linger_s)
     observer.burst = None
     return burst

@@ -37,3 +37,11 @@ def test_rows_are_appended_with_ratio_commit_and_machine(
 def test_other_rows_are_refused(tmp_path: Path, change: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="row 'm'"):
         record("x", [{**ROW, **change}], tmp_path)
+
+
+def test_refused_rows_are_shown_and_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record("x", [ROW], tmp_path, refused="others used 30% of the machine")
+    assert not (tmp_path / "x.jsonl").exists()
+    printed = capsys.readouterr().out
+    assert "2.50x" in printed
+    assert "NOT VALID, not recorded: others used 30% of the machine" in printed
