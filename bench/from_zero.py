@@ -14,29 +14,20 @@ import asyncio
 import os
 import signal
 import statistics
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bench import quiet
 from bench.burst import STEPS, Burst, Observer, fire
-from bench.peers import light_node
 from bench.processes import of_stack
 from bench.record import record
-from e2e.stack import cluster, knative, network, watch
-from e2e.stack.api import condition, wait_until
+from bench.zero_stack import SPARE, activator_of, cpu_by_program, name_of, prepare, use
+from e2e.stack import cluster, watch
 from e2e.stack.cluster import Cluster
-from e2e.stack.kubelet import programs
-from e2e.stack.place import CLONE, SYSTEM_NAMESPACE, Place
 
-SERVING = "serving.knative.dev/v1"
-SPARE = "zero-spare"
 ZERO_S = 300.0
-CREATED_AT_ONCE = 10
 #: Alone: so many bursts of one each time.
 SINGLES = 5
 #: Name -> (activator, autoscaler).
@@ -45,13 +36,6 @@ IMPLEMENTATIONS = {
     "ours": ("ours", "ours"),
     "our activator": ("ours", "stock"),
     "our autoscaler": ("stock", "ours"),
-}
-SETTINGS = {
-    "config-autoscaler": {"allow-zero-initial-scale": "true"},
-    "config-features": {
-        "kubernetes.podspec-nodeselector": "enabled",
-        "kubernetes.podspec-tolerations": "enabled",
-    },
 }
 
 
@@ -64,114 +48,6 @@ class Figures(NamedTuple):
 
 
 Found = dict[tuple[str, int], Figures]  # (implementation, revisions at once)
-
-
-def name_of(number: int) -> str:
-    return f"zero-{number:03}"
-
-
-def service(name: str, light: bool) -> dict[str, Any]:
-    marks = {
-        "window": "6s",
-        "min-scale": "0",
-        "initial-scale": "0",
-        "scale-to-zero-pod-retention-period": "0s",
-    }
-    annotations = {f"autoscaling.knative.dev/{key}": value for key, value in marks.items()}
-    container = {"image": programs.USER_SERVER, "ports": [{"containerPort": 8080}]}
-    spec: dict[str, Any] = {"containers": [container]}
-    if light:
-        spec |= {"nodeSelector": light_node.LABEL, "tolerations": [light_node.TAINT]}
-    return {
-        "apiVersion": SERVING,
-        "kind": "Service",
-        "metadata": {"name": name, "namespace": "default"},
-        "spec": {"template": {"metadata": {"annotations": annotations}, "spec": spec}},
-    }
-
-
-def prepare(stack: Cluster, count: int, light: bool) -> None:
-    """The settings, the light node, and `count` Services that are ready at zero."""
-    api = stack.api
-    for name, data in SETTINGS.items():
-        api.patch("v1", "ConfigMap", SYSTEM_NAMESPACE, name, {"data": data})
-    if light:
-        argv = [sys.executable, "-m", "bench.peers.light_node", stack.place.name]
-        with (stack.place.logs / "light-node.log").open("wb") as log:
-            subprocess.Popen(argv, cwd=CLONE, stdout=log, stderr=log)
-        wait_until(
-            "the light node", lambda: condition(api.get("v1", "Node", "", light_node.NODE), "Ready"), 60
-        )
-    names = [SPARE, *map(name_of, range(count))]
-    # The webhook may not have seen the settings yet.
-    wait_until("the first Service", lambda: bool(api.create(service(names[0], light))), 60, 0.5)
-    for first in range(1, len(names), CREATED_AT_ONCE):
-        for name in names[first : first + CREATED_AT_ONCE]:
-            api.create(service(name, light))
-        for name in names[first : first + CREATED_AT_ONCE]:
-            wait_until(
-                f"Service {name} ready",
-                lambda name=name: (  # type: ignore[misc]
-                    condition(api.get(SERVING, "Service", "default", name), "Ready") == "True"
-                ),
-                120,
-            )
-
-
-def use(stack: Cluster, activator: str, autoscaler: str) -> None:
-    """Both rolled out, and every revision's public Service leads to the activator that is ready."""
-    api = stack.api
-    for name, which in (("activator", activator), ("autoscaler", autoscaler)):
-        image = programs.stock_image(name) if which == "stock" else programs.our_image(f"galaxy-{name}")
-        knative.set_image(api, name, image)
-    for name in ("activator", "autoscaler"):
-        knative.wait_rolled_out(api, name)
-
-    def routed() -> bool:
-        ready = _addresses(api.get("v1", "Endpoints", SYSTEM_NAMESPACE, "activator-service"))
-        public = [
-            obj
-            for obj in api.list("v1", "Endpoints", "default")
-            if obj["metadata"].get("labels", {}).get("networking.internal.knative.dev/serviceType")
-            == "Public"
-        ]
-        return len(ready) == 1 and all(_addresses(obj) == ready for obj in public)
-
-    wait_until("all revisions to be routed to the activator", routed, 120, 0.5)
-
-
-def _addresses(endpoints: Mapping[str, Any]) -> set[str]:
-    return {a["ip"] for subset in endpoints.get("subsets") or [] for a in subset.get("addresses") or []}
-
-
-def activator_of(stack: Cluster) -> str:
-    (address,) = _addresses(stack.api.get("v1", "Endpoints", SYSTEM_NAMESPACE, "activator-service"))
-    return f"{address}:8012"
-
-
-def cpu_by_program(place: Place) -> Counter[str]:
-    """CPU microseconds so far of every program of the stack, and of this bench."""
-    spent: Counter[str] = Counter()
-    for pid in {*network.processes(place.node), *of_stack(place.folder)}:
-        spent[_program(pid)] += _cpu_us(pid)
-    spent["this bench"] = _cpu_us(os.getpid())
-    return spent
-
-
-def _program(pid: int) -> str:
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    except OSError:
-        return "ended"
-    return words[2] if words[1:2] == ["-m"] else words[0].rpartition("/")[2]
-
-
-def _cpu_us(pid: int) -> int:
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) // 1000
-    except OSError:
-        return 0
 
 
 async def one_burst(stack: Cluster, observer: Observer, names: Sequence[str], figures: Figures) -> Burst:

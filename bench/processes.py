@@ -61,13 +61,18 @@ def of_stack(folder: Path) -> list[int]:
     return found
 
 
+def own_cpu_ns(pid: int) -> int:
+    """Of all its threads. 0 when it has ended."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+    except OSError:
+        return 0
+
+
 def cpu_ns(pid: int) -> int:
     """Of all threads of the family, in nanoseconds."""
-    return sum(
-        int((task / "schedstat").read_text().split()[0])
-        for each in family(pid)
-        for task in Path(f"/proc/{each}/task").iterdir()
-    )
+    return sum(own_cpu_ns(each) for each in family(pid))
 
 
 def memory_bytes(pid: int) -> int:
