@@ -183,9 +183,7 @@ class Elector:
         if leads == self._told:
             return
         self._told = leads
-        log.info(
-            "lease %s: %s", self.name, "leads" if leads else f"leads no more, it is {self.holder or 'free'}'s"
-        )
+        log.info("lease %s: %s", self.name, "leads" if leads else "leads no more")
         try:
             (self.on_gain if leads else self.on_loss)()
         except Exception:

@@ -24,14 +24,9 @@ from tests.support.certificates import Authority
 
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
-
-
-def server_context(authority: Authority, name: str = "api", *addresses: str) -> ssl.SSLContext:
-    pair = authority.sign(name, *addresses)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.certificate))
-    context.load_cert_chain(pair.certificate, pair.key)
-    return context
+    made = Authority()
+    (tmp_path / "ca.crt").write_bytes(made.pem)
+    return made
 
 
 def kubeconfig(folder: Path, cluster: dict[str, Any], user: dict[str, Any]) -> str:
@@ -57,7 +52,7 @@ def test_a_pod_reads_its_token_again_when_the_kubelet_has_replaced_it(
     tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        async with ApiServer(server_context(authority, "api", "127.0.0.1")) as server:
+        async with ApiServer(authority.server(tmp_path, "api")) as server:
             server.token = "first"
             (tmp_path / "token").write_text("first\n")
             port = server.url.rpartition(":")[2]
@@ -110,16 +105,21 @@ def test_a_kubeconfig_with_a_client_certificate(tmp_path: Path, authority: Autho
         return {name: path.name}  # relative to the kubeconfig
 
     async def main() -> None:
-        context = server_context(authority, "kubernetes")  # not valid for 127.0.0.1
+        context = authority.server(tmp_path, "kubernetes")
+        context.load_verify_locations(tmp_path / "ca.crt")
         context.verify_mode = ssl.CERT_REQUIRED
-        me = authority.sign("me")
+        for name, pem in zip(("me.crt", "me.key"), authority.issue("me"), strict=True):
+            (tmp_path / name).write_bytes(pem)
         async with ApiServer(context) as server:
             cluster = {
                 "server": server.url,
                 "tls-server-name": "kubernetes",
-                **entry("certificate-authority", authority.certificate),
+                **entry("certificate-authority", tmp_path / "ca.crt"),
             }
-            user = {**entry("client-certificate", me.certificate), **entry("client-key", me.key)}
+            user = {
+                **entry("client-certificate", tmp_path / "me.crt"),
+                **entry("client-key", tmp_path / "me.key"),
+            }
             await ask(from_kubeconfig(kubeconfig(tmp_path, cluster, user)))
             for broken in ({**cluster, "tls-server-name": "another"}, {"server": server.url}):
                 with pytest.raises(Unavailable, match="certificate verify failed"):

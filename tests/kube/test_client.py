@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import uvloop
 
+from kserve_ext.kube import session as session_module
 from kserve_ext.kube.access import Access, Endpoint
 from kserve_ext.kube.client import (
     AlreadyExists,
@@ -280,6 +281,18 @@ def test_a_silent_watch_ends() -> None:
         watch = client.watch(CONFIG_MAPS, resource_version=str(server.objects.version), idle_s=0.05)
         assert [event async for event in watch] == []
         assert client.away_s() == 0.0
+
+    play(scenario)
+
+
+def test_a_watch_whose_answer_does_not_begin_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "REQUEST_TIMEOUT_S", 0.05)
+
+    async def scenario(server: ApiServer, client: Client) -> None:
+        server.hold()
+        with pytest.raises(Unavailable):
+            await anext(client.watch(CONFIG_MAPS, resource_version="1"))
+        assert client.away_s() > 0.0
 
     play(scenario)
 
