@@ -1,0 +1,203 @@
+"""The parts of the e2e stack that need neither root nor a build."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from e2e import build
+from e2e.stack import dns, ingress_stub, processes
+from e2e.stack.kubelet import environment, programs
+from e2e.stack.place import Place, pod_address
+from tools.setup.layout import Layout
+
+
+def question(name: str, kind: int = 1) -> bytes:
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    return (
+        b"\x12\x34" + struct.pack("!HHHHH", 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", kind, 1)
+    )
+
+
+def service(name: str, **spec: object) -> dict[str, object]:
+    return {"metadata": {"namespace": "ns", "name": name}, "spec": spec}
+
+
+@pytest.fixture
+def names() -> dns.Names:
+    known = dns.Names()
+    known.service("SET", service("web", clusterIP="10.96.0.7"))
+    known.service("SET", service("alias", externalName="web.ns.svc.cluster.local"))
+    known.service("SET", service("circle", externalName="circle.ns.svc.cluster.local"))
+    known.service("SET", service("headless", clusterIP="None"))
+    known.endpoints(
+        "SET",
+        {
+            "metadata": {"namespace": "ns", "name": "headless"},
+            "subsets": [{"addresses": [{"ip": "10.244.0.2"}, {"ip": "10.244.0.3"}]}],
+        },
+    )
+    return known
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("web.ns.svc.cluster.local", ["10.96.0.7"]),
+        ("WEB.ns.svc.cluster.local.", ["10.96.0.7"]),
+        ("alias.ns.svc.cluster.local", ["10.96.0.7"]),
+        ("circle.ns.svc.cluster.local", []),
+        ("headless.ns.svc.cluster.local", ["10.244.0.2", "10.244.0.3"]),
+        ("web.other.svc.cluster.local", None),
+        ("web.ns", None),
+        ("example.com", None),
+    ],
+)
+def test_names(names: dns.Names, name: str, expected: list[str] | None) -> None:
+    assert names.lookup(name) == expected
+
+
+def test_a_reply_echoes_the_question(names: dns.Names) -> None:
+    query = question("web.ns.svc.cluster.local")
+    answer = dns.reply(names, query)
+    assert answer[:2] == query[:2]
+    assert struct.unpack("!HHHHH", answer[2:12]) == (0x8580, 1, 1, 0, 0)
+    assert answer[12 : len(query)] == query[12:]
+    assert answer.endswith(socket.inet_aton("10.96.0.7"))
+
+
+def test_other_record_types_have_no_answer_and_unknown_names_do_not_exist(names: dns.Names) -> None:
+    answer = dns.reply(names, question("web.ns.svc.cluster.local", 28))
+    assert struct.unpack("!HHH", answer[2:8]) == (0x8580, 1, 0)
+    assert dns.reply(names, question("example.com"))[3] & 0xF == 3
+
+
+POD = {
+    "metadata": {"name": "p-1", "namespace": "ns", "uid": "u", "labels": {"a/b": "c"}},
+    "spec": {"nodeName": "node-1", "serviceAccountName": "account"},
+}
+
+
+async def fetch(plural: str, namespace: str, name: str) -> environment.Object | None:
+    assert namespace == "ns"
+    return {"configmaps/c": {"data": {"k": "v"}}, "secrets/s": {"data": {"k": "dg=="}}}.get(
+        f"{plural}/{name}"
+    )
+
+
+def env_of(*entries: dict[str, object]) -> dict[str, str]:
+    container = {"env": list(entries), "resources": {"limits": {"cpu": "2"}}}
+    return asyncio.run(environment.of_container(container, POD, "10.244.0.9", fetch))
+
+
+def reference(name: str, **source: object) -> dict[str, object]:
+    return {"name": name, "valueFrom": source}
+
+
+def test_environment_of_a_container() -> None:
+    env = env_of(
+        reference("NAME", fieldRef={"fieldPath": "metadata.name"}),
+        reference("IP", fieldRef={"fieldPath": "status.podIP"}),
+        reference("LABEL", fieldRef={"fieldPath": "metadata.labels['a/b']"}),
+        reference("CPU", resourceFieldRef={"resource": "limits.cpu"}),
+        reference("MAP", configMapKeyRef={"name": "c", "key": "k"}),
+        reference("SECRET", secretKeyRef={"name": "s", "key": "k"}),
+        reference("ABSENT", secretKeyRef={"name": "none", "key": "k", "optional": True}),
+        {"name": "URL", "value": "http://$(IP):80/$(UNKNOWN)/$$(IP)"},
+        {"name": "EMPTY"},
+    )
+    expected = {
+        "HOSTNAME": "p-1",
+        "NAME": "p-1",
+        "IP": "10.244.0.9",
+        "LABEL": "c",
+        "CPU": "2",
+        "MAP": "v",
+        "SECRET": "v",
+        "URL": "http://10.244.0.9:80/$(UNKNOWN)/$(IP)",
+        "EMPTY": "",
+    }
+    assert env == env | expected
+    assert "ABSENT" not in env
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        reference("A", fieldRef={"fieldPath": "status.unknown"}),
+        reference("A", configMapKeyRef={"name": "c", "key": "other"}),
+        reference("A", fileKeyRef={}),
+    ],
+)
+def test_what_the_environment_cannot_have_is_said(entry: dict[str, object]) -> None:
+    with pytest.raises(environment.BadEnvironment):
+        env_of(entry)
+
+
+def test_programs_of_images() -> None:
+    assert programs.argv({"image": programs.stock_image("activator")}) == [str(build.program("activator"))]
+    ours = programs.argv({"image": "registry:5000/x/galaxy-activator@sha256:0", "args": ["-v"]})
+    assert ours == [sys.executable, "-m", "activator_replacement.knative", "-v"]
+    command = ["/usr/bin/python3", "-m", "thing"]
+    assert programs.argv({"image": "any", "command": command}) == [sys.executable, "-m", "thing"]
+    with pytest.raises(programs.UnknownImage, match="no program stands for 'nginx'"):
+        programs.argv({"image": "docker.io/library/nginx:1"})
+
+
+def test_a_stack_whose_owner_is_dead_is_abandoned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("e2e.stack.place.root", lambda: tmp_path)
+    place = Place("x")
+    place.folder.mkdir()
+    assert processes.abandoned(place)
+    processes.Record(processes.of_pid(os.getpid())).write(place)
+    assert not processes.abandoned(place)
+    with subprocess.Popen(["sleep", "60"]) as child:
+        owner = processes.of_pid(child.pid)
+        processes.Record(owner).write(place)
+        assert not processes.abandoned(place)
+        child.kill()
+    assert processes.abandoned(place)
+    processes.Record(processes.Process(os.getpid(), 1)).write(place)
+    assert processes.abandoned(place), "another process with the owner's id"
+    processes.Record(None).write(place)
+    assert not processes.abandoned(place)
+
+
+@pytest.mark.parametrize("name", ["", "with-dash", "Upper", "x" * 17, "../x"])
+def test_names_of_stacks(name: str) -> None:
+    with pytest.raises(ValueError, match="stack name"):
+        Place(name)
+
+
+def test_addresses_of_pods_are_distinct_and_valid() -> None:
+    addresses = {pod_address(number) for number in range(60_000)}
+    assert len(addresses) == 60_000
+    assert {"10.244.0.0", "10.244.0.1"}.isdisjoint(addresses)
+    assert all(socket.inet_aton(address) for address in addresses)
+
+
+def test_an_ingress_is_marked_once_for_each_generation() -> None:
+    ready = {"conditions": [{"type": "Ready", "status": "True"}], "observedGeneration": 2}
+    assert not ingress_stub.due({"metadata": {"generation": 2}, "status": ready})
+    assert ingress_stub.due({"metadata": {"generation": 3}, "status": ready})
+    assert ingress_stub.due({"metadata": {"generation": 1}})
+
+
+def test_another_pin_gives_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "GO", tmp_path)
+    module = tmp_path / "etcd"
+    module.mkdir()
+    family = build.Family("etcd", {"etcd": "example.com/etcd"})
+    layout = Layout(tmp_path / "cache")
+    (module / "go.mod").write_text("module a\n")
+    first = family.folder(layout)
+    assert first == family.folder(layout)
+    (module / "go.sum").write_text("sum\n")
+    assert family.folder(layout) != first
