@@ -65,9 +65,8 @@ def _exec(args: argparse.Namespace) -> int:
         return 2
     if command[0] == "kubectl":
         command[0] = str(build.program("kubectl"))
-    os.environ["KUBECONFIG"] = str(place.kubeconfig)
     argv = network.command(place.node, command)
-    os.execvp(argv[0], argv)
+    os.execvpe(argv[0], argv, {**network.environment(), "KUBECONFIG": str(place.kubeconfig)})
 
 
 def _use(args: argparse.Namespace) -> int:

@@ -43,6 +43,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def stack(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     name = request.config.getoption("--stack")
+    for variable in os.environ.keys() - network.environment().keys():
+        del os.environ[variable]
     try:
         found = cluster.attach(name) if name else cluster.up()
     except (cluster.StackError, network.NetworkError, RuntimeError, TimeoutError) as error:

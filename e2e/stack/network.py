@@ -134,6 +134,11 @@ def enter(namespace: str) -> None:
             raise NetworkError(f"entering {namespace}: {os.strerror(number)}")
 
 
+def environment() -> dict[str, str]:
+    """Without proxies: they are out of reach from a stack, whose addresses need none."""
+    return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+
+
 def command(namespace: str, argv: list[str]) -> list[str]:
     """`ip netns exec` becomes the program: the process id is the program's own."""
     return ["ip", "netns", "exec", namespace, *argv]

@@ -88,7 +88,7 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, **(env or {})},
+            env={**network.environment(), **(env or {})},
             cwd=place.folder,
             start_new_session=True,
         )
