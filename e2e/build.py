@@ -85,6 +85,7 @@ FAMILIES = (
         },
         f"-s -w {_KUBERNETES_FLAGS}",
     ),
+    Family("differential", {"decisions": "."}),
 )
 
 

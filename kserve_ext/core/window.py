@@ -16,7 +16,7 @@ Algorithm = Literal["linear", "weighted-exponential"]
 
 _DIGITS = 10**6
 _LEAST_WEIGHT = 0.2  # below it, a long window would hardly differ from the plain mean
-_COVERED = 0.9999  # the weights of all buckets sum to at least this much
+_UNCOVERED = 0.0001  # the weights of all buckets sum to at least 1 less this much
 
 
 class LinearWindow:
@@ -98,16 +98,20 @@ class WeightedWindow(LinearWindow):
 
     @property
     def weight(self) -> float:
-        return max(1 - math.pow(1 - _COVERED, 1 / self._count), _LEAST_WEIGHT)
+        return max(1 - math.pow(_UNCOVERED, 1 / self._count), _LEAST_WEIGHT)
 
     def average(self, now: float) -> float:
         if self._last is None or self.empty(now):
             return 0.0
-        newest = max(self._last, self._bucket(now))
         weight = self.weight
-        return sum(
-            self._sums.get(newest - age, 0.0) * weight * (1 - weight) ** age for age in range(self._count)
-        )
+        gap = max(0, self._bucket(now) - self._last)
+        # In the order in which Knative multiplies and adds: a target may be just what comes out.
+        share = weight * math.pow(1 - weight, gap) if gap else weight
+        total = 0.0
+        for age in range(self._count - gap):
+            total += self._sums.get(self._last - age, 0.0) * share
+            share *= 1 - weight
+        return total
 
 
 class MaxWindow:
