@@ -104,7 +104,7 @@ class Reconciler:
 
     async def reconcile(self, key: str) -> float | None:
         pa = self._get(POD_AUTOSCALERS, key)
-        if pa is None or not self._owns(key) or knative_pa.class_of(pa) not in knative_pa.CLASSES:
+        if pa is None or not self._owns(key) or not knative_pa.is_ours(pa):
             if key in self.outcomes:
                 self.release(key)
             return None
@@ -166,7 +166,7 @@ class Reconciler:
             log.warning("%s: scale %d: %s; tried again", key, scale, error)
             return AWAY_RECHECK_S
         except NotFound as error:
-            log.warning("%s: scale %d: %s", key, scale, error)
+            log.info("%s: scale %d: %s; looked for again", key, scale, error)
             return NO_TARGET_RECHECK_S
         return None
 

@@ -70,8 +70,11 @@ class Settings:
         return self.spec.target_burst_capacity != -1
 
 
-def class_of(pa: Document) -> str:
-    return text_map(pa["metadata"].get("annotations")).get(CLASS_ANNOTATION, "")
+def is_ours(pa: Document) -> bool:
+    """Of a class that is served here, and not about to be gone."""
+    metadata = pa["metadata"]
+    class_ = text_map(metadata.get("annotations")).get(CLASS_ANNOTATION)
+    return class_ in CLASSES and not metadata.get("deletionTimestamp")
 
 
 def settings(pa: Document, config: AutoscalerConfig, progress_deadline_s: float) -> Settings:

@@ -142,6 +142,16 @@ def test_a_concurrency_that_is_no_number_is_named() -> None:
     assert "spec.containerConcurrency" in found.problems[0]
 
 
+def test_which_are_served_here() -> None:
+    assert knative_pa.is_ours(pa())
+    assert knative_pa.is_ours(pa({"autoscaling.knative.dev/class": "kserve-galaxy.io"}))
+    assert not knative_pa.is_ours(pa({"autoscaling.knative.dev/class": "hpa.autoscaling.knative.dev"}))
+    assert not knative_pa.is_ours({"metadata": {"name": "a", "namespace": "b"}})
+    going = pa()
+    going["metadata"]["deletionTimestamp"] = rfc3339(NOW)
+    assert not knative_pa.is_ours(going)
+
+
 def test_a_new_one_is_activating() -> None:
     assert knative_pa.known(pa(), {}, NOW) == Known("activating", NOW)
 
