@@ -71,6 +71,8 @@ class Container:
             self._changed()
             watching = asyncio.create_task(self._probe())
             status = await self._process.wait()
+            # As in a container, whose other processes end with its first.
+            self._signal_group(signal.SIGKILL)
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
@@ -127,7 +129,12 @@ class Container:
         if self.pid:
             with self._log.open("a") as log:
                 log.write(f"kubelet stand-in: killed, {why}\n")
-            os.kill(self.pid, signal.SIGKILL)
+            self._signal_group(signal.SIGKILL)
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
 
     async def stop(self) -> None:
         """The preStop hook, then SIGTERM, then the end; whoever asks for it sees to `kill` when the grace is over."""
