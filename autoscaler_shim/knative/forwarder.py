@@ -66,7 +66,9 @@ class Remote:
                     try:
                         await self._serve(session, address)
                     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                        log.warning("bucket %s: %s: %s", self.bucket, address, error or type(error).__name__)
+                        log.warning(
+                            "bucket %s: %s: %s", self.bucket, address, str(error) or type(error).__name__
+                        )
                 self._forget_old()
                 await asyncio.sleep(AGAIN_S)
 

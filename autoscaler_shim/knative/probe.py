@@ -70,7 +70,7 @@ class Prober:
                 if not answer:
                     log.info("%s: %s answered %d, not an activator", key, url, response.status)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            log.info("%s: %s: %s", key, url, error or type(error).__name__)
+            log.info("%s: %s: %s", key, url, str(error) or type(error).__name__)
         finally:
             self._asking.pop(key, None)
         self._answers[key] = answer, time.monotonic()

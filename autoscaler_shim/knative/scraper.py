@@ -158,7 +158,7 @@ async def _get(session: aiohttp.ClientSession, url: str, headers: dict[str, str]
                 if len(body) > MAX_STAT_BYTES:
                     break
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise ScrapeFailed(f"{url}: {error or type(error).__name__}") from error
+        raise ScrapeFailed(f"{url}: {str(error) or type(error).__name__}") from error
     try:
         return decode_stat(body)
     except Malformed as why:
