@@ -9,6 +9,7 @@ Hot dialect (take, give): slots, no exception and no closure per request.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -45,6 +46,7 @@ class ConnectionCache:
         "idle_count",
         "opened",
         "reused",
+        "tls",
     )
 
     def __init__(
@@ -65,6 +67,8 @@ class ConnectionCache:
         self._connect_timeout_s = connect_timeout_s
         self._idle: dict[str, list[Upstream]] = {}
         self._connecting: set[asyncio.Task[None]] = set()
+        #: Context and server name for an address, where connections are to be encrypted.
+        self.tls: Callable[[str], tuple[ssl.SSLContext, str]] | None = None
         self.idle_count = 0
         self.opened = 0
         self.reused = 0
@@ -109,10 +113,11 @@ class ConnectionCache:
 
     async def _open(self, addr: str, waiting: Waiting) -> None:
         host, _, port = addr.rpartition(":")
+        context, name = self.tls(addr) if self.tls is not None else (None, None)
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, upstream = await self._loop.create_connection(
-                    lambda: self._make(addr), host.strip("[]"), int(port)
+                    lambda: self._make(addr), host.strip("[]"), int(port), ssl=context, server_hostname=name
                 )
         except TimeoutError:
             waiting.not_connected(f"{addr} did not accept a connection within {self._connect_timeout_s:g} s")

@@ -321,7 +321,7 @@ class ClientProtocol(asyncio.Protocol):
         self._buffer = b""
         self._quiet_s = 0.0
         self.resume_reading()
-        if not self.transport.is_closing():
+        if not self.transport.is_closing() and self.transport.can_write_eof():  # TLS has no half
             self.transport.write_eof()
 
     # --- limits

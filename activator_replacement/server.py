@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import ssl
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,16 +72,18 @@ class Server:
         self._tick()
         return publics, its_own, admins
 
-    async def listen(self, public: Address) -> Address:
+    async def listen(self, public: Address, tls: ssl.SSLContext | None = None) -> Address:
         """One more public address, which other processes may listen on, too."""
-        return await self._listen(public, reuse_port=True)
+        return await self._listen(public, reuse_port=True, tls=tls)
 
-    async def _listen(self, address: Address, *, reuse_port: bool) -> Address:
+    async def _listen(
+        self, address: Address, *, reuse_port: bool, tls: ssl.SSLContext | None = None
+    ) -> Address:
         loop = asyncio.get_running_loop()
         plane = self.plane
         try:
             server = await loop.create_server(
-                lambda: plane.client_type(plane), *address, reuse_port=reuse_port, backlog=4096
+                lambda: plane.client_type(plane), *address, reuse_port=reuse_port, backlog=4096, ssl=tls
             )
         except OSError as error:
             raise OSError(

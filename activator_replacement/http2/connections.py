@@ -7,6 +7,7 @@ who asks while one is being opened waits for that one. Idle ones are closed afte
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
@@ -69,6 +70,10 @@ class Http2Connections:
     @property
     def open_count(self) -> int:
         return sum(map(len, self._open.values()))
+
+    def encrypt(self, tls: Callable[[str], tuple[ssl.SSLContext, str]]) -> None:
+        """Connections are made with this context and server name from here on."""
+        self._dialer.tls = tls
 
     def take(self, addr: str) -> Http2Upstream | None:
         """A connection with room for one more stream, or None: then `open` one."""

@@ -18,6 +18,7 @@ import uvloop
 
 from activator_replacement.knative.activator import Activator
 from activator_replacement.knative.settings import BadEnvironment, Settings, read
+from activator_replacement.knative.tls import NoCertificate
 from kserve_ext.kube.access import AccessError
 from kserve_ext.kube.client import Client, KubeError
 
@@ -59,7 +60,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         uvloop.run(serve(read(os.environ)))
-    except (BadEnvironment, AccessError, KubeError, OSError) as error:
+    except (BadEnvironment, NoCertificate, AccessError, KubeError, OSError) as error:
         logging.getLogger(__name__).error("can't serve: %s", error)
         return 1
     return 0

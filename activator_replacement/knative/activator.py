@@ -24,9 +24,10 @@ from activator_replacement.knative.prober import Prober
 from activator_replacement.knative.reporter import PERIOD_S, Reporter
 from activator_replacement.knative.settings import Settings
 from activator_replacement.knative.stat_sink import StatSink
+from activator_replacement.knative.tls import InternalTls, enabled
 from activator_replacement.plane import Limits
 from activator_replacement.server import Address, Server
-from kserve_ext.api.knative_config import Network, network
+from kserve_ext.api.knative_config import network
 from kserve_ext.api.knative_revision import kept, read
 from kserve_ext.api.problems import Findings
 from kserve_ext.core.activation import Room
@@ -89,6 +90,8 @@ class Activator:
         self.http1: Address
         self.http2: Address
         self.metrics: Address | None
+        self.https: Address | None = None
+        self._tls: InternalTls | None = None
         self._informers: list[Informer] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -97,6 +100,16 @@ class Activator:
         settings, client = self.settings, self.client
         config = await self._network()
         plane = self.server.prepare()
+        findings = Findings()
+        mesh = network(config, findings)
+        for problem in findings.problems:
+            log.warning("%s", problem)
+        tls = self._tls = InternalTls(client, settings.namespace) if enabled(config) else None
+        if tls is not None:
+            await tls.start()
+            plane.cache.tls = tls.http1
+            plane.http2_cache.encrypt(tls.http2)
+            self.dispatcher.secure = tls.address
         slices = settings.endpoints == "endpointslices" or (
             settings.endpoints == "auto" and await may_read_slices(client)
         )
@@ -107,8 +120,9 @@ class Activator:
             endpoints,
             self.prober,
             self.dispatcher,
-            Rules(config.mesh, config.passthrough, every_s=settings.probe_every_s),
+            Rules(mesh.mesh, mesh.passthrough, every_s=settings.probe_every_s),
             settings.pod_ip,
+            keep_connections=tls is None,  # they are asked without TLS
         )
         self.dispatcher.unreachable = self.backends.unreachable
         revisions = Informer(client, REVISIONS, on_change=self._revision_changed, keep=kept)
@@ -131,6 +145,8 @@ class Activator:
             (everywhere, settings.http2_port),
             (everywhere, settings.metrics_port),
         )
+        if tls is not None:
+            self.https = await self.server.listen((everywhere, settings.https_port), tls.listener)
         log.info(
             "serving %d revisions, addresses from %s", len(self.dispatcher.parts), endpoints.informer.kind
         )
@@ -155,6 +171,8 @@ class Activator:
         self.prober.close()
         for informer in self._informers:
             await informer.stop()
+        if self._tls is not None:
+            await self._tls.stop()
         await self.server.close()
 
     def status(self) -> dict[str, Any]:
@@ -175,24 +193,20 @@ class Activator:
 
     # --- inside
 
-    async def _network(self) -> Network:
+    async def _network(self) -> dict[str, str]:
         """config-network, read once, as Knative's activator does; the API server may still be coming up."""
         deadline = time.monotonic() + START_S
         while True:
             try:
                 config_map = await self.client.get(CONFIG_MAPS, self.settings.namespace, "config-network")
             except NotFound:
-                return Network()
+                return {}
             except Unavailable:
                 if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(1.0)
             else:
-                findings = Findings()
-                found = network(config_map.get("data") or {}, findings)
-                for problem in findings.problems:
-                    log.warning("%s", problem)
-                return found
+                return config_map.get("data") or {}
 
     def _revision_changed(self, old: dict[str, Any] | None, new: dict[str, Any] | None) -> None:
         if new is not None:
@@ -203,6 +217,9 @@ class Activator:
             key = read(old).key
             self.backends.forget(key)
             self.dispatcher.forget(key)
+            namespace = key.partition("/")[0]
+            if self._tls is not None and not self.dispatcher.serves(namespace):
+                self._tls.forget(namespace)
 
     def _endpoints_changed(self, key: RevisionKey, public: bool) -> None:
         self.backends.changed(key, public)

@@ -70,8 +70,8 @@ class Dispatcher:
         self.parts: dict[RevisionKey, Part] = {}
         #: Told when a connection to an address of a revision could not be made.
         self.unreachable: Callable[[RevisionKey, str], None] = lambda key, addr: None
-        #: The address to connect to, for one that a revision's Endpoints name.
-        self.dial: Callable[[str], str] = str
+        #: Where the address of a namespace's pod is reached with TLS; None: without.
+        self.secure: Callable[[str, str], str] | None = None
         self._loop = loop
         self._reporter = reporter
         self._suffix = f"svc.{domain}".encode()
@@ -105,7 +105,7 @@ class Dispatcher:
         stats.enter(now)
         outcome = part.activation.submit(waiting)
         if isinstance(outcome, Tracker):
-            exchange.go(self.dial(outcome.addr), InstanceID(outcome.addr))
+            self._go(waiting, part, outcome.addr)
         elif outcome != HELD:
             self._left(part)
             exchange.refuse(503, QUEUE_FULL, RETRY_AFTER_S)
@@ -178,21 +178,29 @@ class Dispatcher:
             part.activation.take_share(share)
             self._drain(part)
 
+    def serves(self, namespace: str) -> bool:
+        """It has a revision there."""
+        return any(part.facts.namespace == namespace for part in self.parts.values())
+
     @property
     def held_bytes(self) -> int:
         return self._room.held_bytes
 
     # --- inside
 
+    def _go(self, exchange: ActivatorExchange, part: Part, addr: str) -> None:
+        secure = self.secure
+        exchange.go(addr if secure is None else secure(part.facts.namespace, addr), InstanceID(addr))
+
     def _release(self, part: Part, addr: str) -> None:
         activation = part.activation
         following = activation.release(activation.trackers[addr])
         if following is not None:
-            following.go(self.dial(addr), InstanceID(addr))
+            self._go(following, part, addr)
 
     def _drain(self, part: Part) -> None:
         for exchange, tracker in part.activation.drain():
-            exchange.go(self.dial(tracker.addr), InstanceID(tracker.addr))
+            self._go(exchange, part, tracker.addr)
 
     def _left(self, part: Part) -> None:
         if part.stats is not None:

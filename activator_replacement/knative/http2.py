@@ -63,8 +63,7 @@ class KnativeHttp2Exchange(Http2Exchange):
         begun = self.state >= RESPONDING
         self._end(TIMEOUT)
         if begun:
-            self.client.connection.reset(self.down, INTERNAL_ERROR)
-            self.client.exchange_done(self)
+            self.client.break_off(self, INTERNAL_ERROR)
         else:
             self.client.answer(self, 504, answers.TIMED_OUT)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, ClassVar
@@ -139,7 +140,7 @@ async def dataplane(
 
 
 @contextlib.asynccontextmanager
-async def instance(serve: Serve) -> AsyncIterator[str]:
+async def instance(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """An instance: `serve` is called with each connection; yields its address."""
     tasks: set[asyncio.Task[None]] = set()
 
@@ -155,7 +156,7 @@ async def instance(serve: Serve) -> AsyncIterator[str]:
             tasks.discard(task)
             writer.close()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=1 << 22)
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=1 << 22, ssl=tls)
     host, port = server.sockets[0].getsockname()[:2]
     try:
         yield f"{host}:{port}"
