@@ -242,6 +242,11 @@ class Http2Client(asyncio.Protocol):
             connection.send_data(down, body, True)
         self.exchange_done(exchange)
 
+    def break_off(self, exchange: Http2Exchange, code: int) -> None:
+        """Ends an exchange that is DONE without an answer, or in the midst of one."""
+        self.connection.reset(exchange.down, code)
+        self.exchanges.discard(exchange)
+
     def exchange_done(self, exchange: Http2Exchange) -> None:
         """Its answer has left, or waits in its queue."""
         self.exchanges.discard(exchange)
@@ -323,4 +328,3 @@ class Http2Client(asyncio.Protocol):
         exchange.quiet_s += limits.tick_s
         if exchange.quiet_s > limits.stall_timeout_s:
             exchange.stalled()
-            self.exchanges.discard(exchange)

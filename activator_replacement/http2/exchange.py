@@ -365,13 +365,13 @@ class Http2Exchange:
                 connection.send_data(self.down, error_event(f"{reason} in the middle of its response"), True)
                 self.client.exchange_done(self)
             else:
-                connection.reset(self.down, INTERNAL_ERROR)
+                self.client.break_off(self, INTERNAL_ERROR)
 
     def reset_by_instance(self, code: int) -> None:
         if self.state == RESPONDING and not self._whole:
             self.up = None
             self._end(UPSTREAM_FAILED)
-            self.client.connection.reset(self.down, code or INTERNAL_ERROR)
+            self.client.break_off(self, code or INTERNAL_ERROR)
             return
         what = "asks for HTTP/1.1" if code == HTTP_1_1_REQUIRED else f"reset the request (error {code})"
         if self.state == SENT and code != REFUSED_STREAM:
@@ -418,12 +418,12 @@ class Http2Exchange:
     def malformed(self) -> None:
         """Its client sent a body or trailers that are none."""
         self.client_gone()
-        self.client.connection.reset(self.down, PROTOCOL_ERROR)
+        self.client.break_off(self, PROTOCOL_ERROR)
 
     def stalled(self) -> None:
         """Its client does not read."""
         self.client_gone()
-        self.client.connection.reset(self.down, CANCEL)
+        self.client.break_off(self, CANCEL)
 
     def _end(self, outcome: int) -> None:
         state = self.state
