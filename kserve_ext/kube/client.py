@@ -7,7 +7,7 @@ gets there is session.py's.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Final, NamedTuple
@@ -162,11 +162,12 @@ class Client:
         fields: str = "",
         resource_version: str = "",
         idle_s: float = WATCH_IDLE_S,
+        on_open: Callable[[], None] = lambda: None,
     ) -> AsyncGenerator[WatchEvent, None]:
         """Changes after `resource_version`, until the server ends the watch or says nothing for `idle_s`.
 
         Raises Gone when the history no longer reaches back, Unavailable when the connection breaks. BOOKMARK events
-        carry nothing but the resourceVersion to continue from.
+        carry nothing but the resourceVersion to continue from. on_open: it is under way, if still without news.
         """
         params = _selectors(labels, fields)
         params |= {
@@ -175,7 +176,7 @@ class Client:
             "resourceVersion": resource_version,
             "timeoutSeconds": str(int(random.uniform(*WATCH_S))),
         }
-        async with aclosing(self.session.follow(kind.path(namespace), params, idle_s)) as lines:
+        async with aclosing(self.session.follow(kind.path(namespace), params, idle_s, on_open)) as lines:
             async for line in lines:
                 yield _event_of(line)
 

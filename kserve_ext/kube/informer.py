@@ -117,12 +117,13 @@ class Informer:
     async def _follow(self) -> None:
         """Takes in one watch to its end."""
         begun = time.monotonic()
-        watch = self.client.watch(self.kind, self.namespace, self.labels, self.fields, self._version)
+        watch = self.client.watch(
+            self.kind, self.namespace, self.labels, self.fields, self._version, on_open=self._well
+        )
         try:
             async with contextlib.aclosing(watch) as events:
                 async for event in events:
                     self._failures = 0
-                    self._well()
                     self._take(event)
         finally:
             if time.monotonic() - begun >= SHORT_S:

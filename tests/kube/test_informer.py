@@ -18,7 +18,8 @@ from tests.support.api_server import ApiServer
 
 
 @pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_pauses(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, informer_module.log.name)
     monkeypatch.setattr(informer_module, "BACKOFF_S", (0.01, 0.05))
 
 
@@ -49,16 +50,18 @@ class Heard:
         self.said.clear()
 
 
-class Complaint(logging.Handler):
-    """The next warning of an informer, as something to wait for."""
+class Saying(logging.Handler):
+    """The next time that an informer logs this, as something to wait for."""
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = text
         self._said = asyncio.Event()
         informer_module.log.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._said.set()
+        if self._text in record.getMessage():
+            self._said.set()
 
     async def wait(self) -> None:
         await self._said.wait()
@@ -158,7 +161,7 @@ def test_a_bookmark_saves_the_list() -> None:
 
 def test_an_absent_server_leaves_the_copy_as_it_was() -> None:
     async def scenario(server: ApiServer, informer: Informer, heard: Heard) -> None:
-        complaint = Complaint()
+        complaint = Saying("try again")
         await server.down()
         put(server, "x", 2)
         server.remove(PODS, "a", "x")
@@ -167,6 +170,19 @@ def test_an_absent_server_leaves_the_copy_as_it_was() -> None:
         assert "NoAnswer" in informer.problem
         await server.up()
         await heard.hears("~x 1>2", "-x 2")
+        assert informer.problem == ""
+
+    play(scenario)
+
+
+def test_contact_is_had_again_when_the_watch_is_open_if_quiet() -> None:
+    async def scenario(server: ApiServer, informer: Informer, heard: Heard) -> None:
+        complaint, again = Saying("try again"), Saying("in contact again")
+        server.fail(503)
+        server.cut(politely=True)
+        await complaint.wait()
+        assert informer.problem != ""
+        await again.wait()
         assert informer.problem == ""
 
     play(scenario)
@@ -224,7 +240,7 @@ def test_refused_lists_are_tried_again_and_synced_says_when_it_worked() -> None:
         async with ApiServer() as server, server.client() as client:
             server.fail(403, times=3, reason="Forbidden")
             informer = Informer(client, PODS)
-            complaint = Complaint()
+            complaint = Saying("try again")
             informer.start()
             await complaint.wait()
             assert not informer.synced.is_set()
