@@ -8,6 +8,7 @@ a start from zero is the control plane and the activator, not the speed of start
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 import time
 from typing import Any, cast
@@ -34,13 +35,14 @@ _OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Type: text/plain\r\n\r\n
 class QueueProxy(asyncio.Protocol):
     """Of whichever pod the connection was made to. Only requests without bodies come here."""
 
-    def __init__(self, pods: dict[str, tuple[str, float]]) -> None:
+    def __init__(self, pods: dict[str, tuple[str, float]], stats: bool) -> None:
         self._pods = pods
+        self._stats_port = stats
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._address, self._port = transport.get_extra_info("sockname")[:2]
+        self._address = transport.get_extra_info("sockname")[0]
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -48,7 +50,7 @@ class QueueProxy(asyncio.Protocol):
             head, self._buffer = self._buffer[:end].lower(), self._buffer[end + 4 :]
             if self._address not in self._pods:
                 self._transport.abort()  # the pod is gone
-            elif self._port == STATS_PORT:
+            elif self._stats_port:
                 self._transport.write(self._stats())
             else:
                 self._transport.write(_OK + (b"queue" if b"k-network-probe: queue" in head else b"hello"))
@@ -151,8 +153,9 @@ async def main(place: Place) -> None:
     loop = asyncio.get_running_loop()
     async with watch.session(place) as client:
         node = Node(client)
-        for port in (REQUEST_PORT, STATS_PORT):
-            await loop.create_server(lambda: QueueProxy(node.pods), "0.0.0.0", port, backlog=1024)
+        for port, stats in ((REQUEST_PORT, False), (STATS_PORT, True)):
+            proxy = functools.partial(QueueProxy, node.pods, stats)
+            await loop.create_server(proxy, "0.0.0.0", port, backlog=1024)
         await node.run()
 
 
