@@ -99,6 +99,9 @@ class Informer:
             except KubeError as error:
                 self._complain(error)
                 asked_to_wait_s = error.retry_after_s
+            except Exception:  # an answer that isn't as it should be
+                log.exception("%s: taking in the server's answer failed, list again", self.kind)
+                self._version = ""
             if self._failures:
                 pause = pause_s(self._failures, *BACKOFF_S, random.random())
                 await asyncio.sleep(max(pause, asked_to_wait_s))

@@ -97,6 +97,8 @@ class Elector:
                 self._problem = ""
             except (KubeError, TimeoutError) as error:
                 self._complain(error)
+            except Exception:  # an answer that isn't as it should be
+                log.exception("lease %s: a try failed", self.name)
             self._settle()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), self._election.next_try_s(random.random()))

@@ -268,6 +268,18 @@ def test_a_handler_that_raises_harms_nobody_else(caplog: pytest.LogCaptureFixtur
     assert "taking in a change of ('a', 'y') failed" in caplog.text
 
 
+def test_what_cannot_be_taken_in_leads_to_a_new_list(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(server: ApiServer, informer: Informer, heard: Heard) -> None:
+        for watch in server.watches:
+            watch.events.put_nowait({"type": "MODIFIED", "object": {"kind": "Pod"}})
+        put(server, "y", 1)
+        await heard.hears("+y 1")
+        assert server.requests.count("GET /api/v1/namespaces/a/pods") >= 3
+
+    play(scenario)
+    assert "taking in the server's answer failed" in caplog.text
+
+
 def test_only_what_is_needed_is_kept() -> None:
     def keep(obj: KubeObject) -> KubeObject:
         return {"metadata": obj["metadata"], "spec": {"v": obj["spec"]["v"]}}

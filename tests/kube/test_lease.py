@@ -190,6 +190,19 @@ def test_a_lease_taken_by_hand_or_deleted() -> None:
     play(scenario)
 
 
+def test_a_lease_that_cannot_be_read_is_looked_at_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(server: ApiServer) -> None:
+        spec = {"holderIdentity": "x", "leaseDurationSeconds": "many"}
+        server.put(LEASES, {"metadata": {"name": "bucket", "namespace": "sys"}, "spec": spec})
+        async with candidate(server, "me") as me:
+            await server.until(lambda: server.requests.count(f"GET {PATH}") >= 2)
+            put(server, "")
+            await me.says("+")
+
+    play(scenario)
+    assert "lease bucket: a try failed" in caplog.text
+
+
 def test_callbacks_that_raise_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(server: ApiServer) -> None:
         def broken() -> None:
