@@ -153,7 +153,7 @@ def start(galaxy: Galaxy) -> None:
     size = ("--node-cpu", "4", "--node-memory", "8Gi")
     several = ("--dispatch", "2", "--schedule", "2", "--nodes", "1")
     galaxy("up", "--http-port", "0", *several, *size, "--pvc", f"models={models}")
-    galaxy("apply", "-f", str(EXAMPLES))
+    galaxy("apply", "--no-wait", "-f", str(EXAMPLES))
     wait("zygote (a process with vLLM imported)", lambda: _no_zygote(galaxy.status()), 150)
     galaxy("get", "isvc")
     expect(not galaxy.status()["instances"], "no instance runs")

@@ -85,8 +85,15 @@ class Overview:
             "nodes": nodes,
             "instances": sorted(instances, key=lambda i: str(i.get("id"))),
             "revisions": self._revisions(functions),
+            "zygotes": self._zygotes(),
             "held": sum(_count(f.get("held")) for f in functions if f["kind"] == "dispatch"),
         }
+
+    def _zygotes(self) -> list[str]:
+        """Runtime modules that nodes keep imported for the services there are."""
+        outcomes = [o for o in self.reconciler.outcomes.values() if not (o.stopped or o.too_large)]
+        commands = [o.revision.command for o in outcomes if o.revision is not None]
+        return sorted({command.zygote for command in commands if command.zygote})
 
     def _revisions(self, functions: Iterable[Document]) -> list[Document]:
         """Each revision with what its home says, and what all shards hold of it."""

@@ -86,6 +86,17 @@ def test_status_lays_side_by_side_what_everybody_says() -> None:
     )
 
 
+def test_the_runtimes_that_nodes_keep_imported_are_listed_while_a_service_wants_them() -> None:
+    async def run() -> None:
+        cluster = await served()
+        view = overview(cluster)
+        assert (await view.status())["zygotes"] == ["runtimes.vllm_pd"]
+        await cluster.apply(MODEL % "", notes={"serving.kserve.io/stop": "true"})
+        assert (await view.status())["zygotes"] == []
+
+    asyncio.run(run())
+
+
 def test_a_part_that_does_not_answer_is_listed_with_the_reason() -> None:
     status = gather(overview(gather(served()), node_0=None, dispatch_1=None).status())
     assert "connection refused" in status["nodes"][0]["error"]

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from kserve_ext.api import conditions
+from kserve_ext.cli import zygotes
 from kserve_ext.cli.client import Client, path_of
 from kserve_ext.cli.documents import Source, load
 from kserve_ext.cli.embedded.folder import Folder
@@ -27,10 +28,12 @@ from kserve_ext.cli.output import data_option, namespace_option
     default=0.0,
     help="Seconds to wait until ready.",
 )
-def command(folder: Folder, namespace: str, files: tuple[str, ...], wait_s: float) -> None:
+@click.option("--no-wait", is_flag=True, help="Don't wait until the runtimes of the services are imported.")
+def command(folder: Folder, namespace: str, files: tuple[str, ...], wait_s: float, no_wait: bool) -> None:
     """Create or change the objects in files, in their order.
 
-    Every object is tried; the exit code is 1 when one was refused, or is accepted but can't work as it is.
+    Every object is tried; the exit code is 1 when one was refused, or is accepted but can't work as it is. The first
+    service of a runtime is waited for until that runtime is imported on a node: its first request would have to.
     """
     sources = load(files)
     client = Client(folder)
@@ -49,6 +52,8 @@ def command(folder: Folder, namespace: str, files: tuple[str, ...], wait_s: floa
         if wrong is not None:
             failures.append(wrong)
     raise_all(failures)
+    if services and not no_wait:
+        zygotes.wait(client)
 
 
 def _apply(client: Client, source: Source, namespace: str) -> str:

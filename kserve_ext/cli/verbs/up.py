@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 
 from kserve_ext.api import quantities
+from kserve_ext.cli import zygotes
 from kserve_ext.cli.client import Client
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.embedded.parts import ROOT, environment, parts
@@ -81,6 +82,7 @@ def _quantity(value: str, read: Any) -> int:
 )
 @click.option("--pvc", multiple=True, callback=_claims, metavar="CLAIM=FOLDER", help="Where pvc://CLAIM is.")
 @click.option("--domain", default="galaxy.local", show_default=True, help="Hosts are NAME.NAMESPACE.DOMAIN.")
+@click.option("--no-wait", is_flag=True, help="Don't wait until the runtimes of the services are imported.")
 @click.option("--foreground", is_flag=True, help="Stay until Ctrl-C, then stop the cluster.")
 def command(
     folder: Folder,
@@ -94,11 +96,13 @@ def command(
     http_port: int,
     pvc: dict[str, str],
     domain: str,
+    no_wait: bool,
     foreground: bool,
 ) -> None:
     """Start an embedded cluster on this machine, and wait until it is whole.
 
-    Objects of an earlier cluster in the same data folder are still there. Where only the supervisor died, a new one
+    Objects of an earlier cluster in the same data folder are still there, and what their instances are forked from
+    is waited for, too. Where only the supervisor died, a new one
     takes over what still runs; the cluster stays as it was started, whatever options are given.
     """
     check_free(folder)
@@ -133,6 +137,8 @@ def command(
         f"cluster is up after {took:.1f} s: {sum(counts.values()) + 2} parts, {nodes} node(s), in {folder.root}"
     )
     click.echo(f"requests: http://{cluster['http']}  (Host: NAME.NAMESPACE.{domain})")
+    if not no_wait:
+        zygotes.wait(Client(folder))
     if foreground:
         _stay(folder, supervisor)
 
