@@ -7,13 +7,15 @@ silence is an answer. `now` is unix time here, since activators put seconds of i
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from typing import Final, Literal
 
 from kserve_ext.core.sampling import Load
 from kserve_ext.core.window import Algorithm, Averages, MetricWindows
 
 Metric = Literal["concurrency", "rps"]
+
+#: More in one report is no load but a mistake, and would overflow what is computed from it.
+MOST: Final = 1e9
 
 
 class Collection:
@@ -34,7 +36,7 @@ class Collection:
 
     def record(self, load: Load, at: float) -> bool:
         """False: a number that would spoil every average it is part of; nothing was recorded."""
-        if not (math.isfinite(load.concurrency) and math.isfinite(load.requests) and math.isfinite(at)):
+        if not (-MOST <= load.concurrency <= MOST and -MOST <= load.requests <= MOST):  # NaN is not, either
             return False
         self._concurrency.record(at, load.concurrency)
         self._rps.record(at, load.requests)

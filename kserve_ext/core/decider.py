@@ -9,9 +9,8 @@ itself.
 
 from __future__ import annotations
 
-import math
-
 from kserve_ext.core.burst import Demand, burst, instances_for
+from kserve_ext.core.collection import MOST
 from kserve_ext.core.scaling import Observed, ScalingSpec, ScalingState, decide
 from kserve_ext.core.window import Averages
 
@@ -46,7 +45,7 @@ class Decider:
 
     def report(self, activator: str, concurrency: float, now: float) -> bool:
         """Takes in what an activator has held and in flight. True: tick now, don't wait for the next time."""
-        if not math.isfinite(concurrency) or concurrency <= 0:
+        if not 0 < concurrency <= MOST:
             self._reports.pop(activator, None)
             return False
         self._reports[activator] = concurrency, now

@@ -49,9 +49,9 @@ async def until(holds: Callable[[], object]) -> None:
         await asyncio.sleep(0.002)
 
 
-def settings(pod: str = "autoscaler-0", **changes: Any) -> Settings:
+def settings(pod: str = "autoscaler-0", ip: str = "127.0.0.1", **changes: Any) -> Settings:
     values: dict[str, Any] = {
-        "holder": Holder(pod, "127.0.0.1"),
+        "holder": Holder(pod, ip),
         "namespace": SYSTEM,
         "domain": "cluster.local",
         "stats_port": 0,
@@ -205,10 +205,10 @@ class Activator:
 
 
 @contextlib.asynccontextmanager
-async def activator(port: int) -> AsyncIterator[Activator]:
+async def activator(port: int, host: str = "127.0.0.1") -> AsyncIterator[Activator]:
     async with (
         aiohttp.ClientSession() as session,
-        session.ws_connect(f"ws://127.0.0.1:{port}/", max_msg_size=0) as ws,
+        session.ws_connect(f"ws://{host}:{port}/", max_msg_size=0) as ws,
     ):
         yield Activator(ws)
 

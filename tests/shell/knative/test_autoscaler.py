@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from autoscaler_shim.knative import deciders
+from autoscaler_shim.knative import buckets, deciders
 from autoscaler_shim.knative.autoscaler import Autoscaler
 from kserve_ext.api.knative_conditions import rfc3339
 from kserve_ext.kube.kinds import (
@@ -22,7 +22,7 @@ from kserve_ext.kube.kinds import (
     SERVERLESS_SERVICES,
     SERVICES,
 )
-from kserve_ext.wire.stats import Stat
+from kserve_ext.wire.stats import Stat, encode
 from tests.support.api_server import ApiServer
 from tests.support.knative_autoscaler import (
     LONG_AGO,
@@ -34,6 +34,7 @@ from tests.support.knative_autoscaler import (
     activator,
     autoscaler,
     condition,
+    message,
     put_config,
     put_pod,
     put_revision,
@@ -313,6 +314,44 @@ def test_a_second_replica_takes_over_when_the_first_goes() -> None:
                     await reporter.report(1.0)
                     await api.until(lambda: replicas(api) == 1)
                 await second.stop()
+
+    run(test())
+
+
+def test_what_another_replica_holds_is_forwarded_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with ApiServer() as api:
+            put_sks(api, put_revision(api, 0, status=state("False")))
+            async with autoscaler(api, host="127.0.0.2", pod="a", ip="127.0.0.2") as first:
+                await until_written(api)
+                # both listen on one port, as pods do
+                port = first.stat_server.port
+                monkeypatch.setattr(buckets, "PORT", port)
+                async with autoscaler(
+                    api, host="127.0.0.3", pod="b", ip="127.0.0.3", stats_port=port
+                ) as second:
+                    async with activator(port, "127.0.0.3") as reporter:
+                        await reporter.report(1.0)
+                        await api.until(lambda: replicas(api) == 1)
+                    assert not second.reconciler.outcomes
+
+    run(test())
+
+
+def test_a_clock_that_is_ahead_blinds_nobody() -> None:
+    async def test() -> None:
+        async with cluster() as (api, made, reporter):
+            put_sks(api, put_revision(api, 0, status=state("False")))
+            await api.until(lambda: status(api).get("metricsServiceName"))
+            milliseconds = int(time.time() * 1000)
+            await reporter.ws.send_bytes(
+                encode([message(1.0)._replace(stat=Stat("a", 5.0, timestamp=milliseconds))])
+            )
+            await reporter.report(1.0)
+            await api.until(lambda: replicas(api) == 1)
+            averages = made.collector.averages(KEY, "concurrency")
+            assert averages is not None
+            assert averages.panic > 0
 
     run(test())
 
