@@ -7,9 +7,13 @@ here about which implementation runs.
 from __future__ import annotations
 
 import asyncio
+import datetime
+import json
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -22,8 +26,10 @@ ANSWER_S = 300.0
 LINGER_S = 1.0
 REVISION = "serving.knative.dev/revision"
 SERVICE_TYPE = "networking.internal.knative.dev/serviceType"
-#: In the order in which they usually happen; each is measured from the one before.
-STEPS = ("scaled", "created", "bound", "ready", "endpoint", "answered")
+#: In the order in which they usually happen. `logged` is the autoscaler's own word: Knative's comes before its patch
+#: of the scale, ours when the patch has been answered. `endpoint`: the pod's address is among the ready ones.
+STEPS = ("logged", "scaled", "created", "bound", "ready", "endpoint", "answered")
+_SCALES = re.compile(r"Scaling from 0 to \d|^default/(\S+): activating, want \d")
 _WATCHES = {
     "/apis/apps/v1/namespaces/default/deployments": ("scaled",),
     "/api/v1/namespaces/default/pods": ("created", "bound", "ready"),
@@ -127,3 +133,27 @@ async def fire(observer: Observer, revisions: list[str], activator: str, linger_
     await asyncio.sleep(linger_s)
     observer.burst = None
     return burst
+
+
+def read_logs(logs: Path, burst: Burst) -> None:
+    """What the autoscaler's logs say of the burst."""
+    for file in logs.glob("pod-knative-serving-autoscaler-*.log"):
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            if found := logged(line):
+                revision, at = found
+                if at >= burst.asked.get(revision, float("inf")):
+                    burst.seen["logged"].setdefault(revision, at)
+
+
+def logged(line: str) -> tuple[str, float] | None:
+    """The revision that the line says is scaled from zero, and when."""
+    try:
+        entry = json.loads(line)
+        found = _SCALES.search(entry["message"])
+        at = datetime.datetime.fromisoformat(entry["timestamp"]).timestamp()
+    except (ValueError, KeyError, TypeError):
+        return None  # what Go's runtime or ours prints besides
+    if found is None:
+        return None
+    revision = found[1] or entry.get("knative.dev/key", "").rpartition("/")[2]
+    return (revision, at) if revision else None

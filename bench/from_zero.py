@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bench import quiet
-from bench.burst import STEPS, Burst, Observer, fire
+from bench.burst import STEPS, Burst, Observer, fire, read_logs
 from bench.processes import of_stack
 from bench.record import record
 from bench.zero_stack import SPARE, activator_of, cpu_by_program, name_of, prepare, use
@@ -58,6 +58,7 @@ async def one_burst(stack: Cluster, observer: Observer, names: Sequence[str], fi
     before = cpu_by_program(stack.place)
     burst = await fire(observer, revisions, activator)
     figures.cpu.update(cpu_by_program(stack.place) - before)
+    read_logs(stack.place.logs, burst)
     figures.bursts.append(burst)
     return burst
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from bench.burst import Burst, Observer, fire, steps_of
+from bench.burst import Burst, Observer, fire, logged, read_logs, steps_of
 
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
 NOT_READY = {"conditions": [{"type": "Ready", "status": "False"}]}
@@ -29,6 +30,43 @@ NOT_READY = {"conditions": [{"type": "Ready", "status": "False"}]}
 )
 def test_steps_of_objects(kind: str, obj: dict[str, Any], steps: tuple[str, ...]) -> None:
     assert steps_of(kind, obj) == steps
+
+
+STOCK = (
+    '{"severity":"INFO","timestamp":"2026-01-02T03:04:05.375137431Z","logger":"autoscaler",'
+    '"message":"Scaling from 0 to 1","knative.dev/key":"default/a-00001"}'
+)
+OURS = '{"timestamp": "2026-01-02T03:04:06.500Z", "message": "default/a-00001: activating, want 1 (demand)"}'
+AT = 1767323045.0  # 2026-01-02T03:04:05Z
+
+
+@pytest.mark.parametrize(
+    ("line", "at"),
+    [
+        (STOCK, AT + 0.375137),
+        (OURS, AT + 1.5),
+        (STOCK.replace("from 0 to 1", "from 1 to 0"), None),
+        (OURS.replace("activating", "active"), None),
+        ("panic: runtime error", None),
+        ("[1]", None),
+        ("{}", None),
+    ],
+)
+def test_scales_from_zero_in_both_logs(line: str, at: float | None) -> None:
+    found = logged(line)
+    if at is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert found[0] == "a-00001"
+        assert found[1] == pytest.approx(at, abs=1e-5)
+
+
+def test_of_the_logs_only_what_came_after_the_request_counts(tmp_path: Path) -> None:
+    (tmp_path / "pod-knative-serving-autoscaler-x-autoscaler.log").write_text(f"{STOCK}\n{OURS}\n")
+    burst = Burst(asked={"a-00001": AT + 1.0})
+    read_logs(tmp_path, burst)
+    assert burst.seen["logged"] == {"a-00001": pytest.approx(AT + 1.5)}
 
 
 def test_only_good_answers_count() -> None:
