@@ -15,8 +15,9 @@ from time import monotonic
 from typing import Final, Protocol, cast
 
 from activator_replacement.knative.answers import QUEUE_FULL
+from activator_replacement.knative.durations import Durations
 from activator_replacement.knative.reporter import Reporter
-from activator_replacement.seam import Exchange, Refusal
+from activator_replacement.seam import TIMEOUT, Exchange, Refusal
 from kserve_ext.api.knative_revision import Activated
 from kserve_ext.core.activation import HELD, Activation, Room, Tracker
 from kserve_ext.core.assignment import Share
@@ -30,22 +31,27 @@ RETRY_AFTER_S: Final = 1.0
 
 
 class ActivatorExchange(Exchange, Protocol):
-    """What exchanges of an activator have beside the seam's: set in submit."""
+    """What exchanges of an activator have beside the seam's."""
 
-    timeouts: Timeouts
+    timeouts: Timeouts  # these two are set in submit
     host: bytes
+    status: int  # of the pod's response, 0 = none
+
+    @property
+    def method(self) -> bytes: ...
 
 
 class Part:
     """One revision."""
 
-    __slots__ = ("activation", "concurrency", "facts", "mesh_host", "stats")
+    __slots__ = ("activation", "concurrency", "durations", "facts", "mesh_host", "stats")
 
     def __init__(self, facts: Activated, activation: Activation[ActivatorExchange]) -> None:
         self.facts = facts
         self.activation = activation
         self.stats: RequestStats | None = None
         self.concurrency = 0.0
+        self.durations = Durations()
         self.mesh_host = b""
 
     @property
@@ -107,7 +113,7 @@ class Dispatcher:
         if isinstance(outcome, Tracker):
             self._go(waiting, part, outcome.addr)
         elif outcome != HELD:
-            self._left(part)
+            self._left(part, waiting, 503)
             exchange.refuse(503, QUEUE_FULL, RETRY_AFTER_S)
 
     def sent(self, exchange: Exchange) -> None: ...
@@ -115,7 +121,8 @@ class Dispatcher:
 
     def finished(self, exchange: Exchange, outcome: int) -> None:
         part: Part = exchange.note
-        self._left(part)
+        ended = cast("ActivatorExchange", exchange)
+        self._left(part, ended, ended.status or (504 if outcome == TIMEOUT else 0))
         self._release(part, exchange.instance)
 
     def failed(self, exchange: Exchange, reason: str, retriable: bool) -> bool:
@@ -126,7 +133,7 @@ class Dispatcher:
             self.unreachable(part.facts.key, addr)
         self._release(part, addr)
         if not again:
-            self._left(part)
+            self._left(part, cast("ActivatorExchange", exchange), 502)
             return False
         part.activation.put_back(cast("ActivatorExchange", exchange))
         # Not from within the exchange's own call: it may be the first to go on.
@@ -135,8 +142,9 @@ class Dispatcher:
 
     def cancelled(self, exchange: Exchange) -> None:
         part: Part = exchange.note
-        part.activation.cancel(cast("ActivatorExchange", exchange))
-        self._left(part)
+        ended = cast("ActivatorExchange", exchange)
+        part.activation.cancel(ended)
+        self._left(part, ended, 504 if exchange.outcome == TIMEOUT else 0)
 
     # --- revisions and their backends
 
@@ -161,7 +169,7 @@ class Dispatcher:
         self._keys.pop((part.namespace.encode(), part.name.encode()), None)
         refusal = _unknown(part.name)
         for exchange in part.activation.dismiss():
-            self._left(part)
+            self._left(part, exchange, refusal.status)
             exchange.refuse(refusal.status, refusal.reason)
 
     def use(self, key: RevisionKey, pods: set[str], cluster: str, ready: int, mesh_host: bytes) -> None:
@@ -202,9 +210,12 @@ class Dispatcher:
         for exchange, tracker in part.activation.drain():
             self._go(exchange, part, tracker.addr)
 
-    def _left(self, part: Part) -> None:
+    def _left(self, part: Part, exchange: ActivatorExchange, status: int) -> None:
+        """`status`: what it was answered with, 0 = nothing."""
         if part.stats is not None:
             part.stats.leave(monotonic())
+        if status:
+            part.durations.add(exchange.method, status, self._loop.time() - exchange.started)
 
     def _of_host(self, host: bytes) -> tuple[bytes, bytes] | None:
         """REVISION.NAMESPACE.svc.DOMAIN, perhaps with a port."""

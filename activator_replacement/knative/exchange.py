@@ -26,7 +26,7 @@ _SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
 
 
 class KnativeExchange(HttpExchange):
-    __slots__ = ("host", "timeouts", "written")
+    __slots__ = ("host", "status", "timeouts", "written")
 
     def __init__(self, client: ClientProtocol, facts: RequestHead, head: bytes, started: float) -> None:
         super().__init__(client, facts, head, started)
@@ -34,6 +34,7 @@ class KnativeExchange(HttpExchange):
         self.timeouts = _DEFAULT
         #: Set by Dispatch in submit: the Host that a mesh routes by; b"" = the pod's address.
         self.host = b""
+        self.status = 0  # of the pod's response, once there is one
         self.written = 0.0  # when the client was last written to, as far as a tick has seen
 
     def forwarded(self) -> list[bytes]:
@@ -47,7 +48,12 @@ class KnativeExchange(HttpExchange):
         )
 
     def marks(self, head: ResponseHead) -> bytes:
+        self.status = head.status
         return b""
+
+    @property
+    def method(self) -> bytes:
+        return self.facts.method
 
     def repeatable(self, kept: bool) -> bool:
         return kept and self.facts.method in _SAFE

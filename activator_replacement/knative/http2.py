@@ -28,7 +28,7 @@ _KUBELET: Final = b"kube-probe/"
 
 
 class KnativeHttp2Exchange(Http2Exchange):
-    __slots__ = ("host", "timeouts", "written")
+    __slots__ = ("host", "status", "timeouts", "written")
 
     def __init__(
         self, client: Http2Client, down: Stream, facts: RequestBlock, end: bool, started: float
@@ -37,6 +37,7 @@ class KnativeHttp2Exchange(Http2Exchange):
         #: Both set by Dispatch in submit, see KnativeExchange.
         self.timeouts = _DEFAULT
         self.host = b""
+        self.status = 0  # of the pod's response, once there is one
         self.written = 0.0  # when the client was last written to, as far as a tick has seen
 
     def forwarded(self) -> bytes:
@@ -44,7 +45,12 @@ class KnativeHttp2Exchange(Http2Exchange):
         return forward_to_pod(self.facts, self.client.hop, host or self.addr.encode(), bool(host))
 
     def marked(self, head: ResponseBlock) -> bytes:
+        self.status = head.status
         return head.block
+
+    @property
+    def method(self) -> bytes:
+        return self.facts.method
 
     def repeatable(self, kept: bool) -> bool:
         return kept and self.facts.method in _SAFE

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from activator_replacement.knative.dispatcher import Dispatcher
@@ -39,6 +44,11 @@ class ActivatorCollector(Collector):
         capacity = GaugeMetricFamily(
             "galaxy_revision_capacity", "Requests that may be in flight from here.", labels=_PLACE
         )
+        durations = HistogramMetricFamily(
+            "http_server_request_duration_seconds",
+            "Duration of HTTP server requests.",
+            labels=["http_request_method", "http_response_status_code", *_REVISION],
+        )
         for part in self._dispatcher.parts.values():
             facts, activation = part.facts, part.activation
             if part.stats is not None or activation.assigned:
@@ -49,7 +59,11 @@ class ActivatorCollector(Collector):
                 queued.add_metric(place, activation.held)
                 active.add_metric(place, activation.in_flight)
                 capacity.add_metric(place, activation.capacity)
-        yield from (concurrency, queued, active, capacity)
+            revision = [facts.service, facts.configuration, facts.name, facts.namespace]
+            for key in sorted(part.durations.by):
+                buckets, total = part.durations.buckets(key)
+                durations.add_metric([key[0].decode(), str(key[1]), *revision], buckets, total)
+        yield from (concurrency, queued, active, capacity, durations)
         reachable = GaugeMetricFamily(
             "kn_activator_stats_conn_reachable",
             "Whether a peer is reachable from the activator (1 = reachable, 0 = not reachable)",

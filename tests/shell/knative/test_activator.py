@@ -256,12 +256,16 @@ def test_reports_go_on_after_the_autoscaler_was_away_and_probes_never_fail_for_i
 
 def test_metrics() -> None:
     async def test() -> None:
-        async with ApiServer() as api, Autoscaler() as autoscaler:
+        async with ApiServer() as api, Autoscaler() as autoscaler, running(Pod()) as pod:
             put_config(api)
             put_revision(api, REVISION)
+            put_revision(api, "idle-00001")
+            put_endpoints(api, "idle-00001", [pod.addr])
             async with activator(api, autoscaler) as made:
                 await autoscaler.until(lambda: autoscaler.connections == 1)
-                client = await connect(made)
+                client, other = await connect(made), await connect(made)
+                other.send(get("/", HEADERS[0], "Knative-Serving-Revision: idle-00001"))
+                assert (await other.response())[0] == 200
                 client.send(get("/", *HEADERS))
                 await held(made, 1)
                 assert made.metrics is not None
@@ -273,10 +277,15 @@ def test_metrics() -> None:
                 assert f"kn_revision_request_queued{place} 1.0" in text
                 assert f"kn_revision_request_active{place} 0.0" in text
                 assert 'kn_activator_stats_conn_reachable{peer="autoscaler"} 1.0' in text
+                revision = 'k8s_namespace_name="default",kn_configuration_name="hello",kn_revision_name'
                 assert (
-                    'kn_revision_request_concurrency{k8s_namespace_name="default",kn_configuration_name="hello"'
+                    f'kn_revision_request_concurrency{{{revision}="{REVISION}",kn_service_name="hello"}}'
                     in text
                 )
+                assert (
+                    'http_server_request_duration_seconds_count{http_request_method="GET",'
+                    f'http_response_status_code="200",{revision}="idle-00001",kn_service_name="hello"}} 1.0'
+                ) in text
 
     run(test())
 
