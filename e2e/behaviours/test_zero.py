@@ -43,6 +43,13 @@ def test_a_body_sent_at_zero_arrives_whole(api: Api, client: Client) -> None:
         )
 
 
+def test_a_request_waits_for_a_server_that_opens_late(api: Api, client: Client) -> None:
+    with deployed(api, "late", template(env={"OPEN_AFTER_MS": "5000"})) as service:
+        service.wait_zero()
+        answers = client.send_many(service, 5)
+        assert [answer.status for answer in answers] == [200] * 5
+
+
 def test_many_revisions_wake_at_once(api: Api, client: Client) -> None:
     with (
         deployed(api, "many", template()) as first,

@@ -22,7 +22,7 @@ BOOT_S = 120
 def start(place: Place, record: processes.Record) -> Api:
     """Returns when the API server is ready and the controllers have done a first piece of work."""
     _start_etcd(place, record)
-    _start_api_server(place, record)
+    start_api_server(place, record)
     api = Api(place)
     watched = ("etcd", "kube-apiserver")
     wait_until(
@@ -76,36 +76,8 @@ def start(place: Place, record: processes.Record) -> Api:
     return api
 
 
-def _running(place: Place, record: processes.Record, *names: str) -> bool:
-    """A process that ended while it starts ends the waiting, with what it said last."""
-    for name in names:
-        if not record.processes[name].alive:
-            log = place.logs / f"{name}.log"
-            tail = "\n  ".join(log.read_text(errors="replace").splitlines()[-8:])
-            raise RuntimeError(f"{name} ended while starting:\n  {tail}\n(all of it: {log})")
-    return True
-
-
-def _start_etcd(place: Place, record: processes.Record) -> None:
-    processes.start(
-        place,
-        record,
-        "etcd",
-        [
-            str(build.program("etcd")),
-            f"--data-dir={place.folder / 'etcd'}",
-            f"--listen-client-urls={_ETCD}",
-            f"--advertise-client-urls={_ETCD}",
-            f"--listen-peer-urls={_PEER}",
-            f"--initial-advertise-peer-urls={_PEER}",
-            f"--initial-cluster=default={_PEER}",
-            "--unsafe-no-fsync",
-            "--log-level=warn",
-        ],
-    )
-
-
-def _start_api_server(place: Place, record: processes.Record) -> None:
+def start_api_server(place: Place, record: processes.Record) -> None:
+    """Also again, after it has ended: what it knew is in etcd."""
     files = place.certificates
     processes.start(
         place,
@@ -132,6 +104,35 @@ def _start_api_server(place: Place, record: processes.Record) -> None:
             "--allow-privileged=true",
             "--profiling=false",
             "--v=1",
+        ],
+    )
+
+
+def _running(place: Place, record: processes.Record, *names: str) -> bool:
+    """A process that ended while it starts ends the waiting, with what it said last."""
+    for name in names:
+        if not record.processes[name].alive:
+            log = place.logs / f"{name}.log"
+            tail = "\n  ".join(log.read_text(errors="replace").splitlines()[-8:])
+            raise RuntimeError(f"{name} ended while starting:\n  {tail}\n(all of it: {log})")
+    return True
+
+
+def _start_etcd(place: Place, record: processes.Record) -> None:
+    processes.start(
+        place,
+        record,
+        "etcd",
+        [
+            str(build.program("etcd")),
+            f"--data-dir={place.folder / 'etcd'}",
+            f"--listen-client-urls={_ETCD}",
+            f"--advertise-client-urls={_ETCD}",
+            f"--listen-peer-urls={_PEER}",
+            f"--initial-advertise-peer-urls={_PEER}",
+            f"--initial-cluster=default={_PEER}",
+            "--unsafe-no-fsync",
+            "--log-level=warn",
         ],
     )
 

@@ -7,7 +7,7 @@
 //	/socket           WebSocket echo
 //	gRPC, any method  each message comes back; header "pod"; metadata "sleep-ms" waits before each answer
 //
-// OPEN_AFTER_MS makes the port open late, EXIT_AFTER_MS makes the process die: for tests of slow and broken revisions.
+// OPEN_AFTER_MS makes the port open late, for tests of slow revisions.
 package main
 
 import (
@@ -183,9 +183,6 @@ func echoCalls(_ any, stream grpc.ServerStream) error {
 
 func main() {
 	wait(context.Background(), milliseconds(os.Getenv("OPEN_AFTER_MS")))
-	if after := milliseconds(os.Getenv("EXIT_AFTER_MS")); after > 0 {
-		time.AfterFunc(after, func() { log.Fatal("EXIT_AFTER_MS is over") })
-	}
 	port := os.Getenv("PORT")
 	if port == "" {
 		port = "8080"
