@@ -31,9 +31,18 @@ struct Proxy {
 }
 
 impl Proxy {
-    async fn forward(self, mut request: Request<Incoming>, from: HeaderValue) -> Result<Response<Incoming>, Error> {
-        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-        let uri: Uri = format!("http://{}{path}", self.target).parse().expect("a path that was parsed before");
+    async fn forward(
+        self,
+        mut request: Request<Incoming>,
+        from: HeaderValue,
+    ) -> Result<Response<Incoming>, Error> {
+        let path = request
+            .uri()
+            .path_and_query()
+            .map_or("/", |path| path.as_str());
+        let uri: Uri = format!("http://{}{path}", self.target)
+            .parse()
+            .expect("a path that was parsed before");
         *request.uri_mut() = uri;
         *request.version_mut() = self.version;
         without_hops(request.headers_mut());
@@ -45,24 +54,39 @@ impl Proxy {
 }
 
 async fn serve(stream: TcpStream, from: SocketAddr, proxy: Proxy) {
-    let address = HeaderValue::try_from(from.ip().to_string()).expect("an address is a header value");
+    let address =
+        HeaderValue::try_from(from.ip().to_string()).expect("an address is a header value");
     let h2c = proxy.version == Version::HTTP_2;
     let service = service_fn(move |request| proxy.clone().forward(request, address.clone()));
     let io = TokioIo::new(stream);
     // A client or the target went away: the connection ends, which is all that can be said to either.
     let _ = if h2c {
-        hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await
+        hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .serve_connection(io, service)
+            .await
     } else {
-        hyper::server::conn::http1::Builder::new().serve_connection(io, service).await
+        hyper::server::conn::http1::Builder::new()
+            .serve_connection(io, service)
+            .await
     };
 }
 
 async fn run(listen: String, target: String, h2c: bool) -> std::io::Result<()> {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
-    let client = Client::builder(TokioExecutor::new()).http2_only(h2c).build(connector);
-    let version = if h2c { Version::HTTP_2 } else { Version::HTTP_11 };
-    let proxy = Proxy { client, target, version };
+    let client = Client::builder(TokioExecutor::new())
+        .http2_only(h2c)
+        .build(connector);
+    let version = if h2c {
+        Version::HTTP_2
+    } else {
+        Version::HTTP_11
+    };
+    let proxy = Proxy {
+        client,
+        target,
+        version,
+    };
     let listener = TcpListener::bind(listen).await?;
     loop {
         let (stream, from) = listener.accept().await?;
