@@ -135,7 +135,7 @@ class Peer(asyncio.Protocol):
             if self.windows and event.flow_controlled_length:
                 self.h2.increment_flow_control_window(event.flow_controlled_length)
                 if not event.stream_ended:
-                    with contextlib.suppress(h2.exceptions.StreamClosedError):
+                    with contextlib.suppress(h2.exceptions.StreamClosedError, KeyError):
                         self.h2.increment_flow_control_window(event.flow_controlled_length, number)
         elif isinstance(event, h2.events.TrailersReceived):
             seen.trailers = dict(event.headers)  # type: ignore[arg-type]
