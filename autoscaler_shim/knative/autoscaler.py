@@ -17,21 +17,21 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from autoscaler_shim.knative import scales
 from autoscaler_shim.knative.buckets import FixedBuckets, LeasedBuckets
-from autoscaler_shim.knative.collector import Collector
 from autoscaler_shim.knative.config import ConfigStore
 from autoscaler_shim.knative.deciders import Deciders
-from autoscaler_shim.knative.forwarder import Forwarder
 from autoscaler_shim.knative.metric_objects import MetricObjects
 from autoscaler_shim.knative.metrics import Exposition, ScrapeTimes, Series
 from autoscaler_shim.knative.pods import PodIndex
 from autoscaler_shim.knative.reconciler import Reconciler
 from autoscaler_shim.knative.scales import Scales
-from autoscaler_shim.knative.scraper import Scraper
 from autoscaler_shim.knative.settings import Settings
-from autoscaler_shim.knative.stat_server import StatServer
+from autoscaler_shim.knative.stats.collector import Collector
+from autoscaler_shim.knative.stats.forwarder import Forwarder
+from autoscaler_shim.knative.stats.scraper import Scraper
+from autoscaler_shim.knative.stats.server import StatServer
 from autoscaler_shim.knative.writer import Writer
 from kserve_ext.api.knative_conditions import text_map
-from kserve_ext.api.knative_pa import CONFIGURATION_LABEL, SERVICE_LABEL
+from kserve_ext.api.knative_pa import CONFIGURATION_LABEL, REVISION_LABEL, SERVICE_LABEL
 from kserve_ext.core.buckets import Buckets
 from kserve_ext.kube.client import Client, KubeObject
 from kserve_ext.kube.informer import Informer
@@ -64,7 +64,13 @@ class Autoscaler:
             SERVERLESS_SERVICES: self._informer(SERVERLESS_SERVICES),
             METRICS: Informer(client, METRICS, on_change=self._metric_changed),
         }
-        self._deployments = Informer(client, DEPLOYMENTS, labels=scales.SELECTOR, keep=scales.slim)
+        self._deployments = Informer(
+            client,
+            DEPLOYMENTS,
+            labels=scales.SELECTOR,
+            on_change=self._deployment_changed,
+            keep=scales.slim,
+        )
         self._scraper = Scraper(settings.scrape_port)
         self._times = ScrapeTimes()
         self.collector = Collector(
@@ -203,6 +209,12 @@ class Autoscaler:
         key = _key(new or old or {})
         self._metrics.add(key)
         self.reconciler.add(key)
+
+    def _deployment_changed(self, old: KubeObject | None, new: KubeObject | None) -> None:
+        """One that has just been made, or that somebody else has scaled."""
+        if new is not None and (old is None or old["spec"] != new["spec"]):
+            metadata = new["metadata"]
+            self._revisit(f"{metadata['namespace']}/{text_map(metadata.get('labels'))[REVISION_LABEL]}")
 
     # --- metrics
 

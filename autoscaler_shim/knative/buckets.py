@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
-from autoscaler_shim.knative.forwarder import Forwarder
+from autoscaler_shim.knative.stats.forwarder import Forwarder
 from kserve_ext.api.knative_config import LeaderElection
 from kserve_ext.core.buckets import Buckets, Holder
 from kserve_ext.kube.client import AlreadyExists, Client, KubeError, KubeObject, NotFound

@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from autoscaler_shim.knative.collector import Collector
 from autoscaler_shim.knative.pods import PodIndex
+from autoscaler_shim.knative.stats.collector import Collector
 from autoscaler_shim.knative.wheel import Wheel
 from kserve_ext.api.knative_pa import Settings
 from kserve_ext.core.collection import Metric

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from autoscaler_shim.knative.collector import Collector
+from autoscaler_shim.knative.stats.collector import Collector
 from autoscaler_shim.knative.writer import Writer
 from kserve_ext.api import knative_children
 from kserve_ext.api.knative_children import Trouble

@@ -11,11 +11,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from autoscaler_shim.knative.collector import Collector
 from autoscaler_shim.knative.deciders import Deciders
 from autoscaler_shim.knative.pods import PodIndex
 from autoscaler_shim.knative.probe import Prober, target
 from autoscaler_shim.knative.scales import Scales
+from autoscaler_shim.knative.stats.collector import Collector
 from autoscaler_shim.knative.writer import Writer
 from kserve_ext.api import knative_children, knative_pa
 from kserve_ext.api.knative_children import Windows

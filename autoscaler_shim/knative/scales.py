@@ -8,12 +8,13 @@ has come as far.
 from __future__ import annotations
 
 from kserve_ext.api.knative_conditions import Document
+from kserve_ext.api.knative_pa import REVISION_LABEL
 from kserve_ext.kube.client import Client
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import DEPLOYMENTS, Kind
 
 #: Deployments of revisions have it.
-SELECTOR = "serving.knative.dev/revision"
+SELECTOR = REVISION_LABEL
 
 
 def slim(deployment: Document) -> Document:

@@ -202,6 +202,37 @@ def test_a_scale_does_not_wait_for_other_writes() -> None:
     run(test())
 
 
+def test_somebody_elses_scale_is_put_right() -> None:
+    async def test() -> None:
+        async with cluster() as (api, _, _):
+            put_sks(
+                api,
+                put_revision(api, 1, {"autoscaling.knative.dev/min-scale": "2"}, state("True", desired=2)),
+            )
+            await api.until(lambda: replicas(api) == 2)
+            deployment = api.get(DEPLOYMENTS, NAMESPACE, f"{NAME}-deployment")
+            assert deployment is not None
+            api.put(DEPLOYMENTS, {**deployment, "spec": {"replicas": 7}})
+            await api.until(lambda: replicas(api) == 2)
+
+    run(test())
+
+
+def test_a_deployment_that_comes_late_is_scaled_when_it_comes() -> None:
+    async def test() -> None:
+        async with cluster() as (api, _, _):
+            pa = put_revision(api, 1, {"autoscaling.knative.dev/min-scale": "2"})
+            deployment = api.get(DEPLOYMENTS, NAMESPACE, f"{NAME}-deployment")
+            assert deployment is not None
+            api.remove(DEPLOYMENTS, NAMESPACE, f"{NAME}-deployment")
+            put_sks(api, pa)
+            await api.until(lambda: f"GET {DEPLOYMENTS.path(NAMESPACE, NAME)}-deployment" in api.requests)
+            api.put(DEPLOYMENTS, deployment)
+            await api.until(lambda: replicas(api) == 2)
+
+    run(test())
+
+
 def test_pods_are_scraped_where_activators_may_be_out_of_the_path() -> None:
     async def test() -> None:
         async with QueueProxies() as proxies:

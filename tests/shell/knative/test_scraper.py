@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from autoscaler_shim.knative.scraper import Scraper
+from autoscaler_shim.knative.stats.scraper import Scraper
 from kserve_ext.api.knative_children import Trouble
 from kserve_ext.api.knative_config import Network
 from kserve_ext.core.sampling import Load, MeshMode, Pod, Route

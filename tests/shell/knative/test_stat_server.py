@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from autoscaler_shim.knative import forwarder as forwarding
-from autoscaler_shim.knative.forwarder import Forwarder
-from autoscaler_shim.knative.stat_server import StatServer
+from autoscaler_shim.knative.stats import forwarder as forwarding
+from autoscaler_shim.knative.stats.forwarder import Forwarder
+from autoscaler_shim.knative.stats.server import StatServer
 from kserve_ext.core.buckets import Buckets
 from kserve_ext.wire.stats import Stat, StatMessage, encode
 from tests.support.knative_autoscaler import activator, message, run, until
@@ -93,7 +93,7 @@ def test_what_is_no_statistics_is_dropped_and_the_connection_goes_on(
 
 
 def test_a_client_that_does_not_answer_the_close_does_not_hold_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoscaler_shim.knative.stat_server.SHUTDOWN_S", 0.05)
+    monkeypatch.setattr("autoscaler_shim.knative.stats.server.SHUTDOWN_S", 0.05)
 
     async def test() -> None:
         async with serving() as (server, _):

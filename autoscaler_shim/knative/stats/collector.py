@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from autoscaler_shim.knative.metrics import ScrapeTimes
 from autoscaler_shim.knative.pods import PodIndex
-from autoscaler_shim.knative.scraper import Scraper, load_of
+from autoscaler_shim.knative.stats.scraper import Scraper, load_of
 from autoscaler_shim.knative.wheel import Wheel
 from kserve_ext.api.knative_children import Trouble, Windows
 from kserve_ext.api.knative_config import Network
