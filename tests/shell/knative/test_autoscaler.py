@@ -25,6 +25,7 @@ from kserve_ext.kube.kinds import (
 from kserve_ext.wire.stats import Stat, encode
 from tests.support.api_server import ApiServer
 from tests.support.knative_autoscaler import (
+    LABELS,
     LONG_AGO,
     NAME,
     NAMESPACE,
@@ -251,6 +252,27 @@ def test_pods_are_scraped_where_activators_may_be_out_of_the_path() -> None:
                 await api.until(lambda: spec(api, SERVERLESS_SERVICES)["mode"] == "Serve")
                 proxies.answers = {}
                 await api.until(lambda: condition(api, "Ready", METRICS) == ("False", "CollectionFailed"))
+
+    run(test())
+
+
+def test_a_metric_of_another_class_is_collected_too() -> None:
+    async def test() -> None:
+        async with QueueProxies() as proxies:
+            proxies.answers = {"127.0.0.2": Stat("pod-2", 9.0)}
+            async with cluster(scrape_port=proxies.port) as (api, made, _):
+                put_pod(api, "pod-2", "127.0.0.2")
+                windows = {"stableWindow": 60 * 10**9, "panicWindow": 6 * 10**9, "scrapeTarget": "private"}
+                metadata = {"namespace": NAMESPACE, "name": NAME, "labels": LABELS}
+                api.put(METRICS, {"metadata": metadata, "spec": windows})
+                await api.until(lambda: condition(api, "Ready", METRICS) == ("True", ""))
+                await until(lambda: made.collector.averages(KEY, "concurrency") == (9, 9))
+                api.put(METRICS, {"metadata": metadata, "spec": {**windows, "stableWindow": 0}})
+                await api.until(lambda: condition(api, "Ready", METRICS) == ("False", "CollectionFailed"))
+                api.put(METRICS, {"metadata": {**metadata, "labels": {}}, "spec": windows})
+                await api.until(lambda: "add it" in str(api.get(METRICS, NAMESPACE, NAME)))
+                api.remove(METRICS, NAMESPACE, NAME)
+                await until(lambda: made.collector.averages(KEY, "concurrency") is None)
 
     run(test())
 
