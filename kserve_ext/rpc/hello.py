@@ -18,6 +18,8 @@ from typing import TypeVar
 
 import msgspec
 
+from kserve_ext.wire.messages import UNREADABLE
+
 T = TypeVar("T")
 
 VERSION = b"galaxy-rpc-1"
@@ -109,7 +111,7 @@ class Greeting:
 def _decode(body: bytes, what: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(body, type=what)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         why = _refusal(body)
         if why:
             raise HelloRefused(f"the peer refused the hello: {why}") from None
@@ -119,7 +121,7 @@ def _decode(body: bytes, what: type[T]) -> T:
 def _refusal(body: bytes) -> str:
     try:
         return msgspec.msgpack.decode(body, type=Refusal).why
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return ""
 
 

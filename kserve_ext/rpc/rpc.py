@@ -22,7 +22,7 @@ from kserve_ext.rpc.connection import Connection
 from kserve_ext.rpc.errors import RpcError
 from kserve_ext.rpc.pending import Done
 from kserve_ext.wire.frames import NO_SPAN, NO_TRACE, REQUEST, ErrorCode, Frame
-from kserve_ext.wire.messages import METHODS, Message
+from kserve_ext.wire.messages import METHODS, UNREADABLE, Message
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class Rpc:
         connection.peer_epoch = epoch
         try:
             message = _request_decoders[method](body)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             connection.reply_error(f, ErrorCode.MALFORMED, str(error), self.epoch())
             return
         try:

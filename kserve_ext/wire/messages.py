@@ -420,6 +420,9 @@ class Description(Message, frozen=True):
     body: bytes
 
 
+#: What msgspec raises for bytes that are no such message: the second for text that is no UTF-8.
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError)
+
 METHODS: Final[dict[int, tuple[type[Message], type[Message]]]] = {
     1: (Join, PublishView),
     2: (Leave, Ack),
