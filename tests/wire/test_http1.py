@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterable
 
 import h11
 import httptools
@@ -464,7 +465,7 @@ def by_h11(data: bytes) -> tuple[int, list[bytes]] | None:
     return done, bodies[:done]
 
 
-def by_us(data: bytes) -> tuple[int, int, list[bytes]] | None:
+def by_us(data: bytes, scan: Callable[[bytes], RequestHead]) -> tuple[int, int, list[bytes]] | None:
     """Bytes used by complete messages, their number, their bodies; None if anything is refused."""
     done = at = 0
     bodies: list[bytes] = []
@@ -484,7 +485,7 @@ def by_us(data: bytes) -> tuple[int, int, list[bytes]] | None:
                 bodies.append(rest[head.size : end])
             at += end
             done += 1
-            if not head.keep_alive or head.upgrade:
+            if not head.keep_alive or not head.minor or head.upgrade:  # as http1.py closes
                 break
     except Malformed:
         return None
@@ -502,13 +503,19 @@ def _unchunk(raw: bytes) -> bytes:
         raw = raw[size + 2 :]
 
 
-def agree(data: bytes) -> None:
+OTHERS = {"llhttp": by_llhttp, "h11": by_h11}
+
+
+def agree(
+    data: bytes, scan: Callable[[bytes], RequestHead] = scan, others: Iterable[str] = ("llhttp", "h11")
+) -> None:
     """Messages that we accept, others accept with the same ends, whatever follows."""
-    ours = by_us(data)
+    ours = by_us(data, scan)
     if ours is None:
         return
     used, done, bodies = ours
-    for name, parse in (("llhttp", by_llhttp), ("h11", by_h11)):
+    for name in others:
+        parse = OTHERS[name]
         assert parse(data[:used]) == (done, bodies), f"{name} frames otherwise: {data!r}"
         whole = parse(data)
         assert whole is None or whole[1][:done] == bodies, f"{name} frames otherwise: {data!r}"

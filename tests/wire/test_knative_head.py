@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kserve_ext.wire.http1 import Malformed
 from kserve_ext.wire.http1_forward import Hop
 from kserve_ext.wire.knative_head import KnativeHead, forward_to_pod, scan_knative
+from tests.wire.test_http1 import BODY, REFUSED, agree, by_h11, by_us, messages
 
 HOP = Hop("10.1.1.1")
 
@@ -149,3 +152,42 @@ def test_first_lines_that_are_refused(first: str) -> None:
 def test_ambiguous_heads_are_refused_as_in_the_other_dialect(lines: list[str]) -> None:
     with pytest.raises(Malformed):
         scan(head(*lines))
+
+
+# --- against h11; llhttp knows only some methods
+
+byte_values = st.sampled_from([bytes([b]) for b in range(256)])
+
+
+@given(st.lists(messages, min_size=1, max_size=3).map(b"".join))
+@settings(max_examples=700, deadline=None)
+def test_generated_messages_are_framed_alike(data: bytes) -> None:
+    agree(data, scan, ["h11"])
+
+
+@given(messages, st.integers(0, 200), byte_values, st.booleans())
+@settings(max_examples=700, deadline=None)
+def test_mutated_messages_are_framed_alike(data: bytes, at: int, byte: bytes, insert: bool) -> None:
+    at %= len(data)
+    agree(data[:at] + byte + data[at + (0 if insert else 1) :], scan, ["h11"])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_adversarial_heads_are_framed_alike(name: str) -> None:
+    agree(REFUSED[name] + BODY, scan, ["h11"])
+
+
+@given(messages, st.integers(0, 200), byte_values)
+@settings(max_examples=700, deadline=None)
+def test_what_is_passed_on_is_framed_as_what_came(data: bytes, at: int, byte: bytes) -> None:
+    at %= len(data)
+    data = data[:at] + byte + data[at:]
+    came = by_us(data, scan)
+    if came is None or not came[1]:
+        return
+    head = scan(data)
+    body = data[head.size : came[0]]
+    passed = b"".join(forward_to_pod(data, head, HOP, b"10.0.0.7:8012", False)) + body
+    assert by_us(passed, scan) == (len(passed), 1, came[2][:1])
+    if head.minor:
+        assert by_h11(passed) == (1, came[2][:1])
