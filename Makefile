@@ -4,16 +4,21 @@
 PYTHON ?= python3.11
 KEEP ?=
 PY := .venv/bin/python
-ROOTS := kserve_ext autoscaler_shim activator_replacement runtimes tools tests bench examples
-BENCHES := bench-rpc bench-dataplane bench-coldstart
+ROOTS := kserve_ext autoscaler_shim activator_replacement runtimes tools tests bench examples e2e
+BENCHES := bench-rpc bench-dataplane bench-activator bench-from-zero bench-coldstart
+FUZZ_SECONDS ?= 60
+E2E ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check unit golden clean $(BENCHES)
+.PHONY: help setup demo test check unit e2e fuzz golden clean $(BENCHES)
 
 help:
 	@echo 'make demo [KEEP=1]   an embedded cluster: from zero to the first token (KEEP=1 leaves it running)'
 	@echo 'make test            set-up, then format, lint, types, layers and all tests'
 	@echo 'make check           the same without engine and cluster tests'
+	@echo 'make e2e             real etcd, Kubernetes and Knative: every behaviour against stock and against ours'
+	@echo '                     (E2E="--impl ours -k websocket" are options of pytest; needs root and Go, see e2e/README.md)'
+	@echo 'make fuzz            every parser by coverage, FUZZ_SECONDS each'
 	@echo 'make golden          rewrite the golden scripts from what the code does now; then read the diff'
 	@echo 'make setup           only the set-up: $$GALAXY_CACHE and .venv'
 	@echo 'make clean           remove .venv and caches of this clone (the shared cache folder stays)'
@@ -47,6 +52,13 @@ test: setup
 
 unit: setup
 	@$(PY) -m pytest -m 'not engine and not cluster'
+
+e2e: setup
+	@$(PY) -m e2e.build
+	@$(PY) -m pytest e2e $(E2E)
+
+fuzz: setup
+	@$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 golden: setup
 	@$(PY) -m pytest -q -m 'not engine and not cluster' --update-golden
