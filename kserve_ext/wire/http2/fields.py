@@ -79,9 +79,12 @@ _NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
 _VALUE = re.compile(rb"(?![\t ])[\t -~\x80-\xff]*(?<![\t ])")
 _CACHED_BYTES: Final = 256  # longer fields, and those that no hop may keep, are looked at anew
 _CACHED: Final = 8192
+_NAME_BYTES: Final = 64
 
 #: (kind, value) of a field by its bytes in a block; of values only those that the relay looks at.
 _known: dict[bytes, tuple[int, bytes]] = {}
+#: (name, kind) by the first bytes of a literal that spells its name.
+_names: dict[bytes, tuple[bytes, int]] = {}
 _STATIC_KINDS: Final = [(_KINDS.get(name, PLAIN), value) for name, value in STATIC]
 
 
@@ -153,18 +156,12 @@ def _literal_end(block: bytes, at: int, first: int) -> int:
 def _learn(field: bytes) -> tuple[int, bytes]:
     """Looks at a literal for the first time."""
     first = field[0]
-    index, at = integer(field, 0, 0x3F if first >= 0x40 else 0x0F)
-    if index:
-        name = STATIC[index][0]
+    at = 2 + (field[1] & 0x7F) if first in (0x00, 0x40) else 0
+    known_name = _names.get(field[:at]) if at else None
+    if known_name is not None:
+        name, kind = known_name
     else:
-        name, at = string(field, at)
-        if _NAME.fullmatch(name) is None:
-            raise Malformed(f"header name {name[:40]!r}: lower-case letters, digits and !#$%&'*+-.^_`|~")
-        if name in _HOP:
-            raise Malformed(f"{name.decode()}: belongs to HTTP/1.1")
-        if name[0] == 58 and name not in _KINDS:  # a colon
-            raise Malformed(f"pseudo-header {name[:40]!r} is not known")
-    kind = _KINDS.get(name, PLAIN)
+        name, kind, at = _learn_name(field)
     size, start = integer(field, at, 0x7F)
     value = field[start : start + size]
     coded = field[at] & 0x80
@@ -191,6 +188,28 @@ def _learn(field: bytes) -> tuple[int, bytes]:
             _known.clear()
         _known[field] = known
     return known
+
+
+def _learn_name(field: bytes) -> tuple[bytes, int, int]:
+    """(name, kind, position after it)"""
+    first = field[0]
+    index, at = integer(field, 0, 0x3F if first >= 0x40 else 0x0F)
+    if index:
+        name = STATIC[index][0]
+        return name, _KINDS.get(name, PLAIN), at
+    name, at = string(field, at)
+    if _NAME.fullmatch(name) is None:
+        raise Malformed(f"header name {name[:40]!r}: lower-case letters, digits and !#$%&'*+-.^_`|~")
+    if name in _HOP:
+        raise Malformed(f"{name.decode()}: belongs to HTTP/1.1")
+    if name[0] == 58 and name not in _KINDS:  # a colon
+        raise Malformed(f"pseudo-header {name[:40]!r} is not known")
+    kind = _KINDS.get(name, PLAIN)
+    if at <= _NAME_BYTES:
+        if len(_names) >= _CACHED:
+            _names.clear()
+        _names[field[:at]] = name, kind
+    return name, kind, at
 
 
 def fields(block: bytes) -> list[HeaderField]:

@@ -40,6 +40,9 @@ from kserve_ext.wire.http2.fields import (
 )
 
 _LAST_ONCE: Final = LENGTH
+#: Heads and trailers of responses repeat: those that were read lately are not read again.
+_CACHED: Final = 1024
+_CACHED_BYTES: Final = 256
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
 _PATH = re.compile(rb"/[!-~]*|\*")
 _REQUIRED: Final = 1 << METHOD | 1 << SCHEME | 1 << PATH
@@ -101,6 +104,10 @@ class ResponseBlock:
         self.event_stream = False  # text/event-stream without a content coding
         self.request_id = False
         self.cold = False
+
+
+_responses: dict[bytes, ResponseBlock] = {}
+_trailers: set[bytes] = set()
 
 
 def scan_request(block: bytes, repeated: bool = False) -> RequestBlock:
@@ -190,7 +197,12 @@ def _only_last(spans: list[tuple[int, int, int]], kind: int, before: bytes | Non
 
 
 def scan_response(block: bytes) -> ResponseBlock:
-    """Raises Violation or Malformed, as walk."""
+    """Raises Violation or Malformed, as walk. The same object for the same block: nobody may change it."""
+    known = _responses.get(block)
+    return known if known is not None else _scan_response(block)
+
+
+def _scan_response(block: bytes) -> ResponseBlock:
     head = ResponseBlock(block)
     events = coded = False
     for kind, _, _, value in walk(block):
@@ -215,14 +227,24 @@ def scan_response(block: bytes) -> ResponseBlock:
     if not head.status or head.status == 101:
         raise Malformed("a response has a :status other than 101")
     head.event_stream = events and not coded
+    if len(block) <= _CACHED_BYTES:
+        if len(_responses) >= _CACHED:
+            _responses.clear()
+        _responses[block] = head
     return head
 
 
 def check_trailers(block: bytes) -> None:
     """Raises Violation or Malformed, as walk."""
+    if block in _trailers:
+        return
     for kind, _, _, _ in walk(block):
         if kind <= LAST_PSEUDO or kind in (LENGTH, HOST):
             raise Malformed("trailers hold no pseudo-header, content-length or host")
+    if len(block) <= _CACHED_BYTES:
+        if len(_trailers) >= _CACHED:
+            _trailers.clear()
+        _trailers.add(block)
 
 
 def _length(value: bytes) -> int:

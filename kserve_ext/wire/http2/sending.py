@@ -126,7 +126,7 @@ class Sending:
         if queue:
             if size <= _SMALL and len(queue[-1]) <= FRAME_BYTES - _SMALL:
                 queue[-1] += payload
-            else:
+            elif size:
                 queue.append(payload)
             stream.queued += size
             stream.end_queued = end

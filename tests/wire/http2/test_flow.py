@@ -220,6 +220,18 @@ def test_the_end_waits_for_the_queue() -> None:
     assert not one.open_out
 
 
+def test_an_empty_end_behind_a_long_queue() -> None:
+    recorder = server()
+    recorder.receive(head(1, end=True))
+    stream = recorder.streams[1]
+    recorder.connection.send_data(stream, b"x" * 100_000, False)
+    recorder.connection.send_data(stream, b"", True)
+    recorder.receive(window_update(0, 100_000) + window_update(1, 100_000))
+    sent = [(flags, len(payload)) for kind, flags, _, payload in recorder.frames() if kind == DATA]
+    assert sum(size for _, size in sent) == 100_000
+    assert [flags for flags, _ in sent] == [0] * (len(sent) - 1) + [END_STREAM]
+
+
 def test_a_stream_whose_bytes_do_not_go_on_gets_no_larger_window() -> None:
     recorder = server()
     recorder.keep = True
