@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple
 
 from kserve_ext.core.scaling import ScalingSpec
 
+NOT_DIVERTED_S = 1.0  # then it is asked again whether requests arrive where they can be held
+
 Phase = Literal["activating", "active", "inactive"]
 Why = Literal[
     "demand",
@@ -113,7 +115,7 @@ def _zero(
         return _Zero(1, True, "idle-wait", left) if left > 0 else _Zero(0, False, "deactivated", 0.0)
 
     if diverted_since is None:
-        return _Zero(0, False, "not-diverted", 1.0)
+        return _Zero(0, False, "not-diverted", NOT_DIVERTED_S)
     retention_left = spec.retention_s - elapsed if spec.reachable else 0.0
     grace_left = spec.grace_s - max(elapsed, now - diverted_since)
     if retention_left > 0:

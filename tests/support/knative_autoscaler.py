@@ -244,3 +244,17 @@ class QueueProxies:
             return web.Response(status=answer)
         body = encode_stat(answer) if isinstance(answer, Stat) else answer
         return web.Response(body=body, headers={"Content-Type": "application/protobuf"})
+
+
+@contextlib.asynccontextmanager
+async def cluster(**changes: object) -> AsyncIterator[tuple[ApiServer, Autoscaler, Activator]]:
+    async with (
+        ApiServer() as api,
+        autoscaler(api, **changes) as made,
+        activator(made.stat_server.port) as reporter,
+    ):
+        yield api, made, reporter
+
+
+async def until_written(api: ApiServer) -> None:
+    await api.until(lambda: status(api).get("observedGeneration"))

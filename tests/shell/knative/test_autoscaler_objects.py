@@ -1,0 +1,239 @@
+"""A whole autoscaler against a fake API server: configuration, what it owns and what others do to it, metrics."""
+
+from __future__ import annotations
+
+import aiohttp
+import pytest
+
+from autoscaler_shim.knative import deciders
+from autoscaler_shim.knative.autoscaler import Autoscaler
+from kserve_ext.kube.kinds import (
+    DEPLOYMENTS,
+    METRICS,
+    POD_AUTOSCALERS,
+    PODS,
+    SERVERLESS_SERVICES,
+)
+from kserve_ext.wire.stats import Stat
+from tests.support.knative_autoscaler import (
+    LABELS,
+    LONG_AGO,
+    NAME,
+    NAMESPACE,
+    QueueProxies,
+    cluster,
+    condition,
+    put_config,
+    put_pod,
+    put_revision,
+    put_sks,
+    replicas,
+    run,
+    spec,
+    state,
+    status,
+    until,
+    until_written,
+)
+
+KEY = f"{NAMESPACE}/{NAME}"
+BUCKET = "autoscaler-bucket-00-of-01"
+
+
+@pytest.fixture(autouse=True)
+def _quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deciders, "TICK_S", 0.1)
+
+
+async def exposed(made: Autoscaler) -> str:
+    """What Prometheus gets."""
+    assert made._exposition is not None
+    url = f"http://127.0.0.1:{made._exposition.addresses[0][1]}/metrics"
+    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        return await answer.text()
+
+
+def test_somebody_elses_scale_is_put_right() -> None:
+    async def test() -> None:
+        async with cluster() as (api, _, _):
+            put_sks(
+                api,
+                put_revision(api, 1, {"autoscaling.knative.dev/min-scale": "2"}, state("True", desired=2)),
+            )
+            await api.until(lambda: replicas(api) == 2)
+            deployment = api.get(DEPLOYMENTS, NAMESPACE, f"{NAME}-deployment")
+            assert deployment is not None
+            api.put(DEPLOYMENTS, {**deployment, "spec": {"replicas": 7}})
+            await api.until(lambda: replicas(api) == 2)
+
+    run(test())
+
+
+def test_a_deployment_that_comes_late_is_scaled_when_it_comes() -> None:
+    async def test() -> None:
+        async with cluster() as (api, _, _):
+            pa = put_revision(api, 1, {"autoscaling.knative.dev/min-scale": "2"})
+            deployment = api.get(DEPLOYMENTS, NAMESPACE, f"{NAME}-deployment")
+            assert deployment is not None
+            api.remove(DEPLOYMENTS, NAMESPACE, f"{NAME}-deployment")
+            put_sks(api, pa)
+            await api.until(lambda: f"GET {DEPLOYMENTS.path(NAMESPACE, NAME)}-deployment" in api.requests)
+            api.put(DEPLOYMENTS, deployment)
+            await api.until(lambda: replicas(api) == 2)
+
+    run(test())
+
+
+def test_pods_are_scraped_where_activators_may_be_out_of_the_path() -> None:
+    async def test() -> None:
+        async with QueueProxies() as proxies:
+            proxies.answers = {f"127.0.0.{i}": Stat(f"pod-{i}", 9.0, process_uptime=1000) for i in (2, 3)}
+            async with cluster(scrape_port=proxies.port) as (api, made, _):
+                notes = {
+                    "autoscaling.knative.dev/target": "10",
+                    "autoscaling.knative.dev/target-burst-capacity": "0",
+                }
+                pa = put_revision(api, 2, notes, state("True", desired=2))
+                for i in (2, 3):
+                    put_pod(api, f"pod-{i}", f"127.0.0.{i}")
+                put_sks(api, pa)
+                await api.until(lambda: replicas(api) == 3)
+                assert set(proxies.asked) == {"127.0.0.2", "127.0.0.3"}
+                await api.until(lambda: spec(api, SERVERLESS_SERVICES)["mode"] == "Serve")
+                proxies.answers = {}
+                await api.until(lambda: condition(api, "Ready", METRICS) == ("False", "CollectionFailed"))
+                for i in (2, 3):
+                    api.remove(PODS, NAMESPACE, f"pod-{i}")
+                await api.until(lambda: condition(api, "Ready", METRICS)[0] == "True")
+                assert (
+                    'kn_autoscaler_scrape_duration_seconds_bucket{k8s_namespace_name="default"'
+                    in await exposed(made)
+                )
+
+    run(test())
+
+
+def test_a_metric_of_another_class_is_collected_too() -> None:
+    async def test() -> None:
+        async with QueueProxies() as proxies:
+            proxies.answers = {"127.0.0.2": Stat("pod-2", 9.0)}
+            async with cluster(scrape_port=proxies.port) as (api, made, _):
+                put_pod(api, "pod-2", "127.0.0.2")
+                windows = {"stableWindow": 60 * 10**9, "panicWindow": 6 * 10**9, "scrapeTarget": "private"}
+                metadata = {"namespace": NAMESPACE, "name": NAME, "labels": LABELS}
+                api.put(METRICS, {"metadata": metadata, "spec": windows})
+                await api.until(lambda: condition(api, "Ready", METRICS) == ("True", ""))
+                await until(lambda: made.collector.averages(KEY, "concurrency") == (9, 9))
+                api.put(METRICS, {"metadata": metadata, "spec": {**windows, "stableWindow": 0}})
+                await api.until(lambda: condition(api, "Ready", METRICS) == ("False", "CollectionFailed"))
+                api.put(METRICS, {"metadata": {**metadata, "labels": {}}, "spec": windows})
+                await api.until(lambda: "add it" in str(api.get(METRICS, NAMESPACE, NAME)))
+                api.remove(METRICS, NAMESPACE, NAME)
+                await until(lambda: made.collector.averages(KEY, "concurrency") is None)
+
+    run(test())
+
+
+def test_a_new_configuration_holds_at_once_and_a_bad_one_never() -> None:
+    async def test() -> None:
+        async with cluster() as (api, made, _):
+            put_config(api, "config-autoscaler", min_scale="2")
+            put_sks(api, put_revision(api, 1, status=state("True", desired=1)))
+            await api.until(lambda: replicas(api) == 2)
+            put_config(api, "config-autoscaler", min_scale="many")
+            put_config(api, "config-autoscaler", min_scale="3")
+            await api.until(lambda: replicas(api) == 3)
+            assert made.config.rejected == 1
+
+    run(test())
+
+
+def test_a_bad_annotation_is_named_in_the_status() -> None:
+    async def test() -> None:
+        async with cluster() as (api, _, _):
+            put_sks(api, put_revision(api, 1, {"autoscaling.knative.dev/window": "soon"}))
+            await api.until(lambda: condition(api, "AnnotationsUnderstood")[0] == "False")
+
+    run(test())
+
+
+def test_a_service_of_somebody_else_is_left_alone() -> None:
+    async def test() -> None:
+        async with cluster() as (api, _, _):
+            pa = put_revision(api, 1)
+            stranger = {"metadata": {**pa["metadata"], "uid": "another"}}
+            put_sks(api, stranger)
+            await api.until(lambda: condition(api, "Active") == ("False", "NotOwned"))
+            assert spec(api, SERVERLESS_SERVICES)["numActivators"] == 2
+
+    run(test())
+
+
+def test_a_metric_of_somebody_else_is_left_alone() -> None:
+    async def test() -> None:
+        async with cluster() as (api, _, _):
+            api.put(
+                METRICS, {"metadata": {"namespace": NAMESPACE, "name": NAME}, "spec": {"stableWindow": 1}}
+            )
+            put_sks(api, put_revision(api, 1))
+            await api.until(lambda: condition(api, "Active") == ("False", "NotOwned"))
+            assert spec(api, METRICS) == {"stableWindow": 1}
+
+    run(test())
+
+
+def test_a_revision_that_is_gone_is_forgotten() -> None:
+    async def test() -> None:
+        async with cluster() as (api, made, _):
+            put_sks(api, put_revision(api, 1))
+            await until_written(api)
+            api.remove(POD_AUTOSCALERS, NAMESPACE, NAME)
+            api.remove(METRICS, NAMESPACE, NAME)
+            await until(lambda: not (made.reconciler.outcomes or made.deciders.entries))
+
+    run(test())
+
+
+def test_metrics_have_knatives_names() -> None:
+    async def test() -> None:
+        async with cluster() as (api, made, reporter):
+            put_sks(api, put_revision(api, 1, status=state("True", desired=1)))
+            put_pod(api, "pod-0")
+            await until_written(api)
+            await reporter.report(5.0)
+            await until(lambda: made.deciders.entries[KEY].decider.averages)
+            assert made._exposition is not None
+            port = made._exposition.addresses[0][1]
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"http://127.0.0.1:{port}/metrics") as answer,
+            ):
+                text = await answer.text()
+            for line in (
+                "kn_revision_pods_count",
+                "kn_revision_concurrency_stable",
+                "kn_revision_panic_mode",
+                "kn_revision_capacity_excess",
+                "kn_autoscaler_scrape_duration_seconds",
+                "galaxy_autoscaler_scale_patches",
+            ):
+                assert line in text
+            assert 'kn_revision_name="hello-00001"' in text
+            assert LONG_AGO not in text
+
+    run(test())
+
+
+def test_deployments_are_only_patched() -> None:
+    """A scale is one field: nothing else of the Deployment is ours."""
+
+    async def test() -> None:
+        async with cluster() as (api, _, reporter):
+            put_sks(api, put_revision(api, 0, status=state("False")))
+            await api.until(lambda: status(api).get("metricsServiceName"))
+            await reporter.report(1.0)
+            await api.until(lambda: replicas(api) == 1)
+            writes = {r for r in api.requests if "deployments" in r and not r.startswith("GET")}
+            assert writes == {f"PATCH {DEPLOYMENTS.path(NAMESPACE, NAME)}-deployment"}
+
+    run(test())
