@@ -7,9 +7,11 @@ variables. Decides nothing itself.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -46,18 +48,35 @@ async def serve(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     client = Client.from_environment(user_agent="kserve-galaxy-activator")
     activator = Activator(settings, client)
+    starting = asyncio.ensure_future(activator.start())
+    stopping = asyncio.ensure_future(stop.wait())
     try:
-        await activator.start()
-        await stop.wait()
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():  # the API server doesn't answer, and nobody waits any more
+            return
+        await starting
+        gc.collect()
+        gc.freeze()  # what is here now stays: no later collection has to look at it
+        await stopping
         await activator.end()
     finally:
+        starting.cancel()
+        stopping.cancel()
+        await asyncio.gather(starting, stopping, return_exceptions=True)
         await client.close()
+
+
+def raise_open_files() -> None:
+    """To what the container may have, as Go's runtime does by itself; the default is that of select()."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def main() -> int:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    raise_open_files()
     try:
         uvloop.run(serve(read(os.environ)))
     except (BadEnvironment, NoCertificate, AccessError, KubeError, OSError) as error:

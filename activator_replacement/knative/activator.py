@@ -148,7 +148,11 @@ class Activator:
         if tls is not None:
             self.https = await self.server.listen((everywhere, settings.https_port), tls.listener)
         log.info(
-            "serving %d revisions, addresses from %s", len(self.dispatcher.parts), endpoints.informer.kind
+            "serving %d revisions on ports %d and %d, addresses from %s",
+            len(self.dispatcher.parts),
+            self.http1[1],
+            self.http2[1],
+            endpoints.informer.kind,
         )
 
     async def end(self) -> None:
