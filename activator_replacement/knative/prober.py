@@ -8,10 +8,11 @@ in core/pods.py. In Knative: revisionWatcher.probe, networking's prober and IsPo
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, cast
 
 from activator_replacement.plane import Plane
-from activator_replacement.upstream import UpstreamProtocol
+from activator_replacement.upstream import UpstreamProtocol, keep_alive
 from kserve_ext.core.pods import DENIED, OK, SILENT
 from kserve_ext.wire.http1 import CHUNKED, Malformed, ResponseHead, scan_response
 from kserve_ext.wire.http1_body import ChunkWalker
@@ -44,6 +45,7 @@ class Prober:
                 probe.transport.abort()
             elif answer != OK:
                 self._open[addr] = probe
+                probe.lost = lambda: self._open.pop(addr, None)
             elif keep:
                 self._give(addr, probe.transport)
             else:
@@ -86,11 +88,13 @@ class _Probe(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.transport = cast("asyncio.Transport", None)  # set before anything else is called
         self.reusable = False  # after the answer that came last
+        self.lost: Callable[[], object] = bool  # called when the connection is gone
         self._loop = loop
         self._answer: asyncio.Future[int] | None = None
         self._data = b""
 
     def ask(self, request: bytes) -> asyncio.Future[int]:
+        self.lost = bool
         self._answer = self._loop.create_future()
         self._data = b""
         self.reusable = False
@@ -99,6 +103,7 @@ class _Probe(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        keep_alive(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         self._data += data
@@ -116,6 +121,7 @@ class _Probe(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.reusable = False
         self._set(SILENT)
+        self.lost()
 
     def _read(self) -> None:
         size = self._data.find(b"\r\n\r\n") + 4

@@ -12,6 +12,7 @@ from activator_replacement.knative.prober import Prober
 from activator_replacement.static import StaticDispatch
 from kserve_ext.core.pods import DENIED, OK, SILENT
 from tests.support.dataplane import dataplane, instance, read_request, run
+from tests.support.dispatch_cluster import until
 
 
 @pytest.mark.parametrize(
@@ -104,5 +105,24 @@ def test_the_question_and_what_becomes_of_the_connection() -> None:
             )
             assert await prober.probe(addr) == OK
             prober.close()
+
+    run(test())
+
+
+def test_connections_of_pods_that_went_are_forgotten() -> None:
+    async def test() -> None:
+        leave = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await read_request(reader)
+            writer.write(b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n")
+            await leave.wait()
+
+        async with instance(serve) as addr, dataplane(StaticDispatch({})) as (server, *_):
+            prober = Prober(server.plane, 5.0)
+            assert await prober.probe(addr) == SILENT
+            assert list(prober._open) == [addr]
+            leave.set()
+            await until(lambda: not prober._open, "it is forgotten")
 
     run(test())
