@@ -133,6 +133,8 @@ class Kubelet:
                     await response.read()
             except (OSError, aiohttp.ClientError) as error:
                 watch.say(f"heartbeat: {error!r}")
+                await asyncio.sleep(watch.RETRY_S)
+                continue
             await asyncio.sleep(HEARTBEAT_S)
 
 

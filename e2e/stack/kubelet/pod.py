@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 
 from e2e.stack import network
+from e2e.stack.api import condition
 from e2e.stack.kubelet import environment, probes, programs
 from e2e.stack.kubelet.container import Container, now
 from e2e.stack.place import NODE_IP, Place, pod_address
@@ -57,6 +58,11 @@ class Pod:
     @property
     def _path(self) -> str:
         return f"/api/v1/namespaces/{self.namespace}/pods/{self.name}"
+
+    def observe(self, obj: Object) -> None:
+        """What the API server has: told again if others changed it, as a node that was not heard of has its pods'."""
+        if self._containers and condition(obj, "Ready") != ("True" if self._ready else "False"):
+            self._changed.set()
 
     def delete(self, grace_s: float) -> None:
         """May be called again with a shorter grace."""
@@ -132,10 +138,17 @@ class Pod:
                 self._changed.set()
                 await asyncio.sleep(0.5)
 
+    @property
+    def _whole(self) -> bool:
+        return not self._failure and len(self._containers) == len(self._obj["spec"]["containers"])
+
+    @property
+    def _ready(self) -> bool:
+        return self._whole and all(container.ready for container in self._containers)
+
     def _status(self) -> Object:
         statuses = [container.status() for container in self._containers]
-        whole = not self._failure and len(statuses) == len(self._obj["spec"]["containers"])
-        ready = whole and all(status["ready"] for status in statuses)
+        ready = self._ready
         waiting = [status["name"] for status in statuses if not status["ready"]]
         reason = "ContainersNotReady" if waiting else ""
         conditions = [
@@ -144,7 +157,7 @@ class Pod:
             self._condition("ContainersReady", ready, reason, f"containers with unready status: {waiting}"),
             self._condition("Ready", ready, reason, f"containers with unready status: {waiting}"),
         ]
-        phase = "Failed" if self._failure else "Running" if whole else "Pending"
+        phase = "Failed" if self._failure else "Running" if self._whole else "Pending"
         return {
             "phase": phase,
             "message": self._failure or None,
