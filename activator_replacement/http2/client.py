@@ -49,6 +49,7 @@ class Http2Client(asyncio.Protocol):
     repeated: ClassVar[bool] = False  # Knative's headers may come twice
 
     __slots__ = (
+        "_block_s",
         "_closing",
         "_drain_at",
         "_new",
@@ -83,6 +84,7 @@ class Http2Client(asyncio.Protocol):
         self._waking = False
         self._drain_at = 0.0
         self._quiet_s = 0.0
+        self._block_s = 0.0  # since a header block was begun that has not ended
         self._unsent = 0
         transport.set_protocol(self)
         plane.clients.add(self)
@@ -305,7 +307,8 @@ class Http2Client(asyncio.Protocol):
             return
         if self._drain_at and now >= self._drain_at and not self.connection.going:
             self.connection.goaway(NO_ERROR)
-        if self.connection.within_block and self._quiet_s > limits.head_timeout_s:
+        self._block_s = self._block_s + limits.tick_s if self.connection.within_block else 0.0
+        if self._block_s > limits.head_timeout_s:
             self._violated(Violation(ENHANCE_YOUR_CALM, "a header block that does not end"))
         elif not self.connection.streams and not self.exchanges:
             if self.connection.going:

@@ -364,7 +364,7 @@ class Connection(Sending):
         if stream is not None:
             self.reset(stream, frames.STREAM_CLOSED)
             self._user.reset(stream, frames.STREAM_CLOSED)
-        if number not in self._reset_by_us:
+        if not self._client and number not in self._reset_by_us:
             self._useless("frames on closed streams")
 
     def _useless(self, what: str) -> None:
@@ -372,8 +372,7 @@ class Connection(Sending):
             raise Violation(frames.ENHANCE_YOUR_CALM, f"too many {what}")
 
     def _refuse(self, number: int) -> None:
-        self._reset_by_us.append(number)
-        self.out.append(frames.rst_stream(number, frames.REFUSED_STREAM))
+        self._send_reset(number, frames.REFUSED_STREAM)
         self._useless("streams over the limit")
 
     def upgraded(self, block: bytes) -> None:

@@ -8,7 +8,6 @@ Hot dialect, see kserve_ext/wire/http1.py.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any, Final, Protocol
 
 from kserve_ext.wire.http2 import frames
@@ -16,7 +15,7 @@ from kserve_ext.wire.http2.frames import DATA, DEFAULT_WINDOW, END_STREAM, FRAME
 from kserve_ext.wire.http2.streams import Budget, Stream
 
 FIRST_STREAMS: Final = 100  # of a server that has not said how many it takes
-_RESET_KEPT: Final = 256
+_RESET_KEPT: Final = 1024
 _SMALL: Final = (
     1024  # waiting payloads up to this are joined: many frames must not cost more than their bytes
 )
@@ -93,7 +92,7 @@ class Sending:
         self._last = 0  # highest stream that the peer began
         self._next = 1  # stream that we begin next, as a client
         self._waiting: dict[Stream, None] = {}  # with a queue; the one that sent last at the end
-        self._reset_by_us: deque[int] = deque(maxlen=_RESET_KEPT)
+        self._reset_by_us: dict[int, None] = {}  # the last ones: what still comes for them is no fault
         own = (frames.ENABLE_PUSH, 0) if client else (frames.MAX_CONCURRENT_STREAMS, max_streams)
         first = frames.settings((frames.HEADER_TABLE_SIZE, 0), own, (frames.MAX_HEADER_LIST_SIZE, list_bytes))
         more = frames.window_update(0, window - DEFAULT_WINDOW)
@@ -144,6 +143,7 @@ class Sending:
         out = self.out
         out.append(_pack(size >> 16, size & 0xFFFF, DATA, END_STREAM if end else 0, stream.id))
         out.append(payload)
+        self.budget.earn()  # gRPC measures its path with a PING for what it is sent
         if end:
             self._sent_end(stream)
         self._user.wake()
@@ -202,6 +202,7 @@ class Sending:
             last = stream.end_queued and not queue and stream.trailers is None
             out.append(_pack(size >> 16, size & 0xFFFF, DATA, END_STREAM if last else 0, stream.id))
             out.append(payload)
+            self.budget.earn()
         if not queue:
             self._waiting.pop(stream, None)
             if stream.end_queued and stream.trailers is not None:
@@ -223,9 +224,15 @@ class Sending:
         """Ends a stream in both directions; nothing where it has ended already."""
         if stream.open_in or stream.open_out:
             self._forget(stream)
-            self._reset_by_us.append(stream.id)
-            self.out.append(frames.rst_stream(stream.id, code))
-            self._user.wake()
+            self._send_reset(stream.id, code)
+
+    def _send_reset(self, number: int, code: int) -> None:
+        kept = self._reset_by_us
+        if len(kept) >= _RESET_KEPT:
+            del kept[next(iter(kept))]
+        kept[number] = None
+        self.out.append(frames.rst_stream(number, code))
+        self._user.wake()
 
     def _forget(self, stream: Stream) -> None:
         self.streams.pop(stream.id, None)

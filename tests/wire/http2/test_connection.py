@@ -304,6 +304,28 @@ def test_the_same_over_time_or_beside_work_is_no_flood() -> None:
     assert list(recorder.connection.streams) == [1]
 
 
+def test_pings_beside_what_is_sent_are_no_flood() -> None:
+    """gRPC measures its path so."""
+    recorder = server()
+    recorder.receive(settings((4, 1 << 20)) + window_update(0, 1 << 20) + head(1, end=True))
+    for _ in range(5000):
+        recorder.connection.send_data(recorder.streams[1], b"x", False)
+        recorder.receive(frame(PING, 0, 0, b"12345678"))
+    assert list(recorder.connection.streams) == [1]
+
+
+def test_what_still_comes_for_cancelled_streams_does_not_end_a_shared_connection() -> None:
+    recorder = Recorder(client=True)
+    recorder.receive(settings())
+    streams = [recorder.connection.begin(None, b"\x83\x86\x84\x01\x01a", True) for _ in range(3000)]
+    for stream in streams:
+        recorder.connection.reset(stream, frames.CANCEL)
+    for stream in streams:
+        recorder.receive(frame(DATA, 0, stream.id, b"x" * 100))
+    assert not recorder.connection.streams
+    assert recorder.connection.buffered == 0
+
+
 def test_going_away() -> None:
     recorder = server()
     recorder.receive(head(1))
