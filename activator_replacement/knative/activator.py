@@ -15,15 +15,15 @@ from typing import Any, Final
 
 import prometheus_client
 
-from activator_replacement.knative.backends import Backends
 from activator_replacement.knative.client import KnativeClient
+from activator_replacement.knative.discovery.backends import Backends
+from activator_replacement.knative.discovery.endpoints import EndpointWatch, may_read_slices
+from activator_replacement.knative.discovery.prober import Prober
 from activator_replacement.knative.dispatcher import Dispatcher
-from activator_replacement.knative.endpoints import EndpointWatch, may_read_slices
-from activator_replacement.knative.metrics import ActivatorCollector
-from activator_replacement.knative.prober import Prober
-from activator_replacement.knative.reporter import PERIOD_S, Reporter
+from activator_replacement.knative.reports.metrics import ActivatorCollector
+from activator_replacement.knative.reports.reporter import PERIOD_S, Reporter
+from activator_replacement.knative.reports.stat_sink import StatSink
 from activator_replacement.knative.settings import Settings
-from activator_replacement.knative.stat_sink import StatSink
 from activator_replacement.knative.tls import InternalTls, enabled
 from activator_replacement.plane import Limits
 from activator_replacement.server import Address, Server

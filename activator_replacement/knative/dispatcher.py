@@ -15,8 +15,8 @@ from time import monotonic
 from typing import Final, Protocol, cast
 
 from activator_replacement.knative.answers import QUEUE_FULL
-from activator_replacement.knative.durations import Durations
-from activator_replacement.knative.reporter import Reporter
+from activator_replacement.knative.reports.durations import Durations
+from activator_replacement.knative.reports.reporter import Reporter
 from activator_replacement.seam import TIMEOUT, Exchange, Refusal
 from kserve_ext.api.knative_revision import Activated
 from kserve_ext.core.activation import HELD, Activation, Room, Tracker

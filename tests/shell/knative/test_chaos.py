@@ -12,7 +12,7 @@ import pytest
 
 from activator_replacement.knative.client import KnativeClient
 from activator_replacement.knative.dispatcher import Dispatcher
-from activator_replacement.knative.reporter import Reporter
+from activator_replacement.knative.reports.reporter import Reporter
 from kserve_ext.api.knative_revision import Activated
 from kserve_ext.core.activation import Room
 from kserve_ext.core.assignment import Share

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from activator_replacement.knative.durations import BUCKETS_S, Durations
+from activator_replacement.knative.reports.durations import BUCKETS_S, Durations
 
 
 def test_buckets_and_sum() -> None:

@@ -17,7 +17,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from activator_replacement.knative.dispatcher import Dispatcher
-from activator_replacement.knative.stat_sink import StatSink
+from activator_replacement.knative.reports.stat_sink import StatSink
 
 _REVISION = ["kn_service_name", "kn_configuration_name", "kn_revision_name", "k8s_namespace_name"]
 _PLACE = ["k8s_namespace_name", "kn_revision_name"]
