@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 
 from e2e import build
@@ -51,6 +52,16 @@ def _status(_: argparse.Namespace) -> int:
     return 0
 
 
+def _check(_: argparse.Namespace) -> int:
+    """Whether this machine can run a stack, and what is still to be built for it."""
+    network.require()
+    absent = build.missing()
+    if absent and shutil.which("go") is None:
+        raise cluster.StackError(f"`go` not found, and not built yet: {', '.join(absent)}")
+    print(f"to be built: {', '.join(absent)}" if absent else "everything is built")
+    return 0
+
+
 def _kubeconfig(args: argparse.Namespace) -> int:
     print(Place(args.stack).kubeconfig)
     return 0
@@ -87,6 +98,7 @@ def main() -> int:
     down.add_argument("--all", action="store_true", help="every stack on this machine")
     down.set_defaults(act=_down)
     verbs.add_parser("status", help="the stacks on this machine").set_defaults(act=_status)
+    verbs.add_parser("check", help="can this machine run a stack, and is it built").set_defaults(act=_check)
     kubeconfig = verbs.add_parser("kubeconfig", help="where the administrator's kubeconfig lies")
     kubeconfig.set_defaults(act=_kubeconfig)
     run = verbs.add_parser(
