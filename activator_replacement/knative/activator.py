@@ -46,8 +46,12 @@ _NEVER: Final = float("inf")
 
 
 def limits(settings: Settings) -> Limits:
-    """Clients are ingresses, whose connections are kept; how long a request may take is the revision's to say."""
+    """Clients are ingresses, whose connections are kept; how long a request may take is the revision's to say.
+
+    Heads may be as large as Go's default has them.
+    """
     return Limits(
+        head_bytes=1 << 20,
         head_timeout_s=60.0,
         idle_timeout_s=_NEVER,
         stall_timeout_s=_NEVER,

@@ -4,7 +4,8 @@ Beside what http1.py knows, a head says whether it is a probe, and which of Knat
 it names the pod as its Host and the client's Host in K-Original-Host (the queue-proxy turns that round), is marked
 with K-Proxy-Request, and has lost the headers that chose the revision; X-Forwarded-Proto, Forwarded and X-Request-Id
 are the ingress's business and stay as they came. Any method is taken but CONNECT, any Upgrade but h2c (the listener's
-own). In Knative: pkg/activator/handler/handler.go, networking's pkg/http/header.
+own), and paths that are not all ASCII, as Go takes them. In Knative: pkg/activator/handler/handler.go, networking's
+pkg/http/header.
 
 Hot dialect, see http1.py.
 """
@@ -26,7 +27,9 @@ from kserve_ext.wire.http1 import (
 )
 from kserve_ext.wire.http1_forward import Hop
 
-_LINE = re.compile(rb"((?!(?:CONNECT|PRI) )" + TOKEN + rb"{1,32}+) (/[!-~]*+|\*) HTTP/1\.([01])\r\n" + FIELDS)
+_LINE = re.compile(
+    rb"((?!(?:CONNECT|PRI) )" + TOKEN + rb"{1,32}+) (/[!-~\x80-\xff]*+|\*) HTTP/1\.([01])\r\n" + FIELDS
+)
 #: As http1's own. User-Agent is only seen where it is the kubelet's.
 _FIELD = re.compile(
     rb"\r\n([Cc](?i:onnection|ontent-length)|[Hh](?i:ost|ttp2-settings)|[Tt](?i:ransfer-encoding|e)"
