@@ -10,14 +10,14 @@ Hot dialect, see kserve_ext/wire/http1.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from activator_replacement.exchange import CONNECTING, DONE, HELD, RESPONDING, SENT
+from activator_replacement.http2.request import NEW, RequestHalf
 from activator_replacement.refusals import error_event
 from activator_replacement.seam import CLIENT_GONE, OK, TIMEOUT, UPSTREAM_FAILED
 from kserve_ext.core.ids import InstanceID, RevisionKey
 from kserve_ext.wire.http1 import Malformed
-from kserve_ext.wire.http2.fields import fields
 from kserve_ext.wire.http2.forward import forward_request, forward_response
 from kserve_ext.wire.http2.frames import (
     CANCEL,
@@ -27,140 +27,16 @@ from kserve_ext.wire.http2.frames import (
     PROTOCOL_ERROR,
     REFUSED_STREAM,
 )
-from kserve_ext.wire.http2.headers import RequestBlock, ResponseBlock, check_trailers, scan_response
-from kserve_ext.wire.http2.streams import Stream
+from kserve_ext.wire.http2.headers import ResponseBlock, check_trailers, scan_response
 
 if TYPE_CHECKING:
-    from activator_replacement.http2.client import Http2Client
     from activator_replacement.http2.upstream import Http2Upstream
 
-NEW: Final = -1  # its header block was read, and Dispatch has not heard of it
 _UNPROCESSED: Final = 3  # so often it is sent again because nobody looked at it
-_JOINED: Final = 16_384
 
 
-class Http2Exchange:
-    __slots__ = (
-        "_body",
-        "_credited",
-        "_expected",
-        "_fresh",
-        "_heard",
-        "_received",
-        "_retries",
-        "_sent",
-        "_tail",
-        "_trailers",
-        "_whole",
-        "addr",
-        "attempts",
-        "body_done",
-        "client",
-        "cold",
-        "down",
-        "facts",
-        "head",
-        "held_bytes",
-        "instance",
-        "note",
-        "outcome",
-        "quiet_s",
-        "request_id",
-        "revision",
-        "started",
-        "state",
-        "timeout_s",
-        "up",
-        "upstream",
-        "waited",
-        "wrote",
-    )
-
-    def __init__(
-        self, client: Http2Client, down: Stream, facts: RequestBlock, end: bool, started: float
-    ) -> None:
-        plane = client.plane
-        self.client = client
-        self.down = down
-        self.facts = facts
-        self.head = facts.block
-        self.started = started
-        self.request_id = facts.request_id or plane.next_id()
-        self.revision = RevisionKey("")
-        self.instance = InstanceID("")
-        self.timeout_s = plane.limits.timeout_s
-        self.outcome = OK
-        self.attempts = 0
-        self.cold = False
-        self.note: Any = None
-        self.state = NEW
-        self.up: Stream | None = None
-        self.upstream: Http2Upstream | None = None
-        self.held_bytes = len(facts.block)
-        self.body_done = end
-        self.addr = ""
-        self.quiet_s = 0.0  # since what waits for the client's window last moved
-        self.waited = 0  # bytes that waited then
-        self.wrote = False  # to the client, since whoever looks at it took it back
-        self._fresh = False
-        self._retries = 0
-        #: What came of the body, None once some of it can't be sent again.
-        self._body: list[bytes] | None = []
-        self._trailers: bytes | None = None
-        self._received = 0
-        self._sent = 0  # of it, to the instance that has it now
-        self._credited = 0  # of it, to any instance
-        self._expected = -1  # bytes of the response that are still to come, where it said
-        self._heard = False  # something of the instance has reached the client
-        self._whole = False  # all of the response is here
-        self._tail: bytes | None = None  # the last bytes of an event stream
-
-    # --- request
-
-    def receive(self, payload: bytes, end: bool) -> None:
-        """Bytes of the body."""
-        size = len(payload)
-        received = self._received = self._received + size
-        declared = self.facts.length
-        if declared >= 0 and (received > declared or (end and received != declared)):
-            self.malformed()
-            return
-        self.body_done = end
-        body = self._body
-        if body is not None and size:
-            if received > self.client.plane.limits.held_body_bytes and self.state >= SENT:
-                self._body = None
-            elif body and size + len(body[-1]) <= _JOINED:
-                body[-1] += payload
-            else:
-                body.append(payload)
-        if self.up is not None and self.upstream is not None:
-            sent = self.upstream.connection.send_data(self.up, payload, end)
-            if sent:
-                self.went(sent)
-
-    def receive_trailers(self, block: bytes) -> None:
-        """The end of the body."""
-        try:
-            check_trailers(block)
-        except Malformed:
-            self.malformed()
-            return
-        if self.facts.length not in (-1, self._received):
-            self.malformed()
-            return
-        self.body_done = True
-        self._trailers = block
-        if self.up is not None and self.upstream is not None:
-            self.upstream.connection.send_trailers(self.up, block)
-
-    def went(self, size: int) -> None:
-        """So many bytes of the body have left for the instance: the client may send as many again."""
-        self._sent += size
-        fresh = self._sent - self._credited
-        if fresh > 0:  # and not a repetition
-            self._credited = self._sent
-            self.client.connection.passed_on(self.down, fresh)
+class Http2Exchange(RequestHalf):
+    __slots__ = ()
 
     def submit(self, revision: RevisionKey) -> None:
         self.revision = revision
@@ -171,14 +47,6 @@ class Http2Exchange:
         self.client.plane.dispatch.submit(self)
 
     # --- Dispatch's side of the seam
-
-    def header(self, name: bytes) -> bytes | None:
-        if name == b"host":
-            return self.facts.authority
-        for field in fields(self.facts.block):
-            if field.name == name:
-                return field.value
-        return None
 
     def go(self, addr: str, instance: InstanceID) -> None:
         if self.state != HELD:
@@ -221,22 +89,8 @@ class Http2Exchange:
             self._failed(reason, True)
 
     def _send(self, upstream: Http2Upstream) -> None:
-        self.upstream = upstream
         self.state = SENT
-        connection = upstream.connection
-        body = self._body or ()
-        trailers = self._trailers
-        done = self.body_done and trailers is None
-        self._sent = 0
-        up = self.up = connection.begin(self, self.forwarded(), done and not body)
-        last = len(body) - 1
-        sent = 0
-        for i, payload in enumerate(body):
-            sent += connection.send_data(up, payload, done and i == last)
-        if trailers is not None:
-            connection.send_trailers(up, trailers)
-        if sent:
-            self.went(sent)
+        self.send_to(upstream, self.forwarded())
         self.client.plane.dispatch.sent(self)
 
     # --- what another dialect exchanges

@@ -13,12 +13,12 @@ from __future__ import annotations
 from typing import Final
 
 from kserve_ext.wire.http2 import frames
+from kserve_ext.wire.http2.blocks import Block, Blocks
 from kserve_ext.wire.http2.frames import (
     ACK,
     CONTINUATION,
     DATA,
     DEFAULT_WINDOW,
-    END_HEADERS,
     END_STREAM,
     FRAME_BYTES,
     GOAWAY,
@@ -31,33 +31,23 @@ from kserve_ext.wire.http2.frames import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
-    WITH_PRIORITY,
     Violation,
 )
-from kserve_ext.wire.http2.hpack import DEFAULT_TABLE, Decoder, literal
 from kserve_ext.wire.http2.sending import FIRST_STREAMS, Sending, User
 from kserve_ext.wire.http2.streams import Stream
 
 STREAM_WINDOW: Final = 262_144  # of a stream whose bytes go on; until some have, DEFAULT_WINDOW
 SERVER_WINDOW: Final = 1 << 20
 CLIENT_WINDOW: Final = 16 << 20
-CONTINUATIONS: Final = 64  # frames of one block
-_NO_TABLE: Final = b"\x20"  # the size update to 0, once, at the start of our first block
 
 _head = frames.FRAME_HEAD.unpack_from
 
 
 class Connection(Sending):
     __slots__ = (
-        "_acked",
-        "_block",
-        "_block_end",
-        "_block_frames",
-        "_block_stream",
+        "_blocks",
         "_buffered_most",
         "_client",
-        "_decoder",
-        "_list_bytes",
         "_now",
         "_preface_left",
         "_rest",
@@ -81,16 +71,11 @@ class Connection(Sending):
             user, now, client=client, max_streams=max_streams, list_bytes=list_bytes, window=window
         )
         self._client = client
-        self._list_bytes = list_bytes
         self._buffered_most = buffered_bytes
         self._now = now
         self._rest = b""
         self._preface_left = b"" if client else PREFACE
-        self._decoder: Decoder | None = Decoder(list_bytes + 32 * 1024)
-        self._acked = False  # the peer knows that its table has size 0
-        self._block: list[bytes] | None = None
-        self._block_stream = self._block_frames = 0
-        self._block_end = False
+        self._blocks = Blocks(list_bytes)
         self._window_size = window
         self._unreturned = 0
 
@@ -116,13 +101,13 @@ class Connection(Sending):
                 break
             number &= MOST_WINDOW
             at = end
-            if self._block is not None and kind != CONTINUATION:
+            if self._blocks.open and kind != CONTINUATION:
                 raise Violation(frames.PROTOCOL_ERROR, "another frame within a header block")
             if kind == DATA:
                 stream = streams.get(number)
                 payload = data[start:end]
                 if flags & PADDED:
-                    payload = _unpadded(payload)
+                    payload = frames.unpadded(payload)
                 self._unreturned += length
                 self.receive_window -= length
                 if self.receive_window < 0:
@@ -134,7 +119,8 @@ class Connection(Sending):
                 if self._unreturned > self._window_size >> 1:
                     self._refill()
             elif kind == HEADERS:
-                self._headers(number, flags, data[start:end])
+                self.budget.earn()
+                self._block(self._blocks.headers(number, flags, data[start:end]))
             elif kind == WINDOW_UPDATE:
                 self._window_update(number, data[start:end])
             else:
@@ -177,38 +163,10 @@ class Connection(Sending):
                 self.streams.pop(stream.id, None)
         self._user.data(stream, payload, end)
 
-    def _headers(self, number: int, flags: int, payload: bytes) -> None:
-        if flags & PADDED:
-            payload = _unpadded(payload)
-        if flags & WITH_PRIORITY:
-            if len(payload) < 5:
-                raise Violation(frames.FRAME_SIZE_ERROR, "HEADERS: too short")
-            payload = payload[5:]
-        self.budget.earn()
-        if flags & END_HEADERS:
-            self._whole_block(number, payload, flags & END_STREAM != 0)
-        else:
-            self._block = [payload]
-            self._block_frames = 0
-            self._block_stream = number
-            self._block_end = flags & END_STREAM != 0
-
-    def _continuation(self, number: int, flags: int, payload: bytes) -> None:
-        block = self._block
-        if block is None or number != self._block_stream:
-            raise Violation(frames.PROTOCOL_ERROR, "CONTINUATION without a header block before it")
-        block.append(payload)
-        self._block_frames += 1
-        if self._block_frames > CONTINUATIONS or sum(map(len, block)) > self._list_bytes:
-            raise Violation(frames.ENHANCE_YOUR_CALM, f"a header block of more than {self._list_bytes} bytes")
-        if flags & END_HEADERS:
-            self._block = None
-            self._whole_block(number, b"".join(block), self._block_end)
-
-    def _whole_block(self, number: int, block: bytes, end: bool) -> None:
-        if len(block) > self._list_bytes:
-            raise Violation(frames.ENHANCE_YOUR_CALM, f"a header block of more than {self._list_bytes} bytes")
-        block = self._stateless(block)
+    def _block(self, whole: Block | None) -> None:
+        if whole is None:
+            return
+        number, block, end = whole
         stream = self.streams.get(number)
         if stream is not None and stream.open_in:
             if not self._client and not end:
@@ -235,19 +193,6 @@ class Connection(Sending):
             stream.open_in = not end
             self.streams[number] = stream
             self._user.opened(stream, block, end)
-
-    def _stateless(self, block: bytes) -> bytes:
-        """The block without size updates, and decoded while the peer's table may still be in use."""
-        decoder = self._decoder
-        if decoder is not None:
-            if block[:1] == _NO_TABLE:
-                self._decoder = None
-            else:
-                fields = decoder.decode(block, 0 if self._acked else DEFAULT_TABLE)
-                if not decoder.table_size:
-                    self._decoder = None
-                return b"".join(literal(f.name, f.value, 0x10 if f.never_indexed else 0) for f in fields)
-        return block.lstrip(_NO_TABLE) if block[:1] == _NO_TABLE else block
 
     def _window_update(self, number: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -276,7 +221,7 @@ class Connection(Sending):
 
     def _other(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if kind == CONTINUATION:
-            self._continuation(number, flags, payload)
+            self._block(self._blocks.continuation(number, flags, payload))
         elif kind == RST_STREAM:
             self._reset_by_peer(number, payload)
         elif kind == SETTINGS:
@@ -319,7 +264,7 @@ class Connection(Sending):
         if flags & ACK:
             if payload:
                 raise Violation(frames.FRAME_SIZE_ERROR, "SETTINGS: an ACK is empty")
-            self._acked = True
+            self._blocks.table_known = True
             return
         self._useless("SETTINGS frames")
         pairs = frames.read_settings(payload)
@@ -386,7 +331,7 @@ class Connection(Sending):
     @property
     def within_block(self) -> bool:
         """A header block was begun, and its end has not come."""
-        return self._block is not None
+        return self._blocks.open
 
     # --- windows of the peer
 
@@ -421,9 +366,3 @@ class Connection(Sending):
             self.receive_window += self._unreturned
             self._unreturned = 0
             self._user.wake()
-
-
-def _unpadded(payload: bytes) -> bytes:
-    if not payload or payload[0] >= len(payload):
-        raise Violation(frames.PROTOCOL_ERROR, "more padding than there is frame")
-    return payload[1 : len(payload) - payload[0]]

@@ -119,3 +119,10 @@ def read_settings(payload: bytes) -> list[tuple[int, int]]:
         if name == MAX_FRAME_SIZE and not FRAME_BYTES <= value < 1 << 24:
             raise Violation(PROTOCOL_ERROR, "MAX_FRAME_SIZE: from 2^14 to 2^24 - 1")
     return pairs
+
+
+def unpadded(payload: bytes) -> bytes:
+    """Of a frame with PADDED."""
+    if not payload or payload[0] >= len(payload):
+        raise Violation(PROTOCOL_ERROR, "more padding than there is frame")
+    return payload[1 : len(payload) - payload[0]]

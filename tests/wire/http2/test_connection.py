@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kserve_ext.wire.http2 import frames
-from kserve_ext.wire.http2.connection import CONTINUATIONS
+from kserve_ext.wire.http2.blocks import CONTINUATIONS
 from kserve_ext.wire.http2.frames import (
     ACK,
     CONTINUATION,
