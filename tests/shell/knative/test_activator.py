@@ -104,6 +104,24 @@ def test_by_host_and_unknown() -> None:
     run(test())
 
 
+def test_a_revision_that_is_deleted_while_a_request_is_held() -> None:
+    async def test() -> None:
+        async with ApiServer() as api:
+            put_config(api)
+            put_revision(api, REVISION)
+            async with activator(api) as made:
+                client = await connect(made)
+                client.send(get("/", *HEADERS))
+                await held(made, 1)
+                api.remove(REVISIONS, NAMESPACE, REVISION)
+                status, _, body = await client.response()
+                assert (status, REVISION.encode() in body) == (404, True)
+                assert made.dispatcher.held_bytes == 0
+                assert not made.backends.backends
+
+    run(test())
+
+
 def test_one_request_a_pod_and_those_held_in_order() -> None:
     async def test() -> None:
         async with ApiServer() as api, running(Pod()) as pod:
