@@ -113,7 +113,7 @@ class Connection(Sending):
                 if self.receive_window < 0:
                     raise Violation(frames.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
                 if stream is None or not stream.open_in:
-                    self._closed(number, stream)
+                    self._closed(number, stream, True)
                 else:
                     self._data(stream, payload, length, flags & END_STREAM != 0)
                 if self._unreturned > self._window_size >> 1:
@@ -302,7 +302,7 @@ class Connection(Sending):
                 self._forget(stream)
         self._user.went_away(unprocessed, code)
 
-    def _closed(self, number: int, stream: Stream | None) -> None:
+    def _closed(self, number: int, stream: Stream | None, data: bool = False) -> None:
         """A frame on a stream that is closed, at least in this direction; idle ones can't have any."""
         if number == 0 or number > (self._next - 2 if self._client else self._last) or not number & 1:
             raise Violation(frames.PROTOCOL_ERROR, "a frame on a stream that nobody began")
@@ -310,6 +310,8 @@ class Connection(Sending):
             self.reset(stream, frames.STREAM_CLOSED)
             self._user.reset(stream, frames.STREAM_CLOSED)
         if not self._client and number not in self._reset_by_us:
+            if data:
+                self._send_reset(number, frames.STREAM_CLOSED)
             self._useless("frames on closed streams")
 
     def _useless(self, what: str) -> None:

@@ -262,6 +262,12 @@ def test_late_frames_on_a_stream_that_we_reset_are_nothing() -> None:
     assert [entry[:2] for entry in recorder.log] == [("opened", 1), ("opened", 3)]
 
 
+def test_data_on_a_stream_that_the_peer_has_ended_is_told_so_once() -> None:
+    recorder = server()
+    recorder.receive(head(1) + rst_stream(1, 8) + frame(DATA, 0, 1, b"late") * 2)
+    assert recorder.frames() == [(RST_STREAM, 0, 1, frames.STREAM_CLOSED.to_bytes(4, "big"))]
+
+
 def test_streams_over_the_limit_are_refused() -> None:
     recorder = server(max_streams=2)
     recorder.receive(head(1) + head(3) + head(5))
