@@ -148,3 +148,12 @@ def test_an_error_of_the_server_is_passed_on(api: Api, client: Client) -> None:
         for status in (201, 404, 500, 503):
             answer = client.send(service, f"/?status={status}")
             assert (answer.status, answer.report["path"]) == (status, "/")
+
+
+def test_an_ingress_that_probes_is_answered_and_wakes_nothing(api: Api, client: Client) -> None:
+    probe = {"K-Network-Probe": "probe", "K-Network-Hash": "some-hash", "User-Agent": "Knative-Ingress-Probe"}
+    with deployed(api, "probed", template(ALWAYS)) as service:
+        service.wait_zero()
+        answer = client.send(service, "/healthz", headers=probe)
+        assert (answer.status, answer.headers["k-network-hash"]) == (200, "some-hash")
+        assert service.pods() == []

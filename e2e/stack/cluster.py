@@ -37,7 +37,7 @@ def up(name: str = "", owned: bool = True) -> Cluster:
     with _one_at_a_time():
         _sweep()
         if Place(place.name) in processes.known():
-            raise StackError(f"stack {place.name} is there already (python -m e2e down {place.name})")
+            raise StackError(f"stack {place.name} is there already (python -m e2e down --stack {place.name})")
         place.logs.mkdir(parents=True)
         record = processes.Record(processes.of_pid(os.getpid()))
         record.write(place)
@@ -66,7 +66,7 @@ def attach(name: str) -> Cluster:
     place = Place(name)
     record = processes.Record.read(place)
     if record is None or not record.ready:
-        raise StackError(f"no stack {name!r} is up (python -m e2e up {name})")
+        raise StackError(f"no stack {name!r} is up (python -m e2e up --stack {name})")
     network.enter(place.node)
     return Cluster(place, Api(place))
 
