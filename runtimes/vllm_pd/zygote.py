@@ -25,7 +25,8 @@ from typing import Any, NoReturn
 
 _REQUEST_S = 5.0
 _MAX_REQUEST = 1 << 20
-_RESET = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE)
+#: SIGPIPE stays ignored, as in every Python: a peer that hangs up must not end its instance.
+_RESET = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
 class Zygote:

@@ -26,6 +26,12 @@ def test_becomes_ready_after_its_first_token(unified: Instance) -> None:
     assert unified.get("/health").status == 200
 
 
+def test_a_peer_that_hangs_up_does_not_end_the_instance(unified: Instance) -> None:
+    facts = Path(f"/proc/{unified.pid}/status").read_text()
+    ignored = int(facts.partition("SigIgn:")[2].split()[0], 16)
+    assert ignored >> (signal.SIGPIPE - 1) & 1, "writing to a closed connection would"
+
+
 def test_completion_and_chat_with_usage(unified: Instance) -> None:
     body = {"model": "tiny", "prompt": "hello", "max_tokens": 5, "ignore_eos": True}
     answer = unified.ask("/v1/completions", body, {"x-request-id": "one"})
