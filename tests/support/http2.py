@@ -14,6 +14,8 @@ import h2.events
 import h2.exceptions
 import h2.settings
 
+from activator_replacement.http2.client import Http2Client
+from activator_replacement.plane import Plane
 from tests.support.dataplane import Client
 
 Pairs = list[tuple[str, str]]
@@ -306,3 +308,15 @@ async def turn_until(condition: Callable[[], Any]) -> None:
         turned = loop.create_future()
         loop.call_soon(turned.set_result, None)
         await turned
+
+
+def at_rest(plane: Plane) -> None:
+    """Nothing is kept of exchanges that are over."""
+    for client in plane.clients:
+        assert isinstance(client, Http2Client)
+        assert not client.exchanges
+        assert not client.connection.streams
+        assert client.connection.buffered == 0
+    for kept in plane.http2_cache._open.values():
+        for upstream in kept:
+            assert not upstream.connection.streams

@@ -11,9 +11,8 @@ import h2.exceptions
 import pytest
 
 from kserve_ext.wire.http2 import frames
-from tests.shell.http2.test_relay import at_rest
 from tests.support.dataplane import HoldingDispatch, dataplane, run
-from tests.support.http2 import Instance, Peer, Seen, connect, instance2
+from tests.support.http2 import Instance, Peer, Seen, at_rest, connect, instance2
 
 
 class Moody:
