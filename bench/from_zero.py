@@ -28,6 +28,8 @@ from e2e.stack import cluster, watch
 from e2e.stack.cluster import Cluster
 
 ZERO_S = 300.0
+#: After the last pod has gone or an implementation has been swapped, for what is still written then.
+SETTLE_S = 5.0
 #: Alone: so many bursts of one each time.
 SINGLES = 5
 #: Name -> (activator, autoscaler).
@@ -54,6 +56,7 @@ async def one_burst(stack: Cluster, observer: Observer, names: Sequence[str], fi
     """Fires when all are at zero; adds what was found to the figures."""
     revisions = [f"{name}-00001" for name in names]
     await observer.wait_zero(revisions, ZERO_S)
+    await asyncio.sleep(SETTLE_S)
     activator = activator_of(stack)
     before = cpu_by_program(stack.place)
     burst = await fire(observer, revisions, activator)
