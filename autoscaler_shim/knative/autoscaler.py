@@ -11,16 +11,13 @@ import logging
 import time
 from collections.abc import Mapping
 
-from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-
 from autoscaler_shim.knative import scales
 from autoscaler_shim.knative.buckets import FixedBuckets, LeasedBuckets
 from autoscaler_shim.knative.config import ConfigStore
 from autoscaler_shim.knative.deciders import Deciders
 from autoscaler_shim.knative.metric_objects import MetricObjects
-from autoscaler_shim.knative.metrics import Exposition, ScrapeTimes, Series
+from autoscaler_shim.knative.metrics import Owner, ScrapeTimes
+from autoscaler_shim.knative.metrics_server import MetricsServer
 from autoscaler_shim.knative.pods import PodIndex
 from autoscaler_shim.knative.reconciler import Reconciler
 from autoscaler_shim.knative.scales import Scales
@@ -74,7 +71,7 @@ class Autoscaler:
         self._scraper = Scraper(settings.scrape_port)
         self._times = ScrapeTimes()
         self.collector = Collector(
-            self.pods, self._scraper, lambda: self.config.current.network, self._troubled, self._times
+            self.pods, self._scraper, lambda: self.config.current.network, self._troubled, self._scraped
         )
         self.deciders = Deciders(self.collector, self.pods, self._revisit)
         self.writer = Writer(client, self._copies, self._owns)
@@ -98,7 +95,9 @@ class Autoscaler:
             lambda key: key in self.reconciler.outcomes,
         )
         self.stat_server = StatServer(self._received, self._holds, lambda: self._ready)
-        self._exposition: web.AppRunner | None = None
+        self.metrics_server = MetricsServer(
+            self.reconciler, self.deciders, self._metrics, self._times, self._counters
+        )
         self.forwarder: Forwarder | None = None
         self._buckets: LeasedBuckets | FixedBuckets | None = None
 
@@ -106,7 +105,7 @@ class Autoscaler:
         """Returns when this replica takes part: it listens, knows the cluster, and stands for its buckets."""
         settings = self._settings
         await self.stat_server.start(settings.host, settings.stats_port)
-        await self._expose()
+        await self.metrics_server.start(settings.host, settings.metrics_port)
         await self.config.start()
         informers = [*self._copies.values(), self._deployments, self.pods.informer]
         for informer in informers:
@@ -142,8 +141,7 @@ class Autoscaler:
         for informer in (*self._copies.values(), self._deployments, self.pods.informer):
             await informer.stop()
         await self.config.stop()
-        if self._exposition is not None:
-            await self._exposition.cleanup()
+        await self.metrics_server.stop()
 
     # --- between the parts
 
@@ -216,56 +214,12 @@ class Autoscaler:
             metadata = new["metadata"]
             self._revisit(f"{metadata['namespace']}/{text_map(metadata.get('labels'))[REVISION_LABEL]}")
 
-    # --- metrics
-
-    async def _expose(self) -> None:
-        registry = CollectorRegistry()
-        registry.register(Exposition(self._series, self._times, self._counters))
-
-        async def expose(_: web.Request) -> web.Response:
-            headers = {"Content-Type": CONTENT_TYPE_LATEST}
-            return web.Response(body=generate_latest(registry), headers=headers)
-
-        app = web.Application()
-        app.router.add_get("/metrics", expose)
-        self._exposition = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await self._exposition.setup()
-        await web.TCPSite(self._exposition, self._settings.host, self._settings.metrics_port).start()
-
-    def _series(self) -> list[Series]:
-        found = []
-        for pa, outcome, pods in self.reconciler.observed():
-            metadata = pa["metadata"]
-            labels = text_map(metadata.get("labels"))
-            values: dict[str, float] = {
-                "kn_revision_pods_requested": outcome.want,
-                "kn_revision_pods_count": pods.ready,
-                "kn_revision_pods_not_ready_count": pods.not_ready,
-                "kn_revision_pods_pending_count": pods.pending,
-                "kn_revision_pods_terminating_count": pods.terminating,
-            }
-            entry = self.deciders.entries.get(_key(pa))
-            if entry is not None:
-                decider, metric = entry.decider, entry.metric
-                values |= {
-                    "kn_revision_pods_desired": decider.desired,
-                    "kn_revision_capacity_excess": decider.excess_burst,
-                    "kn_revision_panic_mode": decider.panicking,
-                    f"kn_revision_{metric}_target": decider.spec.target,
-                }
-                if decider.averages is not None:
-                    values[f"kn_revision_{metric}_stable"] = decider.averages.stable
-                    values[f"kn_revision_{metric}_panic"] = decider.averages.panic
-            found.append(
-                Series(
-                    metadata["namespace"],
-                    labels.get(SERVICE_LABEL, ""),
-                    labels.get(CONFIGURATION_LABEL, ""),
-                    metadata["name"],
-                    values,
-                )
-            )
-        return found
+    def _scraped(self, key: str, seconds: float) -> None:
+        namespace, _, name = key.partition("/")
+        metric = self._copies[METRICS].get(namespace, name) or {"metadata": {}}
+        labels = text_map(metric["metadata"].get("labels"))
+        owner = Owner(namespace, labels.get(SERVICE_LABEL, ""), labels.get(CONFIGURATION_LABEL, ""))
+        self._times.observe(owner, seconds)
 
     def _counters(self) -> Mapping[str, float]:
         return {
@@ -273,8 +227,8 @@ class Autoscaler:
             "stats_unusable": self.collector.unusable,
             "stats_dropped": self.forwarder.dropped if self.forwarder else 0,
             "scale_patches": self._scales.patches,
-            "reconciliations": self.reconciler.counters.runs,
-            "reconciliations_failed": self.reconciler.counters.failures,
+            "reconciliations": self.reconciler.queue.counters.runs,
+            "reconciliations_failed": self.reconciler.queue.counters.failures,
             "writes_behind": self.writer.counters.runs,
             "writes_behind_failed": self.writer.counters.failures,
             "config_rejected": self.config.rejected,

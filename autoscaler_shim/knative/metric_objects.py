@@ -38,20 +38,20 @@ class MetricObjects:
         self._writer = writer
         self._owns = owns
         self._is_ours = is_ours
-        self._queue: WorkQueue[str] = WorkQueue(self.reconcile, name="metric")
+        self.queue: WorkQueue[str] = WorkQueue(self.reconcile, name="metric")
 
     def start(self) -> None:
-        self._queue.start()
+        self.queue.start()
 
     async def stop(self) -> None:
-        await self._queue.stop()
+        await self.queue.stop()
 
     def add(self, key: str) -> None:
-        self._queue.add(key)
+        self.queue.add(key)
 
     def add_all(self) -> None:
         for namespace, name in self._metrics.objects:
-            self._queue.add(f"{namespace}/{name}")
+            self.queue.add(f"{namespace}/{name}")
 
     async def reconcile(self, key: str) -> None:
         namespace, _, name = key.partition("/")

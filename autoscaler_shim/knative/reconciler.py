@@ -59,27 +59,26 @@ class Reconciler:
         self._config = config
         self._owns = owns
         self._domain = domain
-        self._queue: WorkQueue[str] = WorkQueue(self.reconcile, WORKERS, name="podautoscaler")
-        self._prober = Prober(self._queue.add)
+        self.queue: WorkQueue[str] = WorkQueue(self.reconcile, WORKERS, name="podautoscaler")
+        self._prober = Prober(self.queue.add)
         #: by key, what was last complained of
         self._complained: dict[str, tuple[str, ...]] = {}
         self.outcomes: dict[str, Outcome] = {}
-        self.counters = self._queue.counters
 
     def start(self) -> None:
-        self._queue.start()
+        self.queue.start()
 
     async def stop(self) -> None:
-        await self._queue.stop()
+        await self.queue.stop()
         await self._prober.close()
 
     def add(self, key: str) -> None:
-        self._queue.add(key)
+        self.queue.add(key)
 
     def add_all(self) -> None:
         """The configuration is another, or other buckets are ours."""
         for namespace, name in self._copies[POD_AUTOSCALERS].objects:
-            self._queue.add(f"{namespace}/{name}")
+            self.queue.add(f"{namespace}/{name}")
 
     def release(self, key: str) -> None:
         """Somebody else's from now on, or gone."""
@@ -87,7 +86,7 @@ class Reconciler:
         self._deciders.remove(key)
         self._writer.forget(key)
         self._prober.forget(key)
-        self._queue.forget(key)
+        self.queue.forget(key)
         self._complained.pop(key, None)
         self.outcomes.pop(key, None)
 

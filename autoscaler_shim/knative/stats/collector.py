@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable
 
-from autoscaler_shim.knative.metrics import ScrapeTimes
 from autoscaler_shim.knative.pods import PodIndex
 from autoscaler_shim.knative.stats.scraper import Scraper, load_of
 from autoscaler_shim.knative.wheel import Wheel
@@ -52,14 +51,15 @@ class Collector:
         scraper: Scraper,
         network: Callable[[], Network],
         troubled: Callable[[str], None],
-        times: ScrapeTimes,
+        took: Callable[[str, float], None],
     ) -> None:
-        """`troubled` is told the key of a revision of which another thing went wrong, or nothing any more."""
+        """`troubled` is told the key of a revision of which another thing went wrong, or nothing any more; `took` is
+        told how many seconds a scrape took."""
         self._pods = pods
         self._scraper = scraper
         self._network = network
         self._troubled = troubled
-        self._times = times
+        self._took = took
         self._collected: dict[str, Collected] = {}
         self._wheel = Wheel(SCRAPE_EVERY_S, self._turn)
         self.unusable = 0
@@ -123,7 +123,7 @@ class Collector:
             result = await self._scraper.scrape(
                 target, pods, found.windows.stable_s, found.route, self._network()
             )
-            self._times.observe(key, time.monotonic() - begun)
+            self._took(key, time.monotonic() - begun)
             if isinstance(result, Trouble):
                 self._note(key, found, result)
                 return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import aiohttp
 import pytest
 
@@ -17,7 +19,6 @@ from kserve_ext.kube.kinds import (
 from kserve_ext.wire.stats import Stat
 from tests.support.knative_autoscaler import (
     LABELS,
-    LONG_AGO,
     NAME,
     NAMESPACE,
     QueueProxies,
@@ -47,41 +48,9 @@ def _quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def exposed(made: Autoscaler) -> str:
     """What Prometheus gets."""
-    assert made._exposition is not None
-    url = f"http://127.0.0.1:{made._exposition.addresses[0][1]}/metrics"
+    url = f"http://127.0.0.1:{made.metrics_server.port}/metrics"
     async with aiohttp.ClientSession() as session, session.get(url) as answer:
         return await answer.text()
-
-
-def test_somebody_elses_scale_is_put_right() -> None:
-    async def test() -> None:
-        async with cluster() as (api, _, _):
-            put_sks(
-                api,
-                put_revision(api, 1, {"autoscaling.knative.dev/min-scale": "2"}, state("True", desired=2)),
-            )
-            await api.until(lambda: replicas(api) == 2)
-            deployment = api.get(DEPLOYMENTS, NAMESPACE, f"{NAME}-deployment")
-            assert deployment is not None
-            api.put(DEPLOYMENTS, {**deployment, "spec": {"replicas": 7}})
-            await api.until(lambda: replicas(api) == 2)
-
-    run(test())
-
-
-def test_a_deployment_that_comes_late_is_scaled_when_it_comes() -> None:
-    async def test() -> None:
-        async with cluster() as (api, _, _):
-            pa = put_revision(api, 1, {"autoscaling.knative.dev/min-scale": "2"})
-            deployment = api.get(DEPLOYMENTS, NAMESPACE, f"{NAME}-deployment")
-            assert deployment is not None
-            api.remove(DEPLOYMENTS, NAMESPACE, f"{NAME}-deployment")
-            put_sks(api, pa)
-            await api.until(lambda: f"GET {DEPLOYMENTS.path(NAMESPACE, NAME)}-deployment" in api.requests)
-            api.put(DEPLOYMENTS, deployment)
-            await api.until(lambda: replicas(api) == 2)
-
-    run(test())
 
 
 def test_pods_are_scraped_where_activators_may_be_out_of_the_path() -> None:
@@ -194,32 +163,38 @@ def test_a_revision_that_is_gone_is_forgotten() -> None:
     run(test())
 
 
-def test_metrics_have_knatives_names() -> None:
+#: What the stock autoscaler of Knative 0.48.1 exposes of a revision with this metric (metrics-protocol: prometheus).
+OF_A_REVISION = {
+    "capacity_excess", "panic_mode", "pods_count", "pods_desired", "pods_not_ready_count", "pods_pending_count",
+    "pods_requested", "pods_terminating_count",
+}  # fmt: skip
+BY_METRIC = {
+    "concurrency": {"concurrency_panic", "concurrency_stable", "concurrency_target"},
+    "rps": {"rps_panic_per_second", "rps_stable_per_second", "rps_target_per_second"},
+}
+
+
+@pytest.mark.parametrize("metric", BY_METRIC)
+def test_metrics_have_knatives_names(metric: str) -> None:
     async def test() -> None:
         async with cluster() as (api, made, reporter):
-            put_sks(api, put_revision(api, 1, status=state("True", desired=1)))
+            notes = {"autoscaling.knative.dev/metric": metric}
+            put_sks(api, put_revision(api, 1, notes, state("True", desired=1)))
             put_pod(api, "pod-0")
             await until_written(api)
             await reporter.report(5.0)
             await until(lambda: made.deciders.entries[KEY].decider.averages)
-            assert made._exposition is not None
-            port = made._exposition.addresses[0][1]
-            async with (
-                aiohttp.ClientSession() as session,
-                session.get(f"http://127.0.0.1:{port}/metrics") as answer,
-            ):
-                text = await answer.text()
-            for line in (
-                "kn_revision_pods_count",
-                "kn_revision_concurrency_stable",
-                "kn_revision_panic_mode",
-                "kn_revision_capacity_excess",
-                "kn_autoscaler_scrape_duration_seconds",
-                "galaxy_autoscaler_scale_patches",
-            ):
-                assert line in text
-            assert 'kn_revision_name="hello-00001"' in text
-            assert LONG_AGO not in text
+            text = await exposed(made)
+            found = re.findall(r"^kn_revision_(\w+){(.*)} ", text, re.MULTILINE)
+            assert {name for name, _ in found} == OF_A_REVISION | BY_METRIC[metric]
+            assert {labels for _, labels in found} == {
+                'k8s_namespace_name="default",kn_configuration_name="hello",kn_revision_name="hello-00001",'
+                'kn_service_name="hello",otel_scope_name="knative.dev/serving/pkg/autoscaler"'
+            }
+            for name in ("kn_workqueue_depth", "kn_workqueue_adds_total", "kn_workqueue_retries_total"):
+                for queue in ("autoscaling.kpa.Reconciler", "metric.reconciler"):
+                    assert f'{name}{{name="knative.dev.serving.pkg.reconciler.{queue}"' in text
+            assert "galaxy_autoscaler_scale_patches_total 0.0" in text
 
     run(test())
 
