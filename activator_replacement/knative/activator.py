@@ -20,6 +20,7 @@ from activator_replacement.knative.discovery.backends import Backends
 from activator_replacement.knative.discovery.endpoints import EndpointWatch, may_read_slices
 from activator_replacement.knative.discovery.prober import Prober
 from activator_replacement.knative.dispatcher import Dispatcher
+from activator_replacement.knative.reports import tracer
 from activator_replacement.knative.reports.metrics import ActivatorCollector
 from activator_replacement.knative.reports.reporter import PERIOD_S, Reporter
 from activator_replacement.knative.reports.stat_sink import StatSink
@@ -102,7 +103,10 @@ class Activator:
     async def start(self) -> None:
         """Returns when every port is open."""
         settings, client = self.settings, self.client
-        config = await self._network()
+        config = await self._config("config-network")
+        traces = tracer.settings(await self._config(settings.observability_config))
+        if traces is not None:
+            self.dispatcher.tracer = tracer.Tracer(traces, settings.pod_name, settings.namespace)
         plane = self.server.prepare()
         findings = Findings()
         mesh = network(config, findings)
@@ -143,6 +147,8 @@ class Activator:
         await revisions.synced.wait()
         await endpoints.informer.synced.wait()
         self._tasks = [asyncio.create_task(self.sink.run()), asyncio.create_task(self._reports())]
+        if self.dispatcher.tracer is not None:
+            self._tasks.append(asyncio.create_task(self.dispatcher.tracer.run()))
         everywhere = "::" if settings.family == "IPv6" else "0.0.0.0"
         (self.http1,), self.http2, self.metrics = await self.server.start(
             [(everywhere, settings.http1_port)],
@@ -201,12 +207,12 @@ class Activator:
 
     # --- inside
 
-    async def _network(self) -> dict[str, str]:
-        """config-network, read once, as Knative's activator does; the API server may still be coming up."""
+    async def _config(self, name: str) -> dict[str, str]:
+        """A ConfigMap, read once, as Knative's activator does; the API server may still be coming up."""
         deadline = time.monotonic() + START_S
         while True:
             try:
-                config_map = await self.client.get(CONFIG_MAPS, self.settings.namespace, "config-network")
+                config_map = await self.client.get(CONFIG_MAPS, self.settings.namespace, name)
             except NotFound:
                 return {}
             except Unavailable:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, time_ns
 from typing import Final, Protocol, cast
 
 from activator_replacement.knative.answers import QUEUE_FULL
 from activator_replacement.knative.reports.durations import Durations
 from activator_replacement.knative.reports.reporter import Reporter
+from activator_replacement.knative.reports.tracer import Trace, Tracer
 from activator_replacement.seam import TIMEOUT, Exchange, Refusal
 from kserve_ext.api.knative_revision import Activated
 from kserve_ext.core.activation import HELD, Activation, Room, Tracker
@@ -35,6 +36,7 @@ class ActivatorExchange(Exchange, Protocol):
 
     timeouts: Timeouts  # these two are set in submit
     host: bytes
+    trace: Trace | None  # this one, too, where traces are taken
     status: int  # of the pod's response, 0 = none
 
     @property
@@ -78,6 +80,7 @@ class Dispatcher:
         self.unreachable: Callable[[RevisionKey, str], None] = lambda key, addr: None
         #: Where the address of a namespace's pod is reached with TLS; None: without.
         self.secure: Callable[[str, str], str] | None = None
+        self.tracer: Tracer | None = None
         self._loop = loop
         self._reporter = reporter
         self._suffix = f"svc.{domain}".encode()
@@ -104,6 +107,8 @@ class Dispatcher:
         exchange.timeout_s = timeouts.total_s
         waiting.timeouts = timeouts
         waiting.host = part.mesh_host
+        if self.tracer is not None:
+            waiting.trace = self.tracer.begin(waiting)
         now = monotonic()
         stats = part.stats
         if stats is None:
@@ -116,7 +121,11 @@ class Dispatcher:
             self._left(part, waiting, 503)
             exchange.refuse(503, QUEUE_FULL, RETRY_AFTER_S)
 
-    def sent(self, exchange: Exchange) -> None: ...
+    def sent(self, exchange: Exchange) -> None:
+        trace = cast("ActivatorExchange", exchange).trace
+        if trace is not None:
+            trace.sent_ns = time_ns()
+
     def first_byte(self, exchange: Exchange) -> None: ...
 
     def finished(self, exchange: Exchange, outcome: int) -> None:
@@ -216,6 +225,8 @@ class Dispatcher:
             part.stats.leave(monotonic())
         if status:
             part.durations.add(exchange.method, status, self._loop.time() - exchange.started)
+        if self.tracer is not None and exchange.trace is not None:
+            self.tracer.ended(exchange, exchange.trace, part.facts, status)
 
     def _of_host(self, host: bytes) -> tuple[bytes, bytes] | None:
         """REVISION.NAMESPACE.svc.DOMAIN, perhaps with a port."""

@@ -17,16 +17,18 @@ from activator_replacement.seam import TIMEOUT
 from kserve_ext.core.timeouts import Timeouts
 from kserve_ext.wire.http1 import RequestHead, ResponseHead
 from kserve_ext.wire.knative_head import KnativeHead, forward_to_pod
+from kserve_ext.wire.traces import with_parent
 
 if TYPE_CHECKING:
     from activator_replacement.http1 import ClientProtocol
+    from activator_replacement.knative.reports.tracer import Trace
 
 _DEFAULT: Final = Timeouts()
 _SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
 
 
 class KnativeExchange(HttpExchange):
-    __slots__ = ("host", "status", "timeouts", "written")
+    __slots__ = ("host", "status", "timeouts", "trace", "written")
 
     def __init__(self, client: ClientProtocol, facts: RequestHead, head: bytes, started: float) -> None:
         super().__init__(client, facts, head, started)
@@ -34,18 +36,22 @@ class KnativeExchange(HttpExchange):
         self.timeouts = _DEFAULT
         #: Set by Dispatch in submit: the Host that a mesh routes by; b"" = the pod's address.
         self.host = b""
+        self.trace: Trace | None = None  # set by Dispatch in submit, where traces are taken
         self.status = 0  # of the pod's response, once there is one
         self.written = 0.0  # when the client was last written to, as far as a tick has seen
 
     def forwarded(self) -> list[bytes]:
         host = self.host
-        return forward_to_pod(
+        parts = forward_to_pod(
             self.head,
             cast("KnativeHead", self.facts),
             self.client.hop,
             host or self.addr.encode(),
             bool(host),
         )
+        if self.trace is not None:
+            parts = [with_parent(b"".join(parts), self.trace.proxy)]
+        return parts
 
     def marks(self, head: ResponseHead) -> bytes:
         self.status = head.status

@@ -9,7 +9,7 @@ Hot dialect, see kserve_ext/wire/http1.py.
 
 from __future__ import annotations
 
-from typing import ClassVar, Final, cast
+from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 from activator_replacement.exchange import DONE, RESPONDING
 from activator_replacement.http2.client import Http2Client
@@ -22,13 +22,16 @@ from kserve_ext.wire.http2.frames import INTERNAL_ERROR
 from kserve_ext.wire.http2.headers import RequestBlock, ResponseBlock
 from kserve_ext.wire.http2.streams import Stream
 
+if TYPE_CHECKING:
+    from activator_replacement.knative.reports.tracer import Trace
+
 _DEFAULT: Final = Timeouts()
 _SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
 _KUBELET: Final = b"kube-probe/"
 
 
 class KnativeHttp2Exchange(Http2Exchange):
-    __slots__ = ("host", "status", "timeouts", "written")
+    __slots__ = ("host", "status", "timeouts", "trace", "written")
 
     def __init__(
         self, client: Http2Client, down: Stream, facts: RequestBlock, end: bool, started: float
@@ -37,6 +40,7 @@ class KnativeHttp2Exchange(Http2Exchange):
         #: Both set by Dispatch in submit, see KnativeExchange.
         self.timeouts = _DEFAULT
         self.host = b""
+        self.trace: Trace | None = None  # set by Dispatch in submit; its traceparent passes as it came
         self.status = 0  # of the pod's response, once there is one
         self.written = 0.0  # when the client was last written to, as far as a tick has seen
 

@@ -33,7 +33,8 @@ class Settings:
     idle_connections_per_pod: int
     probe_timeout_s: float
     probe_every_s: float
-    logging_config: str  # name of the ConfigMap
+    logging_config: str  # names of ConfigMaps
+    observability_config: str
     autoscaler: str  # where reports go
     http1_port: int
     http2_port: int
@@ -86,6 +87,7 @@ def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Setting
         probe_timeout_s=duration("PROBE_TIMEOUT", "300ms"),
         probe_every_s=duration("PROBE_FREQUENCY", "200ms"),
         logging_config=environ.get("CONFIG_LOGGING_NAME") or "config-logging",
+        observability_config=environ.get("CONFIG_OBSERVABILITY_NAME") or "config-observability",
         autoscaler=environ.get("GALAXY_AUTOSCALER")
         or f"ws://autoscaler.{namespace}.svc.{domain}:{AUTOSCALER_PORT}",
         http1_port=number("GALAXY_HTTP1_PORT", 8012),

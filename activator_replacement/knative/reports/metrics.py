@@ -80,6 +80,12 @@ class ActivatorCollector(Collector):
         yield GaugeMetricFamily(
             "galaxy_held_bytes", "Bytes of all held requests.", self._dispatcher.held_bytes
         )
+        tracer = self._dispatcher.tracer
+        yield CounterMetricFamily(
+            "galaxy_spans_dropped",
+            "Spans that no collector took.",
+            tracer.dropped if tracer is not None else 0,
+        )
         yield CounterMetricFamily(
             "galaxy_reports_dropped", "Reports that could not be sent.", self._sink.dropped
         )

@@ -1,0 +1,182 @@
+"""Traces of a whole activator: what the pod is told, what the collector gets, what config-observability says."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from activator_replacement.knative.reports import tracer
+from activator_replacement.knative.reports.tracer import Settings, settings
+from kserve_ext.kube.kinds import CONFIG_MAPS
+from tests.support.api_server import ApiServer
+from tests.support.dataplane import Client, get, run
+from tests.support.dispatch_cluster import until
+from tests.support.knative_activator import Pod, activator, put_config, put_endpoints, put_revision, running
+
+REVISION = "hello-00001"
+HEADERS = ("Knative-Serving-Namespace: default", f"Knative-Serving-Revision: {REVISION}")
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({}, None),
+        ({"tracing-protocol": "none"}, None),
+        ({"tracing-protocol": "grpc", "tracing-endpoint": "http://c:4317"}, None),
+        ({"tracing-protocol": "http/protobuf", "tracing-endpoint": "c:4318"}, None),
+        (
+            {
+                "tracing-protocol": "http/protobuf",
+                "tracing-endpoint": "http://c",
+                "tracing-sampling-rate": "2",
+            },
+            None,
+        ),
+        (
+            {
+                "tracing-protocol": "http/protobuf",
+                "tracing-endpoint": "http://c",
+                "tracing-sampling-rate": "x",
+            },
+            None,
+        ),
+        (
+            {
+                "tracing-protocol": "http/protobuf",
+                "tracing-endpoint": "http://c:4318",
+                "tracing-sampling-rate": "0.1",
+            },
+            Settings("http://c:4318/v1/traces", 0.1),
+        ),
+        (
+            {"tracing-protocol": "http/protobuf", "tracing-endpoint": "https://c/otlp/v1/traces"},
+            Settings("https://c/otlp/v1/traces", 0.0),
+        ),
+    ],
+)
+def test_settings(config: dict[str, str], found: Settings | None) -> None:
+    assert settings(config) == found
+
+
+class Collector:
+    def __init__(self) -> None:
+        self.status = 200
+        self.asked = 0
+        self.spans: list = []  # type: ignore[type-arg]
+        self.url = ""
+
+    async def take(self, request: web.Request) -> web.Response:
+        self.asked += 1
+        assert request.path == "/v1/traces"
+        assert request.content_type == "application/x-protobuf"
+        read = ExportTraceServiceRequest.FromString(await request.read())
+        self.spans += read.resource_spans[0].scope_spans[0].spans
+        return web.Response(status=self.status)
+
+
+@contextlib.asynccontextmanager
+async def collecting() -> AsyncIterator[Collector]:
+    collector = Collector()
+    app = web.Application()
+    app.router.add_post("/{path:.*}", collector.take)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    collector.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield collector
+    await runner.cleanup()
+
+
+def put_tracing(api: ApiServer, url: str, rate: str) -> None:
+    metadata = {"namespace": "knative-serving", "name": "config-observability"}
+    data = {"tracing-protocol": "http/protobuf", "tracing-endpoint": url, "tracing-sampling-rate": rate}
+    api.put(CONFIG_MAPS, {"metadata": metadata, "data": data})
+
+
+def told(head: bytes) -> str:
+    """The traceparent that the pod got."""
+    lines = [line for line in head.decode().split("\r\n") if line.lower().startswith("traceparent:")]
+    assert len(lines) == 1
+    return lines[0].partition(": ")[2]
+
+
+def test_a_trace_goes_on_or_begins_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracer, "PERIOD_S", 0.02)
+
+    async def test() -> None:
+        async with ApiServer() as api, running(Pod()) as pod, collecting() as collector:
+            put_config(api)
+            put_tracing(api, collector.url, "0")
+            put_revision(api, REVISION)
+            put_endpoints(api, REVISION, [pod.addr])
+            async with activator(api) as made:
+                client = await Client.connect("127.0.0.1", made.http1[1])
+                client.send(get("/", *HEADERS))
+                assert (await client.response())[0] == 200
+                assert told(pod.heads[0]).endswith("-00"), "not one of the share that is recorded"
+                client.send(get("/", *HEADERS, f"traceparent: {PARENT}"))
+                assert (await client.response())[0] == 200
+                _, trace_id, span_id, flags = told(pod.heads[1]).split("-")
+                assert (trace_id, flags) == (PARENT[3:35], "01")
+                await until(lambda: len(collector.spans) == 3, "the spans have come")
+                handle, waited, proxied = collector.spans
+                assert [span.name for span in collector.spans] == [
+                    "handle",
+                    "throttler_try",
+                    "activator_proxy",
+                ]
+                assert handle.parent_span_id.hex() == PARENT[36:52]
+                assert waited.parent_span_id == proxied.parent_span_id == handle.span_id
+                assert proxied.span_id.hex() == span_id
+                assert {span.trace_id.hex() for span in collector.spans} == {trace_id}
+                attributes = {a.key: a.value.string_value or a.value.int_value for a in handle.attributes}
+                assert attributes["kn.revision.name"] == REVISION
+                assert attributes["http.response.status_code"] == 200
+
+    run(test())
+
+
+def test_a_collector_that_takes_nothing_costs_spans_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracer, "PERIOD_S", 0.02)
+
+    async def test() -> None:
+        async with ApiServer() as api, running(Pod()) as pod, collecting() as collector:
+            collector.status = 503
+            put_config(api)
+            put_tracing(api, collector.url, "1")
+            put_revision(api, REVISION)
+            put_endpoints(api, REVISION, [pod.addr])
+            async with activator(api) as made:
+                client = await Client.connect("127.0.0.1", made.http1[1])
+                traces = made.dispatcher.tracer
+                assert traces is not None
+                client.send(get("/", *HEADERS))
+                assert (await client.response())[0] == 200
+                await until(lambda: traces.dropped == 3, "they are counted")
+                monkeypatch.setattr(tracer, "MOST_UNSENT", 2)
+                client.send(get("/", *HEADERS))
+                assert (await client.response())[0] == 200
+                assert traces.dropped == 6
+
+    run(test())
+
+
+def test_without_a_collector_a_traceparent_passes_as_it_came() -> None:
+    async def test() -> None:
+        async with ApiServer() as api, running(Pod()) as pod:
+            put_config(api)
+            put_revision(api, REVISION)
+            put_endpoints(api, REVISION, [pod.addr])
+            async with activator(api) as made:
+                client = await Client.connect("127.0.0.1", made.http1[1])
+                client.send(get("/", *HEADERS, f"traceparent: {PARENT}"))
+                assert (await client.response())[0] == 200
+                assert told(pod.heads[0]) == PARENT
+                assert made.dispatcher.tracer is None
+
+    run(test())
