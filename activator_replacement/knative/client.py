@@ -38,7 +38,7 @@ class KnativeClient(ClientProtocol):
         self.transport.write(data)
 
     def begun(self, exchange: HttpExchange) -> None:
-        head = cast("KnativeHead", exchange.facts)
+        head: KnativeHead = exchange.facts  # type: ignore[assignment]
         if head.kubelet or head.probe:
             answer = answers.probe(head.kubelet, head.probe, head.hash, self.plane.unhealthy)
             if answer is not None:

@@ -100,7 +100,7 @@ class Dispatcher:
         return key
 
     def submit(self, exchange: Exchange) -> None:
-        waiting = cast("ActivatorExchange", exchange)
+        waiting: ActivatorExchange = exchange  # type: ignore[assignment]
         part = self.parts[exchange.revision]
         exchange.note = part
         timeouts = part.facts.timeouts
@@ -122,7 +122,7 @@ class Dispatcher:
             exchange.refuse(503, QUEUE_FULL, RETRY_AFTER_S)
 
     def sent(self, exchange: Exchange) -> None:
-        trace = cast("ActivatorExchange", exchange).trace
+        trace: Trace | None = exchange.trace  # type: ignore[attr-defined]
         if trace is not None:
             trace.sent_ns = time_ns()
 
@@ -130,7 +130,7 @@ class Dispatcher:
 
     def finished(self, exchange: Exchange, outcome: int) -> None:
         part: Part = exchange.note
-        ended = cast("ActivatorExchange", exchange)
+        ended: ActivatorExchange = exchange  # type: ignore[assignment]
         self._left(part, ended, ended.status or (504 if outcome == TIMEOUT else 0))
         self._release(part, exchange.instance)
 

@@ -9,7 +9,7 @@ Hot dialect, see kserve_ext/wire/http1.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from activator_replacement.exchange import RESPONDING, HttpExchange
 from activator_replacement.knative.answers import TIMED_OUT
@@ -42,13 +42,8 @@ class KnativeExchange(HttpExchange):
 
     def forwarded(self) -> list[bytes]:
         host = self.host
-        parts = forward_to_pod(
-            self.head,
-            cast("KnativeHead", self.facts),
-            self.client.hop,
-            host or self.addr.encode(),
-            bool(host),
-        )
+        head: KnativeHead = self.facts  # type: ignore[assignment]
+        parts = forward_to_pod(self.head, head, self.client.hop, host or self.addr.encode(), bool(host))
         if self.trace is not None:
             parts = [with_parent(b"".join(parts), self.trace.proxy)]
         return parts
