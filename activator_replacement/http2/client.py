@@ -30,6 +30,7 @@ from kserve_ext.wire.http2.frames import (
     read_settings,
 )
 from kserve_ext.wire.http2.headers import scan_request
+from kserve_ext.wire.http2.sending import UNFLUSHED_BYTES
 from kserve_ext.wire.http2.streams import Stream
 from kserve_ext.wire.http2.translate import answer_block, request_block
 
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 
 STREAMS: Final = 1000  # of a connection at once
 BUFFERED_BYTES: Final = 4 << 20  # of request bodies that do not go on; then all of the connection's wait
-#: Answers to what a client sends without reading: beyond this much unsent it is cut off.
-_UNSENT_BYTES: Final = 1 << 20
+#: Answers to what a client sends without reading: beyond this much unsent, DATA not counted, it is cut off.
+_UNSENT_BYTES: Final = UNFLUSHED_BYTES + (1 << 20)
 _GRACE_S: Final = 1.0  # from the first GOAWAY of a drain to the one that names the last stream
 
 
@@ -155,6 +156,7 @@ class Http2Client(asyncio.Protocol):
             ):
                 self.abort()
         out.clear()
+        self.connection.flushed()
 
     # --- what the connection read
 

@@ -227,6 +227,11 @@ class Http2Exchange(RequestHalf):
             self._end(UPSTREAM_FAILED)
             self.client.break_off(self, code or INTERNAL_ERROR)
             return
+        if self.state == SENT and code == CANCEL:  # as gRPC does at a deadline: nothing to try again
+            self.up = None
+            self._end(UPSTREAM_FAILED)
+            self.client.break_off(self, CANCEL)
+            return
         what = "asks for HTTP/1.1" if code == HTTP_1_1_REQUIRED else f"reset the request (error {code})"
         if self.state == SENT and code != REFUSED_STREAM:
             self._fresh = True  # it was heard of: no second try without Dispatch

@@ -79,6 +79,7 @@ class Http2Upstream(asyncio.Protocol):
         if out and not self.transport.is_closing():
             self.transport.write(b"".join(out))
         out.clear()
+        self.connection.flushed()
 
     # --- what the connection read
 

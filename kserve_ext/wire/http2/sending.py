@@ -16,9 +16,9 @@ from kserve_ext.wire.http2.streams import Budget, Stream
 
 FIRST_STREAMS: Final = 100  # of a server that has not said how many it takes
 _RESET_KEPT: Final = 1024
-_SMALL: Final = (
-    1024  # waiting payloads up to this are joined: many frames must not cost more than their bytes
-)
+UNFLUSHED_BYTES: Final = 262_144  # of DATA in `out`; what is more waits for `flushed`
+#: Waiting payloads up to this are joined: many frames must not cost more than their bytes.
+_SMALL: Final = 1024
 _NO_TABLE: Final = b"\x20"  # the size update to 0, once, at the start of our first block
 
 _pack = frames.FRAME_HEAD.pack
@@ -54,6 +54,7 @@ class Sending:
         "_last",
         "_next",
         "_reset_by_us",
+        "_unflushed",
         "_user",
         "_waiting",
         "budget",
@@ -88,6 +89,7 @@ class Sending:
         self.buffered = 0  # bytes that came and have not gone on
         self.resets = Budget(1000, 200.0, now)
         self.budget = Budget(1000, 200.0, now)
+        self._unflushed = 0
         self._first_block = True
         self._last = 0  # highest stream that the peer began
         self._next = 1  # stream that we begin next, as a client
@@ -131,7 +133,11 @@ class Sending:
             stream.end_queued = end
             return 0
         if size and (
-            size > stream.send_window or size > self.send_window or size > self.peer_frame or self.stuck
+            size > stream.send_window
+            or size > self.send_window
+            or size > self.peer_frame
+            or self.stuck
+            or self._unflushed > UNFLUSHED_BYTES
         ):
             queue.append(payload)
             stream.queued = size
@@ -140,6 +146,7 @@ class Sending:
             return self._send_some(stream, size)
         stream.send_window -= size
         self.send_window -= size
+        self._unflushed += size
         out = self.out
         out.append(_pack(size >> 16, size & 0xFFFF, DATA, END_STREAM if end else 0, stream.id))
         out.append(payload)
@@ -156,6 +163,12 @@ class Sending:
             stream.trailers = block
         else:
             self.send_headers(stream, block, True)
+
+    def flushed(self) -> None:
+        """`out` was handed to the transport."""
+        self._unflushed = 0
+        if self._waiting and not self.stuck:
+            self._send_waiting()
 
     def unstick(self) -> None:
         """The transport takes bytes again."""
@@ -185,7 +198,7 @@ class Sending:
         out = self.out
         queue = stream.queue
         sent = 0
-        while queue and not self.stuck:
+        while queue and not self.stuck and self._unflushed <= UNFLUSHED_BYTES:
             payload = queue[0]
             size = min(len(payload), stream.send_window, self.send_window, self.peer_frame, most - sent)
             if size <= 0:
@@ -198,6 +211,7 @@ class Sending:
             stream.queued -= size
             stream.send_window -= size
             self.send_window -= size
+            self._unflushed += size
             sent += size
             last = stream.end_queued and not queue and stream.trailers is None
             out.append(_pack(size >> 16, size & 0xFFFF, DATA, END_STREAM if last else 0, stream.id))

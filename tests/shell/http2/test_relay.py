@@ -358,6 +358,8 @@ def test_what_an_instance_resets_or_sends_wrongly() -> None:
             path = peer.streams[number].heads[0][":path"]
             if path == "/reset":
                 peer.reset(number, frames.ENHANCE_YOUR_CALM)
+            elif path == "/cancel":
+                peer.reset(number, frames.CANCEL)
             elif path == "/later":
                 peer.respond(number)
                 peer.reset(number, frames.ENHANCE_YOUR_CALM)
@@ -392,6 +394,7 @@ def test_what_an_instance_resets_or_sends_wrongly() -> None:
                 assert reset.status == 502
                 assert "reset the request (error 11)" in reset.error()["message"]
                 assert (await get("/later")).reset == frames.ENHANCE_YOUR_CALM
+                assert (await get("/cancel")).reset == frames.CANCEL
                 assert (await get("/short")).reset == frames.INTERNAL_ERROR
                 assert (await get("/long")).reset == frames.INTERNAL_ERROR
                 for path in ("/none", "/hop", "/switch"):
@@ -569,6 +572,31 @@ def test_bodies_that_wait_do_not_stop_others_until_there_are_too_many() -> None:
                 dispatch.release(made.addr)
                 for number in numbers:
                     assert len((await client.over(number)).body) == 65_000
+                at_rest(server.plane)
+
+    run(test())
+
+
+def test_many_large_responses_at_once_fill_no_more_than_the_transport_takes() -> None:
+    async def test() -> None:
+        body = os.urandom(4 * MB)
+
+        def serve(peer: Peer, event: Any) -> None:
+            if isinstance(event, h2.events.RequestReceived):
+                peer.respond(event.stream_id)
+                task = asyncio.ensure_future(peer.send(event.stream_id, body, True))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+
+        tasks: set[asyncio.Task[None]] = set()
+        async with instance2(serve, settings={3: 1}) as made:
+            dispatch = HoldingDispatch(made.addr)
+            async with dataplane(dispatch, write_buffer_bytes=1000) as (server, host, port, _):
+                client = await connect(host, port, settings={4: 1 << 24})
+                client.h2.increment_flow_control_window(1 << 28)
+                client.flush()
+                got = await asyncio.gather(*(client.request(b"") for _ in range(6)))
+                assert all(bytes(seen.body) == body for seen in got)
                 at_rest(server.plane)
 
     run(test())

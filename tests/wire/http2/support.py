@@ -60,8 +60,12 @@ class Recorder:
         self.connection.receive(data, now)
 
     def out(self) -> bytes:
-        data = b"".join(self.connection.out)
-        self.connection.out.clear()
+        """As a transport that takes everything."""
+        data = b""
+        while self.connection.out:
+            data += b"".join(self.connection.out)
+            self.connection.out.clear()
+            self.connection.flushed()
         return data
 
     def frames(self) -> list[tuple[int, int, int, bytes]]:

@@ -20,7 +20,8 @@ from kserve_ext.wire.http2.frames import (
     window_update,
 )
 from kserve_ext.wire.http2.frames import settings as settings_frame
-from tests.wire.http2.support import Recorder, head, server
+from kserve_ext.wire.http2.sending import UNFLUSHED_BYTES
+from tests.wire.http2.support import Recorder, head, parse, server
 
 
 class Pair:
@@ -260,6 +261,25 @@ def test_the_connections_window_stays_shut_while_too_much_is_kept() -> None:
         recorder.connection.dropped(stream)
     assert [f[2] for f in recorder.frames() if f[0] == WINDOW_UPDATE] == [0]
     assert recorder.connection.buffered == 0
+
+
+def test_no_more_is_laid_out_at_once_than_a_transport_should_take() -> None:
+    recorder = server()
+    recorder.receive(settings_frame((4, 8 << 20)) + window_update(0, 8 << 20))
+    recorder.receive(b"".join(head(n, end=True) for n in range(1, 9, 2)))
+    for stream in recorder.streams.values():
+        for _ in range(60):
+            recorder.connection.send_data(stream, b"x" * 16_384, False)
+    most = 0
+    total = 0
+    while recorder.connection.out:
+        size = sum(len(p) for k, _, _, p in parse(b"".join(recorder.connection.out)) if k == DATA)
+        recorder.connection.out.clear()
+        recorder.connection.flushed()
+        most = max(most, size)
+        total += size
+    assert most <= UNFLUSHED_BYTES + 16_384
+    assert total == 4 * 60 * 16_384
 
 
 def test_many_small_frames_cost_no_more_than_their_bytes() -> None:
