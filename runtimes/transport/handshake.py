@@ -16,6 +16,7 @@ from typing import Final, Literal, TypeVar
 
 import msgspec
 
+from kserve_ext.wire.messages import UNREADABLE
 from runtimes.transport.channel import ChannelError, Reason, Rung
 from runtimes.transport.sockets import read_message, write_message
 
@@ -100,7 +101,7 @@ def read_offer(connection: socket.socket) -> tuple[Offer, bytes]:
     sent = read_message(connection)
     try:
         return msgspec.msgpack.decode(sent, type=Offer), sent
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise ChannelError("protocol", str(error)) from error
 
 
@@ -145,7 +146,7 @@ def ready(
 def _read(connection: socket.socket, kind: type[_M]) -> _M:
     try:
         return msgspec.msgpack.decode(read_message(connection), type=kind)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise ChannelError("protocol", str(error)) from error
 
 

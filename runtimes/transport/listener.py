@@ -7,6 +7,7 @@ pair is not kept for longer either, whether or not anybody else dials.
 
 from __future__ import annotations
 
+import errno
 import secrets
 import socket
 import threading
@@ -22,6 +23,9 @@ from runtimes.transport.pair import WINDOW, Channel
 from runtimes.transport.shm import Ring, unlink
 
 HANDSHAKE_S = 5.0
+PAUSE_S = 0.05
+#: What accept says of one connection, or of the process for a while: the listener goes on.
+_PASSING = frozenset((errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,8 +100,11 @@ class Listener:
                 connection, _ = self._socket.accept()
             except TimeoutError:
                 continue
-            except OSError:
-                return
+            except OSError as error:
+                if self._socket.fileno() < 0 or error.errno not in _PASSING:
+                    return
+                time.sleep(PAUSE_S)  # others' handshakes end meanwhile
+                continue
             thread = threading.Thread(target=self._meet, args=(connection,), daemon=True)
             with self._lock:
                 self._meeting[thread] = connection

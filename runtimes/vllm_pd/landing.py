@@ -18,9 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import msgspec
-
 from kserve_ext.core.kv_plan import LandingPlan
+from kserve_ext.wire.messages import UNREADABLE
 from runtimes.transport.channel import ChannelError, Frame
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
@@ -201,7 +200,7 @@ class Landings:
     def message(self, channel: Channel, body: bytes) -> None:
         try:
             job = jobs.decode(body)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise ChannelError("protocol", str(error)) from error
         with self._lock:
             self._heard(channel)

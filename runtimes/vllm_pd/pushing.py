@@ -14,9 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
 from kserve_ext.core.kv_plan import PushPlan, Write
+from kserve_ext.wire.messages import UNREADABLE
 from runtimes.transport.channel import ChannelError
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
@@ -89,7 +88,7 @@ class Pushes:
         assert isinstance(channel, Channel)
         try:
             job = jobs.decode(body)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise ChannelError("protocol", str(error)) from error
         if isinstance(job, jobs.Prefill):
             self._open(channel, job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -362,3 +363,23 @@ def _open_files() -> set[str]:
         with contextlib.suppress(OSError):  # the listing's own
             found.add(os.readlink(f"/proc/self/fd/{descriptor}"))
     return found
+
+
+def test_a_listener_outlives_a_time_without_free_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair(("tcp",))
+    pair.close()
+    accept = socket.socket.accept
+    refused: list[int] = []
+
+    def once(self: socket.socket) -> object:
+        if not refused:
+            refused.append(errno.EMFILE)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(self)
+
+    monkeypatch.setattr(socket.socket, "accept", once)
+    pair = Pair(("tcp",))
+    pair.prefill.write(1, 0, 0, blocks(1, 1))
+    assert pair.at_decode.next() == ("landed", 0, 1, [])
+    assert refused
+    pair.close()
