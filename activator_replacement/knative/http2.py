@@ -17,10 +17,13 @@ from activator_replacement.http2.exchange import Http2Exchange
 from activator_replacement.knative import answers
 from activator_replacement.seam import TIMEOUT
 from kserve_ext.core.timeouts import Timeouts
+from kserve_ext.wire.http2.fields import fields
 from kserve_ext.wire.http2.forward import forward_to_pod
 from kserve_ext.wire.http2.frames import INTERNAL_ERROR
 from kserve_ext.wire.http2.headers import RequestBlock, ResponseBlock
+from kserve_ext.wire.http2.hpack import literal
 from kserve_ext.wire.http2.streams import Stream
+from kserve_ext.wire.traces import format_parent
 
 if TYPE_CHECKING:
     from activator_replacement.knative.reports.tracer import Trace
@@ -40,13 +43,14 @@ class KnativeHttp2Exchange(Http2Exchange):
         #: Both set by Dispatch in submit, see KnativeExchange.
         self.timeouts = _DEFAULT
         self.host = b""
-        self.trace: Trace | None = None  # set by Dispatch in submit; its traceparent passes as it came
+        self.trace: Trace | None = None  # set by Dispatch in submit, where traces are taken
         self.status = 0  # of the pod's response, once there is one
         self.written = 0.0  # when the client was last written to, as far as a tick has seen
 
     def forwarded(self) -> bytes:
         host = self.host
-        return forward_to_pod(self.facts, self.client.hop, host or self.addr.encode(), bool(host))
+        block = forward_to_pod(self.facts, self.client.hop, host or self.addr.encode(), bool(host))
+        return block if self.trace is None else _with_parent(block, format_parent(self.trace.proxy))
 
     def marked(self, head: ResponseBlock) -> bytes:
         self.status = head.status
@@ -101,3 +105,13 @@ class KnativeHttp2Client(Http2Client):
     def check_exchange(self, exchange: Http2Exchange, now: float) -> None:
         if cast("KnativeHttp2Exchange", exchange).check(now):
             super().check_exchange(exchange, now)
+
+
+def _with_parent(block: bytes, parent: bytes) -> bytes:
+    """A checked block with this traceparent instead of the one it had; slow, as only traces may be."""
+    kept = [
+        literal(name, value, 0x10 if sensitive else 0)
+        for name, value, sensitive in fields(block)
+        if name != b"traceparent"
+    ]
+    return b"".join([*kept, literal(b"traceparent", parent)])

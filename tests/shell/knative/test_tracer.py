@@ -9,12 +9,16 @@ import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from activator_replacement.knative.client import KnativeClient
+from activator_replacement.knative.http2 import KnativeHttp2Exchange
 from activator_replacement.knative.reports import tracer
-from activator_replacement.knative.reports.tracer import Settings, settings
+from activator_replacement.knative.reports.tracer import Settings, Tracer, settings
+from activator_replacement.seam import Exchange
 from kserve_ext.kube.kinds import CONFIG_MAPS
 from tests.support.api_server import ApiServer
-from tests.support.dataplane import Client, get, run
+from tests.support.dataplane import Client, HoldingDispatch, dataplane, get, run
 from tests.support.dispatch_cluster import until
+from tests.support.http2 import connect, echo2, instance2
 from tests.support.knative_activator import Pod, activator, put_config, put_endpoints, put_revision, running
 
 REVISION = "hello-00001"
@@ -137,6 +141,31 @@ def test_a_trace_goes_on_or_begins_here(monkeypatch: pytest.MonkeyPatch) -> None
                 attributes = {a.key: a.value.string_value or a.value.int_value for a in handle.attributes}
                 assert attributes["kn.revision.name"] == REVISION
                 assert attributes["http.response.status_code"] == 200
+
+    run(test())
+
+
+class TracingDispatch(HoldingDispatch):
+    """Traces each request, as the dispatcher does."""
+
+    def submit(self, exchange: Exchange) -> None:
+        assert isinstance(exchange, KnativeHttp2Exchange)
+        exchange.trace = Tracer(Settings("http://c", 1.0), "act-0", "knative-serving").begin(exchange)
+        super().submit(exchange)
+
+
+def test_over_http2_the_pod_is_told_as_well() -> None:
+    async def test() -> None:
+        async with instance2(echo2) as made:
+            dispatch = TracingDispatch(made.addr)
+            async with dataplane(dispatch, client_type=KnativeClient) as (_, host, port, _):
+                client = await connect(host, port)
+                seen = await client.request(b"hello", ("traceparent", PARENT), ("x-a", "b"))
+                assert seen.status == 200
+                fields = made.peers[0].streams[1].heads[0]
+                assert fields["x-a"] == "b"
+                assert fields["traceparent"][:35] == PARENT[:35]
+                assert fields["traceparent"][36:52] != PARENT[36:52]
 
     run(test())
 
