@@ -203,12 +203,16 @@ class Reconciler:
                 outcome.activators,
             )
         self.outcomes[key] = outcome
+        sks = self._get(SERVERLESS_SERVICES, key)
         made = knative_children.make_sks(pa, outcome.mode, outcome.activators)
-        self._writer.put_child(SERVERLESS_SERVICES, pa, made)
+        turns = sks is None or knative_children.service(sks).mode is not outcome.mode
+        self._writer.put_child(SERVERLESS_SERVICES, pa, made, urgent=turns)
         if private:
             self._writer.put_child(METRICS, pa, knative_children.make_metric(pa, found, private))
         status = knative_pa.status(pa, before, outcome, services, pods, found, time.time())
-        self._writer.put_status(POD_AUTOSCALERS, pa, status)
+        says_more = status["conditions"] != before.get("conditions")
+        waking = outcome.phase == "activating" and outcome.initialized
+        self._writer.put_status(POD_AUTOSCALERS, pa, status, urgent=says_more and not waking)
 
     def _not_owned(self, pa: Document, kind: str) -> float:
         before = self._writer.status(POD_AUTOSCALERS, pa)

@@ -1,9 +1,10 @@
 """Kubernetes, written behind: statuses, ServerlessServices and Metrics go out at a bounded rate, latest state only.
 
-Nobody waits for these writes: what was decided holds here at once (`status()` answers with what is yet to be
-written), and while the API server is away it stays here and is repeated. Scales don't come this way: a revision at
-zero must not wait behind anything. Which objects may be written is asked again at the moment of writing, so a lost
-Lease takes back what is still in line.
+Nobody waits for these writes, and one that isn't urgent waits a moment for what may replace it: a revision that
+wakes is ready before anybody reads that it is being woken. What was decided holds here at once (`status()` answers
+with what is yet to be written), and while the API server is away it stays here and is repeated. Scales don't come
+this way: a revision at zero must not wait behind anything. Which objects may be written is asked again at the moment
+of writing, so a lost Lease takes back what is still in line.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 QPS = 50.0
 BURST = 100
 WORKERS = 8
+#: How long a write waits that is not urgent.
+MOMENT_S = 0.7
 
 
 class Target(NamedTuple):
@@ -67,7 +70,11 @@ class Writer:
         self._queue.start()
 
     async def stop(self, patience_s: float) -> None:
-        """What is in line goes out first, if it can within so many seconds."""
+        """What is in line or waits goes out first, if it can within so many seconds."""
+        for pending in (self._children, self._statuses):
+            for target, wish in pending.items():
+                if wish.version is None:
+                    self._queue.add(target)
         try:
             async with asyncio.timeout(patience_s):
                 await self._queue.idle()
@@ -86,14 +93,14 @@ class Writer:
             return obj.get("status") or {}
         return pending.status
 
-    def put_status(self, kind: Kind, obj: Document, status: Document) -> None:
+    def put_status(self, kind: Kind, obj: Document, status: Document, urgent: bool = True) -> None:
         if status == self.status(kind, obj):
             return
         target = Target(kind, _key(obj), "status")
         self._statuses[target] = Status(status)
-        self._queue.add(target)
+        self._queue.add_after(target, 0.0 if urgent else MOMENT_S)
 
-    def put_child(self, kind: Kind, owner: Document, made: Document) -> None:
+    def put_child(self, kind: Kind, owner: Document, made: Document, urgent: bool = True) -> None:
         """The whole of a new object, and of an old one its spec."""
         target = Target(kind, _key(made))
         current = self._current(target)
@@ -106,7 +113,7 @@ class Writer:
         if pending is None and current is not None and current.get("spec") == made["spec"]:
             return
         self._children[target] = Child(owner, made)
-        self._queue.add(target)
+        self._queue.add_after(target, 0.0 if urgent else MOMENT_S)
 
     def forget(self, key: str) -> None:
         """The objects of this key are gone, or somebody else's."""

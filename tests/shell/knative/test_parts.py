@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from autoscaler_shim.knative import probe, scales, settings, wheel
+from autoscaler_shim.knative import probe, scales, settings, wheel, writer
 from autoscaler_shim.knative.__main__ import main
 from autoscaler_shim.knative.config import ConfigStore
 from autoscaler_shim.knative.probe import Prober
@@ -200,6 +200,32 @@ def test_of_several_statuses_only_the_last_is_written_and_it_counts_at_once() ->
                 await until(lambda: world.pa().get("status"))
                 writer.put_status(POD_AUTOSCALERS, world.pa(), {"desiredScale": 4})
                 assert len(world.writes(POD_AUTOSCALERS)) == 1
+
+    run(test())
+
+
+def test_what_is_not_urgent_waits_a_moment_for_what_replaces_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with ApiServer() as api:
+            put_revision(api)
+            async with Writing(api) as world:
+                world.writer.start()
+                world.writer.put_status(POD_AUTOSCALERS, world.pa(), {"desiredScale": 1}, urgent=False)
+                world.writer.put_child(METRICS, world.pa(), world.metric(1), urgent=False)
+                assert world.writer.status(POD_AUTOSCALERS, world.pa()) == {"desiredScale": 1}
+                world.writer.put_status(POD_AUTOSCALERS, world.pa(), {"desiredScale": 2})
+                world.writer.put_child(METRICS, world.pa(), world.metric(2))
+                await api.until(lambda: status(api) == {"desiredScale": 2})
+                await api.until(lambda: spec(api, METRICS) == {"stableWindow": 2})
+                monkeypatch.setattr(writer, "MOMENT_S", 0.01)
+                world.writer.put_status(POD_AUTOSCALERS, world.pa(), {"desiredScale": 3}, urgent=False)
+                await api.until(lambda: status(api) == {"desiredScale": 3})
+                assert len(world.writes(POD_AUTOSCALERS)) == 2
+                monkeypatch.setattr(writer, "MOMENT_S", 1000.0)
+                await until(lambda: world.pa().get("status") == {"desiredScale": 3})
+                world.writer.put_status(POD_AUTOSCALERS, world.pa(), {"desiredScale": 4}, urgent=False)
+                await world.writer.stop(5)
+                assert status(api) == {"desiredScale": 4}
 
     run(test())
 
