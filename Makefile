@@ -64,7 +64,7 @@ golden: setup
 	@$(PY) -m pytest -q -m 'not engine and not cluster' --update-golden
 
 $(BENCHES): bench-%: setup
-	@$(PY) -m bench.$*
+	@$(PY) -m bench.$(subst -,_,$*)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .galaxy build dist
