@@ -216,8 +216,8 @@ class Connection(Sending):
             code = frames.FLOW_CONTROL_ERROR if increment else frames.PROTOCOL_ERROR
             self.reset(stream, code)
             self._user.reset(stream, code)
-        elif stream in self._waiting:
-            self._send_queue(stream, MOST_WINDOW)
+        else:
+            self._window_opened(stream)
 
     def _other(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if kind == CONTINUATION:
@@ -281,8 +281,9 @@ class Connection(Sending):
                     stream.send_window += change
                     if stream.send_window > MOST_WINDOW:
                         raise Violation(frames.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE: too large")
-                if change > 0 and self._waiting:
-                    self._send_waiting()
+                if change > 0:
+                    for stream in list(self.streams.values()):
+                        self._window_opened(stream)
             elif name == frames.MAX_FRAME_SIZE:
                 self.peer_frame = value
             elif name == frames.MAX_CONCURRENT_STREAMS:

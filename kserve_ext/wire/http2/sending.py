@@ -8,6 +8,7 @@ Hot dialect, see kserve_ext/wire/http1.py.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any, Final, Protocol
 
 from kserve_ext.wire.http2 import frames
@@ -93,7 +94,8 @@ class Sending:
         self._first_block = True
         self._last = 0  # highest stream that the peer began
         self._next = 1  # stream that we begin next, as a client
-        self._waiting: dict[Stream, None] = {}  # with a queue; the one that sent last at the end
+        #: With a queue and a window of their own: what they wait for is the connection. Who sent last is last.
+        self._waiting: OrderedDict[Stream, None] = OrderedDict()
         self._reset_by_us: dict[int, None] = {}  # the last ones: what still comes for them is no fault
         own = (frames.ENABLE_PUSH, 0) if client else (frames.MAX_CONCURRENT_STREAMS, max_streams)
         first = frames.settings((frames.HEADER_TABLE_SIZE, 0), own, (frames.MAX_HEADER_LIST_SIZE, list_bytes))
@@ -177,21 +179,22 @@ class Sending:
 
     def _send_waiting(self) -> None:
         """A frame for each stream in turn, as long as there is a window."""
-        progress = True
-        while progress and self._waiting and self.send_window > 0 and not self.stuck:
-            progress = False
-            for stream in list(self._waiting):
-                if stream in self._waiting and self._send_queue(stream, self.peer_frame):
-                    progress = True
+        waiting = self._waiting
+        while waiting and self.send_window > 0 and not self.stuck and self._unflushed <= UNFLUSHED_BYTES:
+            stream = next(iter(waiting))
+            waiting.move_to_end(stream)
+            self._send_queue(stream, self.peer_frame)
 
-    def _send_queue(self, stream: Stream, most: int) -> int:
+    def _send_queue(self, stream: Stream, most: int) -> None:
         sent = self._send_some(stream, most)
         if sent:
-            if stream in self._waiting:  # to the end of the line
-                del self._waiting[stream]
-                self._waiting[stream] = None
             self._user.drained(stream, sent)
-        return sent
+
+    def _window_opened(self, stream: Stream) -> None:
+        """Its own window is larger than it was."""
+        if stream.queue and stream.send_window > 0:
+            self._waiting[stream] = None
+            self._send_queue(stream, MOST_WINDOW)
 
     def _send_some(self, stream: Stream, most: int) -> int:
         """Up to `most` bytes of a stream's queue, and its end where it is reached."""
@@ -217,7 +220,10 @@ class Sending:
             out.append(_pack(size >> 16, size & 0xFFFF, DATA, END_STREAM if last else 0, stream.id))
             out.append(payload)
             self.budget.earn()
-        if not queue:
+        if queue:
+            if stream.send_window <= 0:
+                self._waiting.pop(stream, None)
+        else:
             self._waiting.pop(stream, None)
             if stream.end_queued and stream.trailers is not None:
                 self.send_headers(stream, stream.trailers, True)

@@ -263,6 +263,24 @@ def test_the_connections_window_stays_shut_while_too_much_is_kept() -> None:
     assert recorder.connection.buffered == 0
 
 
+def test_only_streams_that_wait_for_the_connection_are_looked_at_when_it_opens() -> None:
+    """Or small increments would cost as much as there are streams."""
+    recorder = server(max_streams=1000)
+    recorder.receive(settings_frame((4, 10)) + b"".join(head(n, end=True) for n in range(1, 2000, 2)))
+    for stream in recorder.streams.values():
+        recorder.connection.send_data(stream, b"x" * 100, False)
+    assert not recorder.connection._waiting
+    assert sum(stream.queued for stream in recorder.streams.values()) == 90 * 1000
+    recorder.receive(window_update(1999, 90))
+    assert recorder.streams[1999].queued == 0
+    recorder.receive(settings_frame((4, 100)))
+    left = 1000 * 100 - DEFAULT_WINDOW
+    assert sum(stream.queued for stream in recorder.streams.values()) == left
+    assert len(recorder.connection._waiting) == -(-left // 90)
+    recorder.receive(window_update(0, 1))
+    assert sum(stream.queued for stream in recorder.streams.values()) == left - 1
+
+
 def test_no_more_is_laid_out_at_once_than_a_transport_should_take() -> None:
     recorder = server()
     recorder.receive(settings_frame((4, 8 << 20)) + window_update(0, 8 << 20))
