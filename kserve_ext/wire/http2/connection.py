@@ -266,14 +266,14 @@ class Connection(Sending):
                 raise Violation(frames.FRAME_SIZE_ERROR, "SETTINGS: an ACK is empty")
             self._blocks.table_known = True
             return
-        self._useless("SETTINGS frames")
+        self._useless("SETTINGS frames", 1 + len(self.streams) // 20)  # it may change the windows of all
         pairs = frames.read_settings(payload)
         self.out.append(frames.SETTINGS_ACK)  # before the DATA that a larger window lets go
         self.apply(pairs)
 
     def apply(self, pairs: list[tuple[int, int]]) -> None:
-        """The peer's settings."""
-        for name, value in pairs:
+        """The peer's settings; of one that comes twice, the last."""
+        for name, value in dict(pairs).items():
             if name == frames.INITIAL_WINDOW_SIZE:
                 change = value - self.peer_window
                 self.peer_window = value
@@ -315,8 +315,8 @@ class Connection(Sending):
                 self._send_reset(number, frames.STREAM_CLOSED)
             self._useless("frames on closed streams")
 
-    def _useless(self, what: str) -> None:
-        if not self.budget.spend(self._now):
+    def _useless(self, what: str, cost: int = 1) -> None:
+        if not self.budget.spend(self._now, cost):
             raise Violation(frames.ENHANCE_YOUR_CALM, f"too many {what}")
 
     def _refuse(self, number: int) -> None:

@@ -64,8 +64,8 @@ class Budget:
         if self._left < self._burst:
             self._left += 1
 
-    def spend(self, now: float) -> bool:
+    def spend(self, now: float, cost: int = 1) -> bool:
         """False: it is used up."""
-        self._left = min(float(self._burst), self._left + (now - self._since) * self._per_s) - 1
+        self._left = min(float(self._burst), self._left + (now - self._since) * self._per_s) - cost
         self._since = now
         return self._left >= 0

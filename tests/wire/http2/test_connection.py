@@ -281,6 +281,7 @@ FLOODS = {
     "resets": b"".join(head(n) + rst_stream(n, 8) for n in range(1, 2200, 2)),
     "PING": frame(PING, 0, 0, b"12345678") * 1100,
     "SETTINGS": settings((4, 65_535)) * 1100,
+    "SETTINGS beside many streams": b"".join(head(n) for n in range(1, 1000, 2)) + settings((4, 9)) * 60,
     "empty DATA": head(1) + frame(DATA, 0, 1, b"") * 1100,
     "padded empty DATA": head(1) + frame(DATA, PADDED, 1, b"\0") * 1100,
     "PRIORITY": frame(PRIORITY, 0, 1, b"12345") * 1100,
@@ -291,10 +292,16 @@ FLOODS = {
 
 @pytest.mark.parametrize("sent", FLOODS.values(), ids=FLOODS.keys())
 def test_floods_end_the_connection(sent: bytes) -> None:
-    recorder = server()
+    recorder = server(max_streams=1000)
     with pytest.raises(Violation) as raised:
         recorder.receive(sent)
     assert raised.value.code == frames.ENHANCE_YOUR_CALM
+
+
+def test_of_a_setting_that_comes_twice_the_last_counts() -> None:
+    recorder = server()
+    recorder.receive(head(1) + settings(*[(4, i) for i in range(2000)], (4, 70_000)))
+    assert recorder.streams[1].send_window == recorder.connection.peer_window == 70_000
 
 
 def test_the_same_over_time_or_beside_work_is_no_flood() -> None:
