@@ -223,6 +223,7 @@ class Autoscaler:
 
     def _counters(self) -> Mapping[str, float]:
         return {
+            "stats_taken": self.stat_server.taken,
             "stats_malformed": self.stat_server.malformed,
             "stats_unusable": self.collector.unusable,
             "stats_dropped": self.forwarder.dropped if self.forwarder else 0,

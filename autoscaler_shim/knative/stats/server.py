@@ -40,6 +40,7 @@ class StatServer:
         self._clients: set[web.WebSocketResponse] = set()
         self._runner: web.AppRunner | None = None
         self._complained: set[str] = set()
+        self.taken = 0
         self.malformed = 0
         self.port = 0
 
@@ -103,6 +104,7 @@ class StatServer:
             self.malformed += 1
             self._complain(peer, "malformed", f"no WireStatMessages ({why}); is it an activator of Knative?")
             return
+        self.taken += 1
         if messages:
             self._received(messages)
 

@@ -12,6 +12,7 @@ from autoscaler_shim.knative import buckets, deciders
 from autoscaler_shim.knative.autoscaler import Autoscaler
 from autoscaler_shim.knative.settings import StatefulSet
 from kserve_ext.kube.kinds import (
+    DEPLOYMENTS,
     ENDPOINT_SLICES,
     ENDPOINTS,
     LEASES,
@@ -138,6 +139,37 @@ def test_a_second_replica_takes_over_when_the_first_goes() -> None:
                     await reporter.report(1.0)
                     await api.until(lambda: replicas(api) == 1)
                 await second.stop()
+
+    run(test())
+
+
+def test_whoever_has_lost_its_lease_scales_nothing_any_more() -> None:
+    """A patch is on its way when the Lease goes to another: it ends as it may, and is not repeated."""
+
+    async def test() -> None:
+        async with ApiServer() as api:
+            times = {"lease_duration": "3s", "renew_deadline": "2s", "retry_period": "1s"}
+            put_config(api, "config-leader-election", **times)
+            put_sks(api, put_revision(api, 0, status=state("False")))
+            async with autoscaler(api) as made, activator(made.stat_server.port) as reporter:
+                await api.until(lambda: status(api).get("metricsServiceName"))
+                lease = api.get(LEASES, SYSTEM, BUCKET)
+                assert lease is not None
+                patch = f"PATCH {DEPLOYMENTS.path(NAMESPACE, NAME)}-deployment"
+                api.fail(503, 1000, method="PATCH", path="/deployments/")
+                await reporter.report(1.0)
+                await api.until(lambda: patch in api.requests)
+                thief = {**lease["spec"], "holderIdentity": "thief_127.0.0.9", "leaseDurationSeconds": 60}
+                api.put(LEASES, {**lease, "spec": thief})
+                await until(lambda: not made.reconciler.outcomes)
+                await until(lambda: made.forwarder and not made.forwarder.holds(BUCKET))
+                await made.reconciler.queue.idle()
+                tried = api.requests.count(patch)
+                await reporter.report(5.0)
+                await until(lambda: made.stat_server.taken == 2)
+                await made.reconciler.queue.idle()
+                assert api.requests.count(patch) == tried
+                assert not made.deciders.entries
 
     run(test())
 
