@@ -17,7 +17,10 @@ LINE_BYTES: Final = 1024  # longest size line with its extension
 TRAILER_BYTES: Final = 8192  # all trailers together
 EXTENSION_BYTES: Final = 65536  # of a whole body: more than any sane one, far less than an attack needs
 
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t -~\x80-\xff]*)?")
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
+#: Extensions without the white space that RFC 9112 allows and llhttp does not.
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;" + _TOKEN + rb"(?:=(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?)*+")
 _TRAILER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t -~\x80-\xff]*")
 _FORBIDDEN = frozenset((b"content-length", b"transfer-encoding", b"host", b"trailer", b"connection", b"te"))
 

@@ -585,6 +585,13 @@ def test_mutated_messages_are_framed_alike(data: bytes, at: int, byte: bytes, in
     agree(data[:at] + byte + data[at + (0 if insert else 1) :])
 
 
+@given(st.text(alphabet=' ;="\\\tab\x01é', max_size=8).map(lambda text: text.encode("latin-1")))
+@settings(max_examples=1500, deadline=None)
+def test_chunk_extensions_are_framed_alike(extension: bytes) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a.b\r\nTransfer-Encoding: chunked\r\n\r\n"
+    agree(head + b"5" + extension + b"\r\nhello\r\n0" + extension + b"\r\n\r\n")
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_adversarial_heads_are_framed_alike(name: str) -> None:
     agree(REFUSED[name] + BODY)
