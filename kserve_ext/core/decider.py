@@ -3,8 +3,8 @@
 The windows' verdict is scaling.decide(), number for number that of pkg/autoscaler/scaling (autoscaler.go,
 multiscaler.go), without the bounds: they are the reconciler's business (pod_autoscaler.py). Knative looks again at
 once only when the scale is zero; here whenever the activators report more than the pods that are wanted can take,
-and that enters the state as panic does (burst.py), so the next tick can't undo it. Never reads windows or pods
-itself.
+and that enters the state as panic does (burst.py), so the next tick can't undo it. Nor does a tick take away what
+the activators have in hand right now. Never reads windows or pods itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FRESH_S = 2.5
 
 
 class Decider:
-    __slots__ = ("_reports", "_urgent", "averages", "spec", "state")
+    __slots__ = ("_reports", "averages", "spec", "state")
 
     def __init__(self, spec: ScalingSpec, ready: int, now: float) -> None:
         self.spec = spec
@@ -28,7 +28,6 @@ class Decider:
         self.averages: Averages | None = None
         #: the latest concurrency by activator, and when it came
         self._reports: dict[str, tuple[float, float]] = {}
-        self._urgent = False
 
     @property
     def desired(self) -> int:
@@ -49,9 +48,7 @@ class Decider:
             self._reports.pop(activator, None)
             return False
         self._reports[activator] = concurrency, now
-        if self.desired <= 0 or self._need(now) > self._wanted:
-            self._urgent = True
-        return self._urgent
+        return self.desired <= 0 or self._need(now) > self._wanted
 
     def tick(self, averages: Averages | None, ready: int | None, now: float) -> bool:
         """Decides anew. True: the reconciler should hear of it (another scale, or another sign of the excess)."""
@@ -60,9 +57,8 @@ class Decider:
         decide(self.spec, Observed(stable, panic, ready), self.state, now)
         if averages is not None:
             self.averages = averages
-        if self._urgent and self.desired >= 0:
+        if self.desired >= 0:
             burst(self.spec, self._demand(now), self._wanted, self.state, now)
-        self._urgent = False
         return before != (self.desired, self.excess_burst < 0)
 
     @property

@@ -95,6 +95,18 @@ def test_a_burst_counts_at_once_and_outlasts_the_next_tick() -> None:
     assert (one.desired, one.panicking) == (2, False), "half of what is ready, a tick's most"
 
 
+def test_a_tick_does_not_take_away_what_is_in_hand() -> None:
+    one = decider(13)
+    one.tick(Averages(90, 90), 13, NOW)
+    assert not one.report("act-0", 90, NOW + 21)
+    one.tick(Averages(53, 53), 13, NOW + 21)
+    assert one.desired == 9, "the stable window lags behind"
+    one.tick(Averages(10, 10), 9, NOW + 50)
+    assert one.desired == 9
+    one.tick(Averages(10, 10), 9, NOW + 80)
+    assert one.desired == 4
+
+
 def test_a_burst_stays_within_the_bounds() -> None:
     few = decider(1, max=3)
     few.tick(Averages(5, 5), 1, NOW)
