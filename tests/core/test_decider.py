@@ -98,12 +98,12 @@ def test_a_burst_counts_at_once_and_outlasts_the_next_tick() -> None:
 def test_a_tick_does_not_take_away_what_is_in_hand() -> None:
     one = decider(13)
     one.tick(Averages(90, 90), 13, NOW)
-    assert not one.report("act-0", 90, NOW + 21)
-    one.tick(Averages(53, 53), 13, NOW + 21)
+    assert not one.report("act-0", 90, NOW + 61)
+    one.tick(Averages(53, 53), 13, NOW + 61)
     assert one.desired == 9, "the stable window lags behind"
-    one.tick(Averages(10, 10), 9, NOW + 50)
+    one.tick(Averages(10, 10), 9, NOW + 100)
     assert one.desired == 9
-    one.tick(Averages(10, 10), 9, NOW + 80)
+    one.tick(Averages(10, 10), 9, NOW + 122)
     assert one.desired == 4
 
 
