@@ -31,7 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(TEST_S))
+            # By a signal, which leaves the fixtures their end: the stack goes.
+            item.add_marker(pytest.mark.timeout(TEST_S, method="signal"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

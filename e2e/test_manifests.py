@@ -15,6 +15,7 @@ from e2e import build
 from e2e.behaviours.test_install import galaxy
 from e2e.stack.api import Api, documents
 from e2e.stack.cluster import Cluster
+from e2e.stack.implementations import use
 from e2e.stack.place import CLONE, SYSTEM_NAMESPACE
 
 MANIFESTS = CLONE / "manifests"
@@ -106,6 +107,7 @@ def dry_run(api: Api, obj: Object) -> None:
 
 
 def test_kubectl_applies_the_overlay_over_a_stock_installation(stack: Cluster) -> None:
+    use(stack.api, "stock")
     said = kubectl("--kubeconfig", stack.place.kubeconfig, "apply", "--dry-run=server", "-k", OVERLAY)
     for line in (
         "clusterrole.rbac.authorization.k8s.io/galaxy-activator created (server dry run)",

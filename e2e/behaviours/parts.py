@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from e2e.stack import knative
 from e2e.stack.api import Api, condition
-from e2e.stack.implementations import image
+from e2e.stack.implementations import grant, image
 from e2e.stack.place import SYSTEM_NAMESPACE
 
 
@@ -66,6 +66,8 @@ def holder(api: Api) -> str:
 @contextmanager
 def beside(api: Api, part: str, implementation: str) -> Iterator[None]:
     """One more pod of the part, of the given implementation, behind the same Service."""
+    if implementation == "ours":
+        grant(api)
     name = f"{part}-beside"
     obj = copy.deepcopy(api.get("apps/v1", "Deployment", SYSTEM_NAMESPACE, part))
     obj.pop("status")

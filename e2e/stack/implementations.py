@@ -22,12 +22,20 @@ def image(implementation: str, part: str) -> str:
     return programs.stock_image(part) if implementation == "stock" else programs.our_image(f"galaxy-{part}")
 
 
+def grant(api: Api) -> None:
+    """The roles of ours."""
+    api.apply_all(documents(_ROLES))
+
+
 def use(api: Api, implementation: str, parts: Iterable[str] = PARTS) -> None:
-    """Rolling updates, all at once; returns when they are through."""
+    """Rolling updates, all at once; returns when they are through. Where all parts are stock, no role of ours stays."""
     parts = tuple(parts)
     if implementation == "ours":
-        api.apply_all(documents(_ROLES))
+        grant(api)
     for part in parts:
         knative.set_image(api, part, image(implementation, part))
     for part in parts:
         knative.wait_rolled_out(api, part)
+    if implementation == "stock" and parts == PARTS:
+        for obj in documents(_ROLES):
+            api.delete(obj["apiVersion"], obj["kind"], "", obj["metadata"]["name"])
