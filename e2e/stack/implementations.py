@@ -28,7 +28,7 @@ def grant(api: Api) -> None:
 
 
 def use(api: Api, implementation: str, parts: Iterable[str] = PARTS) -> None:
-    """Rolling updates, all at once; returns when they are through. Where all parts are stock, no role of ours stays."""
+    """Rolling updates, all at once, to their end. Where all parts are stock, no role of ours stays."""
     parts = tuple(parts)
     if implementation == "ours":
         grant(api)
