@@ -75,7 +75,7 @@ class Autoscaler:
         )
         self.deciders = Deciders(self.collector, self.pods, self._revisit)
         self.writer = Writer(client, self._copies, self._owns)
-        self._scales = Scales(client, self._deployments)
+        self._scales = Scales(client, self._deployments, self._revisit)
         self.reconciler = Reconciler(
             self._copies,
             self.pods,
@@ -130,6 +130,7 @@ class Autoscaler:
         await self.stat_server.stop()
         await self.deciders.stop()
         await self.reconciler.stop()
+        self._scales.close()
         await self._metrics.stop()
         await self.writer.stop(LAST_WRITES_S)
         if self._buckets is not None:
@@ -209,10 +210,15 @@ class Autoscaler:
         self.reconciler.add(key)
 
     def _deployment_changed(self, old: KubeObject | None, new: KubeObject | None) -> None:
-        """One that has just been made, or that somebody else has scaled."""
+        """One that has just been made, or that somebody else has scaled, or whose pods have been made."""
+        known = new or old
+        if known is None:
+            return
+        metadata = known["metadata"]
+        key = f"{metadata['namespace']}/{text_map(metadata.get('labels'))[REVISION_LABEL]}"
+        self._scales.observed(key, new)
         if new is not None and (old is None or old["spec"] != new["spec"]):
-            metadata = new["metadata"]
-            self._revisit(f"{metadata['namespace']}/{text_map(metadata.get('labels'))[REVISION_LABEL]}")
+            self._revisit(key)
 
     def _scraped(self, key: str, seconds: float) -> None:
         namespace, _, name = key.partition("/")

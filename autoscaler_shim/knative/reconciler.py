@@ -35,6 +35,8 @@ WORKERS = 64
 AWAY_RECHECK_S = 1.0
 NOT_OWNED_RECHECK_S = 10.0
 NO_TARGET_RECHECK_S = 1.0
+#: Of what waits for its turn to be woken: it is told; this is for what the world may do meanwhile.
+IN_LINE_RECHECK_S = 10.0
 
 
 class Reconciler:
@@ -84,6 +86,7 @@ class Reconciler:
         """Somebody else's from now on, or gone."""
         self._collector.remove(key)
         self._deciders.remove(key)
+        self._scales.observed(key, None)
         self._writer.forget(key)
         self._prober.forget(key)
         self.queue.forget(key)
@@ -112,10 +115,10 @@ class Reconciler:
         self._complain(key, found)
         sks = self._get(SERVERLESS_SERVICES, key)
         if sks is not None and not knative_children.owned(sks, pa):
-            return self._not_owned(pa, "ServerlessService")
+            return self._not_owned(key, pa, "ServerlessService")
         metric = self._get(METRICS, key)
         if metric is not None and not knative_children.owned(metric, pa):
-            return self._not_owned(pa, "Metric")
+            return self._not_owned(key, pa, "Metric")
         private = "" if sks is None else knative_children.services(sks).private
         if sks is None or not private:
             return self._without_service(key, pa, found)
@@ -154,13 +157,16 @@ class Reconciler:
             again_s = await self._scale(key, pa, outcome.scale)
             if again_s is not None:
                 return again_s
+        else:
+            self._scales.withdraw(key)
         self._write(key, pa, found, private, outcome, knative_children.services(sks), pods, before)
         return outcome.recheck_s
 
     async def _scale(self, key: str, pa: Document, scale: int) -> float | None:
         """Seconds until another try, None if it is done."""
         try:
-            await self._scales.apply(pa, scale)
+            if not await self._scales.apply(key, pa, scale):
+                return IN_LINE_RECHECK_S
         except Unavailable as error:
             log.warning("%s: scale %d: %s; tried again", key, scale, error)
             return AWAY_RECHECK_S
@@ -170,6 +176,7 @@ class Reconciler:
         return None
 
     def _without_service(self, key: str, pa: Document, found: Settings) -> float | None:
+        self._scales.withdraw(key)
         before = self._writer.status(POD_AUTOSCALERS, pa)
         outcome = pod_autoscaler.without_service(found.spec, knative_pa.known(pa, before, time.time()))
         self._write(key, pa, found, "", outcome, Services(), Pods(), before)
@@ -214,7 +221,8 @@ class Reconciler:
         waking = outcome.phase == "activating" and outcome.initialized
         self._writer.put_status(POD_AUTOSCALERS, pa, status, urgent=says_more and not waking)
 
-    def _not_owned(self, pa: Document, kind: str) -> float:
+    def _not_owned(self, key: str, pa: Document, kind: str) -> float:
+        self._scales.withdraw(key)
         before = self._writer.status(POD_AUTOSCALERS, pa)
         name = pa["metadata"]["name"]
         log.warning("%s/%s: a %s of this name is somebody else's", pa["metadata"]["namespace"], name, kind)

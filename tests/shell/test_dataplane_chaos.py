@@ -115,7 +115,7 @@ def test_every_request_ends_once(seed: int) -> None:
                 steering.cancel()
                 counters = server.plane.counters
                 assert counters.requests >= dispatch.submitted > 50
-                assert not any(client.exchange for client in server.plane.clients)
+                assert not any(client.active for client in server.plane.clients)
                 ended = len(dispatch.outcomes) + dispatch.finally_failed
                 assert dispatch.submitted == ended + dispatch.refused
 

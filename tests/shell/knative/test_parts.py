@@ -18,9 +18,11 @@ from autoscaler_shim.knative.settings import BadEnvironment, StatefulSet, read
 from autoscaler_shim.knative.wheel import Wheel
 from autoscaler_shim.knative.writer import Writer
 from kserve_ext.core.buckets import Holder
+from kserve_ext.core.waves import MOST
 from kserve_ext.kube.client import NotFound, Unavailable
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import DEPLOYMENTS, METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES, Kind
+from tests.support.api_objects import Obj
 from tests.support.api_server import ApiServer
 from tests.support.knative_autoscaler import (
     NAME,
@@ -340,25 +342,60 @@ def test_a_scale_is_written_once_and_only_when_it_is_another() -> None:
         async with ApiServer() as api, api.client() as client:
             pa = put_revision(api, 1)
             deployments = Informer(client, DEPLOYMENTS, keep=scales.slim)
-            writing = Scales(client, deployments)
-            await writing.apply(pa, 1)
+            writing = Scales(client, deployments, lambda key: None)
+            await writing.apply("a", pa, 1)
             assert writing.patches == 0
-            await writing.apply(pa, 3)
-            await writing.apply(pa, 3)
+            await writing.apply("a", pa, 3)
+            await writing.apply("a", pa, 3)
             assert (writing.patches, replicas(api)) == (1, 3)
             deployments.start()
             await deployments.synced.wait()
-            await writing.apply(pa, 3)
-            await writing.apply(pa, 4)
-            await writing.apply(pa, 4)
+            await writing.apply("a", pa, 3)
+            await writing.apply("a", pa, 4)
+            await writing.apply("a", pa, 4)
             assert (writing.patches, replicas(api)) == (2, 4)
             await deployments.stop()
             stranger = {**pa, "spec": {"scaleTargetRef": {**pa["spec"]["scaleTargetRef"], "name": "none"}}}
             with pytest.raises(NotFound):
-                await writing.apply(stranger, 1)
+                await writing.apply("b", stranger, 1)
             await api.down()
             with pytest.raises(Unavailable):
-                await writing.apply(pa, 7)
+                await writing.apply("a", pa, 7)
+
+    run(test())
+
+
+def test_a_burst_from_zero_goes_in_waves_and_in_order() -> None:
+    async def test() -> None:
+        async with ApiServer() as api, api.client() as client:
+            names = [f"r{number:02d}" for number in range(MOST + 3)]
+            pas = {name: put_revision(api, 0, name=name) for name in names}
+            turns: list[str] = []
+            writing: Scales
+
+            def changed(old: Obj | None, new: Obj | None) -> None:
+                name = (new or old or {})["metadata"]["name"].removesuffix("-deployment")
+                writing.observed(name, new)
+
+            deployments = Informer(client, DEPLOYMENTS, on_change=changed, keep=scales.slim)
+            writing = Scales(client, deployments, turns.append)
+            deployments.start()
+            await deployments.synced.wait()
+            woken = [await writing.apply(name, pas[name], 1) for name in names]
+            assert woken == [True] * MOST + [False] * 3
+            assert not turns
+            writing.withdraw(names[MOST])
+            made = api.get(DEPLOYMENTS, NAMESPACE, f"{names[0]}-deployment")
+            assert made is not None
+            api.put(DEPLOYMENTS, {**made, "status": {"replicas": 1}})
+            await until(lambda: names[MOST + 1] in turns)
+            assert await writing.apply(names[MOST + 1], pas[names[MOST + 1]], 1)
+            assert not await writing.apply(names[MOST + 2], pas[names[MOST + 2]], 1)
+            assert writing.patches == MOST + 1
+            await writing.apply(names[1], pas[names[1]], 5)  # what runs already is in no line
+            assert replicas(api, names[1]) == 5
+            writing.close()
+            await deployments.stop()
 
     run(test())
 
