@@ -113,6 +113,7 @@ def _start_node(place: Place, record: processes.Record, api: Api) -> None:
             name,
             [sys.executable, "-m", f"e2e.stack.{name}", place.name],
             env={"PYTHONPATH": str(CLONE)},
+            enter=network.joined,  # the pods' namespaces have to be found when the stack is taken down
         )
     wait_until(
         "the node to be ready",

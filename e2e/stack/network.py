@@ -28,11 +28,9 @@ def require() -> None:
     """Says what is missing before anything is made."""
     if os.geteuid() != 0:
         raise NetworkError("network namespaces need root: run as root, or with sudo")
-    for tool, package in (("ip", "iproute2"), ("nft", "nftables")):
+    for tool, package in (("ip", "iproute2"), ("nft", "nftables"), ("nsenter", "util-linux")):
         if shutil.which(tool) is None:
-            raise NetworkError(
-                f"`{tool}` not found: apt install {package} (the kube-proxy of the stack works by it)"
-            )
+            raise NetworkError(f"`{tool}` not found: apt install {package} (the stack is made with it)")
 
 
 def ip(*words: str, batch: str = "") -> str:
@@ -142,3 +140,8 @@ def environment() -> dict[str, str]:
 def command(namespace: str, argv: list[str]) -> list[str]:
     """`ip netns exec` becomes the program: the process id is the program's own."""
     return ["ip", "netns", "exec", namespace, *argv]
+
+
+def joined(namespace: str, argv: list[str]) -> list[str]:
+    """As `command`, in this process's mounts: `ip netns exec` would hide the namespaces that the program makes."""
+    return ["nsenter", f"--net={_RUN / namespace}", "--", *argv]

@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -79,12 +79,17 @@ _children: list[subprocess.Popen[bytes]] = []
 
 
 def start(
-    place: Place, record: Record, name: str, argv: list[str], env: Mapping[str, str] | None = None
+    place: Place,
+    record: Record,
+    name: str,
+    argv: list[str],
+    env: Mapping[str, str] | None = None,
+    enter: Callable[[str, list[str]], list[str]] = network.command,
 ) -> None:
     """In the node's namespace, in a session of its own, so that an interrupt at the terminal passes it by."""
     with (place.logs / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            network.command(place.node, argv),
+            enter(place.node, argv),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
