@@ -1,4 +1,4 @@
-"""The Dispatch function as a shard: carries out core/shard.py for the data plane's exchanges.
+"""The Dispatch function as a shard: carries out core/dispatch/shard.py for the data plane's exchanges.
 
 Implements seam.Dispatch. A request goes to an instance with a granted slot at once, or is held; what home should hear
 leaves in the same turn of the loop, all of it together. A throttler holds requests and prefill leases (prefill.py)
@@ -17,11 +17,11 @@ from activator_replacement.refusals import NEVER
 from activator_replacement.requests import Record, Requests
 from activator_replacement.routes import Routes
 from activator_replacement.seam import CLIENT_GONE, OK, OUTCOMES, TIMEOUT, Exchange, Refusal
-from kserve_ext.core import home_facts
+from kserve_ext.core.dispatch import facts as home_facts
+from kserve_ext.core.dispatch.shard import MOST_ATTEMPTS, Shard
+from kserve_ext.core.dispatch.throttler import TOO_MANY, Tracker
 from kserve_ext.core.facts import Hold, Instance, Revision, View
 from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
-from kserve_ext.core.shard import MOST_ATTEMPTS, Shard
-from kserve_ext.core.throttler import TOO_MANY, Tracker
 from kserve_ext.rpc import Rpc, RpcError
 from kserve_ext.wire.messages import Broken, Coordinate, CoordinateReply, Demand, Grant, Message
 

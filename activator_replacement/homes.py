@@ -1,4 +1,4 @@
-"""The Dispatch function as home: carries out core/home.py for the revisions whose home the view makes it.
+"""The Dispatch function as home: carries out core/dispatch/home.py for the revisions whose home the view makes it.
 
 Calls Schedule functions, nodes and shards for its homes (what it asks of the latter two: questions.py) and feeds each
 outcome back; keeps the store's copy behind (where instances are, and what a revision's status is). Shards that are
@@ -18,9 +18,7 @@ from activator_replacement.dispatch import Dispatcher, demand_facts
 from activator_replacement.questions import Questions
 from activator_replacement.routes import Routes
 from kserve_ext.core import rendezvous
-from kserve_ext.core.facts import Mark, Revision, View
-from kserve_ext.core.home import Home
-from kserve_ext.core.home_facts import (
+from kserve_ext.core.dispatch.facts import (
     LEASE_TTL_S,
     AskNode,
     Instruction,
@@ -31,9 +29,11 @@ from kserve_ext.core.home_facts import (
     SendGrant,
     StopInstance,
 )
+from kserve_ext.core.dispatch.home import Home
+from kserve_ext.core.dispatch.revision_home import RevisionHome
+from kserve_ext.core.dispatch.take_over import Copy
+from kserve_ext.core.facts import Mark, Revision, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
-from kserve_ext.core.revision_home import RevisionHome
-from kserve_ext.core.take_over import Copy
 from kserve_ext.rpc import Caller, Rpc, RpcError
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.process import wall_time
@@ -379,7 +379,7 @@ class Homes:
 
 
 def status_of(home: RevisionHome) -> dict[str, object]:
-    """What the objects process reads under status/ (kserve_ext/api/rollout.py: Observed)."""
+    """What the objects process reads under status/ (kserve_ext/api/kserve/rollout.py: Observed)."""
     fleet = home.fleet
     return {
         "desired": home.agreed,

@@ -11,9 +11,9 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 from activator_replacement.dispatch import demand_facts
+from kserve_ext.core.dispatch.facts import AskNode, Instruction
+from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.facts import Instance
-from kserve_ext.core.home import Home
-from kserve_ext.core.home_facts import AskNode, Instruction
 from kserve_ext.core.ids import FunctionID, NodeID, RevisionKey
 from kserve_ext.rpc import Rpc, RpcError
 from kserve_ext.rpc.membership import Membership

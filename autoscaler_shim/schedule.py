@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import msgspec
 
 from kserve_ext.core import rendezvous
-from kserve_ext.core import schedule as core
 from kserve_ext.core.facts import Mark, Resources, View
 from kserve_ext.core.ids import FunctionID, NodeID
+from kserve_ext.core.schedule import machine as core
 from kserve_ext.rpc import Caller, Rpc, RpcError
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.process import Process, wall_time

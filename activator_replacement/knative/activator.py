@@ -28,12 +28,12 @@ from activator_replacement.knative.settings import Settings
 from activator_replacement.knative.tls import InternalTls, enabled
 from activator_replacement.plane import Limits
 from activator_replacement.server import Address, Server
-from kserve_ext.api.knative_config import network
-from kserve_ext.api.knative_revision import kept, read
+from kserve_ext.api.knative.config import network
+from kserve_ext.api.knative.revision import kept, read
 from kserve_ext.api.problems import Findings
-from kserve_ext.core.activation import Room
 from kserve_ext.core.ids import RevisionKey
-from kserve_ext.core.pods import Rules
+from kserve_ext.core.knative.activation import Room
+from kserve_ext.core.knative.pods import Rules
 from kserve_ext.kube.client import Client, NotFound, Unavailable
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import CONFIG_MAPS, REVISIONS

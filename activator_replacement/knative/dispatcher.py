@@ -1,8 +1,8 @@
 """Dispatch with Knative's semantics: requests to the pods of the revisions that the API server knows.
 
-Implements seam.Dispatch; core/activation.py decides for each revision, backends.py says which addresses answer, and
-the reporter hears of every request before it is placed. A request that could not be sent because its pod refused the
-connection goes to another one; one that was sent is never sent again from here.
+Implements seam.Dispatch; core/knative/activation.py decides for each revision, backends.py says which addresses
+answer, and the reporter hears of every request before it is placed. A request that could not be sent because its pod
+refused the connection goes to another one; one that was sent is never sent again from here.
 
 Hot dialect in the seam's calls, see kserve_ext/wire/http1.py.
 """
@@ -19,12 +19,12 @@ from activator_replacement.knative.reports.durations import Durations
 from activator_replacement.knative.reports.reporter import Reporter
 from activator_replacement.knative.reports.tracer import Trace, Tracer
 from activator_replacement.seam import TIMEOUT, Exchange, Refusal
-from kserve_ext.api.knative_revision import Activated
-from kserve_ext.core.activation import HELD, Activation, Room, Tracker
-from kserve_ext.core.assignment import Share
+from kserve_ext.api.knative.revision import Activated
 from kserve_ext.core.ids import InstanceID, RevisionKey
-from kserve_ext.core.request_stats import RequestStats
-from kserve_ext.core.timeouts import Timeouts
+from kserve_ext.core.knative.activation import HELD, Activation, Room, Tracker
+from kserve_ext.core.knative.assignment import Share
+from kserve_ext.core.knative.request_stats import RequestStats
+from kserve_ext.core.knative.timeouts import Timeouts
 
 #: Connections that may be refused to one request.
 MOST_ATTEMPTS: Final = 4

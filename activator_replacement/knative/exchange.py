@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from activator_replacement.exchange import RESPONDING, HttpExchange
 from activator_replacement.knative.answers import TIMED_OUT
 from activator_replacement.seam import TIMEOUT
-from kserve_ext.core.timeouts import Timeouts
+from kserve_ext.core.knative.timeouts import Timeouts
 from kserve_ext.wire.http1 import RequestHead, ResponseHead
 from kserve_ext.wire.knative_head import KnativeHead, forward_to_pod
 from kserve_ext.wire.traces import with_parent

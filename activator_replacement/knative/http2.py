@@ -16,7 +16,7 @@ from activator_replacement.http2.client import Http2Client
 from activator_replacement.http2.exchange import Http2Exchange
 from activator_replacement.knative import answers
 from activator_replacement.seam import TIMEOUT
-from kserve_ext.core.timeouts import Timeouts
+from kserve_ext.core.knative.timeouts import Timeouts
 from kserve_ext.wire.http2.fields import fields
 from kserve_ext.wire.http2.forward import forward_to_pod
 from kserve_ext.wire.http2.frames import INTERNAL_ERROR

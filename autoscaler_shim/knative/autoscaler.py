@@ -27,9 +27,9 @@ from autoscaler_shim.knative.stats.forwarder import Forwarder
 from autoscaler_shim.knative.stats.scraper import Scraper
 from autoscaler_shim.knative.stats.server import StatServer
 from autoscaler_shim.knative.writer import Writer
-from kserve_ext.api.knative_conditions import text_map
-from kserve_ext.api.knative_pa import CONFIGURATION_LABEL, REVISION_LABEL, SERVICE_LABEL
-from kserve_ext.core.buckets import Buckets
+from kserve_ext.api.knative.conditions import text_map
+from kserve_ext.api.knative.pa import CONFIGURATION_LABEL, REVISION_LABEL, SERVICE_LABEL
+from kserve_ext.core.knative.buckets import Buckets
 from kserve_ext.kube.client import Client, KubeObject
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import DEPLOYMENTS, METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES, Kind

@@ -13,8 +13,8 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from autoscaler_shim.knative.stats.forwarder import Forwarder
-from kserve_ext.api.knative_config import LeaderElection
-from kserve_ext.core.buckets import Buckets, Holder
+from kserve_ext.api.knative.config import LeaderElection
+from kserve_ext.core.knative.buckets import Buckets, Holder
 from kserve_ext.kube.client import AlreadyExists, Client, KubeError, KubeObject, NotFound
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import ENDPOINT_SLICES, ENDPOINTS, LEASES, SERVICES

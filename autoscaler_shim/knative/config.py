@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from kserve_ext.api import knative_config
-from kserve_ext.api.knative_conditions import text_map
-from kserve_ext.api.knative_config import ClusterConfig
+from kserve_ext.api.knative import config as knative_config
+from kserve_ext.api.knative.conditions import text_map
+from kserve_ext.api.knative.config import ClusterConfig
 from kserve_ext.api.problems import Findings
 from kserve_ext.kube.client import Client, KubeObject
 from kserve_ext.kube.informer import Informer

@@ -1,7 +1,7 @@
 """The deciders of all revisions that this replica is responsible for: each ticks every two seconds, and in a burst.
 
 As pkg/autoscaler/scaling/multiscaler.go, with the ticks spread over time instead of a goroutine each. What a decider
-decides is core/decider.py's; whoever asked is told when the reconciler has something to do.
+decides is core/knative/decider.py's; whoever asked is told when the reconciler has something to do.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable
 from autoscaler_shim.knative.pods import PodIndex
 from autoscaler_shim.knative.stats.collector import Collector
 from autoscaler_shim.knative.wheel import Wheel
-from kserve_ext.api.knative_pa import Settings
-from kserve_ext.core.collection import Metric
-from kserve_ext.core.decider import Decider
-from kserve_ext.core.scaling import TICK_S
+from kserve_ext.api.knative.pa import Settings
+from kserve_ext.core.knative.collection import Metric
+from kserve_ext.core.knative.decider import Decider
+from kserve_ext.core.scaling.decide import TICK_S
 from kserve_ext.wire.stats import Stat
 
 

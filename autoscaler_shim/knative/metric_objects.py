@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from autoscaler_shim.knative.stats.collector import Collector
 from autoscaler_shim.knative.writer import Writer
-from kserve_ext.api import knative_children
-from kserve_ext.api.knative_children import Trouble
-from kserve_ext.api.knative_conditions import text_map
-from kserve_ext.api.knative_pa import REVISION_LABEL
+from kserve_ext.api.knative import children as knative_children
+from kserve_ext.api.knative.children import Trouble
+from kserve_ext.api.knative.conditions import text_map
+from kserve_ext.api.knative.pa import REVISION_LABEL
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import METRICS
 from kserve_ext.kube.queue import WorkQueue

@@ -12,8 +12,8 @@ from autoscaler_shim.knative.deciders import Deciders, Entry
 from autoscaler_shim.knative.metric_objects import MetricObjects
 from autoscaler_shim.knative.metrics import Exposition, Queue, ScrapeTimes, Series
 from autoscaler_shim.knative.reconciler import Reconciler
-from kserve_ext.api.knative_conditions import text_map
-from kserve_ext.api.knative_pa import CONFIGURATION_LABEL, SERVICE_LABEL
+from kserve_ext.api.knative.conditions import text_map
+from kserve_ext.api.knative.pa import CONFIGURATION_LABEL, SERVICE_LABEL
 
 
 class MetricsServer:

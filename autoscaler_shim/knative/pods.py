@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kserve_ext.api import knative_pods
-from kserve_ext.api.knative_pods import PodFact
-from kserve_ext.core.pod_autoscaler import Pods
-from kserve_ext.core.sampling import Pod
+from kserve_ext.api.knative import pods as knative_pods
+from kserve_ext.api.knative.pods import PodFact
+from kserve_ext.core.knative.pod_autoscaler import Pods
+from kserve_ext.core.knative.sampling import Pod
 from kserve_ext.kube.client import Client, KubeObject
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import PODS

@@ -1,7 +1,7 @@
 """Reconciles PodAutoscalers of Knative's class and of ours: informers in, scales at once, the rest written behind.
 
-The shell around core/pod_autoscaler.py, in the place of pkg/reconciler/autoscaling/kpa. A key is worked on once at
-a time; what it waits for is only the write of a scale. With the API server away, decisions go on with what is
+The shell around core/knative/pod_autoscaler.py, in the place of pkg/reconciler/autoscaling/kpa. A key is worked on
+once at a time; what it waits for is only the write of a scale. With the API server away, decisions go on with what is
 known, and the scale is tried again every second until it is there.
 """
 
@@ -17,13 +17,14 @@ from autoscaler_shim.knative.probe import Prober, target
 from autoscaler_shim.knative.scales import Scales
 from autoscaler_shim.knative.stats.collector import Collector
 from autoscaler_shim.knative.writer import Writer
-from kserve_ext.api import knative_children, knative_pa
-from kserve_ext.api.knative_children import Windows
-from kserve_ext.api.knative_conditions import Document, text_map
-from kserve_ext.api.knative_config import ClusterConfig
-from kserve_ext.api.knative_pa import REVISION_LABEL, Services, Settings
-from kserve_ext.core import pod_autoscaler
-from kserve_ext.core.pod_autoscaler import Mode, Outcome, Pods, Wanted
+from kserve_ext.api.knative import children as knative_children
+from kserve_ext.api.knative import pa as knative_pa
+from kserve_ext.api.knative.children import Windows
+from kserve_ext.api.knative.conditions import Document, text_map
+from kserve_ext.api.knative.config import ClusterConfig
+from kserve_ext.api.knative.pa import REVISION_LABEL, Services, Settings
+from kserve_ext.core.knative import pod_autoscaler
+from kserve_ext.core.knative.pod_autoscaler import Mode, Outcome, Pods, Wanted
 from kserve_ext.kube.client import NotFound, Unavailable
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES, Kind

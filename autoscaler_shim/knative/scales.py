@@ -2,7 +2,7 @@
 
 As pkg/reconciler/autoscaling/kpa/scaler.go: the field spec.replicas of the target itself, by a patch, and only
 where it is another number (a target without the field has one replica). What was written counts until the copy here
-has come as far. Of a burst of revisions at zero, a few are woken at a time (core/waves.py).
+has come as far. Of a burst of revisions at zero, a few are woken at a time (core/knative/waves.py).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from kserve_ext.api.knative_conditions import Document
-from kserve_ext.api.knative_pa import REVISION_LABEL
-from kserve_ext.core.waves import Waves
+from kserve_ext.api.knative.conditions import Document
+from kserve_ext.api.knative.pa import REVISION_LABEL
+from kserve_ext.core.knative.waves import Waves
 from kserve_ext.kube.client import Client
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import DEPLOYMENTS, Kind

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from kserve_ext.core.buckets import Buckets, Holder
+from kserve_ext.core.knative.buckets import Buckets, Holder
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 

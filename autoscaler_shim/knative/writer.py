@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kserve_ext.api import knative_children
-from kserve_ext.api.knative_conditions import Document
+from kserve_ext.api.knative import children as knative_children
+from kserve_ext.api.knative.conditions import Document
 from kserve_ext.core.token_bucket import TokenBucket
 from kserve_ext.kube.client import AlreadyExists, Client, NotFound
 from kserve_ext.kube.informer import Informer

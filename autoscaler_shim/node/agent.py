@@ -1,7 +1,7 @@
 """The node agent's process: answers Schedule functions, homes and its own instances, carries out what its machine
 decides, and finds its instances again when it has been away.
 
-The decisions are kserve_ext/core/node.py's. Its end, however it comes, ends no instance: `galaxy down` ends
+The decisions are kserve_ext/core/node/machine.py's. Its end, however it comes, ends no instance: `galaxy down` ends
 those by their files (cleanup.py), and the next agent of this node adopts them.
 """
 
@@ -28,13 +28,13 @@ from autoscaler_shim.node.readiness import POLL_S, ReadySocket
 from autoscaler_shim.node.telling import Telling
 from autoscaler_shim.node.watcher import Watcher
 from autoscaler_shim.node.zygotes import ZygotePool
-from kserve_ext.core import node_facts as facts
 from kserve_ext.core import rendezvous
-from kserve_ext.core.admission import Held, Ledger
 from kserve_ext.core.facts import View
 from kserve_ext.core.ids import FunctionID, NodeID
-from kserve_ext.core.node import NodeMachine
-from kserve_ext.core.slots import Slots
+from kserve_ext.core.node import facts
+from kserve_ext.core.node.admission import Held, Ledger
+from kserve_ext.core.node.machine import NodeMachine
+from kserve_ext.core.node.slots import Slots
 from kserve_ext.rpc import Caller, Rpc
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.process import Process

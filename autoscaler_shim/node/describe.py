@@ -8,7 +8,7 @@ from autoscaler_shim.node import logs
 from autoscaler_shim.node.folders import read_json
 from autoscaler_shim.node.instances import Instances
 from kserve_ext.core.ids import InstanceID
-from kserve_ext.core.node import NodeMachine
+from kserve_ext.core.node.machine import NodeMachine
 
 
 def describe(machine: NodeMachine, instances: Instances, what: str, key: str) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from autoscaler_shim.node.readiness import PROBE_PERIOD_S, Said, answers, read_s
 from autoscaler_shim.node.watcher import Exit, Watcher
 from kserve_ext.core.facts import Revision
 from kserve_ext.core.ids import FunctionID, InstanceID
-from kserve_ext.core.node import NodeMachine
-from kserve_ext.core.node_facts import Ended, Fetch, Instruction, Launch, Order, Signal
+from kserve_ext.core.node.facts import Ended, Fetch, Instruction, Launch, Order, Signal
+from kserve_ext.core.node.machine import NodeMachine
 from kserve_ext.fluid.preload import ModelUnavailable, ModelUnusable, Near, Preloader, Progress
 
 log = logging.getLogger(__name__)

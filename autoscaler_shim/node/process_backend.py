@@ -25,8 +25,8 @@ import autoscaler_shim
 from autoscaler_shim.node.folders import NodeFolder, remove, write_bytes, write_json
 from autoscaler_shim.node.processes import Process, identify, living_in
 from autoscaler_shim.node.zygotes import NoZygote, ZygotePool
-from kserve_ext.core.command_line import CommandLine, on_node
-from kserve_ext.core.node_facts import Order
+from kserve_ext.core.node.command_line import CommandLine, on_node
+from kserve_ext.core.node.facts import Order
 
 log = logging.getLogger(__name__)
 

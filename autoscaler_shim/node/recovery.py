@@ -21,7 +21,7 @@ from autoscaler_shim.node.processes import Process, environment, identify, leade
 from autoscaler_shim.node.readiness import read_status
 from autoscaler_shim.node.watcher import read_exit
 from kserve_ext.core.facts import InstanceState, Mark
-from kserve_ext.core.instance_life import End, how_it_ended
+from kserve_ext.core.node.instance_life import End, how_it_ended
 
 log = logging.getLogger(__name__)
 

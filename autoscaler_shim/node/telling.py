@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 
 from kserve_ext.core import rendezvous
 from kserve_ext.core.ids import FunctionID
-from kserve_ext.core.node import NodeMachine
-from kserve_ext.core.node_facts import Instruction, Tell
+from kserve_ext.core.node.facts import Instruction, Tell
+from kserve_ext.core.node.machine import NodeMachine
 from kserve_ext.rpc import Rpc, RpcError
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.wire.messages import Message, ModInstance, ModInstanceReply, Update

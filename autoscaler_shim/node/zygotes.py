@@ -1,6 +1,6 @@
 """The zygotes of this node: processes that have done a runtime's imports and fork instances of it on request.
 
-Carries out what kserve_ext/core/slots.py decides (which to start, which to end). A zygote has a session of its
+Carries out what kserve_ext/core/node/slots.py decides (which to start, which to end). A zygote has a session of its
 own and outlives the agent; the next agent finds it by its file and its socket. It is asked for a fork with one
 JSON request a connection (runtimes' zygote.py answers), and while it still imports the request waits.
 """

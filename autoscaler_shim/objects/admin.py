@@ -18,8 +18,8 @@ from autoscaler_shim.objects.book import Document, ObjectKey, Refused
 from autoscaler_shim.objects.desk import Desk
 from autoscaler_shim.objects.storage import Away
 from kserve_ext.api.access import token
+from kserve_ext.api.kserve.resources import KindOf, kind_of, kind_remedy
 from kserve_ext.api.problems import Findings
-from kserve_ext.api.resources import KindOf, kind_of, kind_remedy
 
 MAX_BODY: Final = 4 << 20
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from kserve_ext.api import inference_service, selection, serving_runtime
-from kserve_ext.api.inference_service import InferenceService
+from kserve_ext.api.kserve import inference_service, selection, serving_runtime
+from kserve_ext.api.kserve.inference_service import InferenceService
+from kserve_ext.api.kserve.resources import KINDS, KindOf, kind_of, kind_remedy
+from kserve_ext.api.kserve.serving_runtime import ServingRuntime
 from kserve_ext.api.problems import Findings
-from kserve_ext.api.resources import KINDS, KindOf, kind_of, kind_remedy
-from kserve_ext.api.serving_runtime import ServingRuntime
 
 Document = dict[str, Any]
 _BY_KIND: Final = {kind.kind: kind for kind in KINDS}

@@ -16,13 +16,13 @@ from typing import Final
 import msgspec
 
 from autoscaler_shim.objects.book import Book, ObjectKey
-from kserve_ext.api import conditions, render, rollout, selection
-from kserve_ext.api.autoscaler_config import EMBEDDED, AutoscalerConfig
-from kserve_ext.api.conditions import Outcome
-from kserve_ext.api.inference_service import InferenceService
+from kserve_ext.api.knative.autoscaler_config import EMBEDDED, AutoscalerConfig
+from kserve_ext.api.kserve import conditions, render, rollout, selection
+from kserve_ext.api.kserve.conditions import Outcome
+from kserve_ext.api.kserve.inference_service import InferenceService
+from kserve_ext.api.kserve.rollout import Observed, Rollout
+from kserve_ext.api.kserve.storage import Claims
 from kserve_ext.api.problems import Findings, Problem
-from kserve_ext.api.rollout import Observed, Rollout
-from kserve_ext.api.storage import Claims
 from kserve_ext.core.facts import Revision
 from kserve_ext.core.ids import RevisionKey
 

@@ -23,7 +23,7 @@ from autoscaler_shim.objects.desk import Desk
 from autoscaler_shim.objects.overview import Overview
 from autoscaler_shim.objects.reconciler import Reconciler
 from autoscaler_shim.objects.storage import OrderedStorage
-from kserve_ext.api.storage import Claims
+from kserve_ext.api.kserve.storage import Claims
 from kserve_ext.fluid.preload import ModelUnavailable, ModelUnusable
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.process import Process, wall_time

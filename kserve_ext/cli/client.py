@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from kserve_ext.api.access import token
-from kserve_ext.api.resources import KindOf
+from kserve_ext.api.kserve.resources import KindOf
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.failure import Failure
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from kserve_ext.api.resources import KindOf, kind_of, kind_remedy
+from kserve_ext.api.kserve.resources import KindOf, kind_of, kind_remedy
 from kserve_ext.cli.failure import Failure
 
 SUFFIXES = (".yaml", ".yml", ".json")

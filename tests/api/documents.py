@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
-from kserve_ext.api import inference_service, serving_runtime
-from kserve_ext.api.inference_service import InferenceService
+from kserve_ext.api.kserve import inference_service, serving_runtime
+from kserve_ext.api.kserve.inference_service import InferenceService
+from kserve_ext.api.kserve.serving_runtime import ServingRuntime
 from kserve_ext.api.problems import Findings
-from kserve_ext.api.serving_runtime import ServingRuntime
 
 
 def isvc_document(predictor: str, name: str = "tiny", notes: dict[str, str] | None = None) -> dict[str, Any]:

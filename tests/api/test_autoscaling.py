@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_ext.api import autoscaler_config, autoscaling
-from kserve_ext.api.autoscaler_config import EMBEDDED, AutoscalerConfig
-from kserve_ext.api.autoscaling import PREFIX, TABLE
+from kserve_ext.api.knative import autoscaler_config, autoscaling
+from kserve_ext.api.knative.autoscaler_config import EMBEDDED, AutoscalerConfig
+from kserve_ext.api.knative.autoscaling import PREFIX, TABLE
 from kserve_ext.api.problems import Findings
 from kserve_ext.core.facts import Scale
-from kserve_ext.core.scaling import ScalingSpec
+from kserve_ext.core.scaling.decide import ScalingSpec
 
 KNATIVE = AutoscalerConfig()
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from kserve_ext.api.conditions import Outcome, ready, status, why
+from kserve_ext.api.kserve.conditions import Outcome, ready, status, why
+from kserve_ext.api.kserve.rollout import Observed, Rollout
 from kserve_ext.api.problems import Problem
-from kserve_ext.api.rollout import Observed, Rollout
 from kserve_ext.core.facts import Command, Model, Resources, Revision, Scale
 from kserve_ext.core.ids import RevisionKey
 

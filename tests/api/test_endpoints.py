@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from kserve_ext.api.endpoints import NOWHERE, Addresses, cluster_address, hosts, of_endpoints, of_slices
+from kserve_ext.api.knative.endpoints import (
+    NOWHERE,
+    Addresses,
+    cluster_address,
+    hosts,
+    of_endpoints,
+    of_slices,
+)
 
 
 def endpoints(*subsets: tuple[list[str], list[str], dict[str, int]]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from kserve_ext.api.knative_revision import kept, read
-from kserve_ext.core.timeouts import Timeouts
+from kserve_ext.api.knative.revision import kept, read
+from kserve_ext.core.knative.timeouts import Timeouts
 
 
 def revision(*containers: dict[str, Any], **spec: Any) -> dict[str, Any]:

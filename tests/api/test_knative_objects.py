@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 
-from kserve_ext.api import knative_children, knative_config, knative_pa
-from kserve_ext.api.autoscaler_config import AutoscalerConfig
-from kserve_ext.api.knative_conditions import Condition, dated, find, ready, rfc3339, unix
-from kserve_ext.api.knative_config import LeaderElection, Network
-from kserve_ext.api.knative_pods import count, fact, scrapable, slim
+from kserve_ext.api.knative import children as knative_children
+from kserve_ext.api.knative import config as knative_config
+from kserve_ext.api.knative import pa as knative_pa
+from kserve_ext.api.knative.autoscaler_config import AutoscalerConfig
+from kserve_ext.api.knative.conditions import Condition, dated, find, ready, rfc3339, unix
+from kserve_ext.api.knative.config import LeaderElection, Network
+from kserve_ext.api.knative.pods import count, fact, scrapable, slim
 from kserve_ext.api.problems import Findings
-from kserve_ext.core.pod_autoscaler import Known, Mode, Outcome, Pods, Service
-from kserve_ext.core.sampling import MeshMode, Pod
+from kserve_ext.core.knative.pod_autoscaler import Known, Mode, Outcome, Pods, Service
+from kserve_ext.core.knative.sampling import MeshMode, Pod
 
 NOW = 1_700_000_000.0
 Document = dict[str, Any]

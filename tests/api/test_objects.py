@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from kserve_ext.api import builtin, inference_service, serving_runtime
+from kserve_ext.api import builtin
+from kserve_ext.api.kserve import inference_service, serving_runtime
 from kserve_ext.api.problems import Findings
 from tests.api.documents import isvc, isvc_document, read_isvc, runtime_document
 

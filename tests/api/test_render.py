@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from kserve_ext.api import builtin, serving_runtime
-from kserve_ext.api.autoscaler_config import EMBEDDED
+from kserve_ext.api import builtin
+from kserve_ext.api.knative.autoscaler_config import EMBEDDED
+from kserve_ext.api.kserve import serving_runtime
+from kserve_ext.api.kserve.render import render
+from kserve_ext.api.kserve.serving_runtime import ServingRuntime
+from kserve_ext.api.kserve.storage import Claims, local_path
 from kserve_ext.api.problems import Findings
-from kserve_ext.api.render import render
-from kserve_ext.api.serving_runtime import ServingRuntime
-from kserve_ext.api.storage import Claims, local_path
 from kserve_ext.core.facts import Resources, Revision
 from tests.api.documents import isvc, runtime
 

@@ -7,7 +7,16 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_ext.api.rollout import AT_REST_S, RETIRE_S, Observed, Rollout, Step, fingerprint, step, stop
+from kserve_ext.api.kserve.rollout import (
+    AT_REST_S,
+    RETIRE_S,
+    Observed,
+    Rollout,
+    Step,
+    fingerprint,
+    step,
+    stop,
+)
 from kserve_ext.core.facts import Command, Model, Resources, Revision, Scale
 from kserve_ext.core.ids import RevisionKey
 

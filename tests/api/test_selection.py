@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from kserve_ext.api import builtin, serving_runtime
-from kserve_ext.api.inference_service import InferenceService
+from kserve_ext.api import builtin
+from kserve_ext.api.kserve import serving_runtime
+from kserve_ext.api.kserve.inference_service import InferenceService
+from kserve_ext.api.kserve.selection import select
+from kserve_ext.api.kserve.serving_runtime import ServingRuntime
 from kserve_ext.api.problems import Findings
-from kserve_ext.api.selection import select
-from kserve_ext.api.serving_runtime import ServingRuntime
 from tests.api.documents import isvc, runtime
 
 FORMAT = "supportedModelFormats: [{name: %s, version: '1', autoSelect: %s, priority: %d}]"

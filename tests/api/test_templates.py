@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_ext.api.resources import Meta
-from kserve_ext.api.templates import TemplateError, expand
+from kserve_ext.api.kserve.resources import Meta
+from kserve_ext.api.kserve.templates import TemplateError, expand
 
 META = Meta("tiny", "prod", {"team": "a"}, {"size": "s", "example.io/key": "k"})
 CASES = [

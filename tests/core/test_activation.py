@@ -11,8 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kserve_ext.core.activation import FULL, HELD, Activation, Room, Tracker
-from kserve_ext.core.assignment import Share
+from kserve_ext.core.knative.activation import FULL, HELD, Activation, Room, Tracker
+from kserve_ext.core.knative.assignment import Share
 
 
 @dataclass(frozen=True)

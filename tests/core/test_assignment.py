@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_ext.core.assignment import Share, assign, cluster_capacity, pick, share_of
+from kserve_ext.core.knative.assignment import Share, assign, cluster_capacity, pick, share_of
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_ext.core.buckets import Buckets, Holder, bucket_name, bucket_of_host, choose_subset
+from kserve_ext.core.knative.buckets import Buckets, Holder, bucket_name, bucket_of_host, choose_subset
 
 PLANETS = {"sun", "moon", "mars", "mercury"}
 ROWS = [

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_ext.core.burst import Demand, burst
 from kserve_ext.core.facts import Scale
-from kserve_ext.core.scaling import Observed, ScalingSpec, ScalingState, decide
+from kserve_ext.core.scaling.burst import Demand, burst
+from kserve_ext.core.scaling.decide import Observed, ScalingSpec, ScalingState, decide
 
 NOW = 1000.0
 

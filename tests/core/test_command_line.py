@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kserve_ext.core.command_line import on_node, replace_path
 from kserve_ext.core.facts import Command
+from kserve_ext.core.node.command_line import on_node, replace_path
 
 
 @pytest.mark.parametrize(

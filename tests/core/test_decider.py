@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_ext.core.collection import Collection
-from kserve_ext.core.decider import FRESH_S, Decider
-from kserve_ext.core.sampling import Load
-from kserve_ext.core.scaling import Observed, ScalingSpec, ScalingState, decide
-from kserve_ext.core.window import Averages
+from kserve_ext.core.knative.collection import Collection
+from kserve_ext.core.knative.decider import FRESH_S, Decider
+from kserve_ext.core.knative.sampling import Load
+from kserve_ext.core.scaling.decide import Observed, ScalingSpec, ScalingState, decide
+from kserve_ext.core.scaling.window import Averages
 
 NOW = 1_700_000_000.0
 SPEC = ScalingSpec(target=7, total=10, capacity=10, target_burst_capacity=200, initial=1)

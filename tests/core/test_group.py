@@ -7,10 +7,10 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kserve_ext.core.dispatch.group import Wish, agree
+from kserve_ext.core.dispatch.setbacks import LONG_S, MOST_S, Setbacks
 from kserve_ext.core.facts import Role
-from kserve_ext.core.group import Wish, agree
 from kserve_ext.core.ids import RevisionKey
-from kserve_ext.core.setbacks import LONG_S, MOST_S, Setbacks
 
 
 def wish(

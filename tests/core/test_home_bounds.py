@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from kserve_ext.core.dispatch.facts import Demand, Retake
 from kserve_ext.core.facts import Scale
-from kserve_ext.core.home_facts import Demand, Retake
 from kserve_ext.core.ids import FunctionID, NodeID
 from tests.support.world import World
 from tests.support.world_nodes import REVISION, revision

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kserve_ext.core.home_facts import LEASE_TTL_S, Demand
+from kserve_ext.core.dispatch.facts import LEASE_TTL_S, Demand
+from kserve_ext.core.dispatch.leases import Leases, fair_shares
 from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
-from kserve_ext.core.leases import Leases, fair_shares
 
 S = [FunctionID(f"dispatch-{k}") for k in range(3)]
 A, B = InstanceID("a"), InstanceID("b")

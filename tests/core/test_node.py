@@ -7,12 +7,10 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kserve_ext.core.admission import Held, Ledger
 from kserve_ext.core.facts import Command, Instance, Mark, Model, Resources, Revision, Scale
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
-from kserve_ext.core.instance_life import End
-from kserve_ext.core.node import NodeMachine
-from kserve_ext.core.node_facts import (
+from kserve_ext.core.node.admission import Held, Ledger
+from kserve_ext.core.node.facts import (
     Ended,
     EndZygote,
     Fetch,
@@ -24,7 +22,9 @@ from kserve_ext.core.node_facts import (
     Tell,
     Timing,
 )
-from kserve_ext.core.slots import Slots
+from kserve_ext.core.node.instance_life import End
+from kserve_ext.core.node.machine import NodeMachine
+from kserve_ext.core.node.slots import Slots
 
 CAPACITY = Resources(cpu_milli=4000, memory_mib=4096, gpus=2, gpu_memory_mib=1000, rdma=1)
 HOME = FunctionID("dispatch-0")

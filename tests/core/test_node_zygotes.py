@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kserve_ext.core.admission import Ledger
 from kserve_ext.core.facts import Resources
 from kserve_ext.core.ids import NodeID
-from kserve_ext.core.node import NodeMachine
-from kserve_ext.core.node_facts import StartZygote
-from kserve_ext.core.slots import Slots
+from kserve_ext.core.node.admission import Ledger
+from kserve_ext.core.node.facts import StartZygote
+from kserve_ext.core.node.machine import NodeMachine
+from kserve_ext.core.node.slots import Slots
 
 
 def machine(memory_mib: int = 4096) -> NodeMachine:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from kserve_ext.core.facts import Command, Model, NodeStatus, Resources, Revision, Scale
 from kserve_ext.core.ids import InstanceID, NodeID, RevisionKey
-from kserve_ext.core.partition import Partition
-from kserve_ext.core.placement import Candidate, choose, why_not
+from kserve_ext.core.schedule.partition import Partition
+from kserve_ext.core.schedule.placement import Candidate, choose, why_not
 
 
 def revision(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_ext.core.pod_autoscaler import (
+from kserve_ext.core.knative.pod_autoscaler import (
     Known,
     Mode,
     Outcome,
@@ -21,8 +21,8 @@ from kserve_ext.core.pod_autoscaler import (
     reconcile,
     without_service,
 )
-from kserve_ext.core.scale_to_zero import Phase
-from kserve_ext.core.scaling_spec import ScalingSpec
+from kserve_ext.core.scaling.scale_to_zero import Phase
+from kserve_ext.core.scaling.spec import ScalingSpec
 
 NOW = 1_700_000_000.0
 GRACE, WINDOW, PA_WINDOW, DEADLINE = 60.0, 300.0, 45.0, 151.0

@@ -6,8 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kserve_ext.core.pods import DENIED, HEAL_S, OK, SILENT, Ask, Pods, Rules
-from kserve_ext.core.sampling import MeshMode
+from kserve_ext.core.knative.pods import DENIED, HEAL_S, OK, SILENT, Ask, Pods, Rules
+from kserve_ext.core.knative.sampling import MeshMode
 
 A, B = "128.0.0.1:8012", "128.0.0.2:8012"
 NONE: frozenset[str] = frozenset()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_ext.core.request_stats import Report, RequestStats
+from kserve_ext.core.knative.request_stats import Report, RequestStats
 
 
 def stats(*events: tuple[float, int]) -> RequestStats:

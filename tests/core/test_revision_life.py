@@ -13,11 +13,11 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_ext.core.collection import Collection
-from kserve_ext.core.decider import Decider
-from kserve_ext.core.pod_autoscaler import Known, Mode, Pods, Service, Wanted, needs_probe, reconcile
-from kserve_ext.core.sampling import Load
-from kserve_ext.core.scaling_spec import ScalingSpec
+from kserve_ext.core.knative.collection import Collection
+from kserve_ext.core.knative.decider import Decider
+from kserve_ext.core.knative.pod_autoscaler import Known, Mode, Pods, Service, Wanted, needs_probe, reconcile
+from kserve_ext.core.knative.sampling import Load
+from kserve_ext.core.scaling.spec import ScalingSpec
 
 BEGIN = 1_700_000_000
 WINDOW, GRACE = 20, 10

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_ext.core.sampling import (
+from kserve_ext.core.knative.sampling import (
     AGAIN_FIRST_S,
     AGAIN_LAST_S,
     Load,

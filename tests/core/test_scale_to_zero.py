@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_ext.core.scale_to_zero import Activity, Phase, Verdict, step
-from kserve_ext.core.scaling import ScalingSpec
+from kserve_ext.core.scaling.decide import ScalingSpec
+from kserve_ext.core.scaling.scale_to_zero import Activity, Phase, Verdict, step
 
 SPEC = ScalingSpec(target=0.7, total=1)  # window 60 s, grace 30 s, no retention
 LONG_AGO = -10_000.0

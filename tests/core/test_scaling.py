@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kserve_ext.core.facts import Scale
-from kserve_ext.core.scaling import Decision, Observed, ScalingSpec, ScalingState, decide
+from kserve_ext.core.scaling.decide import Decision, Observed, ScalingSpec, ScalingState, decide
 
 NOW = 1000.0
 UTILIZATION = 0.75  # of Knative's test fixture

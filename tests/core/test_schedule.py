@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kserve_ext.core import schedule as core
 from kserve_ext.core.facts import NodeStatus, Resources
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
+from kserve_ext.core.schedule import machine as core
 from tests.core.test_placement import revision, status
 
 

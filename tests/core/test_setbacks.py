@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kserve_ext.core.setbacks import LEAST_S, LONG_S, MOST_REFUSED_S, NEVER_S, Setbacks
+from kserve_ext.core.dispatch.setbacks import LEAST_S, LONG_S, MOST_REFUSED_S, NEVER_S, Setbacks
 
 
 def given_up(setbacks: Setbacks) -> bool:

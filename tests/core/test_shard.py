@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from kserve_ext.core.dispatch.facts import LEASE_TTL_S, QUIET_S, REPORT_S, Grant
+from kserve_ext.core.dispatch.shard import LEAST_RETRY_S, Shard
+from kserve_ext.core.dispatch.throttler import HELD, Tracker
 from kserve_ext.core.facts import Instance
-from kserve_ext.core.home_facts import LEASE_TTL_S, QUIET_S, REPORT_S, Grant
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
-from kserve_ext.core.shard import LEAST_RETRY_S, Shard
-from kserve_ext.core.throttler import HELD, Tracker
 from tests.core.test_throttler import Request
 from tests.support.world_nodes import revision
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kserve_ext.core.dispatch.facts import UNLIMITED
+from kserve_ext.core.dispatch.throttler import HELD, LEAST_BLOCK_S, TOO_LARGE, TOO_MANY, Throttler, Tracker
 from kserve_ext.core.facts import Hold
-from kserve_ext.core.home_facts import UNLIMITED
 from kserve_ext.core.ids import InstanceID
-from kserve_ext.core.throttler import HELD, LEAST_BLOCK_S, TOO_LARGE, TOO_MANY, Throttler, Tracker
 
 A, B, C = InstanceID("a"), InstanceID("b"), InstanceID("c")
 

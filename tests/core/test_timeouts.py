@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kserve_ext.core.timeouts import IDLE, IN_TIME, RESPONSE_START, TOTAL, Timeouts
+from kserve_ext.core.knative.timeouts import IDLE, IN_TIME, RESPONSE_START, TOTAL, Timeouts
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kserve_ext.core.waves import Waves
+from kserve_ext.core.knative.waves import Waves
 
 
 def test_a_burst_goes_in_order_as_places_get_free() -> None:

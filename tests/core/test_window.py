@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_ext.core.window import LinearWindow, MaxWindow, MetricWindows, WeightedWindow, panic_window_s
+from kserve_ext.core.scaling.window import (
+    LinearWindow,
+    MaxWindow,
+    MetricWindows,
+    WeightedWindow,
+    panic_window_s,
+)
 
 T0 = 1_700_000_000.25  # not on a second, as real times are
 

@@ -14,10 +14,13 @@ import httptools
 import msgspec
 
 from kserve_ext.api import annotations as galaxy
-from kserve_ext.api import autoscaling, durations, knative_config, quantities, templates
-from kserve_ext.api.autoscaler_config import AutoscalerConfig
+from kserve_ext.api import durations, quantities
+from kserve_ext.api.knative import autoscaling
+from kserve_ext.api.knative import config as knative_config
+from kserve_ext.api.knative.autoscaler_config import AutoscalerConfig
+from kserve_ext.api.kserve import templates
+from kserve_ext.api.kserve.resources import Meta
 from kserve_ext.api.problems import Findings
-from kserve_ext.api.resources import Meta
 from kserve_ext.wire import frames, http1, http1_body, http1_forward, knative_head, messages, stats
 from kserve_ext.wire.http2 import fields, headers, hpack
 from kserve_ext.wire.http2.frames import PREFACE, Violation

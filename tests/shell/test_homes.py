@@ -16,8 +16,8 @@ from activator_replacement.dispatch import Dispatcher
 from activator_replacement.homes import Homes
 from activator_replacement.routes import Routes
 from kserve_ext.core import rendezvous
+from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.facts import Command, Instance, Kind, Member, Model, Resources, Revision, Scale, View
-from kserve_ext.core.home import Home
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 from kserve_ext.rpc import Caller, RpcError
 from kserve_ext.rpc.membership import Membership

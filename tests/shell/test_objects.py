@@ -17,8 +17,8 @@ from autoscaler_shim.objects.book import Book, ObjectKey, Refused
 from autoscaler_shim.objects.desk import Desk
 from autoscaler_shim.objects.reconciler import Items, Reconciler
 from kserve_ext.api.access import token
-from kserve_ext.api.rollout import RETIRE_S
-from kserve_ext.api.storage import Claims
+from kserve_ext.api.kserve.rollout import RETIRE_S
+from kserve_ext.api.kserve.storage import Claims
 from kserve_ext.core.facts import Revision
 from tests.api.documents import isvc_document, runtime_document
 

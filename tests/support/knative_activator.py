@@ -11,8 +11,8 @@ from aiohttp import WSMsgType, web
 
 from activator_replacement.knative.activator import Activator
 from activator_replacement.knative.settings import Settings, read
-from kserve_ext.api.endpoints import PRIVATE, PUBLIC, SERVICE_TYPE, SLICE_OF
-from kserve_ext.api.knative_revision import REVISION_LABEL
+from kserve_ext.api.knative.endpoints import PRIVATE, PUBLIC, SERVICE_TYPE, SLICE_OF
+from kserve_ext.api.knative.revision import REVISION_LABEL
 from kserve_ext.kube.kinds import CONFIG_MAPS, ENDPOINT_SLICES, ENDPOINTS, REVISIONS
 from kserve_ext.wire.stats import StatMessage, decode
 from tests.support.api_server import ApiServer

@@ -13,8 +13,8 @@ from aiohttp import web
 
 from autoscaler_shim.knative.autoscaler import Autoscaler
 from autoscaler_shim.knative.settings import Settings
-from kserve_ext.api.knative_conditions import find
-from kserve_ext.core.buckets import Holder
+from kserve_ext.api.knative.conditions import find
+from kserve_ext.core.knative.buckets import Holder
 from kserve_ext.kube.kinds import (
     CONFIG_MAPS,
     DEPLOYMENTS,

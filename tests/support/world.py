@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from kserve_ext.core import rendezvous
+from kserve_ext.core.dispatch.facts import Outcome, Place, Remember
+from kserve_ext.core.dispatch.take_over import Copy
 from kserve_ext.core.facts import Revision
-from kserve_ext.core.home_facts import Outcome, Place, Remember
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
-from kserve_ext.core.take_over import Copy
 from tests.support.world_dispatch import Proc
 from tests.support.world_nodes import REVISION, Node, Request, Running
 

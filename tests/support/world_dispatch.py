@@ -7,9 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from kserve_ext.core import rendezvous
-from kserve_ext.core.facts import Instance
-from kserve_ext.core.home import Home
-from kserve_ext.core.home_facts import (
+from kserve_ext.core.dispatch.facts import (
     LEASE_TTL_S,
     AskNode,
     Demand,
@@ -22,9 +20,11 @@ from kserve_ext.core.home_facts import (
     SendGrant,
     StopInstance,
 )
+from kserve_ext.core.dispatch.home import Home
+from kserve_ext.core.dispatch.shard import MOST_ATTEMPTS, Shard
+from kserve_ext.core.dispatch.throttler import HELD, Tracker
+from kserve_ext.core.facts import Instance
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
-from kserve_ext.core.shard import MOST_ATTEMPTS, Shard
-from kserve_ext.core.throttler import HELD, Tracker
 from tests.support.world_nodes import Request
 
 if TYPE_CHECKING:

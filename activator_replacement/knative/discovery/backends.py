@@ -1,4 +1,4 @@
-"""Finds out where each revision's requests can go: carries out core/pods.py for every revision.
+"""Finds out where each revision's requests can go: carries out core/knative/pods.py for every revision.
 
 Endpoints come in from endpoints.py, answers from the prober, refused connections from Dispatch; what follows goes to
 Dispatch: the pods that answer, or the Service's own address, and this activator's share of them.
@@ -11,11 +11,11 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, Protocol
 
-from kserve_ext.api.endpoints import Addresses, cluster_address, hosts
-from kserve_ext.api.knative_revision import Activated
-from kserve_ext.core.assignment import Share, share_of
+from kserve_ext.api.knative.endpoints import Addresses, cluster_address, hosts
+from kserve_ext.api.knative.revision import Activated
 from kserve_ext.core.ids import RevisionKey
-from kserve_ext.core.pods import OK, SILENT, Ask, Pods, Rules
+from kserve_ext.core.knative.assignment import Share, share_of
+from kserve_ext.core.knative.pods import OK, SILENT, Ask, Pods, Rules
 from kserve_ext.kube.client import Client, KubeError
 from kserve_ext.kube.kinds import SERVICES
 

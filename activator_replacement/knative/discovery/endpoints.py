@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from kserve_ext.api.endpoints import (
+from kserve_ext.api.knative.endpoints import (
     NOWHERE,
     PUBLIC,
     SERVICE_TYPE,
@@ -19,7 +19,7 @@ from kserve_ext.api.endpoints import (
     of_endpoints,
     of_slices,
 )
-from kserve_ext.api.knative_revision import REVISION_LABEL
+from kserve_ext.api.knative.revision import REVISION_LABEL
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.kube.client import Client, KubeError
 from kserve_ext.kube.informer import Informer

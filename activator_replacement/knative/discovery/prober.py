@@ -2,7 +2,7 @@
 
 GET /healthz with K-Network-Probe: queue over HTTP/1.1; ready is a 200 with the body "queue". The connection of a pod
 that is ready is kept for its first request. What an answer means for the mesh is decided here, what follows from it
-in core/pods.py. In Knative: revisionWatcher.probe, networking's prober and IsPotentialMeshErrorResponse.
+in core/knative/pods.py. In Knative: revisionWatcher.probe, networking's prober and IsPotentialMeshErrorResponse.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, cast
 
 from activator_replacement.plane import Plane
 from activator_replacement.upstream import UpstreamProtocol, keep_alive
-from kserve_ext.core.pods import DENIED, OK, SILENT
+from kserve_ext.core.knative.pods import DENIED, OK, SILENT
 from kserve_ext.wire.http1 import CHUNKED, Malformed, ResponseHead, scan_response
 from kserve_ext.wire.http1_body import ChunkWalker
 

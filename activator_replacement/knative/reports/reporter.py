@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from kserve_ext.core.request_stats import RequestStats
+from kserve_ext.core.knative.request_stats import RequestStats
 from kserve_ext.wire.stats import Stat, StatMessage, encode
 
 PERIOD_S = 1.0

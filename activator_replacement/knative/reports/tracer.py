@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, Protocol
 import aiohttp
 from yarl import URL
 
-from kserve_ext.api.knative_revision import Activated
+from kserve_ext.api.knative.revision import Activated
 from kserve_ext.wire.traces import CLIENT, INTERNAL, SERVER, Parent, Span, encode, parse_parent, sampled
 
 log = logging.getLogger(__name__)

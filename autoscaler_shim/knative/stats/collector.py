@@ -1,7 +1,7 @@
 """What is known of the load of every revision that this replica is responsible for, and the scraping that adds to it.
 
 As pkg/autoscaler/metrics/collector.go: once a second each revision with a scrape target and ready pods is scraped,
-one scrape of it at a time. The windows are core/collection.py's; `now` is unix time everywhere here.
+one scrape of it at a time. The windows are core/knative/collection.py's; `now` is unix time everywhere here.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Callable
 from autoscaler_shim.knative.pods import PodIndex
 from autoscaler_shim.knative.stats.scraper import Scraper, load_of
 from autoscaler_shim.knative.wheel import Wheel
-from kserve_ext.api.knative_children import Trouble, Windows
-from kserve_ext.api.knative_config import Network
-from kserve_ext.core.collection import Collection, Metric
-from kserve_ext.core.sampling import Route
-from kserve_ext.core.window import Averages
+from kserve_ext.api.knative.children import Trouble, Windows
+from kserve_ext.api.knative.config import Network
+from kserve_ext.core.knative.collection import Collection, Metric
+from kserve_ext.core.knative.sampling import Route
+from kserve_ext.core.scaling.window import Averages
 from kserve_ext.wire.stats import Stat
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import aiohttp
 
-from kserve_ext.core.buckets import Buckets
+from kserve_ext.core.knative.buckets import Buckets
 from kserve_ext.wire.stats import StatMessage, encode
 
 log = logging.getLogger(__name__)

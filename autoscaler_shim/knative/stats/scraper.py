@@ -1,8 +1,8 @@
 """Asks a revision's pods for their statistics: a sample of them by address, or the service where a mesh forbids that.
 
 As pkg/autoscaler/metrics (stats_scraper.go, http_scrape_client.go): whom to ask and what the answers mean is decided
-in core/sampling.py; this carries it out, in parallel, with kept connections to pods and none to the service (each
-request there should meet another pod).
+in core/knative/sampling.py; this carries it out, in parallel, with kept connections to pods and none to the service
+(each request there should meet another pod).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Final
 
 import aiohttp
 
-from kserve_ext.api.knative_children import Trouble
-from kserve_ext.api.knative_config import Network
-from kserve_ext.core.sampling import Load, MeshMode, Plan, Pod, Route, extrapolate, plan, sample_size
+from kserve_ext.api.knative.children import Trouble
+from kserve_ext.api.knative.config import Network
+from kserve_ext.core.knative.sampling import Load, MeshMode, Plan, Pod, Route, extrapolate, plan, sample_size
 from kserve_ext.wire.stats import MAX_STAT_BYTES, Malformed, Stat, decode_stat
 
 PORT: Final = 9090

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from aiohttp import WSMsgType, web
 
-from kserve_ext.core.buckets import bucket_of_host
+from kserve_ext.core.knative.buckets import bucket_of_host
 from kserve_ext.wire.stats import MAX_MESSAGE_BYTES, Malformed, StatMessage, decode
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from kserve_ext.api import conditions
+from kserve_ext.api.kserve import conditions
 from kserve_ext.cli import zygotes
 from kserve_ext.cli.client import Client, path_of
 from kserve_ext.cli.documents import Source, load

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kserve_ext.api.resources import KindOf
+from kserve_ext.api.kserve.resources import KindOf
 from kserve_ext.cli.client import Client, path_of
 from kserve_ext.cli.documents import load
 from kserve_ext.cli.embedded.folder import Folder

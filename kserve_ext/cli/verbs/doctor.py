@@ -16,8 +16,8 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from kserve_ext.api import conditions
-from kserve_ext.api.resources import KINDS
+from kserve_ext.api.kserve import conditions
+from kserve_ext.api.kserve.resources import KINDS
 from kserve_ext.cli.client import Client, path_of
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.embedded.parts import parts

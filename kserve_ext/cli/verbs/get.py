@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from kserve_ext.api import conditions
-from kserve_ext.api.resources import KindOf, kind_of, kind_remedy
+from kserve_ext.api.kserve import conditions
+from kserve_ext.api.kserve.resources import KindOf, kind_of, kind_remedy
 from kserve_ext.cli.client import Client, path_of
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.failure import Failure, raise_all

@@ -7,7 +7,7 @@ import pytest
 from activator_replacement.knative.client import KnativeClient
 from activator_replacement.knative.http2 import KnativeHttp2Exchange
 from activator_replacement.seam import CLIENT_GONE, TIMEOUT, Exchange
-from kserve_ext.core.timeouts import Timeouts
+from kserve_ext.core.knative.timeouts import Timeouts
 from kserve_ext.wire.http2 import frames
 from tests.support.dataplane import Client, HoldingDispatch, dataplane, run
 from tests.support.http2 import REQUEST, connect, echo2, instance2

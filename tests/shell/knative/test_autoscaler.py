@@ -7,7 +7,7 @@ import time
 import pytest
 
 from autoscaler_shim.knative import deciders, reconciler
-from kserve_ext.api.knative_conditions import rfc3339
+from kserve_ext.api.knative.conditions import rfc3339
 from kserve_ext.kube.kinds import (
     DEPLOYMENTS,
     METRICS,
@@ -125,7 +125,7 @@ def test_the_last_pod_stays_until_an_activator_answers_for_it(monkeypatch: pytes
                 return f"http://127.0.0.9:{proxies.port}/metrics"
 
             monkeypatch.setattr(reconciler, "target", target)
-            monkeypatch.setattr("kserve_ext.core.scale_to_zero.NOT_DIVERTED_S", 0.02)
+            monkeypatch.setattr("kserve_ext.core.scaling.scale_to_zero.NOT_DIVERTED_S", 0.02)
             proxies.answers = {"127.0.0.1": Stat("pod-0"), "127.0.0.9": b"queue"}
             notes = {"autoscaling.knative.dev/target-burst-capacity": "211"}
             put_pod(api, "pod-0")

@@ -13,11 +13,11 @@ import pytest
 from activator_replacement.knative.client import KnativeClient
 from activator_replacement.knative.dispatcher import Dispatcher
 from activator_replacement.knative.reports.reporter import Reporter
-from kserve_ext.api.knative_revision import Activated
-from kserve_ext.core.activation import Room
-from kserve_ext.core.assignment import Share
+from kserve_ext.api.knative.revision import Activated
 from kserve_ext.core.ids import RevisionKey
-from kserve_ext.core.timeouts import Timeouts
+from kserve_ext.core.knative.activation import Room
+from kserve_ext.core.knative.assignment import Share
+from kserve_ext.core.knative.timeouts import Timeouts
 from kserve_ext.wire.stats import StatMessage, decode
 from tests.shell.test_dataplane_chaos import fickle, unsteady
 from tests.support.dataplane import dataplane, instance, run

@@ -9,7 +9,7 @@ import pytest
 from activator_replacement.knative.client import KnativeClient
 from activator_replacement.knative.exchange import KnativeExchange
 from activator_replacement.seam import CLIENT_GONE, OK, TIMEOUT, Exchange
-from kserve_ext.core.timeouts import Timeouts
+from kserve_ext.core.knative.timeouts import Timeouts
 from tests.support.dataplane import (
     Client,
     HoldingDispatch,

@@ -1,7 +1,7 @@
 """The same random statistics into Knative's own windows and scaler, and into ours: the same decisions out.
 
 Knative's side is a Go program of our own around its packages (e2e/go/differential); it is built with the e2e stack.
-There are no bursts in here: they are what we do differently (core/burst.py), and they come by another way.
+There are no bursts in here: they are what we do differently (core/scaling/burst.py), and they come by another way.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from e2e import build
-from kserve_ext.core.collection import Collection, Metric
-from kserve_ext.core.decider import Decider
-from kserve_ext.core.sampling import Load
-from kserve_ext.core.scaling_spec import ScalingSpec
-from kserve_ext.core.window import Algorithm, panic_window_s
+from kserve_ext.core.knative.collection import Collection, Metric
+from kserve_ext.core.knative.decider import Decider
+from kserve_ext.core.knative.sampling import Load
+from kserve_ext.core.scaling.spec import ScalingSpec
+from kserve_ext.core.scaling.window import Algorithm, panic_window_s
 
 PROGRAM = build.program("decisions")
 pytestmark = pytest.mark.skipif(

@@ -17,8 +17,8 @@ from autoscaler_shim.knative.scales import Scales
 from autoscaler_shim.knative.settings import BadEnvironment, StatefulSet, read
 from autoscaler_shim.knative.wheel import Wheel
 from autoscaler_shim.knative.writer import Writer
-from kserve_ext.core.buckets import Holder
-from kserve_ext.core.waves import MOST
+from kserve_ext.core.knative.buckets import Holder
+from kserve_ext.core.knative.waves import MOST
 from kserve_ext.kube.client import NotFound, Unavailable
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import DEPLOYMENTS, METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES, Kind

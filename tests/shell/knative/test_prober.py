@@ -10,7 +10,7 @@ import pytest
 from activator_replacement.knative.client import KnativeClient
 from activator_replacement.knative.discovery.prober import Prober
 from activator_replacement.static import StaticDispatch
-from kserve_ext.core.pods import DENIED, OK, SILENT
+from kserve_ext.core.knative.pods import DENIED, OK, SILENT
 from tests.support.dataplane import dataplane, instance, read_request, run
 from tests.support.dispatch_cluster import until
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from activator_replacement.knative.reports.reporter import Reporter
-from kserve_ext.core.request_stats import RequestStats
+from kserve_ext.core.knative.request_stats import RequestStats
 from kserve_ext.wire.stats import Stat, decode
 
 

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from autoscaler_shim.knative.stats.scraper import Scraper
-from kserve_ext.api.knative_children import Trouble
-from kserve_ext.api.knative_config import Network
-from kserve_ext.core.sampling import Load, MeshMode, Pod, Route
+from kserve_ext.api.knative.children import Trouble
+from kserve_ext.api.knative.config import Network
+from kserve_ext.core.knative.sampling import Load, MeshMode, Pod, Route
 from kserve_ext.wire.stats import MAX_STAT_BYTES, Stat
 from tests.support.knative_autoscaler import QueueProxies, run
 

@@ -13,7 +13,7 @@ import pytest
 from autoscaler_shim.knative.stats import forwarder as forwarding
 from autoscaler_shim.knative.stats.forwarder import Forwarder
 from autoscaler_shim.knative.stats.server import StatServer
-from kserve_ext.core.buckets import Buckets
+from kserve_ext.core.knative.buckets import Buckets
 from kserve_ext.wire.stats import Stat, StatMessage, encode
 from tests.support.knative_autoscaler import activator, message, run, until
 

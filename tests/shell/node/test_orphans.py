@@ -11,7 +11,7 @@ from autoscaler_shim.node.capacity import Declared
 from autoscaler_shim.node.folders import NodeFolder
 from kserve_ext.core.facts import Member, Resources
 from kserve_ext.core.ids import FunctionID
-from kserve_ext.core.node_facts import Timing
+from kserve_ext.core.node.facts import Timing
 from kserve_ext.rpc import Rpc
 from kserve_ext.rpc.membership import Membership
 from tests.support.node_world import KEY, World, revision, run

@@ -1,0 +1,222 @@
+"""The home: the account of all revisions that have one home key (one revision, or the two or more of a group).
+
+Events go in, instructions come out; after every event the revisions' wishes are brought together (group.py),
+new instances are asked for in one call (a gang when the whole group is at zero), and slots are settled. It is
+created when the view makes this Dispatch function the home of the key, and dropped when the view moves the key
+on; everything it knows it learns again from nodes, shards and the store's copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+
+from kserve_ext.core.dispatch.facts import Demand, Grant, Instruction, Outcome, Place, Retake
+from kserve_ext.core.dispatch.group import agree
+from kserve_ext.core.dispatch.revision_home import RevisionHome
+from kserve_ext.core.dispatch.take_over import Copy, TakeOver
+from kserve_ext.core.facts import Instance, Revision
+from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
+
+RECALL_S = 2.0
+
+
+class Home:
+    def __init__(self, me: FunctionID, term: int, new_id: Callable[[str], InstanceID]) -> None:
+        self.me, self.term = me, term
+        self.new_id = new_id
+        self.revisions: dict[RevisionKey, RevisionHome] = {}
+        self._nodes: set[NodeID] = set()
+        self._shards: dict[FunctionID, int] = {}
+        self._ghosts: set[FunctionID] = set()
+        #: revisions of this home that have the traffic of their service
+        self._routed: frozenset[RevisionKey] = frozenset()
+
+    # --- what there is
+
+    def view(
+        self,
+        nodes: Iterable[NodeID],
+        shards: Mapping[FunctionID, int],
+        ghosts: Iterable[FunctionID],
+        now: float,
+    ) -> list[Instruction]:
+        """Nodes, shards with their incarnations, and shards that left so lately that they may be alive."""
+        self._nodes, self._shards, self._ghosts = set(nodes), dict(shards), set(ghosts)
+        for home in self.revisions.values():
+            home.view(self._nodes, self._shards, now)
+        return self._settle(now)
+
+    def add(self, revision: Revision, fresh: bool, copies: Sequence[Copy], now: float) -> list[Instruction]:
+        """A revision, new or taken over. `fresh`: nothing is stored of it, so it never had an instance."""
+        if revision.key not in self.revisions:
+            home = RevisionHome(self.me, revision, fresh, self.new_id, now)
+            self.revisions[revision.key] = home
+            self._take_over(home, copies, now)
+        return self._settle(now)
+
+    def route(self, routed: Container[RevisionKey], now: float) -> list[Instruction]:
+        """Which revisions have the traffic of their service."""
+        mine = frozenset(key for key in self.revisions if key in routed)
+        if mine == self._routed:
+            return []
+        self._routed = mine
+        return self._settle(now)
+
+    def delete(self, key: RevisionKey, now: float) -> list[Instruction]:
+        """Its instances drain and stop; drop it when it is over."""
+        home = self.revisions.get(key)
+        if home is not None:
+            home.deleted = True
+        return self._settle(now)
+
+    def retake(self, term: int, now: float) -> list[Instruction]:
+        """There was another home in between: everything has to be asked again."""
+        if term > self.term:
+            self.term = term
+            for home in self.revisions.values():
+                self._take_over(home, (), now)
+        return self._settle(now)
+
+    def _take_over(self, home: RevisionHome, copies: Sequence[Copy], now: float) -> None:
+        take = TakeOver(self._nodes, self._shards, self._ghosts, copies, now + RECALL_S)
+        home.take_over(self.term, take, now)
+
+    # --- shards
+
+    def demand(self, shard: FunctionID, demand: Demand, now: float) -> tuple[Grant | None, list[Instruction]]:
+        """A Demand, and the Grant that answers it; none while it isn't known what runs."""
+        home = self.revisions.get(demand.revision)
+        if home is None:
+            return None, []
+        if demand.term > self.term:
+            return None, [Retake(demand.term)]
+        home.demand(shard, demand, now)
+        out = self._settle(now, answering=(demand.revision, shard))
+        return (home.grant(shard, demand.seq, now) if home.open else None), out
+
+    def recalled(
+        self, shard: FunctionID, keys: Iterable[RevisionKey], demands: Iterable[Demand], now: float
+    ) -> list[Instruction]:
+        """A shard's answer to a Recall of these revisions; those without a Demand it doesn't use."""
+        by_key = {d.revision: d for d in demands}
+        for key in keys:
+            home = self.revisions.get(key)
+            if home is None:
+                continue
+            demand = by_key.get(key)
+            if demand is not None and demand.term > self.term:
+                return [Retake(demand.term)]
+            if demand is not None:
+                home.demand(shard, demand, now)
+            home.shard_answered(shard, now)
+        return self._settle(now)
+
+    def broken(self, key: RevisionKey, instance: InstanceID, now: float) -> list[Instruction]:
+        home = self.revisions.get(key)
+        if home is not None:
+            home.broken(instance, now)
+        return self._settle(now)
+
+    # --- nodes
+
+    def observed(
+        self, key: RevisionKey, node: NodeID, facts: Iterable[Instance], full: bool, now: float
+    ) -> tuple[tuple[InstanceID, ...], list[Instruction]]:
+        """A node's ModInstance: the instances that nobody wants, and what follows."""
+        home = self.revisions.get(key)
+        if home is None:
+            return (), []
+        out: list[Instruction] = []
+        unwanted = home.observe(node, facts, full, now, False, out)
+        return unwanted, self._settle(now, out)
+
+    def node_says(
+        self, key: RevisionKey, node: NodeID, facts: Iterable[Instance], now: float
+    ) -> list[Instruction]:
+        """The answer to AskNode: everything that it runs of this revision."""
+        home = self.revisions.get(key)
+        if home is None:
+            return []
+        out: list[Instruction] = []
+        home.observe(node, facts, True, now, True, out)
+        return self._settle(now, out)
+
+    def placed(self, outcomes: Mapping[RevisionKey, Iterable[Outcome]], now: float) -> list[Instruction]:
+        """The answer to Place, or what is known without one."""
+        out: list[Instruction] = []
+        for key, of_revision in outcomes.items():
+            home = self.revisions.get(key)
+            if home is not None:
+                for outcome in of_revision:
+                    home.placed(outcome, self._nodes, now, out)
+        return self._settle(now, out)
+
+    # --- time
+
+    def tick(self, now: float) -> list[Instruction]:
+        out: list[Instruction] = []
+        for key, home in list(self.revisions.items()):
+            home.tick(self._nodes, now, out)
+            if home.over:
+                del self.revisions[key]
+        return self._settle(now, out)
+
+    @property
+    def idle(self) -> bool:
+        """Once a second is often enough to tick it."""
+        return all(home.idle for home in self.revisions.values())
+
+    @property
+    def silent_shards(self) -> dict[FunctionID, list[RevisionKey]]:
+        """Shards that have yet to answer a Recall, and for which revisions."""
+        asked: dict[FunctionID, list[RevisionKey]] = {}
+        for key, home in self.revisions.items():
+            for shard in sorted(home.take.silent_shards):
+                asked.setdefault(shard, []).append(key)
+        return asked
+
+    # --- inside
+
+    def _settle(
+        self,
+        now: float,
+        out: list[Instruction] | None = None,
+        answering: tuple[RevisionKey, FunctionID] | None = None,
+    ) -> list[Instruction]:
+        out = [] if out is None else out
+        self._fit(now, out)
+        for key, home in self.revisions.items():
+            home.settle(now, out, answering[1] if answering and answering[0] == key else None)
+        return out
+
+    def _fit(self, now: float, out: list[Instruction]) -> None:
+        homes = list(self.revisions.values())
+        if not all(home.open for home in homes):
+            return
+        ratio = next((h.revision.pd_ratio for h in homes if h.revision.pd_ratio is not None), None)
+        goals = agree([home.wish(home.revision.key in self._routed) for home in homes], ratio)
+        gang = self._wakes_from_zero(homes, goals)
+        if gang and any(now < h.setbacks.retry_at for h in homes if goals[h.revision.key]):
+            return
+        items: list[tuple[Revision, tuple[InstanceID, ...]]] = []
+        for home in homes:
+            ids = home.fit(goals[home.revision.key], now, out)
+            if ids:
+                items.append((home.revision, tuple(ids)))
+        if not items:
+            return
+        waiting = tuple(sorted({s for h in homes for s, a in h.leases.accounts.items() if a.held}))
+        if gang:
+            out.append(Place(tuple(items), True, waiting))
+        else:
+            out.extend(Place((item,), False, waiting) for item in items)
+
+    def _wakes_from_zero(self, homes: Sequence[RevisionHome], goals: Mapping[RevisionKey, int]) -> bool:
+        """Both roles of the group are to start, and nothing of it exists."""
+        roles = {h.revision.role for h in homes if goals[h.revision.key] and not h.deleted}
+        nothing = not any(h.fleet.wanted for h in homes)
+        return nothing and {"prefill", "decode"} <= roles
+
+    def check(self) -> None:
+        for home in self.revisions.values():
+            home.check()

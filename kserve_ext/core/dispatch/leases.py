@@ -1,0 +1,282 @@
+"""Home's account of slots: which shard may use how many of each instance of one revision.
+
+Never more than the concurrency limit of an instance in total, whatever is lost or late: what a shard may use is
+bounded by its last report and by every Grant that it has not yet acknowledged; only what is outside all these
+bounds is free. Slots go to shards that wait; when there are too few, every shard gets a fair share (max-min), and
+what others have beyond theirs is taken back by a smaller Grant. What can't be split evenly changes hands every
+TURN_S. An account ends with the shard's process: known from a higher incarnation, or from its absence from the
+view for longer than its lease lasts. With unlimited concurrency a Grant names all instances, and the account
+only says who has heard of what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kserve_ext.core.dispatch.facts import LEASE_TTL_S, QUIET_S, Demand
+from kserve_ext.core.ids import FunctionID, InstanceID
+
+TURN_S = 0.5
+KEPT_GRANTS = 8
+
+Slots = dict[InstanceID, int]
+
+
+@dataclass(slots=True)
+class Account:
+    """One shard."""
+
+    incarnation: int = 0
+    seq: int = -1
+    heard_at: float = 0.0
+    #: it has obeyed this home's term, and said so
+    joined: bool = False
+    held: int = 0
+    in_flight: int = 0
+    wanted: int = 0
+    uses: Slots = field(default_factory=dict)
+    reported: Slots = field(default_factory=dict)
+    #: what the next Grant says
+    intended: Slots = field(default_factory=dict)
+    #: Grants it has not acknowledged
+    unacked: list[tuple[int, Slots]] = field(default_factory=list)
+    #: the newest Grant that it has acknowledged
+    acked: Slots = field(default_factory=dict)
+    sent_at: float = 0.0
+    left_at: float | None = None
+    #: why there is nothing for it, as last told, and whether for good
+    told: tuple[str, bool] = ("", False)
+
+    def bound(self, instance: InstanceID) -> int:
+        """The most that it may be using, or be told to use."""
+        most = max(self.reported.get(instance, 0), self.intended.get(instance, 0))
+        return max([most, *(slots.get(instance, 0) for _, slots in self.unacked)])
+
+    @property
+    def need(self) -> int:
+        return self.in_flight + self.wanted
+
+    @property
+    def total(self) -> int:
+        return sum(self.intended.values())
+
+    def may_use(self, instance: InstanceID, now: float) -> bool:
+        """It may still send requests there, or hasn't finished those it sent."""
+        if self.bound(instance):
+            return True
+        if now - self.heard_at > LEASE_TTL_S:
+            return False
+        told = instance in self.acked or any(instance in slots for _, slots in self.unacked)
+        return told or self.uses.get(instance, 0) > 0
+
+
+class Leases:
+    def __init__(self, limit: int, now: float) -> None:
+        self.limit = limit  # 0 = unlimited
+        self.accounts: dict[FunctionID, Account] = {}
+        #: no slot of a limited revision is given out anew before this time (shards of the former home)
+        self.frozen_until = now
+
+    # --- shards
+
+    def report(self, shard: FunctionID, demand: Demand, term: int, now: float) -> bool:
+        """Takes a Demand in; False when it is older than one known already."""
+        account = self.accounts.get(shard)
+        if account is None or demand.incarnation > account.incarnation:
+            account = self.accounts[shard] = Account(demand.incarnation)
+        elif demand.incarnation < account.incarnation:
+            return False
+        account.left_at = None
+        if demand.seq <= account.seq:
+            return False
+        account.seq, account.heard_at = demand.seq, now
+        account.held, account.in_flight, account.wanted = demand.held, demand.in_flight, demand.wanted
+        account.uses, account.reported = dict(demand.uses), dict(demand.leases)
+        first = not account.joined
+        account.joined = account.joined or demand.term == term or now >= self.frozen_until
+        if demand.term == term:
+            for seq, slots in account.unacked:
+                if seq <= demand.granted:
+                    account.acked, first = slots, False
+            account.unacked = [g for g in account.unacked if g[0] > demand.granted]
+        if first and not account.unacked:
+            account.intended = dict(account.reported)  # what the former home gave it, it keeps
+        elif not account.unacked and self.limit:
+            intended, reported = account.intended, account.reported
+            account.intended = {i: min(n, reported.get(i, 0)) for i, n in intended.items()}
+        return True
+
+    def void(self, shard: FunctionID, incarnation: int) -> bool:
+        """The process before this incarnation is dead, and with it what it used."""
+        account = self.accounts.get(shard)
+        if account is None or account.incarnation >= incarnation:
+            return False
+        self.accounts[shard] = Account(incarnation)
+        return True
+
+    def left(self, shard: FunctionID, now: float) -> None:
+        """It is out of the view: its demand counts no more, its slots when its lease is over."""
+        account = self.accounts.get(shard)
+        if account is not None and account.left_at is None:
+            account.left_at = now
+            account.held = account.in_flight = account.wanted = 0
+
+    def expire(self, now: float) -> bool:
+        gone = [
+            shard
+            for shard, account in self.accounts.items()
+            if account.left_at is not None and now - account.heard_at > LEASE_TTL_S
+        ]
+        for shard in gone:
+            del self.accounts[shard]
+        return bool(gone)
+
+    # --- slots
+
+    def free(self, instance: InstanceID) -> int:
+        return self.limit - sum(account.bound(instance) for account in self.accounts.values())
+
+    def in_use(self, instance: InstanceID) -> int:
+        return sum(account.uses.get(instance, 0) for account in self.accounts.values())
+
+    def held_by(self, instance: InstanceID, now: float) -> bool:
+        """Some shard may still send requests there, or hasn't finished those it sent."""
+        return any(account.may_use(instance, now) for account in self.accounts.values())
+
+    def allot(
+        self, usable: Sequence[InstanceID], inherited: Container[InstanceID], now: float
+    ) -> list[FunctionID]:
+        """Changes what is intended; the shards that a Grant should tell so.
+
+        `usable`: ready and not to be stopped. `inherited`: a former home may have given out slots of these, so
+        nothing of them is given out anew while frozen.
+        """
+        before = {shard: dict(account.intended) for shard, account in self.accounts.items()}
+        if self.limit == 0:
+            for account in self.accounts.values():
+                account.intended = dict.fromkeys(usable, -1) if self._listens(account, now) else {}
+        else:
+            wanted = set(usable)
+            for account in self.accounts.values():
+                account.intended = {i: n for i, n in account.intended.items() if n > 0 and i in wanted}
+            self._share(usable, inherited if now < self.frozen_until else (), now)
+        return [
+            shard
+            for shard, account in self.accounts.items()
+            if account.intended != before[shard] and account.left_at is None and account.joined
+        ]
+
+    def sent(self, shard: FunctionID, seq: int, now: float) -> None:
+        """A Grant of what is intended goes out."""
+        account = self.accounts[shard]
+        account.unacked.append((seq, dict(account.intended)))
+        account.sent_at = now
+        while len(account.unacked) > KEPT_GRANTS:
+            (_, first), (seq, second) = account.unacked[0], account.unacked[1]
+            merged = {i: max(first.get(i, 0), second.get(i, 0)) for i in {*first, *second}}
+            account.unacked[:2] = [(seq, merged)]
+
+    def unheard(self, now: float, after_s: float) -> list[FunctionID]:
+        """Shards in the view that haven't acknowledged a Grant that they ought to have by now."""
+        return [
+            shard
+            for shard, account in self.accounts.items()
+            if account.unacked and account.left_at is None and now - account.sent_at > after_s
+        ]
+
+    def check(self, instances: Sequence[InstanceID]) -> None:
+        if self.limit:
+            for instance in instances:
+                assert self.free(instance) >= 0, f"{instance}: more than {self.limit} slots are given out"
+
+    # --- inside
+
+    def _listens(self, account: Account, now: float) -> bool:
+        return account.left_at is None and now - account.heard_at < QUIET_S
+
+    def _share(self, usable: Sequence[InstanceID], frozen: Container[InstanceID], now: float) -> None:
+        shards = [s for s, a in sorted(self.accounts.items()) if a.left_at is None and a.joined]
+        waiting = [s for s in shards if self._lacks(s) > 0]
+        if not waiting:
+            return
+        turn = int(now / TURN_S) % len(shards)
+        order = [*shards[turn:], *shards[:turn]]
+        free = {i: n for i in usable if i not in frozen and (n := self.free(i)) > 0}
+        fair = fair_shares({s: self.accounts[s].need for s in shards}, self.limit * len(usable), order)
+
+        def below_fair() -> dict[FunctionID, int]:
+            return {s: max(0, min(self._lacks(s), fair[s] - self.accounts[s].total)) for s in order}
+
+        for lacks in (below_fair, lambda: {s: max(0, self._lacks(s)) for s in order}):
+            for shard, count in fair_shares(lacks(), sum(free.values()), order).items():
+                self._give(self.accounts[shard], count, free)
+        spare = sum(free.values()) // (2 * len(shards))
+        for shard in waiting:  # the next requests then need no word with home
+            self._give(self.accounts[shard], min(spare, self.accounts[shard].need), free)
+        self._take_back(sum(below_fair().values()), fair, usable, order)
+
+    def _take_back(
+        self,
+        lacking: int,
+        fair: Mapping[FunctionID, int],
+        usable: Sequence[InstanceID],
+        order: Sequence[FunctionID],
+    ) -> None:
+        """What shards have beyond their fair share, as far as others lack it and it isn't on its way already."""
+        lacking -= sum(
+            max(0, account.bound(i) - account.intended.get(i, 0))
+            for account in self.accounts.values()
+            for i in usable
+        )
+        for shard in order:
+            account = self.accounts[shard]
+            over = min(account.total - fair[shard], lacking)
+            lacking -= max(0, over)
+            while over > 0:  # the instance with most idle slots here gives first
+                idle = {i: n - account.uses.get(i, 0) for i, n in account.intended.items()}
+                instance = max(idle, key=lambda i: (idle[i], i))
+                take = min(over, max(1, idle[instance]), account.intended[instance])
+                over -= take
+                account.intended[instance] -= take
+                if not account.intended[instance]:
+                    del account.intended[instance]
+
+    def _lacks(self, shard: FunctionID) -> int:
+        account = self.accounts[shard]
+        return account.need - account.total if account.wanted > 0 else 0
+
+    def _give(self, account: Account, count: int, free: dict[InstanceID, int]) -> None:
+        """Spread over the instances with most free slots; `free` is what is left."""
+        while count > 0 and free:
+            instance = max(free, key=lambda i: free[i])
+            ahead = sorted(free.values(), reverse=True)
+            step = min(count, free[instance], max(1, ahead[0] - ahead[1] if len(ahead) > 1 else count))
+            account.intended[instance] = account.intended.get(instance, 0) + step
+            free[instance] -= step
+            if not free[instance]:
+                del free[instance]
+            count -= step
+
+
+def fair_shares(
+    needs: Mapping[FunctionID, int], capacity: int, order: Sequence[FunctionID]
+) -> dict[FunctionID, int]:
+    """Max-min: nobody gets more than it needs, nobody less than an equal share of what is left.
+
+    What can't be split evenly goes to the first of `order`.
+    """
+    shares = dict.fromkeys(needs, 0)
+    open_ = [s for s in order if needs.get(s, 0) > 0]
+    while open_ and capacity > 0:
+        share, rest = divmod(capacity, len(open_))
+        full = [s for s in open_ if needs[s] - shares[s] <= share]
+        if not full:
+            for k, shard in enumerate(open_):
+                shares[shard] += share + (k < rest)
+            break
+        for shard in full:
+            capacity -= needs[shard] - shares[shard]
+            shares[shard] = needs[shard]
+        open_ = [s for s in open_ if s not in full]
+    return shares

@@ -1,0 +1,379 @@
+"""The home's machine for one revision: demand of all shards in, one wish out, and the account of both.
+
+It joins the parts that each have one idea: the instances (fleet.py), the slots (leases.py), KPA's windows and
+the burst at arrival (scaling.py, burst.py), the last steps to zero (scale_to_zero.py), and failed starts
+(setbacks.py). `goal` is what it wants by itself; fit() is told what the home agreed on, which in a group may be
+another number. Until what runs is known (the take-over is *open*), it starts and stops nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from kserve_ext.core.dispatch import facts as home_facts
+from kserve_ext.core.dispatch.facts import (
+    AskNode,
+    Demand,
+    Grant,
+    Instruction,
+    Outcome,
+    Remember,
+    SendGrant,
+    StopInstance,
+)
+from kserve_ext.core.dispatch.fleet import ANY_NODE, NOWHERE, Change, Fleet, Known
+from kserve_ext.core.dispatch.group import Wish
+from kserve_ext.core.dispatch.leases import Leases
+from kserve_ext.core.dispatch.setbacks import SOON_S, Setbacks
+from kserve_ext.core.dispatch.take_over import TakeOver
+from kserve_ext.core.facts import Instance, Revision
+from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
+from kserve_ext.core.scaling import burst, scale_to_zero
+from kserve_ext.core.scaling.decide import TICK_S, Decision, Observed, ScalingSpec, ScalingState, decide
+from kserve_ext.core.scaling.scale_to_zero import Activity
+from kserve_ext.core.scaling.window import MetricWindows, panic_window_s
+
+STOP_AGAIN_S = 2.0
+ASK_AGAIN_S = 0.5
+PUSH_AGAIN_S = 1.0
+SUSPECT_S = 1.0
+
+
+class RevisionHome:
+    def __init__(
+        self, me: FunctionID, revision: Revision, fresh: bool, new_id: Callable[[str], InstanceID], now: float
+    ) -> None:
+        """`fresh`: it never had an instance, so it gets its initial scale."""
+        self.me, self.revision, self.fresh = me, revision, fresh
+        self.new_id = new_id
+        self.spec = ScalingSpec.of(
+            revision.scale, revision.concurrency, start_deadline_s=revision.command.start_timeout_s
+        )
+        self.windows = MetricWindows(
+            self.spec.stable_window_s,
+            panic_window_s(self.spec.stable_window_s, revision.scale.panic_window_percent),
+            revision.scale.algorithm,
+        )
+        self.state = ScalingState.start(self.spec, 0, now)
+        self.activity = Activity.start(self.spec, now)
+        self.fleet = Fleet()
+        self.leases = Leases(revision.concurrency, now)
+        self.setbacks = Setbacks()
+        self._nodes: set[NodeID] = set()
+        self.since = now
+        self.deleted = False
+        self.goal = 0
+        #: what its group agreed on
+        self.agreed = 0
+        self.decision: Decision | None = None
+        self.why = ""
+        self._seq = 0
+        self._sum = 0.0  # concurrency seconds or requests since the last record
+        self._recorded_at = now
+        self._decide_at = now + TICK_S
+        self.term = 0
+        self.take = TakeOver((), (), (), (), now)
+        self._ask_at = now
+
+    # --- take-over
+
+    def take_over(self, term: int, take: TakeOver, now: float) -> None:
+        """Under a new term: everything has to be asked."""
+        self.term, self.take = term, take
+        self.leases = Leases(self.revision.concurrency, now)
+        for known in self.fleet.known.values():
+            known.inherited = True  # another home may have been here in between
+        if self.revision.concurrency:
+            self.leases.frozen_until = now + home_facts.LEASE_TTL_S
+        self._ask_at = now
+        self._heard(now)
+
+    @property
+    def open(self) -> bool:
+        return self.take.open
+
+    def shard_answered(self, shard: FunctionID, now: float) -> None:
+        self.take.silent_shards.discard(shard)
+        self._heard(now)
+
+    def _heard(self, now: float) -> None:
+        """Somebody has answered, or time has passed: is everything known that can be?"""
+        if self.take.slots_known:
+            self.leases.frozen_until = min(self.leases.frozen_until, now)
+        if not self.take.opens(now):
+            return
+        self.take.fill_in(self.fleet, now)
+        existing, ready = self.fleet.wanted, self.fleet.ready
+        self.state = ScalingState.start(self.spec, ready, now)
+        if self.fresh and not existing:
+            self.goal = self.spec.initial_count
+        else:
+            self.state.initialized = True
+            self.goal = self.spec.capped(max(existing, self.spec.floor(True)))
+            self.activity = Activity("active" if existing else "inactive", now)
+        self.fresh = False
+        self._burst(now)
+
+    def view(self, nodes: set[NodeID], shards: Mapping[FunctionID, int], now: float) -> None:
+        """Who is in the view; shards with their incarnations."""
+        self.fleet.back(nodes)
+        if nodes - self._nodes:
+            self.setbacks.nodes_came(now)
+        self._nodes = set(nodes)
+        self.take.view(nodes, set(shards))
+        for shard, incarnation in shards.items():
+            self.leases.void(shard, incarnation)
+        for shard in self.leases.accounts:
+            if shard not in shards:
+                self.leases.left(shard, now)
+        self._heard(now)
+
+    # --- shards
+
+    def demand(self, shard: FunctionID, demand: Demand, now: float) -> None:
+        if demand.term == self.term:
+            self.take.silent_shards.discard(shard)
+        rps = self.revision.scale.metric == "rps"
+        self._sum += demand.arrived if rps else demand.concurrency_seconds
+        newer = self.leases.report(shard, demand, self.term, now)
+        self._heard(now)
+        if newer and self.open:
+            if demand.held:
+                self.setbacks.demanded(now)
+            self._burst(now)
+
+    def grant(self, shard: FunctionID, answers: int, now: float) -> Grant:
+        """What this shard may use; also to one that isn't in the account (then nothing)."""
+        account = self.leases.accounts.get(shard)
+        intended = account.intended if account is not None else {}
+        known = self.fleet.known
+        slots = [(known[i], n) for i, n in sorted(intended.items()) if i in known]
+        self._seq += 1
+        refusal = self._refusal
+        if account is not None:
+            self.leases.sent(shard, self._seq, now)
+            account.told = refusal, self.failed
+        return Grant(
+            self.revision.key,
+            self.me,
+            self._seq,
+            home_facts.LEASE_TTL_S,
+            tuple((k.id, k.addr, n) for k, n in slots),
+            refusal,
+            self.failed,
+            self.setbacks.retry_after_s(now) if refusal else 0.0,
+            self.term,
+            answers,
+            tuple(round(now - k.ready_at, 3) for k, _ in slots),
+        )
+
+    def broken(self, instance: InstanceID, now: float) -> None:
+        """A shard couldn't reach it: its node is asked, and nobody uses it until the answer, or for a moment."""
+        known = self.fleet.known.get(instance)
+        if known is not None and known.state == "ready" and known.suspect_until <= now:
+            known.suspect_until = now + SUSPECT_S
+
+    # --- instances
+
+    def observe(
+        self,
+        node: NodeID,
+        facts: Iterable[Instance],
+        full: bool,
+        now: float,
+        definite: bool,
+        out: list[Instruction],
+    ) -> tuple[InstanceID, ...]:
+        """What a node says; `definite` as an answer to AskNode. Returns the instances that nobody wants."""
+        if definite:
+            self.take.node_answered(node)
+        facts = tuple(facts)
+        new = [f.id for f in facts if f.id not in self.fleet.known]
+        change = self.fleet.observe(facts, node, full, now, definite)
+        for known in change.ready:
+            self.setbacks.succeeded()
+            out.append(Remember(self.revision.key, known.id, known.node, known.addr))
+        for instance in new:
+            if instance in self.fleet.known and self.fleet.known[instance] not in change.ready:
+                out.append(Remember(self.revision.key, instance, node))
+        self._ended(change, now, out)
+        self._heard(now)
+        return change.unwanted
+
+    def _ended(self, change: Change, now: float, out: list[Instruction]) -> None:
+        for known, fact in change.ended:
+            out.append(Remember(self.revision.key, known.id, NOWHERE))
+            if known.doomed_at is not None or known.state == "stopping":
+                continue
+            if known.ready_at and now - known.ready_at > SOON_S:
+                continue
+            reason = fact.reason if fact is not None else f"node {known.node or '?'} doesn't know it any more"
+            permanent = fact is not None and fact.permanent and not self.fleet.ready
+            if known.state != "unknown" or fact is not None:
+                self.setbacks.start_failed(f"instance {known.id}: {reason}", permanent, now)
+
+    def placed(self, outcome: Outcome, nodes: Iterable[NodeID], now: float, out: list[Instruction]) -> None:
+        if outcome.node:
+            self.fleet.placed(outcome.instance, outcome.node, now)
+            if outcome.instance in self.fleet.known and not self.fleet.known[outcome.instance].addr:
+                out.append(Remember(self.revision.key, outcome.instance, outcome.node))
+        elif outcome.unknown:
+            asked = nodes if outcome.unknown == "?" else (outcome.unknown,)
+            self.fleet.lost(outcome.instance, asked, now)
+            if outcome.instance not in self.fleet.known:
+                out.append(Remember(self.revision.key, outcome.instance, NOWHERE))
+            self.setbacks.refused(outcome.reason, now)
+        else:
+            self.fleet.refused(outcome.instance)
+            out.append(Remember(self.revision.key, outcome.instance, NOWHERE))
+            self.setbacks.refused(outcome.reason, now, never=outcome.never)
+
+    # --- scale
+
+    @property
+    def failed(self) -> bool:
+        return self.setbacks.permanent and not self.fleet.ready
+
+    @property
+    def _refusal(self) -> str:
+        """Why there is no instance, "" when there is one."""
+        return "" if self.fleet.ready else self.setbacks.reason
+
+    @property
+    def held(self) -> int:
+        return sum(a.held for a in self.leases.accounts.values())
+
+    @property
+    def in_flight(self) -> int:
+        return sum(a.in_flight for a in self.leases.accounts.values())
+
+    def wish(self, routed: bool) -> Wish:
+        count = 0 if self.deleted or self.failed else self.goal
+        revision = self.revision
+        failed = self.failed or self.deleted
+        return Wish(revision.key, revision.role, revision.generation, count, self.spec.max, failed, routed)
+
+    def _burst(self, now: float) -> None:
+        if self.deleted or self.failed:
+            return
+        existing = self.fleet.wanted
+        want = burst.burst(self.spec, burst.Demand(self.held, self.in_flight), existing, self.state, now)
+        if want > existing:
+            self.goal = max(self.goal, want)
+
+    def tick(self, nodes: set[NodeID], now: float, out: list[Instruction]) -> None:
+        """Some times a second."""
+        self.leases.expire(now)
+        for known in self.fleet.nodes(nodes, now):
+            out.append(Remember(self.revision.key, known.id, NOWHERE))
+        self._heard(now)
+        if not self.open:
+            return
+        if now - self._recorded_at >= 1.0:
+            busy = bool(self.fleet.known or self.held or self.goal)
+            if busy:
+                self.windows.record(now, self._sum / (now - self._recorded_at))
+            self._sum, self._recorded_at = 0.0, now
+        if now >= self._decide_at:
+            self._decide_at = max(self._decide_at + TICK_S, now)
+            if not self.deleted and not self.failed and (self.fleet.known or self.held or self.goal):
+                self._decide(now)
+
+    def _decide(self, now: float) -> None:
+        averages, ready = self.windows.averages(now), self.fleet.ready
+        decision = decide(self.spec, Observed(averages.stable, averages.panic, ready), self.state, now)
+        busy = self.held + self.in_flight > 0
+        verdict = scale_to_zero.step(
+            self.spec,
+            decision.desired,
+            ready,
+            self.state.initialized,
+            self.activity,
+            now,
+            diverted_since=self.since,
+            busy=busy,
+        )
+        self.decision, self.why = decision, verdict.why
+        if verdict.scale is not None:
+            need = burst.instances_for(self.spec, burst.Demand(self.held, self.in_flight)) if busy else 0
+            self.goal = self.spec.capped(max(verdict.scale, min(need, self.fleet.wanted)))
+
+    def fit(self, goal: int, now: float, out: list[Instruction]) -> list[InstanceID]:
+        """Dooms what is too many; returns new ids to be placed, which count from now on."""
+        if not self.open:
+            return []
+        self.agreed = goal
+        existing = self.fleet.wanted
+        if goal < existing:
+            self._doom(existing - goal, now)
+            return []
+        missing = goal - existing
+        missing -= self.fleet.keep(missing)
+        if missing <= 0 or now < self.setbacks.retry_at:
+            return []
+        if self.spec.max:
+            missing = min(missing, self.spec.max - len(self.fleet.known))
+        ids = [self.new_id(self.revision.key) for _ in range(missing)]
+        for instance in ids:
+            self.fleet.asked(instance, now)
+            out.append(Remember(self.revision.key, instance, ANY_NODE))
+        return ids
+
+    def _doom(self, count: int, now: float) -> None:
+        """Those that aren't ready first, then the least used, of these the youngest."""
+        why = "its revision was deleted" if self.deleted else f"scale-down to {self.fleet.wanted - count}"
+        wanted = [k for k in reversed(self.fleet.known.values()) if k.wanted]
+        wanted.sort(key=lambda k: (k.state == "ready", self.leases.in_use(k.id)))
+        for known in wanted[:count]:
+            self.fleet.doom(known, why, now)
+
+    # --- what follows from all that
+
+    def settle(self, now: float, out: list[Instruction], answering: FunctionID | None = None) -> None:
+        """Slots to shards (not to the one whose answer follows), stops of what nobody uses, open questions."""
+        if self.open:
+            inherited = {k.id for k in self.fleet.known.values() if k.inherited}
+            for shard in self.leases.allot(self.fleet.usable(now), inherited, now):
+                if shard != answering:
+                    out.append(SendGrant(shard, self.grant(shard, 0, now)))
+            for shard, account in self.leases.accounts.items():
+                news = self._refusal and account.told != (self._refusal, self.failed)
+                if news and account.held and account.left_at is None and shard != answering:
+                    out.append(SendGrant(shard, self.grant(shard, 0, now)))
+            for known in self.fleet.known.values():
+                self._stop(known, now, out)
+        if now >= self._ask_at:
+            nodes = self.take.silent_nodes | self.fleet.doubtful(now)
+            if nodes:
+                self._ask_at = now + ASK_AGAIN_S
+            out.extend(AskNode(self.revision.key, node) for node in sorted(nodes))
+        if self.open:
+            for shard in self.leases.unheard(now, PUSH_AGAIN_S):
+                out.append(SendGrant(shard, self.grant(shard, 0, now)))
+
+    def _stop(self, known: Known, now: float, out: list[Instruction]) -> None:
+        drain_s = self.revision.command.drain_s
+        if known.state in ("starting", "ready") and known.doomed_at is not None and known.node:
+            waited = now - known.doomed_at > drain_s
+            if known.state == "ready" and self.leases.held_by(known.id, now) and not waited:
+                return
+            known.state, known.since, known.stop_at = "stopping", now, now
+        if known.state == "stopping" and now >= known.stop_at:
+            known.stop_at = now + STOP_AGAIN_S
+            out.append(StopInstance(self.revision.key, known.id, known.node, drain_s, known.why_doomed))
+
+    @property
+    def idle(self) -> bool:
+        """At zero and nothing asked for: only the clock could change that."""
+        return self.open and not (self.fleet.known or self.goal or self.held or self.deleted)
+
+    @property
+    def over(self) -> bool:
+        """Deleted, and nothing of it is left."""
+        return self.deleted and self.open and not self.fleet.known
+
+    def check(self) -> None:
+        """Invariants, for tests."""
+        self.leases.check(list(self.fleet.known))
+        if self.spec.max and not self.deleted:
+            assert self.fleet.wanted <= max(self.spec.max, 0) or not self.open

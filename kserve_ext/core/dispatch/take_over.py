@@ -1,0 +1,75 @@
+"""Taking over a revision: who has yet to say what it has, and when that is enough to act on.
+
+A new home asks every node what it runs and every shard what it uses. It acts (is *open*) when all nodes have
+answered or left the view, or after a bounded time; then the store's copy stands in for the nodes that didn't. Slots
+that a former home may have given out stay frozen until every shard has answered, or their leases are surely over:
+a shard that left the view so lately that it may still be alive (a ghost) can't be asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from kserve_ext.core.dispatch.fleet import ANY_NODE, NOWHERE, Fleet
+from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
+
+
+class Copy(NamedTuple):
+    """The store's copy of an instance; node "?" = it was being placed."""
+
+    instance: InstanceID
+    node: NodeID
+    addr: str
+
+
+class TakeOver:
+    def __init__(
+        self,
+        nodes: Iterable[NodeID],
+        shards: Iterable[FunctionID],
+        ghosts: Iterable[FunctionID],
+        copies: Iterable[Copy],
+        open_by: float,
+    ) -> None:
+        self.open = False
+        self.open_by = open_by
+        #: nodes and shards of the view that have yet to say what they have
+        self.silent_nodes = set(nodes)
+        self.silent_shards = set(shards)
+        #: shards that may be alive outside of the view
+        self.ghosts = set(ghosts)
+        self._copies = tuple(copies)
+        self._answered: set[NodeID] = set()
+
+    def view(self, nodes: set[NodeID], shards: set[FunctionID]) -> None:
+        """Who left needn't answer; a ghost that is back can be asked."""
+        self.silent_nodes &= nodes
+        back = self.ghosts & shards
+        self.ghosts -= back
+        self.silent_shards = (self.silent_shards & shards) | back
+
+    def node_answered(self, node: NodeID) -> None:
+        self.silent_nodes.discard(node)
+        self._answered.add(node)
+
+    @property
+    def slots_known(self) -> bool:
+        """No shard can be using a slot that this home doesn't know of."""
+        return not self.silent_shards and not self.ghosts
+
+    def opens(self, now: float) -> bool:
+        """True once: when enough is known to act."""
+        if self.open or (self.silent_nodes and now < self.open_by):
+            return False
+        self.open = True
+        return True
+
+    def fill_in(self, fleet: Fleet, now: float) -> None:
+        """What the store knows of nodes that didn't answer."""
+        for copy in self._copies:
+            if copy.node == ANY_NODE:
+                fleet.adopt(copy.instance, NOWHERE, "", set(self.silent_nodes), now)
+            elif copy.node not in self._answered:
+                fleet.adopt(copy.instance, copy.node, copy.addr, {copy.node}, now)
+        self._copies = ()

@@ -1,0 +1,75 @@
+"""One revision's decider: how many pods it should have, by the windows every two seconds and at once in a burst.
+
+The windows' verdict is scaling.decide(), number for number that of pkg/autoscaler/scaling (autoscaler.go,
+multiscaler.go), without the bounds: they are the reconciler's business (pod_autoscaler.py). Knative looks again at
+once only when the scale is zero; here whenever the activators report more than the pods that are wanted can take,
+and that enters the state as panic does (burst.py), so the next tick can't undo it. Nor does a tick take away what
+the activators have in hand right now. Never reads windows or pods itself.
+"""
+
+from __future__ import annotations
+
+from kserve_ext.core.knative.collection import MOST
+from kserve_ext.core.scaling.burst import Demand, burst, instances_for
+from kserve_ext.core.scaling.decide import Observed, ScalingSpec, ScalingState, decide
+from kserve_ext.core.scaling.window import Averages
+
+#: An activator reports every second; one that has been silent for longer has no requests, or is gone.
+FRESH_S = 2.5
+
+
+class Decider:
+    __slots__ = ("_reports", "averages", "spec", "state")
+
+    def __init__(self, spec: ScalingSpec, ready: int, now: float) -> None:
+        self.spec = spec
+        self.state = ScalingState.start(spec, ready, now)
+        #: what the last tick went by
+        self.averages: Averages | None = None
+        #: the latest concurrency by activator, and when it came
+        self._reports: dict[str, tuple[float, float]] = {}
+
+    @property
+    def desired(self) -> int:
+        """Before bounds; -1 until something is known."""
+        return self.state.wanted
+
+    @property
+    def excess_burst(self) -> int:
+        return self.state.excess_burst
+
+    @property
+    def panicking(self) -> bool:
+        return self.state.panic_since is not None
+
+    def report(self, activator: str, concurrency: float, now: float) -> bool:
+        """Takes in what an activator has held and in flight. True: tick now, don't wait for the next time."""
+        if not 0 < concurrency <= MOST:
+            self._reports.pop(activator, None)
+            return False
+        self._reports[activator] = concurrency, now
+        return self.desired <= 0 or self._need(now) > self._wanted
+
+    def tick(self, averages: Averages | None, ready: int | None, now: float) -> bool:
+        """Decides anew. True: the reconciler should hear of it (another scale, or another sign of the excess)."""
+        before = self.desired, self.excess_burst < 0
+        stable, panic = averages or (None, None)
+        decide(self.spec, Observed(stable, panic, ready), self.state, now)
+        if averages is not None:
+            self.averages = averages
+        if self.desired >= 0:
+            burst(self.spec, self._demand(now), self._wanted, self.state, now)
+        return before != (self.desired, self.excess_burst < 0)
+
+    @property
+    def _wanted(self) -> int:
+        """The pods that the reconciler keeps or starts by what was decided so far."""
+        return max(self.desired, self.spec.floor(True))
+
+    def _need(self, now: float) -> int:
+        return instances_for(self.spec, self._demand(now))
+
+    def _demand(self, now: float) -> Demand:
+        for activator in [a for a, (_, at) in self._reports.items() if now - at > FRESH_S]:
+            del self._reports[activator]
+        return Demand(0, sum(concurrency for concurrency, _ in self._reports.values()))

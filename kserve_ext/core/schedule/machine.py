@@ -1,0 +1,354 @@
+"""The Schedule function's machine: places instances on the nodes of its partition, one or as a gang.
+
+Each placement goes to the best node, and to the next one when that refuses; what no node here takes is passed
+to the partition with the most room (`hops` bounds that). A gang is reserved first, on every node it needs, and
+committed only when all of it is admitted; else all of it is released, and the answer says which part did not
+fit and why. A start whose answer was lost is never repeated elsewhere under the same id: the answer names the
+node as `unknown`, and home counts it until that node has spoken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from kserve_ext.core.facts import NodeStatus, Resources, Revision
+from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
+from kserve_ext.core.schedule.partition import Partition
+from kserve_ext.core.schedule.placement import choose, choose_gang, why_not
+
+MAX_HOPS = 2
+
+
+class Wanted(NamedTuple):
+    instance: InstanceID
+    revision: Revision
+
+
+class Place(NamedTuple):
+    """Where an instance was admitted."""
+
+    instance: InstanceID
+    node: NodeID
+    addr: str
+
+
+class Refusal(NamedTuple):
+    """Why an instance was not placed. `unknown`: this node was asked and its answer was lost."""
+
+    instance: InstanceID
+    reason: str
+    unknown: NodeID = NodeID("")
+    never: bool = False  # no node of the cluster is large enough, even when empty
+
+
+# --- instructions: what the shell carries out, feeding each outcome back
+
+
+@dataclass(frozen=True, slots=True)
+class SendStart:
+    op: int
+    instance: InstanceID
+    revision: Revision
+    node: NodeID
+    addr: str
+    reserve: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SendCommit:
+    """To one node: start, or with `cancel` release, what it has reserved."""
+
+    op: int
+    addr: str
+    instances: tuple[InstanceID, ...]
+    cancel: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Ask another partition. `reserve`: it shall reserve only; we commit or cancel at its nodes."""
+
+    op: int
+    function: FunctionID
+    wanted: tuple[Wanted, ...]
+    reserve: bool
+    hops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    op: int
+    placed: tuple[Place, ...]
+    refused: tuple[Refusal, ...]
+
+
+Instruction = SendStart | SendCommit | Forward | Answer
+
+
+@dataclass(slots=True)
+class _Op:
+    """One Schedule call under way."""
+
+    wanted: dict[InstanceID, Revision]
+    gang: bool
+    reserve: bool
+    hops: int
+    #: nodes that refused, by instance
+    tried: dict[InstanceID, set[NodeID]] = field(default_factory=dict)
+    placed: dict[InstanceID, Place] = field(default_factory=dict)
+    #: no node here takes it: may still find room elsewhere
+    stuck: dict[InstanceID, Refusal] = field(default_factory=dict)
+    #: final
+    refused: dict[InstanceID, Refusal] = field(default_factory=dict)
+    #: starts, commits and forwards not yet answered
+    open: int = 0
+    #: partitions asked
+    asked: set[FunctionID] = field(default_factory=set)
+    committing: bool = False
+    #: of a gang: where each fits together with the others
+    plan: dict[InstanceID, NodeID] = field(default_factory=dict)
+
+
+class ScheduleMachine:
+    """All placements under way in one Schedule function."""
+
+    def __init__(self, me: FunctionID) -> None:
+        self.me = me
+        self.partition = Partition()
+        #: newest gossip of the other partitions: free in all, free on the roomiest node
+        self.rooms: dict[FunctionID, tuple[Resources, Resources]] = {}
+        #: what no node of another partition exceeds; absent while that partition doesn't know all its nodes
+        self.capacities: dict[FunctionID, Resources] = {}
+        self._others: set[FunctionID] = set()
+        self.placed_total = 0
+        self.refused_total = 0
+        self.conflicts_total = 0
+        self._ops: dict[int, _Op] = {}
+        self._next_op = 1
+
+    # --- events
+
+    def schedule(
+        self, wanted: Sequence[Wanted], *, gang: bool = False, reserve: bool = False, hops: int = 0
+    ) -> tuple[int, list[Instruction]]:
+        """A Schedule call: the op that will be answered, and what to do first."""
+        op_id, self._next_op = self._next_op, self._next_op + 1
+        op = _Op({w.instance: w.revision for w in wanted}, gang, reserve, hops)
+        self._ops[op_id] = op
+        out: list[Instruction] = []
+        if gang:
+            nodes = choose_gang([w.revision for w in wanted], self.partition.candidates())
+            op.plan = {w.instance: n for w, n in zip(wanted, nodes, strict=True)} if nodes else {}
+        for instance in op.wanted:
+            self._try_next(op_id, op, instance, out)
+        return op_id, self._settle(op_id, op, out)
+
+    def started(
+        self,
+        op_id: int,
+        instance: InstanceID,
+        node: NodeID,
+        addr: str,
+        reason: str | None,
+        status: NodeStatus,
+    ) -> list[Instruction]:
+        """A node's answer to SendStart: admitted (`reason` None), or refused with its true status."""
+        self.partition.answered(instance)
+        self.partition.refresh(status)
+        op = self._ops.get(op_id)
+        if op is None:
+            return []
+        op.open -= 1
+        out: list[Instruction] = []
+        if reason is None:
+            op.placed[instance] = Place(instance, node, addr)
+        else:
+            self.conflicts_total += 1
+            op.tried.setdefault(instance, set()).add(node)
+            self._try_next(op_id, op, instance, out)
+        return self._settle(op_id, op, out)
+
+    def start_lost(
+        self, op_id: int, instance: InstanceID, node: NodeID, reason: str, *, sent: bool
+    ) -> list[Instruction]:
+        """No answer to SendStart. Not `sent` (no connection): the next node is safe to try."""
+        self.partition.answered(instance)
+        op = self._ops.get(op_id)
+        if op is None:
+            return []
+        op.open -= 1
+        out: list[Instruction] = []
+        if sent:
+            op.refused[instance] = Refusal(instance, f"{node} did not answer: {reason}", unknown=node)
+        else:
+            self.partition.forget(node)  # its ClusterMgr says when it is back
+            op.tried.setdefault(instance, set()).add(node)
+            self._try_next(op_id, op, instance, out)
+        return self._settle(op_id, op, out)
+
+    def committed(
+        self, op_id: int, instances: Sequence[InstanceID], reason: str | None, status: NodeStatus | None
+    ) -> list[Instruction]:
+        """The outcome of SendCommit (without cancel); with a reason the reservation has lapsed or is lost."""
+        if status is not None:
+            self.partition.refresh(status)
+        op = self._ops.get(op_id)
+        if op is None or not op.committing:
+            return []
+        op.open -= 1
+        if reason is not None:
+            for instance in instances:
+                place = op.placed.pop(instance, None)
+                node = place.node if place else NodeID("")
+                op.refused[instance] = Refusal(instance, f"commit failed: {reason}", unknown=node)
+        return self._settle(op_id, op, [])
+
+    def forwarded(
+        self, op_id: int, function: FunctionID, placed: Sequence[Place], refused: Sequence[Refusal]
+    ) -> list[Instruction]:
+        """Another partition's answer (a lost one is all its instances refused as unknown by the shell)."""
+        op = self._ops.get(op_id)
+        if op is None:
+            return []
+        op.open -= 1
+        for place in placed:
+            op.placed[place.instance] = place
+        for refusal in refused:
+            target = op.refused if refusal.unknown else op.stuck
+            before = op.stuck.get(refusal.instance)
+            reason = f"{before.reason}; {refusal.reason}" if before else refusal.reason
+            target[refusal.instance] = Refusal(refusal.instance, reason, refusal.unknown)
+            if refusal.unknown:
+                op.stuck.pop(refusal.instance, None)
+        for place in placed:
+            op.stuck.pop(place.instance, None)
+        return self._settle(op_id, op, [])
+
+    def heard_room(
+        self, function: FunctionID, free: Resources, largest: Resources, capacity: Resources | None = None
+    ) -> None:
+        self.rooms[function] = (free, largest)
+        if capacity is None:
+            self.capacities.pop(function, None)
+        else:
+            self.capacities[function] = capacity
+
+    def view(self, owned: set[NodeID], functions: set[FunctionID]) -> None:
+        """A new view: the nodes that are ours, and the Schedule functions that there are."""
+        self.partition.keep_only(owned)
+        self._others = functions - {self.me}
+        for gone in [f for f in self.rooms if f not in functions]:
+            del self.rooms[gone]
+            self.capacities.pop(gone, None)
+
+    @property
+    def under_way(self) -> int:
+        return len(self._ops)
+
+    # --- inside
+
+    def _try_next(self, op_id: int, op: _Op, instance: InstanceID, out: list[Instruction]) -> None:
+        revision = op.wanted[instance]
+        candidates = self.partition.candidates()
+        tried = op.tried.get(instance, set())
+        planned = op.plan.get(instance)
+        if planned is not None and planned not in tried:
+            candidates = [c for c in candidates if c.status.node == planned]
+        near = {p.node for p in op.placed.values()} if op.gang else set()
+        chosen = choose(revision, candidates, tried=tried, near=near)
+        if chosen is None:
+            op.stuck[instance] = Refusal(instance, why_not(revision, candidates, f"partition {self.me}"))
+            return
+        node = chosen.status.node
+        self.partition.sent(instance, node, revision.needs)
+        op.open += 1
+        out.append(SendStart(op_id, instance, revision, node, chosen.status.addr, op.gang or op.reserve))
+
+    def _settle(self, op_id: int, op: _Op, out: list[Instruction]) -> list[Instruction]:
+        """Goes on when nothing is open: ask elsewhere, commit or release a gang, or answer."""
+        if op.open:
+            return out
+        if op.stuck and not op.committing:
+            function = self._roomiest(op)
+            if function is not None and not (op.gang and op.refused):
+                op.asked.add(function)
+                op.open += 1
+                wanted = tuple(Wanted(i, op.wanted[i]) for i in op.stuck)
+                out.append(Forward(op_id, function, wanted, op.gang or op.reserve, op.hops + 1))
+                return out
+            op.refused.update((i, self._judged(op, r)) for i, r in op.stuck.items())
+            op.stuck.clear()
+        if op.gang and op.refused and not op.committing:
+            self._release_gang(op_id, op, out)
+        elif op.gang and not op.reserve and not op.committing:
+            op.committing = True
+            for addr, instances in self._by_node(op).items():
+                op.open += 1
+                out.append(SendCommit(op_id, addr, instances, cancel=False))
+            if op.open:
+                return out
+        del self._ops[op_id]
+        self.placed_total += len(op.placed)
+        self.refused_total += len(op.refused)
+        out.append(Answer(op_id, tuple(op.placed.values()), tuple(op.refused.values())))
+        return out
+
+    def _release_gang(self, op_id: int, op: _Op, out: list[Instruction]) -> None:
+        """Neither starts: the reserved ones are released, and say which other one did not fit."""
+        culprit = max(op.refused.values(), key=lambda r: r.never)
+        key = op.wanted[culprit.instance].key
+        role = op.wanted[culprit.instance].role
+        why = f"its gang can't be placed: {role} {key} did not fit ({culprit.reason})"
+        for addr, instances in self._by_node(op).items():
+            out.append(SendCommit(op_id, addr, instances, cancel=True, reason=why))
+        for instance, refusal in op.refused.items():
+            op.refused[instance] = refusal._replace(never=culprit.never)
+        for instance in op.placed:
+            op.refused[instance] = Refusal(instance, why, never=culprit.never)
+        op.placed.clear()
+
+    def _by_node(self, op: _Op) -> dict[str, tuple[InstanceID, ...]]:
+        nodes: dict[str, tuple[InstanceID, ...]] = {}
+        for place in op.placed.values():
+            nodes[place.addr] = (*nodes.get(place.addr, ()), place.instance)
+        return nodes
+
+    def _judged(self, op: _Op, refusal: Refusal) -> Refusal:
+        """Adds why partitions that weren't asked would not take it either, and whether any ever could."""
+        needs = op.wanted[refusal.instance].needs
+        unasked = [
+            f"partition {function}: {short} on its roomiest node"
+            for function, (_, largest) in sorted(self.rooms.items())
+            if function not in op.asked and any(largest) and (short := needs.short_of(largest))
+        ]
+        reason = "; ".join([refusal.reason, *unasked[:3]])
+        if not self._never(needs):
+            return refusal._replace(reason=reason)
+        remedy = "no node of the cluster is large enough: lower the service's resources or add a larger node"
+        return refusal._replace(reason=f"{reason}. {remedy}", never=True)
+
+    def _never(self, needs: Resources) -> bool:
+        """No node would take it even when empty. False as long as any node has yet to be heard of."""
+        own = self.partition.capacity()
+        if own is None or self._others - self.capacities.keys():
+            return False
+        known = [c for c in (own, *self.capacities.values()) if any(c)]
+        return bool(known) and not any(needs.fits(c) for c in known)
+
+    def _roomiest(self, op: _Op) -> FunctionID | None:
+        """The partition to ask next: it has a node that fits one of the stuck, and the most room in all."""
+        if op.hops >= MAX_HOPS or (op.hops and op.reserve):
+            return None
+        fitting = [
+            (free, function)
+            for function, (free, largest) in self.rooms.items()
+            if function != self.me
+            and function not in op.asked
+            and any(op.wanted[i].needs.fits(largest) for i in op.stuck)
+        ]
+        if not fitting:
+            return None
+        return max(fitting, key=lambda f: (f[0].gpus, f[0].cpu_milli, f[0].memory_mib, f[1]))[1]

@@ -1,0 +1,83 @@
+"""What one Schedule function believes about the nodes of its partition.
+
+A node's status arrives from its ClusterMgr (ModNode) and with each answer to a Start; `seq` orders them, so
+a late one never replaces a newer one. Starts under way are deducted from what is free until their answer is
+here, so that a burst doesn't pile onto one node. Admission stays with the node: a wrong belief costs a
+refusal, which carries the true status.
+"""
+
+from __future__ import annotations
+
+from kserve_ext.core.facts import NodeStatus, Resources
+from kserve_ext.core.ids import InstanceID, NodeID
+from kserve_ext.core.schedule.placement import Candidate
+
+
+class Partition:
+    """The nodes of one Schedule function, with deductions for starts under way."""
+
+    def __init__(self) -> None:
+        #: newest status of each node that is up
+        self._status: dict[NodeID, NodeStatus] = {}
+        #: starts sent and not yet answered; every key's node was up when it was sent
+        self._pending: dict[InstanceID, tuple[NodeID, Resources]] = {}
+        #: nodes that the view gives to this partition; None before the first view
+        self._owned: set[NodeID] | None = None
+        #: the largest of each resource that any node here ever had: one that is away for a moment still counts
+        self._largest = Resources()
+
+    def refresh(self, status: NodeStatus) -> bool:
+        """The status in a node's answer: taken in only of nodes that are here (others answer commits, or moved)."""
+        return status.node in self._status and self.learn(status)
+
+    def learn(self, status: NodeStatus) -> bool:
+        """A node of ours; False when a newer status of it is known already."""
+        known = self._status.get(status.node)
+        if known is not None and (status.incarnation, status.seq) < (known.incarnation, known.seq):
+            return False
+        self._status[status.node] = status
+        self._largest = self._largest.most(status.capacity)
+        return True
+
+    def forget(self, node: NodeID) -> None:
+        self._status.pop(node, None)
+
+    def keep_only(self, nodes: set[NodeID]) -> None:
+        """A new view: drops the nodes that it has given to others."""
+        self._owned = set(nodes)
+        for node in [n for n in self._status if n not in nodes]:
+            del self._status[node]
+
+    def sent(self, instance: InstanceID, node: NodeID, needs: Resources) -> None:
+        self._pending[instance] = (node, needs)
+
+    def answered(self, instance: InstanceID) -> None:
+        self._pending.pop(instance, None)
+
+    def status(self, node: NodeID) -> NodeStatus | None:
+        return self._status.get(node)
+
+    def candidates(self) -> list[Candidate]:
+        """All nodes, in order of id, with what is free after the starts under way."""
+        taken: dict[NodeID, Resources] = {}
+        for node, needs in self._pending.values():
+            taken[node] = taken.get(node, Resources()).plus(needs)
+        return [
+            Candidate(status, status.free.minus(taken[node]) if node in taken else status.free)
+            for node, status in sorted(self._status.items())
+        ]
+
+    def capacity(self) -> Resources | None:
+        """What no node here has ever exceeded; None while a node of ours has yet to be heard of."""
+        if self._owned is None or self._owned - self._status.keys():
+            return None
+        return self._largest
+
+    def room(self) -> tuple[Resources, Resources, int]:
+        """Free in all, free on the roomiest node, number of nodes: what is gossiped to other partitions."""
+        total = largest = Resources()
+        candidates = [c for c in self.candidates() if c.status.accepting]
+        for candidate in candidates:
+            total = total.plus(candidate.free)
+            largest = max(largest, candidate.free, key=lambda r: (r.gpus, r.cpu_milli, r.memory_mib))
+        return total, largest, len(candidates)
