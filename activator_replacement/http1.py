@@ -327,8 +327,8 @@ class ClientProtocol(asyncio.Protocol):
     # --- limits
 
     def drain(self) -> None:
-        """Closes the connection as soon as no exchange is under way."""
-        if self.exchange is None and not self._closing:
+        """Closes the connection as soon as no exchange is under way, nor the head of one."""
+        if self.exchange is None and not self._closing and not self._buffer:
             self._closing = True
             self.transport.close()
 

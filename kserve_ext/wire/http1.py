@@ -104,6 +104,14 @@ class RequestHead:
         """A field that the grammar looks for and scan_request has no use for."""
         self.edits.append((start, end, CUT))
 
+    def without(self, names: set[bytes]) -> None:
+        """Connection names these: they are not passed on."""
+        self.forwarded_for &= b"x-forwarded-for" not in names
+        self.forwarded_proto &= b"x-forwarded-proto" not in names
+        self.forwarded &= b"forwarded" not in names
+        if b"x-request-id" in names:
+            self.request_id = b""
+
     def takes_upgrade(self, protocol: bytes) -> bool:
         """Whether the client and the instance may switch to it; `protocol` in lower case."""
         self.h2c = protocol == b"h2c"
@@ -251,11 +259,7 @@ def _apply_connection(data: bytes, head: RequestHead, connection: bytes, upgrade
     names -= {b"close", b"keep-alive", b"upgrade"}
     if names:
         _cut_named(data, head.size, names, head.edits)
-        head.forwarded_for &= b"x-forwarded-for" not in names
-        head.forwarded_proto &= b"x-forwarded-proto" not in names
-        head.forwarded &= b"forwarded" not in names
-        if b"x-request-id" in names:
-            head.request_id = b""
+        head.without(names)
 
 
 def scan_response(data: bytes, size: int, to_head: bool) -> ResponseHead:
@@ -359,7 +363,12 @@ def _cut_named(data: bytes, size: int, names: set[bytes], edits: list[tuple[int,
     for field in _ANY_FIELD.finditer(data, 0, size - 2):
         if field[1].lower() in names:
             start, end = field.span()
-            edits[:] = [edit for edit in edits if not start <= edit[0] <= end]
+            # A field begins where the one before it ends: a cut there is its own, an addition the other one's.
+            edits[:] = [
+                edit
+                for edit in edits
+                if not (start < edit[0] <= end if edit[0] == edit[1] else start <= edit[0] < end)
+            ]
             edits.append((start, end, CUT))
     edits.sort()
 

@@ -75,6 +75,10 @@ class KnativeHead(RequestHead):
             self.trailers |= b"trailers" in value.lower()
         self.edits.append((start, end, CUT))
 
+    def without(self, names: set[bytes]) -> None:
+        super().without(names)
+        self.original_host &= b"k-original-host" not in names
+
     def takes_upgrade(self, protocol: bytes) -> bool:
         self.h2c = protocol == b"h2c"
         return not self.h2c and _PROTOCOL.fullmatch(protocol) is not None

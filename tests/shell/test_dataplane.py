@@ -26,6 +26,7 @@ from tests.support.dataplane import (
     read_request,
     run,
 )
+from tests.support.dispatch_cluster import until
 
 MB = 1 << 20
 
@@ -890,6 +891,27 @@ def test_upgrade_ended_by_the_instance() -> None:
             client.send(get("/ws", "Connection: Upgrade", "Upgrade: websocket"))
             assert (await client.response())[0] == 101
             assert await client.reader.read() == b"bye"
+
+    run(test())
+
+
+def test_drain_answers_a_request_whose_head_is_half_read() -> None:
+    async def test() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await read_request(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+        async with instance(serve) as addr, dataplane(HoldingDispatch(addr)) as (server, host, port, _):
+            client = await Client.connect(host, port)
+            client.send(b"GET / HTTP/1.1\r\nHost: ti")
+            await until(lambda: any(c._buffer for c in server.plane.clients), "half a head")  # type: ignore[attr-defined]
+            draining = asyncio.ensure_future(server.drain(30))
+            await asyncio.sleep(0)
+            client.send(b"ny\r\n\r\n")
+            answer = await client.closed()
+            assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert b"Connection: close\r\n" in answer
+            assert await draining == 0
 
     run(test())
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kserve_ext.wire.http1 import Malformed
-from kserve_ext.wire.http1_forward import Hop
+from kserve_ext.wire.http1 import Malformed, scan_request
+from kserve_ext.wire.http1_forward import Hop, forward_request
 from kserve_ext.wire.knative_head import KnativeHead, forward_to_pod, scan_knative
 from tests.wire.test_http1 import BODY, REFUSED, agree, by_h11, by_us, messages
 
@@ -199,3 +199,38 @@ def test_what_is_passed_on_is_framed_as_what_came(data: bytes, at: int, byte: by
     assert by_us(passed, scan) == (len(passed), 1, came[2][:1])
     if head.minor and passed.partition(b"\r\n")[0].isascii():
         assert by_h11(passed) == (1, came[2][:1])
+
+
+FIELDS = (
+    "X-A: 1",
+    "X-Forwarded-For: 6.6.6.6",
+    "Host: h",
+    "Proxy-Authorization: secret",
+    "K-Original-Host: o",
+    "X-B: 2",
+    "Knative-Serving-Revision: r",
+    "Forwarded: for=b",
+    "X-Forwarded-Proto: https",
+    "X-Request-Id: id",
+    "TE: gzip",
+    "Upgrade: websocket",
+)
+
+
+@given(st.permutations(FIELDS), st.sets(st.sampled_from(FIELDS), min_size=1, max_size=3))
+@settings(max_examples=400, deadline=None)
+def test_what_connection_names_is_as_if_it_had_not_been_sent(fields: list[str], named: set[str]) -> None:
+    """In both dialects, and nothing beside it changes: neither what is added to a neighbour nor what is cut of it."""
+    named -= {"Host: h", "Upgrade: websocket"}
+    assume(named)
+    names = ", ".join(field.partition(":")[0] for field in sorted(named))
+    whole = head(*fields, f"Connection: {names}")
+    without = head(*(field for field in fields if field not in named))
+    assert b"".join(forward_to_pod(whole, scan(whole), HOP, b"p:1", False)) == b"".join(
+        forward_to_pod(without, scan(without), HOP, b"p:1", False)
+    )
+    passed = [
+        b"".join(forward_request(data, scan_request(data, len(data)), HOP, b"new"))
+        for data in (whole, without)
+    ]
+    assert passed[0] == passed[1]

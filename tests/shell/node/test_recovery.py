@@ -141,7 +141,7 @@ def test_a_zygote_that_hangs_leaves_no_instance_behind_that_nobody_knows(tmp_pat
         await world.start("y", revision(name="b"))
         failed = await world.state("y", "failed")
         assert "did not answer" in failed.reason
-        assert not alive(zygote)
+        await world.until(lambda: not alive(zygote))
         assert living_in(tmp_path / "nodes/node-0/instances/y") == []
 
     run(story, tmp_path)
