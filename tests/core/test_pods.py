@@ -151,6 +151,40 @@ def test_a_pod_to_which_a_connection_failed_is_asked_at_once() -> None:
     assert made.probed(A, OK, 5.1).changed
 
 
+def behind_a_mesh(**rules: object) -> Pods:
+    """A is ready, and answers nobody; its Service does."""
+    made = pods(**rules)
+    made.observe({A}, NONE, 0.0)
+    made.probed(A, SILENT, 0.1)
+    made.cluster_probed(True, 0.1)
+    assert made.cluster
+    return made
+
+
+def test_without_a_ready_pod_the_services_address_is_left_and_nothing_is_due() -> None:
+    made = behind_a_mesh(early=False)
+    assert made.observe(NONE, {A}, 5.0) == Ask(changed=True)
+    assert not made.cluster
+    assert made.due() is None
+    assert made.observe({A}, NONE, 6.0) == Ask((A,))
+
+
+def test_nothing_is_due_while_a_pod_behind_the_service_is_being_asked() -> None:
+    made = behind_a_mesh()
+    assert made.tick(HEAL_S) == Ask((A,))
+    assert made.tick(3 * HEAL_S) == Ask(), "it takes long to answer"
+    assert made.due() is None
+    assert made.probed(A, SILENT, 3.5 * HEAL_S) == Ask((A,))
+
+
+def test_only_the_services_own_failure_ends_it() -> None:
+    made = behind_a_mesh()
+    assert made.failed(B, 0.5) == Ask(), "a pod that is gone already"
+    assert made.cluster
+    assert made.cluster_failed(0.5) == Ask((A,), True, True)
+    assert not made.cluster
+
+
 ADDRS = [f"10.0.0.{k}:8012" for k in range(4)]
 
 
@@ -194,9 +228,13 @@ class PodsMachine(RuleBasedStateMachine):
         self.cluster_probes = 0
         self.take(self.made.cluster_probed(ok, self.now))
 
-    @rule(addr=st.sampled_from([*ADDRS, "10.96.0.1:80"]))
+    @rule(addr=st.sampled_from(ADDRS))
     def failed(self, addr: str) -> None:
         self.take(self.made.failed(addr, self.now))
+
+    @rule()
+    def cluster_failed(self) -> None:
+        self.take(self.made.cluster_failed(self.now))
 
     @rule(wait=st.floats(0.01, 3.0))
     def time_passes(self, wait: float) -> None:
@@ -208,13 +246,15 @@ class PodsMachine(RuleBasedStateMachine):
         if not hasattr(self, "made"):
             return
         made = self.made
+        due = made.due()
+        assert due is None or due > self.now, "a timer at once, again and again"
         known = made.ready | made.not_ready
         assert made.healthy <= known
         assert not (made.cluster and made.healthy)
         if not made.rules.early and made.rules.mesh is not MeshMode.DISABLED:
             assert made.healthy <= made.ready
         if made.cluster:
-            assert known
+            assert made.ready
             assert not made.rules.passthrough
             assert made.rules.mesh is not MeshMode.DISABLED
         elif made.rules.mesh is not MeshMode.ENABLED:

@@ -107,8 +107,10 @@ class Backends:
     def unreachable(self, key: RevisionKey, addr: str) -> None:
         """A connection to it could not be made."""
         backend = self.backends.get(key)
-        if backend is not None:
-            self._do(backend, backend.pods.failed(addr, self._loop.time()))
+        if backend is None:
+            return
+        pods, now = backend.pods, self._loop.time()
+        self._do(backend, pods.cluster_failed(now) if addr == backend.cluster else pods.failed(addr, now))
 
     def close(self) -> None:
         for key in list(self.backends):

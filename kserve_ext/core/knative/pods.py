@@ -51,7 +51,7 @@ class Pods:
         self.not_ready: frozenset[str] = frozenset()
         #: Pods that requests may go to; a subset of ready and not_ready.
         self.healthy: set[str] = set()
-        #: Requests go through the Service's address; then healthy is empty.
+        #: Requests go through the Service's address; then healthy is empty, and ready isn't.
         self.cluster = False
         #: Probes under way, and when each address that isn't healthy was last asked.
         self._asking: set[str] = set()
@@ -78,7 +78,7 @@ class Pods:
             self._asked.pop(addr, None)
         if self.rules.mesh is MeshMode.DISABLED:
             self.healthy |= self.ready - self._suspects
-        if not known:
+        if not ready:
             self.cluster = False
         return self._next(before, now)
 
@@ -104,23 +104,27 @@ class Pods:
         return self._next(before, now)
 
     def failed(self, addr: str, now: float) -> Ask:
-        """A connection there could not be made."""
+        """A connection to the pod could not be made; it may be gone already."""
         before = self._state()
         if addr in self.healthy:
             self.healthy.discard(addr)
             self._suspects.add(addr)
-        elif self.cluster and addr not in self.ready and addr not in self.not_ready:
-            self.cluster = False
+        return self._next(before, now)
+
+    def cluster_failed(self, now: float) -> Ask:
+        """A connection to the Service's address could not be made."""
+        before = self._state()
+        self.cluster = False
         return self._next(before, now)
 
     def tick(self, now: float) -> Ask:
         return self._next(self._state(), now)
 
     def due(self) -> float | None:
-        """When tick has something to do; None: not before something else happens."""
+        """When tick has something to do, later than the last call's now; None: not before something else happens."""
         times = []
         if self.cluster:
-            if self.rules.mesh is MeshMode.AUTO:
+            if self._unknown() and not self._asking:
                 times = [self._last_asked() + HEAL_S]
         else:
             times = [self._asked.get(a, float("-inf")) + self.rules.every_s for a in self._unknown()]
