@@ -92,7 +92,7 @@ class Autoscaler:
             self.collector,
             self.writer,
             self._owns,
-            lambda key: key in self.reconciler.outcomes,
+            self.reconciler.configures,
         )
         self.stat_server = StatServer(self._received, self._holds, lambda: self._ready)
         self.metrics_server = MetricsServer(

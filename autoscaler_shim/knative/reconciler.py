@@ -67,6 +67,8 @@ class Reconciler:
         #: by key, what was last complained of
         self._complained: dict[str, tuple[str, ...]] = {}
         self.outcomes: dict[str, Outcome] = {}
+        #: whatever has been worked on and not released, successfully or not
+        self._begun: set[str] = set()
 
     def start(self) -> None:
         self.queue.start()
@@ -84,19 +86,25 @@ class Reconciler:
             self.queue.add(f"{namespace}/{name}")
 
     def release(self, key: str) -> None:
-        """Somebody else's from now on, or gone."""
-        self._collector.remove(key)
+        """Somebody else's from now on, or gone. Whatever is known of it is forgotten, however far it has come."""
+        if self.configures(key):  # else what is collected is a Metric's of another class
+            self._collector.remove(key)
         self._deciders.remove(key)
-        self._scales.observed(key, None)
+        self._scales.release(key)
         self._writer.forget(key)
         self._prober.forget(key)
         self.queue.forget(key)
         self._complained.pop(key, None)
         self.outcomes.pop(key, None)
+        self._begun.discard(key)
 
     def release_all_lost(self) -> None:
-        for key in [key for key in self.outcomes if not self._owns(key)]:
+        for key in [key for key in self._begun if not self._owns(key)]:
             self.release(key)
+
+    def configures(self, key: str) -> bool:
+        """Whether what is collected of this key is what its PodAutoscaler asks for."""
+        return key in self._deciders.entries
 
     def observed(self) -> Iterator[tuple[Document, Outcome, Pods]]:
         """Of every revision: its PodAutoscaler, the latest outcome and its pods; for metrics."""
@@ -108,9 +116,17 @@ class Reconciler:
     async def reconcile(self, key: str) -> float | None:
         pa = self._get(POD_AUTOSCALERS, key)
         if pa is None or not self._owns(key) or not knative_pa.is_ours(pa):
-            if key in self.outcomes:
+            if key in self._begun:
                 self.release(key)
             return None
+        self._begun.add(key)
+        try:
+            return await self._reconcile(key, pa)
+        finally:
+            if key not in self._begun:  # given away while it was worked on
+                self.release(key)
+
+    async def _reconcile(self, key: str, pa: Document) -> float | None:
         config = self._config()
         found = knative_pa.settings(pa, config.autoscaler, config.progress_deadline_s)
         self._complain(key, found)

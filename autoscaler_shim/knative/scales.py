@@ -14,7 +14,7 @@ from collections.abc import Callable
 from kserve_ext.api.knative.conditions import Document
 from kserve_ext.api.knative.pa import REVISION_LABEL
 from kserve_ext.core.knative.waves import Waves
-from kserve_ext.kube.client import Client
+from kserve_ext.kube.client import Client, KubeError
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import DEPLOYMENTS, Kind
 
@@ -58,7 +58,11 @@ class Scales:
         reference = (pa.get("spec") or {}).get("scaleTargetRef") or {}
         namespace, name = pa["metadata"]["namespace"], str(reference.get("name") or "")
         kind = kind_of(reference)
-        current = await self._current(kind, namespace, name)
+        try:
+            current = await self._current(kind, namespace, name)
+        except KubeError:
+            self.withdraw(key)  # what can't be woken holds up nobody
+            raise
         if current == 0 and scale > 0 and kind == DEPLOYMENTS:
             if not self._waves.enter(key, time.monotonic()):
                 self._watch()
@@ -81,8 +85,12 @@ class Scales:
     def observed(self, key: str, deployment: Document | None) -> None:
         """The Deployment of this PodAutoscaler has changed, or is gone."""
         if deployment is None or deployment["status"]["replicas"] > 0:
-            self._waves.leave(key)
-            self._call()
+            self.release(key)
+
+    def release(self, key: str) -> None:
+        """Neither in line nor under way from now on."""
+        self._waves.leave(key)
+        self._call()
 
     def close(self) -> None:
         if self._timer is not None:

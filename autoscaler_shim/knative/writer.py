@@ -117,9 +117,10 @@ class Writer:
 
     def forget(self, key: str) -> None:
         """The objects of this key are gone, or somebody else's."""
-        for pending in (self._children, self._statuses):
-            for target in [target for target in pending if target.key == key]:
-                del pending[target]
+        for kind in self._copies:
+            for target in (Target(kind, key), Target(kind, key, "status")):
+                self._children.pop(target, None)
+                self._statuses.pop(target, None)
                 self._queue.forget(target)
 
     # --- inside

@@ -8,6 +8,7 @@ import pytest
 
 from autoscaler_shim.knative import deciders, reconciler
 from kserve_ext.api.knative.conditions import rfc3339
+from kserve_ext.core.knative.waves import MOST
 from kserve_ext.kube.kinds import (
     DEPLOYMENTS,
     METRICS,
@@ -193,5 +194,40 @@ def test_a_scale_does_not_wait_for_other_writes() -> None:
             await reporter.report(1.0)
             await api.until(lambda: replicas(api) == 1)
             assert condition(api, "Active")[0] == "False"
+
+    run(test())
+
+
+def test_what_is_deleted_while_in_line_holds_up_nobody() -> None:
+    async def test() -> None:
+        async with cluster() as (api, made, _):
+            notes = {"autoscaling.knative.dev/min-scale": "1"}
+            names = [f"r-{number:05d}" for number in range(3 * MOST)]
+            for name in names:
+                put_sks(api, put_revision(api, 0, notes, name=name))
+            await until(lambda: len(made.deciders.entries) == len(names))
+            await api.until(lambda: sum(replicas(api, name) for name in names) >= MOST)
+            asleep = [name for name in names if not replicas(api, name)]
+            for name in names:
+                api.remove(POD_AUTOSCALERS, NAMESPACE, name)
+            assert asleep
+            put_sks(api, put_revision(api, 0, notes))
+            await api.until(lambda: replicas(api) == 1)
+
+    run(test())
+
+
+def test_of_what_was_never_scaled_nothing_is_left_either() -> None:
+    async def test() -> None:
+        async with cluster() as (api, made, reporter):
+            put_sks(api, put_revision(api, 1, {"autoscaling.knative.dev/min-scale": "2"}))
+            api.fail(403, 1000, path="/deployments/")
+            await until(lambda: KEY in made.deciders.entries)
+            await reporter.report(7.0)
+            await until(lambda: made.collector.averages(KEY, "concurrency") == (7, 7))
+            assert not made.reconciler.outcomes
+            api.remove(POD_AUTOSCALERS, NAMESPACE, NAME)
+            await until(lambda: not made.deciders.entries)
+            assert made.collector.averages(KEY, "concurrency") is None
 
     run(test())
