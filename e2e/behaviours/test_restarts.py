@@ -57,6 +57,7 @@ def test_an_activator_killed_beside_another_fails_only_what_it_had(api: Api, cli
             wait_until("its readiness", lambda: victim in system_pods(api, "activator"), 60)
             before = len(load.failures)
             load.wait_good(100)
+        assert before <= clients, load.failures
         assert load.failures[before:] == []
 
 
