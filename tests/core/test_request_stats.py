@@ -39,6 +39,13 @@ def test_a_quiet_period_ends_it() -> None:
     assert made.under_way == 0
 
 
+def test_a_first_request_that_was_not_told_is_in_the_first_report() -> None:
+    made = RequestStats(0.0, told=False)
+    made.enter(0.0)
+    assert made.report(0.5) == Report(1.0, 1.0, False)
+    assert made.report(1.0) == Report(1.0, 0.0, False)
+
+
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), min_size=1, max_size=20))
 def test_the_average_is_the_time_under_way(spans: list[tuple[float, float]]) -> None:
     spans = [(min(span), max(span)) for span in spans]

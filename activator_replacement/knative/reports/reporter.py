@@ -29,16 +29,17 @@ class Reported(Protocol):
 
 
 class Reporter:
-    def __init__(self, pod_name: str, send: Callable[[bytes], object]) -> None:
+    def __init__(self, pod_name: str, send: Callable[[bytes], bool]) -> None:
+        """`send` says whether it took the message."""
         self._pod_name = pod_name
         self._send = send
         self._live: dict[Reported, None] = {}
 
     def first(self, part: Reported, now: float) -> RequestStats:
         """A quiet revision gets a request: says so, and begins to count."""
-        stats = part.stats = RequestStats(now)
+        told = self._tell([self._message(part, 1.0, 1.0)])
+        stats = part.stats = RequestStats(now, told)
         self._live[part] = None
-        self._tell([self._message(part, 1.0, 1.0)])
         return stats
 
     def report(self, now: float) -> None:
@@ -61,5 +62,5 @@ class Reporter:
         stat = Stat(self._pod_name, average_concurrent_requests=concurrency, request_count=count)
         return StatMessage(part.namespace, part.name, stat)
 
-    def _tell(self, messages: Sequence[StatMessage]) -> None:
-        self._send(encode(messages))
+    def _tell(self, messages: Sequence[StatMessage]) -> bool:
+        return self._send(encode(messages))

@@ -24,13 +24,14 @@ class RequestStats:
 
     __slots__ = ("_area", "_at", "_count", "_since", "_told", "under_way")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, told: bool = True) -> None:
+        """`told`: its first request was; else the next report has it."""
         self.under_way = 0
         self._at = now
         self._since = now
         self._area = 0.0
         self._count = 0
-        self._told = 1.0  # reported already
+        self._told = 1.0 if told else 0.0  # reported already
 
     def enter(self, now: float) -> None:
         self._area += self.under_way * (now - self._at)

@@ -41,7 +41,12 @@ def test_nothing_is_left_behind(concurrency: int, seed: int) -> None:
     async def test() -> None:
         rng = random.Random(seed)
         told: list[StatMessage] = []
-        reporter = Reporter("act-0", lambda data: told.extend(decode(data)))
+
+        def send(data: bytes) -> bool:
+            told.extend(decode(data))
+            return True
+
+        reporter = Reporter("act-0", send)
         loop = asyncio.get_running_loop()
         room = Room(1 << 20)
         dispatch = HostDispatcher(loop, reporter, "cluster.local", 40, room, rng.random)

@@ -22,8 +22,11 @@ class World:
         self.sent: list[list[tuple[str, float, float]]] = []
         self.reporter = Reporter("act-0", self._take)
         self.now = 100.0
+        self.connected = True
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes) -> bool:
+        if not self.connected:
+            return False
         batch = decode(data)
         assert {(m.namespace, m.stat.pod_name) for m in batch} == {("ns", "act-0")}
         assert all(
@@ -31,6 +34,7 @@ class World:
             for m in batch
         )
         self.sent.append([(m.name, m.stat.average_concurrent_requests, m.stat.request_count) for m in batch])
+        return True
 
     def enter(self, part: Part) -> None:
         stats = part.stats or self.reporter.first(part, self.now)
@@ -86,3 +90,12 @@ def test_one_whose_request_goes_on_is_never_quiet() -> None:
     world.leave(part)
     assert world.tick() == [[("r", 0.0, 0.0)]]
     assert part.stats is None
+
+
+def test_a_first_request_that_could_not_be_told_is_in_the_report_at_reconnect() -> None:
+    world, part = World(), Part("r")
+    world.connected = False
+    world.enter(part)
+    world.connected = True
+    assert world.tick() == [[("r", 1.0, 1.0)]]
+    assert world.tick() == [[("r", 1.0, 0.0)]]
