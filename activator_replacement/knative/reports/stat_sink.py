@@ -64,6 +64,8 @@ class StatSink:
                     self._problem = ""
                     try:
                         self._lost(await self._serve(socket))
+                    except (aiohttp.ClientError, OSError, RuntimeError) as error:  # written to as it broke
+                        self._lost(f"{error}" or type(error).__name__)
                     finally:
                         await _close(socket)
                 failures += 1
@@ -73,12 +75,10 @@ class StatSink:
         """Until the connection ends; why it did."""
         self._unsent.clear()
         self.reachable = True
-        self._connected()
-        parts = [
-            asyncio.create_task(self._write(socket)),
-            asyncio.create_task(self._read(socket)),
-        ]
+        parts: list[asyncio.Task[str]] = []
         try:
+            self._connected()
+            parts = [asyncio.create_task(self._write(socket)), asyncio.create_task(self._read(socket))]
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             return done.pop().result()
         finally:
@@ -90,20 +90,17 @@ class StatSink:
     async def _write(self, socket: aiohttp.ClientWebSocketResponse) -> str:
         ping_at = 0.0
         loop = asyncio.get_running_loop()
-        try:
-            while True:
-                while self._unsent:
-                    await socket.send_bytes(self._unsent.popleft())
-                now = loop.time()
-                if now >= ping_at:
-                    await socket.ping()
-                    ping_at = now + PING_S
-                self._more.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(ping_at - now):
-                        await self._more.wait()
-        except (aiohttp.ClientError, ConnectionError) as error:
-            return str(error)
+        while True:
+            while self._unsent:
+                await socket.send_bytes(self._unsent.popleft())
+            now = loop.time()
+            if now >= ping_at:
+                await socket.ping()
+                ping_at = now + PING_S
+            self._more.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ping_at - now):
+                    await self._more.wait()
 
     async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> str:
         """The autoscaler sends nothing but pongs, its own pings, and an end."""

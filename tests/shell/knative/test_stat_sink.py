@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -78,6 +80,41 @@ def test_a_silent_server_is_left_and_dialled_again(monkeypatch: pytest.MonkeyPat
         async with connected(server) as sink:
             await until(lambda: len(server.sockets) > 1, "there is another connection")
             assert sink.errors >= 1
+
+    run(test())
+
+
+@pytest.mark.parametrize("abort", [False, True])
+def test_a_connection_that_ends_while_its_pings_are_answered_is_made_again(abort: bool) -> None:
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        key = next(line.split()[1] for line in head.splitlines() if line.startswith("Sec-WebSocket-Key"))
+        digest = hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()
+        writer.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n\r\n"
+        )
+        await reader.readexactly(1)  # it is up
+        writer.write(b"\x89\x01x" * 3)
+        writer.close()
+        if abort:
+            writer.transport.abort()
+
+    async def test() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        sink = StatSink(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        task = asyncio.create_task(sink.run())
+        try:
+            await until(lambda: connections > 1 or task.done(), "it is made again")
+            assert not task.done()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            server.close()
 
     run(test())
 
