@@ -75,7 +75,7 @@ class Autoscaler:
         )
         self.deciders = Deciders(self.collector, self.pods, self._revisit)
         self.writer = Writer(client, self._copies, self._owns)
-        self._scales = Scales(client, self._deployments, self._revisit)
+        self._scales = Scales(client, self._deployments, self._revisit, self._owns)
         self.reconciler = Reconciler(
             self._copies,
             self.pods,

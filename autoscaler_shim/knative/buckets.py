@@ -56,8 +56,8 @@ class LeasedBuckets:
         self._electors = {name: self._elector(name, election) for name in buckets.names}
 
     def owns(self, key: str) -> bool:
-        """Whether the revision's bucket is held here."""
-        return self._buckets.owner(key) in self.held
+        """Whether the revision's bucket is held here, by the clock."""
+        return self._leads(self._buckets.owner(key))
 
     async def start(self) -> None:
         self._queue.start()
@@ -72,6 +72,9 @@ class LeasedBuckets:
         await self._queue.stop()
 
     # --- inside
+
+    def _leads(self, name: str) -> bool:
+        return name in self.held and self._electors[name].leading
 
     def _elector(self, name: str, election: LeaderElection) -> Elector:
         return Elector(
@@ -121,7 +124,7 @@ class LeasedBuckets:
 
     async def _follow(self, name: str) -> None:
         """Where the statistics of one bucket go."""
-        if name in self.held:
+        if self._leads(name):
             await self._forwarder.held_here(name)
             await self._point_service_here(name)
             return

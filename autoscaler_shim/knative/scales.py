@@ -42,11 +42,18 @@ def kind_of(reference: Document) -> Kind:
 
 
 class Scales:
-    def __init__(self, client: Client, deployments: Informer, again: Callable[[str], None]) -> None:
-        """`again` hears of the PodAutoscalers whose turn it is."""
+    def __init__(
+        self,
+        client: Client,
+        deployments: Informer,
+        again: Callable[[str], None],
+        may: Callable[[str], bool],
+    ) -> None:
+        """`again` hears of the PodAutoscalers whose turn it is; `may`: whether this one is (still) ours to scale."""
         self._client = client
         self._deployments = deployments
         self._again = again
+        self._may = may
         self._waves: Waves[str] = Waves()
         self._timer: asyncio.TimerHandle | None = None
         #: by target: the replicas written, and the version that came back
@@ -54,7 +61,7 @@ class Scales:
         self.patches = 0
 
     async def apply(self, key: str, pa: Document, scale: int) -> bool:
-        """False: this PodAutoscaler is in line for its turn, to be told by `again`. Raises KubeError."""
+        """False: not now, since it is in line for its turn, to be told by `again`, or not ours. Raises KubeError."""
         reference = (pa.get("spec") or {}).get("scaleTargetRef") or {}
         namespace, name = pa["metadata"]["namespace"], str(reference.get("name") or "")
         kind = kind_of(reference)
@@ -63,6 +70,9 @@ class Scales:
         except KubeError:
             self.withdraw(key)  # what can't be woken holds up nobody
             raise
+        if not self._may(key):
+            self.withdraw(key)
+            return False
         if current == 0 and scale > 0 and kind == DEPLOYMENTS:
             if not self._waves.enter(key, time.monotonic()):
                 self._watch()

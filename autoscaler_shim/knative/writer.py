@@ -4,7 +4,8 @@ Nobody waits for these writes, and one that isn't urgent waits a moment for what
 wakes is ready before anybody reads that it is being woken. What was decided holds here at once (`status()` answers
 with what is yet to be written), and while the API server is away it stays here and is repeated. Scales don't come
 this way: a revision at zero must not wait behind anything. Which objects may be written is asked again at the moment
-of writing, so a lost Lease takes back what is still in line.
+of writing, so a lost Lease takes back what is still in line; and a status is written over the latest version that is
+known here, so whoever has missed something is refused until it has seen that.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class Writer:
         self._bucket = TokenBucket(QPS, BURST)
         self._children: dict[Target, Child] = {}
         self._statuses: dict[Target, Status] = {}
+        #: the versions that came back from writing, of objects whose copy here is older
+        self._versions: dict[tuple[Kind, str], int] = {}
         self._queue: WorkQueue[Target] = WorkQueue(self._write, WORKERS, name="writes")
         self.counters = self._queue.counters
 
@@ -118,6 +121,7 @@ class Writer:
     def forget(self, key: str) -> None:
         """The objects of this key are gone, or somebody else's."""
         for kind in self._copies:
+            self._versions.pop((kind, key), None)
             for target in (Target(kind, key), Target(kind, key, "status")):
                 self._children.pop(target, None)
                 self._statuses.pop(target, None)
@@ -127,12 +131,14 @@ class Writer:
 
     async def _write(self, target: Target) -> float | None:
         if not self._may(target.key):
-            self._children.pop(target, None)
-            self._statuses.pop(target, None)
+            self._drop(target)
             return None
         wait_s = self._bucket.take(time.monotonic())
         if wait_s > 0:
             await asyncio.sleep(wait_s)
+            if not self._may(target.key):
+                self._drop(target)
+                return None
         try:
             if target.subresource:
                 await self._write_status(target)
@@ -140,18 +146,28 @@ class Writer:
                 await self._write_child(target)
         except NotFound:
             log.info("%s %s is gone, nothing to write", target.kind.kind, target.key)
-            self._statuses.pop(target, None)
-            self._children.pop(target, None)
+            self._drop(target)
         return None
+
+    def _drop(self, target: Target) -> None:
+        self._children.pop(target, None)
+        self._statuses.pop(target, None)
 
     async def _write_status(self, target: Target) -> None:
         pending = self._statuses.get(target)
         if pending is None or pending.version is not None:
             return
+        current = self._current(target)
+        if current is None:
+            self._drop(target)
+            return
         namespace, _, name = target.key.partition("/")
-        written = await self._client.patch(
-            target.kind, namespace, name, {"status": pending.status}, subresource="status"
-        )
+        patch = {
+            "metadata": {"resourceVersion": self._latest(target, current)},
+            "status": pending.status,
+        }
+        written = await self._client.patch(target.kind, namespace, name, patch, subresource="status")
+        self._versions[target.kind, target.key] = _version(written)
         if self._statuses.get(target) is pending:  # else something newer waits already
             self._statuses[target] = Status(pending.status, _version(written))
 
@@ -172,8 +188,18 @@ class Writer:
                 self._children.pop(target, None)
                 return
             written = await self._client.patch(target.kind, namespace, name, {"spec": child.made["spec"]})
-        if written is not None and self._children.get(target) is child:
+        if written is None:
+            return
+        self._versions[target.kind, target.key] = _version(written)
+        if self._children.get(target) is child:
             self._children[target] = child._replace(version=_version(written))
+
+    def _latest(self, target: Target, current: Document) -> str:
+        """The version of the copy, or of our own last write until the copy has come as far."""
+        written = self._versions.get((target.kind, target.key), 0)
+        if written <= _version(current):
+            self._versions.pop((target.kind, target.key), None)
+        return str(max(written, _version(current)))
 
     def _current(self, target: Target) -> Document | None:
         namespace, _, name = target.key.partition("/")

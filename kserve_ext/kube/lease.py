@@ -55,8 +55,11 @@ class Elector:
 
     @property
     def leading(self) -> bool:
-        """Right now, by the clock: ask before an act that two must not do."""
-        return self._told and self._election.leads(time.monotonic())
+        """Right now, by the clock: ask before an act that two must not do. Of a lapse that is noticed here (the
+        process was stopped or throttled, so the alarm is late) on_loss is told first."""
+        if self._told and not self._election.leads(time.monotonic()):
+            self._settle()
+        return self._told
 
     @property
     def holder(self) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
 
 import pytest
 import uvloop
 
+from kserve_ext.kube import lease
 from kserve_ext.kube.client import KubeObject
 from kserve_ext.kube.kinds import LEASES
 from kserve_ext.kube.lease import Elector
@@ -236,3 +239,20 @@ def test_of_many_candidates_one_leads_at_a_time_and_all_do_in_turn() -> None:
             assert spec_of(server)["leaseTransitions"] == 4
 
     play(scenario)
+
+
+def test_a_lapse_is_told_to_whoever_asks_before_the_alarm_rings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was stopped: the clock has gone on, nothing else has run yet."""
+    ahead = 0.0
+    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead))
+
+    async def test() -> None:
+        nonlocal ahead
+        async with ApiServer() as server, candidate(server, "a") as a:
+            await a.says("+")
+            ahead += 41.0
+            assert not a.elector.leading
+            assert a.said == "+-"
+            await a.says("+-+")
+
+    asyncio.run(test())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from autoscaler_shim.knative import buckets, deciders
 from autoscaler_shim.knative.autoscaler import Autoscaler
 from autoscaler_shim.knative.settings import StatefulSet
+from kserve_ext.kube import lease
 from kserve_ext.kube.kinds import (
     DEPLOYMENTS,
     ENDPOINT_SLICES,
@@ -170,6 +172,39 @@ def test_whoever_has_lost_its_lease_scales_nothing_any_more() -> None:
                 await made.reconciler.queue.idle()
                 assert api.requests.count(patch) == tried
                 assert not made.deciders.entries
+
+    run(test())
+
+
+def test_whoever_was_stopped_for_longer_than_its_lease_scales_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The clock has gone on, and no alarm has rung yet."""
+    ahead = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead)
+    monkeypatch.setattr(lease, "time", clock)
+
+    async def test() -> None:
+        nonlocal ahead
+        async with ApiServer() as api:
+            times = {"lease_duration": "3s", "renew_deadline": "2s", "retry_period": "1s"}
+            put_config(api, "config-leader-election", **times)
+            api.fail(503, 1000, method="PATCH", path="/deployments/")
+            notes = {"autoscaling.knative.dev/min-scale": "2"}
+            put_sks(api, put_revision(api, 1, notes, status=state("True", desired=1)))
+            async with autoscaler(api) as made:
+                patch = f"PATCH {DEPLOYMENTS.path(NAMESPACE, NAME)}-deployment"
+                await api.until(lambda: patch in api.requests)
+                await made.reconciler.queue.idle()
+                api.fail(503, 1000, path="/leases/")
+                ahead += 3.0
+                tried, runs = api.requests.count(patch), made.reconciler.queue.counters.runs
+                made.reconciler.add(KEY)
+                await until(lambda: made.reconciler.queue.counters.runs > runs)
+                await made.reconciler.queue.idle()
+                assert api.requests.count(patch) == tried
+                api.failures.clear()
+                await api.until(lambda: replicas(api) == 2)
 
     run(test())
 

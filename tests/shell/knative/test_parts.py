@@ -261,6 +261,55 @@ def test_a_lost_lease_takes_back_what_is_in_line() -> None:
     run(test())
 
 
+def test_a_lease_that_is_lost_while_a_write_waits_for_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "QPS", 20.0)
+    monkeypatch.setattr(writer, "BURST", 1)
+
+    async def test() -> None:
+        async with ApiServer() as api:
+            put_revision(api)
+            async with Writing(api) as world:
+                asked: list[str] = []
+
+                def may(key: str) -> bool:
+                    asked.append(key)
+                    return len(asked) <= 2
+
+                late = Writer(world.client, world.copies, may)
+                late.put_child(METRICS, world.pa(), world.metric())
+                late.put_status(POD_AUTOSCALERS, world.pa(), {"desiredScale": 1})
+                late.start()
+                await late.stop(5)
+                assert len(world.writes(METRICS)) == 1
+                assert world.writes(POD_AUTOSCALERS) == []
+                assert late.status(POD_AUTOSCALERS, world.pa()) == {}
+
+    run(test())
+
+
+def test_whoever_has_missed_a_change_writes_no_status_until_it_has_seen_that() -> None:
+    async def test() -> None:
+        async with ApiServer() as api:
+            put_revision(api)
+            async with Writing(api) as world:
+                world.writer.start()
+                copy, pa = world.copies[POD_AUTOSCALERS], world.pa()
+                await copy.stop()
+                world.writer.put_status(POD_AUTOSCALERS, pa, {"desiredScale": 1})
+                await api.until(lambda: status(api) == {"desiredScale": 1})
+                world.writer.put_status(POD_AUTOSCALERS, pa, {"desiredScale": 2})
+                await api.until(lambda: status(api) == {"desiredScale": 2})  # what it wrote itself it knows
+                assert world.writer.counters.failures == 0
+                api.put(POD_AUTOSCALERS, {**pa, "status": {"desiredScale": 9}})
+                world.writer.put_status(POD_AUTOSCALERS, pa, {"desiredScale": 3})
+                await until(lambda: world.writer.counters.failures)
+                assert status(api) == {"desiredScale": 9}
+                copy.start()
+                await api.until(lambda: status(api) == {"desiredScale": 3})
+
+    run(test())
+
+
 def test_a_child_is_made_changed_and_put_right_again() -> None:
     async def test() -> None:
         async with ApiServer() as api:
@@ -342,7 +391,7 @@ def test_a_scale_is_written_once_and_only_when_it_is_another() -> None:
         async with ApiServer() as api, api.client() as client:
             pa = put_revision(api, 1)
             deployments = Informer(client, DEPLOYMENTS, keep=scales.slim)
-            writing = Scales(client, deployments, lambda key: None)
+            writing = Scales(client, deployments, lambda key: None, lambda key: True)
             await writing.apply("a", pa, 1)
             assert writing.patches == 0
             await writing.apply("a", pa, 3)
@@ -378,7 +427,7 @@ def test_a_burst_from_zero_goes_in_waves_and_in_order() -> None:
                 writing.observed(name, new)
 
             deployments = Informer(client, DEPLOYMENTS, on_change=changed, keep=scales.slim)
-            writing = Scales(client, deployments, turns.append)
+            writing = Scales(client, deployments, turns.append, lambda key: True)
             deployments.start()
             await deployments.synced.wait()
             woken = [await writing.apply(name, pas[name], 1) for name in names]
@@ -396,6 +445,19 @@ def test_a_burst_from_zero_goes_in_waves_and_in_order() -> None:
             assert replicas(api, names[1]) == 5
             writing.close()
             await deployments.stop()
+
+    run(test())
+
+
+def test_whether_it_may_be_scaled_is_asked_right_before_the_patch() -> None:
+    async def test() -> None:
+        async with ApiServer() as api, api.client() as client:
+            pa = put_revision(api, 1)
+            deployments = Informer(client, DEPLOYMENTS, keep=scales.slim)
+            # lost while the present scale is read
+            writing = Scales(client, deployments, lambda key: None, lambda key: not api.requests)
+            assert not await writing.apply("a", pa, 3)
+            assert (writing.patches, replicas(api)) == (0, 1)
 
     run(test())
 
