@@ -21,6 +21,7 @@ from activator_replacement.refusals import response
 from activator_replacement.seam import Refusal
 from kserve_ext.wire.http1 import Malformed, header
 from kserve_ext.wire.http2.connection import Connection
+from kserve_ext.wire.http2.fields import TooLarge
 from kserve_ext.wire.http2.forward import Hop2
 from kserve_ext.wire.http2.frames import (
     ENHANCE_YOUR_CALM,
@@ -30,6 +31,7 @@ from kserve_ext.wire.http2.frames import (
     read_settings,
 )
 from kserve_ext.wire.http2.headers import scan_request
+from kserve_ext.wire.http2.hpack import literal
 from kserve_ext.wire.http2.sending import UNFLUSHED_BYTES
 from kserve_ext.wire.http2.streams import Stream
 from kserve_ext.wire.http2.translate import answer_block, request_block
@@ -41,6 +43,8 @@ STREAMS: Final = 1000  # of a connection at once
 BUFFERED_BYTES: Final = 4 << 20  # of request bodies that do not go on; then all of the connection's wait
 #: Answers to what a client sends without reading: beyond this much unsent, DATA not counted, it is cut off.
 _UNSENT_BYTES: Final = UNFLUSHED_BYTES + (1 << 20)
+#: There is no exchange to answer when the facts of a request were not all read.
+_TOO_LARGE: Final = literal(b":status", b"431")
 _GRACE_S: Final = 1.0  # from the first GOAWAY of a drain to the one that names the last stream
 
 
@@ -163,9 +167,16 @@ class Http2Client(asyncio.Protocol):
     def opened(self, stream: Stream, block: bytes, end: bool) -> None:
         plane = self.plane
         try:
-            facts = scan_request(block, self.repeated)
+            facts = scan_request(block, self.repeated, plane.limits.head_bytes)
             if end and facts.length > 0:
                 raise Malformed("a content-length without a body")
+        except TooLarge:
+            plane.counters.requests += 1
+            plane.counters.refused(431)
+            self.connection.send_headers(stream, _TOO_LARGE, True)
+            if stream.open_in:
+                self.connection.reset(stream, NO_ERROR)
+            return
         except Malformed:
             self.connection.reset(stream, PROTOCOL_ERROR)
             return

@@ -89,9 +89,24 @@ class Http2Exchange(RequestHalf):
             self._failed(reason, True)
 
     def _send(self, upstream: Http2Upstream) -> None:
-        self.state = SENT
-        self.send_to(upstream, self.forwarded())
-        self.client.plane.dispatch.sent(self)
+        block = self.forwarded()
+        connection = upstream.connection
+        trailers = self._trailers
+        if connection.takes(block) and (trailers is None or connection.takes(trailers)):
+            self.state = SENT
+            self.send_to(upstream, block)
+            self.client.plane.dispatch.sent(self)
+            return
+        self.state = CONNECTING
+        if connection.introduced:
+            self.client.plane.loop.call_soon(self._too_large)  # Dispatch expects no answer while it calls
+        else:
+            upstream.await_settings(self)
+
+    def _too_large(self) -> None:
+        if self.state == CONNECTING:
+            self._end(OK)  # as if the instance had answered so
+            self.client.answer(self, 431, "the header fields are more than the instance takes")
 
     # --- what another dialect exchanges
 
@@ -116,9 +131,11 @@ class Http2Exchange(RequestHalf):
             if self.state == SENT:
                 self._respond(block, end)
                 return
-            check_trailers(block)
+            check_trailers(block, self.client.plane.limits.head_bytes)
             if not end or self._expected > 0:
                 raise Malformed("a body that ends too early, or trailers that are not the end")
+            if not self.client.connection.takes(block):
+                raise Malformed("trailers of more than its client takes")
         except Malformed as malformed:
             self._broken(malformed.reason)
             return
@@ -126,13 +143,14 @@ class Http2Exchange(RequestHalf):
         self._response_read()
 
     def _respond(self, block: bytes, end: bool) -> None:
-        head = scan_response(block)
         client = self.client
+        head = scan_response(block, client.plane.limits.head_bytes)
         if head.status < 200:
             if end:
                 raise Malformed("an informational response that is the end")
             self._heard = True
-            client.connection.send_headers(self.down, block, False)
+            if client.connection.takes(block):
+                client.connection.send_headers(self.down, block, False)
             return
         if self.facts.method == b"HEAD" or head.status in (204, 304):
             self._expected = 0
@@ -140,6 +158,9 @@ class Http2Exchange(RequestHalf):
             self._expected = head.length
             if end and head.length > 0:
                 raise Malformed("a body that ends too early")
+        marked = self.marked(head)
+        if not client.connection.takes(marked):
+            raise Malformed("a head of more than its client takes")
         self.state = RESPONDING
         self._body = None
         plane = client.plane
@@ -148,7 +169,7 @@ class Http2Exchange(RequestHalf):
         if head.event_stream:
             self._tail = b""
         self.wrote = True
-        client.connection.send_headers(self.down, self.marked(head), end)
+        client.connection.send_headers(self.down, marked, end)
         if end:
             self._response_read()
 

@@ -129,7 +129,7 @@ class RequestHalf(ABC):
     def receive_trailers(self, block: bytes) -> None:
         """The end of the body."""
         try:
-            check_trailers(block)
+            check_trailers(block, self.client.plane.limits.head_bytes)
         except Malformed:
             self.malformed()
             return
@@ -139,7 +139,10 @@ class RequestHalf(ABC):
         self.body_done = True
         self._trailers = block
         if self.up is not None and self.upstream is not None:
-            self.upstream.connection.send_trailers(self.up, block)
+            if self.upstream.connection.takes(block):
+                self.upstream.connection.send_trailers(self.up, block)
+            else:
+                self.malformed()
 
     def went(self, size: int) -> None:
         """So many bytes of the body have left for the instance: the client may send as many again."""

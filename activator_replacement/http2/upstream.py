@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
 
 class Http2Upstream(asyncio.Protocol):
-    __slots__ = ("_plane", "_waking", "addr", "closed", "connection", "idle_since", "transport")
+    __slots__ = (
+        "_awaiting",
+        "_plane",
+        "_waking",
+        "addr",
+        "closed",
+        "connection",
+        "idle_since",
+        "transport",
+    )
 
     def __init__(self, plane: Plane, addr: str) -> None:
         self._plane = plane
@@ -34,6 +43,8 @@ class Http2Upstream(asyncio.Protocol):
         self.closed = False
         self.idle_since = 0.0  # 0: not idle when it was last looked at
         self._waking = True  # until it is connected
+        #: Exchanges with more header fields than everybody takes.
+        self._awaiting: list[Http2Exchange] = []
 
     # --- asyncio
 
@@ -53,6 +64,8 @@ class Http2Upstream(asyncio.Protocol):
             connection.goaway(violation.code, violation.reason)
             self._lost(f"broke the protocol of HTTP/2 ({violation.reason})")
             return
+        if self._awaiting and connection.introduced:
+            self._introduced()
         if connection.going and not connection.streams:
             self.close()
 
@@ -107,6 +120,25 @@ class Http2Upstream(asyncio.Protocol):
             exchange: Http2Exchange = stream.exchange
             exchange.lost(f"goes away (error {code})", True)
 
+    def await_settings(self, exchange: Http2Exchange) -> None:
+        """It is `connected` again when the instance's settings have come."""
+        self._awaiting.append(exchange)
+
+    def _introduced(self) -> None:
+        awaiting = self._awaiting
+        self._awaiting = []
+        for exchange in awaiting:
+            if self.connection.room() and self.usable():
+                exchange.connected(self)
+            else:
+                self._plane.http2_cache.open(self.addr, exchange)
+
+    def _given_up(self, reason: str) -> None:
+        awaiting = self._awaiting
+        self._awaiting = []
+        for exchange in awaiting:
+            exchange.not_connected(reason)
+
     # --- for the connections that are kept
 
     def usable(self) -> bool:
@@ -119,6 +151,7 @@ class Http2Upstream(asyncio.Protocol):
             self._flush()
             self.transport.close()
             self._plane.http2_cache.lost(self)
+            self._given_up("closed the connection")
 
     def _lost(self, reason: str) -> None:
         if self.closed:
@@ -133,3 +166,4 @@ class Http2Upstream(asyncio.Protocol):
         for stream in streams:
             exchange: Http2Exchange = stream.exchange
             exchange.lost(reason)
+        self._given_up(reason)

@@ -273,6 +273,7 @@ class Connection(Sending):
 
     def apply(self, pairs: list[tuple[int, int]]) -> None:
         """The peer's settings; of one that comes twice, the last."""
+        self.introduced = True
         for name, value in dict(pairs).items():
             if name == frames.INITIAL_WINDOW_SIZE:
                 change = value - self.peer_window
@@ -288,6 +289,8 @@ class Connection(Sending):
                 self.peer_frame = value
             elif name == frames.MAX_CONCURRENT_STREAMS:
                 self.peer_streams = value
+            elif name == frames.MAX_HEADER_LIST_SIZE:
+                self.peer_list = value
 
     def _goaway(self, number: int, payload: bytes) -> None:
         if number or len(payload) < 8:

@@ -3,7 +3,8 @@
 A block is walked, not decoded: static indexes and literals are looked up as the bytes they came in, so that a field
 seen before (in plain or Huffman-coded form: there is one of each) costs one look in a table that forgets. Every name
 and value is checked once: what would end a connection that others share, or be read otherwise by the next hop
-(RFC 9113 8.2, 8.3), is never passed on.
+(RFC 9113 8.2, 8.3), is never passed on. The size of the list is bounded too (name, value and 32 for each field, as
+in SETTINGS): one byte of a block may stand for 60.
 
 Hot dialect, see kserve_ext/wire/http1.py.
 """
@@ -80,26 +81,39 @@ _VALUE = re.compile(rb"(?![\t ])[\t -~\x80-\xff]*(?<![\t ])")
 _CACHED_BYTES: Final = 256  # longer fields, and those that no hop may keep, are looked at anew
 _CACHED: Final = 8192
 _NAME_BYTES: Final = 64
+_FIELD_BYTES: Final = 32  # that each field counts beside its name and value, RFC 9113 6.5.2
+LIST_BYTES: Final = 1 << 20
+#: No byte of a block stands for more of its list.
+MOST_PER_BYTE: Final = _FIELD_BYTES + max(len(name) + len(value) for name, value in STATIC)
 
-#: (kind, value) of a field by its bytes in a block; of values only those that the relay looks at.
-_known: dict[bytes, tuple[int, bytes]] = {}
+#: (kind, value, size in the list) of a field by its bytes in a block; of values only those that the relay looks at.
+_known: dict[bytes, tuple[int, bytes, int]] = {}
 #: (name, kind) by the first bytes of a literal that spells its name.
 _names: dict[bytes, tuple[bytes, int]] = {}
-_STATIC_KINDS: Final = [(_KINDS.get(name, PLAIN), value) for name, value in STATIC]
+_STATIC_KINDS: Final = [
+    (_KINDS.get(name, PLAIN), value, len(name) + len(value) + _FIELD_BYTES) for name, value in STATIC
+]
+#: The only indexed field that HTTP/2 does not know.
+_TRANSFER_ENCODING: Final = 0x80 | STATIC.index((b"transfer-encoding", b""))
 
 
-def walk(block: bytes) -> list[tuple[int, int, int, bytes]]:
+class TooLarge(Malformed):
+    """Nothing is wrong with the fields, as far as they were looked at, but that they are too many or too long."""
+
+
+def walk(block: bytes, most: int = LIST_BYTES) -> list[tuple[int, int, int, bytes]]:
     """(kind, start, end, value) of the fields that are not PLAIN.
 
-    Raises Violation when it is no block that stands alone, Malformed when a field is not what HTTP allows.
+    Raises Violation when it is no block that stands alone, Malformed when a field is not what HTTP allows, TooLarge
+    as soon as its list has more than `most` bytes.
     """
     try:
-        return _walk(block)
+        return _walk(block, most)
     except IndexError:
         raise Violation(COMPRESSION_ERROR, "a header block that ends within a field") from None
 
 
-def _walk(block: bytes) -> list[tuple[int, int, int, bytes]]:
+def _walk(block: bytes, left: int) -> list[tuple[int, int, int, bytes]]:
     found = []
     at = 0
     size = len(block)
@@ -110,6 +124,8 @@ def _walk(block: bytes) -> list[tuple[int, int, int, bytes]]:
         if first >= 0x80:
             if not 0x80 < first < 0x80 + len(_STATIC_KINDS):
                 raise Violation(COMPRESSION_ERROR, "an entry of a header table of size 0")
+            if first == _TRANSFER_ENCODING:
+                raise Malformed("transfer-encoding: belongs to HTTP/1.1")
             known = _STATIC_KINDS[first & 0x7F]
             at += 1
         else:
@@ -118,7 +134,10 @@ def _walk(block: bytes) -> list[tuple[int, int, int, bytes]]:
                 raise IndexError
             field = block[start:at]
             known = _known.get(field) or _learn(field)
-        kind, value = known
+        kind, value, listed = known
+        left -= listed
+        if left < 0:
+            raise TooLarge("a header list that is too large")
         if kind == PLAIN:
             regular = True
         else:
@@ -153,7 +172,7 @@ def _literal_end(block: bytes, at: int, first: int) -> int:
     return at + size
 
 
-def _learn(field: bytes) -> tuple[int, bytes]:
+def _learn(field: bytes) -> tuple[int, bytes, int]:
     """Looks at a literal for the first time."""
     first = field[0]
     at = 2 + (field[1] & 0x7F) if first in (0x00, 0x40) else 0
@@ -174,15 +193,17 @@ def _learn(field: bytes) -> tuple[int, bytes]:
             raise Malformed(f"{name.decode()}: belongs to HTTP/1.1")
         if name == b"te" and value.lower() != b"trailers":
             raise Malformed("te: only trailers")
+        size = len(value)
     else:
         if coded:
-            if not huffman_value(value):
+            size = huffman_value(value)
+            if size < 0:
                 huffman_decode(value)  # which raises Violation when it is the coding that is wrong
                 raise Malformed(f"{name.decode()}: control characters in the value")
         elif _VALUE.fullmatch(value) is None:
             raise Malformed(f"{name.decode()}: control characters, or spaces around the value")
         value = b""
-    known = (kind, value)
+    known = (kind, value, len(name) + size + _FIELD_BYTES)
     if len(field) <= _CACHED_BYTES and not 0x10 <= first < 0x20:
         if len(_known) >= _CACHED:
             _known.clear()

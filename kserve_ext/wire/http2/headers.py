@@ -26,6 +26,7 @@ from kserve_ext.wire.http2.fields import (
     KUBELET,
     LAST_PSEUDO,
     LENGTH,
+    LIST_BYTES,
     METHOD,
     NAMESPACE,
     ORIGINAL_HOST,
@@ -40,7 +41,8 @@ from kserve_ext.wire.http2.fields import (
 )
 
 _LAST_ONCE: Final = LENGTH
-#: Heads and trailers of responses repeat: those that were read lately are not read again.
+#: Heads and trailers of responses repeat: those that were read lately are not read again. Short ones, whose list is
+#: within every limit.
 _CACHED: Final = 1024
 _CACHED_BYTES: Final = 256
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
@@ -110,13 +112,13 @@ _responses: dict[bytes, ResponseBlock] = {}
 _trailers: set[bytes] = set()
 
 
-def scan_request(block: bytes, repeated: bool = False) -> RequestBlock:
-    """Raises Violation or Malformed, as walk. `repeated`: Knative's two headers may come twice."""
+def scan_request(block: bytes, repeated: bool = False, most: int = LIST_BYTES) -> RequestBlock:
+    """Raises Violation, Malformed or TooLarge, as walk. `repeated`: Knative's two headers may come twice."""
     head = RequestBlock(block)
     spans = head.spans
     seen = 0
     host = authority = None
-    for kind, start, end, value in walk(block):
+    for kind, start, end, value in walk(block, most):
         if kind <= _LAST_ONCE:
             if seen >> kind & 1:
                 raise Malformed("a pseudo-header, host or content-length twice")
@@ -196,16 +198,16 @@ def _only_last(spans: list[tuple[int, int, int]], kind: int, before: bytes | Non
         spans[:] = [span for span in spans if span[2] != kind]
 
 
-def scan_response(block: bytes) -> ResponseBlock:
+def scan_response(block: bytes, most: int = LIST_BYTES) -> ResponseBlock:
     """Raises Violation or Malformed, as walk. The same object for the same block: nobody may change it."""
     known = _responses.get(block)
-    return known if known is not None else _scan_response(block)
+    return known if known is not None else _scan_response(block, most)
 
 
-def _scan_response(block: bytes) -> ResponseBlock:
+def _scan_response(block: bytes, most: int) -> ResponseBlock:
     head = ResponseBlock(block)
     events = coded = False
-    for kind, _, _, value in walk(block):
+    for kind, _, _, value in walk(block, most):
         if kind == STATUS:
             if head.status or len(value) != 3 or not value.isdigit() or not b"100" <= value < b"600":
                 raise Malformed(":status: one number from 100 to 599")
@@ -234,11 +236,11 @@ def _scan_response(block: bytes) -> ResponseBlock:
     return head
 
 
-def check_trailers(block: bytes) -> None:
+def check_trailers(block: bytes, most: int = LIST_BYTES) -> None:
     """Raises Violation or Malformed, as walk."""
     if block in _trailers:
         return
-    for kind, _, _, _ in walk(block):
+    for kind, _, _, _ in walk(block, most):
         if kind <= LAST_PSEUDO or kind in (LENGTH, HOST):
             raise Malformed("trailers hold no pseudo-header, content-length or host")
     if len(block) <= _CACHED_BYTES:

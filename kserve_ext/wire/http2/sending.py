@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, Final, Protocol
 
+from kserve_ext.wire.http1 import Malformed
 from kserve_ext.wire.http2 import frames
+from kserve_ext.wire.http2.fields import MOST_PER_BYTE, walk
 from kserve_ext.wire.http2.frames import DATA, DEFAULT_WINDOW, END_STREAM, FRAME_BYTES, MOST_WINDOW, PREFACE
 from kserve_ext.wire.http2.streams import Budget, Stream
 
 FIRST_STREAMS: Final = 100  # of a server that has not said how many it takes
+FIRST_LIST: Final = 65_536  # bytes of the header list of a peer that has not said what it takes
 _RESET_KEPT: Final = 1024
 UNFLUSHED_BYTES: Final = 262_144  # of DATA in `out`; what is more waits for `flushed`
 #: Waiting payloads up to this are joined: many frames must not cost more than their bytes.
@@ -61,9 +64,11 @@ class Sending:
         "budget",
         "buffered",
         "going",
+        "introduced",
         "max_streams",
         "out",
         "peer_frame",
+        "peer_list",
         "peer_streams",
         "peer_window",
         "receive_window",
@@ -85,6 +90,8 @@ class Sending:
         self.send_window = DEFAULT_WINDOW
         self.peer_window = DEFAULT_WINDOW  # of a new stream
         self.peer_frame = FRAME_BYTES
+        self.peer_list = FIRST_LIST
+        self.introduced = False  # the peer's settings have come
         self.peer_streams = FIRST_STREAMS
         self.receive_window = window
         self.buffered = 0  # bytes that came and have not gone on
@@ -112,6 +119,26 @@ class Sending:
         self.streams[stream.id] = stream
         self.send_headers(stream, block, end)
         return stream
+
+    def takes(self, block: bytes) -> bool:
+        """The peer reads this header block without giving up the connection, which is not its sender's alone.
+
+        Go does so when a frame of it is more than twice what is left of the list, and when a frame follows one
+        that was too much; what Huffman's code makes longer counts as long as it is.
+        """
+        size = len(block)
+        most = self.peer_list
+        if size >= self.peer_frame:
+            most -= self.peer_frame >> 1
+        if size * MOST_PER_BYTE <= most:
+            return True
+        if size > most:
+            return False
+        try:
+            walk(block, most)
+        except Malformed:
+            return False
+        return True
 
     def send_headers(self, stream: Stream, block: bytes, end: bool) -> None:
         if self._first_block:

@@ -17,8 +17,10 @@ import pytest
 
 from activator_replacement.http1 import ClientProtocol
 from activator_replacement.knative.client import KnativeClient
+from kserve_ext.wire.http2 import frames
+from kserve_ext.wire.http2.hpack import literal
 from tests.support.dataplane import HoldingDispatch, dataplane, run
-from tests.support.http2 import at_rest, turn_until
+from tests.support.http2 import REQUEST, Peer, at_rest, connect, turn_until
 from tools.setup.layout import Layout, digest
 
 SOURCE = Path(__file__).resolve().parents[2] / "support" / "gopeer"
@@ -77,6 +79,56 @@ def test_go_on_both_sides(gopeer: str, protocol: str, dialect: type[ClientProtoc
                 await turn_until(lambda: not dispatch.in_flight)
                 # An instance may tell of a deadline before its client does.
                 assert dispatch.submitted == len(dispatch.outcomes) + dispatch.finally_failed > 200
+                at_rest(server.plane)
+
+    run(test())
+
+
+_HEAD = b"".join(literal(name.encode(), value.encode()) for name, value in REQUEST)
+_LIST = sum(32 + len(name) + len(value) for name, value in REQUEST)
+_MIB = 1 << 20
+
+
+def send(client: Peer, block: bytes) -> int:
+    """As h2 would not: a request whose header block is this."""
+    number = client.h2.get_next_available_stream_id()
+    client.h2.send_headers(number, REQUEST, end_stream=True)
+    client.h2.data_to_send()
+    client.transport.write(frames.headers_frames(number, block, True, frames.FRAME_BYTES))
+    return number
+
+
+@pytest.mark.parametrize(
+    ("more", "statuses"),
+    [
+        (b"\x90" * (_MIB - 100), {431}),  # 60 bytes of a list each
+        (b"\x90" * 17_000, {200}),
+        (b"\x90" * ((_MIB - _LIST) // 60), {200, 431}),  # with what is added, about what Go takes
+        (literal(b"x", b"v" * (_MIB - _LIST - 33)), {200, 431}),
+        (literal(b"x", b"v" * (_MIB - _LIST - 600)), {200, 431}),
+        (literal(b"x", b"v" * 900_000), {200}),
+    ],
+)
+def test_no_request_costs_others_the_connection_to_go(gopeer: str, more: bytes, statuses: set[int]) -> None:
+    async def test() -> None:
+        async with serving(gopeer, "serve-http") as addr:
+            dispatch = HoldingDispatch(addr)
+            async with dataplane(dispatch, client_type=KnativeClient, head_bytes=_MIB) as (
+                server,
+                host,
+                port,
+                _,
+            ):
+                client, other = await connect(host, port), await connect(host, port)
+                number = client.begin()
+                await client.head(number)
+                await other.settled()
+                await other.request()  # its blocks need no table from here on
+                assert (await other.over(send(other, _HEAD + more))).status in statuses
+                await client.send(number, b"still here", True)
+                assert (await client.over(number)).body == b"still here"
+                assert server.plane.http2_cache.opened == 1
+                await turn_until(lambda: not dispatch.in_flight)
                 at_rest(server.plane)
 
     run(test())

@@ -743,6 +743,119 @@ def test_malformed_requests_are_reset_and_the_connection_lives(pairs: list[tuple
     run(test())
 
 
+def test_header_fields_are_bounded_by_what_they_are_and_not_by_their_bytes() -> None:
+    async def test() -> None:
+        async with instance2(echo2) as made:
+            dispatch = HoldingDispatch(made.addr)
+            async with dataplane(dispatch) as (server, host, port, _):
+                client = await connect(host, port)
+                many = [("accept-encoding", "gzip, deflate")] * 600  # a byte each
+                seen = await client.request(b"x", *many)
+                assert (seen.status, seen.ended) == (431, True)
+                assert (await client.request(b"", *many)).status == 431
+                assert (await client.request(b"x", *many[:500])).status == 200
+                number = client.begin()
+                await made.requests(2)
+                client.h2.send_headers(number, many, end_stream=True)
+                client.flush()
+                assert (await client.over(number)).reset == frames.PROTOCOL_ERROR
+                assert server.plane.counters.responses[431] == 2
+                await turn_until(lambda: not dispatch.in_flight)
+                assert (dispatch.submitted, len(made.peers)) == (2, 1)
+                at_rest(server.plane)
+
+    run(test())
+
+
+def test_nothing_is_sent_that_an_instance_or_a_client_gives_up_a_connection_for() -> None:
+    """Others have streams on the same connection."""
+    large = ("x-large", "v" * 10_000)
+
+    def serve(peer: Peer, event: Any) -> None:
+        if isinstance(event, h2.events.StreamEnded):
+            path = peer.streams[event.stream_id].heads[0][":path"]
+            if path == "/head":
+                peer.respond(event.stream_id, large, end=True)
+            elif path == "/trailers":
+                peer.respond(event.stream_id)
+                peer.trailers(event.stream_id, large)
+            else:
+                peer.respond(event.stream_id, large, status=103)
+                peer.respond(event.stream_id, end=True)
+
+    async def test() -> None:
+        async with instance2(serve, settings={6: 4000}) as made:
+            dispatch = HoldingDispatch(made.addr)
+            async with dataplane(dispatch) as (server, host, port, _):
+                client = await connect(host, port)
+                waiting = client.begin()
+                await made.requests(1)
+                await client.request()
+                seen = await client.request(b"", large)
+                assert seen.status == 431
+                assert "instance" in seen.error()["message"]
+                number = client.begin()
+                await made.requests(3)
+                client.trailers(number, large)
+                assert (await client.over(number)).reset == frames.PROTOCOL_ERROR
+                narrow = await connect(host, port, settings={6: 4000})
+                seen = await narrow.request()
+                assert [head[":status"] for head in seen.heads] == ["200"]
+                seen = await narrow.request(pairs=[*REQUEST[:2], (":path", "/head"), REQUEST[3]])
+                assert seen.status == 502
+                seen = await narrow.request(pairs=[*REQUEST[:2], (":path", "/trailers"), REQUEST[3]])
+                assert seen.reset == frames.INTERNAL_ERROR
+                await client.send(waiting, b"", True)
+                assert [head[":status"] for head in (await client.over(waiting)).heads] == ["103", "200"]
+                assert len(made.peers) == 1
+                await turn_until(lambda: not dispatch.in_flight)
+                at_rest(server.plane)
+
+    run(test())
+
+
+@pytest.mark.parametrize("goes", [False, True])
+def test_more_than_everybody_takes_waits_until_the_instance_says_what_it_does(goes: bool) -> None:
+    class Silent(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.set_result(transport)
+
+        def data_received(self, data: bytes) -> None:
+            read.extend(data)
+
+    accepted: asyncio.Future[Any]
+    read = bytearray()
+
+    async def test() -> None:
+        nonlocal accepted
+        loop = asyncio.get_running_loop()
+        accepted = loop.create_future()
+        listener = await loop.create_server(Silent, "127.0.0.1", 0)
+        own_host, own_port = listener.sockets[0].getsockname()[:2]
+        dispatch = HoldingDispatch(f"{own_host}:{own_port}")
+        async with dataplane(dispatch, head_bytes=1 << 20) as (server, host, port, _):
+            client = await connect(host, port)
+            await client.settled()
+            number = client.begin(*[("x-large", "v" * 30_000)] * 3, end=True)
+            transport = await accepted
+            await turn_until(lambda: len(read) > 24)
+            assert len(read) < 200  # the preface and SETTINGS
+            if goes:
+                transport.abort()
+                assert (await client.over(number)).status == 502
+            else:
+                transport.write(frames.settings((frames.MAX_HEADER_LIST_SIZE, 1 << 20)))
+                await turn_until(lambda: len(read) > 70_000)
+                assert "sent" in dispatch.calls
+                client.reset(number)
+            await turn_until(lambda: not dispatch.in_flight)
+            at_rest(server.plane)
+            transport.abort()
+        listener.close()
+
+    run(test())
+
+
 @pytest.mark.parametrize("body", [b"12345", b"123"])
 def test_a_body_of_another_length_than_declared_is_reset(body: bytes) -> None:
     async def test() -> None:

@@ -36,6 +36,7 @@ from kserve_ext.wire.http2.frames import (
     settings,
     window_update,
 )
+from kserve_ext.wire.http2.hpack import literal
 from tests.wire.http2.support import REQUEST, Recorder, head, parse, server
 
 
@@ -376,6 +377,26 @@ def test_long_blocks_are_continued() -> None:
     recorder.out()
     recorder.connection.send_headers(recorder.streams[3], block, True)
     assert [len(payload) for _, _, _, payload in recorder.frames()] == [len(block)]
+
+
+def test_no_block_is_sent_that_a_peer_gives_up_the_connection_for() -> None:
+    connection = (recorder := server()).connection
+    indexes = [b"\x90" * size for size in (1092, 1093)]  # 60 bytes of a list each
+    assert [connection.takes(block) for block in indexes] == [True, False]  # of one that said nothing
+    recorder.receive(settings((6, 6000)))
+    assert [connection.takes(b"\x90" * size) for size in (100, 101)] == [True, False]
+    recorder.receive(settings((6, 1 << 20), (5, 1 << 20)))
+    assert connection.takes(literal(b"x", b"v" * ((1 << 20) - 33)))
+    assert not connection.takes(literal(b"x", b"v" * ((1 << 20) - 32)))
+    long = literal(b"x", b"v" * ((1 << 20) - 8192 - 33))
+    recorder.receive(settings((5, 1 << 14)))
+    assert connection.takes(long)
+    # Go: a frame may be no more than twice what is left of the list.
+    assert not connection.takes(literal(b"x", b"v" * ((1 << 20) - 8192 - 32)))
+    coded = hpack.Encoder().encode([("x", "\xff" * 200_000)])
+    recorder.receive(settings((6, 400_000 + 33)))
+    assert len(coded) > 400_000 + 33
+    assert not connection.takes(coded)
 
 
 def test_the_upgraded_request_is_stream_one() -> None:

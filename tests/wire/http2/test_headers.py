@@ -8,10 +8,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kserve_ext.wire.http1 import Malformed
-from kserve_ext.wire.http2.fields import fields, walk
+from kserve_ext.wire.http2.fields import MOST_PER_BYTE, TooLarge, fields, walk
 from kserve_ext.wire.http2.forward import Hop2, forward_request, forward_response, forward_to_pod
 from kserve_ext.wire.http2.frames import Violation
 from kserve_ext.wire.http2.headers import RequestBlock, check_trailers, scan_request, scan_response
+from kserve_ext.wire.http2.hpack import STATIC, literal
 from kserve_ext.wire.http2.translate import answer_block, request_block
 
 Pairs = list[tuple[str, str]]
@@ -190,6 +191,46 @@ def test_refused_requests(pairs: Pairs, huffman: bool) -> None:
     for _ in range(2):  # what was refused is not remembered as good
         with pytest.raises(Malformed):
             scan_request(encode(pairs, huffman))
+
+
+def test_an_indexed_field_is_refused_as_the_same_literal_is() -> None:
+    pseudo = encode(PSEUDO[:3]) + literal(b":authority", b"a")
+    refused: list[set[bytes]] = [set(), set()]
+    for index, (name, value) in enumerate(STATIC[15:], 15):
+        for found, field in zip(refused, (bytes((0x80 | index,)), literal(name, value)), strict=True):
+            try:
+                scan_request(pseudo + field)
+            except Malformed:
+                found.add(name)
+    assert refused == [{b"transfer-encoding", b"content-length", b"host"}] * 2
+
+
+@pytest.mark.parametrize("huffman", [True, False])
+@pytest.mark.parametrize("value", ["a\x01b", "a\x7fb", "\x1f", "a\tb\x0b"])
+def test_control_characters_are_refused_however_they_are_coded(value: str, huffman: bool) -> None:
+    """Go gives up a connection that continues a header block after one."""
+    with pytest.raises(Malformed):
+        request(("x-a", value), huffman=huffman)
+    assert request(("x-a", "a\tb"), huffman=huffman).block
+
+
+@given(st.lists(st.tuples(st.sampled_from(["x-a", "cookie", "date"]), st.text("ab9~"))))
+def test_a_list_is_as_large_as_its_fields_and_no_larger_than_allowed(pairs: Pairs) -> None:
+    size = sum(32 + len(name) + len(value) for name, value in [(":status", "200"), *pairs])
+    for huffman in (True, False):
+        block = encode([(":status", "200"), *pairs], huffman)
+        walk(block, size)
+        with pytest.raises(TooLarge):
+            walk(block, size - 1)
+        assert size <= MOST_PER_BYTE * len(block)
+
+
+def test_one_byte_may_stand_for_much_and_is_not_read_without_end() -> None:
+    block = encode(PSEUDO) + b"\x90" * 1000
+    for scan in (scan_request, scan_response, check_trailers):
+        with pytest.raises(TooLarge):
+            scan(block if scan is scan_request else block[-1000:], most=32_768)
+    assert scan_request(block).block == block
 
 
 def test_facts_and_marks_of_a_response() -> None:
