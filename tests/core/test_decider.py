@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kserve_ext.core.knative.collection import Collection
-from kserve_ext.core.knative.decider import FRESH_S, Decider
+from kserve_ext.core.knative.decider import FRESH_S, KEPT_S, Decider
 from kserve_ext.core.knative.sampling import Load
 from kserve_ext.core.scaling.decide import Observed, ScalingSpec, ScalingState, decide
 from kserve_ext.core.scaling.window import Averages
@@ -133,6 +133,29 @@ def test_an_activator_that_fell_silent_does_not_count() -> None:
     assert one.report("act-1", 9, NOW)
     one.tick(Averages(5, 5), 1, NOW)
     assert not one.report("act-1", 19, NOW + FRESH_S + 0.1)
+
+
+def test_what_a_dead_activator_held_is_not_counted_beside_its_successors() -> None:
+    one = decider(15)
+    for second in range(100):
+        one.report("act-0", 100, NOW + second)
+        one.tick(Averages(100, 100), 15, NOW + second)
+    assert (one.desired, one.panicking) == (15, False)
+    killed = NOW + 99.1
+    assert not one.report("act-1", 1, killed + 0.1), "its clients come again"
+    assert not one.report("act-1", 100, killed + 1.15)
+    one.tick(Averages(100, 100), 15, killed + 1.2)
+    assert (one.desired, one.panicking) == (15, False)
+
+
+def test_a_report_that_is_late_does_not_shrink_anything() -> None:
+    one = decider(13)
+    one.tick(Averages(90, 90), 13, NOW)
+    one.report("act-0", 90, NOW + 61)
+    one.tick(Averages(53, 53), 13, NOW + 61 + KEPT_S - 0.1)
+    assert one.desired == 9
+    one.tick(Averages(53, 53), 9, NOW + 61 + 2 * 60 + KEPT_S)
+    assert one.desired == 8
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, -1.0, 1e300])

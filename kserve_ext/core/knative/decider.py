@@ -14,8 +14,11 @@ from kserve_ext.core.scaling.burst import Demand, burst, instances_for
 from kserve_ext.core.scaling.decide import Observed, ScalingSpec, ScalingState, decide
 from kserve_ext.core.scaling.window import Averages
 
-#: An activator reports every second; one that has been silent for longer has no requests, or is gone.
-FRESH_S = 2.5
+#: An activator reports every second. What one that is late has said is no reason to start anything any more: it may
+#: be gone, and its clients counted by another already.
+FRESH_S = 1.2
+#: For so long it is a reason to take nothing away.
+KEPT_S = 2.5
 
 
 class Decider:
@@ -48,17 +51,20 @@ class Decider:
             self._reports.pop(activator, None)
             return False
         self._reports[activator] = concurrency, now
-        return self.desired <= 0 or self._need(now) > self._wanted
+        return self.desired <= 0 or instances_for(self.spec, self._demand(now, FRESH_S)) > self._wanted
 
     def tick(self, averages: Averages | None, ready: int | None, now: float) -> bool:
         """Decides anew. True: the reconciler should hear of it (another scale, or another sign of the excess)."""
-        before = self.desired, self.excess_burst < 0
+        before, wanted = (self.desired, self.excess_burst < 0), self._wanted
         stable, panic = averages or (None, None)
         decide(self.spec, Observed(stable, panic, ready), self.state, now)
         if averages is not None:
             self.averages = averages
         if self.desired >= 0:
-            burst(self.spec, self._demand(now), self._wanted, self.state, now)
+            demand = self._demand(now, KEPT_S)
+            if instances_for(self.spec, demand) > wanted:
+                demand = self._demand(now, FRESH_S)
+            burst(self.spec, demand, self._wanted, self.state, now)
         return before != (self.desired, self.excess_burst < 0)
 
     @property
@@ -66,10 +72,9 @@ class Decider:
         """The pods that the reconciler keeps or starts by what was decided so far."""
         return max(self.desired, self.spec.floor(True))
 
-    def _need(self, now: float) -> int:
-        return instances_for(self.spec, self._demand(now))
-
-    def _demand(self, now: float) -> Demand:
-        for activator in [a for a, (_, at) in self._reports.items() if now - at > FRESH_S]:
+    def _demand(self, now: float, most_age_s: float) -> Demand:
+        """What the activators have in hand, by reports of no more than this age."""
+        for activator in [a for a, (_, at) in self._reports.items() if now - at > KEPT_S]:
             del self._reports[activator]
-        return Demand(0, sum(concurrency for concurrency, _ in self._reports.values()))
+        fresh = (concurrency for concurrency, at in self._reports.values() if now - at <= most_age_s)
+        return Demand(0, sum(fresh))
