@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import prometheus_client
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 UNHEALTHY: Final = "received SIGTERM from kubelet"
 START_S: Final = 60.0
+STALL_S: Final = 600.0
+RESTART_S = 1.0
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING}
 _NEVER: Final = float("inf")
 
@@ -49,13 +52,16 @@ _NEVER: Final = float("inf")
 def limits(settings: Settings) -> Limits:
     """Clients are ingresses, whose connections are kept; how long a request may take is the revision's to say.
 
+    What is left of a response that has ended is kept for a client that doesn't read as long as a request may take by
+    default at most (max-revision-timeout-seconds).
+
     Heads may be as large as Go's default has them.
     """
     return Limits(
         head_bytes=1 << 20,
         head_timeout_s=60.0,
         idle_timeout_s=_NEVER,
-        stall_timeout_s=_NEVER,
+        stall_timeout_s=STALL_S,
         connect_timeout_s=2.0,
         upstream_idle_s=90.0,
         upstream_idle=settings.idle_connections,
@@ -146,9 +152,10 @@ class Activator:
             informer.start()
         await revisions.synced.wait()
         await endpoints.informer.synced.wait()
-        self._tasks = [asyncio.create_task(self.sink.run()), asyncio.create_task(self._reports())]
+        self._keep("the websocket to the autoscaler", self.sink.run)
+        self._keep("reporting", self._reports)
         if self.dispatcher.tracer is not None:
-            self._tasks.append(asyncio.create_task(self.dispatcher.tracer.run()))
+            self._keep("sending traces", self.dispatcher.tracer.run)
         everywhere = "::" if settings.family == "IPv6" else "0.0.0.0"
         (self.http1,), self.http2, self.metrics = await self.server.start(
             [(everywhere, settings.http1_port)],
@@ -231,15 +238,15 @@ class Activator:
             key = read(old).key
             self.backends.forget(key)
             self.dispatcher.forget(key)
-            namespace = key.partition("/")[0]
-            if self._tls is not None and not self.dispatcher.serves(namespace):
-                self._tls.forget(namespace)
 
     def _endpoints_changed(self, key: RevisionKey, public: bool) -> None:
         self.backends.changed(key, public)
 
     def _report(self) -> None:
         self.reporter.report(time.monotonic())
+
+    def _keep(self, what: str, run: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.append(asyncio.create_task(kept_up(what, run)))
 
     async def _reports(self) -> None:
         loop = asyncio.get_running_loop()
@@ -248,6 +255,18 @@ class Activator:
             due = max(due + PERIOD_S, loop.time())
             await asyncio.sleep(due - loop.time())
             self._report()
+
+
+async def kept_up(what: str, run: Callable[[], Awaitable[None]]) -> None:
+    """Runs until it is cancelled: a fault ends neither it nor, unseen, what everybody relies on; it begins anew."""
+    while True:
+        try:
+            await run()
+        except Exception:
+            log.exception("%s failed; it begins anew in %g s", what, RESTART_S)
+        else:
+            log.error("%s ended by itself; it begins anew in %g s", what, RESTART_S)
+        await asyncio.sleep(RESTART_S)
 
 
 def set_level(config_map: dict[str, Any] | None) -> None:

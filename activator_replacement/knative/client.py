@@ -63,6 +63,7 @@ class KnativeClient(ClientProtocol):
             wrote, self._wrote = self._wrote, False
             if not cast("KnativeExchange", exchange).check(now, wrote):
                 return
+            self._quiet_s = 0.0  # how long an exchange may be quiet is its revision's to say
         super().check(now)
 
     def _reply(self, exchange: HttpExchange, answer: answers.Answer) -> None:

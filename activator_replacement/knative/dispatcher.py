@@ -195,10 +195,6 @@ class Dispatcher:
             part.activation.take_share(share)
             self._drain(part)
 
-    def serves(self, namespace: str) -> bool:
-        """It has a revision there."""
-        return any(part.facts.namespace == namespace for part in self.parts.values())
-
     @property
     def held_bytes(self) -> int:
         return self._room.held_bytes

@@ -14,6 +14,7 @@ import binascii
 import logging
 import os
 import ssl
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -28,6 +29,8 @@ TRUST_BUNDLE: Final = "networking.knative.dev/trust-bundle"
 #: Where pods and their Services listen with TLS.
 POD_PORT = 8112
 SERVICE_PORT = 443
+#: Far more than there can be connections in the making.
+MOST_ADDRESSES = 16_384
 _SERVICE_PLAIN: Final = "80"
 _HTTP1: Final = ["http/1.1"]
 _HTTP2: Final = ["h2"]
@@ -59,7 +62,8 @@ class InternalTls:
         self._serving: ssl.SSLContext | None = None
         self._to_pods = _client_context(_HTTP1, [])
         self._to_pods2 = _client_context(_HTTP2, [])
-        self._namespaces: dict[str, str] = {}
+        #: Of the addresses that were asked for last; one is connected to right after it was.
+        self._namespaces: OrderedDict[str, str] = OrderedDict()
 
     async def start(self) -> None:
         """Returns with a certificate, or raises NoCertificate."""
@@ -83,6 +87,9 @@ class InternalTls:
         host, _, port = addr.rpartition(":")
         secure = f"{host}:{SERVICE_PORT if port == _SERVICE_PLAIN else POD_PORT}"
         self._namespaces[secure] = namespace
+        self._namespaces.move_to_end(secure)
+        if len(self._namespaces) > MOST_ADDRESSES:
+            self._namespaces.popitem(last=False)
         return secure
 
     def http1(self, addr: str) -> tuple[ssl.SSLContext, str]:
@@ -93,10 +100,6 @@ class InternalTls:
 
     def _name(self, addr: str) -> str:
         return f"kn-user-{self._namespaces.get(addr, '').lower()}"
-
-    def forget(self, namespace: str) -> None:
-        """Its last revision is gone."""
-        self._namespaces = {addr: of for addr, of in self._namespaces.items() if of != namespace}
 
     # --- inside
 

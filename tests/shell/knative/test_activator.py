@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Sequence
 
 import pytest
 
+from activator_replacement.knative import activator as activator_module
 from activator_replacement.knative.activator import UNHEALTHY, Activator
 from kserve_ext.kube.kinds import ENDPOINT_SLICES, REVISIONS, SERVICES
+from kserve_ext.wire.stats import StatMessage, encode
 from tests.support.api_server import ApiServer
 from tests.support.dataplane import Client, get, post, run
 from tests.support.dispatch_cluster import until
@@ -21,6 +25,7 @@ from tests.support.knative_activator import (
     put_revision,
     put_slice,
     running,
+    settings,
 )
 
 REVISION = "hello-00001"
@@ -270,6 +275,43 @@ def test_reports_go_on_after_the_autoscaler_was_away_and_probes_never_fail_for_i
                 assert made.sink.errors >= 1
 
     run(test())
+
+
+def test_what_fails_in_the_background_is_logged_and_begins_anew(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(activator_module, "RESTART_S", 0.01)
+    faults = [ValueError("one"), ValueError("two")]
+
+    def faulty(messages: Sequence[StatMessage]) -> bytes:
+        if faults:
+            raise faults.pop()
+        return encode(messages)
+
+    async def test() -> None:
+        async with ApiServer() as api, Autoscaler() as autoscaler, running(Pod(ready=False)) as pod:
+            put_config(api)
+            put_revision(api, REVISION)
+            put_endpoints(api, REVISION, [], [pod.addr])
+            async with activator(api, autoscaler) as made:
+                await autoscaler.until(lambda: autoscaler.connections == 1)
+                client = await connect(made)
+                client.send(get("/", *HEADERS))
+                await held(made, 1)
+                monkeypatch.setattr("activator_replacement.knative.reports.reporter.encode", faulty)
+                await autoscaler.down()
+                await autoscaler.up()
+                told = len(autoscaler.told(REVISION))
+                await autoscaler.until(lambda: len(autoscaler.told(REVISION)) > told and not faults)
+        failures = [record for record in caplog.records if "begins anew" in record.getMessage()]
+        assert len(failures) == 2
+        assert all(record.exc_info for record in failures)
+
+    run(test())
+
+
+def test_nothing_is_kept_for_ever_for_a_client_that_does_not_read() -> None:
+    assert math.isfinite(activator_module.limits(settings()).stall_timeout_s)
 
 
 def test_metrics() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
@@ -22,6 +23,7 @@ from tests.support.dataplane import (
     read_request,
     run,
 )
+from tests.support.dispatch_cluster import until
 
 UPGRADE = ("Connection: Upgrade", "Upgrade: websocket")
 
@@ -290,6 +292,37 @@ def test_full_duplex_and_trailers() -> None:
                 assert await client.reader.readexactly(8) == b"3\r\nabc\r\n"
             client.send(b"0\r\nX-Sum: 9\r\n\r\n")
             assert await client.reader.readuntil(b"\r\n\r\n") == b"0\r\nX-Sum: 7\r\n\r\n"
+
+    run(test())
+
+
+def test_one_that_reads_no_answers_is_cut_off() -> None:
+    async def test() -> None:
+        async with activator(Dispatch(), stall_timeout_s=0.1) as (server, host, port, _):
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(sock, (host, port))
+            sending = asyncio.ensure_future(
+                loop.sock_sendall(sock, get("/", "User-Agent: kube-probe/1.36") * 100_000)
+            )
+            await until(lambda: bool(server.plane.clients), "it is there")
+            await until(lambda: not server.plane.clients, "it is cut off")
+            await asyncio.gather(sending, return_exceptions=True)
+            sock.close()
+
+    run(test())
+
+
+def test_how_long_a_request_may_be_quiet_is_its_revisions_to_say() -> None:
+    async def test() -> None:
+        dispatch = Dispatch(timeouts=Timeouts(0.4))
+        async with activator(dispatch, stall_timeout_s=0.05) as (_, host, port, _):
+            client = await Client.connect(host, port)
+            client.send(post(b"x" * 100)[:-1])
+            assert (await client.response())[0] == 504
+            assert dispatch.outcomes == [TIMEOUT]
 
     run(test())
 

@@ -148,6 +148,24 @@ def test_a_new_certificate_counts_at_once_and_a_bad_one_never() -> None:
     run(test())
 
 
+def test_addresses_are_forgotten_before_they_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "MOST_ADDRESSES", 3)
+
+    async def test() -> None:
+        async with ApiServer() as api:
+            client = api.client()
+            made = tls.InternalTls(client, "knative-serving")
+            first = made.address("a", "10.0.0.1:8012")
+            for at in range(2, 5):
+                assert made.http1(made.address("b", f"10.0.0.{at}:8012"))[1] == "kn-user-b"
+                assert made.http2(made.address("a", "10.0.0.1:8012"))[1] == "kn-user-a"
+            assert first == "10.0.0.1:8112"
+            assert len(made._namespaces) == 3
+            await client.close()
+
+    run(test())
+
+
 def test_without_a_certificate_the_start_says_why() -> None:
     async def test() -> None:
         async with ApiServer() as api:
