@@ -139,7 +139,7 @@ class ApiServer:
         method: str = "",
         path: str = "",
     ) -> None:
-        """Answers the next `times` requests (with this method, with this in their path) with an error."""
+        """Answers the next `times` requests (with this method, with this in their path or query) with an error."""
         self.failures += [Failure(status, reason, retry_after, method, path)] * times
 
     def hold(self) -> None:
@@ -215,7 +215,7 @@ class ApiServer:
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
             raise Refused(401, "Unauthorized", "Unauthorized")
         for failure in self.failures:
-            if failure.method in ("", request.method) and failure.path in request.path:
+            if failure.method in ("", request.method) and failure.path in request.path_qs:
                 self.failures.remove(failure)
                 raise _Failing(failure)
 

@@ -6,8 +6,10 @@ are found by labels: a revision's private Service lists its pods, its public one
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any, Final
 
 from kserve_ext.api.knative.endpoints import (
@@ -77,15 +79,34 @@ class EndpointWatch:
 
 
 async def may_read_slices(client: Client) -> bool:
-    """Whether this process's role lets it read them, and the server has them."""
+    """Whether this process's role lets it list and watch them, and the server has them."""
+    params = {"labelSelector": _SELECTOR, "limit": "1"}
     try:
-        await client.list(ENDPOINT_SLICES, labels=_SELECTOR)
+        page = await client.request("GET", ENDPOINT_SLICES.path(), params=params)
+        await _watch(client, str(page["metadata"]["resourceVersion"]))
     except KubeError as error:
         if error.status not in (401, 403, 404):
             raise
         log.info("EndpointSlices can't be read (%s): Endpoints are", error)
         return False
     return True
+
+
+async def _watch(client: Client, resource_version: str) -> None:
+    """Returns when the server has taken a watch of slices, raises when it refuses."""
+    taken = asyncio.Event()
+    watch = client.watch(
+        ENDPOINT_SLICES, labels=_SELECTOR, resource_version=resource_version, on_open=taken.set
+    )
+    async with aclosing(watch):
+        tasks = asyncio.ensure_future(anext(watch, None)), asyncio.ensure_future(taken.wait())
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done.pop().result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _place(obj: dict[str, Any] | None) -> Place | None:
