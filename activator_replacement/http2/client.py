@@ -178,6 +178,7 @@ class Http2Client(asyncio.Protocol):
                 self.connection.reset(stream, NO_ERROR)
             return
         except Malformed:
+            self.connection.charge(stream)
             self.connection.reset(stream, PROTOCOL_ERROR)
             return
         plane.counters.requests += 1

@@ -296,9 +296,10 @@ class Http2Exchange(RequestHalf):
         self.client.answer(self, 504, f"{where} within {self.timeout_s:g} s")
 
     def malformed(self) -> None:
-        """Its client sent a body or trailers that are none."""
+        """Its client sent a body or trailers that are none. Raises Violation when it does so all the time."""
         self.client_gone()
         self.client.break_off(self, PROTOCOL_ERROR)
+        self.client.connection.charge(self.down)
 
     def stalled(self) -> None:
         """Its client does not read."""

@@ -40,6 +40,8 @@ STREAM_WINDOW: Final = 262_144  # of a stream whose bytes go on; until some have
 SERVER_WINDOW: Final = 1 << 20
 CLIENT_WINDOW: Final = 16 << 20
 
+_EARLY_S: Final = 0.1  # a stream that ends sooner by its peer's doing is work for nothing
+
 _head = frames.FRAME_HEAD.unpack_from
 
 
@@ -145,8 +147,7 @@ class Connection(Sending):
     def _data(self, stream: Stream, payload: bytes, length: int, end: bool) -> None:
         stream.receive_window -= length
         if stream.receive_window < 0:
-            self.reset(stream, frames.FLOW_CONTROL_ERROR)
-            self._user.reset(stream, frames.FLOW_CONTROL_ERROR)
+            self._broken(stream, frames.FLOW_CONTROL_ERROR)
             return
         size = len(payload)
         if size:
@@ -170,8 +171,7 @@ class Connection(Sending):
         stream = self.streams.get(number)
         if stream is not None and stream.open_in:
             if not self._client and not end:
-                self.reset(stream, frames.PROTOCOL_ERROR)
-                self._user.reset(stream, frames.PROTOCOL_ERROR)
+                self._broken(stream, frames.PROTOCOL_ERROR)
                 return
             if end:
                 stream.open_in = False
@@ -190,6 +190,7 @@ class Connection(Sending):
                 self._refuse(number)
                 return
             stream = Stream(number, self.peer_window)
+            stream.since = self._now
             stream.open_in = not end
             self.streams[number] = stream
             self._user.opened(stream, block, end)
@@ -213,9 +214,7 @@ class Connection(Sending):
             return
         stream.send_window += increment
         if not increment or stream.send_window > MOST_WINDOW:
-            code = frames.FLOW_CONTROL_ERROR if increment else frames.PROTOCOL_ERROR
-            self.reset(stream, code)
-            self._user.reset(stream, code)
+            self._broken(stream, frames.FLOW_CONTROL_ERROR if increment else frames.PROTOCOL_ERROR)
         else:
             self._window_opened(stream)
 
@@ -253,8 +252,7 @@ class Connection(Sending):
         if stream is None:
             self._closed(number, None)
             return
-        if not self._client and not self.resets.spend(self._now):
-            raise Violation(frames.ENHANCE_YOUR_CALM, "too many streams reset")
+        self.charge(stream)
         self._forget(stream)
         self._user.reset(stream, int.from_bytes(payload, "big"))
 
@@ -311,12 +309,24 @@ class Connection(Sending):
         if number == 0 or number > (self._next - 2 if self._client else self._last) or not number & 1:
             raise Violation(frames.PROTOCOL_ERROR, "a frame on a stream that nobody began")
         if stream is not None:
-            self.reset(stream, frames.STREAM_CLOSED)
-            self._user.reset(stream, frames.STREAM_CLOSED)
+            self._broken(stream, frames.STREAM_CLOSED)
         if not self._client and number not in self._reset_by_us:
             if data:
                 self._send_reset(number, frames.STREAM_CLOSED)
             self._useless("frames on closed streams")
+
+    def _broken(self, stream: Stream, code: int) -> None:
+        """The peer broke the protocol in a way that ends this stream."""
+        self.charge(stream)
+        self.reset(stream, code)
+        self._user.reset(stream, code)
+
+    def charge(self, stream: Stream) -> None:
+        """The peer ends a stream, or makes us do so (CVE-2025-8671). Raises Violation."""
+        if self._client or self._now - stream.since >= _EARLY_S:
+            return
+        if not self.resets.spend(self._now):
+            raise Violation(frames.ENHANCE_YOUR_CALM, "too many streams reset")
 
     def _useless(self, what: str, cost: int = 1) -> None:
         if not self.budget.spend(self._now, cost):
@@ -329,6 +339,7 @@ class Connection(Sending):
     def upgraded(self, block: bytes) -> None:
         """As a server: the peer's first stream is a request that it has sent in HTTP/1.1."""
         stream = Stream(1, self.peer_window)
+        stream.since = self._now
         stream.open_in = False
         self.streams[1] = stream
         self._last = 1

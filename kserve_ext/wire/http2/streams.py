@@ -3,7 +3,9 @@
 A stream's queue holds DATA that its receiver has no window for yet; it is bounded by the window that we gave to the
 side it comes from, which is only opened again by as much as has left. A budget is spent by frames that get nothing
 done (resets: CVE-2023-44487; PING, SETTINGS, PRIORITY, empty DATA: CVE-2019-9512 to 9518) and earned back by those
-that do, and by time: a busy connection may do more of both.
+that do, and by time: a busy connection may do more of both. A stream that is reset late has taken one of the places
+that a connection has for so long, so the peer is not charged for it: calls whose deadline passes while an instance
+starts are no flood.
 
 Hot dialect, see kserve_ext/wire/http1.py.
 """
@@ -29,12 +31,14 @@ class Stream:
         "queued",
         "receive_window",
         "send_window",
+        "since",
         "taken",
         "trailers",
     )
 
     def __init__(self, number: int, send_window: int, exchange: Any = None) -> None:
         self.id = number
+        self.since = 0.0  # when the peer began it
         self.exchange = exchange  # whose it is; the connection never looks at it
         self.open_in = True  # the peer may send more
         self.open_out = True  # we may

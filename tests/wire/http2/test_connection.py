@@ -280,6 +280,12 @@ def test_streams_over_the_limit_are_refused() -> None:
 
 FLOODS = {
     "resets": b"".join(head(n) + rst_stream(n, 8) for n in range(1, 2200, 2)),
+    "windows of nothing": b"".join(head(n) + window_update(n, 0) for n in range(1, 2200, 2)),
+    "windows that are too large": b"".join(
+        head(n) + window_update(n, frames.MOST_WINDOW) for n in range(1, 2200, 2)
+    ),
+    "heads again": b"".join(head(n) + head(n) for n in range(1, 2200, 2)),
+    "DATA after the end": b"".join(head(n, end=True) + frame(DATA, 0, n, b"x") for n in range(1, 2200, 2)),
     "PING": frame(PING, 0, 0, b"12345678") * 1100,
     "SETTINGS": settings((4, 65_535)) * 1100,
     "SETTINGS beside many streams": b"".join(head(n) for n in range(1, 1000, 2)) + settings((4, 9)) * 60,
@@ -316,6 +322,36 @@ def test_the_same_over_time_or_beside_work_is_no_flood() -> None:
         recorder.receive(head(n, end=True) + head(n + 2) + rst_stream(n + 2, 8), 11.0)
         recorder.connection.send_headers(recorder.streams[n], b"\x88", True)
     assert list(recorder.connection.streams) == [1]
+
+
+def test_deadlines_that_pass_are_no_flood() -> None:
+    """400 calls a second, none answered within its second, as while a revision starts."""
+    recorder = server(max_streams=1000)
+    recorder.receive(head(1))
+    now = 0.0
+    late: list[int] = []
+    for number in range(3, 40_000, 2):
+        now += 1 / 400
+        late.append(number)
+        recorder.receive(head(number, end=True), now)
+        if len(late) > 400:
+            recorder.receive(rst_stream(late.pop(0), 8), now)
+    assert len(recorder.connection.streams) == 401
+    assert recorder.frames() == []
+
+
+def test_streams_that_are_reset_late_are_bounded_by_the_streams_at_once() -> None:
+    recorder = server(max_streams=250)
+    opened = 0
+    for turn in range(100):
+        numbers = range(turn * 600 + 1, turn * 600 + 600, 2)
+        recorder.receive(b"".join(map(head, numbers)), turn / 5)
+        opened += len(recorder.connection.streams)
+        recorder.receive(b"".join(rst_stream(n, 8) for n in numbers[:250]), turn / 5 + 0.11)
+    assert opened == 25_000  # 250 in 0.2 s
+    early = b"".join(head(n) + rst_stream(n, 8) for n in range(100_001, 102_200, 2))
+    with pytest.raises(Violation):
+        recorder.receive(early, 21.0)
 
 
 def test_pings_beside_what_is_sent_are_no_flood() -> None:
@@ -393,9 +429,9 @@ def test_no_block_is_sent_that_a_peer_gives_up_the_connection_for() -> None:
     assert connection.takes(long)
     # Go: a frame may be no more than twice what is left of the list.
     assert not connection.takes(literal(b"x", b"v" * ((1 << 20) - 8192 - 32)))
-    coded = hpack.Encoder().encode([("x", "\xff" * 200_000)])
-    recorder.receive(settings((6, 400_000 + 33)))
-    assert len(coded) > 400_000 + 33
+    coded = hpack.Encoder().encode([("x", "\xff" * 4000)])
+    recorder.receive(settings((6, 8000 + 33)))
+    assert len(coded) > 8000 + 33
     assert not connection.takes(coded)
 
 
