@@ -85,6 +85,7 @@ class Autoscaler:
             self.writer,
             lambda: self.config.current,
             self._owns,
+            self._keeps,
             settings.domain,
         )
         self._metrics = MetricObjects(
@@ -92,6 +93,7 @@ class Autoscaler:
             self.collector,
             self.writer,
             self._owns,
+            self._keeps,
             self.reconciler.configures,
         )
         self.stat_server = StatServer(self._received, self._holds, lambda: self._ready)
@@ -182,6 +184,9 @@ class Autoscaler:
 
     def _owns(self, key: str) -> bool:
         return self._buckets is not None and self._buckets.owns(key)
+
+    def _keeps(self, key: str) -> bool:
+        return self._buckets is not None and self._buckets.keeps(key)
 
     def _holds(self, bucket: str) -> bool:
         return self.forwarder is not None and self.forwarder.holds(bucket)

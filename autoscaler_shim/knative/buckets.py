@@ -2,7 +2,9 @@
 
 Names and identities are Knative's (pkg/autoscaler/bucket, statforwarder/leases.go, cmd/autoscaler/leaderelection.go),
 so that stock replicas and ours share the buckets and forward to each other during an upgrade. Whoever holds a Lease
-points the bucket's Service to itself. Without leader election (a StatefulSet) the ordinal says whose a bucket is.
+points the bucket's Service to itself. Whoever has lost it does nothing any more, but goes on taking statistics until
+somebody else is seen to hold it: an API server that is away is no reason to forget. Without leader election (a
+StatefulSet) the ordinal says whose a bucket is.
 """
 
 from __future__ import annotations
@@ -50,6 +52,9 @@ class LeasedBuckets:
         self._domain = domain
         self._changed = changed
         self.held: set[str] = set()
+        #: lost, but nobody else has been seen to hold it yet
+        self._kept: set[str] = set()
+        self._stopping = False
         self._holders: dict[str, Holder] = {}
         self._leases = Informer(client, LEASES, namespace, on_change=self._lease)
         self._queue: WorkQueue[str] = WorkQueue(self._follow, name="bucket")
@@ -59,6 +64,11 @@ class LeasedBuckets:
         """Whether the revision's bucket is held here, by the clock."""
         return self._leads(self._buckets.owner(key))
 
+    def keeps(self, key: str) -> bool:
+        """Whether to keep what is known of the revision: its bucket is held here, or by nobody as far as we know."""
+        name = self._buckets.owner(key)
+        return name in self.held or name in self._kept
+
     async def start(self) -> None:
         self._queue.start()
         self._leases.start()
@@ -67,6 +77,7 @@ class LeasedBuckets:
 
     async def stop(self) -> None:
         """Gives the buckets back, so that others need not wait until the Leases expire."""
+        self._stopping = True
         await asyncio.gather(*(elector.stop() for elector in self._electors.values()))
         await self._leases.stop()
         await self._queue.stop()
@@ -93,6 +104,8 @@ class LeasedBuckets:
         def gained() -> None:
             log.info("bucket %s is held here", name)
             self.held.add(name)
+            self._kept.discard(name)
+            self._holders[name] = self._identity
             self._queue.add(name)
             self._changed()
 
@@ -102,6 +115,10 @@ class LeasedBuckets:
         def lost() -> None:
             log.info("bucket %s is no longer held here", name)
             self.held.discard(name)
+            ours = str(self._identity)
+            seen = {self._electors[name].holder, str(self._holders.get(name, ours))}
+            if not self._stopping and seen <= {ours, ""}:
+                self._kept.add(name)
             self._queue.add(name)
             self._changed()
 
@@ -115,6 +132,10 @@ class LeasedBuckets:
         if not identity:
             self._electors[name].wake()  # given back
             return
+        if identity != str(self._identity) and name in self._kept:
+            self._kept.discard(name)
+            self._queue.add(name)
+            self._changed()
         holder = Holder.parse(identity)
         if holder is None:
             log.warning("Lease %s: holder %r is no autoscaler (<pod>_<ip>)", name, identity)
@@ -127,6 +148,8 @@ class LeasedBuckets:
         if self._leads(name):
             await self._forwarder.held_here(name)
             await self._point_service_here(name)
+            return
+        if name in self._kept:
             return
         holder = self._holders.get(name)
         if holder is not None and holder != self._identity:
@@ -189,6 +212,8 @@ class FixedBuckets:
 
     def owns(self, key: str) -> bool:
         return self._buckets.owner(key) == self._mine
+
+    keeps = owns
 
     async def start(self) -> None:
         for name in self._buckets.names:

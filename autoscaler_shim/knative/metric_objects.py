@@ -30,6 +30,7 @@ class MetricObjects:
         collector: Collector,
         writer: Writer,
         owns: Callable[[str], bool],
+        keeps: Callable[[str], bool],
         is_ours: Callable[[str], bool],
     ) -> None:
         """`is_ours`: whether the reconciler configures the collection of this key itself."""
@@ -37,6 +38,7 @@ class MetricObjects:
         self._collector = collector
         self._writer = writer
         self._owns = owns
+        self._keeps = keeps
         self._is_ours = is_ours
         self.queue: WorkQueue[str] = WorkQueue(self.reconcile, name="metric")
 
@@ -56,9 +58,11 @@ class MetricObjects:
     async def reconcile(self, key: str) -> None:
         namespace, _, name = key.partition("/")
         metric = self._metrics.get(namespace, name)
-        if metric is None or not self._owns(key):
+        if metric is None or not self._keeps(key):
             if not self._is_ours(key):
                 self._collector.remove(key)
+            return
+        if not self._owns(key):
             return
         trouble = self._collect(key, metric)
         self._writer.put_status(METRICS, metric, knative_children.metric_status(metric, trouble, time.time()))

@@ -51,8 +51,11 @@ class Reconciler:
         writer: Writer,
         config: Callable[[], ClusterConfig],
         owns: Callable[[str], bool],
+        keeps: Callable[[str], bool],
         domain: str,
     ) -> None:
+        """`owns`: whether this key is ours to decide on right now; `keeps`: whether it may be again, so that what is
+        known of it stays."""
         self._copies = copies
         self._pods = pods
         self._collector = collector
@@ -61,6 +64,7 @@ class Reconciler:
         self._writer = writer
         self._config = config
         self._owns = owns
+        self._keeps = keeps
         self._domain = domain
         self.queue: WorkQueue[str] = WorkQueue(self.reconcile, WORKERS, name="podautoscaler")
         self._prober = Prober(self.queue.add)
@@ -99,7 +103,7 @@ class Reconciler:
         self._begun.discard(key)
 
     def release_all_lost(self) -> None:
-        for key in [key for key in self._begun if not self._owns(key)]:
+        for key in [key for key in self._begun if not self._keeps(key)]:
             self.release(key)
 
     def configures(self, key: str) -> bool:
@@ -115,9 +119,12 @@ class Reconciler:
 
     async def reconcile(self, key: str) -> float | None:
         pa = self._get(POD_AUTOSCALERS, key)
-        if pa is None or not self._owns(key) or not knative_pa.is_ours(pa):
+        if pa is None or not self._keeps(key) or not knative_pa.is_ours(pa):
             if key in self._begun:
                 self.release(key)
+            return None
+        if not self._owns(key):
+            self._scales.withdraw(key)
             return None
         self._begun.add(key)
         try:

@@ -209,6 +209,72 @@ def test_whoever_was_stopped_for_longer_than_its_lease_scales_nothing(
     run(test())
 
 
+def test_a_lease_that_nobody_else_took_costs_no_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API server takes no renewals for longer than a Lease lasts: nothing is done meanwhile, but all is known."""
+    ahead = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead)
+    monkeypatch.setattr(lease, "time", clock)
+
+    async def test() -> None:
+        nonlocal ahead
+        async with ApiServer() as api:
+            times = {"lease_duration": "3s", "renew_deadline": "2s", "retry_period": "1s"}
+            put_config(api, "config-leader-election", **times)
+            notes = {"autoscaling.knative.dev/target": "10"}
+            put_sks(api, put_revision(api, 1, notes, status=state("True", desired=1)))
+            async with autoscaler(api) as made, activator(made.stat_server.port) as reporter:
+                await reporter.report(5.0)
+                await until_written(api)
+                await made.reconciler.queue.idle()
+                entry = made.deciders.entries[KEY]
+                api.fail(503, 1000, path="/leases/")
+                ahead += 3.0
+                await reporter.report(95.0)
+                await until(lambda: entry.decider.desired >= 10)
+                await made.reconciler.queue.idle()
+                assert made.deciders.entries[KEY] is entry
+                assert replicas(api) == 1
+                api.failures.clear()
+                await api.until(lambda: replicas(api) >= 10)
+                assert made.deciders.entries[KEY] is entry
+
+    run(test())
+
+
+def test_what_is_known_is_forgotten_once_somebody_else_is_seen_to_lead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ahead = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead)
+    monkeypatch.setattr(lease, "time", clock)
+
+    async def test() -> None:
+        nonlocal ahead
+        async with ApiServer() as api:
+            put_sks(api, put_revision(api, 1, status=state("True", desired=1)))
+            async with autoscaler(api) as made:
+                await until_written(api)
+                await until(lambda: made.forwarder and made.forwarder.holds(BUCKET))
+                await made.reconciler.queue.idle()
+                found = api.get(LEASES, SYSTEM, BUCKET)
+                assert found is not None
+                api.fail(503, 1000, path="/leases/")
+                ahead += 41.0
+                runs = made.reconciler.queue.counters.runs
+                made.reconciler.add(KEY)
+                await until(lambda: made.reconciler.queue.counters.runs > runs)
+                await made.reconciler.queue.idle()
+                assert KEY in made.deciders.entries
+                thief = {**found["spec"], "holderIdentity": "thief_127.0.0.9"}
+                api.put(LEASES, {**found, "spec": thief})
+                await until(lambda: not made.deciders.entries)
+                await until(lambda: made.forwarder and not made.forwarder.holds(BUCKET))
+                assert made.collector.averages(KEY, "concurrency") is None
+                assert not made.reconciler.outcomes
+
+    run(test())
+
+
 def test_what_another_replica_holds_is_forwarded_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with ApiServer() as api:
