@@ -96,7 +96,7 @@ class Autoscaler:
             self._keeps,
             self.reconciler.configures,
         )
-        self.stat_server = StatServer(self._received, self._holds, lambda: self._ready)
+        self.stat_server = StatServer(self._received, self._holds, lambda: self._ready, self.deciders.hung_up)
         self.metrics_server = MetricsServer(
             self.reconciler, self.deciders, self._metrics, self._times, self._counters
         )

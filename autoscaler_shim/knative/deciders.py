@@ -7,7 +7,7 @@ decides is core/knative/decider.py's; whoever asked is told when the reconciler 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from autoscaler_shim.knative.pods import PodIndex
 from autoscaler_shim.knative.stats.collector import Collector
@@ -71,6 +71,13 @@ class Deciders:
             stat.pod_name, stat.average_concurrent_requests, time.time()
         ):
             self._tick(key)
+
+    def hung_up(self, activators: Iterable[str]) -> None:
+        """These activators' connection has ended."""
+        now = time.time()
+        for activator in activators:
+            for entry in self._entries.values():
+                entry.decider.hung_up(activator, now)
 
     def _tick(self, key: str) -> None:
         entry = self._entries[key]

@@ -148,6 +148,18 @@ def test_what_a_dead_activator_held_is_not_counted_beside_its_successors() -> No
     assert (one.desired, one.panicking) == (15, False)
 
 
+def test_what_one_that_hung_up_held_starts_nothing_and_takes_nothing_away() -> None:
+    one = decider(13)
+    one.tick(Averages(90, 90), 13, NOW)
+    one.report("act-0", 90, NOW + 61)
+    one.hung_up("act-0", NOW + 61.1)
+    one.hung_up("nobody", NOW + 61.1)
+    assert not one.report("act-1", 90, NOW + 61.2), "its clients are another's at once"
+    one.tick(Averages(53, 53), 13, NOW + 61.2)
+    assert (one.desired, one.panicking) == (9, True)
+    assert one.report("act-0", 90, NOW + 61.4), "it has only connected anew"
+
+
 def test_a_report_that_is_late_does_not_shrink_anything() -> None:
     one = decider(13)
     one.tick(Averages(90, 90), 13, NOW)

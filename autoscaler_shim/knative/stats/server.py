@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from aiohttp import WSMsgType, web
 
@@ -32,11 +32,14 @@ class StatServer:
         received: Callable[[list[StatMessage]], None],
         holds: Callable[[str], bool],
         ready: Callable[[], bool],
+        hung_up: Callable[[set[str]], object],
     ) -> None:
-        """`holds`: is this bucket ours; `ready`: may the kubelet send us clients."""
+        """`holds`: is this bucket ours; `ready`: may the kubelet send us clients; `hung_up` is told whose statistics
+        have come on a connection that has ended."""
         self._received = received
         self._holds = holds
         self._ready = ready
+        self._hung_up = hung_up
         self._clients: set[web.WebSocketResponse] = set()
         self._runner: web.AppRunner | None = None
         self._complained: set[str] = set()
@@ -87,26 +90,30 @@ class StatServer:
         await ws.prepare(request)
         self._clients.add(ws)
         log.info("%s brings statistics", request.remote)
+        brought: set[str] = set()
         try:
             async for message in ws:
                 if message.type is WSMsgType.BINARY:
-                    self._take(message.data, request.remote or "")
+                    brought.update(self._take(message.data, request.remote or ""))
                 else:
                     self._complain(request.remote or "", "text", "not binary, dropped")
         finally:
             self._clients.discard(ws)
+            self._hung_up(brought)
         return ws
 
-    def _take(self, data: bytes, peer: str) -> None:
+    def _take(self, data: bytes, peer: str) -> Iterator[str]:
+        """The pods that these statistics are of."""
         try:
             messages = decode(data)
         except Malformed as why:
             self.malformed += 1
             self._complain(peer, "malformed", f"no WireStatMessages ({why}); is it an activator of Knative?")
-            return
+            return iter(())
         self.taken += 1
         if messages:
             self._received(messages)
+        return (message.stat.pod_name for message in messages)
 
     def _complain(self, peer: str, kind: str, what: str) -> None:
         """Once for each peer and kind: a peer that is wrong is so every second."""

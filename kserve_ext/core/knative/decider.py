@@ -17,6 +17,8 @@ from kserve_ext.core.scaling.window import Averages
 #: An activator reports every second. What one that is late has said is no reason to start anything any more: it may
 #: be gone, and its clients counted by another already.
 FRESH_S = 1.2
+#: The age that a report gets at once when its activator has hung up.
+LATE_S = FRESH_S + 0.1
 #: For so long it is a reason to take nothing away.
 KEPT_S = 2.5
 
@@ -52,6 +54,12 @@ class Decider:
             return False
         self._reports[activator] = concurrency, now
         return self.desired <= 0 or instances_for(self.spec, self._demand(now, FRESH_S)) > self._wanted
+
+    def hung_up(self, activator: str, now: float) -> None:
+        """Its connection has ended, so it may be gone: what it has said counts as if it were late already."""
+        if activator in self._reports:
+            concurrency, at = self._reports[activator]
+            self._reports[activator] = concurrency, min(at, now - LATE_S)
 
     def tick(self, averages: Averages | None, ready: int | None, now: float) -> bool:
         """Decides anew. True: the reconciler should hear of it (another scale, or another sign of the excess)."""

@@ -20,6 +20,7 @@ from tests.support.knative_autoscaler import (
     NAME,
     NAMESPACE,
     QueueProxies,
+    activator,
     cluster,
     condition,
     put_pod,
@@ -165,6 +166,26 @@ def test_a_burst_does_not_wait_for_the_windows() -> None:
             await reporter.report(95.0)
             await api.until(lambda: replicas(api) >= 10)
             assert made.deciders.entries[KEY].decider.panicking
+
+    run(test())
+
+
+def test_a_killed_activators_load_is_not_counted_beside_its_successors() -> None:
+    async def test() -> None:
+        async with cluster() as (api, made, survivor):
+            pa = put_revision(api, 5, {"autoscaling.knative.dev/target": "10"}, state("True", desired=5))
+            put_pod(api, "pod-0")
+            put_sks(api, pa)
+            await api.until(lambda: status(api).get("metricsServiceName"))
+            async with activator(made.stat_server.port) as killed:
+                await killed.report(50.0, pod="act-1")
+                decider = made.deciders.entries[KEY].decider
+                await until(lambda: decider.desired > 0)
+            await until(lambda: made.stat_server.clients == 1)
+            wanted = decider.desired
+            await survivor.report(50.0)
+            await until(lambda: made.stat_server.taken == 2)
+            assert decider.desired == wanted
 
     run(test())
 

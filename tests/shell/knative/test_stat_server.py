@@ -25,12 +25,15 @@ class Received:
         self.messages: list[StatMessage] = []
         self.holds: set[str] = set()
         self.ready = True
+        self.left: list[set[str]] = []
 
 
 @contextlib.asynccontextmanager
 async def serving() -> AsyncIterator[tuple[StatServer, Received]]:
     received = Received()
-    server = StatServer(received.messages.extend, received.holds.__contains__, lambda: received.ready)
+    server = StatServer(
+        received.messages.extend, received.holds.__contains__, lambda: received.ready, received.left.append
+    )
     await server.start("127.0.0.1", 0)
     try:
         yield server, received
@@ -54,6 +57,19 @@ def test_who_comes_without_a_websocket(headers: dict[str, str], ready: bool, sta
             received.ready = ready
             async with session.get(f"http://127.0.0.1:{server.port}/any/path", headers=headers) as answer:
                 assert answer.status == status
+
+    run(test())
+
+
+def test_whose_connection_ended_is_told() -> None:
+    async def test() -> None:
+        async with serving() as (server, received):
+            async with activator(server.port) as reporter:
+                await reporter.report(1.0, pod="act-0")
+                await reporter.report(1.0, pod="act-1")
+                await until(lambda: len(received.messages) == 2)
+                assert received.left == []
+            await until(lambda: received.left == [{"act-0", "act-1"}])
 
     run(test())
 
@@ -213,7 +229,7 @@ def test_a_connection_that_breaks_is_made_anew(monkeypatch: pytest.MonkeyPatch) 
             await forwarder.held_by(BUCKET, (f"ws://127.0.0.1:{port}",))
             forwarder.send([now_message(1)])
             await until(lambda: received.messages)
-        again = StatServer(accepted.extend, lambda _: True, lambda: True)
+        again = StatServer(accepted.extend, lambda _: True, lambda: True, lambda _: None)
         await again.start("127.0.0.1", port)
         forwarder.send([now_message(2)])
         await until(lambda: accepted)
