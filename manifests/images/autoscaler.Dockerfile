@@ -18,5 +18,5 @@ COPY --from=packages /opt/galaxy /opt/galaxy
 ENV PYTHONPATH=/opt/galaxy/source:/opt/galaxy/packages PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /opt/galaxy/source
 USER 65532:65532
-EXPOSE 8080 9090 8008
+EXPOSE 8080 9090
 ENTRYPOINT ["python", "-m", "autoscaler_shim.knative"]

@@ -117,6 +117,13 @@ def test_the_last_stage_runs_as_nobody_and_has_no_compiler(name: str) -> None:
     assert not re.search(r"gcc|g\+\+|build-essential|pip install", " ".join(of(last, "RUN")))
 
 
+@pytest.mark.parametrize(
+    ("name", "ports"), [("activator", {8012, 8013, 8112, 9090}), ("autoscaler", {8080, 9090})]
+)
+def test_a_port_is_exposed_only_if_something_listens_there(name: str, ports: set[int]) -> None:
+    assert {int(port) for port in of(stages(name)[-1], "EXPOSE")[0].split()} == ports
+
+
 @pytest.mark.parametrize("name", ["activator", "autoscaler"])
 def test_the_image_holds_all_that_its_process_imports(name: str, tmp_path: Path) -> None:
     command = json.loads(of(stages(name)[-1], "ENTRYPOINT")[0])

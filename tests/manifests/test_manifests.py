@@ -59,14 +59,14 @@ def version() -> str:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_nothing_of_knatives_changes_but_the_image_and_a_place_for_temporary_files(part: Part) -> None:
+def test_nothing_of_knatives_changes_but_the_image(part: Part) -> None:
     patch = build(OVERLAY).patches[Identity("Deployment", NAMESPACE, part.name)]
     assert set(patch) == {"apiVersion", "kind", "metadata", "spec"}
     assert set(patch["metadata"]) == {"name", "namespace"}
     assert set(patch["spec"]) == {"template"}
     assert set(patch["spec"]["template"]) == {"spec"}
-    assert set(patch["spec"]["template"]["spec"]) == {"containers", "volumes"}
-    assert set(container_of(patch)) == {"name", "image", "volumeMounts"}
+    assert set(patch["spec"]["template"]["spec"]) == {"containers"}
+    assert set(container_of(patch)) == {"name", "image"}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_pods_fit_the_restricted_standard(name: str) -> None:
         "seccompProfile": {"type": "RuntimeDefault"},
     }
     assert not {"hostNetwork", "hostPID", "hostIPC", "hostUsers"} & set(pod)
-    assert [set(volume) for volume in pod["volumes"]] == [{"name", "emptyDir"}]
+    assert "volumes" not in pod
     assert container["resources"]["limits"]["memory"]
     assert not any("hostPort" in port for port in container["ports"])
 
@@ -152,7 +152,7 @@ def test_policies_open_every_port_that_is_served(name: str) -> None:
     policy = EVERYTHING.objects[Identity("NetworkPolicy", NAMESPACE, f"galaxy-{name}")]
     opened = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
     served = ACTIVATOR_PORTS if name == "activator" else AUTOSCALER_PORTS
-    assert opened >= set(served.values()) - {8008}  # profiles are for port-forward
+    assert opened >= set(served.values()) - {8008}  # nothing of ours listens there
 
 
 def test_alerts_are_about_metrics_that_there_are() -> None:
