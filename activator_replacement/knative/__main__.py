@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import logging
 import os
-import resource
 import signal
 import sys
-import time
 
 import uvloop
 
@@ -23,22 +20,7 @@ from activator_replacement.knative.settings import BadEnvironment, Settings, rea
 from activator_replacement.knative.tls import NoCertificate
 from kserve_ext.kube.access import AccessError
 from kserve_ext.kube.client import Client, KubeError
-
-
-class JsonLines(logging.Formatter):
-    """One object a line, with the fields that Knative's own parts write."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {
-            "severity": record.levelname,
-            "timestamp": f"{seconds}.{int(record.msecs):03d}Z",
-            "logger": f"activator.{record.name}",
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["stacktrace"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+from kserve_ext.kube.pod import log_to_stdout, raise_open_files
 
 
 async def serve(settings: Settings) -> None:
@@ -66,16 +48,8 @@ async def serve(settings: Settings) -> None:
         await client.close()
 
 
-def raise_open_files() -> None:
-    """To what the container may have, as Go's runtime does by itself; the default is that of select()."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def main() -> int:
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    log_to_stdout("activator")
     raise_open_files()
     try:
         uvloop.run(serve(read(os.environ)))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kserve_ext.api import durations
+from kserve_ext.kube.pod import cluster_domain
 
 T = TypeVar("T")
 
@@ -100,21 +101,6 @@ def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Setting
         grace_s=duration("GALAXY_GRACE", "540s"),
         endpoints=value("GALAXY_ENDPOINTS", "auto", _source, "endpoints, endpointslices or auto"),
     )
-
-
-def cluster_domain(resolv_conf: Path) -> str:
-    """From the search entry that the kubelet writes, svc.DOMAIN; else cluster.local."""
-    try:
-        lines = resolv_conf.read_text().splitlines()
-    except OSError:
-        return "cluster.local"
-    for line in lines:
-        words = line.split()
-        if words[:1] == ["search"]:
-            for word in words[1:]:
-                if word.startswith("svc."):
-                    return word.removeprefix("svc.").rstrip(".")
-    return "cluster.local"
 
 
 def _number(text: str) -> int:

@@ -7,12 +7,10 @@ variables. Decides nothing itself.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import signal
 import sys
-import time
 
 import uvloop
 
@@ -20,22 +18,7 @@ from autoscaler_shim.knative.autoscaler import Autoscaler
 from autoscaler_shim.knative.settings import BadEnvironment, Settings, read
 from kserve_ext.kube.access import AccessError
 from kserve_ext.kube.client import Client, KubeError
-
-
-class JsonLines(logging.Formatter):
-    """One object a line, with the fields that Knative's own parts write."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {
-            "severity": record.levelname,
-            "timestamp": f"{seconds}.{int(record.msecs):03d}Z",
-            "logger": f"autoscaler.{record.name}",
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["stacktrace"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+from kserve_ext.kube.pod import log_to_stdout, raise_open_files
 
 
 async def serve(settings: Settings) -> None:
@@ -60,9 +43,8 @@ async def serve(settings: Settings) -> None:
 
 
 def main() -> int:
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    log_to_stdout("autoscaler")
+    raise_open_files()
     try:
         uvloop.run(serve(read(os.environ)))
     except (BadEnvironment, AccessError, KubeError, OSError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from kserve_ext.core.knative.buckets import Buckets, Holder
+from kserve_ext.kube.pod import cluster_domain
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 
@@ -75,16 +76,6 @@ def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Setting
         metrics_port=_port(environ, "GALAXY_METRICS_PORT", 9090),
         scrape_port=_port(environ, "GALAXY_SCRAPE_PORT", 9090),
     )
-
-
-def cluster_domain(resolv_conf: Path) -> str:
-    """From the search entry that the kubelet writes, svc.DOMAIN; else cluster.local."""
-    try:
-        words = resolv_conf.read_text().split()
-    except OSError:
-        return "cluster.local"
-    found = [word for word in words if word.startswith("svc.")]
-    return found[0].removeprefix("svc.").rstrip(".") if found else "cluster.local"
 
 
 def _stateful_set(environ: Mapping[str, str]) -> StatefulSet | None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from autoscaler_shim.knative import probe, scales, settings, wheel, writer
+from autoscaler_shim.knative import probe, scales, wheel, writer
 from autoscaler_shim.knative.__main__ import main
 from autoscaler_shim.knative.config import ConfigStore
 from autoscaler_shim.knative.probe import Prober
@@ -22,6 +22,7 @@ from kserve_ext.core.knative.waves import MOST
 from kserve_ext.kube.client import NotFound, Unavailable
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import DEPLOYMENTS, METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES, Kind
+from kserve_ext.kube.pod import cluster_domain
 from tests.support.api_objects import Obj
 from tests.support.api_server import ApiServer
 from tests.support.knative_autoscaler import (
@@ -501,9 +502,9 @@ def test_the_environment_of_knatives_deployment(tmp_path: Path) -> None:
     assert (found.holder, found.namespace, found.domain) == (Holder("a-0", "10.0.0.1"), "kn", "example.org")
     assert (found.leader_election, found.logging_config, found.stats_port) == ("le", "config-logging", 8080)
     assert read({**POD, "CLUSTER_DOMAIN": "x.y"}, resolv_conf).domain == "x.y"
-    assert settings.cluster_domain(tmp_path / "none") == "cluster.local"
+    assert cluster_domain(tmp_path / "none") == "cluster.local"
     resolv_conf.write_text("nameserver 10.96.0.10\n")
-    assert settings.cluster_domain(resolv_conf) == "cluster.local"
+    assert cluster_domain(resolv_conf) == "cluster.local"
 
 
 @pytest.mark.parametrize(

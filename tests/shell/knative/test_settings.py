@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from activator_replacement.knative.settings import BadEnvironment, cluster_domain, read
+from activator_replacement.knative.settings import BadEnvironment, read
+from kserve_ext.kube.pod import cluster_domain
 
 POD = {"POD_NAME": "act-0", "POD_IP": "10.0.0.1"}
 
