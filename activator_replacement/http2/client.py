@@ -39,7 +39,9 @@ from kserve_ext.wire.http2.translate import answer_block, request_block
 if TYPE_CHECKING:
     from activator_replacement.plane import Plane
 
-STREAMS: Final = 1000  # of a connection at once
+#: Of header blocks and trailers of a connection's requests that may still have to be sent (again).
+HEADER_BYTES: Final = 4 << 20
+_SMALL: Final = 4096  # what so many are of, as many as there may be at once, is not counted
 BUFFERED_BYTES: Final = 4 << 20  # of request bodies that do not go on; then all of the connection's wait
 #: Answers to what a client sends without reading: beyond this much unsent, DATA not counted, it is cut off.
 _UNSENT_BYTES: Final = UNFLUSHED_BYTES + (1 << 20)
@@ -52,6 +54,7 @@ class Http2Client(asyncio.Protocol):
     #: What a subclass with another dialect exchanges, beside its methods.
     exchange_type: ClassVar[type[Http2Exchange]] = Http2Exchange
     repeated: ClassVar[bool] = False  # Knative's headers may come twice
+    streams: ClassVar[int] = 1000  # of a connection at once
 
     __slots__ = (
         "_block_s",
@@ -77,7 +80,7 @@ class Http2Client(asyncio.Protocol):
             self,
             plane.loop.time(),
             client=False,
-            max_streams=STREAMS,
+            max_streams=self.streams,
             list_bytes=limits.head_bytes,
             buffered_bytes=BUFFERED_BYTES,
         )
@@ -181,11 +184,20 @@ class Http2Client(asyncio.Protocol):
             self.connection.charge(stream)
             self.connection.reset(stream, PROTOCOL_ERROR)
             return
+        if self.crowded(facts.kept_bytes):
+            self.connection.refuse(stream)
+            return
         plane.counters.requests += 1
         exchange = self.exchange_type(self, stream, facts, end, plane.loop.time())
         stream.exchange = exchange
         self.exchanges.add(exchange)
         self._new.append(exchange)
+
+    def crowded(self, more: int) -> bool:
+        """So much more would be too much in header blocks and trailers."""
+        if more <= _SMALL:
+            return False
+        return more + sum(exchange.kept_bytes for exchange in self.exchanges) > HEADER_BYTES
 
     def headers(self, stream: Stream, block: bytes, end: bool) -> None:
         exchange: Http2Exchange = stream.exchange

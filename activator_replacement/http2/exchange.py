@@ -162,7 +162,7 @@ class Http2Exchange(RequestHalf):
         if not client.connection.takes(marked):
             raise Malformed("a head of more than its client takes")
         self.state = RESPONDING
-        self._body = None
+        self.settled()
         plane = client.plane
         plane.dispatch.first_byte(self)
         plane.counters.first_byte(head.status, plane.loop.time() - self.started)

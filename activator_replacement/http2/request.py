@@ -1,8 +1,8 @@
 """The request's half of an exchange over HTTP/2: what came of its body, and how it goes to an instance.
 
-Its first bytes are kept as long as it may have to be sent again; what an instance has no window for waits in the
-queue of `up`. The client may send as many bytes again as have left for an instance, each counted once, however often
-they are sent.
+Its header block and first bytes are kept as long as it may have to be sent again; what an instance has no window for
+waits in the queue of `up`. The client may send as many bytes again as have left for an instance, each counted once,
+however often they are sent.
 
 Hot dialect, see kserve_ext/wire/http1.py.
 """
@@ -116,7 +116,7 @@ class RequestHalf(ABC):
         body = self._body
         if body is not None and size:
             if received > self.client.plane.limits.held_body_bytes and self.state >= SENT:
-                self._body = None
+                self.settled()
             elif body and size + len(body[-1]) <= _JOINED:
                 body[-1] += payload
             else:
@@ -136,6 +136,9 @@ class RequestHalf(ABC):
         if self.facts.length not in (-1, self._received):
             self.malformed()
             return
+        if self.client.crowded(len(block)):
+            self.malformed()
+            return
         self.body_done = True
         self._trailers = block
         if self.up is not None and self.upstream is not None:
@@ -143,6 +146,18 @@ class RequestHalf(ABC):
                 self.upstream.connection.send_trailers(self.up, block)
             else:
                 self.malformed()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of its header block and trailers."""
+        return self.facts.kept_bytes + len(self._trailers or b"")
+
+    def settled(self) -> None:
+        """It is not sent again."""
+        self._body = None
+        self._trailers = None
+        self.head = b""
+        self.facts.forget()
 
     def went(self, size: int) -> None:
         """So many bytes of the body have left for the instance: the client may send as many again."""

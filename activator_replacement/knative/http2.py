@@ -85,6 +85,7 @@ class KnativeHttp2Exchange(Http2Exchange):
 class KnativeHttp2Client(Http2Client):
     exchange_type: ClassVar[type[Http2Exchange]] = KnativeHttp2Exchange
     repeated: ClassVar[bool] = True
+    streams: ClassVar[int] = 250  # as Go's server
 
     __slots__ = ()
 

@@ -16,6 +16,8 @@ import h2.settings
 
 from activator_replacement.http2.client import Http2Client
 from activator_replacement.plane import Plane
+from kserve_ext.wire.http2 import frames
+from kserve_ext.wire.http2.hpack import literal
 from tests.support.dataplane import Client
 
 Pairs = list[tuple[str, str]]
@@ -27,6 +29,7 @@ _HEADS = (
 )
 
 REQUEST: Pairs = [(":method", "POST"), (":scheme", "http"), (":path", "/v1/x"), (":authority", "tiny")]
+REQUEST_BLOCK = b"".join(literal(name.encode(), value.encode()) for name, value in REQUEST)
 
 
 class Seen:
@@ -181,6 +184,16 @@ class Peer(asyncio.Protocol):
         number = self.h2.get_next_available_stream_id()
         self.h2.send_headers(number, [*pairs, *more], end_stream=end)
         self.flush()
+        return number
+
+    def send_block(self, block: bytes, number: int = 0, *, end: bool = True) -> int:
+        """A header block that h2 would not send, or only slowly: a request's, or trailers."""
+        pairs = [("x-sum", "0")] if number else REQUEST
+        number = number or self.h2.get_next_available_stream_id()
+        self.flush()
+        self.h2.send_headers(number, pairs, end_stream=end)
+        self.h2.data_to_send()
+        self.transport.write(frames.headers_frames(number, block, end, frames.FRAME_BYTES))
         return number
 
     async def send(self, number: int, data: bytes, end: bool = False) -> None:

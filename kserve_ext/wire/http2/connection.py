@@ -336,6 +336,11 @@ class Connection(Sending):
         self._send_reset(number, frames.REFUSED_STREAM)
         self._useless("streams over the limit")
 
+    def refuse(self, stream: Stream) -> None:
+        """While `opened`: the peer may begin it again later. Raises Violation when there are too many such."""
+        self._forget(stream)
+        self._refuse(stream.id)
+
     def upgraded(self, block: bytes) -> None:
         """As a server: the peer's first stream is a request that it has sent in HTTP/1.1."""
         stream = Stream(1, self.peer_window)

@@ -45,6 +45,7 @@ _LAST_ONCE: Final = LENGTH
 #: within every limit.
 _CACHED: Final = 1024
 _CACHED_BYTES: Final = 256
+_SPAN_BYTES: Final = 100
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
 _PATH = re.compile(rb"/[!-~]*|\*")
 _REQUIRED: Final = 1 << METHOD | 1 << SCHEME | 1 << PATH
@@ -92,6 +93,17 @@ class RequestBlock:
         self.original_host = False
         #: (start, end, kind) of what a next hop may not get as it came, in order.
         self.spans: list[tuple[int, int, int]] = []
+
+    @property
+    def kept_bytes(self) -> int:
+        """About what it takes of memory."""
+        return len(self.block) + len(self.path) + _SPAN_BYTES * len(self.spans)
+
+    def forget(self) -> None:
+        """It is not forwarded any more; what may be large goes."""
+        self.block = self.path = self.user_agent = self.probe = self.hash = b""
+        self.forwarded_for = self.forwarded = None
+        self.spans = []
 
 
 class ResponseBlock:

@@ -37,13 +37,20 @@ def request_block(head: bytes) -> bytes:
     method, path, _ = first.split(b" ")
     host = b""
     regular = []
-    for name, value in _fields(head):
+    fields = _fields(head)
+    dropped = _HOP.union(
+        option.strip(b" \t").lower()
+        for name, value in fields
+        if name == b"connection"
+        for option in value.split(b",")
+    )
+    for name, value in fields:
         if name == b"host":
             host = value
         elif name == b"te":
             if b"trailers" in value.lower():
                 regular.append(literal(b"te", b"trailers"))
-        elif name not in _HOP:
+        elif name not in dropped:
             regular.append(literal(name, value))
     pseudo = (
         literal(b":method", method),

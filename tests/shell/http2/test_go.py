@@ -17,10 +17,9 @@ import pytest
 
 from activator_replacement.http1 import ClientProtocol
 from activator_replacement.knative.client import KnativeClient
-from kserve_ext.wire.http2 import frames
 from kserve_ext.wire.http2.hpack import literal
 from tests.support.dataplane import HoldingDispatch, dataplane, run
-from tests.support.http2 import REQUEST, Peer, at_rest, connect, turn_until
+from tests.support.http2 import REQUEST, REQUEST_BLOCK, at_rest, connect, turn_until
 from tools.setup.layout import Layout, digest
 
 SOURCE = Path(__file__).resolve().parents[2] / "support" / "gopeer"
@@ -84,18 +83,8 @@ def test_go_on_both_sides(gopeer: str, protocol: str, dialect: type[ClientProtoc
     run(test())
 
 
-_HEAD = b"".join(literal(name.encode(), value.encode()) for name, value in REQUEST)
 _LIST = sum(32 + len(name) + len(value) for name, value in REQUEST)
 _MIB = 1 << 20
-
-
-def send(client: Peer, block: bytes) -> int:
-    """As h2 would not: a request whose header block is this."""
-    number = client.h2.get_next_available_stream_id()
-    client.h2.send_headers(number, REQUEST, end_stream=True)
-    client.h2.data_to_send()
-    client.transport.write(frames.headers_frames(number, block, True, frames.FRAME_BYTES))
-    return number
 
 
 @pytest.mark.parametrize(
@@ -124,7 +113,7 @@ def test_no_request_costs_others_the_connection_to_go(gopeer: str, more: bytes, 
                 await client.head(number)
                 await other.settled()
                 await other.request()  # its blocks need no table from here on
-                assert (await other.over(send(other, _HEAD + more))).status in statuses
+                assert (await other.over(other.send_block(REQUEST_BLOCK + more))).status in statuses
                 await client.send(number, b"still here", True)
                 assert (await client.over(number)).body == b"still here"
                 assert server.plane.http2_cache.opened == 1

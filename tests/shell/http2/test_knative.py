@@ -38,6 +38,8 @@ def test_probes_never_reach_dispatch() -> None:
         dispatch = Dispatch()
         async with activator(dispatch) as (server, host, port, _):
             client = await connect(host, port)
+            await client.settled()
+            assert client.h2.remote_settings.max_concurrent_streams == 250
             seen = await client.request(b"", ("k-network-probe", "probe"), ("k-network-hash", "override"))
             assert (seen.status, seen.heads[0]["k-network-hash"]) == (200, "override")
             assert (await client.request(b"", ("k-network-probe", "probe"))).status == 400

@@ -11,15 +11,17 @@ import aiohttp
 import h2.events
 import pytest
 
-from activator_replacement.http2.client import BUFFERED_BYTES, Http2Client
+from activator_replacement.http2.client import BUFFERED_BYTES, HEADER_BYTES, Http2Client
 from activator_replacement.http2.connections import Http2Connections
 from activator_replacement.seam import CLIENT_GONE, OK, TIMEOUT, UPSTREAM_FAILED
 from kserve_ext.wire.http2 import frames
 from kserve_ext.wire.http2.connection import STREAM_WINDOW
+from kserve_ext.wire.http2.hpack import literal
 from tests.support.dataplane import Client, HoldingDispatch, dataplane, echo, instance, run
-from tests.support.http2 import REQUEST, Peer, at_rest, connect, echo2, instance2, turn_until
+from tests.support.http2 import REQUEST, REQUEST_BLOCK, Peer, at_rest, connect, echo2, instance2, turn_until
 
 MB = 1 << 20
+UNKNOWN = [*REQUEST[:3], (":authority", "unknown")]
 
 
 def test_simple_exchanges_share_a_connection_to_the_instance() -> None:
@@ -51,7 +53,6 @@ def test_simple_exchanges_share_a_connection_to_the_instance() -> None:
                     }
                 ]
                 assert dispatch.exchanges[0].revision == "n/r"
-                assert dispatch.exchanges[0].header(b"x-a") == b"1"
                 assert dispatch.exchanges[0].header(b"host") == b"tiny"
                 dispatch.cold = True
                 seen = await client.request(b"", ("x-request-id", "mine"))
@@ -763,6 +764,44 @@ def test_header_fields_are_bounded_by_what_they_are_and_not_by_their_bytes() -> 
                 await turn_until(lambda: not dispatch.in_flight)
                 assert (dispatch.submitted, len(made.peers)) == (2, 1)
                 at_rest(server.plane)
+
+    run(test())
+
+
+def test_header_blocks_that_are_kept_are_bounded() -> None:
+    async def test() -> None:
+        async with instance2() as made:
+            dispatch = HoldingDispatch("", bound=1000)
+            async with dataplane(dispatch, head_bytes=MB) as (server, host, port, _):
+                client = await connect(host, port)
+                await client.settled()
+                await client.request(b"", ("x-no", "table"), pairs=UNKNOWN)
+                large = literal(b"x-large", b"v" * 270_000)
+                numbers = [client.send_block(REQUEST_BLOCK + large, end=False) for _ in range(30)]
+                await client.until(lambda: len(client.streams) == 16)
+                assert {client.streams[number].reset for number in numbers[15:]} == {frames.REFUSED_STREAM}
+                small = [client.begin(("x-a", "1"), end=True) for _ in range(20)]
+                await dispatch.until(lambda: dispatch.submitted == 35)
+                (connection,) = server.plane.clients
+                assert isinstance(connection, Http2Client)
+                assert HEADER_BYTES * 0.9 < sum(e.kept_bytes for e in connection.exchanges) < HEADER_BYTES
+                client.send_block(large, numbers[0])  # count too
+                assert (await client.over(numbers[0])).reset == frames.PROTOCOL_ERROR
+                numbers.append(client.send_block(REQUEST_BLOCK + large, end=False))  # there is room again
+                await dispatch.until(lambda: dispatch.submitted == 36)
+                for number in numbers[1:15] + numbers[-1:]:
+                    client.reset(number)
+                await dispatch.until(lambda: len(dispatch.held) == 20)
+                assert sum(e.kept_bytes for e in connection.exchanges) < 20 * 200
+                assert dispatch.held[0].header(b"x-a") == b"1"
+                dispatch.release(made.addr)
+                for peer, number in await made.requests(20):
+                    peer.respond(number)
+                for number in small:
+                    await client.head(number)
+                # They are not sent again.
+                assert [e.kept_bytes for e in connection.exchanges] == [0] * 20
+                assert dispatch.exchanges[-1].header(b"x-a") is None
 
     run(test())
 

@@ -225,6 +225,13 @@ def test_a_list_is_as_large_as_its_fields_and_no_larger_than_allowed(pairs: Pair
         assert size <= MOST_PER_BYTE * len(block)
 
 
+def test_what_is_cut_out_of_a_block_counts_as_kept_until_it_is_forgotten() -> None:
+    head = scan_request(encode(PSEUDO) + b"\xb1" * 1000)  # proxy-authorization
+    assert head.kept_bytes > 100_000
+    head.forget()
+    assert head.kept_bytes == 0
+
+
 def test_one_byte_may_stand_for_much_and_is_not_read_without_end() -> None:
     block = encode(PSEUDO) + b"\x90" * 1000
     for scan in (scan_request, scan_response, check_trailers):
@@ -334,6 +341,7 @@ def test_the_table_of_known_fields_forgets() -> None:
 def test_heads_of_http1() -> None:
     head = (
         b"GET /a?b HTTP/1.1\r\nHost: a.b:80\r\nConnection: Upgrade, HTTP2-Settings, TE\r\nUpgrade: h2c\r\n"
+        b"X-Mine: 1\r\nconnection: X-Other ,x-mine\r\nX-Other: 2\r\n"
         b"HTTP2-Settings: AAMAAABk\r\nTE: trailers, gzip\r\nX-Mixed: Case \r\n\r\n"
     )
     assert decode(request_block(head)) == [
