@@ -47,8 +47,8 @@ class Exchange(Protocol):
     revision: RevisionKey
     instance: InstanceID  # set by go; "" before
     started: float  # loop time when the head was complete
-    #: Request head exactly as the client sent it, with the final empty line; over HTTP/2 empty once the request can't be
-    #: sent again.
+    #: Request head exactly as the client sent it, with the final empty line; over HTTP/2 empty once the request
+    #: can't be sent again.
     head: bytes
     #: What it costs to hold it: its head and the part of its body that is read while it is held. Does not change.
     held_bytes: int
