@@ -7,9 +7,11 @@ Trace Context level 1, opentelemetry/proto/collector/trace/v1.
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
+
+from kserve_ext.wire.otlp import attribute, exported
+from kserve_ext.wire.protobuf import fixed64, message, number, text
 
 INTERNAL: Final = 1
 SERVER: Final = 2
@@ -18,7 +20,6 @@ CLIENT: Final = 3
 _ERROR: Final = 2
 _PARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _ANY_LINE = re.compile(rb"\r\n(?i:traceparent):[^\r]*")
-_fixed64 = struct.Struct("<Q").pack
 
 
 class Parent(NamedTuple):
@@ -69,47 +70,20 @@ def sampled(trace_id: bytes, rate: float) -> bool:
 
 def encode(resource: Mapping[str, str], scope: str, spans: Iterable[Span]) -> bytes:
     """An ExportTraceServiceRequest."""
-    scope_spans = _message(1, _text(1, scope)) + b"".join(_message(2, _span(span)) for span in spans)
-    attributes = b"".join(_message(1, _attribute(name, value)) for name, value in resource.items())
-    return _message(1, _message(1, attributes) + _message(2, scope_spans))
+    return exported(resource, [(scope, [_span(span) for span in spans])])
 
 
 def _span(span: Span) -> bytes:
-    parts = [_message(1, span.trace_id), _message(2, span.span_id)]
+    parts = [message(1, span.trace_id), message(2, span.span_id)]
     if span.parent_id:
-        parts.append(_message(4, span.parent_id))
+        parts.append(message(4, span.parent_id))
     parts += (
-        _text(5, span.name),
-        _number(6, span.kind),
-        b"\x39" + _fixed64(span.start_ns),
-        b"\x41" + _fixed64(span.end_ns),
+        text(5, span.name),
+        number(6, span.kind),
+        fixed64(7, span.start_ns),
+        fixed64(8, span.end_ns),
     )
-    parts += (_message(9, _attribute(name, value)) for name, value in span.attributes.items())
+    parts += (message(9, attribute(name, value)) for name, value in span.attributes.items())
     if span.error:
-        parts.append(_message(15, _number(3, _ERROR)))
+        parts.append(message(15, number(3, _ERROR)))
     return b"".join(parts)
-
-
-def _attribute(name: str, value: str | int) -> bytes:
-    return _text(1, name) + _message(2, _text(1, value) if isinstance(value, str) else _number(3, value))
-
-
-def _text(field: int, text: str) -> bytes:
-    return _message(field, text.encode("utf-8", "replace"))
-
-
-def _message(field: int, content: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(content)) + content
-
-
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(value)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
