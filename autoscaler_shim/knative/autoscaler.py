@@ -38,7 +38,6 @@ from kserve_ext.wire.stats import StatMessage
 log = logging.getLogger(__name__)
 
 LAST_WRITES_S = 2.0
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING}
 
 
 class Autoscaler:
@@ -54,6 +53,7 @@ class Autoscaler:
             self._configured,
             settings.leader_election,
             settings.logging_config,
+            settings.observability_config,
         )
         self.pods = PodIndex(client, self._revisit)
         self._copies = {
@@ -198,7 +198,7 @@ class Autoscaler:
         self._metrics.add(key)
 
     def _configured(self) -> None:
-        logging.getLogger().setLevel(_LEVELS.get(self.config.current.log_level, logging.ERROR))
+        logging.getLogger().setLevel(self.config.current.log_level)
         self.reconciler.add_all()
 
     def _responsibility_changed(self) -> None:

@@ -15,8 +15,10 @@ from typing import Any, Final
 from kserve_ext.api.knative import config as knative_config
 from kserve_ext.api.knative.conditions import text_map
 from kserve_ext.api.knative.config import ClusterConfig
+from kserve_ext.api.knative.observability import observability
 from kserve_ext.api.problems import Findings
 from kserve_ext.kube.client import Client, KubeObject
+from kserve_ext.kube.config_map import in_force
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import CONFIG_MAPS
 
@@ -35,8 +37,9 @@ class ConfigStore:
         changed: Callable[[], None],
         leader_election: str = "config-leader-election",
         logging_config: str = "config-logging",
+        observability_config: str = "config-observability",
     ) -> None:
-        """The last two are names of ConfigMaps that the environment may change."""
+        """The last three are names of ConfigMaps that the environment may change."""
         self.current = ClusterConfig()
         self._namespace = namespace
         self._changed = changed
@@ -46,7 +49,8 @@ class ConfigStore:
             DEPLOYMENT: ("progress_deadline_s", knative_config.progress_deadline_s),
             NETWORK: ("network", knative_config.network),
             leader_election: ("leader_election", knative_config.leader_election),
-            logging_config: ("log_level", knative_config.log_level),
+            logging_config: ("log_level", knative_config.log_level("autoscaler")),
+            observability_config: ("observability", observability),
         }
         self._fixed = {NETWORK, leader_election}
         self._started = False
@@ -75,17 +79,8 @@ class ConfigStore:
                 log.info("ConfigMap %s/%s has changed; it is read at the next start", self._namespace, name)
             return
         field, read = self._readers[name]
-        findings = Findings()
-        value = read(data, findings)
-        for warning in findings.warnings:
-            log.info("ConfigMap %s/%s: %s", self._namespace, name, warning)
-        if not findings:
-            self.rejected += 1
-            for problem in findings.problems:
-                log.error(
-                    "ConfigMap %s/%s: %s; the last good one stays in force", self._namespace, name, problem
-                )
-            return
+        value, taken = in_force(f"{self._namespace}/{name}", data, read, getattr(self.current, field))
+        self.rejected += not taken
         if value != getattr(self.current, field):
             self.current = replace(self.current, **{field: value})
             log.info("ConfigMap %s/%s: in force", self._namespace, name)

@@ -50,6 +50,7 @@ class Settings:
     domain: str
     leader_election: str = "config-leader-election"
     logging_config: str = "config-logging"
+    observability_config: str = "config-observability"
     stateful_set: StatefulSet | None = None
     stats_port: int = 8080
     metrics_port: int = 9090
@@ -71,6 +72,7 @@ def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Setting
         domain=environ.get("CLUSTER_DOMAIN") or cluster_domain(resolv_conf),
         leader_election=environ.get("CONFIG_LEADERELECTION_NAME") or "config-leader-election",
         logging_config=environ.get("CONFIG_LOGGING_NAME") or "config-logging",
+        observability_config=environ.get("CONFIG_OBSERVABILITY_NAME") or "config-observability",
         stateful_set=_stateful_set(environ),
         stats_port=_port(environ, "GALAXY_STATS_PORT", 8080),
         metrics_port=_port(environ, "GALAXY_METRICS_PORT", 9090),

@@ -1,6 +1,6 @@
-"""What every export of OpenTelemetry's protocol (OTLP) has in common: a resource, scopes in it, and attributes.
+"""What every export of OpenTelemetry's protocol (OTLP) has in common: a resource, scopes, attributes.
 
-Spans are traces.py's, metrics are otlp_metrics.py's. In the specification: opentelemetry/proto/common/v1, resource/v1,
+Spans are traces.py's, metrics are otlp_metrics.py's. In the specification: opentelemetry/proto/{common,resource}/v1,
 and the three nested messages that trace/v1 and metrics/v1 have alike.
 """
 

@@ -377,11 +377,6 @@ def test_config_maps_that_knative_accepts() -> None:
     assert knative_config.leader_election(
         {"buckets": "3", "lease-duration": "15s", "renewDeadline": "10s", "retry-period": "2s"}, findings
     ) == LeaderElection(3, 15, 10, 2)
-    assert knative_config.log_level({}, findings) == "info"
-    assert (
-        knative_config.log_level({"loglevel.autoscaler": "debug", "zap-logger-config": "{}"}, findings)
-        == "debug"
-    )
     assert findings, findings.problems
 
 
@@ -401,11 +396,6 @@ def test_config_maps_that_knative_accepts() -> None:
         ),
         (knative_config.leader_election, {"buckets": "11"}, "config-leader-election data[buckets]"),
         (knative_config.leader_election, {"lease-duration": "30s"}, "renew-deadline"),
-        (
-            knative_config.log_level,
-            {"loglevel.autoscaler": "loud"},
-            "config-logging data[loglevel.autoscaler]",
-        ),
     ],
 )
 def test_a_bad_value_is_named_with_its_remedy(read: Any, data: dict[str, str], named: str) -> None:

@@ -6,19 +6,29 @@ webhook let through has to work. One that is wrong leaves its findings, and whoe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from kserve_ext.api.knative import autoscaler_config
 from kserve_ext.api.knative.autoscaler_config import READERS, AutoscalerConfig
+from kserve_ext.api.knative.observability import Observability
 from kserve_ext.api.problems import Findings
 from kserve_ext.api.readers import Reader, choice, duration, flag, integer, number, take
 from kserve_ext.core.knative.sampling import MeshMode
 
 MAX_BUCKETS: Final = 10
-#: zap's; the last three are what others call error
-LOG_LEVELS: Final = ("debug", "info", "warn", "error", "dpanic", "panic", "fatal")
+#: zap's, and what the logging module calls them; the last three are its error
+LOG_LEVELS: Final = {
+    "debug": 10,
+    "info": 20,
+    "warn": 30,
+    "error": 40,
+    "dpanic": 40,
+    "panic": 40,
+    "fatal": 40,
+}
 _LONGEST: Final = "8760h"
 T = TypeVar("T")
 
@@ -46,7 +56,8 @@ class ClusterConfig:
     network: Network = Network()
     progress_deadline_s: float = 600.0
     leader_election: LeaderElection = LeaderElection()
-    log_level: str = "info"
+    log_level: int = LOG_LEVELS["info"]
+    observability: Observability = field(default_factory=Observability)
 
 
 _AUTOSCALER: Final[Mapping[str, Reader]] = {
@@ -98,8 +109,30 @@ def leader_election(data: Mapping[str, str], findings: Findings) -> LeaderElecti
     return LeaderElection(**found)
 
 
-def log_level(data: Mapping[str, str], findings: Findings) -> str:
-    return _get(data, "loglevel.autoscaler", choice(*LOG_LEVELS), "info", "config-logging", findings)
+def log_level(part: str) -> Callable[[Mapping[str, str], Findings], int]:
+    """Reads a part's level as the logging module has it: its own, else that of zap-logger-config, else info."""
+
+    def read(data: Mapping[str, str], findings: Findings) -> int:
+        given = {key: value for key, value in data.items() if value}  # an empty level counts as none
+        level = _get(given, f"loglevel.{part}", choice(*LOG_LEVELS), "", "config-logging", findings)
+        return LOG_LEVELS[level or _zap_level(given, findings)]
+
+    return read
+
+
+def _zap_level(data: Mapping[str, str], findings: Findings) -> str:
+    key = "zap-logger-config"
+    try:
+        config = json.loads(data.get(key, "{}"))
+        level = config.get("level", "info")
+    except (ValueError, AttributeError) as error:
+        findings.problem(
+            f"config-logging data[{key}]", f"not a JSON object: {error}", 'write {"level": "info"}'
+        )
+        return "info"
+    where = f"config-logging data[{key}].level"
+    found: str | None = take(choice(*LOG_LEVELS), str(level).lower(), where, findings)
+    return found or "info"
 
 
 def _get(data: Mapping[str, str], key: str, reader: Reader, default: T, where: str, findings: Findings) -> T:
