@@ -16,8 +16,10 @@ from hypothesis import HealthCheck, settings
 from tools.setup.layout import Layout
 
 TESTS = Path(__file__).resolve().parent
-#: Folder below tests/ -> place in the order and seconds after which one test is given up as hung.
+#: Folder below tests/ -> place in the order and seconds after which one test is given up as hung: long, since that
+#: ends the whole run, and a busy machine is no hang.
 SLOW = {"engine": (1, 300), "cluster": (2, 240)}
+OTHERS = (0, 180)
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, print_blob=True)
@@ -40,17 +42,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     engines = importlib.util.find_spec("vllm") is not None
     for item in items:
         folder = folder_of(item)
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(SLOW.get(folder, OTHERS)[1]))
         if folder not in SLOW:
             continue
         item.add_marker(folder)
-        if item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(SLOW[folder][1]))
         if folder == "engine":
             # vLLM and torch warn on import; their warnings are not ours to settle.
             item.add_marker(pytest.mark.filterwarnings("default"))
             if not engines:
                 item.add_marker(pytest.mark.skip(reason="vLLM is not installed: run `make setup`"))
-    items.sort(key=lambda item: SLOW.get(folder_of(item), (0, 0))[0])
+    items.sort(key=lambda item: SLOW.get(folder_of(item), OTHERS)[0])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -21,11 +21,11 @@ from kserve_ext.cli.embedded.stop import stop_cluster
 from kserve_ext.cli.embedded.supervisor import Supervisor
 from kserve_ext.rpc.process import start_ticks
 
-SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
+SLEEP = (sys.executable, "-c", "import time; time.sleep(600)")
 DIES = (sys.executable, "-c", "raise SystemExit(3)")
 
 
-def until(check: Callable[[], object], seconds: float = 10.0) -> None:
+def until(check: Callable[[], object], seconds: float = 60.0) -> None:
     began = time.monotonic()
     while not check():
         assert time.monotonic() - began < seconds
@@ -143,12 +143,12 @@ def test_a_second_supervisor_of_a_folder_ends_at_once(folder: Folder) -> None:
     first = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
     try:
         until(lambda: folder.supervisor() == first.pid)
-        second = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+        second = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
         assert second.returncode == 1
         assert "is in use by another supervisor" in second.stdout
     finally:
         first.terminate()
-        assert first.wait(10) == 0
+        assert first.wait(60) == 0
 
 
 def test_what_lives_is_adopted_and_watched(folder: Folder, capfd: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +186,7 @@ def test_what_was_adopted_is_ended_with_the_others(folder: Folder) -> None:
     made = Supervisor(folder)
     made._take_over([Part("part-0", "node", SLEEP)])
     made._stop_all()
-    assert orphan.wait(5) == -signal.SIGTERM
+    assert orphan.wait(60) == -signal.SIGTERM
 
 
 def test_down_ends_parts_that_a_killed_supervisor_left_and_nothing_else(folder: Folder) -> None:
@@ -200,7 +200,7 @@ def test_down_ends_parts_that_a_killed_supervisor_left_and_nothing_else(folder: 
     said: list[str] = []
     assert stop_cluster(folder, said.append) == 1
     assert said == ["1 parts without a supervisor"]
-    assert ours.wait(5) == -signal.SIGTERM
+    assert ours.wait(60) == -signal.SIGTERM
     assert other.poll() is None
     other.kill()
     other.wait()

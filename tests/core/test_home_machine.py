@@ -142,7 +142,7 @@ class Unlimited(Cluster):
 
 
 bounds = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestLimited = pytest.mark.timeout(120)(Cluster.TestCase)
+TestLimited = pytest.mark.timeout(240)(Cluster.TestCase)
 TestLimited.settings = bounds
-TestUnlimited = pytest.mark.timeout(120)(Unlimited.TestCase)
+TestUnlimited = pytest.mark.timeout(240)(Unlimited.TestCase)
 TestUnlimited.settings = bounds

@@ -172,7 +172,7 @@ def test_a_run_that_hangs_is_ended_and_counted_as_failed(caplog: pytest.LogCaptu
         queue.start()
         queue.add("a")
         await work.until_begun(2)
-        assert queue.counters.failures == 1
+        assert queue.counters.failures >= 1
         await queue.stop()
 
     uvloop.run(main())

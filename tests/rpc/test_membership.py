@@ -58,7 +58,7 @@ def run(story: Story) -> None:
         member = Member(ME, "schedule", await rpc.listen("127.0.0.1"), 7)
         membership = Membership(rpc, member, addr)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(100):
                 await membership.start()
                 assert await controller.heard.get() == Join(member, 0)
                 await story(controller, membership, rpc)

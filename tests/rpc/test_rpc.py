@@ -32,7 +32,7 @@ def run(
         caller = Rpc("caller", caller_key, epoch=lambda: 3)
         addr = await listener.listen("127.0.0.1")
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(100):
                 await story(caller, listener, addr)
         finally:
             await caller.close()

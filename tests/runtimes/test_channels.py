@@ -21,7 +21,7 @@ from runtimes.vllm_pd import channels
 from runtimes.vllm_pd.channels import Channels, lookup
 from runtimes.vllm_pd.home_client import Lease
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 KEY = b"k" * 32
 LEASE = Lease("l1", "p-1", "127.0.0.1:9", 7)
 

@@ -20,7 +20,7 @@ from runtimes.vllm_pd.peers import ANSWER_S, QUIET_S, Silence
 from runtimes.vllm_pd.pushing import Pushes
 
 LAYERS, BLOCKS, SIZE = 3, 40, 1024
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 class Clock:

@@ -151,7 +151,7 @@ def test_no_room_is_said_when_holding_ends(tmp_path: Path) -> None:
     async def test() -> None:
         async with cluster(tmp_path, "dispatch-0", "dispatch-1") as up:
             up.refuse = "node node-0: cpu: needs 64000m, 4000m free"
-            urls = await routed(up, revision(hold=Hold(seconds=0.5)))
+            urls = await routed(up, revision(hold=Hold(seconds=1.5)))
             tally = await volley(urls, HOST, 6)
             assert tally.refused == {503: 6}, str(tally)
             assert all("cpu: needs 64000m" in reason for reason in tally.reasons)

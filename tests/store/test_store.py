@@ -101,7 +101,7 @@ def test_watch_write_behind_and_conditions_over_a_restart_of_the_store(tmp_path:
             changed.set()
 
         async def until(expected: dict[str, bytes]) -> None:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(100):
                 while seen != expected:
                     changed.clear()
                     await changed.wait()

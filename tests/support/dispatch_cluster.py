@@ -249,7 +249,7 @@ class Cluster:
         task.add_done_callback(self._tasks.discard)
 
 
-async def until(check: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+async def until(check: Callable[[], bool], what: str, timeout_s: float = 100.0) -> None:
     """Waits for a condition; the time limit only ends a hang."""
     due = asyncio.get_running_loop().time() + timeout_s
     while not check():

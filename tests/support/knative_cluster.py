@@ -91,7 +91,7 @@ class KnativeCluster:
         return CliRunner().invoke(main, args, env=environment, prog_name="galaxy")
 
     def do(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(100)
 
     def put(self, kind: Kind, obj: Obj) -> None:
         async def now() -> None:

@@ -37,7 +37,7 @@ from kserve_ext.wire import messages as m
 
 KEY = b"n" * 32
 FAKE = "tests.support.fake_runtime"
-PATIENCE_S = 25.0
+PATIENCE_S = 100.0
 T = TypeVar("T")
 
 
@@ -239,7 +239,7 @@ def run(
 
 async def get(addr: str) -> dict[str, Any]:
     def ask() -> dict[str, Any]:
-        with urllib.request.urlopen(f"http://{addr}/", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{addr}/", timeout=60) as answer:
             body: dict[str, Any] = json.loads(answer.read())
             return body
 

@@ -200,11 +200,12 @@ def test_codes_and_messages_pass(code: str) -> None:
 def test_a_deadline_reaches_the_instance_and_ends_its_work() -> None:
     async def test() -> None:
         async with relayed() as (service, dispatch, channel, _):
-            error = await failure(channel.unary_unary("/test.Echo/Waits")(b"x", timeout=0.5))
+            assert await channel.unary_unary("/test.Echo/Unary")(b"connected") == b"connected"
+            error = await failure(channel.unary_unary("/test.Echo/Waits")(b"x", timeout=1.0))
             assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
             assert 0 < service.time_left < 5
             await dispatch.until(lambda: not dispatch.in_flight)
-            await turn_until(lambda: service.ended == 1)
+            await turn_until(lambda: service.ended == 2)
             assert await channel.unary_unary("/test.Echo/Unary")(b"after") == b"after"
 
     run(test())

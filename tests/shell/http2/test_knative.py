@@ -9,7 +9,7 @@ from activator_replacement.knative.http2 import KnativeHttp2Exchange
 from activator_replacement.seam import CLIENT_GONE, TIMEOUT, Exchange
 from kserve_ext.core.knative.timeouts import Timeouts
 from kserve_ext.wire.http2 import frames
-from tests.support.dataplane import Client, HoldingDispatch, dataplane, run
+from tests.support.dataplane import Client, HoldingDispatch, dataplane, run, time_passes
 from tests.support.http2 import REQUEST, connect, echo2, instance2
 
 
@@ -29,8 +29,8 @@ class Dispatch(HoldingDispatch):
         super().submit(exchange)
 
 
-def activator(dispatch: HoldingDispatch):  # type: ignore[no-untyped-def]
-    return dataplane(dispatch, client_type=KnativeClient)
+def activator(dispatch: HoldingDispatch, **limits: float):  # type: ignore[no-untyped-def]
+    return dataplane(dispatch, client_type=KnativeClient, **limits)
 
 
 def test_probes_never_reach_dispatch() -> None:
@@ -107,17 +107,23 @@ def test_errors_have_the_texts_of_knative() -> None:
     run(test())
 
 
-@pytest.mark.parametrize("timeouts", [Timeouts(0.1), Timeouts(60, 0.1), Timeouts(60, 0, 0.1)])
+@pytest.mark.parametrize("timeouts", [Timeouts(10), Timeouts(60, 5), Timeouts(60, 0, 5)])
 def test_timeouts_before_a_response(timeouts: Timeouts) -> None:
     async def test() -> None:
         async with instance2() as made:
             dispatch = Dispatch("", timeouts)
-            async with activator(dispatch) as (_, host, port, _a):
+            async with activator(dispatch, tick_s=1000.0, idle_timeout_s=1e9) as (server, host, port, _):
                 client = await connect(host, port)
-                held = await client.request(b"x")
+                number = client.begin(end=True)
+                await dispatch.until(lambda: bool(dispatch.held))
+                time_passes(server, dispatch)
+                held = await client.over(number)
                 assert (held.status, bytes(held.body)) == (504, b"activator request timeout")
                 dispatch.addr = made.addr
-                sent = await client.request(b"x")
+                number = client.begin(end=True)
+                await made.requests(1)
+                time_passes(server, dispatch)
+                sent = await client.over(number)
                 assert (sent.status, bytes(sent.body)) == (504, b"activator request timeout")
                 await made.until(lambda: made.peers[0].streams[1].reset == frames.CANCEL)
                 assert dispatch.outcomes == [TIMEOUT, TIMEOUT]
@@ -125,17 +131,21 @@ def test_timeouts_before_a_response(timeouts: Timeouts) -> None:
     run(test())
 
 
-@pytest.mark.parametrize("timeouts", [Timeouts(0.3), Timeouts(60, 0, 0.1)])
+@pytest.mark.parametrize("timeouts", [Timeouts(10), Timeouts(60, 0, 5)])
 def test_timeouts_in_the_midst_of_a_response(timeouts: Timeouts) -> None:
     async def test() -> None:
         async with instance2() as made:
             dispatch = Dispatch(made.addr, timeouts)
-            async with activator(dispatch) as (server, host, port, _):
+            async with activator(dispatch, tick_s=1000.0, idle_timeout_s=1e9) as (server, host, port, _):
                 client = await connect(host, port)
                 number = client.begin(end=True)
                 await made.requests(1)
                 made.peers[0].respond(1)
                 await made.peers[0].send(1, b"some")
+                await client.until(
+                    lambda: number in client.streams and client.streams[number].body == b"some"
+                )
+                time_passes(server, dispatch)
                 seen = await client.over(number)
                 assert (bytes(seen.body), seen.reset) == (b"some", frames.INTERNAL_ERROR)
                 await made.until(lambda: made.peers[0].streams[1].reset == frames.CANCEL)

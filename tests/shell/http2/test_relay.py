@@ -17,7 +17,7 @@ from activator_replacement.seam import CLIENT_GONE, OK, TIMEOUT, UPSTREAM_FAILED
 from kserve_ext.wire.http2 import frames
 from kserve_ext.wire.http2.connection import STREAM_WINDOW
 from kserve_ext.wire.http2.hpack import literal
-from tests.support.dataplane import Client, HoldingDispatch, dataplane, echo, instance, run
+from tests.support.dataplane import Client, HoldingDispatch, dataplane, echo, instance, run, time_passes
 from tests.support.http2 import REQUEST, REQUEST_BLOCK, Peer, at_rest, connect, echo2, instance2, turn_until
 
 MB = 1 << 20
@@ -151,15 +151,20 @@ def test_refusals_and_timeouts() -> None:
     async def test() -> None:
         async with instance2() as made:
             dispatch = HoldingDispatch("")
-            dispatch.timeout_s = 0.05
-            async with dataplane(dispatch) as (server, host, port, _):
+            dispatch.timeout_s = 10.0
+            async with dataplane(dispatch, tick_s=1000.0, idle_timeout_s=1e9) as (server, host, port, _):
                 client = await connect(host, port)
                 pairs = [*REQUEST[:3], (":authority", "unknown.example.com")]
                 assert (await client.request(b"x", pairs=pairs)).status == 404
-                late = await client.request(b"x")
+                number = client.begin(end=True)
+                await dispatch.until(lambda: bool(dispatch.held))
+                time_passes(server, dispatch)
+                late = await client.over(number)
                 assert (late.status, late.error()["code"]) == (504, "timeout")
                 dispatch.addr = made.addr  # which never answers
                 number = client.begin()
+                await made.requests(1)
+                time_passes(server, dispatch)
                 seen = await client.over(number)
                 assert seen.status == 504
                 await client.until(lambda: client.streams[number].reset is not None)
@@ -539,6 +544,7 @@ def test_a_slow_instance_costs_its_window_and_the_client_waits() -> None:
                 assert isinstance(proxied, Http2Client)
                 await turn_until(lambda: proxied.connection.buffered >= STREAM_WINDOW - 65_535)
                 await turn_until(lambda: client.h2.local_flow_control_window(number) == 0)
+                await made.until(lambda: len(peer.streams[up].body) >= 65_535)
                 assert len(peer.streams[up].body) == 65_535
                 assert proxied.connection.buffered <= STREAM_WINDOW
                 peer.windows = True

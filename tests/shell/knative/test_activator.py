@@ -322,7 +322,7 @@ def test_metrics() -> None:
             put_revision(api, "idle-00001")
             put_endpoints(api, "idle-00001", [pod.addr])
             async with activator(api, autoscaler) as made:
-                await autoscaler.until(lambda: autoscaler.connections == 1)
+                await until(lambda: made.sink.reachable, "the autoscaler is there")
                 client, other = await connect(made), await connect(made)
                 other.send(get("/", HEADERS[0], "Knative-Serving-Revision: idle-00001"))
                 assert (await other.response())[0] == 200
@@ -358,7 +358,7 @@ def test_the_end() -> None:
             put_config(api)
             put_revision(api, REVISION)
             put_endpoints(api, REVISION, [pod.addr])
-            async with activator(api, GALAXY_DRAIN="300ms") as made:
+            async with activator(api, GALAXY_DRAIN="1s") as made:
                 client, other = await connect(made), await connect(made)
                 pod.gate.clear()
                 client.send(get("/", *HEADERS))

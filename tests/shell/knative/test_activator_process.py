@@ -61,7 +61,7 @@ def test_from_start_to_end(tmp_path: Path) -> None:
         async with ApiServer() as api:
             put_config(api)
             put_revision(api, "hello-00001")
-            process = await start(tmp_path, api.url, GALAXY_DRAIN="200ms", GALAXY_GRACE="5s")
+            process = await start(tmp_path, api.url, GALAXY_DRAIN="2s", GALAXY_GRACE="60s")
             said = await line(process, "serving 1 revisions")
             assert said["severity"] == "INFO"
             client = await Client.connect("127.0.0.1", int(said["message"].split()[5]))

@@ -70,7 +70,7 @@ def test_it_waits_for_an_api_server_and_ends_when_told(tmp_path: Path) -> None:
         output, _ = await process.communicate()
         assert process.returncode == 0, output.decode()
 
-    run(test(), 40)
+    run(test())
 
 
 def test_it_serves_a_cluster_and_gives_its_lease_back(tmp_path: Path) -> None:
@@ -88,4 +88,4 @@ def test_it_serves_a_cluster_and_gives_its_lease_back(tmp_path: Path) -> None:
             assert process.returncode == 0, output.decode()
             assert "given back" in output.decode()
 
-    run(test(), 40)
+    run(test())

@@ -22,6 +22,7 @@ from tests.support.dataplane import (
     post,
     read_request,
     run,
+    time_passes,
 )
 from tests.support.dispatch_cluster import until
 
@@ -126,15 +127,16 @@ def test_each_timeout_answers_504_before_the_response(timeouts: Timeouts, held: 
     run(test())
 
 
-@pytest.mark.parametrize("timeouts", [Timeouts(0.2), Timeouts(300, 0, 0.05)])
+@pytest.mark.parametrize("timeouts", [Timeouts(10), Timeouts(300, 0, 5)])
 def test_a_response_in_its_midst_is_cut_off(timeouts: Timeouts) -> None:
     async def test() -> None:
         async with instance(begins) as addr:
             dispatch = Dispatch(addr, timeouts)
-            async with activator(dispatch) as (_, host, port, _):
+            async with activator(dispatch, tick_s=1000.0) as (server, host, port, _):
                 client = await Client.connect(host, port)
                 client.send(get())
                 await client.reader.readuntil(b"hello\r\n")
+                time_passes(server, dispatch)
                 assert await client.closed() == b""
                 assert dispatch.outcomes == [TIMEOUT]
 
@@ -184,17 +186,18 @@ async def websocket(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
             writer.write(line)
 
 
-@pytest.mark.parametrize("timeouts", [Timeouts(0.3), Timeouts(300, 0, 0.1), Timeouts(300, 0.1)])
+@pytest.mark.parametrize("timeouts", [Timeouts(10), Timeouts(300, 0, 5), Timeouts(300, 5)])
 def test_an_upgraded_connection_obeys_the_timeouts(timeouts: Timeouts) -> None:
     async def test() -> None:
         async with instance(websocket) as addr:
             dispatch = Dispatch(addr, timeouts)
-            async with activator(dispatch) as (_, host, port, _):
+            async with activator(dispatch, tick_s=1000.0) as (server, host, port, _):
                 client = await Client.connect(host, port)
                 client.send(get("/", *UPGRADE))
                 head = await client.reader.readuntil(b"\r\n\r\n")
                 assert head.startswith(b"HTTP/1.1 101 ")
                 client.send(b"mute\n")
+                time_passes(server, dispatch)
                 assert await client.closed() == b""
                 assert dispatch.outcomes == [TIMEOUT]
 

@@ -365,9 +365,10 @@ def test_what_is_gone_is_not_written() -> None:
                 world.writer.start()
                 await world.writer.stop(5)
                 assert world.writer.status(POD_AUTOSCALERS, pa) == {}
-                world.writer.put_status(POD_AUTOSCALERS, pa, {"desiredScale": 2})
-                world.writer.forget(KEY)
-                assert world.writer.status(POD_AUTOSCALERS, pa) == {}
+                other = Writer(world.client, world.copies, lambda _: True)
+                other.put_status(POD_AUTOSCALERS, pa, {"desiredScale": 2})
+                other.forget(KEY)
+                assert other.status(POD_AUTOSCALERS, pa) == {}
 
     run(test())
 

@@ -56,9 +56,11 @@ def test_who_does_not_answer_in_time_and_who_does_not_listen() -> None:
         closed = asyncio.Event()
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await read_request(reader)
-            await reader.read()
-            closed.set()
+            try:
+                await read_request(reader)  # if it comes before the time is over
+                await reader.read()
+            finally:
+                closed.set()
 
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))

@@ -13,7 +13,7 @@ from aiohttp import WSMsgType, web
 
 from activator_replacement.knative.reports import stat_sink
 from activator_replacement.knative.reports.stat_sink import StatSink
-from tests.support.dataplane import run
+from tests.support.dataplane import instance, run
 from tests.support.dispatch_cluster import until
 
 
@@ -91,34 +91,28 @@ def test_a_connection_that_ends_while_its_pings_are_answered_is_made_again(abort
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal connections
         connections += 1
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return writer.close()  # the test ended between its connect and its request
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
         key = next(line.split()[1] for line in head.splitlines() if line.startswith("Sec-WebSocket-Key"))
         digest = hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()
         writer.write(
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n\r\n"
         )
-        if not await reader.read(1):  # a byte: it is up
-            return writer.close()
+        await reader.readexactly(1)  # it is up
         writer.write(b"\x89\x01x" * 3)
         writer.close()
         if abort:
             writer.transport.abort()
 
     async def test() -> None:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        sink = StatSink(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        task = asyncio.create_task(sink.run())
-        try:
-            await until(lambda: connections > 1 or task.done(), "it is made again")
-            assert not task.done()
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            server.close()
+        async with instance(serve) as addr:
+            task = asyncio.create_task(StatSink(f"ws://{addr}").run())
+            try:
+                await until(lambda: connections > 1 or task.done(), "it is made again")
+                assert not task.done()
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     run(test())
 

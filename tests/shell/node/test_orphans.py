@@ -24,7 +24,7 @@ def test_an_instance_that_no_home_acknowledges_is_stopped(tmp_path: Path) -> Non
         membership = Membership(rpc, Member(FunctionID("node-0"), "node", addr, time.time_ns()), world.addr)
         declared = Declared(Resources(4000, 8192), (), 64, 1 << 30)
         folder = NodeFolder(tmp_path / "nodes/node-0")
-        timing = Timing(full_s=0.1, orphan_s=0.5, kill_grace_s=0.5)
+        timing = Timing(full_s=0.1, orphan_s=2.0, kill_grace_s=0.5)
         agent = NodeAgent(rpc, membership, folder, world.key_file, declared, timing)
         await agent.open()
         await membership.start()
@@ -37,7 +37,7 @@ def test_an_instance_that_no_home_acknowledges_is_stopped(tmp_path: Path) -> Non
             await world.until(lambda: agent.machine.lives.running == 0)
             life_of = agent.machine.lives.known[next(iter(agent.machine.lives.known))]
             assert life_of.end is not None
-            assert "no home has taken notice of it for 0.5 s" in life_of.end.reason
+            assert "no home has taken notice of it for 2 s" in life_of.end.reason
             world.is_home = True
             assert (await world.state("x", "gone")).reason == life_of.end.reason
         finally:

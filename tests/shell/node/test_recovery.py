@@ -58,7 +58,7 @@ def test_killing_the_agent_ends_no_instance_and_the_next_agent_finds_it(tmp_path
 def test_a_drain_is_finished_by_the_next_agent(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.up()
-        await world.start("x", revision("--drain", "1"))
+        await world.start("x", revision("--drain", "3"))
         pid = (await get((await world.state("x", "ready")).addr))["pid"]
         await world.stop("x")
         await world.state("x", "draining")
@@ -160,7 +160,7 @@ def test_without_a_zygote_the_instance_is_executed(tmp_path: Path) -> None:
 
 def test_a_start_that_waits_for_its_zygote_can_be_stopped_and_times_out(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        await world.up(env={"FAKE_IMPORT_SECONDS": "600"})
+        await world.up(env={"FAKE_IMPORT_UNTIL": str(tmp_path / "never")})
         await world.start("x", revision())
         await world.state("x", "starting")
         await world.stop("x", drain_s=500.0)
@@ -174,7 +174,8 @@ def test_a_start_that_waits_for_its_zygote_can_be_stopped_and_times_out(tmp_path
 
 def test_an_agent_that_goes_while_a_start_waits_for_the_zygote(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        await world.up(env={"FAKE_IMPORT_SECONDS": "2"})
+        imported = tmp_path / "imported"
+        await world.up(env={"FAKE_IMPORT_UNTIL": str(imported)})
         await world.start("x", revision())
         await world.state("x", "starting")
         await world.until((tmp_path / "nodes/node-0/instances/x/spec.msgpack").exists)
@@ -182,6 +183,7 @@ def test_an_agent_that_goes_while_a_start_waits_for_the_zygote(tmp_path: Path) -
         world.told.clear()
         await world.up()
         assert "while it was being started" in (await world.state("x", "failed")).reason
+        imported.touch()
         await world.start("y", revision())
         await world.state("y", "ready")
         assert "forked from the zygote" in forked(world, "y")

@@ -1,4 +1,5 @@
-"""What the zygote imports: FAKE_IMPORT_FAILS in its environment kills it, FAKE_IMPORT_SECONDS keeps it at it."""
+"""What the zygote imports: FAKE_IMPORT_FAILS in its environment kills it, FAKE_IMPORT_UNTIL keeps it at it
+until that file is there."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ import time
 
 def preimport() -> None:
     assert http.server
-    time.sleep(float(os.environ.get("FAKE_IMPORT_SECONDS", "0")))
+    until = os.environ.get("FAKE_IMPORT_UNTIL")
+    while until and not os.path.exists(until):
+        time.sleep(0.02)
     if os.environ.get("FAKE_IMPORT_FAILS"):
         raise ImportError("asked to fail")
 
