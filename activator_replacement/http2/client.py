@@ -2,8 +2,8 @@
 
 Cleartext only, as Knative's listeners: by prior knowledge (the preface), or after an Upgrade of HTTP/1.1, both on
 the ports of HTTP/1.1. Requests that come in one read are begun after all of it was looked at: those that were reset
-in the same read never reach Dispatch, and a body that came at once is known. What is to be sent leaves once a turn of
-the loop. A client that reads slowly only stops its own streams (windows), until it stalls.
+in the same read never reach Dispatch, and a body that came at once is known. A client that reads slowly only stops
+its own streams (windows), until it stalls.
 
 Hot dialect, see kserve_ext/wire/http1.py.
 """
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from activator_replacement.exchange import DONE, RESPONDING
 from activator_replacement.http2.exchange import Http2Exchange
+from activator_replacement.http2.peer import Peer
 from activator_replacement.refusals import response
 from activator_replacement.seam import Refusal
 from kserve_ext.wire.http1 import Malformed, header
 from kserve_ext.wire.http2.connection import Connection
 from kserve_ext.wire.http2.fields import TooLarge
-from kserve_ext.wire.http2.forward import Hop2
+from kserve_ext.wire.http2.forward import hop
 from kserve_ext.wire.http2.frames import (
     ENHANCE_YOUR_CALM,
     NO_ERROR,
@@ -50,7 +51,7 @@ _TOO_LARGE: Final = literal(b":status", b"431")
 _GRACE_S: Final = 1.0  # from the first GOAWAY of a drain to the one that names the last stream
 
 
-class Http2Client(asyncio.Protocol):
+class Http2Client(Peer):
     #: What a subclass with another dialect exchanges, beside its methods.
     exchange_type: ClassVar[type[Http2Exchange]] = Http2Exchange
     repeated: ClassVar[bool] = False  # Knative's headers may come twice
@@ -63,16 +64,14 @@ class Http2Client(asyncio.Protocol):
         "_new",
         "_quiet_s",
         "_unsent",
-        "_waking",
-        "connection",
         "exchanges",
         "hop",
         "plane",
-        "transport",
     )
 
     def __init__(self, plane: Plane, transport: asyncio.Transport) -> None:
         """Takes over a connection that was accepted for HTTP/1.1."""
+        super().__init__(plane.http2_cache.outgoing)
         self.plane = plane
         self.transport = transport
         limits = plane.limits
@@ -85,11 +84,10 @@ class Http2Client(asyncio.Protocol):
             buffered_bytes=BUFFERED_BYTES,
         )
         peer = transport.get_extra_info("peername")
-        self.hop = Hop2(peer[0] if isinstance(peer, tuple) and peer else "unknown")
+        self.hop = hop(peer[0] if isinstance(peer, tuple) and peer else "unknown")
         self.exchanges: set[Http2Exchange] = set()
         self._new: list[Http2Exchange] = []
         self._closing = False
-        self._waking = False
         self._drain_at = 0.0
         self._quiet_s = 0.0
         self._block_s = 0.0  # since a header block was begun that has not ended
@@ -122,7 +120,7 @@ class Http2Client(asyncio.Protocol):
 
     # --- asyncio
 
-    def data_received(self, data: bytes) -> None:
+    def received(self, data: bytes) -> None:
         if self._closing:
             return
         self._quiet_s = 0.0
@@ -142,28 +140,12 @@ class Http2Client(asyncio.Protocol):
         self.plane.clients.discard(self)
         self._all_gone()
 
-    def pause_writing(self) -> None:
-        self.connection.stuck = True
-
-    def resume_writing(self) -> None:
-        self.connection.unstick()
-
-    def wake(self) -> None:
-        if not self._waking:
-            self._waking = True
-            self.plane.loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._waking = False
-        out = self.connection.out
-        if out and not self.transport.is_closing():
-            self.transport.write(b"".join(out))
-            if self.connection.stuck and self.transport.get_write_buffer_size() > (
-                self.plane.limits.write_buffer_bytes + _UNSENT_BYTES
-            ):
-                self.abort()
-        out.clear()
-        self.connection.flushed()
+    def flush(self) -> None:
+        super().flush()
+        if self.connection.stuck and self.transport.get_write_buffer_size() > (
+            self.plane.limits.write_buffer_bytes + _UNSENT_BYTES
+        ):
+            self.abort()
 
     # --- what the connection read
 
@@ -293,7 +275,7 @@ class Http2Client(asyncio.Protocol):
         """What is to be sent still goes out."""
         if not self._closing:
             self._closing = True
-            self._flush()
+            self.flush()
             self._all_gone()
             self.connection.out.clear()
             self.transport.close()

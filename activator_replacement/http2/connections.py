@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 from activator_replacement.connections import ConnectionCache, Upstream
+from activator_replacement.http2.peer import Outgoing
 from activator_replacement.http2.upstream import Http2Upstream
 from kserve_ext.wire.http2.frames import NO_ERROR
 from kserve_ext.wire.http2.sending import FIRST_STREAMS
@@ -62,6 +63,7 @@ class Http2Connections:
         #: Only dials: nothing is ever idle in it.
         self._dialer = ConnectionCache(loop, make, connect_timeout_s=connect_timeout_s)
         self.reused = 0
+        self.outgoing = Outgoing(loop)  # of clients, too
 
     @property
     def opened(self) -> int:

@@ -12,6 +12,7 @@ import asyncio
 from typing import TYPE_CHECKING, cast
 
 from activator_replacement.http2.exchange import Http2Exchange
+from activator_replacement.http2.peer import Peer
 from activator_replacement.upstream import keep_alive
 from kserve_ext.wire.http2.connection import Connection
 from kserve_ext.wire.http2.frames import Violation
@@ -21,28 +22,16 @@ if TYPE_CHECKING:
     from activator_replacement.plane import Plane
 
 
-class Http2Upstream(asyncio.Protocol):
-    __slots__ = (
-        "_awaiting",
-        "_plane",
-        "_waking",
-        "addr",
-        "closed",
-        "connection",
-        "idle_since",
-        "transport",
-    )
+class Http2Upstream(Peer):
+    __slots__ = ("_awaiting", "_plane", "addr", "closed", "idle_since")
 
     def __init__(self, plane: Plane, addr: str) -> None:
+        super().__init__(plane.http2_cache.outgoing)
         self._plane = plane
         self.addr = addr
-        self.transport: asyncio.Transport = cast(
-            "asyncio.Transport", None
-        )  # set before anything else is called
         self.connection = Connection(self, plane.loop.time(), client=True, list_bytes=plane.limits.head_bytes)
         self.closed = False
         self.idle_since = 0.0  # 0: not idle when it was last looked at
-        self._waking = True  # until it is connected
         #: Exchanges with more header fields than everybody takes.
         self._awaiting: list[Http2Exchange] = []
 
@@ -52,9 +41,9 @@ class Http2Upstream(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=self._plane.limits.write_buffer_bytes)
         keep_alive(transport.get_extra_info("socket"))
-        self._flush()
+        self.flush()
 
-    def data_received(self, data: bytes) -> None:
+    def received(self, data: bytes) -> None:
         if self.closed:
             return
         connection = self.connection
@@ -74,25 +63,6 @@ class Http2Upstream(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._lost(f"broke the connection ({error})" if error else "closed the connection")
-
-    def pause_writing(self) -> None:
-        self.connection.stuck = True
-
-    def resume_writing(self) -> None:
-        self.connection.unstick()
-
-    def wake(self) -> None:
-        if not self._waking:
-            self._waking = True
-            self._plane.loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._waking = False
-        out = self.connection.out
-        if out and not self.transport.is_closing():
-            self.transport.write(b"".join(out))
-        out.clear()
-        self.connection.flushed()
 
     # --- what the connection read
 
@@ -148,7 +118,7 @@ class Http2Upstream(asyncio.Protocol):
         """Nothing is under way."""
         if not self.closed:
             self.closed = True
-            self._flush()
+            self.flush()
             self.transport.close()
             self._plane.http2_cache.lost(self)
             self._given_up("closed the connection")
@@ -157,7 +127,7 @@ class Http2Upstream(asyncio.Protocol):
         if self.closed:
             return
         self.closed = True
-        self._flush()
+        self.flush()
         self.transport.close()
         self._plane.http2_cache.lost(self)
         streams = list(self.connection.streams.values())

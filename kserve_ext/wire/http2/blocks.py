@@ -8,7 +8,7 @@ Hot dialect, see kserve_ext/wire/http1.py.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from kserve_ext.wire.http2.frames import (
     END_HEADERS,
@@ -28,29 +28,21 @@ _NO_TABLE: Final = b"\x20"  # the size update to 0
 _LIST_MORE: Final = 32 * 1024  # what a decoded list may take beyond a block: 32 bytes count for each field
 
 
-class Block(NamedTuple):
-    stream: int
-    block: bytes
-    end: bool  # END_STREAM
-
-
 class Blocks:
-    __slots__ = ("_decoder", "_end", "_frames", "_most", "_parts", "_stream", "table_known")
+    __slots__ = ("_decoder", "_frames", "_most", "end", "parts", "plain", "stream", "table_known")
 
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
         self._decoder: Decoder | None = Decoder(most_bytes + _LIST_MORE)
         self.table_known = False  # the peer knows that its table has size 0
-        self._parts: list[bytes] | None = None
-        self._stream = self._frames = 0
-        self._end = False
+        #: Blocks up to so many bytes stand alone as they come, unless they begin with a size update.
+        self.plain = -1
+        self.parts: list[bytes] | None = None  # of a block that was begun, and whose end has not come
+        self._frames = 0
+        self.stream = 0  # of the block that was begun last,
+        self.end = False  # and whether it has END_STREAM
 
-    @property
-    def open(self) -> bool:
-        """A block was begun, and its end has not come: nothing but CONTINUATION may."""
-        return self._parts is not None
-
-    def headers(self, stream: int, flags: int, payload: bytes) -> Block | None:
+    def headers(self, stream: int, flags: int, payload: bytes) -> bytes | None:
         """The block, where this frame is all of it. Raises Violation."""
         if flags & PADDED:
             payload = unpadded(payload)
@@ -58,19 +50,18 @@ class Blocks:
             if len(payload) < 5:
                 raise Violation(FRAME_SIZE_ERROR, "HEADERS: too short")
             payload = payload[5:]
-        end = flags & END_STREAM != 0
+        self.stream = stream
+        self.end = flags & END_STREAM != 0
         if flags & END_HEADERS:
-            return Block(stream, self._alone(payload), end)
-        self._parts = [payload]
+            return self._alone(payload)
+        self.parts = [payload]
         self._frames = 0
-        self._stream = stream
-        self._end = end
         return None
 
-    def continuation(self, stream: int, flags: int, payload: bytes) -> Block | None:
+    def continuation(self, stream: int, flags: int, payload: bytes) -> bytes | None:
         """The block, where this frame ends it. Raises Violation."""
-        parts = self._parts
-        if parts is None or stream != self._stream:
+        parts = self.parts
+        if parts is None or stream != self.stream:
             raise Violation(PROTOCOL_ERROR, "CONTINUATION without a header block before it")
         parts.append(payload)
         self._frames += 1
@@ -78,8 +69,8 @@ class Blocks:
             raise Violation(ENHANCE_YOUR_CALM, f"a header block of more than {self._most} bytes")
         if not flags & END_HEADERS:
             return None
-        self._parts = None
-        return Block(stream, self._alone(b"".join(parts)), self._end)
+        self.parts = None
+        return self._alone(b"".join(parts))
 
     def _alone(self, block: bytes) -> bytes:
         """The block without size updates, and decoded while the peer's table may still be in use."""
@@ -88,10 +79,14 @@ class Blocks:
         decoder = self._decoder
         if decoder is not None:
             if block[:1] == _NO_TABLE:
-                self._decoder = None
+                self._forget_table()
             else:
                 fields = decoder.decode(block, 0 if self.table_known else DEFAULT_TABLE)
                 if not decoder.table_size:
-                    self._decoder = None
+                    self._forget_table()
                 return b"".join(literal(f.name, f.value, 0x10 if f.never_indexed else 0) for f in fields)
         return block.lstrip(_NO_TABLE) if block[:1] == _NO_TABLE else block
+
+    def _forget_table(self) -> None:
+        self._decoder = None
+        self.plain = self._most

@@ -13,12 +13,13 @@ from __future__ import annotations
 from typing import Final
 
 from kserve_ext.wire.http2 import frames
-from kserve_ext.wire.http2.blocks import Block, Blocks
+from kserve_ext.wire.http2.blocks import Blocks
 from kserve_ext.wire.http2.frames import (
     ACK,
     CONTINUATION,
     DATA,
     DEFAULT_WINDOW,
+    END_HEADERS,
     END_STREAM,
     FRAME_BYTES,
     GOAWAY,
@@ -31,6 +32,7 @@ from kserve_ext.wire.http2.frames import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
+    WITH_PRIORITY,
     Violation,
 )
 from kserve_ext.wire.http2.sending import FIRST_STREAMS, Sending, User
@@ -41,6 +43,9 @@ SERVER_WINDOW: Final = 1 << 20
 CLIENT_WINDOW: Final = 16 << 20
 
 _EARLY_S: Final = 0.1  # a stream that ends sooner by its peer's doing is work for nothing
+
+#: Of a header block in one frame, without anything beside it, END_HEADERS is the only one.
+_BLOCK_FLAGS: Final = END_HEADERS | PADDED | WITH_PRIORITY
 
 _head = frames.FRAME_HEAD.unpack_from
 
@@ -79,7 +84,7 @@ class Connection(Sending):
         self._preface_left = b"" if client else PREFACE
         self._blocks = Blocks(list_bytes)
         self._window_size = window
-        self._unreturned = 0
+        self._unreturned = 0  # of the window: what the peer has used and not got back
 
     # --- bytes in
 
@@ -93,6 +98,7 @@ class Connection(Sending):
         at = 0
         size = len(data)
         streams = self.streams
+        blocks = self._blocks
         while size - at >= 9:
             upper, length, kind, flags, number = _head(data, at)
             if upper or length > FRAME_BYTES:
@@ -101,19 +107,18 @@ class Connection(Sending):
             end = start + length
             if end > size:
                 break
-            number &= MOST_WINDOW
             at = end
-            if self._blocks.open and kind != CONTINUATION:
+            number &= MOST_WINDOW
+            if blocks.parts is not None and kind != CONTINUATION:
                 raise Violation(frames.PROTOCOL_ERROR, "another frame within a header block")
             if kind == DATA:
+                unreturned = self._unreturned = self._unreturned + length
+                if unreturned > self._window_size:
+                    raise Violation(frames.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
                 stream = streams.get(number)
                 payload = data[start:end]
                 if flags & PADDED:
                     payload = frames.unpadded(payload)
-                self._unreturned += length
-                self.receive_window -= length
-                if self.receive_window < 0:
-                    raise Violation(frames.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
                 if stream is None or not stream.open_in:
                     self._closed(number, stream, True)
                 else:
@@ -121,15 +126,21 @@ class Connection(Sending):
                 if self._unreturned > self._window_size >> 1:
                     self._refill()
             elif kind == HEADERS:
-                self.budget.earn()
-                self._block(self._blocks.headers(number, flags, data[start:end]))
+                self.budget.left += 1
+                block: bytes | None = data[start:end]
+                if (
+                    flags & _BLOCK_FLAGS != END_HEADERS
+                    or not 0 < length <= blocks.plain
+                    or data[start] == 0x20
+                ):
+                    block = blocks.headers(number, flags, data[start:end])
+                if block is not None:
+                    self._block(number, block, flags & END_STREAM != 0)
             elif kind == WINDOW_UPDATE:
                 self._window_update(number, data[start:end])
             else:
                 self._other(kind, flags, number, data[start:end])
         self._rest = data[at:] if at else data
-        if self.out:
-            self._user.wake()
 
     def _preface(self, data: bytes) -> bytes:
         expected = self._preface_left
@@ -151,7 +162,7 @@ class Connection(Sending):
             return
         size = len(payload)
         if size:
-            self.budget.earn()
+            self.budget.left += 1
             self.buffered += size
             stream.owed += size
         elif not end:
@@ -164,10 +175,7 @@ class Connection(Sending):
                 self.streams.pop(stream.id, None)
         self._user.data(stream, payload, end)
 
-    def _block(self, whole: Block | None) -> None:
-        if whole is None:
-            return
-        number, block, end = whole
+    def _block(self, number: int, block: bytes, end: bool) -> None:
         stream = self.streams.get(number)
         if stream is not None and stream.open_in:
             if not self._client and not end:
@@ -220,7 +228,9 @@ class Connection(Sending):
 
     def _other(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if kind == CONTINUATION:
-            self._block(self._blocks.continuation(number, flags, payload))
+            block = self._blocks.continuation(number, flags, payload)
+            if block is not None:
+                self._block(number, block, self._blocks.end)
         elif kind == RST_STREAM:
             self._reset_by_peer(number, payload)
         elif kind == SETTINGS:
@@ -233,7 +243,7 @@ class Connection(Sending):
                 )
             self._useless("PING frames")
             if not flags & ACK:
-                self.out.append(frames.frame(PING, ACK, 0, payload))
+                self.put(frames.frame(PING, ACK, 0, payload))
         elif kind == GOAWAY:
             self._goaway(number, payload)
         elif kind == frames.PUSH_PROMISE:
@@ -266,7 +276,7 @@ class Connection(Sending):
             return
         self._useless("SETTINGS frames", 1 + len(self.streams) // 20)  # it may change the windows of all
         pairs = frames.read_settings(payload)
-        self.out.append(frames.SETTINGS_ACK)  # before the DATA that a larger window lets go
+        self.put(frames.SETTINGS_ACK)  # before the DATA that a larger window lets go
         self.apply(pairs)
 
     def apply(self, pairs: list[tuple[int, int]]) -> None:
@@ -353,7 +363,7 @@ class Connection(Sending):
     @property
     def within_block(self) -> bool:
         """A header block was begun, and its end has not come."""
-        return self._blocks.open
+        return self._blocks.parts is not None
 
     # --- windows of the peer
 
@@ -370,8 +380,7 @@ class Connection(Sending):
                     taken += STREAM_WINDOW - DEFAULT_WINDOW
                 stream.taken = 0
                 stream.receive_window += taken
-                self.out.append(frames.window_update(stream.id, taken))
-                self._user.wake()
+                self.put(frames.window_update(stream.id, taken))
         if self._unreturned > self._window_size >> 1:
             self._refill()
 
@@ -384,7 +393,5 @@ class Connection(Sending):
 
     def _refill(self) -> None:
         if self.buffered < self._buffered_most:
-            self.out.append(frames.window_update(0, self._unreturned))
-            self.receive_window += self._unreturned
+            self.put(frames.window_update(0, self._unreturned))
             self._unreturned = 0
-            self._user.wake()

@@ -48,6 +48,7 @@ ORIGINAL_HOST: Final = 19
 COLD: Final = 20
 CONTENT_TYPE: Final = 21
 CONTENT_CODING: Final = 22
+NEVER_KEPT: Final = 23  # says of the field that follows that no hop may keep it
 LAST_PSEUDO: Final = STATUS
 
 _KINDS: Final = {
@@ -102,7 +103,7 @@ class TooLarge(Malformed):
 
 
 def walk(block: bytes, most: int = LIST_BYTES) -> list[tuple[int, int, int, bytes]]:
-    """(kind, start, end, value) of the fields that are not PLAIN.
+    """(kind, start, end, value) of the fields that are not PLAIN, and NEVER_KEPT before each that is.
 
     Raises Violation when it is no block that stands alone, Malformed when a field is not what HTTP allows, TooLarge
     as soon as its list has more than `most` bytes.
@@ -132,6 +133,8 @@ def _walk(block: bytes, left: int) -> list[tuple[int, int, int, bytes]]:
             at = _literal_end(block, at, first)
             if at > size:
                 raise IndexError
+            if 0x10 <= first < 0x20:
+                found.append((NEVER_KEPT, start, start, b""))
             field = block[start:at]
             known = _known.get(field) or _learn(field)
         kind, value, listed = known

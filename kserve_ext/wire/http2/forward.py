@@ -10,6 +10,7 @@ Hot dialect, see kserve_ext/wire/http1.py.
 from __future__ import annotations
 
 from collections.abc import Set
+from functools import lru_cache
 from typing import Final
 
 from kserve_ext.wire.http2.fields import (
@@ -37,8 +38,14 @@ _PASSTHROUGH: Final = literal(b"k-passthrough-lb", b"true")
 _COLD: Final = {True: literal(b"x-cold-start", b"true"), False: literal(b"x-cold-start", b"false")}
 
 
+@lru_cache(4096)
+def hop(client: str) -> Hop2:
+    """The same for all connections of a client, so that what was made of a header block serves them all."""
+    return Hop2(client)
+
+
 class Hop2:
-    """What one client connection adds to each request that it forwards; made once per connection."""
+    """What is added to each request that one client sends."""
 
     __slots__ = ("_element", "_ip", "_proto", "all", "line_for")
 
@@ -78,13 +85,25 @@ def forward_request(head: RequestBlock, hop: Hop2, request_id: bytes) -> bytes:
 
 def forward_to_pod(head: RequestBlock, hop: Hop2, authority: bytes, passthrough: bool) -> bytes:
     """The block as a Knative pod gets it. `passthrough`: a mesh is asked to let it through."""
-    parts = [literal(b":authority", authority), *_without(head, _TO_POD), _PROXY_REQUEST]
+    block = _authority(authority) + (head.to_pod if head.to_pod_by is hop else _to_pod(head, hop))
+    return block + _PASSTHROUGH if passthrough else block
+
+
+@lru_cache(4096)
+def _authority(authority: bytes) -> bytes:
+    return literal(b":authority", authority)
+
+
+def _to_pod(head: RequestBlock, hop: Hop2) -> bytes:
+    parts = [*_without(head, _TO_POD), _PROXY_REQUEST]
     if not head.original_host:
         parts.append(literal(b"k-original-host", head.authority))
     parts.append(hop.line_for if head.forwarded_for is None else hop.forwarded_for(head.forwarded_for))
-    if passthrough:
-        parts.append(_PASSTHROUGH)
-    return b"".join(parts)
+    made = b"".join(parts)
+    if head.shared:
+        head.to_pod = made
+        head.to_pod_by = hop
+    return made
 
 
 def _without(head: RequestBlock, kinds: Set[int]) -> list[bytes]:

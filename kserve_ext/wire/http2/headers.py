@@ -9,7 +9,7 @@ Hot dialect, see kserve_ext/wire/http1.py.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kserve_ext.wire.http1 import HOST_PORT, REQUEST_ID_TEXT, Malformed
 from kserve_ext.wire.http2.fields import (
@@ -28,7 +28,9 @@ from kserve_ext.wire.http2.fields import (
     LENGTH,
     LIST_BYTES,
     METHOD,
+    MOST_PER_BYTE,
     NAMESPACE,
+    NEVER_KEPT,
     ORIGINAL_HOST,
     PATH,
     PROBE,
@@ -40,11 +42,16 @@ from kserve_ext.wire.http2.fields import (
     walk,
 )
 
+if TYPE_CHECKING:
+    from kserve_ext.wire.http2.forward import Hop2
+
 _LAST_ONCE: Final = LENGTH
-#: Heads and trailers of responses repeat: those that were read lately are not read again. Short ones, whose list is
-#: within every limit.
+#: Blocks without a header table repeat byte for byte: those that were read lately are not read again. Short ones
+#: only, and never those with a field that no hop may keep.
 _CACHED: Final = 1024
-_CACHED_BYTES: Final = 256
+_CACHED_BYTES: Final = 512
+#: The list of a short block is within this limit, whatever it holds.
+_LIST_SURE: Final = _CACHED_BYTES * MOST_PER_BYTE
 _SPAN_BYTES: Final = 100
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
 _PATH = re.compile(rb"/[!-~]*|\*")
@@ -52,7 +59,10 @@ _REQUIRED: Final = 1 << METHOD | 1 << SCHEME | 1 << PATH
 
 
 class RequestBlock:
-    """The facts of one request's header block; of a field that comes twice, the first."""
+    """The facts of one request's header block; of a field that comes twice, the first.
+
+    Nobody may change it while it is `shared` by all requests with the same block.
+    """
 
     __slots__ = (
         "authority",
@@ -61,6 +71,7 @@ class RequestBlock:
         "forwarded_for",
         "forwarded_proto",
         "hash",
+        "kept_bytes",
         "kubelet",
         "length",
         "method",
@@ -70,7 +81,10 @@ class RequestBlock:
         "probe",
         "request_id",
         "revision",
+        "shared",
         "spans",
+        "to_pod",
+        "to_pod_by",
         "user_agent",
     )
 
@@ -93,14 +107,17 @@ class RequestBlock:
         self.original_host = False
         #: (start, end, kind) of what a next hop may not get as it came, in order.
         self.spans: list[tuple[int, int, int]] = []
-
-    @property
-    def kept_bytes(self) -> int:
-        """About what it takes of memory."""
-        return len(self.block) + len(self.path) + _SPAN_BYTES * len(self.spans)
+        self.kept_bytes = 0  # about what it takes of memory, for itself
+        self.shared = False
+        #: What forward.py made of a shared one for the requests of this hop.
+        self.to_pod = b""
+        self.to_pod_by: Hop2 | None = None
 
     def forget(self) -> None:
-        """It is not forwarded any more; what may be large goes."""
+        """The request is not forwarded any more; what may be large goes."""
+        if self.shared:
+            return
+        self.kept_bytes = 0
         self.block = self.path = self.user_agent = self.probe = self.hash = b""
         self.forwarded_for = self.forwarded = None
         self.spans = []
@@ -120,13 +137,20 @@ class ResponseBlock:
         self.cold = False
 
 
+_requests: dict[bytes, RequestBlock] = {}
 _responses: dict[bytes, ResponseBlock] = {}
 _trailers: set[bytes] = set()
 
 
 def scan_request(block: bytes, repeated: bool = False, most: int = LIST_BYTES) -> RequestBlock:
     """Raises Violation, Malformed or TooLarge, as walk. `repeated`: Knative's two headers may come twice."""
+    known = _requests.get(block) if most >= _LIST_SURE else None
+    return known if known is not None else _scan_request(block, repeated, most)
+
+
+def _scan_request(block: bytes, repeated: bool, most: int) -> RequestBlock:
     head = RequestBlock(block)
+    shared = len(block) <= _CACHED_BYTES and most >= _LIST_SURE
     spans = head.spans
     seen = 0
     host = authority = None
@@ -154,12 +178,16 @@ def scan_request(block: bytes, repeated: bool = False, most: int = LIST_BYTES) -
         if kind == NAMESPACE:
             if head.namespace is None:
                 head.namespace = value
-            elif not repeated:
+            elif repeated:
+                shared = False
+            else:
                 raise Malformed("knative-serving-namespace twice")
         elif kind == REVISION:
             if head.revision is None:
                 head.revision = value
-            elif not repeated:
+            elif repeated:
+                shared = False
+            else:
                 raise Malformed("knative-serving-revision twice")
         elif kind == REQUEST_ID:
             if not head.request_id and REQUEST_ID_TEXT.fullmatch(value):
@@ -185,6 +213,9 @@ def scan_request(block: bytes, repeated: bool = False, most: int = LIST_BYTES) -
             if value:
                 head.original_host = True
                 continue
+        elif kind == NEVER_KEPT:
+            shared = False
+            continue
         elif kind != HOP:
             continue
         spans.append((start, end, kind))
@@ -201,6 +232,13 @@ def scan_request(block: bytes, repeated: bool = False, most: int = LIST_BYTES) -
     if authority is None or HOST_PORT.fullmatch(authority) is None:
         raise Malformed(":authority: not a host name or address with an optional port")
     head.authority = authority
+    if shared:
+        if len(_requests) >= _CACHED:
+            _requests.clear()
+        _requests[block] = head
+        head.shared = True
+    else:
+        head.kept_bytes = len(block) + len(head.path) + _SPAN_BYTES * len(spans)
     return head
 
 
@@ -212,13 +250,14 @@ def _only_last(spans: list[tuple[int, int, int]], kind: int, before: bytes | Non
 
 def scan_response(block: bytes, most: int = LIST_BYTES) -> ResponseBlock:
     """Raises Violation or Malformed, as walk. The same object for the same block: nobody may change it."""
-    known = _responses.get(block)
+    known = _responses.get(block) if most >= _LIST_SURE else None
     return known if known is not None else _scan_response(block, most)
 
 
 def _scan_response(block: bytes, most: int) -> ResponseBlock:
     head = ResponseBlock(block)
     events = coded = False
+    kept = len(block) <= _CACHED_BYTES and most >= _LIST_SURE
     for kind, _, _, value in walk(block, most):
         if kind == STATUS:
             if head.status or len(value) != 3 or not value.isdigit() or not b"100" <= value < b"600":
@@ -238,10 +277,12 @@ def _scan_response(block: bytes, most: int) -> ResponseBlock:
             events = value[:17].lower() == b"text/event-stream"
         elif kind == CONTENT_CODING:
             coded = True
+        elif kind == NEVER_KEPT:
+            kept = False
     if not head.status or head.status == 101:
         raise Malformed("a response has a :status other than 101")
     head.event_stream = events and not coded
-    if len(block) <= _CACHED_BYTES:
+    if kept:
         if len(_responses) >= _CACHED:
             _responses.clear()
         _responses[block] = head
@@ -250,12 +291,15 @@ def _scan_response(block: bytes, most: int) -> ResponseBlock:
 
 def check_trailers(block: bytes, most: int = LIST_BYTES) -> None:
     """Raises Violation or Malformed, as walk."""
-    if block in _trailers:
+    if most >= _LIST_SURE and block in _trailers:
         return
+    kept = len(block) <= _CACHED_BYTES and most >= _LIST_SURE
     for kind, _, _, _ in walk(block, most):
+        if kind == NEVER_KEPT:
+            kept = False
         if kind <= LAST_PSEUDO or kind in (LENGTH, HOST):
             raise Malformed("trailers hold no pseudo-header, content-length or host")
-    if len(block) <= _CACHED_BYTES:
+    if kept:
         if len(_trailers) >= _CACHED:
             _trailers.clear()
         _trailers.add(block)

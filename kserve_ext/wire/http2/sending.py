@@ -8,7 +8,7 @@ Hot dialect, see kserve_ext/wire/http1.py.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import Any, Final, Protocol
 
 from kserve_ext.wire.http1 import Malformed
@@ -49,7 +49,7 @@ class User(Protocol):
         """A server takes no more streams; those that it has not looked at are gone from the table."""
 
     def wake(self) -> None:
-        """There is something in `out`."""
+        """`out` was empty, and will not be when the call that is under way returns."""
 
 
 class Sending:
@@ -71,7 +71,6 @@ class Sending:
         "peer_list",
         "peer_streams",
         "peer_window",
-        "receive_window",
         "resets",
         "send_window",
         "streams",
@@ -93,7 +92,6 @@ class Sending:
         self.peer_list = FIRST_LIST
         self.introduced = False  # the peer's settings have come
         self.peer_streams = FIRST_STREAMS
-        self.receive_window = window
         self.buffered = 0  # bytes that came and have not gone on
         self.resets = Budget(1000, 200.0, now)
         self.budget = Budget(1000, 200.0, now)
@@ -102,7 +100,7 @@ class Sending:
         self._last = 0  # highest stream that the peer began
         self._next = 1  # stream that we begin next, as a client
         #: With a queue and a window of their own: what they wait for is the connection. Who sent last is last.
-        self._waiting: OrderedDict[Stream, None] = OrderedDict()
+        self._waiting: OrderedDict[Stream, deque[bytes]] = OrderedDict()
         self._reset_by_us: dict[int, None] = {}  # the last ones: what still comes for them is no fault
         own = (frames.ENABLE_PUSH, 0) if client else (frames.MAX_CONCURRENT_STREAMS, max_streams)
         first = frames.settings((frames.HEADER_TABLE_SIZE, 0), own, (frames.MAX_HEADER_LIST_SIZE, list_bytes))
@@ -144,22 +142,22 @@ class Sending:
         if self._first_block:
             self._first_block = False
             block = _NO_TABLE + block
-        self.out.append(frames.headers_frames(stream.id, block, end, self.peer_frame))
+        self.put(frames.headers_frames(stream.id, block, end, self.peer_frame))
         if end:
             self._sent_end(stream)
-        self._user.wake()
+
+    def put(self, frame: bytes) -> None:
+        """To be sent, after all that is already."""
+        out = self.out
+        if not out:
+            self._user.wake()
+        out.append(frame)
 
     def send_data(self, stream: Stream, payload: bytes, end: bool) -> int:
         """How many bytes left at once; `drained` tells of the others."""
         size = len(payload)
-        queue = stream.queue
-        if queue:
-            if size <= _SMALL and len(queue[-1]) <= FRAME_BYTES - _SMALL:
-                queue[-1] += payload
-            elif size:
-                queue.append(payload)
-            stream.queued += size
-            stream.end_queued = end
+        if stream.queue:
+            self._queue(stream, stream.queue, payload, end)
             return 0
         if size and (
             size > stream.send_window
@@ -168,22 +166,32 @@ class Sending:
             or self.stuck
             or self._unflushed > UNFLUSHED_BYTES
         ):
-            queue.append(payload)
-            stream.queued = size
-            stream.end_queued = end
-            self._waiting[stream] = None
-            return self._send_some(stream, size)
+            if stream.queue is None:
+                stream.queue = deque()
+            self._queue(stream, stream.queue, payload, end)
+            self._waiting[stream] = stream.queue
+            return self._send_some(stream, stream.queue, size)
         stream.send_window -= size
         self.send_window -= size
         self._unflushed += size
         out = self.out
+        if not out:
+            self._user.wake()
         out.append(_pack(size >> 16, size & 0xFFFF, DATA, END_STREAM if end else 0, stream.id))
         out.append(payload)
-        self.budget.earn()  # gRPC measures its path with a PING for what it is sent
+        self.budget.left += 1  # gRPC measures its path with a PING for what it is sent
         if end:
             self._sent_end(stream)
-        self._user.wake()
         return size
+
+    def _queue(self, stream: Stream, queue: deque[bytes], payload: bytes, end: bool) -> None:
+        size = len(payload)
+        if queue and size <= _SMALL and len(queue[-1]) <= FRAME_BYTES - _SMALL:
+            queue[-1] += payload
+        elif size:
+            queue.append(payload)
+        stream.queued += size
+        stream.end_queued = end
 
     def send_trailers(self, stream: Stream, block: bytes) -> None:
         """After the stream's queue; always its end."""
@@ -208,25 +216,23 @@ class Sending:
         """A frame for each stream in turn, as long as there is a window."""
         waiting = self._waiting
         while waiting and self.send_window > 0 and not self.stuck and self._unflushed <= UNFLUSHED_BYTES:
-            stream = next(iter(waiting))
+            stream, queue = next(iter(waiting.items()))
             waiting.move_to_end(stream)
-            self._send_queue(stream, self.peer_frame)
+            self._send_queue(stream, queue, self.peer_frame)
 
-    def _send_queue(self, stream: Stream, most: int) -> None:
-        sent = self._send_some(stream, most)
+    def _send_queue(self, stream: Stream, queue: deque[bytes], most: int) -> None:
+        sent = self._send_some(stream, queue, most)
         if sent:
             self._user.drained(stream, sent)
 
     def _window_opened(self, stream: Stream) -> None:
         """Its own window is larger than it was."""
         if stream.queue and stream.send_window > 0:
-            self._waiting[stream] = None
-            self._send_queue(stream, MOST_WINDOW)
+            self._waiting[stream] = stream.queue
+            self._send_queue(stream, stream.queue, MOST_WINDOW)
 
-    def _send_some(self, stream: Stream, most: int) -> int:
+    def _send_some(self, stream: Stream, queue: deque[bytes], most: int) -> int:
         """Up to `most` bytes of a stream's queue, and its end where it is reached."""
-        out = self.out
-        queue = stream.queue
         sent = 0
         while queue and not self.stuck and self._unflushed <= UNFLUSHED_BYTES:
             payload = queue[0]
@@ -244,9 +250,9 @@ class Sending:
             self._unflushed += size
             sent += size
             last = stream.end_queued and not queue and stream.trailers is None
-            out.append(_pack(size >> 16, size & 0xFFFF, DATA, END_STREAM if last else 0, stream.id))
-            out.append(payload)
-            self.budget.earn()
+            self.put(_pack(size >> 16, size & 0xFFFF, DATA, END_STREAM if last else 0, stream.id))
+            self.put(payload)
+            self.budget.left += 1
         if queue:
             if stream.send_window <= 0:
                 self._waiting.pop(stream, None)
@@ -256,16 +262,14 @@ class Sending:
                 self.send_headers(stream, stream.trailers, True)
             elif stream.end_queued:
                 self._sent_end(stream)
-        if sent:
-            self._user.wake()
         return sent
 
     def _sent_end(self, stream: Stream) -> None:
         stream.open_out = False
         if not stream.open_in:
             self.streams.pop(stream.id, None)
-        self.resets.earn()
-        self.budget.earn()
+        self.resets.left += 1
+        self.budget.left += 1
 
     def reset(self, stream: Stream, code: int) -> None:
         """Ends a stream in both directions; nothing where it has ended already."""
@@ -278,14 +282,13 @@ class Sending:
         if len(kept) >= _RESET_KEPT:
             del kept[next(iter(kept))]
         kept[number] = None
-        self.out.append(frames.rst_stream(number, code))
-        self._user.wake()
+        self.put(frames.rst_stream(number, code))
 
     def _forget(self, stream: Stream) -> None:
         self.streams.pop(stream.id, None)
         self._waiting.pop(stream, None)
         stream.open_in = stream.open_out = False
-        stream.queue.clear()
+        stream.queue = None
         stream.queued = 0
         self.buffered -= stream.owed
         stream.owed = 0
@@ -294,5 +297,4 @@ class Sending:
         """`soon`: nothing is refused yet; the peer may have begun streams that are on their way."""
         last = frames.LAST_STREAM if soon else self._last
         self.going = self.going or not soon
-        self.out.append(frames.goaway(last, code, reason))
-        self._user.wake()
+        self.put(frames.goaway(last, code, reason))

@@ -47,29 +47,25 @@ class Stream:
         self.taken = 0  # received bytes that have gone on, and that the peer may not send anew yet
         self.grown = False
         self.owed = 0  # bytes that came and have not gone on
-        self.queue: deque[bytes] = deque()
+        self.queue: deque[bytes] | None = None  # made when it is first needed; most never are
         self.queued = 0  # bytes
         self.end_queued = False  # END_STREAM follows the queue,
         self.trailers: bytes | None = None  # on these, when there are some
 
 
 class Budget:
-    """`burst` at once, `per_s` for ever, and one more for each that is earned."""
+    """`burst` at once, `per_s` for ever, and one more for each that is earned: whoever earns adds 1 to `left`."""
 
-    __slots__ = ("_burst", "_left", "_per_s", "_since")
+    __slots__ = ("_burst", "_per_s", "_since", "left")
 
     def __init__(self, burst: int, per_s: float, now: float) -> None:
         self._burst = burst
         self._per_s = per_s
-        self._left = float(burst)
+        self.left = float(burst)  # what is earned beyond the burst is cut off when some is spent
         self._since = now
-
-    def earn(self) -> None:
-        if self._left < self._burst:
-            self._left += 1
 
     def spend(self, now: float, cost: int = 1) -> bool:
         """False: it is used up."""
-        self._left = min(float(self._burst), self._left + (now - self._since) * self._per_s) - cost
+        self.left = min(float(self._burst), self.left + (now - self._since) * self._per_s) - cost
         self._since = now
-        return self._left >= 0
+        return self.left >= 0

@@ -17,6 +17,7 @@ from activator_replacement.seam import CLIENT_GONE, OK, TIMEOUT, UPSTREAM_FAILED
 from kserve_ext.wire.http2 import frames
 from kserve_ext.wire.http2.connection import STREAM_WINDOW
 from kserve_ext.wire.http2.hpack import literal
+from kserve_ext.wire.http2.streams import Stream
 from tests.support.dataplane import Client, HoldingDispatch, dataplane, echo, instance, run, time_passes
 from tests.support.http2 import REQUEST, REQUEST_BLOCK, Peer, at_rest, connect, echo2, instance2, turn_until
 
@@ -507,10 +508,10 @@ def test_a_slow_reader_costs_its_window_and_its_instance_is_not_read_for_it() ->
                 await client.until(
                     lambda: client.streams.get(slow) and len(client.streams[slow].body) == 65_535
                 )
-                await turn_until(lambda: peer.h2.local_flow_control_window(number) == 0)
                 (exchange,) = dispatch.exchanges
-                queued = exchange.down.queued  # type: ignore[attr-defined]
-                assert 0 < queued <= STREAM_WINDOW
+                down: Stream = exchange.down  # type: ignore[attr-defined]
+                await turn_until(lambda: down.queued and peer.h2.local_flow_control_window(number) == 0)
+                assert down.queued <= STREAM_WINDOW
                 # Others on the same two connections are not in its way, once the client's own window is open.
                 client.h2.increment_flow_control_window(1000)
                 client.flush()

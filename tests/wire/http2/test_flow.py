@@ -76,7 +76,7 @@ class Pair:
             assert recorder.connection.send_window >= 0
             for stream in recorder.connection.streams.values():
                 assert stream.owed <= STREAM_WINDOW
-                assert stream.queued == sum(map(len, stream.queue))
+                assert stream.queued == sum(map(len, stream.queue or ()))
             owed = sum(stream.owed for stream in recorder.streams.values())
             assert recorder.connection.buffered == owed
 
@@ -251,7 +251,7 @@ def test_the_connections_window_stays_shut_while_too_much_is_kept() -> None:
     recorder.out()
     for number in range(1, 41, 2):
         recorder.receive(frame(DATA, 0, number, b"x" * 16_000) * 4)
-        if recorder.connection.receive_window < 64_000:
+        if recorder.connection._unreturned > SERVER_WINDOW - 64_000:
             break
     else:
         raise AssertionError("its window was opened")
@@ -306,4 +306,4 @@ def test_many_small_frames_cost_no_more_than_their_bytes() -> None:
     stream = recorder.streams[1]
     for _ in range(60_000):
         recorder.connection.send_data(stream, b"x", False)
-    assert (stream.queued, len(stream.queue)) == (60_000, 4)
+    assert (stream.queued, len(stream.queue or ())) == (60_000, 4)
