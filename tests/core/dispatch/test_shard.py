@@ -7,7 +7,7 @@ from kserve_ext.core.dispatch.shard import LEAST_RETRY_S, Shard
 from kserve_ext.core.dispatch.throttler import HELD, Tracker
 from kserve_ext.core.facts import Instance
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
-from tests.core.test_throttler import Request
+from tests.core.dispatch.test_throttler import Request
 from tests.support.world_nodes import revision
 
 KEY = revision().key

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kserve_ext.core.facts import NodeStatus, Resources
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.core.schedule import machine as core
-from tests.core.test_placement import revision, status
+from tests.core.schedule.test_placement import revision, status
 
 
 class Node:

@@ -27,7 +27,7 @@ from kserve_ext.core.ids import FunctionID, NodeID, RevisionKey
 from tests.support.world import World
 from tests.support.world_nodes import REVISION, Request, revision
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "golden" / "home"
+SCRIPTS = Path(__file__).resolve().parents[2] / "golden" / "home"
 
 
 class Golden(Protocol):
