@@ -1,4 +1,4 @@
-"""A stack for the run, and the implementations that it is run against: `--impl stock`, `--impl ours`, or both.
+"""A stack for the run, and the implementations that it is run against: stock and ours, or those of `--impl`.
 
 Without --stack a stack of its own is started and taken down; with it one that is up already is used and kept.
 The tests of one implementation run together; before them its images are rolled out.
@@ -16,14 +16,17 @@ from e2e.behaviours.ingress import Ingress
 from e2e.stack import cluster, network
 from e2e.stack.api import Api
 from e2e.stack.cluster import Cluster
-from e2e.stack.implementations import IMPLEMENTATIONS, use
+from e2e.stack.implementations import IMPLEMENTATIONS, PARTS, USUAL, grant, image, images, roll_out, use
 
 TEST_S = 300
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--impl", action="append", choices=IMPLEMENTATIONS, help="which activator and autoscaler (both)"
+        "--impl",
+        action="append",
+        choices=list(IMPLEMENTATIONS),
+        help="which activator and autoscaler (stock, ours)",
     )
     parser.addoption("--stack", default=os.environ.get("E2E_STACK", ""), help="a stack that is up, kept")
 
@@ -37,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "implementation" in metafunc.fixturenames:
-        chosen = metafunc.config.getoption("--impl") or IMPLEMENTATIONS
+        chosen = metafunc.config.getoption("--impl") or USUAL
         metafunc.parametrize("implementation", chosen, scope="session", indirect=True)
 
 
@@ -77,3 +80,16 @@ def api(stack: Cluster, implementation: str) -> Api:
 @pytest.fixture
 def client(ingress: Ingress, implementation: str) -> Client:
     return Client(ingress)
+
+
+@pytest.fixture
+def stock(stack: Cluster) -> Iterator[Api]:
+    """Knative's own run; in the end what ran before, whatever the test has left."""
+    api = stack.api
+    before = images(api)
+    use(api, "stock")
+    yield api
+    use(api, "stock")
+    if before != {part: image("stock", part) for part in PARTS}:
+        grant(api)
+        roll_out(api, before)

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import aiohttp
 
-from e2e.behaviours.ingress import Ingress, NoEndpoint
+from e2e.behaviours.ingress import Backend, Ingress, NoEndpoint
 from e2e.behaviours.services import NAMESPACE, Service
 from e2e.stack.api import wait_until
 
 REQUEST_S = 60
+#: Where an activator listens if system-internal-tls is enabled, and what its certificate says.
+TLS_PORT = 8112
+INTERNAL_NAME = "kn-routing"
 
 
 class Answer(NamedTuple):
@@ -38,6 +42,14 @@ class Client:
     def __init__(self, ingress: Ingress) -> None:
         self.ingress = ingress
 
+    def backend(self, service: Service) -> Backend:
+        """One of its endpoints, once there are any."""
+        found = wait_until(
+            "an endpoint", lambda: _pick_or_none(self.ingress, service), 30, detail=service.story
+        )
+        assert found is not None
+        return found
+
     def send(
         self,
         service: Service,
@@ -47,10 +59,7 @@ class Client:
         headers: dict[str, str] | None = None,
     ) -> Answer:
         """On a connection of its own."""
-        backend = wait_until(
-            "an endpoint", lambda: _pick_or_none(self.ingress, service), 30, detail=service.story
-        )
-        assert backend is not None
+        backend = self.backend(service)
         connection = http.client.HTTPConnection(backend.address, timeout=REQUEST_S)
         try:
             connection.request(method, path, body, {**backend.headers, **(headers or {})})
@@ -66,9 +75,18 @@ class Client:
             return list(pool.map(lambda _: self.send(service, path), range(count)))
 
     @contextmanager
-    def load(self, service: Service, clients: int, path: str = "/", pause_s: float = 0.0) -> Iterator[Load]:
+    def load(
+        self,
+        service: Service,
+        clients: int,
+        path: str = "/",
+        pause_s: float = 0.0,
+        *,
+        body: bytes = b"",
+        tls: ssl.SSLContext | None = None,
+    ) -> Iterator[Load]:
         """Runs during the block; everything sent has been answered or has failed when the block is left."""
-        running = Load(self.ingress, service.name, clients, path, pause_s)
+        running = Load(self.ingress, service.name, clients, path, pause_s, body, tls)
         thread = threading.Thread(target=lambda: asyncio.run(running.run()), name="load")
         thread.start()
         try:
@@ -78,7 +96,7 @@ class Client:
             thread.join()
 
 
-def _pick_or_none(ingress: Ingress, service: Service) -> Any:
+def _pick_or_none(ingress: Ingress, service: Service) -> Backend | None:
     try:
         return ingress.pick(NAMESPACE, service.name)
     except NoEndpoint:
@@ -88,16 +106,27 @@ def _pick_or_none(ingress: Ingress, service: Service) -> Any:
 class Load:
     """Each client sends its next request when it has the answer to the last, `pause_s` later.
 
-    POST, which a client sends once: aiohttp repeats a GET whose kept connection broke, and says nothing. Without a
-    body: Go's proxies may cut a response that begins before the body was read (Knative: http-full-duplex).
+    POST, which a client sends once: aiohttp repeats a GET whose kept connection broke, and says nothing. Usually
+    without a body: Go's proxies may cut a response that begins before the body was read (Knative: http-full-duplex).
     """
 
-    def __init__(self, ingress: Ingress, route: str, clients: int, path: str, pause_s: float) -> None:
+    def __init__(
+        self,
+        ingress: Ingress,
+        route: str,
+        clients: int,
+        path: str,
+        pause_s: float,
+        body: bytes,
+        tls: ssl.SSLContext | None,
+    ) -> None:
         self._ingress = ingress
         self._route = route
         self._clients = clients
         self._path = path
         self._pause_s = pause_s
+        self._body = body
+        self._tls = tls
         self.stopping = False
         self.outcomes: Counter[str] = Counter()
         self.revisions: Counter[str] = Counter()
@@ -127,8 +156,7 @@ class Load:
             try:
                 backend = self._ingress.pick(NAMESPACE, self._route)
                 self.revisions[backend.revision] += 1
-                url = f"http://{backend.address}{self._path}"
-                async with session.post(url, headers=backend.headers, data=b"") as response:
+                async with self._post(session, backend) as response:
                     body = await response.read()
                     outcome = str(response.status)
                     self.pods[response.headers.get("Pod", "")] += 1
@@ -141,3 +169,19 @@ class Load:
                 self.failures.append(f"{at} +{time.time() - started:.2f} s: {outcome} {note}")
                 await asyncio.sleep(0.05)
             await asyncio.sleep(self._pause_s)
+
+    def _post(
+        self, session: aiohttp.ClientSession, backend: Backend
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        if self._tls is None:
+            return session.post(
+                f"http://{backend.address}{self._path}", headers=backend.headers, data=self._body
+            )
+        host = backend.address.rpartition(":")[0]
+        return session.post(
+            f"https://{host}:{TLS_PORT}{self._path}",
+            headers=backend.headers,
+            data=self._body,
+            ssl=self._tls,
+            server_hostname=INTERNAL_NAME,
+        )

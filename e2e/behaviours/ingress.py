@@ -6,18 +6,14 @@ activator or to the pods, as the control plane decides), the headers that name t
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import random
-import threading
 from typing import Any, NamedTuple
 
-from e2e.stack import watch
+from e2e.behaviours.follower import Follower
 from e2e.stack.place import Place
 
 Object = dict[str, Any]
 _KINGRESS = "/apis/networking.internal.knative.dev/v1alpha1/ingresses"
-_TLS_END_S = 0.25
 
 
 class NoEndpoint(Exception):
@@ -30,39 +26,14 @@ class Backend(NamedTuple):
     headers: dict[str, str]
 
 
-class Ingress:
-    """A context, in which a thread of its own follows the objects."""
-
+class Ingress(Follower):
     def __init__(self, place: Place) -> None:
-        self._place = place
+        super().__init__(
+            place, {_KINGRESS: self._ingress_changed, "/api/v1/endpoints": self._endpoints_changed}
+        )
         self._ingresses: dict[str, Object] = {}
         self._endpoints: dict[str, list[str]] = {}
         self._random = random.Random(4)
-        self._loop = asyncio.new_event_loop()
-        self._following = self._loop.create_task(self._follow())
-        self._thread = threading.Thread(target=self._run, name="ingress")
-
-    def __enter__(self) -> Ingress:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._following.cancel)
-        self._thread.join()
-        self._loop.close()
-
-    def _run(self) -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            self._loop.run_until_complete(self._following)
-        # TLS connections end after their session is closed, some turns of the loop later.
-        self._loop.run_until_complete(asyncio.sleep(_TLS_END_S))
-
-    async def _follow(self) -> None:
-        async with watch.session(self._place) as client:
-            await asyncio.gather(
-                watch.follow(client, _KINGRESS, self._ingress_changed),
-                watch.follow(client, "/api/v1/endpoints", self._endpoints_changed),
-            )
 
     def _ingress_changed(self, change: str, obj: Object) -> None:
         key = _key(obj)

@@ -6,11 +6,11 @@ import copy
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 from e2e.stack import knative
-from e2e.stack.api import Api, condition
+from e2e.stack.api import Api, condition, wait_until
 from e2e.stack.implementations import grant, image
 from e2e.stack.place import SYSTEM_NAMESPACE
 
@@ -32,11 +32,39 @@ def system_pods(api: Api, name: str) -> list[str]:
     ]
 
 
+def processes(api: Api, namespace: str, pod: str) -> list[int]:
+    statuses = api.get("v1", "Pod", namespace, pod)["status"]["containerStatuses"]
+    return [int(status["containerID"].removeprefix("process://")) for status in statuses]
+
+
 def kill(api: Api, namespace: str, pod: str) -> None:
     """kill -9 of every process of the pod."""
-    statuses = api.get("v1", "Pod", namespace, pod)["status"]["containerStatuses"]
-    for status in statuses:
-        os.kill(int(status["containerID"].removeprefix("process://")), signal.SIGKILL)
+    for pid in processes(api, namespace, pod):
+        os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def standing_still(api: Api, namespace: str, pod: str) -> Iterator[None]:
+    """Every process of the pod stopped, as on a node that hangs; afterwards they go on as if nothing had been."""
+    stopped = processes(api, namespace, pod)
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def wait_gone(api: Api, pods: Iterable[str], seconds: float = 90) -> None:
+    """Pods of Knative's own, with all that they had under way."""
+    former = set(pods)
+
+    def left() -> set[str]:
+        return former & {pod["metadata"]["name"] for pod in api.list("v1", "Pod", SYSTEM_NAMESPACE)}
+
+    wait_until(f"the end of {sorted(former)}", lambda: not left(), seconds)
 
 
 def restarts(api: Api, namespace: str, pod: str) -> int:

@@ -16,6 +16,8 @@ SERVING = "serving.knative.dev/v1"
 AUTOSCALING = "autoscaling.internal.knative.dev/v1alpha1"
 NETWORKING = "networking.internal.knative.dev/v1alpha1"
 READY_S = 90
+#: For a service that is at zero as soon as it is ready: it never had a pod, and nobody waits for windows to pass.
+ASLEEP = {"initial-scale": "0"}
 _RUN = secrets.token_hex(2)
 _numbers = itertools.count(1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from e2e.behaviours.client import Client
-from e2e.behaviours.services import NAMESPACE, Service, deployed, template
+from e2e.behaviours.services import ASLEEP, NAMESPACE, Service, deployed, template
 from e2e.stack.api import Api, wait_until
 from e2e.stack.place import SYSTEM_NAMESPACE
 
@@ -39,8 +39,7 @@ def test_minus_one_keeps_the_activator_in_the_path(api: Api, client: Client) -> 
 
 
 def test_zero_takes_it_out_whenever_there_are_pods(api: Api, client: Client) -> None:
-    with deployed(api, "never", template({"target-burst-capacity": "0"})) as service:
-        service.wait_zero()
+    with deployed(api, "never", template({"target-burst-capacity": "0", **ASLEEP})) as service:
         wait_path(api, service, lambda: activators(api))
         with client.load(service, 2, "/?sleep=20") as load:
             load.wait_good(5)

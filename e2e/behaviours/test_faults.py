@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from e2e.behaviours.client import Client
-from e2e.behaviours.services import NAMESPACE, deployed, template
+from e2e.behaviours.services import ASLEEP, NAMESPACE, deployed, template
 from e2e.stack import control_plane, knative, processes
 from e2e.stack.api import Api, condition, wait_until
 from e2e.stack.cluster import Cluster
 from e2e.stack.place import NODE_NAME
 
-#: With one client that waits 100 ms for each answer, about a minute; Leases of the autoscaler last as long.
+#: With one client that waits 100 ms for each answer, about a minute; no Lease of the autoscaler's lasts as long.
 ANSWERS = 600
 
 
@@ -44,12 +44,11 @@ def api_server_stopped(stack: Cluster) -> Iterator[None]:
 def test_requests_go_on_without_the_api_server(stack: Cluster, api: Api, client: Client) -> None:
     marks = {"target-burst-capacity": "-1", "min-scale": "1", "target": "2"}
     with (
-        deployed(api, "asleep", template()) as asleep,
+        deployed(api, "asleep", template(ASLEEP)) as asleep,
         deployed(api, "away", template(marks)) as service,
     ):
         with client.load(service, 1, "/?sleep=100") as load:
             load.wait_good(20)
-            asleep.wait_zero()
             with api_server_stopped(stack):
                 load.wait_good(ANSWERS, 180)
             load.wait_good(20)

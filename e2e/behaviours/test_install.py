@@ -19,7 +19,6 @@ from e2e.behaviours.services import deployed, template
 from e2e.stack import knative
 from e2e.stack.api import Api, Object
 from e2e.stack.cluster import Cluster
-from e2e.stack.implementations import use
 from e2e.stack.kubelet import programs
 from e2e.stack.place import CLONE, SYSTEM_NAMESPACE
 
@@ -36,14 +35,10 @@ def galaxy(*args: str, kubeconfig: str = os.devnull) -> subprocess.CompletedProc
 
 
 @pytest.fixture
-def stock(stack: Cluster) -> Iterator[Api]:
-    """Knative's own images run; in the end those that ran before."""
-    api = stack.api
-    before = image(api, "activator")
-    use(api, "stock")
-    yield api
-    run(stack, "uninstall")  # what a failed test has left
-    use(api, "stock" if before == programs.stock_image("activator") else "ours")
+def stock(stack: Cluster, stock: Api) -> Iterator[Api]:
+    """What a failed test has left is uninstalled."""
+    yield stock
+    run(stack, "uninstall")
 
 
 def deployment(api: Api, name: str) -> Object:

@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 import http.client
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import grpc
 import pytest
 from websockets.sync.client import connect
 
+from e2e.behaviours.calls import CALL_S, Conversation, channel, metadata
 from e2e.behaviours.client import Client
-from e2e.behaviours.ingress import Backend
-from e2e.behaviours.services import NAMESPACE, Service, deployed, template
-from e2e.stack.api import Api, wait_until
+from e2e.behaviours.services import ASLEEP, deployed, template
+from e2e.stack.api import Api
 
 ALWAYS = {"target-burst-capacity": "-1"}
-CALL_S = 60
-
-
-def backend(client: Client, service: Service) -> Backend:
-    wait_until("an endpoint", lambda: client.ingress.endpoints(NAMESPACE, service.revision), 30)
-    return client.ingress.pick(NAMESPACE, service.name)
-
-
-def metadata(found: Backend, **more: str) -> list[tuple[str, str]]:
-    marks = {name.lower(): value for name, value in found.headers.items() if name != "Host"}
-    return [*marks.items(), *((name.replace("_", "-"), value) for name, value in more.items())]
-
-
-@contextmanager
-def channel(found: Backend) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(found.address, [("grpc.default_authority", found.headers["Host"])]) as opened:
-        yield opened
 
 
 def test_grpc_unary_from_zero(api: Api, client: Client) -> None:
-    with deployed(api, "grpc", template(ALWAYS, http2=True)) as service:
-        service.wait_zero()
-        found = backend(client, service)
+    with deployed(api, "grpc", template({**ALWAYS, **ASLEEP}, http2=True)) as service:
+        found = client.backend(service)
         with channel(found) as opened:
             call = opened.unary_unary("/e2e.Echo/Unary")
             assert call(b"hello", metadata=metadata(found), timeout=CALL_S) == b"hello"
@@ -53,31 +32,18 @@ def test_grpc_unary_from_zero(api: Api, client: Client) -> None:
 def test_grpc_streams_both_ways(api: Api, client: Client) -> None:
     """Each answer comes before the next message is sent."""
     with deployed(api, "stream", template(ALWAYS, http2=True)) as service:
-        found = backend(client, service)
+        found = client.backend(service)
         with channel(found) as opened:
-            sent = [f"message {number}".encode() for number in range(20)]
-            turn = threading.Semaphore()
-
-            def messages() -> Iterator[bytes]:
-                for message in sent:
-                    turn.acquire()
-                    yield message
-
-            stream = opened.stream_stream("/e2e.Echo/Stream")(
-                messages(), metadata=metadata(found), timeout=CALL_S
-            )
-            answers = []
-            for answer in stream:
-                answers.append(answer)
-                turn.release()
-            assert answers == sent
-            assert stream.code() is grpc.StatusCode.OK
+            conversation = Conversation(opened, found)
+            for number in range(20):
+                message = f"message {number}".encode()
+                assert conversation.turn(message) == message
+            assert conversation.end() is grpc.StatusCode.OK
 
 
 def test_websocket_from_zero(api: Api, client: Client) -> None:
-    with deployed(api, "socket", template(ALWAYS)) as service:
-        service.wait_zero()
-        found = backend(client, service)
+    with deployed(api, "socket", template({**ALWAYS, **ASLEEP})) as service:
+        found = client.backend(service)
         headers = {name: value for name, value in found.headers.items() if name != "Host"}
         with connect(
             f"ws://{found.address}/socket", additional_headers=headers, open_timeout=CALL_S
@@ -92,7 +58,7 @@ def test_websocket_from_zero(api: Api, client: Client) -> None:
 def test_events_arrive_one_by_one(api: Api, client: Client) -> None:
     """The second event is not sent before the first is asked for: the server waits until the client has it."""
     with deployed(api, "events", template(ALWAYS)) as service:
-        found = backend(client, service)
+        found = client.backend(service)
         connection = http.client.HTTPConnection(found.address, timeout=CALL_S)
         connection.request("GET", "/events?n=3&every=2000", headers=found.headers)
         response = connection.getresponse()
@@ -110,7 +76,7 @@ def test_full_duplex_echo(api: Api, client: Client) -> None:
     wanted = template(marks)
     wanted["metadata"]["annotations"]["features.knative.dev/http-full-duplex"] = "Enabled"
     with deployed(api, "duplex", wanted) as service:
-        found = backend(client, service)
+        found = client.backend(service)
         connection = http.client.HTTPConnection(found.address, timeout=CALL_S)
         connection.putrequest("POST", "/echo", skip_host=True)
         for name, value in {**found.headers, "Transfer-Encoding": "chunked"}.items():
@@ -152,8 +118,7 @@ def test_an_error_of_the_server_is_passed_on(api: Api, client: Client) -> None:
 
 def test_an_ingress_that_probes_is_answered_and_wakes_nothing(api: Api, client: Client) -> None:
     probe = {"K-Network-Probe": "probe", "K-Network-Hash": "some-hash", "User-Agent": "Knative-Ingress-Probe"}
-    with deployed(api, "probed", template(ALWAYS)) as service:
-        service.wait_zero()
+    with deployed(api, "probed", template({**ALWAYS, **ASLEEP})) as service:
         answer = client.send(service, "/healthz", headers=probe)
         assert (answer.status, answer.headers["k-network-hash"]) == (200, "some-hash")
         assert service.pods() == []

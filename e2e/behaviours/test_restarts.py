@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from e2e.behaviours.client import Client
 from e2e.behaviours.parts import kill, replicas, restart, restarts, system_pods
-from e2e.behaviours.services import NAMESPACE, Service, deployed, template
+from e2e.behaviours.services import ASLEEP, NAMESPACE, Service, deployed, template
 from e2e.stack import network
 from e2e.stack.api import Api, wait_until
 from e2e.stack.cluster import Cluster
@@ -18,16 +20,25 @@ ALWAYS = {"target-burst-capacity": "-1", "min-scale": "1"}
 @pytest.mark.parametrize("deployment", ["activator", "autoscaler"])
 def test_a_rolling_restart_fails_no_request(api: Api, client: Client, deployment: str) -> None:
     with deployed(api, "restart", template(ALWAYS)) as service:
-        with client.load(service, 8, "/?sleep=50") as load:
+        with client.load(service, 8, "/?sleep=50", body=b"x" * 2000) as load:
             load.wait_good(50)
             restart(api, deployment)
             load.wait_good(100)
         assert not load.failures
 
 
+def test_requests_that_an_activator_holds_when_it_is_to_end_are_answered(api: Api, client: Client) -> None:
+    slow = template(ASLEEP, env={"OPEN_AFTER_MS": "20000"})
+    with deployed(api, "held", slow) as service, ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(client.send_many, service, 10)
+        wait_until("a pod on its way", service.pods, 30)
+        restart(api, "activator")
+        assert service.ready_pods() == []
+        assert [answer.status for answer in sent.result(60)] == [200] * 10
+
+
 def test_the_autoscaler_scales_from_zero_after_a_restart(api: Api, client: Client) -> None:
-    with deployed(api, "after", template()) as service:
-        service.wait_zero()
+    with deployed(api, "after", template(ASLEEP)) as service:
         restart(api, "autoscaler")
         assert client.send(service).status == 200
         service.wait_zero()

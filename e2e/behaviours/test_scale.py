@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from e2e.behaviours.client import Client
-from e2e.behaviours.services import deployed, template
+from e2e.behaviours.services import ASLEEP, deployed, template
 from e2e.stack.api import Api, wait_until
 
 
@@ -18,9 +18,8 @@ def test_one_request_at_a_time(api: Api, client: Client) -> None:
 
 
 def test_overload_of_a_single_activator_path_is_held(api: Api, client: Client) -> None:
-    limits = {"max-scale": "10", "target-burst-capacity": "-1"}
+    limits = {"max-scale": "10", "target-burst-capacity": "-1", **ASLEEP}
     with deployed(api, "overload", template(limits, concurrency=1)) as service:
-        service.wait_zero()
         answers = client.send_many(service, 60, "/?sleep=300")
         assert [answer.status for answer in answers] == [200] * 60
 
@@ -58,8 +57,7 @@ def test_initial_scale(api: Api) -> None:
 
 
 def test_activation_scale(api: Api, client: Client) -> None:
-    with deployed(api, "activation", template({"activation-scale": "3"})) as service:
-        service.wait_zero()
+    with deployed(api, "activation", template({"activation-scale": "3", **ASLEEP})) as service:
         assert client.send(service).status == 200
         service.wait_pods(lambda n: n == 3, "three pods")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from e2e.behaviours.client import Client
-from e2e.behaviours.services import deployed, template
+from e2e.behaviours.services import ASLEEP, deployed, template
 from e2e.stack.api import Api
 from e2e.stack.place import SYSTEM_NAMESPACE
 
@@ -40,17 +40,13 @@ def test_a_changed_target_is_used_by_what_runs_already(api: Api, client: Client)
 
 def test_initial_scale_zero(api: Api, client: Client) -> None:
     """Ready without ever having had a pod."""
-    with (
-        settings(api, allow_zero_initial_scale="true"),
-        deployed(api, "none", template({"initial-scale": "0"})) as service,
-    ):
+    with deployed(api, "none", template(ASLEEP)) as service:
         assert service.pods() == []
         assert client.send(service).status == 200
 
 
 def test_a_wrong_value_is_refused_and_the_old_one_stays(api: Api, client: Client) -> None:
-    with deployed(api, "wrong", template()) as service:
-        service.wait_zero()
+    with deployed(api, "wrong", template(ASLEEP)) as service:
         where = ("v1", "ConfigMap", SYSTEM_NAMESPACE, "config-autoscaler")
         status, _ = api.raw(
             "PATCH",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from e2e.behaviours.client import Client
-from e2e.behaviours.services import deployed, template
+from e2e.behaviours.services import ASLEEP, deployed, template
 from e2e.stack.api import Api, condition, wait_until
 
 
@@ -25,16 +25,14 @@ def test_from_zero_and_back_twice(api: Api, client: Client) -> None:
 
 
 def test_requests_at_zero_are_all_held_and_answered(api: Api, client: Client) -> None:
-    with deployed(api, "held", template()) as service:
-        service.wait_zero()
+    with deployed(api, "held", template(ASLEEP)) as service:
         answers = client.send_many(service, 40)
         assert [answer.status for answer in answers] == [200] * 40
 
 
 def test_a_body_sent_at_zero_arrives_whole(api: Api, client: Client) -> None:
     body = bytes(range(256)) * 1024
-    with deployed(api, "body", template()) as service:
-        service.wait_zero()
+    with deployed(api, "body", template(ASLEEP)) as service:
         answer = client.send(service, "/", "POST", body)
         assert (answer.status, answer.report["method"], answer.report["body_bytes"]) == (
             200,
@@ -44,21 +42,17 @@ def test_a_body_sent_at_zero_arrives_whole(api: Api, client: Client) -> None:
 
 
 def test_a_request_waits_for_a_server_that_opens_late(api: Api, client: Client) -> None:
-    with deployed(api, "late", template(env={"OPEN_AFTER_MS": "5000"})) as service:
-        service.wait_zero()
+    with deployed(api, "late", template(ASLEEP, env={"OPEN_AFTER_MS": "5000"})) as service:
         answers = client.send_many(service, 5)
         assert [answer.status for answer in answers] == [200] * 5
 
 
 def test_many_revisions_wake_at_once(api: Api, client: Client) -> None:
     with (
-        deployed(api, "many", template()) as first,
-        deployed(api, "many", template()) as second,
-        deployed(api, "many", template()) as third,
+        deployed(api, "many", template(ASLEEP)) as first,
+        deployed(api, "many", template(ASLEEP)) as second,
+        deployed(api, "many", template(ASLEEP)) as third,
     ):
-        services = [first, second, third]
-        for service in services:
-            service.wait_zero()
         with client.load(first, 2) as one, client.load(second, 2) as two, client.load(third, 2) as three:
             for load in (one, two, three):
                 load.wait_good(10)

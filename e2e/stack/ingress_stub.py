@@ -25,15 +25,20 @@ def due(ingress: Object) -> bool:
     return not ready or status.get("observedGeneration") != ingress["metadata"]["generation"]
 
 
+def conditions(*names: str) -> list[dict[str, str]]:
+    """All of them true, since now."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return [{"type": name, "status": "True", "lastTransitionTime": now} for name in names]
+
+
 async def _mark(client: aiohttp.ClientSession, ingress: Object) -> None:
     metadata = ingress["metadata"]
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     balancer = {"ingress": [{"domainInternal": "ingress.e2e.svc.cluster.local"}]}
     status = {
         "observedGeneration": metadata["generation"],
         "publicLoadBalancer": balancer,
         "privateLoadBalancer": balancer,
-        "conditions": [{"type": name, "status": "True", "lastTransitionTime": now} for name in _CONDITIONS],
+        "conditions": conditions(*_CONDITIONS),
     }
     path = f"{_PATH}/namespaces/{metadata['namespace']}/ingresses/{metadata['name']}/status"
     try:

@@ -1,7 +1,7 @@
 """Knative Serving as it is released, from the configuration of its own modules.
 
 Its Deployments run as pods of the kubelet stand-in. Changed is only what a test machine must have: image names, the
-queue-proxy's image, no look-ups at registries, and a shorter grace before zero. Settings of ours never come here.
+queue-proxy's image, no look-ups at registries, and shorter waits. Settings of ours never come here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ SETTINGS = {
         "registries-skipping-tag-resolving": "knative.local,galaxy.local,e2e.local",
     },
     # 30 s as shipped: every test of scale to zero would wait it out.
-    "config-autoscaler": {"scale-to-zero-grace-period": "6s"},
+    "config-autoscaler": {"scale-to-zero-grace-period": "6s", "allow-zero-initial-scale": "true"},
+    # Those of Kubernetes' own parts; 60 s, 40 s and 10 s as shipped, which every test of a take-over would wait out.
+    "config-leader-election": {"lease-duration": "15s", "renew-deadline": "10s", "retry-period": "2s"},
 }
 READY_S = 120
 
@@ -55,7 +57,10 @@ def install(api: Api) -> None:
     api.apply_all(objects())
     for name in DEPLOYMENTS:
         wait_rolled_out(api, name)
+    wait_hooked(api)
 
+
+def wait_hooked(api: Api) -> None:
     def hooked() -> bool:
         for kind in ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"):
             for obj in api.list("admissionregistration.k8s.io/v1", kind, ""):

@@ -73,3 +73,9 @@ def pod_address(number: int) -> str:
     """Addresses come back after 60,000 pods, so that nobody meets a stale one."""
     number = 2 + number % 60_000
     return f"10.244.{number // 256}.{number % 256}"
+
+
+def pod_number(address: str) -> int:
+    """Which of the first 60,000 pods has it."""
+    high, low = address.split(".")[2:]
+    return 256 * int(high) + int(low) - 2

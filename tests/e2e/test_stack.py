@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import socket
+import ssl
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from e2e import build
-from e2e.stack import dns, ingress_stub, processes
-from e2e.stack.kubelet import environment, programs
-from e2e.stack.place import Place, pod_address
+from e2e.stack import certificate_stub, dns, ingress_stub, processes
+from e2e.stack.certificates import Authority
+from e2e.stack.kubelet import environment, programs, volumes
+from e2e.stack.place import Place, pod_address, pod_number
 from tools.setup.layout import Layout
 
 
@@ -141,6 +145,59 @@ def test_what_the_environment_cannot_have_is_said(entry: dict[str, object]) -> N
         env_of(entry)
 
 
+VOLUMES = {"volumes": [{"name": "v", "secret": {"secretName": "s"}}, {"name": "other", "emptyDir": {}}]}
+
+
+def test_a_secret_becomes_a_folder_that_follows_it(tmp_path: Path) -> None:
+    held = {"k": "dg=="}
+
+    async def changing(plural: str, namespace: str, name: str) -> environment.Object | None:
+        assert (plural, namespace, name) == ("secrets", "ns", "s")
+        return {"data": held}
+
+    made = volumes.Volumes({**POD, "spec": VOLUMES}, tmp_path, changing)
+    asyncio.run(made.fill())
+    assert (tmp_path / "v" / "k").read_bytes() == b"v"
+    held["k"] = "dw=="
+    asyncio.run(made.fill())
+    assert {path.name: path.read_bytes() for path in (tmp_path / "v").iterdir()} == {"k": b"w"}
+    container = {"volumeMounts": [{"name": "v", "mountPath": "/a/b"}, {"name": "other", "mountPath": "/c"}]}
+    assert made.mounts(container) == [(tmp_path / "v", Path("/a/b"))]
+
+
+def test_a_secret_that_is_not_there_is_said(tmp_path: Path) -> None:
+    spec = {"volumes": [{"name": "v", "secret": {"secretName": "none"}}]}
+    with pytest.raises(volumes.BadVolume, match="secret ns/none not found"):
+        asyncio.run(volumes.Volumes({**POD, "spec": spec}, tmp_path, fetch).fill())
+
+
+def test_a_mount_point_that_is_not_there_is_made_in_memory(tmp_path: Path) -> None:
+    assert volumes.mounting(["true"], []) == ["true"]
+    mount = volumes.Mount(tmp_path, tmp_path / "no" / "such")
+    *shell, script, name, program = volumes.mounting(["true"], [mount])
+    assert (shell, name, program) == (["sh", "-ec"], "sh", "true")
+    assert script.splitlines() == [
+        f"mount -t tmpfs tmpfs {tmp_path}",
+        f"mkdir -p {tmp_path}/no/such",
+        f"mount --bind {tmp_path} {tmp_path}/no/such",
+        'exec "$@"',
+    ]
+    assert "tmpfs" not in volumes.mounting(["true"], [volumes.Mount(tmp_path, tmp_path)])[2]
+    with pytest.raises(volumes.BadVolume, match="but the root"):
+        volumes.mounting(["true"], [volumes.Mount(tmp_path, Path("/no-such/folder"))])
+
+
+def test_a_certificate_is_vouched_for_by_its_authority() -> None:
+    authority = Authority("a")
+    data = certificate_stub.secret_data(authority, ["pod", "10.0.0.1"])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=base64.b64decode(data["ca.crt"]).decode())
+    found = x509.load_pem_x509_certificate(base64.b64decode(data["tls.crt"]))
+    found.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.certificate))
+    names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["pod"]
+
+
 def test_programs_of_images() -> None:
     assert programs.argv({"image": programs.stock_image("activator")}) == [str(build.program("activator"))]
     ours = programs.argv({"image": "registry:5000/x/galaxy-activator@sha256:0", "args": ["-v"]})
@@ -181,6 +238,7 @@ def test_addresses_of_pods_are_distinct_and_valid() -> None:
     assert len(addresses) == 60_000
     assert {"10.244.0.0", "10.244.0.1"}.isdisjoint(addresses)
     assert all(socket.inet_aton(address) for address in addresses)
+    assert [pod_number(pod_address(number)) for number in (0, 253, 254, 59_999)] == [0, 253, 254, 59_999]
 
 
 def test_an_ingress_is_marked_once_for_each_generation() -> None:

@@ -1,8 +1,8 @@
 """`python -m e2e.stack.kubelet STACK`: a node whose pods are real processes, in a network namespace each.
 
-Serves whatever pods the scheduler binds to its node, stock and ours alike. Not done: images, volumes, resource
-limits, users, init containers. Each pod gets a kubeconfig with a token of its ServiceAccount in KUBECONFIG, so that
-roles are what they would be in a cluster.
+Serves whatever pods the scheduler binds to its node, stock and ours alike. Not done: images, volumes other than
+Secrets, resource limits, users, init containers. Each pod gets a kubeconfig with a token of its ServiceAccount in
+KUBECONFIG, so that roles are what they would be in a cluster.
 """
 
 from __future__ import annotations

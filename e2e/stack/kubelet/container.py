@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 
 from e2e.stack import network
-from e2e.stack.kubelet import probes, programs
+from e2e.stack.kubelet import probes, programs, volumes
 from e2e.stack.place import CLONE
 
 Object = dict[str, Any]
@@ -36,6 +36,7 @@ class Container:
         self.name: str = spec["name"]
         self.ready = False
         self.env: dict[str, str] = {}
+        self.mounts: list[volumes.Mount] = []
         self._namespace = namespace
         self._target = target
         self._log = log
@@ -54,7 +55,8 @@ class Container:
 
     async def run(self) -> None:
         """Until `stop` is called and the process has ended."""
-        argv = network.command(self._namespace, programs.argv(self.spec))
+        program = volumes.mounting(programs.argv(self.spec), self.mounts)
+        argv = network.command(self._namespace, program)
         while not self._stop.is_set():
             with self._log.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(

@@ -17,6 +17,7 @@ from e2e.stack import network
 from e2e.stack.api import condition
 from e2e.stack.kubelet import environment, probes, programs
 from e2e.stack.kubelet.container import Container, now
+from e2e.stack.kubelet.volumes import BadVolume, Volumes
 from e2e.stack.place import NODE_IP, Place, pod_address
 from e2e.stack.watch import say
 
@@ -48,6 +49,7 @@ class Pod:
         self._address = pod_address(number)
         self._network = place.pod(number)
         self._folder = place.folder / "pods" / f"{self.namespace}_{self.name}"
+        self._volumes = Volumes(obj, self._folder / "volumes", fetch)
         self._containers: list[Container] = []
         self._changed = asyncio.Event()
         self._deleted = asyncio.Event()
@@ -97,12 +99,15 @@ class Pod:
         try:
             if self._obj["spec"].get("initContainers"):
                 raise programs.UnknownImage("init containers are not supported by the kubelet stand-in")
+            await self._volumes.fill()
+            running.append(asyncio.create_task(self._volumes.follow()))
             await asyncio.to_thread(network.make_pod, self._place, self._number, self._address, self.name)
             for spec in self._obj["spec"]["containers"]:
                 running.append(asyncio.create_task((await self._container(spec)).run()))
         except (
             programs.UnknownImage,
             environment.BadEnvironment,
+            BadVolume,
             network.NetworkError,
             aiohttp.ClientError,
         ) as error:
@@ -117,6 +122,7 @@ class Pod:
         container = Container(spec, self._network, target, log, self._changed.set)
         container.env = await environment.of_container(spec, self._obj, self._address, self._fetch)
         account = self._obj["spec"].get("serviceAccountName") or "default"
+        container.mounts = self._volumes.mounts(spec)
         container.env.setdefault("KUBECONFIG", str(await self._kubeconfig(self.namespace, account)))
         self._containers.append(container)
         return container
