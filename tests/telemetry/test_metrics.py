@@ -1,0 +1,121 @@
+"""Metrics that are pushed: what a collector reads of them, over each protocol, and that an ill one costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from prometheus_client import Metric as Family
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector as Source
+
+from kserve_ext.api.knative.observability import Metrics, Observability
+from kserve_ext.telemetry.collector import Collector
+from kserve_ext.telemetry.metrics import named
+from kserve_ext.telemetry.telemetry import Telemetry, resource
+from tests.support.dataplane import run
+from tests.telemetry.collectors import Sent, over_grpc, over_http
+
+GRPC_PATH = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
+
+
+class Families(Source):
+    def collect(self) -> Iterator[Family]:
+        gauge = GaugeMetricFamily(
+            "kn_revision_pods_desired", "Wanted.", labels=["kn_revision_name", "otel_scope_name"]
+        )
+        gauge.add_metric(["a", "knative.dev/x"], 3)
+        counter = CounterMetricFamily("galaxy_spans_dropped", "Dropped.", 2)
+        times = HistogramMetricFamily(
+            "http_server_request_duration_seconds", "Took.", labels=["http_response_status_code"]
+        )
+        times.add_metric(["200"], [("0.1", 1), ("1.0", 1), ("+Inf", 4)], 9.5)
+        yield from (gauge, counter, times)
+
+
+@pytest.mark.parametrize(
+    ("prometheus", "opentelemetry"),
+    [
+        ("kn_revision_pods_not_ready_count", ("kn.revision.pods.not_ready.count", "")),
+        ("kn_revision_rps_stable_per_second", ("kn.revision.rps.stable", "{request}/s")),
+        ("http_server_request_duration_seconds", ("http.server.request.duration", "s")),
+        ("galaxy_held_bytes", ("galaxy.held", "By")),
+        ("kn_workqueue_depth", ("kn.workqueue.depth", "")),
+    ],
+)
+def test_names(prometheus: str, opentelemetry: tuple[str, str]) -> None:
+    assert named(prometheus) == opentelemetry
+
+
+def test_what_is_pushed_is_read_over_either_protocol_and_again_after_a_change() -> None:
+    async def scenario() -> None:
+        telemetry = Telemetry(Families(), resource("activator", "act-0", "knative-serving"), 0)
+        try:
+            ways: list[tuple[str, str, AbstractAsyncContextManager[Sent]]] = [
+                ("http/protobuf", "/v1/metrics", over_http()),
+                ("grpc", GRPC_PATH, over_grpc()),
+            ]
+            for protocol, path, way in ways:
+                async with way as sent:
+                    telemetry.apply(Observability(metrics=Metrics(protocol, sent.url, 0.01)))
+                    came, body = await sent.next()
+                    assert came == path
+                    check(ExportMetricsServiceRequest.FromString(body))
+                    telemetry.apply(Observability())
+        finally:
+            await telemetry.stop()
+
+    run(scenario())
+
+
+def check(export: ExportMetricsServiceRequest) -> None:
+    (sender,) = export.resource_metrics
+    attributes = {a.key: a.value.string_value for a in sender.resource.attributes}
+    assert attributes["service.name"] == "activator"
+    scopes = {scope.scope.name: {m.name: m for m in scope.metrics} for scope in sender.scope_metrics}
+    gauge = scopes["knative.dev/x"]["kn.revision.pods.desired"]
+    (point,) = gauge.gauge.data_points
+    assert point.as_double == 3
+    assert [(a.key, a.value.string_value) for a in point.attributes] == [("kn.revision.name", "a")]
+    ours = scopes["kserve-galaxy"]
+    assert ours["galaxy.spans.dropped"].sum.data_points[0].as_double == 2
+    (times,) = ours["http.server.request.duration"].histogram.data_points
+    assert list(times.bucket_counts) == [1, 0, 3]
+    assert list(times.explicit_bounds) == [0.1, 1.0]
+    assert (times.count, times.sum) == (4, 9.5)
+    assert [(a.key, a.value.string_value) for a in times.attributes] == [("http.response.status_code", "200")]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_a_collector_that_takes_nothing_is_named_once(
+    protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with over_grpc() if protocol == "grpc" else over_http() as sent:
+            sent.status = "14"
+            collector = Collector("metrics", protocol, sent.url)
+            assert not await collector.take(b"")
+            assert not await collector.take(b"")
+            assert len(caplog.records) == 1
+            assert ("status 14: not now" if protocol == "grpc" else "answered 503") in caplog.text
+            sent.status = "0"
+            assert await collector.take(b"")
+
+    with caplog.at_level(logging.WARNING):
+        run(scenario())
+
+
+def test_nobody_there_and_nobody_who_speaks_grpc(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        assert not await Collector("traces", "grpc", "http://127.0.0.1:1").take(b"")
+        async with over_http() as sent:
+            assert not await asyncio.wait_for(Collector("traces", "grpc", sent.url).take(b""), 5)
+
+    with caplog.at_level(logging.WARNING):
+        run(scenario())
+    assert "http://127.0.0.1:1" in caplog.text
+    assert "does not speak gRPC" in caplog.text
