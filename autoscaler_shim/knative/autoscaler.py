@@ -74,8 +74,8 @@ class Autoscaler:
             self.pods, self._scraper, lambda: self.config.current.network, self._troubled, self._scraped
         )
         self.deciders = Deciders(self.collector, self.pods, self._revisit)
-        self.writer = Writer(client, self._copies, self._owns)
         self._scales = Scales(client, self._deployments, self._revisit, self._owns)
+        self.writer = Writer(client, self._copies, self._owns, lambda: self._scales.waking)
         self.reconciler = Reconciler(
             self._copies,
             self.pods,

@@ -1,12 +1,11 @@
 """The deciders of all revisions that this replica is responsible for: each ticks every two seconds, and in a burst.
 
 As pkg/autoscaler/scaling/multiscaler.go, with the ticks spread over time instead of a goroutine each. What a decider
-decides is core/knative/decider.py's; whoever asked is told when the reconciler has something to do.
+decides is core/knative/decider.py's, its time the collector's; whoever asked is told when the reconciler has work.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 
 from autoscaler_shim.knative.pods import PodIndex
@@ -53,7 +52,7 @@ class Deciders:
         entry = self._entries.get(key)
         if entry is None:
             ready = self._pods.counts(pods).ready
-            entry = Entry(Decider(settings.spec, ready, time.time()), settings.scale.metric, pods)
+            entry = Entry(Decider(settings.spec, ready, self._collector.now()), settings.scale.metric, pods)
             self._entries[key] = entry
             self._wheel.add(key)
         entry.decider.spec = settings.spec
@@ -68,13 +67,13 @@ class Deciders:
         """What an activator says, after the collector has it."""
         entry = self._entries.get(key)
         if entry is not None and entry.decider.report(
-            stat.pod_name, stat.average_concurrent_requests, time.time()
+            stat.pod_name, stat.average_concurrent_requests, self._collector.now()
         ):
             self._tick(key)
 
     def hung_up(self, activators: Iterable[str]) -> None:
         """These activators' connection has ended."""
-        now = time.time()
+        now = self._collector.now()
         for activator in activators:
             for entry in self._entries.values():
                 entry.decider.hung_up(activator, now)
@@ -82,5 +81,5 @@ class Deciders:
     def _tick(self, key: str) -> None:
         entry = self._entries[key]
         averages = self._collector.averages(key, entry.metric)
-        if entry.decider.tick(averages, self._pods.counts(entry.pods).ready, time.time()):
+        if entry.decider.tick(averages, self._pods.counts(entry.pods).ready, self._collector.now()):
             self._changed(key)

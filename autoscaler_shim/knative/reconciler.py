@@ -241,9 +241,10 @@ class Reconciler:
         if private:
             self._writer.put_child(METRICS, pa, knative_children.make_metric(pa, found, private))
         status = knative_pa.status(pa, before, outcome, services, pods, found, time.time())
+        # Only of its first start somebody waits to hear: whoever rolls the revision out.
+        awaited = not knative_pa.known(pa, before, 0.0).initialized
         says_more = status["conditions"] != before.get("conditions")
-        waking = outcome.phase == "activating" and outcome.initialized
-        self._writer.put_status(POD_AUTOSCALERS, pa, status, urgent=says_more and not waking)
+        self._writer.put_status(POD_AUTOSCALERS, pa, status, urgent=awaited and says_more)
 
     def _not_owned(self, key: str, pa: Document, kind: str) -> float:
         self._scales.withdraw(key)

@@ -2,21 +2,29 @@
 
 As pkg/reconciler/autoscaling/kpa/scaler.go: the field spec.replicas of the target itself, by a patch, and only
 where it is another number (a target without the field has one replica). What was written counts until the copy here
-has come as far. Of a burst of revisions at zero, a few are woken at a time (core/knative/waves.py).
+has come as far. Of a burst of revisions at zero, a few are woken at a time, and none shrinks (core/knative/waves.py).
+
+The server is told which generation was decided upon, and refuses the patch if the spec has changed since: whoever
+was stopped between the look at its Lease and the patch can't undo what its successor has written. (If that has found
+nothing to change, the late patch is taken; it is seen as a change by the successor, who puts it right.)
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from kserve_ext.api.knative.conditions import Document
 from kserve_ext.api.knative.pa import REVISION_LABEL
 from kserve_ext.core.knative.waves import Waves
-from kserve_ext.kube.client import Client, KubeError
+from kserve_ext.kube.client import JSON_PATCH, Client, Conflict, Invalid, KubeError
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import DEPLOYMENTS, Kind
+
+log = logging.getLogger(__name__)
 
 #: Deployments of revisions have it.
 SELECTOR = REVISION_LABEL
@@ -25,7 +33,7 @@ SELECTOR = REVISION_LABEL
 def slim(deployment: Document) -> Document:
     """The part of a Deployment that is kept in memory."""
     metadata = deployment["metadata"]
-    kept = ("name", "namespace", "uid", "resourceVersion", "labels")
+    kept = ("name", "namespace", "uid", "resourceVersion", "generation", "labels")
     return {
         "metadata": {key: metadata[key] for key in kept if key in metadata},
         "spec": {"replicas": (deployment.get("spec") or {}).get("replicas", 1)},
@@ -39,6 +47,21 @@ def kind_of(reference: Document) -> Kind:
     kind = str(reference.get("kind") or "")
     singular = kind.lower()
     return Kind(group, version, singular + ("es" if singular.endswith("s") else "s"), kind)
+
+
+class Scale(NamedTuple):
+    """What a target asks for."""
+
+    replicas: int
+    #: of its spec; None: it doesn't count them
+    generation: int | None
+    version: int
+
+    @classmethod
+    def of(cls, target: Document) -> Scale:
+        metadata = target["metadata"]
+        replicas = (target.get("spec") or {}).get("replicas", 1)
+        return cls(int(replicas), metadata.get("generation"), int(metadata["resourceVersion"]))
 
 
 class Scales:
@@ -56,8 +79,8 @@ class Scales:
         self._may = may
         self._waves: Waves[str] = Waves()
         self._timer: asyncio.TimerHandle | None = None
-        #: by target: the replicas written, and the version that came back
-        self._written: dict[tuple[str, str], tuple[int, int]] = {}
+        #: by Deployment: what came back from writing, until its copy is as new
+        self._written: dict[tuple[str, str], Scale] = {}
         self.patches = 0
 
     async def apply(self, key: str, pa: Document, scale: int) -> bool:
@@ -73,34 +96,36 @@ class Scales:
         if not self._may(key):
             self.withdraw(key)
             return False
-        if current == 0 and scale > 0 and kind == DEPLOYMENTS:
-            if not self._waves.enter(key, time.monotonic()):
-                self._watch()
-                return False
-        else:
-            self.withdraw(key)
-        if current == scale:
+        if not self._turn(key, current.replicas, scale, kind):
+            return False
+        if current.replicas == scale:
             return True
         self.patches += 1
-        written = await self._client.patch(kind, namespace, name, {"spec": {"replicas": scale}})
+        written = await self._patch(kind, namespace, name, current, scale)
         if kind == DEPLOYMENTS:
-            self._written[namespace, name] = scale, int(written["metadata"]["resourceVersion"])
+            self._written[namespace, name] = Scale.of(written)
         return True
 
+    @property
+    def waking(self) -> bool:
+        """Revisions are being woken, so the API server should be asked for nothing that can wait."""
+        return self._waves.busy(time.monotonic())
+
     def withdraw(self, key: str) -> None:
-        """It is not to be woken (any more)."""
+        """It is not to be scaled (any more)."""
         self._waves.withdraw(key)
         self._call()
 
     def observed(self, key: str, deployment: Document | None) -> None:
         """The Deployment of this PodAutoscaler has changed, or is gone."""
         if deployment is None or deployment["status"]["replicas"] > 0:
-            self.release(key)
+            self._waves.leave(key)
+            self._call()
 
     def release(self, key: str) -> None:
         """Neither in line nor under way from now on."""
         self._waves.leave(key)
-        self._call()
+        self.withdraw(key)
 
     def close(self) -> None:
         if self._timer is not None:
@@ -121,12 +146,35 @@ class Scales:
             delay = max(0.0, at - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self._call)
 
-    async def _current(self, kind: Kind, namespace: str, name: str) -> int:
+    def _turn(self, key: str, current: int, scale: int, kind: Kind) -> bool:
+        """Whether it may be scaled now; if not, it is in line."""
+        if current == 0 and scale > 0 and kind == DEPLOYMENTS:
+            turn = self._waves.enter(key, time.monotonic())
+        elif scale < current:
+            turn = self._waves.shrink(key, time.monotonic())
+        else:
+            self._waves.withdraw(key)
+            turn = True
+        self._call()
+        return turn
+
+    async def _patch(self, kind: Kind, namespace: str, name: str, current: Scale, scale: int) -> Document:
+        # "add" sets a field, there or not
+        patch = [{"op": "add", "path": "/spec/replicas", "value": scale}]
+        if current.generation is not None:
+            patch.insert(0, {"op": "test", "path": "/metadata/generation", "value": current.generation})
+        try:
+            return await self._client.patch(kind, namespace, name, patch, content_type=JSON_PATCH)
+        except Invalid as error:  # so is answered, too, where the test fails
+            log.info("%s/%s: scale %d: refused, looked at again: %s", namespace, name, scale, error)
+            self._written.pop((namespace, name), None)
+            raise Conflict(error.status, error.reason, error.message) from error
+
+    async def _current(self, kind: Kind, namespace: str, name: str) -> Scale:
         known = self._deployments.get(namespace, name) if kind == DEPLOYMENTS else None
-        if known is None:
-            known = await self._client.get(kind, namespace, name)
-        scale, version = self._written.get((namespace, name), (0, 0))
-        if kind == DEPLOYMENTS and version > int(known["metadata"]["resourceVersion"]):
-            return scale
+        current = Scale.of(known or await self._client.get(kind, namespace, name))
+        written = self._written.get((namespace, name)) if kind == DEPLOYMENTS else None
+        if written is not None and written.version > current.version:
+            return written
         self._written.pop((namespace, name), None)
-        return int((known.get("spec") or {}).get("replicas", 1))
+        return current

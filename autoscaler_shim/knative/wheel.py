@@ -17,9 +17,13 @@ SLOTS = 20
 
 
 class Wheel:
-    def __init__(self, period_s: float, turn: Callable[[str], object]) -> None:
+    def __init__(
+        self, period_s: float, turn: Callable[[str], object], each: Callable[[], object] = bool
+    ) -> None:
+        """`each` is called at every slot, also where nobody is in it."""
         self._period_s = period_s
         self._turn = turn
+        self._each = each
         self._slots: list[dict[str, None]] = [{} for _ in range(SLOTS)]
         self._slot_of: dict[str, int] = {}
         self._task: asyncio.Task[None] | None = None
@@ -52,6 +56,7 @@ class Wheel:
         due = clock()
         slot = 0
         while True:
+            self._each()
             for key in tuple(self._slots[slot]):
                 try:
                     self._turn(key)

@@ -1,11 +1,12 @@
 """Kubernetes, written behind: statuses, ServerlessServices and Metrics go out at a bounded rate, latest state only.
 
 Nobody waits for these writes, and one that isn't urgent waits a moment for what may replace it: a revision that
-wakes is ready before anybody reads that it is being woken. What was decided holds here at once (`status()` answers
-with what is yet to be written), and while the API server is away it stays here and is repeated. Scales don't come
-this way: a revision at zero must not wait behind anything. Which objects may be written is asked again at the moment
-of writing, so a lost Lease takes back what is still in line; and a status is written over the latest version that is
-known here, so whoever has missed something is refused until it has seen that.
+wakes is ready before anybody reads that it is being woken. While revisions are woken it waits longer, for each costs
+the API server, Knative's webhooks and its controllers about what a start does. What was decided holds here at once
+(`status()` answers with what is yet to be written), and while the API server is away it stays here and is repeated.
+Scales don't come this way: a revision at zero must not wait behind anything. Which objects may be written is asked
+again at the moment of writing, so a lost Lease takes back what is still in line; and all is written over the latest
+version that is known here, so whoever has missed something is refused until it has seen that.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ log = logging.getLogger(__name__)
 QPS = 50.0
 BURST = 100
 WORKERS = 8
-#: How long a write waits that is not urgent.
+#: How long a write waits that is not urgent,
 MOMENT_S = 0.7
+#: and at most, while revisions are being woken.
+MOST_DEFERRED_S = 20.0
 
 
 class Target(NamedTuple):
@@ -46,21 +49,33 @@ class Child(NamedTuple):
 
     owner: Document
     made: Document
+    #: of time.monotonic: when it has to go out, whatever else there is to do
+    due: float
     #: the version that came back from writing it; None: not written yet
     version: int | None = None
 
 
 class Status(NamedTuple):
     status: Document
+    due: float
     version: int | None = None
 
 
 class Writer:
-    def __init__(self, client: Client, copies: dict[Kind, Informer], may: Callable[[str], bool]) -> None:
-        """`may`: whether objects of this key are this replica's to write."""
+    def __init__(
+        self,
+        client: Client,
+        copies: dict[Kind, Informer],
+        may: Callable[[str], bool],
+        busy: Callable[[], bool] = bool,
+    ) -> None:
+        """`may`: whether objects of this key are this replica's to write; `busy`: whether the API server has more
+        important things to do."""
         self._client = client
         self._copies = copies
         self._may = may
+        self._busy = busy
+        self._stopping = False
         self._bucket = TokenBucket(QPS, BURST)
         self._children: dict[Target, Child] = {}
         self._statuses: dict[Target, Status] = {}
@@ -74,6 +89,7 @@ class Writer:
 
     async def stop(self, patience_s: float) -> None:
         """What is in line or waits goes out first, if it can within so many seconds."""
+        self._stopping = True
         for pending in (self._children, self._statuses):
             for target, wish in pending.items():
                 if wish.version is None:
@@ -100,7 +116,7 @@ class Writer:
         if status == self.status(kind, obj):
             return
         target = Target(kind, _key(obj), "status")
-        self._statuses[target] = Status(status)
+        self._statuses[target] = Status(status, _due(self._statuses.get(target), urgent))
         self._queue.add_after(target, 0.0 if urgent else MOMENT_S)
 
     def put_child(self, kind: Kind, owner: Document, made: Document, urgent: bool = True) -> None:
@@ -115,7 +131,7 @@ class Writer:
             return  # in line already, or written and not seen here yet
         if pending is None and current is not None and current.get("spec") == made["spec"]:
             return
-        self._children[target] = Child(owner, made)
+        self._children[target] = Child(owner, made, _due(pending, urgent))
         self._queue.add_after(target, 0.0 if urgent else MOMENT_S)
 
     def forget(self, key: str) -> None:
@@ -133,6 +149,8 @@ class Writer:
         if not self._may(target.key):
             self._drop(target)
             return None
+        if self._may_wait(target):
+            return MOMENT_S
         wait_s = self._bucket.take(time.monotonic())
         if wait_s > 0:
             await asyncio.sleep(wait_s)
@@ -148,6 +166,16 @@ class Writer:
             log.info("%s %s is gone, nothing to write", target.kind.kind, target.key)
             self._drop(target)
         return None
+
+    def _may_wait(self, target: Target) -> bool:
+        wish = self._statuses.get(target) if target.subresource else self._children.get(target)
+        return (
+            wish is not None
+            and wish.version is None
+            and time.monotonic() < wish.due
+            and not self._stopping
+            and self._busy()
+        )
 
     def _drop(self, target: Target) -> None:
         self._children.pop(target, None)
@@ -169,7 +197,7 @@ class Writer:
         written = await self._client.patch(target.kind, namespace, name, patch, subresource="status")
         self._versions[target.kind, target.key] = _version(written)
         if self._statuses.get(target) is pending:  # else something newer waits already
-            self._statuses[target] = Status(pending.status, _version(written))
+            self._statuses[target] = pending._replace(version=_version(written))
 
     async def _write_child(self, target: Target) -> None:
         child = self._children.get(target)
@@ -187,7 +215,11 @@ class Writer:
             if not knative_children.owned(current, child.owner):
                 self._children.pop(target, None)
                 return
-            written = await self._client.patch(target.kind, namespace, name, {"spec": child.made["spec"]})
+            patch = {
+                "metadata": {"resourceVersion": self._latest(target, current)},
+                "spec": child.made["spec"],
+            }
+            written = await self._client.patch(target.kind, namespace, name, patch)
         if written is None:
             return
         self._versions[target.kind, target.key] = _version(written)
@@ -214,6 +246,12 @@ def _key(obj: Document) -> str:
 def _version(obj: Document) -> int:
     """Versions of one kind grow, and Kubernetes lets them be compared."""
     return int(obj["metadata"]["resourceVersion"])
+
+
+def _due(former: Child | Status | None, urgent: bool) -> float:
+    """What replaces a wish that hasn't gone out has to go out when that had to."""
+    due = time.monotonic() + (0.0 if urgent else MOST_DEFERRED_S)
+    return due if former is None or former.version is not None else min(due, former.due)
 
 
 def _caught_up(obj: Document, version: int | None) -> bool:

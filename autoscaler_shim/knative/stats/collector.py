@@ -1,7 +1,8 @@
 """What is known of the load of every revision that this replica is responsible for, and the scraping that adds to it.
 
 As pkg/autoscaler/metrics/collector.go: once a second each revision with a scrape target and ready pods is scraped,
-one scrape of it at a time. The windows are core/knative/collection.py's; `now` is unix time everywhere here.
+one scrape of it at a time. The windows are core/knative/collection.py's. Their time is unix time less what this
+process was not there to see (core/knative/attention.py); what has piled up meanwhile is not recorded.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from autoscaler_shim.knative.stats.scraper import Scraper, load_of
 from autoscaler_shim.knative.wheel import Wheel
 from kserve_ext.api.knative.children import Trouble, Windows
 from kserve_ext.api.knative.config import Network
+from kserve_ext.core.knative.attention import Attention
 from kserve_ext.core.knative.collection import Collection, Metric
-from kserve_ext.core.knative.sampling import Route
+from kserve_ext.core.knative.sampling import Load, Route
 from kserve_ext.core.scaling.window import Averages
 from kserve_ext.wire.stats import Stat
 
@@ -61,7 +63,8 @@ class Collector:
         self._troubled = troubled
         self._took = took
         self._collected: dict[str, Collected] = {}
-        self._wheel = Wheel(SCRAPE_EVERY_S, self._turn)
+        self._attention = Attention()
+        self._wheel = Wheel(SCRAPE_EVERY_S, self._turn, self.now)
         self.unusable = 0
 
     def start(self) -> None:
@@ -72,6 +75,10 @@ class Collector:
         for key in list(self._collected):
             self.remove(key)
 
+    def now(self) -> float:
+        """What the windows, and whatever is decided by them, take for the time."""
+        return self._attention.now(time.time())
+
     def configure(self, key: str, windows: Windows, pods: str) -> None:
         """Begins to collect, or goes on with other windows; what is known already stays known."""
         found = self._collected.get(key)
@@ -80,7 +87,7 @@ class Collector:
             self._wheel.add(key)
         elif (found.windows, found.pods) != (windows, pods):
             found.windows, found.pods = windows, pods
-            found.collection.configure(windows.stable_s, windows.panic_s, bool(windows.target), time.time())
+            found.collection.configure(windows.stable_s, windows.panic_s, bool(windows.target), self.now())
 
     def remove(self, key: str) -> None:
         found = self._collected.pop(key, None)
@@ -94,13 +101,13 @@ class Collector:
         found = self._collected.get(key)
         if found is None:
             return
-        at = min(float(stat.timestamp), time.time() + AHEAD_S)
-        if not found.collection.record(load_of(stat), at):
-            self.unusable += 1
+        now = self.now()
+        at = min(float(stat.timestamp - self._attention.missed_s), now + AHEAD_S)
+        self._record(found, load_of(stat), at)
 
     def averages(self, key: str, metric: Metric) -> Averages | None:
         found = self._collected.get(key)
-        return None if found is None else found.collection.averages(metric, time.time())
+        return None if found is None else found.collection.averages(metric, self.now())
 
     def trouble(self, key: str) -> Trouble | None:
         found = self._collected.get(key)
@@ -127,11 +134,14 @@ class Collector:
             if isinstance(result, Trouble):
                 self._note(key, found, result)
                 return
-            if not found.collection.record(result, time.time()):
-                self.unusable += 1
+            self._record(found, result, self.now())
             self._note(key, found, None)
         finally:
             found.scraping = None
+
+    def _record(self, found: Collected, load: Load, at: float) -> None:
+        if not self._attention.catching_up and not found.collection.record(load, at):
+            self.unusable += 1
 
     def _note(self, key: str, found: Collected, trouble: Trouble | None) -> None:
         """A change of reason is news; that the message names another pod is none."""

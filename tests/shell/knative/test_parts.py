@@ -19,7 +19,7 @@ from autoscaler_shim.knative.wheel import Wheel
 from autoscaler_shim.knative.writer import Writer
 from kserve_ext.core.knative.buckets import Holder
 from kserve_ext.core.knative.waves import MOST
-from kserve_ext.kube.client import NotFound, Unavailable
+from kserve_ext.kube.client import Conflict, NotFound, Unavailable
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import DEPLOYMENTS, METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES, Kind
 from kserve_ext.kube.pod import cluster_domain
@@ -229,6 +229,49 @@ def test_what_is_not_urgent_waits_a_moment_for_what_replaces_it(monkeypatch: pyt
                 world.writer.put_status(POD_AUTOSCALERS, world.pa(), {"desiredScale": 4}, urgent=False)
                 await world.writer.stop(5)
                 assert status(api) == {"desiredScale": 4}
+
+    run(test())
+
+
+def test_what_is_not_urgent_waits_while_revisions_are_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with ApiServer() as api:
+            put_revision(api)
+            async with Writing(api) as world:
+                monkeypatch.setattr(writer, "MOMENT_S", 0.001)
+                asked: asyncio.Queue[None] = asyncio.Queue()
+                waking = True
+
+                def busy() -> bool:
+                    asked.put_nowait(None)
+                    return waking
+
+                one = Writer(world.client, world.copies, lambda _: True, busy)
+                one.start()
+                one.put_status(POD_AUTOSCALERS, world.pa(), {"desiredScale": 1}, urgent=False)
+                for _ in range(5):
+                    await asked.get()
+                assert world.writes(POD_AUTOSCALERS) == []
+                one.put_child(METRICS, world.pa(), world.metric(1))
+                await api.until(lambda: spec(api, METRICS) == {"stableWindow": 1})
+                assert world.writes(POD_AUTOSCALERS) == []
+                one.put_status(POD_AUTOSCALERS, world.pa(), {"desiredScale": 2})
+                await api.until(lambda: status(api) == {"desiredScale": 2})
+                await until(lambda: world.pa().get("status") == {"desiredScale": 2})
+                one.put_status(POD_AUTOSCALERS, world.pa(), {"desiredScale": 3}, urgent=False)
+                await asked.get()
+                waking = False
+                await api.until(lambda: status(api) == {"desiredScale": 3})
+                waking = True
+                monkeypatch.setattr(writer, "MOST_DEFERRED_S", 0.01)
+                await until(lambda: world.pa().get("status") == {"desiredScale": 3})
+                one.put_status(POD_AUTOSCALERS, world.pa(), {"desiredScale": 4}, urgent=False)
+                await api.until(lambda: status(api) == {"desiredScale": 4})
+                monkeypatch.setattr(writer, "MOST_DEFERRED_S", 1000.0)
+                await until(lambda: world.pa().get("status") == {"desiredScale": 4})
+                one.put_status(POD_AUTOSCALERS, world.pa(), {"desiredScale": 5}, urgent=False)
+                await one.stop(5)
+                assert status(api) == {"desiredScale": 5}
 
     run(test())
 
@@ -446,6 +489,68 @@ def test_a_burst_from_zero_goes_in_waves_and_in_order() -> None:
             await writing.apply(names[1], pas[names[1]], 5)  # what runs already is in no line
             assert replicas(api, names[1]) == 5
             writing.close()
+            await deployments.stop()
+
+    run(test())
+
+
+def test_nothing_shrinks_while_others_are_in_line() -> None:
+    async def test() -> None:
+        async with ApiServer() as api, api.client() as client:
+            names = [f"r{number:02d}" for number in range(MOST + 1)]
+            pas = {name: put_revision(api, 0, name=name) for name in names}
+            idle = put_revision(api, 2, name="idle")
+            turns: list[str] = []
+            deployments = Informer(client, DEPLOYMENTS, keep=scales.slim)
+            writing = Scales(client, deployments, turns.append, lambda key: True)
+            deployments.start()
+            await deployments.synced.wait()
+            for name in names:
+                await writing.apply(name, pas[name], 1)
+            assert not await writing.apply("idle", idle, 0)
+            assert replicas(api, "idle") == 2
+            writing.observed("idle", deployments.get(NAMESPACE, "idle-deployment"))
+            writing.release(names[-1])
+            assert turns == ["idle"]
+            assert await writing.apply("idle", idle, 0)
+            assert replicas(api, "idle") == 0
+            assert writing.waking
+            for name in names:
+                writing.release(name)
+            assert not writing.waking
+            writing.close()
+            await deployments.stop()
+
+    run(test())
+
+
+def test_a_patch_of_what_has_changed_since_is_refused_and_the_change_is_seen() -> None:
+    async def test() -> None:
+        async with ApiServer() as api, api.client() as client:
+            pa = put_revision(api, 1)
+            deployments = Informer(client, DEPLOYMENTS, keep=scales.slim)
+            deployments.start()
+            await deployments.synced.wait()
+
+            def stopped_here(key: str) -> bool:
+                """The Lease was ours when it was asked for; then another has it, and scales."""
+                made = api.get(DEPLOYMENTS, NAMESPACE, f"{NAME}-deployment")
+                assert made is not None
+                if made["spec"]["replicas"] == 1:
+                    api.put(DEPLOYMENTS, {**made, "spec": {**made["spec"], "replicas": 7}})
+                return True
+
+            writing = Scales(client, deployments, lambda key: None, stopped_here)
+            with pytest.raises(Conflict):
+                await writing.apply("a", pa, 3)
+            assert replicas(api) == 7
+            await until(lambda: deployments.objects[NAMESPACE, f"{NAME}-deployment"]["spec"]["replicas"] == 7)
+            made = api.get(DEPLOYMENTS, NAMESPACE, f"{NAME}-deployment")
+            assert made is not None
+            api.put(DEPLOYMENTS, {**made, "status": {"replicas": 7}})  # no other spec
+            assert await writing.apply("a", pa, 3)
+            assert await writing.apply("a", pa, 2), "over what it wrote itself, seen or not"
+            assert replicas(api) == 2
             await deployments.stop()
 
     run(test())

@@ -1,0 +1,92 @@
+"""Collector and deciders over a time in which the process stood still, by a clock of the test's own."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from autoscaler_shim.knative.deciders import Deciders
+from autoscaler_shim.knative.pods import PodIndex
+from autoscaler_shim.knative.stats import collector as collector_module
+from autoscaler_shim.knative.stats.collector import Collector
+from autoscaler_shim.knative.stats.scraper import Scraper
+from kserve_ext.api.knative.autoscaler_config import AutoscalerConfig
+from kserve_ext.api.knative.autoscaling import PREFIX
+from kserve_ext.api.knative.children import Windows
+from kserve_ext.api.knative.config import Network
+from kserve_ext.api.knative.pa import settings
+from kserve_ext.core.knative.decider import Decider
+from kserve_ext.wire.stats import Stat
+from tests.support.api_server import ApiServer
+from tests.support.knative_autoscaler import run
+
+KEY = "default/r"
+ANNOTATIONS = {"target": "10", "target-utilization-percentage": "100", "target-burst-capacity": "-1"}
+PA = {
+    "metadata": {
+        "namespace": "default",
+        "name": "r",
+        "annotations": {PREFIX + name: value for name, value in ANNOTATIONS.items()},
+    }
+}
+
+
+class World:
+    """A revision with 25 requests in hand all the time, of which one activator reports every second."""
+
+    def __init__(self, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wall = 1_700_000_000.25
+        clock = SimpleNamespace(time=lambda: self.wall, monotonic=time.monotonic)
+        monkeypatch.setattr(collector_module, "time", clock)
+        pods = PodIndex(api.client(), lambda revision: None)
+        self.scraper = Scraper(9090)
+        self.collector = Collector(pods, self.scraper, Network, lambda key: None, lambda key, seconds: None)
+        self.deciders = Deciders(self.collector, pods, lambda key: None)
+        found = settings(PA, AutoscalerConfig(), 600.0)
+        windows = Windows(found.spec.stable_window_s, found.panic_window_s, "", "linear")
+        self.collector.configure(KEY, windows, KEY)
+        self.decider: Decider = self.deciders.configure(KEY, found, KEY)
+
+    def report(self) -> None:
+        stat = Stat("activator", average_concurrent_requests=25.0, timestamp=int(self.wall))
+        self.collector.record(KEY, stat)
+        self.deciders.reported(KEY, stat)
+
+    def seconds(self, count: int) -> None:
+        for _ in range(count):
+            self.report()
+            for _ in range(10):
+                self.wall += 0.1
+                self.collector.now()
+
+    def tick(self) -> int:
+        averages = self.collector.averages(KEY, "concurrency")
+        self.decider.tick(averages, 3, self.collector.now())
+        return self.decider.desired
+
+
+@pytest.mark.parametrize("stopped_s", [5, 40, 61, 3600])
+def test_a_stop_is_not_taken_for_a_time_without_load(stopped_s: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with ApiServer() as api:
+            world = World(api, monkeypatch)
+            world.seconds(70)
+            assert world.tick() == 3
+            before = world.collector.averages(KEY, "concurrency")
+            assert before == (25, 25)
+            world.wall += stopped_s
+            assert world.tick() == 3
+            for _ in range(10):  # what has piled up in the websocket
+                world.report()
+            assert world.collector.averages(KEY, "concurrency") == before
+            world.wall += 0.6
+            assert world.tick() == 3
+            for _ in range(70):
+                world.seconds(1)
+                assert world.tick() == 3
+            assert world.collector.averages(KEY, "concurrency") == before
+            await world.scraper.close()
+
+    run(test())
