@@ -75,7 +75,7 @@ class Autoscaler:
         )
         self.deciders = Deciders(self.collector, self.pods, self._revisit)
         self._scales = Scales(client, self._deployments, self._revisit, self._owns)
-        self.writer = Writer(client, self._copies, self._owns, lambda: self._scales.waking)
+        self.writer = Writer(client, self._copies, self._owns, self._scales.waking)
         self.reconciler = Reconciler(
             self._copies,
             self.pods,

@@ -106,7 +106,6 @@ class Scales:
             self._written[namespace, name] = Scale.of(written)
         return True
 
-    @property
     def waking(self) -> bool:
         """Revisions are being woken, so the API server should be asked for nothing that can wait."""
         return self._waves.busy(time.monotonic())

@@ -18,6 +18,7 @@ from kserve_ext.api.knative.children import Windows
 from kserve_ext.api.knative.config import Network
 from kserve_ext.api.knative.pa import settings
 from kserve_ext.core.knative.decider import Decider
+from kserve_ext.core.scaling.window import Averages
 from kserve_ext.wire.stats import Stat
 from tests.support.api_server import ApiServer
 from tests.support.knative_autoscaler import run
@@ -61,9 +62,11 @@ class World:
                 self.wall += 0.1
                 self.collector.now()
 
+    def averages(self) -> Averages | None:
+        return self.collector.averages(KEY, "concurrency")
+
     def tick(self) -> int:
-        averages = self.collector.averages(KEY, "concurrency")
-        self.decider.tick(averages, 3, self.collector.now())
+        self.decider.tick(self.averages(), 3, self.collector.now())
         return self.decider.desired
 
 
@@ -74,19 +77,19 @@ def test_a_stop_is_not_taken_for_a_time_without_load(stopped_s: int, monkeypatch
             world = World(api, monkeypatch)
             world.seconds(70)
             assert world.tick() == 3
-            before = world.collector.averages(KEY, "concurrency")
-            assert before == (25, 25)
+            before = world.averages()
+            assert before == Averages(25, 25)
             world.wall += stopped_s
             assert world.tick() == 3
             for _ in range(10):  # what has piled up in the websocket
                 world.report()
-            assert world.collector.averages(KEY, "concurrency") == before
+            assert world.averages() == before
             world.wall += 0.6
             assert world.tick() == 3
             for _ in range(70):
                 world.seconds(1)
                 assert world.tick() == 3
-            assert world.collector.averages(KEY, "concurrency") == before
+            assert world.averages() == before
             await world.scraper.close()
 
     run(test())

@@ -514,10 +514,10 @@ def test_nothing_shrinks_while_others_are_in_line() -> None:
             assert turns == ["idle"]
             assert await writing.apply("idle", idle, 0)
             assert replicas(api, "idle") == 0
-            assert writing.waking
+            assert writing.waking()
             for name in names:
                 writing.release(name)
-            assert not writing.waking
+            assert not writing.waking()
             writing.close()
             await deployments.stop()
 
