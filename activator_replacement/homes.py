@@ -15,11 +15,11 @@ from collections.abc import Iterable
 import msgspec
 
 from activator_replacement.dispatch import Dispatcher, demand_facts
+from activator_replacement.ghosts import Ghosts
 from activator_replacement.questions import Questions
 from activator_replacement.routes import Routes
 from kserve_ext.core import rendezvous
 from kserve_ext.core.dispatch.facts import (
-    LEASE_TTL_S,
     AskNode,
     Instruction,
     Outcome,
@@ -68,7 +68,7 @@ class Homes:
         self.homes: dict[str, Home] = {}
         self._random = random.Random(membership.member.incarnation)
         self._members: dict[FunctionID, int] = {}
-        self._left: dict[FunctionID, float] = {}
+        self._ghosts = Ghosts(rpc, membership, self._ended)
         self._copies: dict[RevisionKey, dict[InstanceID, Copy]] = {}
         #: the store's copy of the instances has come once
         self.copied = asyncio.Event()
@@ -94,19 +94,22 @@ class Homes:
     def view(self, view: View) -> None:
         now = self.loop.time()
         members = {FunctionID(x.id): x.incarnation for x in view.of("dispatch")}
-        for gone in self._members.keys() - members.keys():
-            self._left[gone] = now
-        self._left = {f: t for f, t in self._left.items() if f not in members and now - t < LEASE_TTL_S}
         self._members = members
+        self._ghosts.view(view.of("dispatch"), now)
         nodes = {NodeID(x.id) for x in view.of("node")}
         for home_key in [k for k in self.homes if self.home_of(k) != self.me]:
             log.info("no longer the home of %s: it is %s", home_key, self.home_of(home_key))
             for key in self.homes.pop(home_key).revisions:
                 self._status.pop(key, None)  # the next home writes another
         for home_key, home in list(self.homes.items()):
-            self._carry(home_key, home.view(nodes, members, self._left, now))
+            self._carry(home_key, home.view(nodes, members, self._ghosts.left, now))
         for revision in list(self.routes.revisions.values()):
             self.revision(revision.key, revision, created=False)
+        self._ghosts.ask(now)
+
+    def _ended(self, shard: FunctionID) -> None:
+        for home_key, home in list(self.homes.items()):
+            self._carry(home_key, home.ended(shard, self.loop.time()))
 
     def revision(self, key: RevisionKey, revision: Revision | None, *, created: bool) -> None:
         """A revision came (`created`: just now, so it has no instance anywhere) or went."""
@@ -125,7 +128,7 @@ class Homes:
         if found is None:
             found = self.homes[home_key] = Home(self.me, self.membership.view.epoch, self._new_id)
             nodes = {NodeID(x.id) for x in self.membership.view.of("node")}
-            self._carry(home_key, found.view(nodes, self._members, self._left, now))
+            self._carry(home_key, found.view(nodes, self._members, self._ghosts.left, now))
         if key not in found.revisions:
             copies = tuple(self._copies.get(key, {}).values())
             log.info("home of %s at epoch %d", key, found.term)
@@ -152,6 +155,7 @@ class Homes:
     def tick(self) -> None:
         now = self.loop.time()
         self._ticks += 1
+        self._ghosts.ask(now)
         turn = list(self.homes)[self._ticks % IDLE_TICKS :: IDLE_TICKS]
         for home_key in self._awake | dict.fromkeys(turn):
             home = self.homes.get(home_key)

@@ -209,7 +209,7 @@ class Connection(asyncio.Protocol):
             abort = self._paused or error.code == ErrorCode.MALFORMED
             self._transport.abort() if abort else self._transport.close()
         self._out.clear()
-        self._pending.fail(error.code, error.detail)
+        self._pending.fail(error)
         self._rpc.closed(self, was_open)
 
     def flush(self) -> None:

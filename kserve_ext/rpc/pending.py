@@ -57,12 +57,12 @@ class Pending:
         """The call, which is under way no longer; None when its deadline has passed."""
         return self._calls.pop(call_id, None)
 
-    def fail(self, code: ErrorCode, detail: str) -> None:
+    def fail(self, why: RpcError) -> None:
         if self._timer is not None:
             self._timer.cancel()
         calls, self._calls = self._calls, {}
         for done, _, _ in calls.values():
-            finish(done, RpcError(code, detail, self.addr, sent=self.sent))
+            finish(done, RpcError(why.code, why.detail, self.addr, sent=self.sent, nobody=why.nobody))
 
     def _arm(self, due: float, in_s: float) -> None:
         if self._timer is not None:

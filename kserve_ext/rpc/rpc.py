@@ -191,6 +191,7 @@ class Rpc:
 
     async def _dial(self, connection: Connection) -> None:
         addr, loop = connection.addr, connection.loop
+        nobody = False
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
                 if addr.startswith("unix:"):
@@ -203,11 +204,12 @@ class Rpc:
             why = f"no connection in {DIAL_TIMEOUT_S} s"
         except (OSError, ValueError) as error:
             why = str(error)
+            nobody = isinstance(error, ConnectionRefusedError)
         except asyncio.CancelledError:
             connection.drop(RpcError(ErrorCode.UNAVAILABLE, "this process is closing", addr))
             raise
         self.errors += 1
-        connection.drop(RpcError(ErrorCode.UNAVAILABLE, why, addr))
+        connection.drop(RpcError(ErrorCode.UNAVAILABLE, why, addr, nobody=nobody))
 
     def _unknown(self, connection: Connection, f: Frame) -> None:
         if f.kind == REQUEST:

@@ -119,6 +119,7 @@ def test_a_lost_connection_fails_its_calls_at_once_and_is_redialled() -> None:
             await call
         assert caught.value.code == ErrorCode.UNAVAILABLE
         assert caught.value.sent
+        assert not caught.value.nobody
         assert await caller.call(addr, Leave(FunctionID("f"), 1)) == Ack(1)
         assert lost == ["caller"]
 
@@ -132,6 +133,7 @@ def test_nobody_listens() -> None:
                 await caller.call(nowhere, report())
             assert caught.value.code == ErrorCode.UNAVAILABLE
             assert not caught.value.sent
+            assert caught.value.nobody == (nowhere == "127.0.0.1:1")
 
     run(story)
 

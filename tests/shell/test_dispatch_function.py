@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
+from activator_replacement import ghosts
+from kserve_ext.core.dispatch import facts, leases
 from kserve_ext.core.facts import Command, Hold, Model, Resources, Revision, Scale
 from kserve_ext.core.ids import RevisionKey
 from tests.support.dataplane import run
@@ -91,6 +95,33 @@ def test_the_home_dies_while_it_holds_demand_and_slots(tmp_path: Path) -> None:
             assert up.most == 3
             assert tally.peak <= 2
             assert up.home(KEY) != home
+
+    run(test())
+
+
+@pytest.mark.parametrize("victim", ["home", "other"])
+def test_slots_of_a_dispatch_function_that_died_come_back_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    """Here no lease ends by time."""
+    for module in (facts, leases, ghosts):
+        monkeypatch.setattr(module, "LEASE_TTL_S", 3600.0)
+
+    async def test() -> None:
+        async with cluster(tmp_path, "dispatch-0", "dispatch-1") as up:
+            await routed(up, revision(concurrency=2, most=1))
+            home = up.home(KEY)
+            dies = next(name for name in up.dispatch if (name == home) == (victim == "home"))
+            survivor = next(d.http for name, d in up.dispatch.items() if name != dies)
+            up.answering.clear()
+            lost = asyncio.create_task(volley([up.dispatch[dies].http], HOST, 2))
+            await until(lambda: sum(s.in_flight for s in up.instances.values()) == 2, "all slots used")
+            load = asyncio.create_task(volley([survivor], HOST, 4))
+            await until(lambda: sum(d.function.dispatcher.held for d in up.dispatch.values()) == 4, "held")
+            await up.kill(dies)
+            assert (await lost).reset == 2
+            up.answering.set()
+            assert (await load).ok == 4
 
     run(test())
 

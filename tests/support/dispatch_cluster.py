@@ -54,7 +54,7 @@ class Served:
                 self.in_flight += 1
                 self.peak = max(self.peak, self.in_flight)
                 try:
-                    await self.cluster.answering.wait()
+                    await self._may_answer(reader)
                     await asyncio.sleep(0.002)
                 finally:
                     self.in_flight -= 1
@@ -69,6 +69,19 @@ class Served:
         finally:
             self.writers.discard(writer)
             writer.close()
+
+    async def _may_answer(self, reader: asyncio.StreamReader) -> None:
+        """Its work ends with its client, as an engine's does."""
+        if self.cluster.answering.is_set():
+            return
+        may, gone = (asyncio.ensure_future(x) for x in (self.cluster.answering.wait(), reader.read(1)))
+        try:
+            await asyncio.wait({may, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done() and not gone.result():
+                raise ConnectionResetError("the client has gone")
+        finally:
+            may.cancel()
+            gone.cancel()
 
     def end(self, state: InstanceState) -> None:
         self.state = state

@@ -53,6 +53,8 @@ class Proc:
         now = self.world.now
         for gone in self.members.keys() - members.keys():
             self.left[gone] = now
+            proc = self.world.procs[gone]
+            self.call(lambda proc=proc: "ended" if proc.dead else "", partial(self._gone_said, gone, now))  # type: ignore[misc]
         self.left = {m: t for m, t in self.left.items() if m not in members and now - t < LEASE_TTL_S}
         self.epoch, self.members = epoch, members
 
@@ -88,6 +90,12 @@ class Proc:
                     return None if proc.dead else proc.shard.recall(term, keys, self.world.now)
 
                 self.call(ask, partial(self._recalled, home_key, shard, keys))
+
+    def _gone_said(self, shard: FunctionID, since: float, answer: object) -> None:
+        if answer == "ended" and self.left.get(shard) == since:
+            del self.left[shard]
+            for home_key, home in list(self.homes.items()):
+                self.carry(home_key, home.ended(shard, self.world.now))
 
     def _recalled(self, home_key: str, shard: FunctionID, keys: list[RevisionKey], answer: object) -> None:
         if isinstance(answer, list) and home_key in self.homes:

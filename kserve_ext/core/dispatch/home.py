@@ -111,6 +111,13 @@ class Home:
             home.shard_answered(shard, now)
         return self._settle(now)
 
+    def ended(self, shard: FunctionID, now: float) -> list[Instruction]:
+        """The process of a shard that left the view has ended, and with it what it used: no lease is waited for."""
+        self._ghosts.discard(shard)
+        for home in self.revisions.values():
+            home.shard_ended(shard, now)
+        return self._settle(now)
+
     def broken(self, key: RevisionKey, instance: InstanceID, now: float) -> list[Instruction]:
         home = self.revisions.get(key)
         if home is not None:

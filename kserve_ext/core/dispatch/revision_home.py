@@ -96,6 +96,14 @@ class RevisionHome:
         self.take.silent_shards.discard(shard)
         self._heard(now)
 
+    def shard_ended(self, shard: FunctionID, now: float) -> None:
+        """Not if it is back: another process of its name has an account of its own."""
+        account = self.leases.accounts.get(shard)
+        if account is not None and account.left_at is not None:
+            del self.leases.accounts[shard]
+        self.take.ghosts.discard(shard)
+        self._heard(now)
+
     def _heard(self, now: float) -> None:
         """Somebody has answered, or time has passed: is everything known that can be?"""
         if self.take.slots_known:

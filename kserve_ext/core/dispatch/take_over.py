@@ -3,7 +3,8 @@
 A new home asks every node what it runs and every shard what it uses. It acts (is *open*) when all nodes have
 answered or left the view, or after a bounded time; then the store's copy stands in for the nodes that didn't. Slots
 that a former home may have given out stay frozen until every shard has answered, or their leases are surely over:
-a shard that left the view so lately that it may still be alive (a ghost) can't be asked.
+a shard that left the view so lately that it may still be alive (a ghost) can't be asked, unless its process is seen
+to have ended.
 """
 
 from __future__ import annotations

@@ -97,6 +97,25 @@ def test_a_restarted_home_starts_nothing_that_is_starting() -> None:
     assert [r.state for r in world.requests] == ["sent"]
 
 
+def test_slots_of_a_process_that_has_ended_are_free_at_once() -> None:
+    """With no time passing, and though it was the home, too: nothing is told of its shard but that it has ended."""
+    world = World(2, {N0: 4}, [revision(concurrency=2, scale=Scale(min=0, max=1, initial=0))])
+    world.flush()
+    home = world.home_of("ns/a")
+    other = D1 if home == D0 else D0
+    assert home is not None
+    own = [world.request(home) for _ in range(2)]
+    up(world)
+    assert [r.state for r in own] == ["sent"] * 2
+    waiting = [world.request(other) for _ in range(2)]
+    world.flush()
+    assert [r.state for r in waiting] == ["held"] * 2
+    world.kill(home)
+    world.flush()
+    world.check()
+    assert [r.state for r in waiting] == ["sent"] * 2
+
+
 def test_a_home_that_missed_another_one_asks_everything_again() -> None:
     world = World(2, {N0: 4}, [revision()])
     world.flush()
