@@ -4,7 +4,8 @@ Plain scale: a request to the activator, its report to the autoscaler, a patch o
 The stack is the e2e suite's: the real API server, controllers, scheduler, kube-proxy and Knative's controller; the
 activator's and autoscaler's images are swapped between bursts, rounds are interleaved. Pods are light (bench/peers/
 light_node.py) unless asked for real ones, which are bounded by how fast this machine starts processes.
-Printed besides: when each step of the starts was seen, and whose CPU time they took.
+Printed besides: when each step of the starts was seen, and whose CPU time they took; with --requests also who asked the
+API server for what.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bench import quiet
+from bench import api_requests, quiet
 from bench.burst import STEPS, Burst, Observer, fire, read_logs
 from bench.processes import of_stack
 from bench.record import record
@@ -47,6 +48,7 @@ class Figures(NamedTuple):
     bursts: list[Burst]
     #: Program -> CPU microseconds.
     cpu: Counter[str]
+    requests: list[api_requests.Request]
 
 
 Found = dict[tuple[str, int], Figures]  # (implementation, revisions at once)
@@ -62,6 +64,7 @@ async def one_burst(stack: Cluster, observer: Observer, names: Sequence[str], fi
     burst = await fire(observer, revisions, activator)
     figures.cpu.update(cpu_by_program(stack.place) - before)
     read_logs(stack.place.logs, burst)
+    figures.requests.extend(api_requests.read(stack.place, min(burst.asked.values())))
     figures.bursts.append(burst)
     return burst
 
@@ -78,11 +81,11 @@ async def measure(stack: Cluster, args: argparse.Namespace) -> Found:
             for implementation in [*chosen[first:], *chosen[:first]]:
                 await asyncio.to_thread(use, stack, *IMPLEMENTATIONS[implementation])
                 # Leases taken, websocket open, paths warm.
-                spare = await one_burst(stack, observer, [SPARE], Figures([], Counter()))
+                spare = await one_burst(stack, observer, [SPARE], Figures([], Counter(), []))
                 if spare.outcomes != {"200": 1}:
                     raise SystemExit(f"{implementation} does not wake {SPARE}: {dict(spare.outcomes)}")
                 for size in sizes:
-                    figures = found.setdefault((implementation, size), Figures([], Counter()))
+                    figures = found.setdefault((implementation, size), Figures([], Counter(), []))
                     groups = [range(i, i + 1) for i in range(SINGLES)] if size == 1 else [range(size)]
                     for group in groups:
                         burst = await one_burst(stack, observer, [name_of(i) for i in group], figures)
@@ -152,6 +155,9 @@ def explain(found: Found) -> None:
         starts = sum(len(burst.asked) for burst in figures.bursts)
         shares = ", ".join(f"{name} {us / starts / 1000:.0f}" for name, us in figures.cpu.most_common(9))
         print(f"  CPU ms per revision: {figures.cpu.total() / starts / 1000:.0f} ({shares})")
+        if figures.requests:
+            print(f"  requests to the API server per revision: {len(figures.requests) / starts:.1f}")
+            print(*api_requests.table(figures.requests, starts), sep="\n")
 
 
 def main() -> None:
@@ -162,12 +168,13 @@ def main() -> None:
     parser.add_argument("--sizes", default="1,25,100", help="revisions at once")
     parser.add_argument("--impl", default="stock,ours", help=f"of {', '.join(IMPLEMENTATIONS)}")
     parser.add_argument("--pods", choices=("light", "real"), default="light")
+    parser.add_argument("--requests", action="store_true", help="print the API server's, record nothing")
     args = parser.parse_args()
     if unknown := set(args.impl.split(",")) - IMPLEMENTATIONS.keys():
         parser.error(f"unknown: {', '.join(unknown)}")
     sizes = [int(size) for size in args.sizes.split(",")]
     observed = quiet.Watch()
-    stack = cluster.up()
+    stack = cluster.up(api_flags=api_requests.flags if args.requests else lambda place: ())
     try:
         began = time.monotonic()
         prepare(stack, max(SINGLES, *sizes), args.pods == "light")
@@ -186,6 +193,7 @@ def main() -> None:
     )
     explain(found)
     refused = f"{failed} requests were not answered with 200" if failed else verdict.refused
+    refused = refused or ("the API server wrote a log besides" if args.requests else "")
     record("from_zero", rows_of(found, conditions), refused=refused)
 
 

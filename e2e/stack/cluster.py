@@ -8,7 +8,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,8 +28,12 @@ class Cluster:
     api: Api
 
 
-def up(name: str = "", owned: bool = True) -> Cluster:
-    """Enters the node's namespace. `owned`: the stack is dead once this process is, else it stays until `down`."""
+def up(
+    name: str = "", owned: bool = True, api_flags: Callable[[Place], Sequence[str]] = lambda place: ()
+) -> Cluster:
+    """Enters the node's namespace. `owned`: the stack is dead once this process is, else it stays until `down`.
+
+    `api_flags`: more of the API server's."""
     network.require()
     if absent := build.missing():
         raise StackError(f"not built yet: {', '.join(absent)} (python -m e2e.build)")
@@ -46,7 +50,7 @@ def up(name: str = "", owned: bool = True) -> Cluster:
     try:
         network.enter(place.node)
         certificates.make(place)
-        api = control_plane.start(place, record)
+        api = control_plane.start(place, record, api_flags(place))
         _say(place, f"Kubernetes answers after {time.monotonic() - started:.1f} s")
         _start_node(place, record, api)
         knative.install(api)

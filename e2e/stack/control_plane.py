@@ -7,6 +7,7 @@ managed clusters do; Knative's are as shipped.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from e2e import build
 from e2e.stack import processes
@@ -19,10 +20,10 @@ _RATES = ("--kube-api-qps=2000", "--kube-api-burst=4000")
 BOOT_S = 120
 
 
-def start(place: Place, record: processes.Record) -> Api:
+def start(place: Place, record: processes.Record, api_flags: Sequence[str] = ()) -> Api:
     """Returns when the API server is ready and the controllers have done a first piece of work."""
     _start_etcd(place, record)
-    start_api_server(place, record)
+    start_api_server(place, record, api_flags)
     api = Api(place)
     watched = ("etcd", "kube-apiserver")
     wait_until(
@@ -76,7 +77,7 @@ def start(place: Place, record: processes.Record) -> Api:
     return api
 
 
-def start_api_server(place: Place, record: processes.Record) -> None:
+def start_api_server(place: Place, record: processes.Record, flags: Sequence[str] = ()) -> None:
     """Also again, after it has ended: what it knew is in etcd."""
     files = place.certificates
     processes.start(
@@ -104,6 +105,7 @@ def start_api_server(place: Place, record: processes.Record) -> None:
             "--allow-privileged=true",
             "--profiling=false",
             "--v=1",
+            *flags,
         ],
     )
 
