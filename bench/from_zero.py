@@ -4,8 +4,8 @@ Plain scale: a request to the activator, its report to the autoscaler, a patch o
 The stack is the e2e suite's: the real API server, controllers, scheduler, kube-proxy and Knative's controller; the
 activator's and autoscaler's images are swapped between bursts, rounds are interleaved. Pods are light (bench/peers/
 light_node.py) unless asked for real ones, which are bounded by how fast this machine starts processes.
-Printed besides: when each step of the starts was seen, and whose CPU time they took; with --requests also who asked the
-API server for what.
+Printed besides: when each step of the starts was seen, and whose CPU time they took; with --requests also who asked
+the API server for what.
 """
 
 from __future__ import annotations
