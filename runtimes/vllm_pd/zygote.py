@@ -108,14 +108,19 @@ class Zygote:
             }
         argv = [str(word) for word in request["argv"]]
         folder = Path(request["instance_dir"]) if request.get("instance_dir") else None
+        told, tell = os.pipe()
         pid = os.fork()
         if pid == 0:
             connection.close()
-            self._become_instance(argv, request)
+            os.close(told)
+            self._become_instance(argv, request, tell)
+        os.close(tell)
         self._children[pid] = folder
+        os.read(told, 1)  # until its session is its own: who ends this zygote's group then doesn't end it
+        os.close(told)
         return {"pid": pid}
 
-    def _become_instance(self, argv: list[str], request: dict[str, Any]) -> NoReturn:
+    def _become_instance(self, argv: list[str], request: dict[str, Any], tell: int) -> NoReturn:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -127,6 +132,7 @@ class Zygote:
             if request.get("cwd"):
                 os.chdir(request["cwd"])
             os.setsid()
+            os.close(tell)
             _redirect(request.get("stdout") or os.devnull, request.get("stderr") or os.devnull)
             os.environ.update({str(k): str(v) for k, v in (request.get("env") or {}).items()})
             own = arguments_only(argv)

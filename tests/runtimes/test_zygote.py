@@ -1,0 +1,44 @@
+"""The zygote without an engine: what its answer promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.embedded import ROOT
+
+#: A child that takes long to get its session, as on a busy machine.
+SLOW = """
+import os, sys, time
+from runtimes.vllm_pd.zygote import Zygote
+setsid = os.setsid
+os.setsid = lambda: (time.sleep(0.2), setsid())
+zygote = Zygote(sys.argv[1], "slow", "tests.support.fake_runtime")
+print("listens", flush=True)
+zygote.run()
+"""
+
+
+def test_an_instance_has_its_own_session_when_it_is_told_of(tmp_path: Path) -> None:
+    path = str(tmp_path / "sock")
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW, path], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True
+    ) as zygote:
+        assert zygote.stdout is not None
+        zygote.stdout.readline()
+        request = {"argv": ["--port", "0", "--stuck"], "cwd": str(tmp_path)}
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(path)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            with connection.makefile("rb") as answer:
+                pid = json.loads(answer.readline())["pid"]
+        try:
+            assert os.getsid(pid) == os.getpgid(pid) == pid
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            zygote.kill()
