@@ -43,8 +43,13 @@ async def applied(up: Cluster) -> None:
 
 async def lease(rpc: Rpc, addr: str, k: int) -> PrefillLease:
     message = LeasePrefill(GROUP, RequestID(f"r{k}"), 100, InstanceID("decode-1"))
-    reply: PrefillLease = await rpc.call(addr, message, 10.0)
+    reply: PrefillLease = await rpc.call(addr, message, 60.0)
     return reply
+
+
+def within(seconds: float) -> Caller:
+    """Whoever waits so long, and would take an answer later, too."""
+    return Caller("decode-1", 0, b"", b"", asyncio.get_running_loop().time() + seconds)
 
 
 def in_use(up: Cluster) -> int:
@@ -63,7 +68,7 @@ def test_leases_wake_the_pair_and_take_turns(tmp_path: Path) -> None:
             assert (served.revision.role, first.addr) == ("prefill", served.addr)
             second = asyncio.create_task(lease(decode, addr, 2))
             await until(lambda: sum(d.function.dispatcher.held for d in up.dispatch.values()) == 1, "held")
-            await decode.call(addr, ReturnPrefill(GROUP, first.lease, ""), 1.0)
+            await decode.call(addr, ReturnPrefill(GROUP, first.lease, ""), 30.0)
             assert (await second).instance == first.instance
             assert in_use(up) == 1
             await decode.close()  # the decode instance dies
@@ -81,7 +86,7 @@ def test_a_lease_given_back_to_another_function_reaches_the_one_that_gave_it(tmp
             other = next(d.membership.addr for n, d in up.dispatch.items() if n != home)
             given = await lease(decode, up.dispatch[home].membership.addr, 1)
             assert in_use(up) == 1
-            await decode.call(other, ReturnPrefill(GROUP, given.lease, ""), 1.0)
+            await decode.call(other, ReturnPrefill(GROUP, given.lease, ""), 30.0)
             await until(lambda: in_use(up) == 0, "passed on")
             await decode.close()
 
@@ -93,13 +98,12 @@ def test_a_lease_that_can_not_be_had_says_why_in_time(tmp_path: Path) -> None:
         async with cluster(tmp_path, "dispatch-0") as up:
             up.refuse = "node node-0: gpus: needs 1, 0 free"
             await applied(up)
-            decode = Rpc("decode-1", CLUSTER_KEY)
             message = LeasePrefill(GROUP, RequestID("r1"), 100, InstanceID("decode-1"))
-            reply: PrefillLease = await decode.call(up.dispatch["dispatch-0"].membership.addr, message, 0.6)
+            function = up.dispatch["dispatch-0"].function
+            reply: PrefillLease = await function.prefill.lease(message, within(1.0))
             assert reply.lease == ""
             assert "gpus: needs 1" in reply.reason
-            assert up.dispatch["dispatch-0"].function.dispatcher.held == 0
-            await decode.close()
+            assert function.dispatcher.held == 0
 
     run(test())
 
@@ -110,10 +114,9 @@ def test_a_slot_that_comes_when_the_caller_has_given_up_goes_back(tmp_path: Path
             await applied(up)
             leases = up.dispatch["dispatch-0"].function.prefill
             loop = asyncio.get_running_loop()
-            caller = Caller("decode-1", 0, b"", b"", loop.time() + 30.0)
             message = LeasePrefill(GROUP, RequestID("r1"), 100, InstanceID("decode-1"))
             up.starting.clear()
-            answer = leases.lease(message, caller)
+            answer = leases.lease(message, within(30.0))
             (wait,) = leases._open.values()
             wait.until = loop.time()  # its timer, which is late, hasn't fired
             up.starting.set()
@@ -131,13 +134,14 @@ def test_a_peer_to_dial_takes_no_slot_and_is_no_demand(tmp_path: Path) -> None:
             decode = Rpc("decode-1", CLUSTER_KEY)
             addr = up.dispatch["dispatch-0"].membership.addr
             dial = LeasePrefill(GROUP, RequestID("channel"), 0, InstanceID("decode-1"))
-            none: PrefillLease = await decode.call(addr, dial, 0.3)
+            leases = up.dispatch["dispatch-0"].function.prefill
+            none: PrefillLease = await leases.lease(dial, within(0.3))
             assert (none.lease, none.reason) == ("", "no prefill instance is ready yet")
             assert not up.instances, "nothing is started for it"
             first = await lease(decode, addr, 1)
-            peer: PrefillLease = await decode.call(addr, dial, 1.0)
+            peer: PrefillLease = await decode.call(addr, dial, 30.0)
             assert (peer.instance, peer.addr) == (first.instance, first.addr)
-            await decode.call(addr, ReturnPrefill(GROUP, peer.lease, ""), 1.0)
+            await decode.call(addr, ReturnPrefill(GROUP, peer.lease, ""), 30.0)
             assert in_use(up) == 1
             await decode.close()
 
@@ -156,7 +160,7 @@ def test_a_lease_of_a_former_process_is_not_taken_for_one_of_its_successor(tmp_p
             await until(lambda: successor.function.routes.loaded, "routes")
             addr = successor.membership.addr
             await lease(decode, addr, 2)
-            await decode.call(addr, ReturnPrefill(GROUP, old.lease, ""), 1.0)
+            await decode.call(addr, ReturnPrefill(GROUP, old.lease, ""), 30.0)
             assert in_use(up) == 1
             await decode.close()
 
