@@ -29,6 +29,7 @@ MOST_SEEN: Final = 1000
 LOOK_AFTER_S: Final = 0.3
 #: Instances that are asked for their marks of one request.
 MOST_ASKED: Final = 32
+NOTHING_LEFT: Final = "what it did with the request is not known"
 
 
 class Overview:
@@ -157,8 +158,17 @@ class Overview:
             marks += _marks(instance, name, source="node") + _marks(fact, name, source="instance")
             rest = {k: v for k, v in fact.items() if k not in ("marks", "id")}
             lanes.append(
-                {"instance": name, "revision": instance.get("revision"), "node": instance["node"], **rest}
+                {
+                    "instance": name,
+                    "revision": instance.get("revision"),
+                    "node": instance["node"],
+                    **_end(instance, fact),
+                    **rest,
+                }
             )
+        if own and own not in {str(instance["id"]) for instance in concerned}:
+            ended = f"no node knows it any more; {NOTHING_LEFT}"
+            lanes.append({"instance": own, "revision": record.get("revision"), "node": "", "ended": ended})
         known = {k: v for k, v in record.items() if k != "marks"}
         return {**known, "id": request_id, "shard": shard, "instances": lanes, "marks": marks}
 
@@ -229,6 +239,15 @@ class Overview:
 
 def _member(member: Member) -> Document:
     return {"id": member.id, "kind": member.kind, "addr": member.addr, **dict(member.info)}
+
+
+def _end(instance: Document, fact: Document) -> Document:
+    """How an instance ended, if it has; one that was killed has left nothing of the request."""
+    state = instance.get("state")
+    if state not in ("failed", "gone"):
+        return {}
+    how = str(instance.get("reason") or state)
+    return {"ended": how if fact.get("marks") else f"{how}; {NOTHING_LEFT}"}
 
 
 def _count(value: object) -> int:

@@ -1,7 +1,8 @@
 """The marks of one request as a waterfall: who did what when, with bars. Pure: document in, lines out.
 
 Each place (shard, node, instance) is a lane of its own; a bar runs from the lane's mark before, or from the request's
-arrival, to the mark. Marks of an instance from before the request are left out: they are not part of its time.
+arrival, to the mark. Marks of an instance from before the request and after its end are left out: they are not part
+of its time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "sent": "sent to the instance",
         "first_byte": "first byte of the answer",
         "last_byte": "last byte of the answer",
+        "failed": "its instance broke off",
     },
     "node": {
         "decided": "home decided to start it",
@@ -39,6 +41,8 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "channel_listening": "KV channels can be opened",
         "channel_ready": "KV channel open",
         "ready": "ready, told to home and shard",
+        "failed": "ended by itself",
+        "gone": "ended",
     },
     "instance": {
         "received": "request received",
@@ -79,11 +83,12 @@ def rows(document: Document) -> list[Row]:
     if not own:
         return []
     arrived = float(own[0]["at"])
+    over = max(float(m["at"]) for m in marks if m.get("source") != "node" or not document.get("outcome"))
     last: dict[str, float] = {}
     found = []
     for mark in marks:
         at = float(mark["at"])
-        if at < arrived:
+        if not arrived <= at <= over:
             continue
         where = str(mark["where"])
         begin = last.get(where, arrived)
@@ -128,6 +133,8 @@ def lines(document: Document) -> list[str]:
         # The other half of a group computes for itself: what counts is how it came to the one that answered.
         if transfer and lane["instance"] == document.get("instance"):
             head.append(f"KV transfer at {lane['instance']}: {_facts(transfer)}")
+        if lane.get("ended"):
+            head.append(f"instance {lane['instance']} has ended: {lane['ended']}")
     where = max((len(row.where) for row in found), default=0)
     name = max((len(row.name) for row in found), default=0)
     body = [f"{'at ms':>9}  {'took ms':>9}  {'':{WIDTH}}  {'what':{name}}  {'where':{where}}  detail"]

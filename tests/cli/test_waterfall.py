@@ -59,6 +59,19 @@ def test_the_picture_says_what_it_is_of() -> None:
     assert "KV transfer at i1: shm;tokens=64" in text
 
 
+def test_the_end_of_an_instance_is_told_and_is_no_part_of_the_time() -> None:
+    ended = "the process was killed by SIGKILL"
+    lane = {"instance": "i1", "ended": ended}
+    later = mark("failed", 60.0, "i1", "node")
+    document = {**COLD, "outcome": "failed", "instances": [lane], "marks": [*COLD["marks"], later]}
+    text = "\n".join(lines(document))
+    assert "request r1  failed  2000 ms" in text
+    assert f"instance i1 has ended: {ended}" in text
+    assert rows({**document, "outcome": ""})[-1].name == "ended by itself", (
+        "of one that is under way all is told"
+    )
+
+
 def test_without_marks_of_a_shard_there_is_no_picture() -> None:
     assert rows({"marks": [mark("ready", 1.0, "i1", "node")]}) == []
     assert rows({}) == []

@@ -124,6 +124,26 @@ def test_a_request_is_explained_when_its_instance_has_gone() -> None:
     assert [m["name"] for m in found["marks"]] == ["arrived", "decided", "ready"]
 
 
+def test_of_an_instance_that_was_killed_its_end_is_told() -> None:
+    view = overview(gather(served()))
+    killed = {**INSTANCE, "state": "failed", "reason": "the process was killed by SIGKILL"}
+    cast(Answers, view.rpc).said["node-0", "status"] = {**NODE, "instances": [killed]}
+    (lane,) = gather(view.request("r"))["instances"]
+    assert lane["ended"] == "the process was killed by SIGKILL; what it did with the request is not known"
+    left = {"id": "r", "marks": [["received", 3.0, ""]]}
+    cast(Answers, view.rpc).said["node-0", "request"] = left
+    (lane,) = gather(view.request("r"))["instances"]
+    assert lane["ended"] == "the process was killed by SIGKILL"
+
+
+def test_an_instance_that_nobody_has_seen_is_named() -> None:
+    view = overview(gather(served()))
+    cast(Answers, view.rpc).said["node-0", "status"] = {**NODE, "instances": []}
+    (lane,) = gather(view.request("r"))["instances"]
+    assert (lane["instance"], lane["node"]) == ("i1", "")
+    assert "no node knows it any more" in lane["ended"]
+
+
 def test_what_an_instance_has_left_behind_is_part_of_the_explanation() -> None:
     view = overview(gather(served()))
     left = {"id": "r", "marks": [["received", 3.0, "/v1/completions"]], "header": "tcp;bytes=1"}
