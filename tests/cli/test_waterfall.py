@@ -16,7 +16,7 @@ def mark(name: str, at: float, where: str = "dispatch-0", source: str = "dispatc
     return {"name": name, "at": T + at, "detail": "", "where": where, "source": source}
 
 
-COLD = {
+COLD: dict[str, Any] = {
     "id": "r1",
     "revision": "default/tiny-predictor-00001",
     "instance": "i1",
