@@ -1,0 +1,74 @@
+"""Two kernels: blocks of a paged cache into one buffer with their checksums, and back with the checksums compared.
+
+A buffer holds rows (core/kv_chunks.py), each the 64-bit words of one block, and behind them the rows' checksums:
+one a segment of 8 KiB, the sum of its words each times an odd weight of its place, modulo 2**64. One changed word
+always changes it; two that change places do too. It costs nothing where the words pass anyway (a CRC would
+need the bytes on the host), and is meant for faults of software and links, not for an adversary.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+WORD: Final = 8  # bytes
+SEGMENT: Final = 1024  # words that a checksum covers
+THREADS: Final = 256
+STEP: Final = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: neighbours get weights that are far apart
+NAMES: Final = ("gather", "scatter")
+
+
+def segments(words: int) -> int:
+    return -(-words // SEGMENT)
+
+
+def checksum(words: list[int]) -> int:
+    """Of one segment, as the kernels compute it."""
+    return sum(word * (place * STEP | 1) for place, word in enumerate(words)) % (1 << 64)
+
+
+#: A group of threads a row and segment; words are read and written in pairs.
+SOURCE: Final = f"""
+typedef unsigned long long word;
+
+__device__ word add_up(word sum) {{
+  __shared__ word of_warp[{THREADS // 32}];
+  for (int step = 16; step; step >>= 1) sum += __shfl_down_sync(0xffffffff, sum, step);
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = sum;
+  __syncthreads();
+  word all = 0;
+  for (int warp = 0; warp < {THREADS // 32}; warp++) all += of_warp[warp];
+  return all;
+}}
+
+__device__ word move(const word* from, word* to, unsigned words) {{
+  word sum = 0;
+  for (unsigned at = 2 * threadIdx.x; at < words; at += 2 * {THREADS}) {{
+    ulonglong2 pair = *(const ulonglong2*)(from + at);
+    *(ulonglong2*)(to + at) = pair;
+    sum += pair.x * (at * {STEP}ull | 1) + pair.y * ((at + 1) * {STEP}ull | 1);
+  }}
+  return add_up(sum);
+}}
+
+/* bases: address of each layer; index: block ids of the transfer; rows `row` on, of blocks first to first + blocks */
+extern "C" __global__ void gather(const word* bases, const word* index, word* buffer,
+    unsigned row, unsigned rows, unsigned first, unsigned blocks, unsigned words, unsigned segments) {{
+  unsigned flat = row + blockIdx.x, start = blockIdx.y * {SEGMENT}, count = min(words - start, {SEGMENT}u);
+  word* layer = (word*)bases[flat / blocks];
+  word block = index[first + flat % blocks];
+  word sum = move(layer + block * words + start, buffer + (word)blockIdx.x * words + start, count);
+  if (!threadIdx.x) buffer[(word)rows * words + (word)blockIdx.x * segments + blockIdx.y] = sum;
+}}
+
+/* broken: a byte a block of the transfer */
+extern "C" __global__ void scatter(const word* bases, const word* index, const word* buffer,
+    unsigned row, unsigned rows, unsigned first, unsigned blocks, unsigned words, unsigned segments,
+    unsigned char* broken) {{
+  unsigned flat = row + blockIdx.x, start = blockIdx.y * {SEGMENT}, count = min(words - start, {SEGMENT}u);
+  word* layer = (word*)bases[flat / blocks];
+  word block = index[first + flat % blocks];
+  word sum = move(buffer + (word)blockIdx.x * words + start, layer + block * words + start, count);
+  if (!threadIdx.x && sum != buffer[(word)rows * words + (word)blockIdx.x * segments + blockIdx.y])
+    broken[first + flat % blocks] = 1;
+}}
+"""
