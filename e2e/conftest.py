@@ -31,7 +31,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--stack", default=os.environ.get("E2E_STACK", ""), help="a stack that is up, kept")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--impl") == ["stock"]:
+        # What takes no implementation is about ours.
+        items[:] = [item for item in items if "implementation" in getattr(item, "fixturenames", ())]
     for item in items:
         if item.get_closest_marker("timeout") is None:
             # By a signal, which leaves the fixtures their end: the stack goes.

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from queue import SimpleQueue
+from typing import Self
 
 import grpc
 
@@ -26,13 +27,19 @@ def channel(found: Backend) -> Iterator[grpc.Channel]:
 
 
 class Conversation:
-    """One call that lasts: each message is answered before the next is sent."""
+    """A context: one call that lasts, and each message is answered before the next is sent."""
 
     def __init__(self, opened: grpc.Channel, found: Backend) -> None:
         self._messages: SimpleQueue[bytes | None] = SimpleQueue()
         self._answers = opened.stream_stream("/e2e.Echo/Stream")(
             iter(self._messages.get, None), metadata=metadata(found)
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._messages.put(None)
 
     def turn(self, message: bytes) -> bytes:
         self._messages.put(message)

@@ -17,7 +17,7 @@ _WEBHOOKS = ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration")
 _REGISTRATION = "admissionregistration.k8s.io/v1"
 UNREADABLE = {
     "min-scale": "two",
-    "max-scale": "-3",
+    "max-scale": "few",
     "initial-scale": "some",
     "activation-scale": "0.5",
     "target": "lots",

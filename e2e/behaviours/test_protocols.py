@@ -33,8 +33,7 @@ def test_grpc_streams_both_ways(api: Api, client: Client) -> None:
     """Each answer comes before the next message is sent."""
     with deployed(api, "stream", template(ALWAYS, http2=True)) as service:
         found = client.backend(service)
-        with channel(found) as opened:
-            conversation = Conversation(opened, found)
+        with channel(found) as opened, Conversation(opened, found) as conversation:
             for number in range(20):
                 message = f"message {number}".encode()
                 assert conversation.turn(message) == message

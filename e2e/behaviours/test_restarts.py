@@ -12,7 +12,7 @@ from e2e.behaviours.services import ASLEEP, NAMESPACE, Service, deployed, templa
 from e2e.stack import network
 from e2e.stack.api import Api, wait_until
 from e2e.stack.cluster import Cluster
-from e2e.stack.place import SYSTEM_NAMESPACE
+from e2e.stack.place import SYSTEM_NAMESPACE, pod_number
 
 ALWAYS = {"target-burst-capacity": "-1", "min-scale": "1"}
 
@@ -28,7 +28,7 @@ def test_a_rolling_restart_fails_no_request(api: Api, client: Client, deployment
 
 
 def test_requests_that_an_activator_holds_when_it_is_to_end_are_answered(api: Api, client: Client) -> None:
-    slow = template(ASLEEP, env={"OPEN_AFTER_MS": "20000"})
+    slow = template(ASLEEP, env={"OPEN_AFTER_MS": "15000"})
     with deployed(api, "held", slow) as service, ThreadPoolExecutor(1) as pool:
         sent = pool.submit(client.send_many, service, 10)
         wait_until("a pod on its way", service.pods, 30)
@@ -102,11 +102,9 @@ def _replaced(service: Service, victim: str) -> bool:
 
 
 def test_nothing_is_left_of_a_pod_that_is_gone(stack: Cluster, api: Api) -> None:
-    def spaces() -> set[str]:
-        return {space for space in network.namespaces() if stack.place.owns(space)}
-
-    before = spaces()
-    with deployed(api, "left", template()):
-        during = spaces() - before
-        assert during
-    wait_until("its namespaces to go", lambda: not (spaces() & during), 60)
+    with deployed(api, "left", template()) as service:
+        addresses = [pod["status"]["podIP"] for pod in service.ready_pods()]
+        spaces = {stack.place.pod(pod_number(address)) for address in addresses}
+        assert spaces
+        assert spaces <= set(network.namespaces())
+    wait_until("its namespaces to go", lambda: not spaces & set(network.namespaces()), 60)

@@ -57,8 +57,11 @@ def turn(socket: ClientConnection, message: str) -> str | bytes:
 def test_what_is_under_way_outlives_a_restart_of_the_activator(
     implementation: str, api: Api, client: Client
 ) -> None:
-    """Over connections that the former activator has: it says GOAWAY, and ends once they have ended. A client whose
-    target stays, here the activators' Service, makes a new connection meanwhile, and no call fails."""
+    """Over connections that the former activator has, while it drains. Ours says GOAWAY then, and ends once all have
+    ended; Knative's doesn't know any more what was upgraded, HTTP/2 without TLS included, and cuts it.
+
+    A client whose target stays, here the activators' Service, makes a new connection meanwhile, and no call fails.
+    """
     with (
         deployed(api, "calls", template(ALWAYS, http2=True)) as calls,
         deployed(api, "sockets", template(ALWAYS)) as sockets,
@@ -67,7 +70,7 @@ def test_what_is_under_way_outlives_a_restart_of_the_activator(
         found = client.backend(calls)
         connection = opened.enter_context(http2.Connection(found))
         echo = Echo(connection)
-        call = Conversation(opened.enter_context(channel(found)), found)
+        call = opened.enter_context(Conversation(opened.enter_context(channel(found)), found))
         socket = opened.enter_context(socket_to(client.backend(sockets)))
 
         def turns(piece: str) -> None:
@@ -83,22 +86,26 @@ def test_what_is_under_way_outlives_a_restart_of_the_activator(
             former = system_pods(api, "activator")
             restart(api, "activator")
             turns("while the former one drains")
-            connection.wait("GOAWAY", lambda: connection.goaway is not None, DRAIN_S)
-            assert connection.goaway is not None
-            code, last = connection.goaway
-            assert (code, last >= echo.stream) == (0, True)
-            turns("after GOAWAY")
-            assert (echo.end(), call.end()) == (200, grpc.StatusCode.OK)
             if whose(implementation, "activator") == "ours":
+                connection.wait("GOAWAY", lambda: connection.goaway is not None, DRAIN_S)
+                assert connection.goaway is not None
+                code, last = connection.goaway
+                assert (code, last >= echo.stream) == (0, True)
+                turns("after GOAWAY")
+                assert (echo.end(), call.end()) == (200, grpc.StatusCode.OK)
                 assert turn(socket, "after all others") == "after all others"
-            else:  # Knative's doesn't wait for what was upgraded
+                socket.close()
+            else:
+                connection.wait("its end", lambda: connection.closed, DRAIN_S)
+                with pytest.raises(grpc.RpcError):
+                    call.turn(b"after the end")
                 with pytest.raises(ConnectionClosed):
                     socket.recv(CALL_S)
-            socket.close()
             wait_gone(api, former)
             before = unary.good
             wait_until("a call to another activator", lambda: unary.good > before, 30)
-        assert unary.failures == []
+        if whose(implementation, "activator") == "ours":
+            assert unary.failures == []
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from e2e.stack import certificates, control_plane, knative, network, processes
 from e2e.stack.api import Api, condition, wait_until
 from e2e.stack.place import CLONE, NODE_NAME, Place, root
 
+KEPT = 5
+
 
 class StackError(Exception):
     """Something that the user can put right."""
@@ -76,12 +78,14 @@ def attach(name: str) -> Cluster:
 
 
 def down(place: Place, keep_logs: bool = False) -> None:
-    """`keep_logs`: the logs move to a folder that the next failure empties."""
+    """`keep_logs`: they move to a folder that holds those of the last few failures."""
     if keep_logs:
         kept = root().with_name(f"{root().name}-failed")
-        shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(place.logs, kept)
-        _say(place, f"logs kept in {kept}")
+        kept.mkdir(exist_ok=True)
+        for old in sorted(kept.iterdir(), key=lambda path: path.stat().st_mtime)[: 1 - KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+        shutil.copytree(place.logs, kept / place.name, dirs_exist_ok=True)
+        _say(place, f"logs kept in {kept / place.name}")
     processes.remove(place)
 
 
