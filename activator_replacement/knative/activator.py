@@ -16,36 +16,37 @@ from typing import Any, Final
 
 import prometheus_client
 
+from activator_replacement.knative.background import kept_up
 from activator_replacement.knative.client import KnativeClient
 from activator_replacement.knative.discovery.backends import Backends
 from activator_replacement.knative.discovery.endpoints import EndpointWatch, may_read_slices
 from activator_replacement.knative.discovery.prober import Prober
 from activator_replacement.knative.dispatcher import Dispatcher
-from activator_replacement.knative.reports import tracer
 from activator_replacement.knative.reports.metrics import ActivatorCollector
+from activator_replacement.knative.reports.observing import Observing
 from activator_replacement.knative.reports.reporter import PERIOD_S, Reporter
 from activator_replacement.knative.reports.stat_sink import StatSink
 from activator_replacement.knative.settings import Settings
 from activator_replacement.knative.tls import InternalTls, enabled
 from activator_replacement.plane import Limits
 from activator_replacement.server import Address, Server
-from kserve_ext.api.knative.config import network
+from kserve_ext.api.knative.config import log_level, network
 from kserve_ext.api.knative.revision import kept, read
 from kserve_ext.api.problems import Findings
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.knative.activation import Room
 from kserve_ext.core.knative.pods import Rules
 from kserve_ext.kube.client import Client, NotFound, Unavailable
+from kserve_ext.kube.config_map import in_force
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import CONFIG_MAPS, REVISIONS
+from kserve_ext.telemetry.telemetry import resource
 
 log = logging.getLogger(__name__)
 
 UNHEALTHY: Final = "received SIGTERM from kubelet"
 START_S: Final = 60.0
 STALL_S: Final = 600.0
-RESTART_S = 1.0
-_LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING}
 _NEVER: Final = float("inf")
 
 
@@ -95,6 +96,14 @@ class Activator:
             status=self.status,
             client_type=KnativeClient,
         )
+        self.observing = Observing(
+            self.dispatcher,
+            registry,
+            resource("activator", settings.pod_name, settings.namespace),
+            settings.everywhere,
+            settings.profiling_port,
+        )
+        self._log_level = logging.INFO
         self.backends: Backends
         self.prober: Prober
         #: Where it listens, once it does.
@@ -110,9 +119,7 @@ class Activator:
         """Returns when every port is open."""
         settings, client = self.settings, self.client
         config = await self._config("config-network")
-        traces = tracer.settings(await self._config(settings.observability_config))
-        if traces is not None:
-            self.dispatcher.tracer = tracer.Tracer(traces, settings.pod_name, settings.namespace)
+        self._observability_changed(await self._config(settings.observability_config))
         plane = self.server.prepare()
         findings = Findings()
         mesh = network(config, findings)
@@ -140,27 +147,20 @@ class Activator:
         )
         self.dispatcher.unreachable = self.backends.unreachable
         revisions = Informer(client, REVISIONS, on_change=self._revision_changed, keep=kept)
-        logs = Informer(
-            client,
-            CONFIG_MAPS,
-            settings.namespace,
-            fields=f"metadata.name={settings.logging_config}",
-            on_change=lambda old, new: set_level(new),
-        )
-        self._informers = [revisions, endpoints.informer, logs]
+        logs = self._watch(settings.logging_config, self._logging_changed)
+        observed = self._watch(settings.observability_config, self._observability_changed)
+        self._informers = [revisions, endpoints.informer, logs, observed]
         for informer in self._informers:
             informer.start()
         await revisions.synced.wait()
         await endpoints.informer.synced.wait()
         self._keep("the websocket to the autoscaler", self.sink.run)
         self._keep("reporting", self._reports)
-        if self.dispatcher.tracer is not None:
-            self._keep("sending traces", self.dispatcher.tracer.run)
-        everywhere = "::" if settings.family == "IPv6" else "0.0.0.0"
+        everywhere = settings.everywhere
         (self.http1,), self.http2, self.metrics = await self.server.start(
             [(everywhere, settings.http1_port)],
             (everywhere, settings.http2_port),
-            (everywhere, settings.metrics_port),
+            self.observing.metrics_address(everywhere, settings.metrics_port),
         )
         if tls is not None:
             self.https = await self.server.listen((everywhere, settings.https_port), tls.listener)
@@ -187,7 +187,7 @@ class Activator:
         """At once."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, self.observing.stop(), return_exceptions=True)
         self.backends.close()
         self.prober.close()
         for informer in self._informers:
@@ -229,6 +229,21 @@ class Activator:
             else:
                 return config_map.get("data") or {}
 
+    def _watch(self, name: str, changed: Callable[[dict[str, str]], None]) -> Informer:
+        def on_change(old: dict[str, Any] | None, new: dict[str, Any] | None) -> None:
+            changed((new or {}).get("data") or {})
+
+        fields = f"metadata.name={name}"
+        return Informer(self.client, CONFIG_MAPS, self.settings.namespace, fields=fields, on_change=on_change)
+
+    def _logging_changed(self, data: dict[str, str]) -> None:
+        read = log_level("activator")
+        self._log_level, _ = in_force(self.settings.logging_config, data, read, self._log_level)
+        logging.getLogger().setLevel(self._log_level)
+
+    def _observability_changed(self, data: dict[str, str]) -> None:
+        self.observing.changed(self.settings.observability_config, data)
+
     def _revision_changed(self, old: dict[str, Any] | None, new: dict[str, Any] | None) -> None:
         if new is not None:
             facts = read(new)
@@ -255,21 +270,3 @@ class Activator:
             due = max(due + PERIOD_S, loop.time())
             await asyncio.sleep(due - loop.time())
             self._report()
-
-
-async def kept_up(what: str, run: Callable[[], Awaitable[None]]) -> None:
-    """Runs until it is cancelled: a fault ends neither it nor, unseen, what everybody relies on; it begins anew."""
-    while True:
-        try:
-            await run()
-        except Exception:
-            log.exception("%s failed; it begins anew in %g s", what, RESTART_S)
-        else:
-            log.error("%s ended by itself; it begins anew in %g s", what, RESTART_S)
-        await asyncio.sleep(RESTART_S)
-
-
-def set_level(config_map: dict[str, Any] | None) -> None:
-    """loglevel.activator of config-logging; what zap calls dpanic and beyond is error here."""
-    data = (config_map or {}).get("data") or {}
-    logging.getLogger().setLevel(_LEVELS.get(data.get("loglevel.activator", "info"), logging.ERROR))

@@ -17,6 +17,7 @@ from typing import Final, Protocol, cast
 from activator_replacement.knative.answers import QUEUE_FULL
 from activator_replacement.knative.reports.durations import Durations
 from activator_replacement.knative.reports.reporter import Reporter
+from activator_replacement.knative.reports.request_log import Record, RequestLog
 from activator_replacement.knative.reports.tracer import Trace, Tracer
 from activator_replacement.seam import TIMEOUT, Exchange, Refusal
 from kserve_ext.api.knative.revision import Activated
@@ -36,7 +37,8 @@ class ActivatorExchange(Exchange, Protocol):
 
     timeouts: Timeouts  # these two are set in submit
     host: bytes
-    trace: Trace | None  # this one, too, where traces are taken
+    trace: Trace | None  # this one, too, where traces are taken,
+    record: Record | None  # and this one, where requests are logged
     status: int  # of the pod's response, 0 = none
 
     @property
@@ -81,6 +83,7 @@ class Dispatcher:
         #: Where the address of a namespace's pod is reached with TLS; None: without.
         self.secure: Callable[[str, str], str] | None = None
         self.tracer: Tracer | None = None
+        self.request_log: RequestLog | None = None
         self._loop = loop
         self._reporter = reporter
         self._suffix = f"svc.{domain}".encode()
@@ -109,6 +112,8 @@ class Dispatcher:
         waiting.host = part.mesh_host
         if self.tracer is not None:
             waiting.trace = self.tracer.begin(waiting)
+        if self.request_log is not None:
+            waiting.record = self.request_log.begin(waiting, part.facts)
         now = monotonic()
         stats = part.stats
         if stats is None:
@@ -223,6 +228,8 @@ class Dispatcher:
             part.durations.add(exchange.method, status, self._loop.time() - exchange.started)
         if self.tracer is not None and exchange.trace is not None:
             self.tracer.ended(exchange, exchange.trace, part.facts, status)
+        if exchange.record is not None:
+            exchange.record.ended(exchange, status, self._loop.time() - exchange.started)
 
     def _of_host(self, host: bytes) -> tuple[bytes, bytes] | None:
         """REVISION.NAMESPACE.svc.DOMAIN, perhaps with a port."""

@@ -21,6 +21,7 @@ from kserve_ext.wire.traces import with_parent
 
 if TYPE_CHECKING:
     from activator_replacement.http1 import ClientProtocol
+    from activator_replacement.knative.reports.request_log import Record
     from activator_replacement.knative.reports.tracer import Trace
 
 _DEFAULT: Final = Timeouts()
@@ -28,7 +29,7 @@ _SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
 
 
 class KnativeExchange(HttpExchange):
-    __slots__ = ("host", "status", "timeouts", "trace", "written")
+    __slots__ = ("host", "record", "status", "timeouts", "trace", "written")
 
     def __init__(self, client: ClientProtocol, facts: RequestHead, head: bytes, started: float) -> None:
         super().__init__(client, facts, head, started)
@@ -37,6 +38,7 @@ class KnativeExchange(HttpExchange):
         #: Set by Dispatch in submit: the Host that a mesh routes by; b"" = the pod's address.
         self.host = b""
         self.trace: Trace | None = None  # set by Dispatch in submit, where traces are taken
+        self.record: Record | None = None  # set by Dispatch in submit, where requests are logged
         self.status = 0  # of the pod's response, once there is one
         self.written = 0.0  # when the client was last written to, as far as a tick has seen
 

@@ -26,6 +26,7 @@ from kserve_ext.wire.http2.streams import Stream
 from kserve_ext.wire.traces import format_parent
 
 if TYPE_CHECKING:
+    from activator_replacement.knative.reports.request_log import Record
     from activator_replacement.knative.reports.tracer import Trace
 
 _DEFAULT: Final = Timeouts()
@@ -34,7 +35,7 @@ _KUBELET: Final = b"kube-probe/"
 
 
 class KnativeHttp2Exchange(Http2Exchange):
-    __slots__ = ("host", "status", "timeouts", "trace", "written")
+    __slots__ = ("host", "record", "status", "timeouts", "trace", "written")
 
     def __init__(
         self, client: Http2Client, down: Stream, facts: RequestBlock, end: bool, started: float
@@ -43,7 +44,8 @@ class KnativeHttp2Exchange(Http2Exchange):
         #: Both set by Dispatch in submit, see KnativeExchange.
         self.timeouts = _DEFAULT
         self.host = b""
-        self.trace: Trace | None = None  # set by Dispatch in submit, where traces are taken
+        self.trace: Trace | None = None  # these two, too, see KnativeExchange
+        self.record: Record | None = None
         self.status = 0  # of the pod's response, once there is one
         self.written = 0.0  # when the client was last written to, as far as a tick has seen
 
@@ -59,6 +61,11 @@ class KnativeHttp2Exchange(Http2Exchange):
     @property
     def method(self) -> bytes:
         return self.facts.method
+
+    @property
+    def empty(self) -> bool:
+        """It has no body."""
+        return self.body_done and not self._received
 
     def repeatable(self, kept: bool) -> bool:
         return kept and self.facts.method in _SAFE

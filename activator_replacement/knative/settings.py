@@ -41,6 +41,7 @@ class Settings:
     http2_port: int
     https_port: int
     metrics_port: int
+    profiling_port: int
     #: Requests held per revision, and bytes that all held requests together may take.
     held_requests: int
     held_bytes: int
@@ -53,6 +54,11 @@ class Settings:
     @property
     def family(self) -> str:
         return "IPv6" if ":" in self.pod_ip else "IPv4"
+
+    @property
+    def everywhere(self) -> str:
+        """The address to listen on."""
+        return "::" if self.family == "IPv6" else "0.0.0.0"
 
 
 def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Settings:
@@ -95,6 +101,7 @@ def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Setting
         http2_port=number("GALAXY_HTTP2_PORT", 8013),
         https_port=number("GALAXY_HTTPS_PORT", 8112),
         metrics_port=number("GALAXY_METRICS_PORT", 9090),
+        profiling_port=number("PROFILING_PORT", 8008),
         held_requests=number("GALAXY_HELD_REQUESTS", 10_000),
         held_bytes=number("GALAXY_HELD_BYTES", 128 << 20),
         drain_s=duration("GALAXY_DRAIN", "45s"),

@@ -33,6 +33,7 @@ from kserve_ext.core.knative.buckets import Buckets
 from kserve_ext.kube.client import Client, KubeObject
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import DEPLOYMENTS, METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES, Kind
+from kserve_ext.telemetry.telemetry import Telemetry, resource
 from kserve_ext.wire.stats import StatMessage
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Autoscaler:
             settings.logging_config,
             settings.observability_config,
         )
-        self.pods = PodIndex(client, self._revisit)
+        self.pods = PodIndex(client, self._pods_changed)
         self._copies = {
             POD_AUTOSCALERS: self._informer(POD_AUTOSCALERS),
             SERVERLESS_SERVICES: self._informer(SERVERLESS_SERVICES),
@@ -100,6 +101,12 @@ class Autoscaler:
         self.metrics_server = MetricsServer(
             self.reconciler, self.deciders, self._metrics, self._times, self._counters
         )
+        self.telemetry = Telemetry(
+            self.metrics_server.registry,
+            resource("autoscaler", settings.holder.pod, settings.namespace),
+            settings.profiling_port,
+            settings.host or ("::" if ":" in settings.holder.ip else "0.0.0.0"),
+        )
         self.forwarder: Forwarder | None = None
         self._buckets: LeasedBuckets | FixedBuckets | None = None
 
@@ -107,8 +114,9 @@ class Autoscaler:
         """Returns when this replica takes part: it listens, knows the cluster, and stands for its buckets."""
         settings = self._settings
         await self.stat_server.start(settings.host, settings.stats_port)
-        await self.metrics_server.start(settings.host, settings.metrics_port)
         await self.config.start()
+        metrics = self.config.current.observability.metrics
+        await self.metrics_server.start(*metrics.listens(settings.host, settings.metrics_port))
         informers = [*self._copies.values(), self._deployments, self.pods.informer]
         for informer in informers:
             informer.start()
@@ -144,6 +152,7 @@ class Autoscaler:
         for informer in (*self._copies.values(), self._deployments, self.pods.informer):
             await informer.stop()
         await self.config.stop()
+        await self.telemetry.stop()
         await self.metrics_server.stop()
 
     # --- between the parts
@@ -199,6 +208,7 @@ class Autoscaler:
 
     def _configured(self) -> None:
         logging.getLogger().setLevel(self.config.current.log_level)
+        self.telemetry.apply(self.config.current.observability)
         self.reconciler.add_all()
 
     def _responsibility_changed(self) -> None:
@@ -215,15 +225,20 @@ class Autoscaler:
         self.reconciler.add(key)
 
     def _deployment_changed(self, old: KubeObject | None, new: KubeObject | None) -> None:
-        """One that has just been made, or that somebody else has scaled, or whose pods have been made."""
+        """One that has just been made, or that somebody else has scaled."""
         known = new or old
         if known is None:
             return
         metadata = known["metadata"]
         key = f"{metadata['namespace']}/{text_map(metadata.get('labels'))[REVISION_LABEL]}"
-        self._scales.observed(key, new)
         if new is not None and (old is None or old["spec"] != new["spec"]):
             self._revisit(key)
+
+    def _pods_changed(self, key: str) -> None:
+        pods = self.pods.counts(key)
+        if pods.ready + pods.not_ready > pods.terminating:
+            self._scales.made(key)
+        self._revisit(key)
 
     def _scraped(self, key: str, seconds: float) -> None:
         namespace, _, name = key.partition("/")

@@ -28,8 +28,8 @@ class MetricsServer:
         self._reconciler = reconciler
         self._deciders = deciders
         self._metric_objects = metric_objects
-        self._registry = CollectorRegistry()
-        self._registry.register(Exposition(self._series, times, self._queues, counters))
+        self.registry = CollectorRegistry()
+        self.registry.register(Exposition(self._series, times, self._queues, counters))
         self._runner: web.AppRunner | None = None
         self.port = 0
 
@@ -48,7 +48,7 @@ class MetricsServer:
 
     async def _expose(self, _: web.Request) -> web.Response:
         headers = {"Content-Type": CONTENT_TYPE_LATEST}
-        return web.Response(body=generate_latest(self._registry), headers=headers)
+        return web.Response(body=generate_latest(self.registry), headers=headers)
 
     def _queues(self) -> list[Queue]:
         package = "knative.dev.serving.pkg.reconciler"

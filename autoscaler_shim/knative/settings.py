@@ -55,6 +55,7 @@ class Settings:
     stats_port: int = 8080
     metrics_port: int = 9090
     scrape_port: int = 9090
+    profiling_port: int = 8008
     host: str | None = None  # None: all addresses
 
 
@@ -77,6 +78,7 @@ def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Setting
         stats_port=_port(environ, "GALAXY_STATS_PORT", 8080),
         metrics_port=_port(environ, "GALAXY_METRICS_PORT", 9090),
         scrape_port=_port(environ, "GALAXY_SCRAPE_PORT", 9090),
+        profiling_port=_port(environ, "PROFILING_PORT", 8008),
     )
 
 

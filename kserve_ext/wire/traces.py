@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
 
 from kserve_ext.wire.otlp import attribute, exported
 from kserve_ext.wire.protobuf import fixed64, message, number, text
@@ -71,6 +72,27 @@ def sampled(trace_id: bytes, rate: float) -> bool:
 def encode(resource: Mapping[str, str], scope: str, spans: Iterable[Span]) -> bytes:
     """An ExportTraceServiceRequest."""
     return exported(resource, [(scope, [_span(span) for span in spans])])
+
+
+def as_json(resource: Mapping[str, str], scope: str, span: Span) -> dict[str, Any]:
+    """For people to read: named as OpenTelemetry's exporter to stdout has it in Go."""
+    return {
+        "Name": span.name,
+        "SpanContext": {"TraceID": span.trace_id.hex(), "SpanID": span.span_id.hex()},
+        "Parent": {"SpanID": (span.parent_id or bytes(8)).hex()},
+        "SpanKind": span.kind,
+        "StartTime": _time(span.start_ns),
+        "EndTime": _time(span.end_ns),
+        "Attributes": dict(span.attributes),
+        "Status": {"Code": "Error" if span.error else "Unset"},
+        "Resource": dict(resource),
+        "InstrumentationScope": {"Name": scope},
+    }
+
+
+def _time(ns: int) -> str:
+    seconds = datetime.fromtimestamp(ns // 10**9, UTC)
+    return f"{seconds:%Y-%m-%dT%H:%M:%S}.{ns % 10**9:09d}Z"
 
 
 def _span(span: Span) -> bytes:

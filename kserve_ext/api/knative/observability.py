@@ -42,6 +42,13 @@ class Metrics:
     endpoint: str = ""  # as tracing's; with prometheus host:port to listen on, "" = the usual
     every_s: float = EXPORT_S
 
+    def listens(self, host: str | None, port: int) -> tuple[str | None, int]:
+        """Where they are read: as it says, else as is usual."""
+        if self.protocol != PROMETHEUS or not self.endpoint:
+            return host, port
+        given, _, number = self.endpoint.rpartition(":")
+        return given.strip("[]") or host, int(number)
+
 
 @dataclass(frozen=True, slots=True)
 class Observability:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from activator_replacement.knative import activator as activator_module
+from activator_replacement.knative import background
 from activator_replacement.knative.activator import UNHEALTHY, Activator
 from kserve_ext.kube.kinds import ENDPOINT_SLICES, REVISIONS, SERVICES
 from kserve_ext.wire.stats import StatMessage, encode
@@ -280,7 +281,7 @@ def test_reports_go_on_after_the_autoscaler_was_away_and_probes_never_fail_for_i
 def test_what_fails_in_the_background_is_logged_and_begins_anew(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(activator_module, "RESTART_S", 0.01)
+    monkeypatch.setattr(background, "RESTART_S", 0.01)
     faults = [ValueError("one"), ValueError("two")]
 
     def faulty(messages: Sequence[StatMessage]) -> bytes:

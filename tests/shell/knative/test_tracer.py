@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,59 +14,21 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from activator_replacement.knative.client import KnativeClient
 from activator_replacement.knative.http2 import KnativeHttp2Exchange
 from activator_replacement.knative.reports import tracer
-from activator_replacement.knative.reports.tracer import Settings, Tracer, settings
+from activator_replacement.knative.reports.tracer import Tracer
 from activator_replacement.seam import Exchange
+from kserve_ext.api.knative.observability import Tracing
+from kserve_ext.api.knative.revision import read
 from kserve_ext.kube.kinds import CONFIG_MAPS
 from tests.support.api_server import ApiServer
 from tests.support.dataplane import Client, HoldingDispatch, dataplane, get, run
 from tests.support.dispatch_cluster import until
 from tests.support.http2 import connect, echo2, instance2
 from tests.support.knative_activator import Pod, activator, put_config, put_endpoints, put_revision, running
+from tests.telemetry.collectors import over_grpc
 
 REVISION = "hello-00001"
 HEADERS = ("Knative-Serving-Namespace: default", f"Knative-Serving-Revision: {REVISION}")
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-
-@pytest.mark.parametrize(
-    ("config", "found"),
-    [
-        ({}, None),
-        ({"tracing-protocol": "none"}, None),
-        ({"tracing-protocol": "grpc", "tracing-endpoint": "http://c:4317"}, None),
-        ({"tracing-protocol": "http/protobuf", "tracing-endpoint": "c:4318"}, None),
-        (
-            {
-                "tracing-protocol": "http/protobuf",
-                "tracing-endpoint": "http://c",
-                "tracing-sampling-rate": "2",
-            },
-            None,
-        ),
-        (
-            {
-                "tracing-protocol": "http/protobuf",
-                "tracing-endpoint": "http://c",
-                "tracing-sampling-rate": "x",
-            },
-            None,
-        ),
-        (
-            {
-                "tracing-protocol": "http/protobuf",
-                "tracing-endpoint": "http://c:4318",
-                "tracing-sampling-rate": "0.1",
-            },
-            Settings("http://c:4318/v1/traces", 0.1),
-        ),
-        (
-            {"tracing-protocol": "http/protobuf", "tracing-endpoint": "https://c/otlp/v1/traces"},
-            Settings("https://c/otlp/v1/traces", 0.0),
-        ),
-    ],
-)
-def test_settings(config: dict[str, str], found: Settings | None) -> None:
-    assert settings(config) == found
 
 
 class Collector:
@@ -96,9 +60,9 @@ async def collecting() -> AsyncIterator[Collector]:
     await runner.cleanup()
 
 
-def put_tracing(api: ApiServer, url: str, rate: str) -> None:
+def put_tracing(api: ApiServer, url: str, rate: str, protocol: str = "http/protobuf") -> None:
     metadata = {"namespace": "knative-serving", "name": "config-observability"}
-    data = {"tracing-protocol": "http/protobuf", "tracing-endpoint": url, "tracing-sampling-rate": rate}
+    data = {"tracing-protocol": protocol, "tracing-endpoint": url, "tracing-sampling-rate": rate}
     api.put(CONFIG_MAPS, {"metadata": metadata, "data": data})
 
 
@@ -115,7 +79,7 @@ def test_a_trace_goes_on_or_begins_here(monkeypatch: pytest.MonkeyPatch) -> None
     async def test() -> None:
         async with ApiServer() as api, running(Pod()) as pod, collecting() as collector:
             put_config(api)
-            put_tracing(api, collector.url, "0")
+            put_tracing(api, collector.url, "0.000000001")
             put_revision(api, REVISION)
             put_endpoints(api, REVISION, [pod.addr])
             async with activator(api) as made:
@@ -150,7 +114,7 @@ class TracingDispatch(HoldingDispatch):
 
     def submit(self, exchange: Exchange) -> None:
         assert isinstance(exchange, KnativeHttp2Exchange)
-        exchange.trace = Tracer(Settings("http://c", 1.0), "act-0", "knative-serving").begin(exchange)
+        exchange.trace = Tracer(Tracing("grpc", "http://c", 1.0), {}).begin(exchange)
         super().submit(exchange)
 
 
@@ -207,5 +171,89 @@ def test_without_a_collector_a_traceparent_passes_as_it_came() -> None:
                 assert (await client.response())[0] == 200
                 assert told(pod.heads[0]) == PARENT
                 assert made.dispatcher.tracer is None
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("config", "alone", "sampled", "unsampled"),
+    [
+        (Tracing("grpc", "http://c", 1.0), True, True, True),
+        (Tracing("grpc", "http://c", 0.0), False, False, False),
+        (Tracing("grpc", "http://c", 1e-12), False, True, False),
+        (Tracing("stdout"), True, True, True),
+    ],
+)
+def test_whose_spans_are_recorded(config: Tracing, alone: bool, sampled: bool, unsampled: bool) -> None:
+    async def test() -> None:
+        made = Tracer(config, {})
+        assert made.begin(Request(None)).proxy.sampled == alone
+        assert made.begin(Request(PARENT)).proxy.sampled == sampled
+        assert made.begin(Request(PARENT[:-2] + "00")).proxy.sampled == unsampled
+
+    run(test())
+
+
+class Request:
+    method = b"GET"
+
+    def __init__(self, parent: str | None) -> None:
+        self._parent = parent
+
+    def header(self, name: bytes) -> bytes | None:
+        return self._parent.encode() if self._parent is not None else None
+
+
+def test_on_stdout_a_span_is_a_line_of_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracer, "PERIOD_S", 0.01)
+    lines: list[str] = []
+    printed = asyncio.Event()
+
+    def keep(text: str) -> None:
+        lines.extend(text.split("\n"))
+        printed.set()
+
+    async def test() -> None:
+        made = Tracer(Tracing("stdout"), {"service.name": "activator"}, keep)
+        running_ = asyncio.ensure_future(made.run())
+        facts = read({"metadata": {"namespace": "default", "name": REVISION}, "spec": {"containers": []}})
+        request = Request(PARENT)
+        made.ended(request, made.begin(request), facts, 503)
+        await printed.wait()
+        running_.cancel()
+        await asyncio.gather(running_, return_exceptions=True)
+        assert [json.loads(line)["Name"] for line in lines] == ["handle", "throttler_try"]
+        handle = json.loads(lines[0])
+        assert handle["SpanContext"]["TraceID"] == PARENT[3:35]
+        assert handle["Parent"]["SpanID"] == PARENT[36:52]
+        assert handle["Attributes"]["http.response.status_code"] == 503
+        assert handle["Status"]["Code"] == "Error"
+        assert handle["Resource"] == {"service.name": "activator"}
+
+    run(test())
+
+
+def test_traces_begin_and_end_as_the_configmap_changes() -> None:
+    async def test() -> None:
+        async with ApiServer() as api, running(Pod()) as pod, over_grpc() as collector:
+            put_config(api)
+            put_revision(api, REVISION)
+            put_endpoints(api, REVISION, [pod.addr])
+            async with activator(api) as made:
+                client = await Client.connect("127.0.0.1", made.http1[1])
+                client.send(get("/", *HEADERS))
+                assert (await client.response())[0] == 200
+                assert "traceparent" not in pod.heads[0].decode().lower()
+                put_tracing(api, collector.url, "1", "grpc")
+                await until(lambda: made.dispatcher.tracer is not None, "traces are taken")
+                client.send(get("/", *HEADERS))
+                assert (await client.response())[0] == 200
+                assert told(pod.heads[1]).endswith("-01")
+                put_tracing(api, "", "1", "none")
+                await until(lambda: made.dispatcher.tracer is None, "none are taken any more")
+                path, body = await collector.next()  # what was left was sent
+                assert path == "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+                (sent,) = ExportTraceServiceRequest.FromString(body).resource_spans
+                assert len(sent.scope_spans[0].spans) == 3
 
     run(test())
