@@ -18,7 +18,7 @@ from tools.setup.layout import Layout
 TESTS = Path(__file__).resolve().parent
 #: Folder below tests/ -> place in the order and seconds after which one test is given up as hung: long, since that
 #: ends the whole run, and a busy machine is no hang.
-SLOW = {"engine": (1, 300), "cluster": (2, 240)}
+SLOW = {"engine": (1, 600), "cluster": (2, 600)}
 OTHERS = (0, 180)
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])

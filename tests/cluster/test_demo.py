@@ -26,7 +26,7 @@ def test_the_demo(tmp_path: Path, tiny_model: Path) -> None:
         env={**os.environ, "GALAXY_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=220,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

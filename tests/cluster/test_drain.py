@@ -31,7 +31,7 @@ def test_a_dispatch_function_that_is_ended_answers_what_it_has(service: Embedded
     def act() -> None:
         old = service.pid(part)
         os.kill(old, signal.SIGTERM)
-        service.wait(f"{part} restarted", lambda: service.pid(part) != old and alive(service, part), 20)
+        service.wait(f"{part} restarted", lambda: service.pid(part) != old and alive(service, part))
 
     urls = shard_urls(service)
     for url, tally in under_load(service, act).items():

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -40,13 +40,13 @@ class Embedded:
         self.up_args = up
 
     def __enter__(self) -> Embedded:
-        self.galaxy("up", "--http-port", str(self.port), *self.up_args, timeout=120)
+        self.galaxy("up", "--http-port", str(self.port), *self.up_args, timeout=240)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.galaxy("down", timeout=120)
+        self.galaxy("down", timeout=240)
 
-    def galaxy(self, *args: str, stdin: str | None = None, timeout: float = 60, code: int | None = 0) -> str:
+    def galaxy(self, *args: str, stdin: str | None = None, timeout: float = 180, code: int | None = 0) -> str:
         """Runs `galaxy ARGS --data DIR`; returns its standard output."""
         verb, *rest = args
         done = subprocess.run(
@@ -83,7 +83,7 @@ class Embedded:
         os.kill(pid, sig)
         return pid
 
-    def wait(self, what: str, check: Any, timeout_s: float = 30.0) -> float:
+    def wait(self, what: str, check: Any, timeout_s: float = 120.0) -> float:
         """Polls until check() is true; returns the seconds it took, fails with `what` and the last error."""
         began = time.monotonic()
         last: object = None

@@ -178,7 +178,7 @@ BY_METRIC = {
 def test_metrics_have_knatives_names(metric: str) -> None:
     async def test() -> None:
         async with cluster() as (api, made, reporter):
-            notes = {"autoscaling.knative.dev/metric": metric}
+            notes = {"autoscaling.knative.dev/metric": metric, "autoscaling.knative.dev/min-scale": "1"}
             put_sks(api, put_revision(api, 1, notes, state("True", desired=1)))
             put_pod(api, "pod-0")
             await until_written(api)
