@@ -1,4 +1,4 @@
-"""kill -9 of each part under load: invariant 2 to the letter, and the cluster whole again (after seconds: printed)."""
+"""kill -9 of each part under load: invariant 2 to the letter, and the cluster whole again (how soon is printed)."""
 
 from __future__ import annotations
 
