@@ -43,13 +43,9 @@ class Refusal(NamedTuple):
 class Exchange(Protocol):
     """One request whose head was fully read. Dispatch may keep it in queues until its last call."""
 
-    request_id: bytes
     revision: RevisionKey
     instance: InstanceID  # set by go; "" before
     started: float  # loop time when the head was complete
-    #: Request head exactly as the client sent it, with the final empty line; over HTTP/2 empty once the request
-    #: can't be sent again.
-    head: bytes
     #: What it costs to hold it: its head and the part of its body that is read while it is held. Does not change.
     held_bytes: int
     outcome: int  # valid in finished and in cancelled
@@ -59,6 +55,16 @@ class Exchange(Protocol):
     timeout_s: float
     cold: bool  # set by Dispatch before go: answered as x-cold-start
     note: Any  # Dispatch's own, e.g. the record of marks; the data plane never reads it
+
+    @property
+    def request_id(self) -> bytes: ...
+
+    @property
+    def head(self) -> bytes:
+        """As the client sent it: with the final empty line, or a header block.
+
+        Over HTTP/2 it may be empty once the request can't be sent again.
+        """
 
     def header(self, name: bytes) -> bytes | None:
         """First value of a request header, `name` in lower case; slow, for affinity and tenant headers."""

@@ -31,8 +31,7 @@ from kserve_ext.wire.http2.frames import (
     Violation,
     read_settings,
 )
-from kserve_ext.wire.http2.headers import scan_request
-from kserve_ext.wire.http2.hpack import literal
+from kserve_ext.wire.http2.headers import RequestBlock, scan_request
 from kserve_ext.wire.http2.sending import UNFLUSHED_BYTES
 from kserve_ext.wire.http2.streams import Stream
 from kserve_ext.wire.http2.translate import answer_block, request_block
@@ -46,8 +45,6 @@ _SMALL: Final = 4096  # what so many are of, as many as there may be at once, is
 BUFFERED_BYTES: Final = 4 << 20  # of request bodies that do not go on; then all of the connection's wait
 #: Answers to what a client sends without reading: beyond this much unsent, DATA not counted, it is cut off.
 _UNSENT_BYTES: Final = UNFLUSHED_BYTES + (1 << 20)
-#: There is no exchange to answer when the facts of a request were not all read.
-_TOO_LARGE: Final = literal(b":status", b"431")
 _GRACE_S: Final = 1.0  # from the first GOAWAY of a drain to the one that names the last stream
 
 
@@ -155,12 +152,8 @@ class Http2Client(Peer):
             facts = scan_request(block, self.repeated, plane.limits.head_bytes)
             if end and facts.length > 0:
                 raise Malformed("a content-length without a body")
-        except TooLarge:
-            plane.counters.requests += 1
-            plane.counters.refused(431)
-            self.connection.send_headers(stream, _TOO_LARGE, True)
-            if stream.open_in:
-                self.connection.reset(stream, NO_ERROR)
+        except TooLarge as error:
+            self._too_large(stream, error.method, end)
             return
         except Malformed:
             self.connection.charge(stream)
@@ -174,6 +167,18 @@ class Http2Client(Peer):
         stream.exchange = exchange
         self.exchanges.add(exchange)
         self._new.append(exchange)
+
+    def _too_large(self, stream: Stream, method: bytes, end: bool) -> None:
+        """Answers a request of which not everything was read."""
+        plane = self.plane
+        plane.counters.requests += 1
+        facts = RequestBlock(b"")
+        facts.method = method or b"HEAD"  # an answer to which has no body
+        exchange = self.exchange_type(self, stream, facts, end, plane.loop.time())
+        exchange.state = DONE
+        stream.exchange = exchange
+        self.exchanges.add(exchange)
+        self.answer(exchange, 431, f"the header fields are more than {plane.limits.head_bytes} bytes")
 
     def crowded(self, more: int) -> bool:
         """So much more would be too much in header blocks and trailers."""

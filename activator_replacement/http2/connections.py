@@ -82,10 +82,11 @@ class Http2Connections:
         kept = self._open.get(addr)
         if kept is None:
             return None
-        for i, upstream in enumerate(kept):
-            if upstream.connection.room() and upstream.usable():
-                if i:
-                    kept.insert(0, kept.pop(i))
+        for upstream in kept:
+            if upstream.room():
+                if upstream is not kept[0]:
+                    kept.remove(upstream)
+                    kept.insert(0, upstream)
                 upstream.idle_since = 0.0
                 self.reused += 1
                 return upstream
@@ -110,7 +111,7 @@ class Http2Connections:
         self._done(opening)
         self._open.setdefault(opening.addr, []).insert(0, upstream)
         for waiting in opening.waiting:
-            if upstream.connection.room() and upstream.usable():
+            if upstream.room():
                 waiting.connected(upstream)
             else:
                 self.open(opening.addr, waiting)

@@ -10,10 +10,10 @@ Hot dialect, see kserve_ext/wire/http1.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from activator_replacement.exchange import CONNECTING, DONE, HELD, RESPONDING, SENT
-from activator_replacement.http2.request import NEW, RequestHalf
+from activator_replacement.http2.request import RequestHalf
 from activator_replacement.refusals import error_event
 from activator_replacement.seam import CLIENT_GONE, OK, TIMEOUT, UPSTREAM_FAILED
 from kserve_ext.core.ids import InstanceID, RevisionKey
@@ -27,16 +27,73 @@ from kserve_ext.wire.http2.frames import (
     PROTOCOL_ERROR,
     REFUSED_STREAM,
 )
-from kserve_ext.wire.http2.headers import ResponseBlock, check_trailers, scan_response
+from kserve_ext.wire.http2.headers import RequestBlock, ResponseBlock, check_trailers, scan_response
+from kserve_ext.wire.http2.streams import Stream
 
 if TYPE_CHECKING:
+    from activator_replacement.http2.client import Http2Client
     from activator_replacement.http2.upstream import Http2Upstream
 
+NEW: Final = -1  # its header block was read, and Dispatch has not heard of it
 _UNPROCESSED: Final = 3  # so often it is sent again because nobody looked at it
 
 
 class Http2Exchange(RequestHalf):
-    __slots__ = ()
+    __slots__ = (
+        "_expected",
+        "_fresh",
+        "_heard",
+        "_retries",
+        "_tail",
+        "_whole",
+        "addr",
+        "attempts",
+        "cold",
+        "held_bytes",
+        "instance",
+        "note",
+        "outcome",
+        "quiet_s",
+        "revision",
+        "started",
+        "timeout_s",
+        "waited",
+        "wrote",
+    )
+
+    def __init__(
+        self, client: Http2Client, down: Stream, facts: RequestBlock, end: bool, started: float
+    ) -> None:
+        self.client = client
+        self.down = down
+        self.facts = facts
+        self.body_done = end
+        self.started = started
+        self.state = NEW
+        self.up = None
+        self.upstream = None
+        self._request_id = facts.request_id
+        self._body = []
+        self._trailers = None
+        self._received = self._sent = self._credited = 0
+        self.revision = RevisionKey("")
+        self.instance = InstanceID("")
+        self.addr = ""
+        self.held_bytes = 0
+        self.timeout_s = client.plane.limits.timeout_s
+        self.outcome = OK
+        self.attempts = 0
+        self.cold = False
+        self.note: Any = None
+        self.quiet_s = 0.0  # since what waits for the client's window last moved
+        self.waited = 0  # bytes that waited then
+        self.wrote = False  # to the client, since whoever looks at it took it back
+        self._fresh = False
+        self._retries = 0
+        self._expected = -1  # bytes of the response that are still to come, where it said
+        self._heard = False  # something of the instance has reached the client
+        self._whole = False  # all of the response is here
+        self._tail: bytes | None = None  # the last bytes of an event stream
 
     def submit(self, revision: RevisionKey) -> None:
         self.revision = revision

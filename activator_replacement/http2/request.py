@@ -10,11 +10,9 @@ Hot dialect, see kserve_ext/wire/http1.py.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from activator_replacement.exchange import SENT
-from activator_replacement.seam import OK
-from kserve_ext.core.ids import InstanceID, RevisionKey
 from kserve_ext.wire.http1 import Malformed
 from kserve_ext.wire.http2.fields import fields
 from kserve_ext.wire.http2.headers import RequestBlock, check_trailers
@@ -24,85 +22,54 @@ if TYPE_CHECKING:
     from activator_replacement.http2.client import Http2Client
     from activator_replacement.http2.upstream import Http2Upstream
 
-NEW: Final = -1  # its header block was read, and Dispatch has not heard of it
 _JOINED: Final = 16_384  # pieces of a kept body are joined up to this
 
 
 class RequestHalf(ABC):
+    """What exchange.py builds on, and makes."""
+
     __slots__ = (
         "_body",
         "_credited",
-        "_expected",
-        "_fresh",
-        "_heard",
         "_received",
-        "_retries",
+        "_request_id",
         "_sent",
-        "_tail",
         "_trailers",
-        "_whole",
-        "addr",
-        "attempts",
         "body_done",
         "client",
-        "cold",
         "down",
         "facts",
-        "head",
-        "held_bytes",
-        "instance",
-        "note",
-        "outcome",
-        "quiet_s",
-        "request_id",
-        "revision",
-        "started",
         "state",
-        "timeout_s",
         "up",
         "upstream",
-        "waited",
-        "wrote",
     )
 
-    def __init__(
-        self, client: Http2Client, down: Stream, facts: RequestBlock, end: bool, started: float
-    ) -> None:
-        plane = client.plane
-        self.client = client
-        self.down = down
-        self.facts = facts
-        self.head = facts.block
-        self.started = started
-        self.request_id = facts.request_id or plane.next_id()
-        self.revision = RevisionKey("")
-        self.instance = InstanceID("")
-        self.timeout_s = plane.limits.timeout_s
-        self.outcome = OK
-        self.attempts = 0
-        self.cold = False
-        self.note: Any = None
-        self.state = NEW
-        self.up: Stream | None = None
-        self.upstream: Http2Upstream | None = None
-        self.held_bytes = len(facts.block)
-        self.body_done = end
-        self.addr = ""
-        self.quiet_s = 0.0  # since what waits for the client's window last moved
-        self.waited = 0  # bytes that waited then
-        self.wrote = False  # to the client, since whoever looks at it took it back
-        self._fresh = False
-        self._retries = 0
-        #: What came of the body, None once some of it can't be sent again.
-        self._body: list[bytes] | None = []
-        self._trailers: bytes | None = None
-        self._received = 0
-        self._sent = 0  # of it, to the instance that has it now
-        self._credited = 0  # of it, to any instance
-        self._expected = -1  # bytes of the response that are still to come, where it said
-        self._heard = False  # something of the instance has reached the client
-        self._whole = False  # all of the response is here
-        self._tail: bytes | None = None  # the last bytes of an event stream
+    client: Http2Client
+    down: Stream
+    facts: RequestBlock
+    state: int
+    up: Stream | None  # these two are set and taken back together
+    upstream: Http2Upstream | None
+    body_done: bool
+    _request_id: bytes  # b"": the client sent none, and nobody has asked yet
+    #: What came of the body, None once some of it can't be sent again.
+    _body: list[bytes] | None
+    _trailers: bytes | None
+    _received: int
+    _sent: int  # of it, to the instance that has it now
+    _credited: int  # of it, to any instance
+
+    @property
+    def request_id(self) -> bytes:
+        found = self._request_id
+        if not found:
+            found = self._request_id = self.client.plane.next_id()
+        return found
+
+    @property
+    def head(self) -> bytes:
+        """Empty once it can't be sent again, or still there because it takes no memory of its own."""
+        return self.facts.block
 
     def receive(self, payload: bytes, end: bool) -> None:
         """Bytes of the body."""
@@ -156,7 +123,6 @@ class RequestHalf(ABC):
         """It is not sent again."""
         self._body = None
         self._trailers = None
-        self.head = b""
         self.facts.forget()
 
     def went(self, size: int) -> None:

@@ -98,7 +98,7 @@ class Http2Upstream(Peer):
         awaiting = self._awaiting
         self._awaiting = []
         for exchange in awaiting:
-            if self.connection.room() and self.usable():
+            if self.room():
                 exchange.connected(self)
             else:
                 self._plane.http2_cache.open(self.addr, exchange)
@@ -113,6 +113,10 @@ class Http2Upstream(Peer):
 
     def usable(self) -> bool:
         return not self.closed and not self.transport.is_closing()
+
+    def room(self) -> bool:
+        """One more exchange may be sent on it."""
+        return not self.closed and self.connection.room() and not self.transport.is_closing()
 
     def close(self) -> None:
         """Nothing is under way."""

@@ -14,6 +14,7 @@ from typing import Final
 
 from kserve_ext.wire.http2 import frames
 from kserve_ext.wire.http2.blocks import Blocks
+from kserve_ext.wire.http2.fields import MOST_PER_BYTE
 from kserve_ext.wire.http2.frames import (
     ACK,
     CONTINUATION,
@@ -55,6 +56,7 @@ class Connection(Sending):
         "_blocks",
         "_buffered_most",
         "_client",
+        "_half_window",
         "_now",
         "_preface_left",
         "_rest",
@@ -84,6 +86,7 @@ class Connection(Sending):
         self._preface_left = b"" if client else PREFACE
         self._blocks = Blocks(list_bytes)
         self._window_size = window
+        self._half_window = window >> 1
         self._unreturned = 0  # of the window: what the peer has used and not got back
 
     # --- bytes in
@@ -121,9 +124,11 @@ class Connection(Sending):
                     payload = frames.unpadded(payload)
                 if stream is None or not stream.open_in:
                     self._closed(number, stream, True)
+                elif length > stream.receive_window:
+                    self._broken(stream, frames.FLOW_CONTROL_ERROR)
                 else:
-                    self._data(stream, payload, length, flags & END_STREAM != 0)
-                if self._unreturned > self._window_size >> 1:
+                    self._data(stream, payload, length, flags & END_STREAM)
+                if self._unreturned > self._half_window:
                     self._refill()
             elif kind == HEADERS:
                 self.budget.left += 1
@@ -155,11 +160,8 @@ class Connection(Sending):
             return "it answers HTTP/1.1 to a request in HTTP/2"
         return f"a frame of more than {FRAME_BYTES} bytes"
 
-    def _data(self, stream: Stream, payload: bytes, length: int, end: bool) -> None:
+    def _data(self, stream: Stream, payload: bytes, length: int, end: int) -> None:
         stream.receive_window -= length
-        if stream.receive_window < 0:
-            self._broken(stream, frames.FLOW_CONTROL_ERROR)
-            return
         size = len(payload)
         if size:
             self.budget.left += 1
@@ -172,8 +174,8 @@ class Connection(Sending):
         if end:
             stream.open_in = False
             if not stream.open_out:
-                self.streams.pop(stream.id, None)
-        self._user.data(stream, payload, end)
+                del self.streams[stream.id]
+        self._user.data(stream, payload, end != 0)
 
     def _block(self, number: int, block: bytes, end: bool) -> None:
         stream = self.streams.get(number)
@@ -299,6 +301,7 @@ class Connection(Sending):
                 self.peer_streams = value
             elif name == frames.MAX_HEADER_LIST_SIZE:
                 self.peer_list = value
+        self.sure_bytes = min(self.peer_list // MOST_PER_BYTE, self.peer_frame - 1)
 
     def _goaway(self, number: int, payload: bytes) -> None:
         if number or len(payload) < 8:
@@ -381,14 +384,14 @@ class Connection(Sending):
                 stream.taken = 0
                 stream.receive_window += taken
                 self.put(frames.window_update(stream.id, taken))
-        if self._unreturned > self._window_size >> 1:
+        if self._unreturned > self._half_window:
             self._refill()
 
     def dropped(self, stream: Stream) -> None:
         """What it still has here goes nowhere."""
         self.buffered -= stream.owed
         stream.owed = 0
-        if self._unreturned > self._window_size >> 1:
+        if self._unreturned > self._half_window:
             self._refill()
 
     def _refill(self) -> None:

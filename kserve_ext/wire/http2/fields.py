@@ -99,7 +99,14 @@ _TRANSFER_ENCODING: Final = 0x80 | STATIC.index((b"transfer-encoding", b""))
 
 
 class TooLarge(Malformed):
-    """Nothing is wrong with the fields, as far as they were looked at, but that they are too many or too long."""
+    """Nothing is wrong with the fields, as far as they were looked at, but that they are too many or too long.
+
+    `method`: of a request; b"" when it was not read.
+    """
+
+    def __init__(self, found: list[tuple[int, int, int, bytes]]) -> None:
+        super().__init__("a header list that is too large")
+        self.method = next((value for kind, _, _, value in found if kind == METHOD), b"")
 
 
 def walk(block: bytes, most: int = LIST_BYTES) -> list[tuple[int, int, int, bytes]]:
@@ -115,7 +122,7 @@ def walk(block: bytes, most: int = LIST_BYTES) -> list[tuple[int, int, int, byte
 
 
 def _walk(block: bytes, left: int) -> list[tuple[int, int, int, bytes]]:
-    found = []
+    found: list[tuple[int, int, int, bytes]] = []
     at = 0
     size = len(block)
     regular = False
@@ -140,7 +147,7 @@ def _walk(block: bytes, left: int) -> list[tuple[int, int, int, bytes]]:
         kind, value, listed = known
         left -= listed
         if left < 0:
-            raise TooLarge("a header list that is too large")
+            raise TooLarge(found)
         if kind == PLAIN:
             regular = True
         else:

@@ -14,7 +14,16 @@ from typing import Any, Final, Protocol
 from kserve_ext.wire.http1 import Malformed
 from kserve_ext.wire.http2 import frames
 from kserve_ext.wire.http2.fields import MOST_PER_BYTE, walk
-from kserve_ext.wire.http2.frames import DATA, DEFAULT_WINDOW, END_STREAM, FRAME_BYTES, MOST_WINDOW, PREFACE
+from kserve_ext.wire.http2.frames import (
+    DATA,
+    DEFAULT_WINDOW,
+    END_HEADERS,
+    END_STREAM,
+    FRAME_BYTES,
+    HEADERS,
+    MOST_WINDOW,
+    PREFACE,
+)
 from kserve_ext.wire.http2.streams import Budget, Stream
 
 FIRST_STREAMS: Final = 100  # of a server that has not said how many it takes
@@ -75,6 +84,7 @@ class Sending:
         "send_window",
         "streams",
         "stuck",
+        "sure_bytes",
     )
 
     def __init__(
@@ -90,6 +100,7 @@ class Sending:
         self.peer_window = DEFAULT_WINDOW  # of a new stream
         self.peer_frame = FRAME_BYTES
         self.peer_list = FIRST_LIST
+        self.sure_bytes = FIRST_LIST // MOST_PER_BYTE  # the peer takes every block up to this
         self.introduced = False  # the peer's settings have come
         self.peer_streams = FIRST_STREAMS
         self.buffered = 0  # bytes that came and have not gone on
@@ -125,11 +136,11 @@ class Sending:
         that was too much; what Huffman's code makes longer counts as long as it is.
         """
         size = len(block)
+        if size <= self.sure_bytes:
+            return True
         most = self.peer_list
         if size >= self.peer_frame:
             most -= self.peer_frame >> 1
-        if size * MOST_PER_BYTE <= most:
-            return True
         if size > most:
             return False
         try:
@@ -142,7 +153,16 @@ class Sending:
         if self._first_block:
             self._first_block = False
             block = _NO_TABLE + block
-        self.put(frames.headers_frames(stream.id, block, end, self.peer_frame))
+        size = len(block)
+        if size > self.peer_frame:
+            self.put(frames.headers_frames(stream.id, block, end, self.peer_frame))
+        else:
+            out = self.out
+            if not out:
+                self._user.wake()
+            flags = END_HEADERS | END_STREAM if end else END_HEADERS
+            out.append(_pack(size >> 16, size & 0xFFFF, HEADERS, flags, stream.id))
+            out.append(block)
         if end:
             self._sent_end(stream)
 
