@@ -37,7 +37,6 @@ def slim(deployment: Document) -> Document:
     return {
         "metadata": {key: metadata[key] for key in kept if key in metadata},
         "spec": {"replicas": (deployment.get("spec") or {}).get("replicas", 1)},
-        "status": {"replicas": (deployment.get("status") or {}).get("replicas", 0)},
     }
 
 
@@ -115,11 +114,10 @@ class Scales:
         self._waves.withdraw(key)
         self._call()
 
-    def observed(self, key: str, deployment: Document | None) -> None:
-        """The Deployment of this PodAutoscaler has changed, or is gone."""
-        if deployment is None or deployment["status"]["replicas"] > 0:
-            self._waves.leave(key)
-            self._call()
+    def made(self, key: str) -> None:
+        """It has a pod."""
+        self._waves.leave(key)
+        self._call()
 
     def release(self, key: str) -> None:
         """Neither in line nor under way from now on."""

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 #: On an API server that shares two cores with everything else, more made bursts of 25 and 100 slower.
 MOST = 8
 PATIENCE_S = 3.0
-MOST_KEPT_S = 20.0
+MOST_KEPT_S = 30.0
 
 K = TypeVar("K", bound=Hashable)
 

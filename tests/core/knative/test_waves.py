@@ -42,14 +42,14 @@ def test_what_is_to_shrink_waits_while_somebody_is_in_line_and_is_named_once() -
     waves.withdraw("x")
     assert waves.free(1.0 + MOST_KEPT_S) == ["z"]
     assert waves.free(1.0 + MOST_KEPT_S) == []
-    assert waves.shrink("z", 21.5)
+    assert waves.shrink("z", 31.5)
     waves.leave("a")
-    assert waves.free(21.5) == ["b"]
-    assert waves.enter("b", 21.5)
-    assert waves.free(21.5) == ["y"], "the line is empty"
-    assert not waves.enter("c", 21.5)
-    assert waves.shrink("y", 21.5), "it was named before c came"
-    assert not waves.shrink("y", 21.5)
+    assert waves.free(31.5) == ["b"]
+    assert waves.enter("b", 31.5)
+    assert waves.free(31.5) == ["y"], "the line is empty"
+    assert not waves.enter("c", 31.5)
+    assert waves.shrink("y", 31.5), "it was named before c came"
+    assert not waves.shrink("y", 31.5)
 
 
 def test_what_was_to_shrink_and_is_woken_instead_does_not_shrink() -> None:
