@@ -1,8 +1,9 @@
 """Knative's ConfigMaps as they are in force: read again whenever they change, the last good one kept.
 
 A ConfigMap that can't be read as a whole changes nothing, and the log says which key is wrong and what would be
-right. One that is missing means Knative's defaults. Leader election and network are read once, at the start, as
-Knative reads them: buckets are agreed on between replicas, and a mesh doesn't come and go.
+right. At the start nothing can stay as it was: BadConfig is raised if it decides anything, as Knative's ends. One
+that is missing means Knative's defaults. Leader election and network are read once, at the start, as Knative reads
+them: buckets are agreed on between replicas, and a mesh doesn't come and go.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from kserve_ext.api.knative.config import ClusterConfig
 from kserve_ext.api.knative.observability import observability
 from kserve_ext.api.problems import Findings
 from kserve_ext.kube.client import Client, KubeObject
-from kserve_ext.kube.config_map import in_force
+from kserve_ext.kube.config_map import at_start, in_force
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import CONFIG_MAPS
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 AUTOSCALER: Final = "config-autoscaler"
 DEPLOYMENT: Final = "config-deployment"
 NETWORK: Final = "config-network"
+#: Fields whose defaults would be no harmless stand-ins.
+_DECISIVE: Final = ("autoscaler", "progress_deadline_s", "network", "leader_election")
 
 
 class ConfigStore:
@@ -62,8 +65,11 @@ class ConfigStore:
         self.informer.start()
         await self.informer.synced.wait()
         self._started = True
-        for name in self._readers:
-            if self.informer.get(self._namespace, name) is None:
+        for name, (field, read) in self._readers.items():
+            found = self.informer.get(self._namespace, name)
+            if found is not None and field in _DECISIVE:
+                at_start(f"{self._namespace}/{name}", text_map(found.get("data")), read)
+            if found is None:
                 log.warning("ConfigMap %s/%s: not there, Knative's defaults hold", self._namespace, name)
 
     async def stop(self) -> None:

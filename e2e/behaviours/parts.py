@@ -15,11 +15,16 @@ from e2e.stack.implementations import grant, image
 from e2e.stack.place import SYSTEM_NAMESPACE
 
 
-def restart(api: Api, deployment: str) -> None:
-    """As `kubectl rollout restart`, and waits for the end of it."""
+def start_anew(api: Api, deployment: str) -> None:
+    """As `kubectl rollout restart`."""
     mark = {"kubectl.kubernetes.io/restartedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     patch = {"spec": {"template": {"metadata": {"annotations": mark}}}}
     api.patch("apps/v1", "Deployment", SYSTEM_NAMESPACE, deployment, patch)
+
+
+def restart(api: Api, deployment: str) -> None:
+    """And waits for the end of it."""
+    start_anew(api, deployment)
     knative.wait_rolled_out(api, deployment)
 
 
@@ -68,8 +73,15 @@ def wait_gone(api: Api, pods: Iterable[str], seconds: float = 90) -> None:
 
 
 def restarts(api: Api, namespace: str, pod: str) -> int:
-    statuses = api.get("v1", "Pod", namespace, pod)["status"]["containerStatuses"]
-    return sum(status["restartCount"] for status in statuses)
+    status = api.get("v1", "Pod", namespace, pod)["status"]
+    return sum(container["restartCount"] for container in status.get("containerStatuses") or [])
+
+
+def failing_to_start(api: Api, name: str) -> bool:
+    """Whether one of its pods has ended by itself again and again, and isn't ready."""
+    ready = system_pods(api, name)
+    pods = [pod["metadata"]["name"] for pod in api.list("v1", "Pod", SYSTEM_NAMESPACE, f"app={name}")]
+    return any(restarts(api, SYSTEM_NAMESPACE, pod) > 1 for pod in pods if pod not in ready)
 
 
 @contextmanager

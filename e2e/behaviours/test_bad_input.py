@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from e2e.behaviours.client import Client
-from e2e.behaviours.parts import restart
+from e2e.behaviours.parts import failing_to_start, restart, start_anew, system_pods
 from e2e.behaviours.services import NAMESPACE, SERVING, Service, deployed, template
 from e2e.behaviours.test_settings import settings
 from e2e.stack import knative
@@ -108,3 +110,27 @@ def test_a_config_that_nobody_can_read_changes_nothing(api: Api, client: Client)
             with settings(api, container_concurrency_target_default="100"):
                 service.wait_pods(lambda n: n == 1, "one pod")
     assert not load.failures
+
+
+@pytest.mark.parametrize(
+    ("part", "config", "unreadable"),
+    [
+        ("autoscaler", "config-autoscaler", {"stable_window": "soon"}),
+        ("activator", "config-network", {"enable_mesh_pod_addressability": "perhaps"}),
+    ],
+    ids=["autoscaler", "activator"],
+)
+def test_who_cannot_read_its_config_does_not_start_and_the_former_one_goes_on(
+    api: Api, client: Client, part: str, config: str, unreadable: dict[str, str]
+) -> None:
+    with deployed(api, "unread", template()) as service, without_webhooks(api):
+        service.wait_zero()
+        former = system_pods(api, part)
+        with settings(api, config, **unreadable):
+            start_anew(api, part)
+            wait_until("a pod that doesn't start", lambda: failing_to_start(api, part), 60)
+            assert system_pods(api, part) == former
+            assert client.send(service).status == 200
+            service.wait_zero()
+        knative.wait_rolled_out(api, part)
+        assert client.send(service).status == 200

@@ -12,10 +12,10 @@ from e2e.stack.place import SYSTEM_NAMESPACE
 
 
 @contextmanager
-def settings(api: Api, **values: str) -> Iterator[None]:
+def settings(api: Api, config: str = "config-autoscaler", **values: str) -> Iterator[None]:
     """Keys with `_` for `-`; taken out again at the end."""
     named = {name.replace("_", "-"): value for name, value in values.items()}
-    where = ("v1", "ConfigMap", SYSTEM_NAMESPACE, "config-autoscaler")
+    where = ("v1", "ConfigMap", SYSTEM_NAMESPACE, config)
     api.patch(*where, {"data": named})
     try:
         yield

@@ -9,6 +9,8 @@ import pytest
 
 from autoscaler_shim.knative import deciders
 from autoscaler_shim.knative.autoscaler import Autoscaler
+from autoscaler_shim.knative.config import ConfigStore
+from kserve_ext.kube.config_map import BadConfig
 from kserve_ext.kube.kinds import (
     DEPLOYMENTS,
     METRICS,
@@ -17,10 +19,12 @@ from kserve_ext.kube.kinds import (
     SERVERLESS_SERVICES,
 )
 from kserve_ext.wire.stats import Stat
+from tests.support.api_server import ApiServer
 from tests.support.knative_autoscaler import (
     LABELS,
     NAME,
     NAMESPACE,
+    SYSTEM,
     QueueProxies,
     cluster,
     condition,
@@ -113,6 +117,18 @@ def test_a_new_configuration_holds_at_once_and_a_bad_one_never() -> None:
             put_config(api, "config-autoscaler", min_scale="3")
             await api.until(lambda: replicas(api) == 3)
             assert made.config.rejected == 1
+
+    run(test())
+
+
+def test_it_does_not_start_with_a_configuration_that_cannot_be_read() -> None:
+    async def test() -> None:
+        async with ApiServer() as api, api.client() as client:
+            put_config(api, "config-autoscaler", min_scale="many")
+            store = ConfigStore(client, SYSTEM, lambda: None)
+            with pytest.raises(BadConfig, match=r"config-autoscaler: .*min-scale.*many"):
+                await store.start()
+            await store.stop()
 
     run(test())
 
