@@ -274,6 +274,9 @@ class Demand(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
     incarnation: int = 0
     term: int = 0
     granted: int = 0
+    bound_s: float = 0.0
+    bound_to: FunctionID = FunctionID("")
+    shuns: tuple[InstanceID, ...] = ()
 
 
 class Grant(msgspec.Struct, array_like=True, frozen=True, tag=3, gc=False):
@@ -290,6 +293,8 @@ class Grant(msgspec.Struct, array_like=True, frozen=True, tag=3, gc=False):
     term: int = 0
     answers: int = 0
     ages: tuple[float, ...] = ()
+    scarce: bool = False
+    needed: bool = False
 
 
 class Broken(msgspec.Struct, array_like=True, frozen=True, tag=6, gc=False):
@@ -359,6 +364,19 @@ class ReturnPrefill(Message, frozen=True):
     group: str
     lease: str
     failed: str = ""  # the instance did not answer: why
+
+
+# --- activators in a Knative cluster
+
+
+class Greet(Message, frozen=True):
+    """One activator to another, every second: it is there, and since when (its process's start, in ns)."""
+
+    incarnation: int
+
+
+class Greeted(Message, frozen=True):
+    incarnation: int
 
 
 # --- state store (hosted by the controller in the embedded default)
@@ -448,4 +466,5 @@ METHODS: Final[dict[int, tuple[type[Message], type[Message]]]] = {
     51: (StoreScan, StoreItems),
     52: (StoreWatch, StoreChanges),
     60: (Describe, Description),
+    70: (Greet, Greeted),
 }

@@ -37,6 +37,9 @@ class Demand(NamedTuple):
     incarnation: int = 0  # of the shard's process
     term: int = 0  # the newest term it has obeyed: it has followed no older home since
     granted: int = 0  # seq of the newest Grant of that term that it has applied
+    bound_s: float = 0.0  # in Knative: for so long its own slots are still lent to another home,
+    bound_to: FunctionID = FunctionID("")  # this one
+    shuns: tuple[InstanceID, ...] = ()  # those that it can't reach from where it is
 
 
 class Grant(NamedTuple):
@@ -53,6 +56,8 @@ class Grant(NamedTuple):
     term: int = 0
     answers: int = 0  # seq of the Demand that it answers, 0 = it was pushed
     ages: tuple[float, ...] = ()  # of each of `slots`: seconds since it was ready
+    scarce: bool = False  # others wait: idle slots are to be given back at once
+    needed: bool = False  # slots were short a while ago: report on
 
 
 # --- instructions

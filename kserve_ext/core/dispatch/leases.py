@@ -11,7 +11,7 @@ only says who has heard of what.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kserve_ext.core.dispatch.facts import LEASE_TTL_S, QUIET_S, Demand
@@ -36,6 +36,8 @@ class Account:
     in_flight: int = 0
     wanted: int = 0
     uses: Slots = field(default_factory=dict)
+    #: none of these is of use to it
+    shuns: frozenset[InstanceID] = frozenset()
     reported: Slots = field(default_factory=dict)
     #: what the next Grant says
     intended: Slots = field(default_factory=dict)
@@ -50,6 +52,9 @@ class Account:
 
     def bound(self, instance: InstanceID) -> int:
         """The most that it may be using, or be told to use."""
+        return max(self.uses.get(instance, 0), self.leased(instance))
+
+    def leased(self, instance: InstanceID) -> int:
         most = max(self.reported.get(instance, 0), self.intended.get(instance, 0))
         return max([most, *(slots.get(instance, 0) for _, slots in self.unacked)])
 
@@ -63,7 +68,7 @@ class Account:
 
     def may_use(self, instance: InstanceID, now: float) -> bool:
         """It may still send requests there, or hasn't finished those it sent."""
-        if self.bound(instance):
+        if self.leased(instance):
             return True
         if now - self.heard_at > LEASE_TTL_S:
             return False
@@ -77,6 +82,8 @@ class Leases:
         self.accounts: dict[FunctionID, Account] = {}
         #: no slot of a limited revision is given out anew before this time (shards of the former home)
         self.frozen_until = now
+        #: slots of an instance that aren't this home's to give
+        self.reserved: Slots = {}
 
     # --- shards
 
@@ -93,6 +100,7 @@ class Leases:
         account.seq, account.heard_at = demand.seq, now
         account.held, account.in_flight, account.wanted = demand.held, demand.in_flight, demand.wanted
         account.uses, account.reported = dict(demand.uses), dict(demand.leases)
+        account.shuns = frozenset(demand.shuns)
         first = not account.joined
         account.joined = account.joined or demand.term == term or now >= self.frozen_until
         if demand.term == term:
@@ -135,7 +143,8 @@ class Leases:
     # --- slots
 
     def free(self, instance: InstanceID) -> int:
-        return self.limit - sum(account.bound(instance) for account in self.accounts.values())
+        given = sum(account.bound(instance) for account in self.accounts.values())
+        return self.limit - self.reserved.get(instance, 0) - given
 
     def in_use(self, instance: InstanceID) -> int:
         return sum(account.uses.get(instance, 0) for account in self.accounts.values())
@@ -166,6 +175,23 @@ class Leases:
             for shard, account in self.accounts.items()
             if account.intended != before[shard] and account.left_at is None and account.joined
         ]
+
+    def trim(
+        self, instances: Iterable[InstanceID], own: Mapping[FunctionID, Mapping[InstanceID, int]]
+    ) -> None:
+        """Where more is intended than there is to give: what shards have beyond their own goes first."""
+        for instance in instances:
+            excess = self.reserved.get(instance, 0) - self.limit
+            excess += sum(account.intended.get(instance, 0) for account in self.accounts.values())
+            for spared in (own, {}):
+                for shard, account in sorted(self.accounts.items()):
+                    if excess <= 0:
+                        break
+                    has = account.intended.get(instance, 0)
+                    cut = min(excess, has - spared.get(shard, {}).get(instance, 0))
+                    if cut > 0:
+                        account.intended[instance] = has - cut
+                        excess -= cut
 
     def sent(self, shard: FunctionID, seq: int, now: float) -> None:
         """A Grant of what is intended goes out."""
@@ -203,7 +229,8 @@ class Leases:
         turn = int(now / TURN_S) % len(shards)
         order = [*shards[turn:], *shards[:turn]]
         free = {i: n for i in usable if i not in frozen and (n := self.free(i)) > 0}
-        fair = fair_shares({s: self.accounts[s].need for s in shards}, self.limit * len(usable), order)
+        capacity = sum(self.limit - self.reserved.get(i, 0) for i in usable)
+        fair = fair_shares({s: self.accounts[s].need for s in shards}, capacity, order)
 
         def below_fair() -> dict[FunctionID, int]:
             return {s: max(0, min(self._lacks(s), fair[s] - self.accounts[s].total)) for s in order}
@@ -248,6 +275,11 @@ class Leases:
 
     def _give(self, account: Account, count: int, free: dict[InstanceID, int]) -> None:
         """Spread over the instances with most free slots; `free` is what is left."""
+        shunned = {i: free.pop(i) for i in account.shuns if i in free}
+        self._spread(account, count, free)
+        free.update(shunned)
+
+    def _spread(self, account: Account, count: int, free: dict[InstanceID, int]) -> None:
         while count > 0 and free:
             instance = max(free, key=lambda i: free[i])
             ahead = sorted(free.values(), reverse=True)

@@ -3,7 +3,8 @@
 Knative's semantics: at most containerConcurrency requests a pod (of those that assignment.py gives this activator);
 up to 3 the first pod with a free slot, above that round robin, without a limit the less loaded of two at random.
 Better than there: held requests go in order of arrival and are bounded in number and bytes; what is in flight to a
-pod counts on while the pod is away, so that its return doesn't overcommit it. Reads no clock, touches no request.
+pod counts on while the pod is away, so that its return doesn't overcommit it; slots may be leased from others of ours
+(core/sharing/shard.py), each pod with a limit of its own then. Reads no clock, touches no request.
 In Knative: pkg/activator/net/throttler.go and lb_policy.go, pkg/queue/breaker.go. throttler.py is the same for slots
 that a home grants.
 
@@ -13,10 +14,12 @@ Between two calls nothing is held while a pod has a free slot.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Generic, Protocol, TypeVar
 
+from kserve_ext.core.ids import InstanceID
 from kserve_ext.core.knative.assignment import Share, assign, cluster_capacity
 
 HELD: Final = 0
@@ -25,6 +28,7 @@ FULL: Final = 1
 #: Up to this concurrency the first pod with room is filled before the next gets any.
 MOST_CLUMPED: Final = 3
 _UNLIMITED: Final = 1 << 31
+_NEVER: Final = float("inf")
 
 
 class Holdable(Protocol):
@@ -62,6 +66,7 @@ class Activation(Generic[R]):
         "_chance",
         "_cluster",
         "_held",
+        "_leases",
         "_most_held",
         "_next",
         "_pods",
@@ -71,8 +76,10 @@ class Activation(Generic[R]):
         "concurrency",
         "free",
         "in_flight",
+        "returned",
         "share",
         "trackers",
+        "valid_until",
     )
 
     def __init__(self, concurrency: int, most_held: int, room: Room, chance: Callable[[], float]) -> None:
@@ -91,6 +98,11 @@ class Activation(Generic[R]):
         self._chance = chance
         self._held: OrderedDict[R, None] = OrderedDict()
         self._next = 0  # where round robin goes on
+        #: A request has ended whose slot is not one from here any more; whoever reads it clears it.
+        self.returned = False
+        #: When the leases end: nothing may be submitted or released from then on before they are set anew.
+        self.valid_until = _NEVER
+        self._leases: Mapping[InstanceID, int] | None = None
         self._pods: list[str] = []
         self._cluster = ""
         self._ready = 0
@@ -115,9 +127,13 @@ class Activation(Generic[R]):
         tracker.in_flight -= 1
         self.in_flight -= 1
         if tracker.at < 0:
+            self.returned = True
             if not tracker.in_flight:
                 self.trackers.pop(tracker.addr, None)
-        elif self.concurrency and tracker.in_flight < tracker.limit:
+        elif self.concurrency:
+            if tracker.in_flight >= tracker.limit:
+                self.returned = True
+                return None
             if self._held:
                 tracker.in_flight += 1
                 self.in_flight += 1
@@ -165,6 +181,20 @@ class Activation(Generic[R]):
             return min(1, len(self.assigned))
         return sum(tracker.limit for tracker in self.assigned)
 
+    @property
+    def pods(self) -> list[str]:
+        """Those that answer, sorted; none while requests go to the Service's address."""
+        return [] if self._cluster else self._pods
+
+    def answers(self, pod: str) -> bool:
+        at = bisect_left(self._pods, pod)
+        return at < len(self._pods) and self._pods[at] == pod and not self._cluster
+
+    @property
+    def uses(self) -> dict[str, int]:
+        """Requests in flight by pod."""
+        return {tracker.addr: tracker.in_flight for tracker in self.trackers.values() if tracker.in_flight}
+
     # --- backends; then drain
 
     def use(self, pods: Iterable[str], cluster: str = "", ready: int = 0) -> None:
@@ -179,14 +209,24 @@ class Activation(Generic[R]):
             self.share = share
             self._assign()
 
+    def lease(self, limits: Mapping[InstanceID, int] | None, until: float) -> None:
+        """How many requests each pod may get, before `until`; None: by this activator's share."""
+        self.valid_until = until
+        if limits != self._leases:
+            self._leases = None if limits is None else dict(limits)
+            self._assign()
+
     # --- inside
 
     def _assign(self) -> None:
         limit = self.concurrency or _UNLIMITED
+        leases = None if self._cluster else self._leases
         if self._cluster:
             if self.concurrency:
                 limit = cluster_capacity(self.concurrency, self._ready, self.share.activators)
             addrs = [self._cluster] if self._ready else []
+        elif leases is not None:
+            addrs = [pod for pod in self._pods if leases.get(InstanceID(pod), 0) > 0]
         elif self.concurrency:
             addrs = list(assign(self._pods, self.share))
         else:
@@ -198,10 +238,11 @@ class Activation(Generic[R]):
         self.free = 0
         for at, addr in enumerate(addrs):
             tracker = before.pop(addr) if addr in before else Tracker(addr)
-            tracker.at, tracker.limit = at, limit
+            tracker.at = at
+            tracker.limit = limit if leases is None else leases[InstanceID(addr)]
             self.assigned.append(tracker)
             self.trackers[addr] = tracker
-            if self.concurrency and tracker.in_flight < limit:
+            if self.concurrency and tracker.in_flight < tracker.limit:
                 self.free |= 1 << at
         for addr, tracker in before.items():
             if tracker.in_flight:
