@@ -23,7 +23,8 @@ import time
 from pathlib import Path
 
 from bench.record import record
-from tests.support.embedded import Embedded, free_port
+from kserve_ext.cli.embedded.ports import free_port
+from tests.support.embedded import Embedded
 from tools.setup.layout import Layout
 
 PROMPT = "the quick brown fox jumps over the lazy dog " * 40  # ~360 tokens: past the prefill threshold

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
+from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.core.facts import Member, View
 from kserve_ext.core.ids import FunctionID
 from kserve_ext.rpc import Rpc
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.store.remote import RemoteStore
 from kserve_ext.wire.messages import Describe, Description
-from tests.support.embedded import ROOT, free_port
+from tests.support.embedded import ROOT
 
 pytestmark = pytest.mark.cluster
 

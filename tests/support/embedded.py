@@ -8,23 +8,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from kserve_ext.cli.embedded.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 ECHO = Path(__file__).with_name("echo_instance.py")
 NAMESPACE = "default"
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
 
 
 class CommandFailed(AssertionError):

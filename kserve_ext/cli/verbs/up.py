@@ -19,6 +19,7 @@ from kserve_ext.cli import zygotes
 from kserve_ext.cli.client import Client
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.embedded.parts import ROOT, environment, parts
+from kserve_ext.cli.embedded.ports import free_port, free_ports
 from kserve_ext.cli.embedded.stop import stop_cluster
 from kserve_ext.cli.failure import Failure
 from kserve_ext.cli.output import data_option
@@ -113,9 +114,10 @@ def command(
     counts = {"dispatch": dispatch, "schedule": schedule, "cluster-mgr": cluster_mgr, "node": nodes}
     cpu, memory = machine()
     prepare(folder)
+    controller, objects = free_ports(2)
     cluster = {
-        "controller": f"{HOST}:{free_port()}",
-        "objects": f"{HOST}:{free_port()}",
+        "controller": f"{HOST}:{controller}",
+        "objects": f"{HOST}:{objects}",
         "http": f"{HOST}:{port}",
         "domain": domain,
         "pvc": pvc,
@@ -171,6 +173,8 @@ def adopt(folder: Folder, foreground: bool) -> None:
 
 def check_port(port: int) -> int:
     """The port, or a free one for 0; Failure when it is taken."""
+    if port == 0:
+        return free_port()
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -181,11 +185,7 @@ def check_port(port: int) -> int:
                 f"{HOST}:{port}: {error.strerror}",
                 "choose another one with --http-port (0 takes any free one)",
             ) from None
-        return int(probe.getsockname()[1])
-
-
-def free_port() -> int:
-    return check_port(0)
+    return port
 
 
 def machine() -> tuple[int, int]:

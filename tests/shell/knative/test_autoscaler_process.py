@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
 import aiohttp
 import yaml
 
+from kserve_ext.cli.embedded.ports import free_port
 from tests.support.api_server import ApiServer
 from tests.support.knative_autoscaler import put_pod, put_revision, put_sks, replicas, run, state, status
 
@@ -53,12 +53,6 @@ async def probe(port: int) -> int:
                     return answer.status
             except aiohttp.ClientError:
                 await asyncio.sleep(0.05)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def test_it_waits_for_an_api_server_and_ends_when_told(tmp_path: Path) -> None:
