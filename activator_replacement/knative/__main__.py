@@ -21,6 +21,7 @@ from activator_replacement.knative.tls import NoCertificate
 from kserve_ext.kube.access import AccessError
 from kserve_ext.kube.client import Client, KubeError
 from kserve_ext.kube.config_map import BadConfig
+from kserve_ext.kube.identity import NoIdentity
 from kserve_ext.kube.pod import log_to_stdout, raise_open_files
 
 
@@ -54,7 +55,7 @@ def main() -> int:
     raise_open_files()
     try:
         uvloop.run(serve(read(os.environ)))
-    except (BadEnvironment, BadConfig, NoCertificate, AccessError, KubeError, OSError) as error:
+    except (BadEnvironment, BadConfig, NoCertificate, NoIdentity, AccessError, KubeError, OSError) as error:
         logging.getLogger(__name__).error("can't serve: %s", error)
         return 1
     return 0

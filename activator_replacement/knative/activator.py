@@ -37,6 +37,7 @@ from kserve_ext.core.knative.activation import Room
 from kserve_ext.core.knative.pods import Rules
 from kserve_ext.kube.client import Client, NotFound, Unavailable
 from kserve_ext.kube.config_map import at_start, in_force
+from kserve_ext.kube.identity import SecretIdentity
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import CONFIG_MAPS, REVISIONS
 from kserve_ext.telemetry.telemetry import resource
@@ -76,7 +77,12 @@ class Activator:
         loop = asyncio.get_running_loop()
         self.settings = settings
         self.client = client
-        self.sink = StatSink(settings.autoscaler, self._report)
+        #: For mutual TLS with other parts of ours; None: it is off.
+        self.identity: SecretIdentity | None = None
+        if settings.mutual_tls != "off":
+            self.identity = SecretIdentity(client, settings.namespace, settings.mutual_tls)
+        identity = self.identity.identity if self.identity is not None else None
+        self.sink = StatSink(settings.autoscaler, self._report, identity)
         self.reporter = Reporter(settings.pod_name, self.sink.send)
         self.dispatcher = Dispatcher(
             loop,
@@ -118,6 +124,8 @@ class Activator:
         """Returns when every port is open."""
         settings, client = self.settings, self.client
         config = await self._config("config-network")
+        if self.identity is not None:
+            await self.identity.start()
         self._observability_changed(await self._config(settings.observability_config))
         plane = self.server.prepare()
         mesh = at_start(f"{settings.namespace}/config-network", config, network)
@@ -190,6 +198,8 @@ class Activator:
             await informer.stop()
         if self._tls is not None:
             await self._tls.stop()
+        if self.identity is not None:
+            await self.identity.stop()
         await self.server.close()
 
     def status(self) -> dict[str, Any]:

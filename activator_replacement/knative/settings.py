@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kserve_ext.api import durations
+from kserve_ext.kube.identity import MODES
 from kserve_ext.kube.pod import cluster_domain
 
 T = TypeVar("T")
@@ -50,6 +51,8 @@ class Settings:
     grace_s: float
     #: Where addresses come from: endpoints, endpointslices, or auto: slices where they may be read.
     endpoints: str
+    #: Between parts of ours: off, permissive or strict.
+    mutual_tls: str
 
     @property
     def family(self) -> str:
@@ -107,6 +110,7 @@ def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Setting
         drain_s=duration("GALAXY_DRAIN", "45s"),
         grace_s=duration("GALAXY_GRACE", "540s"),
         endpoints=value("GALAXY_ENDPOINTS", "auto", _source, "endpoints, endpointslices or auto"),
+        mutual_tls=value("GALAXY_MUTUAL_TLS", "off", _mode, "off, permissive or strict"),
     )
 
 
@@ -126,5 +130,11 @@ def _duration(text: str) -> float:
 
 def _source(text: str) -> str:
     if text not in ("auto", "endpoints", "endpointslices"):
+        raise ValueError
+    return text
+
+
+def _mode(text: str) -> str:
+    if text not in MODES:
         raise ValueError
     return text

@@ -12,7 +12,6 @@ import asyncio
 import base64
 import binascii
 import logging
-import os
 import ssl
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from typing import Any, Final
 from kserve_ext.kube.client import Client
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import CONFIG_MAPS, SECRETS
+from kserve_ext.rpc.mutual_tls import load_pair
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class InternalTls:
                 authorities.append((SECRET, _decoded(data, "ca.crt").decode()))
             if certificate and key:
                 context = _server_context()
-                _load_pair(context, certificate, key)
+                load_pair(context, certificate, key)
                 self._serving = context
         except (ssl.SSLError, binascii.Error, ValueError) as error:
             log.warning("Secret %s can't be used, the last good certificate is: %s", SECRET, error)
@@ -144,18 +144,6 @@ def _client_context(protocols: list[str], authorities: list[tuple[str, str]]) ->
         except (ssl.SSLError, ValueError) as error:
             log.warning("certificates to trust in %s can't be used: %s", origin, error)
     return context
-
-
-def _load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-    """By way of memory files: the module takes paths only, and the root file system is read-only."""
-    files = [os.memfd_create(name) for name in ("certificate", "key")]
-    try:
-        for file, content in zip(files, (certificate, key), strict=True):
-            os.write(file, content)
-        context.load_cert_chain(*(f"/proc/self/fd/{file}" for file in files))
-    finally:
-        for file in files:
-            os.close(file)
 
 
 def _decoded(data: Mapping[str, Any], name: str) -> bytes:

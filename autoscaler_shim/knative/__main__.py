@@ -19,6 +19,7 @@ from autoscaler_shim.knative.settings import BadEnvironment, Settings, read
 from kserve_ext.kube.access import AccessError
 from kserve_ext.kube.client import Client, KubeError
 from kserve_ext.kube.config_map import BadConfig
+from kserve_ext.kube.identity import NoIdentity
 from kserve_ext.kube.pod import log_to_stdout, raise_open_files
 
 
@@ -48,7 +49,7 @@ def main() -> int:
     raise_open_files()
     try:
         uvloop.run(serve(read(os.environ)))
-    except (BadEnvironment, BadConfig, AccessError, KubeError, OSError) as error:
+    except (BadEnvironment, BadConfig, NoIdentity, AccessError, KubeError, OSError) as error:
         logging.getLogger(__name__).error("can't serve: %s", error)
         return 1
     return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from autoscaler_shim.knative import scales
 from autoscaler_shim.knative.buckets import FixedBuckets, LeasedBuckets
@@ -23,7 +23,7 @@ from autoscaler_shim.knative.reconciler import Reconciler
 from autoscaler_shim.knative.scales import Scales
 from autoscaler_shim.knative.settings import Settings
 from autoscaler_shim.knative.stats.collector import Collector
-from autoscaler_shim.knative.stats.forwarder import Forwarder
+from autoscaler_shim.knative.stats.forwarder import Forwarder, Revision
 from autoscaler_shim.knative.stats.scraper import Scraper
 from autoscaler_shim.knative.stats.server import StatServer
 from autoscaler_shim.knative.writer import Writer
@@ -31,6 +31,7 @@ from kserve_ext.api.knative.conditions import text_map
 from kserve_ext.api.knative.pa import CONFIGURATION_LABEL, REVISION_LABEL, SERVICE_LABEL
 from kserve_ext.core.knative.buckets import Buckets
 from kserve_ext.kube.client import Client, KubeObject
+from kserve_ext.kube.identity import SecretIdentity
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import DEPLOYMENTS, METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES, Kind
 from kserve_ext.telemetry.telemetry import Telemetry, resource
@@ -97,7 +98,13 @@ class Autoscaler:
             self._keeps,
             self.reconciler.configures,
         )
-        self.stat_server = StatServer(self._received, self._holds, lambda: self._ready, self.deciders.hung_up)
+        self._identity: SecretIdentity | None = None
+        if settings.mutual_tls != "off":
+            self._identity = SecretIdentity(client, settings.namespace, settings.mutual_tls)
+        identity = self._identity.identity if self._identity is not None else None
+        self.stat_server = StatServer(
+            self._received, self._holds, lambda: self._ready, self._hung_up, identity
+        )
         self.metrics_server = MetricsServer(
             self.reconciler, self.deciders, self._metrics, self._times, self._counters
         )
@@ -114,6 +121,8 @@ class Autoscaler:
         """Returns when this replica takes part: it listens, knows the cluster, and stands for its buckets."""
         settings = self._settings
         await self.stat_server.start(settings.host, settings.stats_port)
+        if self._identity is not None:
+            await self._identity.start()
         await self.config.start()
         metrics = self.config.current.observability.metrics
         await self.metrics_server.start(*metrics.listens(settings.host, settings.metrics_port))
@@ -152,6 +161,8 @@ class Autoscaler:
         for informer in (*self._copies.values(), self._deployments, self.pods.informer):
             await informer.stop()
         await self.config.stop()
+        if self._identity is not None:
+            await self._identity.stop()
         await self.telemetry.stop()
         await self.metrics_server.stop()
 
@@ -159,13 +170,14 @@ class Autoscaler:
 
     def _stand(self) -> None:
         settings, election = self._settings, self.config.current.leader_election
+        identity = self._identity.identity if self._identity is not None else None
         if settings.stateful_set is not None:
             buckets = settings.stateful_set.buckets(election.buckets, settings.namespace, settings.domain)
-            self.forwarder = Forwarder(buckets, self._accept)
+            self.forwarder = Forwarder(buckets, self._accept, identity)
             self._buckets = FixedBuckets(buckets, settings.stateful_set.ordinal, self.forwarder)
             return
         buckets = Buckets.of(election.buckets)
-        self.forwarder = Forwarder(buckets, self._accept)
+        self.forwarder = Forwarder(buckets, self._accept, identity)
         self._buckets = LeasedBuckets(
             self._client,
             settings.namespace,
@@ -185,6 +197,11 @@ class Autoscaler:
         self.forwarder.send(
             [m if m.stat.timestamp else m._replace(stat=m.stat._replace(timestamp=now)) for m in messages]
         )
+
+    def _hung_up(self, brought: Mapping[str, Collection[Revision]]) -> None:
+        self.deciders.hung_up(brought)
+        if self.forwarder is not None:
+            self.forwarder.hung_up(brought)
 
     def _accept(self, message: StatMessage) -> None:
         key = f"{message.namespace}/{message.name}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from kserve_ext.core.knative.buckets import Buckets, Holder
+from kserve_ext.kube.identity import MODES
 from kserve_ext.kube.pod import cluster_domain
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
@@ -56,6 +57,7 @@ class Settings:
     metrics_port: int = 9090
     scrape_port: int = 9090
     profiling_port: int = 8008
+    mutual_tls: str = "off"  # or permissive, or strict
     host: str | None = None  # None: all addresses
 
 
@@ -79,6 +81,7 @@ def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Setting
         metrics_port=_port(environ, "GALAXY_METRICS_PORT", 9090),
         scrape_port=_port(environ, "GALAXY_SCRAPE_PORT", 9090),
         profiling_port=_port(environ, "PROFILING_PORT", 8008),
+        mutual_tls=_mode(environ),
     )
 
 
@@ -90,6 +93,13 @@ def _stateful_set(environ: Mapping[str, str]) -> StatefulSet | None:
         return None
     port = environ.get("STATEFUL_SERVICE_PORT") or "80"
     return StatefulSet(name, int(ordinal), service, port, environ.get("STATEFUL_SERVICE_PROTOCOL") or "http")
+
+
+def _mode(environ: Mapping[str, str]) -> str:
+    mode = environ.get("GALAXY_MUTUAL_TLS") or "off"
+    if mode not in MODES:
+        raise BadEnvironment(f"GALAXY_MUTUAL_TLS={mode!r}: write one of {', '.join(MODES)}")
+    return mode
 
 
 def _port(environ: Mapping[str, str], name: str, default: int) -> int:

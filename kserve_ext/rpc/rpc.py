@@ -20,6 +20,8 @@ import msgspec
 from kserve_ext.rpc.caller import UNTRACED, Caller, Trace
 from kserve_ext.rpc.connection import Connection
 from kserve_ext.rpc.errors import RpcError
+from kserve_ext.rpc.listener import Listener
+from kserve_ext.rpc.mutual_tls import Identity, connect
 from kserve_ext.rpc.pending import Done
 from kserve_ext.wire.frames import NO_SPAN, NO_TRACE, REQUEST, ErrorCode, Frame
 from kserve_ext.wire.messages import METHODS, UNREADABLE, Message
@@ -39,15 +41,24 @@ _request_decoders = {m: msgspec.msgpack.Decoder(request).decode for m, (request,
 class Rpc:
     """The process's endpoint: `handle`, `listen`, `call`, `call_soon`."""
 
-    def __init__(self, name: str, key: bytes, *, epoch: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        key: bytes,
+        *,
+        epoch: Callable[[], int] = lambda: 0,
+        identity: Identity | None = None,
+    ) -> None:
+        """`identity`: for mutual TLS beneath the hello, but for addresses of this machine (unix:)."""
         if len(key) < 16:
             raise ValueError("cluster key: needs at least 16 bytes; make one with `galaxy up`")
         self.name = name
         self.key = key
         self.epoch = epoch
+        self._identity = identity
         self.calls = self.errors = 0
         self._handlers: dict[int, Handler] = {}
-        self._servers: list[asyncio.AbstractServer] = []
+        self._servers: list[asyncio.AbstractServer | Listener] = []
         self._own: set[str] = set()
         self._out: dict[str, Connection] = {}
         self._accepted: set[Connection] = set()
@@ -64,9 +75,15 @@ class Rpc:
     async def listen(self, host: str, port: int = 0) -> str:
         """Listens on host:port (0 = any free one); the address that others may call."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: self._accept(loop), host, port)
-        self._servers.append(server)
-        addr = f"{host}:{server.sockets[0].getsockname()[1]}"
+        if self._identity is not None:
+            listener = Listener(lambda: self._accept(loop), self._identity)
+            port = listener.start(host, port)[1]
+            self._servers.append(listener)
+        else:
+            server = await loop.create_server(lambda: self._accept(loop), host, port)
+            port = server.sockets[0].getsockname()[1]
+            self._servers.append(server)
+        addr = f"{host}:{port}"
         self._own.add(addr)
         return addr
 
@@ -198,7 +215,7 @@ class Rpc:
                     await loop.create_unix_connection(lambda: connection, addr[5:])
                 else:
                     host, _, port = addr.rpartition(":")
-                    await loop.create_connection(lambda: connection, host, int(port))
+                    await connect(lambda: connection, host, int(port), self._identity)
             return
         except TimeoutError:
             why = f"no connection in {DIAL_TIMEOUT_S} s"

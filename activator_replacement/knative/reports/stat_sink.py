@@ -17,6 +17,8 @@ from collections.abc import Callable
 import aiohttp
 
 from kserve_ext.core.backoff import pause_s
+from kserve_ext.rpc.mutual_tls import Identity
+from kserve_ext.rpc.websocket import connect
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +31,16 @@ MOST_UNSENT = 1000
 
 
 class StatSink:
-    def __init__(self, url: str, connected: Callable[[], None] = lambda: None) -> None:
-        """`connected` is called after each connection."""
+    def __init__(
+        self, url: str, connected: Callable[[], None] = lambda: None, identity: Identity | None = None
+    ) -> None:
+        """`connected` is called after each connection; `identity`: for mutual TLS."""
         self.url = url
         self.reachable = False
         self.errors = 0
         self.dropped = 0
         self._connected = connected
+        self._identity = identity
         self._unsent: deque[bytes] = deque()
         self._more = asyncio.Event()
         self._problem = ""
@@ -55,7 +60,9 @@ class StatSink:
             while True:
                 try:
                     async with asyncio.timeout(HANDSHAKE_S):
-                        socket = await session.ws_connect(self.url, autoping=False, max_msg_size=1 << 20)
+                        socket = await connect(
+                            session, self.url, self._identity, autoping=False, max_msg_size=1 << 20
+                        )
                 except (aiohttp.ClientError, OSError, TimeoutError) as error:
                     self._lost(f"{error}" or type(error).__name__)
                 else:

@@ -12,12 +12,14 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import aiohttp
 
 from kserve_ext.core.knative.buckets import Buckets
-from kserve_ext.wire.stats import StatMessage, encode
+from kserve_ext.rpc.mutual_tls import Identity
+from kserve_ext.rpc.websocket import connect
+from kserve_ext.wire.stats import Stat, StatMessage, encode
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +32,17 @@ MOST_JOURNEY_S = 60.0
 MOST_IN_ONE = 1000
 PING_S = 3.3
 
+Revision = tuple[str, str]  # namespace and name
+
 
 class Remote:
     """The way to one holder. The first address that answers is used until it breaks."""
 
-    def __init__(self, bucket: str, addresses: Sequence[str]) -> None:
+    def __init__(self, bucket: str, addresses: Sequence[str], identity: Identity | None = None) -> None:
         self.bucket = bucket
         self.addresses = tuple(addresses)
         self.dropped = 0
+        self._identity = identity
         self._waiting: deque[tuple[float, StatMessage]] = deque()
         self._wake = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -75,7 +80,7 @@ class Remote:
     async def _serve(self, session: aiohttp.ClientSession, address: str) -> None:
         """One connection, until it breaks."""
         async with asyncio.timeout(ESTABLISH_S):
-            ws = await session.ws_connect(address, heartbeat=2 * PING_S, compress=0)
+            ws = await connect(session, address, self._identity, heartbeat=2 * PING_S, compress=0)
         log.info("bucket %s: statistics go to %s", self.bucket, address)
         reading = asyncio.ensure_future(_until_closed(ws))
         try:
@@ -112,7 +117,11 @@ async def _until_closed(ws: aiohttp.ClientWebSocketResponse) -> None:
 
 
 class Forwarder:
-    def __init__(self, buckets: Buckets, accept: Callable[[StatMessage], None]) -> None:
+    def __init__(
+        self, buckets: Buckets, accept: Callable[[StatMessage], None], identity: Identity | None = None
+    ) -> None:
+        """`identity`: for mutual TLS."""
+        self._identity = identity
         self._buckets = buckets
         self._accept = accept
         #: by bucket: the way to its holder; None: it is held here
@@ -142,6 +151,21 @@ class Forwarder:
             else:
                 way.send(message)
 
+    def hung_up(self, brought: Mapping[str, Collection[Revision]]) -> None:
+        """Activators whose connection to here has ended: whoever holds their revisions' buckets elsewhere is told.
+
+        Said as what it means, so that Knative's own understand it: nothing of these revisions is there any more.
+        """
+        now = int(time.time())
+        for pod, revisions in brought.items():
+            self.send(
+                [
+                    StatMessage(namespace, name, Stat(pod, timestamp=now))
+                    for namespace, name in revisions
+                    if not self.holds(self._buckets.owner(f"{namespace}/{name}"))
+                ]
+            )
+
     async def held_here(self, bucket: str) -> None:
         if not self.holds(bucket):
             await self._change(bucket, None)
@@ -149,7 +173,7 @@ class Forwarder:
     async def held_by(self, bucket: str, addresses: Sequence[str]) -> None:
         way = self._ways.get(bucket)
         if way is None or way.addresses != tuple(addresses):
-            await self._change(bucket, Remote(bucket, addresses))
+            await self._change(bucket, Remote(bucket, addresses, self._identity))
 
     async def held_by_nobody(self, bucket: str) -> None:
         """Given back, and no other holder is known: what comes waits for one."""

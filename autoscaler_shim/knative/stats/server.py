@@ -11,11 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Mapping
 
 from aiohttp import WSMsgType, web
 
+from autoscaler_shim.knative.stats.forwarder import Revision
 from kserve_ext.core.knative.buckets import bucket_of_host
+from kserve_ext.rpc.listener import Listener
+from kserve_ext.rpc.mutual_tls import Identity
 from kserve_ext.wire.stats import MAX_MESSAGE_BYTES, Malformed, StatMessage, decode
 
 log = logging.getLogger(__name__)
@@ -32,14 +35,17 @@ class StatServer:
         received: Callable[[list[StatMessage]], None],
         holds: Callable[[str], bool],
         ready: Callable[[], bool],
-        hung_up: Callable[[set[str]], object],
+        hung_up: Callable[[Mapping[str, Collection[Revision]]], object],
+        identity: Identity | None = None,
     ) -> None:
-        """`holds`: is this bucket ours; `ready`: may the kubelet send us clients; `hung_up` is told whose statistics
-        have come on a connection that has ended."""
+        """`holds`: is this bucket ours; `ready`: may the kubelet send us clients; `hung_up` is told by which pods
+        statistics have come on a connection that has ended, and of which revisions; `identity`: for mutual TLS."""
         self._received = received
         self._holds = holds
         self._ready = ready
         self._hung_up = hung_up
+        self._identity = identity
+        self._listener: Listener | None = None
         self._clients: set[web.WebSocketResponse] = set()
         self._runner: web.AppRunner | None = None
         self._complained: set[str] = set()
@@ -52,9 +58,14 @@ class StatServer:
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port, reuse_address=True)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
+        if self._identity is None:
+            await web.TCPSite(self._runner, host, port, reuse_address=True).start()
+            self.port = self._runner.addresses[0][1]
+            return
+        assert self._runner.server is not None
+        # The kubelet's probes are plain: who gets what is decided by request.
+        self._listener = Listener(self._runner.server, self._identity, plain=True)
+        self.port = self._listener.start(host, port)[1]
 
     async def stop(self) -> None:
         """Sends all clients away, then closes. Clients that don't answer are left after SHUTDOWN_S."""
@@ -62,6 +73,8 @@ class StatServer:
             return
         for site in list(self._runner.sites):
             await site.stop()
+        if self._listener is not None:
+            self._listener.close()
         goodbyes = [ws.close(code=SERVICE_RESTART, message=b"Restarting") for ws in tuple(self._clients)]
         if goodbyes:
             await asyncio.wait([asyncio.ensure_future(bye) for bye in goodbyes], timeout=SHUTDOWN_S)
@@ -79,6 +92,10 @@ class StatServer:
             if self._ready():
                 return web.Response()
             return web.Response(status=503, text="waiting for the API server: nothing is known yet\n")
+        if self._identity is not None and not request.secure:
+            peer = request.remote or "somebody"
+            if not self._identity.allows_plain(peer, "brings statistics without TLS"):
+                return web.Response(status=403, text="statistics are brought with mutual TLS\n")
         bucket = bucket_of_host(request.host)
         if bucket is not None and not self._holds(bucket):
             log.info("%s came for bucket %s, which is not ours", request.remote, bucket)
@@ -90,11 +107,12 @@ class StatServer:
         await ws.prepare(request)
         self._clients.add(ws)
         log.info("%s brings statistics", request.remote)
-        brought: set[str] = set()
+        brought: dict[str, set[Revision]] = {}
         try:
             async for message in ws:
                 if message.type is WSMsgType.BINARY:
-                    brought.update(self._take(message.data, request.remote or ""))
+                    for told in self._take(message.data, request.remote or ""):
+                        brought.setdefault(told.stat.pod_name, set()).add((told.namespace, told.name))
                 else:
                     self._complain(request.remote or "", "text", "not binary, dropped")
         finally:
@@ -102,18 +120,18 @@ class StatServer:
             self._hung_up(brought)
         return ws
 
-    def _take(self, data: bytes, peer: str) -> Iterator[str]:
-        """The pods that these statistics are of."""
+    def _take(self, data: bytes, peer: str) -> list[StatMessage]:
+        """What it says."""
         try:
             messages = decode(data)
         except Malformed as why:
             self.malformed += 1
             self._complain(peer, "malformed", f"no WireStatMessages ({why}); is it an activator of Knative?")
-            return iter(())
+            return []
         self.taken += 1
         if messages:
             self._received(messages)
-        return (message.stat.pod_name for message in messages)
+        return messages
 
     def _complain(self, peer: str, kind: str, what: str) -> None:
         """Once for each peer and kind: a peer that is wrong is so every second."""

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 
 import aiohttp
 import pytest
 
 from autoscaler_shim.knative.stats import forwarder as forwarding
-from autoscaler_shim.knative.stats.forwarder import Forwarder
+from autoscaler_shim.knative.stats.forwarder import Forwarder, Revision
 from autoscaler_shim.knative.stats.server import StatServer
 from kserve_ext.core.knative.buckets import Buckets
+from kserve_ext.rpc.mutual_tls import Identity
+from kserve_ext.rpc.websocket import connect
 from kserve_ext.wire.stats import Stat, StatMessage, encode
+from tests.support.certificates import Authority
 from tests.support.knative_autoscaler import activator, message, run, until
 
 BUCKET = "autoscaler-bucket-00-of-01"
+REVISION = ("ns", "rev")
 
 
 class Received:
@@ -25,7 +29,7 @@ class Received:
         self.messages: list[StatMessage] = []
         self.holds: set[str] = set()
         self.ready = True
-        self.left: list[set[str]] = []
+        self.left: list[Mapping[str, Collection[Revision]]] = []
 
 
 @contextlib.asynccontextmanager
@@ -69,7 +73,9 @@ def test_whose_connection_ended_is_told() -> None:
                 await reporter.report(1.0, pod="act-1")
                 await until(lambda: len(received.messages) == 2)
                 assert received.left == []
-            await until(lambda: received.left == [{"act-0", "act-1"}])
+            await until(lambda: received.left)
+            hello = ("default", "hello-00001")
+            assert received.left == [{"act-0": {hello}, "act-1": {hello}}]
 
     run(test())
 
@@ -236,5 +242,55 @@ def test_a_connection_that_breaks_is_made_anew(monkeypatch: pytest.MonkeyPatch) 
         assert accepted[0].stat.average_concurrent_requests == 2
         await forwarder.stop()
         await again.stop()
+
+    run(test())
+
+
+def test_the_holder_hears_that_an_activator_of_elsewhere_is_gone() -> None:
+    async def test() -> None:
+        async with serving() as (server, received):
+            here: list[StatMessage] = []
+            forwarder = Forwarder(Buckets.of(1), here.append)
+            await forwarder.held_by(BUCKET, (f"ws://127.0.0.1:{server.port}",))
+            forwarder.hung_up({"act-0": {REVISION}})
+            await until(lambda: received.messages)
+            (message,) = received.messages
+            assert (message.namespace, message.name) == REVISION
+            assert message.stat.pod_name == "act-0"
+            assert message.stat.average_concurrent_requests == message.stat.request_count == 0
+            await forwarder.held_here(BUCKET)
+            forwarder.hung_up({"act-0": {REVISION}})
+            assert here == [], "whoever holds it has been told by its own server"
+            await forwarder.stop()
+
+    run(test())
+
+
+@pytest.mark.parametrize(("strict", "plain"), [(False, 101), (True, 403)])
+def test_with_mutual_tls_the_kubelet_is_answered_and_who_brings_statistics_shows_who_it_is(
+    strict: bool, plain: int
+) -> None:
+    async def test() -> None:
+        authority = Authority()
+        identity = Identity("ours", strict=strict)
+        identity.load(*authority.issue("ours"), authority.pem)
+        received = Received()
+        received.ready = True
+        server = StatServer(
+            received.messages.extend, lambda _: True, lambda: received.ready, received.left.append, identity
+        )
+        await server.start("127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.port}"
+        async with aiohttp.ClientSession() as session:
+            async with session.get(url, headers={"User-Agent": "kube-probe/1.36"}) as answer:
+                assert answer.status == 200
+            upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+            async with session.get(url, headers={**upgrade, "Sec-WebSocket-Key": "A" * 22 + "=="}) as answer:
+                assert answer.status == plain
+            secured = await connect(session, url.replace("http", "ws"), identity)
+            await secured.send_bytes(encode([now_message(3)]))
+            await until(lambda: received.messages)
+            await secured.close()
+        await server.stop()
 
     run(test())
