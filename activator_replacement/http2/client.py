@@ -117,7 +117,7 @@ class Http2Client(Peer):
 
     # --- asyncio
 
-    def received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         if self._closing:
             return
         self._quiet_s = 0.0
@@ -159,7 +159,7 @@ class Http2Client(Peer):
             self.connection.charge(stream)
             self.connection.reset(stream, PROTOCOL_ERROR)
             return
-        if self.crowded(facts.kept_bytes):
+        if facts.kept_bytes > _SMALL and self.crowded(facts.kept_bytes):
             self.connection.refuse(stream)
             return
         plane.counters.requests += 1
@@ -266,9 +266,12 @@ class Http2Client(Peer):
         """Its answer has left, or waits in its queue."""
         self.exchanges.discard(exchange)
         down = exchange.down
-        self.connection.dropped(down)
-        if down.open_in and not down.open_out:
-            self.connection.reset(down, NO_ERROR)
+        if down.owed:
+            self.connection.dropped(down)
+        if not down.open_out:
+            if down.open_in:
+                self.connection.reset(down, NO_ERROR)
+            down.exchange = None  # nothing comes of it any more, and nobody has to look for a circle
 
     # --- ends
 

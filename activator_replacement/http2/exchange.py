@@ -149,7 +149,9 @@ class Http2Exchange(RequestHalf):
         block = self.forwarded()
         connection = upstream.connection
         trailers = self._trailers
-        if connection.takes(block) and (trailers is None or connection.takes(trailers)):
+        if (len(block) <= connection.sure_bytes or connection.takes(block)) and (
+            trailers is None or connection.takes(trailers)
+        ):
             self.state = SENT
             self.send_to(upstream, block)
             self.client.plane.dispatch.sent(self)
@@ -191,12 +193,13 @@ class Http2Exchange(RequestHalf):
             check_trailers(block, self.client.plane.limits.head_bytes)
             if not end or self._expected > 0:
                 raise Malformed("a body that ends too early, or trailers that are not the end")
-            if not self.client.connection.takes(block):
+            connection = self.client.connection
+            if len(block) > connection.sure_bytes and not connection.takes(block):
                 raise Malformed("trailers of more than its client takes")
         except Malformed as malformed:
             self._broken(malformed.reason)
             return
-        self.client.connection.send_trailers(self.down, block)
+        connection.send_trailers(self.down, block)
         self._response_read()
 
     def _respond(self, block: bytes, end: bool) -> None:
@@ -216,7 +219,8 @@ class Http2Exchange(RequestHalf):
             if end and head.length > 0:
                 raise Malformed("a body that ends too early")
         marked = self.marked(head)
-        if not client.connection.takes(marked):
+        connection = client.connection
+        if len(marked) > connection.sure_bytes and not connection.takes(marked):
             raise Malformed("a head of more than its client takes")
         self.state = RESPONDING
         self.settled()
@@ -226,7 +230,7 @@ class Http2Exchange(RequestHalf):
         if head.event_stream:
             self._tail = b""
         self.wrote = True
-        client.connection.send_headers(self.down, marked, end)
+        connection.send_headers(self.down, marked, end)
         if end:
             self._response_read()
 
@@ -244,8 +248,9 @@ class Http2Exchange(RequestHalf):
         if self._tail is not None and payload:
             self._tail = payload[-4:] if len(payload) > 3 else (self._tail + payload)[-4:]
         sent = self.client.connection.send_data(self.down, payload, end)
-        if sent:
-            self.delivered(sent)
+        if sent and self.up is not None and self.upstream is not None:
+            self.wrote = True
+            self.upstream.connection.passed_on(self.up, sent)
         if end:
             self._response_read()
 

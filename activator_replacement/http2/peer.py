@@ -1,7 +1,7 @@
 """What both sides of the relay share: a transport, the HTTP/2 connection on it, and when its bytes leave.
 
-All that one read gives rise to leaves with one write to each connection as soon as the read was looked at; what comes
-about otherwise (Dispatch, timers, a transport that takes bytes again) leaves together in the next turn of the loop.
+Whatever comes about in one turn of the loop leaves at its end, with one write to each connection: all that was read
+meanwhile, from however many connections, goes on together.
 
 Hot dialect, see kserve_ext/wire/http1.py.
 """
@@ -15,31 +15,25 @@ from kserve_ext.wire.http2.connection import Connection
 
 
 class Outgoing:
-    """The connections of a process that have something to send."""
+    """The connections of a process that have something to send in this turn."""
 
-    __slots__ = ("_loop", "_peers", "_scheduled", "reading")
+    __slots__ = ("_loop", "_peers")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._peers: list[Peer] = []
-        self._scheduled = False
-        self.reading = False  # somebody reads, and flushes afterwards
 
     def add(self, peer: Peer) -> None:
-        self._peers.append(peer)
-        if not self.reading and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._turn)
+        peers = self._peers
+        if not peers:
+            self._loop.call_soon(self._flush)
+        peers.append(peer)
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         peers = self._peers
         self._peers = []
         for peer in peers:
             peer.flush()
-
-    def _turn(self) -> None:
-        self._scheduled = False
-        self.flush()
 
 
 class Peer(asyncio.Protocol):
@@ -49,18 +43,6 @@ class Peer(asyncio.Protocol):
         self._outgoing = outgoing
         self.connection: Connection
         self.transport = cast("asyncio.Transport", None)  # set before anything else is called
-
-    def data_received(self, data: bytes) -> None:
-        outgoing = self._outgoing
-        outgoing.reading = True
-        try:
-            self.received(data)
-        finally:
-            outgoing.reading = False
-            outgoing.flush()
-
-    def received(self, data: bytes) -> None:
-        raise NotImplementedError
 
     def pause_writing(self) -> None:
         self.connection.stuck = True

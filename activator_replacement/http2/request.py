@@ -123,7 +123,9 @@ class RequestHalf(ABC):
         """It is not sent again."""
         self._body = None
         self._trailers = None
-        self.facts.forget()
+        facts = self.facts
+        if not facts.shared:
+            facts.forget()
 
     def went(self, size: int) -> None:
         """So many bytes of the body have left for the instance: the client may send as many again."""

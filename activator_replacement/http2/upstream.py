@@ -43,7 +43,7 @@ class Http2Upstream(Peer):
         keep_alive(transport.get_extra_info("socket"))
         self.flush()
 
-    def received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         if self.closed:
             return
         connection = self.connection
@@ -116,7 +116,7 @@ class Http2Upstream(Peer):
 
     def room(self) -> bool:
         """One more exchange may be sent on it."""
-        return not self.closed and self.connection.room() and not self.transport.is_closing()
+        return self.connection.room() and not self.closed and not self.transport.is_closing()
 
     def close(self) -> None:
         """Nothing is under way."""

@@ -114,9 +114,7 @@ class RequestBlock:
         self.to_pod_by: Hop2 | None = None
 
     def forget(self) -> None:
-        """The request is not forwarded any more; what may be large goes."""
-        if self.shared:
-            return
+        """The request is not forwarded any more; what may be large goes. Not for a shared one."""
         self.kept_bytes = 0
         self.block = self.path = self.user_agent = self.probe = self.hash = b""
         self.forwarded_for = self.forwarded = None
