@@ -22,6 +22,8 @@ ASLEEP = {"target-burst-capacity": "-1", **services.ASLEEP}
 ROUTING = (SYSTEM_NAMESPACE, "routing-serving-certs")
 SERVING = (NAMESPACE, "serving-certs")
 POD_NAME = f"kn-user-{NAMESPACE}"
+#: Knative's Certificates ask for it, too, and its activator looks at no other.
+FORMER_NAME = "data-plane.knative.dev"
 _ESTABLISHED = "01"
 
 
@@ -116,7 +118,8 @@ def test_requests_are_encrypted_all_the_way(api: Api, client: Client) -> None:
 def test_renewed_certificates_are_taken_up_and_fail_no_request(api: Api, client: Client) -> None:
     """Of another authority, which a bundle makes known first. A queue-proxy looks once a minute."""
     renewed = Authority("renewed")
-    for_pods, for_ingresses = secret_data(renewed, [POD_NAME]), secret_data(renewed, [INTERNAL_NAME])
+    for_pods = secret_data(renewed, [POD_NAME, FORMER_NAME])
+    for_ingresses = secret_data(renewed, [INTERNAL_NAME, FORMER_NAME])
     only_new = trusting(for_pods)
     with (
         encrypted(api) as known,
@@ -148,6 +151,6 @@ def test_a_pod_whose_certificate_nobody_vouches_for_gets_no_request(api: Api, cl
         deployed(api, "stranger", template(ASLEEP)) as service,
         kept(api, SERVING),
     ):
-        stranger = secret_data(Authority("stranger"), [POD_NAME])
+        stranger = secret_data(Authority("stranger"), [POD_NAME, FORMER_NAME])
         api.patch("v1", "Secret", *SERVING, {"data": stranger})
         assert client.send(service).status == 502
