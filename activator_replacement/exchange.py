@@ -174,20 +174,18 @@ class HttpExchange:
         upstream.exchange = self
         self.state = SENT
         client = self.client
-        parts = self.forwarded()
+        data = self.forwarded()
         if self._body:
-            parts.extend(self._body)
-        upstream.write(b"".join(parts))
+            data = b"".join((data, *self._body))
+        upstream.transport.write(data)
         if not self.body_done and not client.reading and not upstream.write_paused:
             client.resume_reading()
         client.plane.dispatch.sent(self)
 
-    def forwarded(self) -> list[bytes]:
+    def forwarded(self) -> bytes:
         """The request's head as the instance gets it."""
         facts = self.facts
-        return forward_request(
-            self.head, facts, self.client.hop, b"" if facts.request_id else self.request_id
-        )
+        return forward_request(facts, self.client.hop, b"" if facts.request_id else self.request_id)
 
     def marks(self, head: ResponseHead) -> bytes:
         """The header lines that are added to the response's."""

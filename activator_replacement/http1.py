@@ -35,6 +35,8 @@ class ClientProtocol(asyncio.Protocol):
     #: What takes over when the client speaks HTTP/2.
     http2_type: ClassVar[type[Http2Client]] = Http2Client
 
+    hop: Hop  # made when it is connected
+
     __slots__ = (
         "_buffer",
         "_closing",
@@ -58,7 +60,6 @@ class ClientProtocol(asyncio.Protocol):
         self.transport: asyncio.Transport = cast(
             "asyncio.Transport", None
         )  # set before anything else is called
-        self.hop = cast("Hop", None)
         self.exchange: HttpExchange | None = None
         self.reading = True
         self.write_paused = False

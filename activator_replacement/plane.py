@@ -20,7 +20,7 @@ from activator_replacement.upstream import UpstreamProtocol
 if TYPE_CHECKING:
     from activator_replacement.http1 import ClientProtocol
 
-BUCKETS_S: Final = (
+BUCKETS_S: Final[tuple[float, ...]] = (
     0.001,
     0.0025,
     0.005,

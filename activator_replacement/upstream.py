@@ -26,6 +26,7 @@ _LENGTH: Final = 1
 _CHUNKED: Final = 2
 _UNTIL_CLOSE: Final = 3
 _PIPE: Final = 4
+_COPIED: Final = 4096  # a body of more is written apart from its head, which costs more than to copy less
 _TAIL: Final = 20  # what is kept of the end of an event stream: an end mark with its line ends
 
 
@@ -207,25 +208,24 @@ class UpstreamProtocol(asyncio.Protocol):
         if client.close_after:
             lines += b"Connection: close\r\n"
         self._keep = head.keep_alive
-        parts = forward_response(data, head, lines)
-        if length == 0:
-            self._keep = self._keep and len(data) == size
-            client.write(b"".join(parts))
-            self._complete(exchange)
-        elif length > 0:
+        out = forward_response(head, lines)
+        if length >= 0:
             have = len(data) - size
+            if have > length:
+                self._keep = False
+                have = length
+            if have > _COPIED:
+                client.write(out)
+                client.write(data[size : size + have])
+            else:
+                client.write(out + data[size : size + have])
             if have < length:
                 self._framing = _LENGTH
                 self._left = length - have
-                parts.append(data[size:])
-                client.write(b"".join(parts))
             else:
-                self._keep = self._keep and have == length
-                parts.append(data[size : size + length])
-                client.write(b"".join(parts))
                 self._complete(exchange)
         else:
-            client.write(b"".join(parts))
+            client.write(out)
             if length == CHUNKED:
                 self._framing = _CHUNKED
                 self._walker = ChunkWalker()
@@ -282,7 +282,7 @@ class UpstreamProtocol(asyncio.Protocol):
         plane.counters.first_byte(101, plane.loop.time() - exchange.started)
         self._framing = _PIPE
         client = exchange.client
-        client.write(b"".join(forward_response(data, head, exchange.marks(head))) + data[head.size :])
+        client.write(forward_response(head, exchange.marks(head)) + data[head.size :])
         client.pipe(exchange)
 
     # --- ends

@@ -35,6 +35,9 @@ class KnativeClient(ClientProtocol):
 
     def write(self, data: bytes) -> None:
         self._wrote = True
+        exchange = cast("KnativeExchange | None", self.exchange)
+        if exchange is not None and exchange.record is not None:
+            exchange.record.passed(data)
         self.transport.write(data)
 
     def begun(self, exchange: HttpExchange) -> None:
@@ -46,6 +49,12 @@ class KnativeClient(ClientProtocol):
                 return
         self._wrote = False
         super().begun(exchange)
+
+    def answer(self, exchange: HttpExchange, status: int, reason: str, retry_after_s: float = 0.0) -> None:
+        record = cast("KnativeExchange", exchange).record
+        if record is not None:
+            record.size = len(answers.error(status, reason).body)
+        super().answer(exchange, status, reason, retry_after_s)
 
     def refusal(
         self, status: int, reason: str, retry_after_s: float, request_id: bytes, to_head: bool

@@ -42,13 +42,11 @@ class KnativeExchange(HttpExchange):
         self.status = 0  # of the pod's response, once there is one
         self.written = 0.0  # when the client was last written to, as far as a tick has seen
 
-    def forwarded(self) -> list[bytes]:
+    def forwarded(self) -> bytes:
         host = self.host
-        head: KnativeHead = self.facts  # type: ignore[assignment]
-        parts = forward_to_pod(self.head, head, self.client.hop, host or self.addr.encode(), bool(host))
-        if self.trace is not None:
-            parts = [with_parent(b"".join(parts), self.trace.proxy)]
-        return parts
+        facts: KnativeHead = self.facts  # type: ignore[assignment]
+        head = forward_to_pod(facts, self.client.hop, host or self.addr.encode(), host != b"")
+        return head if self.trace is None else with_parent(head, self.trace.proxy)
 
     def marks(self, head: ResponseHead) -> bytes:
         self.status = head.status

@@ -1,86 +1,105 @@
-"""HTTP/1.1 heads: what a proxy must know of one, and which of its bytes go no further than this hop.
+"""HTTP/1.1 heads: what a proxy must know of one, and which of its lines go no further than this hop.
 
-A head is scanned in one pass and never becomes a dict: two regular expressions check the whole grammar and find
-the few headers that matter; http1_forward.py splices. Whatever two readers could frame differently is refused
-(two lengths, length and chunked, folding, bare LF, space before a colon, two Hosts ...): stricter than RFC 9112
-where it gives a choice, never laxer than llhttp or h11 (tests compare). Body framing is http1_body.py.
+A head is its lines, and most lines come again and again: what a grammar makes of one is kept (http1_lines.py), so a
+head is one split and a look-up a line; http1_forward.py joins the lines that go on. Whatever two readers could frame
+differently is refused (two lengths, length and chunked, folding, bare LF, space before a colon, two Hosts ...):
+stricter than RFC 9112 where it gives a choice, never laxer than llhttp or h11 (tests compare). Body framing is
+http1_body.py.
 
-Hot dialect: slots, int constants, positions instead of objects, an exception only for bytes that are refused.
+Hot dialect: slots, int constants, places of lines instead of objects, an exception only for bytes that are refused.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import ClassVar, Final
+
+from kserve_ext.wire.http1_lines import (
+    CODING,
+    COLD,
+    CONNECTION,
+    ENCODED,
+    EXPECT,
+    FORWARDED,
+    FORWARDED_FOR,
+    FORWARDED_PROTO,
+    HOST,
+    HOST_PORT,
+    LENGTH,
+    NAMESPACE,
+    REQUEST_ID,
+    REQUEST_ID_TEXT,
+    REQUEST_NAMES,
+    RESPONSE_NAMES,
+    REVISION,
+    TYPE,
+    UPGRADE,
+    Fields,
+    Malformed,
+    RequestLines,
+    StatusLines,
+)
+
+__all__ = [
+    "CHUNKED",
+    "EMBEDDED",
+    "HOST_PORT",
+    "REQUEST_ID_TEXT",
+    "UNTIL_CLOSE",
+    "Grammar",
+    "Malformed",
+    "RequestHead",
+    "ResponseHead",
+    "header",
+    "scan_request",
+    "scan_response",
+]
 
 CHUNKED: Final = -1  # lengths below zero: the body ends otherwise
 UNTIL_CLOSE: Final = -2
 
-CUT: Final = 0  # edit kinds: leave these bytes out
-APPEND_FOR: Final = 1  # add the client to X-Forwarded-For here
-APPEND_FORWARDED: Final = 2  # add the client to Forwarded here
-REHOST: Final = 3  # the Host line, where a grammar wants it exchanged
-
-TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-FIELDS: Final = rb"(?:" + TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*+"
-_REQUEST = re.compile(
-    rb"(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|TRACE) (/[!-~]*+|\*) HTTP/1\.([01])\r\n" + FIELDS
-)
-_RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t -~\x80-\xff]*+)?\r\n" + FIELDS)
-#: Alternatives start with a class of both cases: the engine then skips most of them by one look.
-_REQUEST_FIELD = re.compile(
-    rb"\r\n([Cc](?i:onnection|ontent-length)|[Hh](?i:ost|ttp2-settings)|[Tt](?i:ransfer-encoding|e)"
-    rb"|[Xx](?i:-request-id|-forwarded-for|-forwarded-proto)|[Ff](?i:orwarded)|[Ee](?i:xpect)|[Uu](?i:pgrade)"
-    rb"|[Kk](?i:eep-alive|-proxy-request|native-serving-namespace|native-serving-revision)"
-    rb"|[Pp](?i:roxy-connection|roxy-authorization)):[\t ]*([^\r]*)"
-)
-_RESPONSE_FIELD = re.compile(
-    rb"\r\n([Cc](?i:onnection|ontent-length|ontent-type|ontent-encoding)|[Tt](?i:ransfer-encoding)|[Uu](?i:pgrade)"
-    rb"|[Xx](?i:-request-id|-cold-start)|[Kk](?i:eep-alive)|[Pp](?i:roxy-connection)):[\t ]*([^\r]*)"
-)
 _ANY_FIELD = re.compile(rb"\r\n([^:\r]+):[\t ]*([^\r]*)")
-HOST_PORT = re.compile(rb"[0-9A-Za-z.\-_]*(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
-REQUEST_ID_TEXT = re.compile(rb"[!-~]{1,128}")
 #: Fields that say how a message is framed or where it goes can't be declared hop-by-hop by the peer.
-_NEVER_HOP = frozenset((b"host", b"content-length", b"transfer-encoding"))
-
-
-class Malformed(Exception):
-    """The peer's bytes are refused; `reason` says what is wrong with them, `status` what a request gets."""
-
-    def __init__(self, reason: str, status: int = 400) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.status = status
+_NEVER_HOP: Final = frozenset((b"host", b"content-length", b"transfer-encoding"))
+_SAID: Final = frozenset(
+    (b"", b"close", b"keep-alive", b"upgrade")
+)  # options of Connection that name no field
 
 
 class RequestHead:
-    """The facts of one request head; positions refer to the bytes it was scanned from."""
+    """The facts of one request head. A place is that of one of its lines, 0 = there is none."""
 
     __slots__ = (
-        "edits",
+        "cuts",
         "expect",
-        "forwarded",
-        "forwarded_for",
-        "forwarded_proto",
+        "for_at",
+        "forwarded_at",
         "h2c",
         "host",
+        "host_at",
         "keep_alive",
         "length",
+        "lines",
         "method",
         "minor",
         "namespace",
+        "proto_at",
         "request_id",
         "revision",
         "size",
         "upgrade",
     )
+    #: Of two revision headers the first counts; else they are refused.
+    first_counts: ClassVar[bool] = False
 
-    def __init__(self, method: bytes, minor: int, size: int) -> None:
+    def __init__(self, method: bytes, minor: int, size: int, lines: list[bytes]) -> None:
         self.method = method
         self.minor = minor
         self.size = size
+        self.lines = lines  # the first one included
+        self.cuts: list[int] = []  # places of lines that are not passed on, in order
         self.host = b""
+        self.host_at = 0
         self.namespace: bytes | None = None
         self.revision: bytes | None = None
         self.request_id = b""
@@ -89,26 +108,22 @@ class RequestHead:
         self.expect = False
         self.upgrade = False
         self.h2c = False  # asks to go on in HTTP/2
-        self.forwarded = False
-        self.forwarded_for = False
-        self.forwarded_proto = False
-        self.edits: list[tuple[int, int, int]] = []  # (start, end, kind), in order of start
+        self.for_at = 0  # the last X-Forwarded-For: several are one list
+        self.forwarded_at = 0  # the last Forwarded
+        self.proto_at = 0
 
-    def once(self, name: bytes, before: bytes | None, value: bytes) -> bytes:
-        """The value of a field of ours that came when it had `before`, None = not yet."""
-        if before is not None:
-            raise Malformed(f"{name.decode()}: given twice")
-        return value.rstrip(b" \t")
-
-    def other(self, name: bytes, value: bytes, start: int, end: int) -> None:
-        """A field that the grammar looks for and scan_request has no use for."""
-        self.edits.append((start, end, CUT))
+    def other(self, kind: int, value: bytes, at: int) -> None:
+        """A line that the grammar looks for and scan_request has no use for."""
+        self.cuts.append(at)
 
     def without(self, names: set[bytes]) -> None:
         """Connection names these: they are not passed on."""
-        self.forwarded_for &= b"x-forwarded-for" not in names
-        self.forwarded_proto &= b"x-forwarded-proto" not in names
-        self.forwarded &= b"forwarded" not in names
+        if b"x-forwarded-for" in names:
+            self.for_at = 0
+        if b"x-forwarded-proto" in names:
+            self.proto_at = 0
+        if b"forwarded" in names:
+            self.forwarded_at = 0
         if b"x-request-id" in names:
             self.request_id = b""
 
@@ -121,22 +136,29 @@ class RequestHead:
 class Grammar:
     """Which request lines are taken, which fields are looked at, and what a head is made of."""
 
-    __slots__ = ("fields", "line", "make", "rehost")
+    __slots__ = ("fields", "first_lines", "make")
 
-    def __init__(
-        self,
-        line: re.Pattern[bytes],
-        fields: re.Pattern[bytes],
-        make: type[RequestHead],
-        rehost: bool = False,
-    ) -> None:
-        self.line = line  # groups: method, target, minor version; the fields after it
+    def __init__(self, first_lines: RequestLines, fields: Fields, make: type[RequestHead]) -> None:
+        self.first_lines = first_lines
         self.fields = fields
         self.make = make
-        self.rehost = rehost  # the Host line is an edit
 
 
-EMBEDDED: Final = Grammar(_REQUEST, _REQUEST_FIELD, RequestHead)
+EMBEDDED: Final = Grammar(
+    RequestLines(),
+    Fields(
+        {
+            **REQUEST_NAMES,
+            b"forwarded": FORWARDED,
+            b"x-forwarded-proto": FORWARDED_PROTO,
+            b"x-request-id": REQUEST_ID,
+        },
+        400,
+    ),
+    RequestHead,
+)
+_STATUS_LINES: Final = StatusLines()
+_RESPONSE_FIELDS: Final = Fields(RESPONSE_NAMES, 502)
 
 
 class ResponseHead:
@@ -144,106 +166,102 @@ class ResponseHead:
 
     __slots__ = (
         "cold",
-        "edits",
+        "cuts",
         "event_stream",
         "keep_alive",
         "length",
+        "lines",
         "minor",
         "request_id",
         "size",
         "status",
     )
 
-    def __init__(self, status: int, minor: int, size: int) -> None:
+    def __init__(self, status: int, minor: int, size: int, lines: list[bytes]) -> None:
         self.status = status
         self.minor = minor
         self.size = size
+        self.lines = lines
+        self.cuts: list[int] = []
         self.length = UNTIL_CLOSE
         self.keep_alive = minor == 1
         self.event_stream = False  # text/event-stream without a content coding
         self.request_id = False
         self.cold = False
-        self.edits: list[tuple[int, int, int]] = []
 
 
 def scan_request(data: bytes, size: int, grammar: Grammar = EMBEDDED) -> RequestHead:
     """The head in data[:size], where `size` is just after the first empty line. Raises Malformed."""
-    match = grammar.line.fullmatch(data, 0, size - 2)
-    if match is None:
-        raise Malformed(_what_is_wrong(data, size))
-    head = grammar.make(match[1], 1 if match[3] == b"1" else 0, size)
-    hosts = lengths = codings = 0
+    lines = data[: size - 4].split(b"\r\n")
+    method, minor = grammar.first_lines[lines[0]]
+    head = grammar.make(method, minor, size, lines)
+    cuts = head.cuts
+    hosts = lengths = upgrade_at = 0
     connection = upgrade = None
-    edits = head.edits
-    for field in grammar.fields.finditer(data, 0, size - 2):
-        name, value = field.groups()
-        name = name.lower()
-        if name == b"host":
+    for at, (kind, value) in enumerate(map(grammar.fields.__getitem__, lines[1:]), 1):
+        if not kind:
+            continue
+        if kind == HOST:
             hosts += 1
-            head.host = value.rstrip(b" \t")
-            if grammar.rehost:
-                edits.append((field.start(), field.end(), REHOST))
-        elif name == b"content-length":
+            head.host = value
+            head.host_at = at
+        elif kind == NAMESPACE:
+            if head.namespace is None:
+                head.namespace = value
+            elif not head.first_counts:
+                raise Malformed("Knative-Serving-Namespace: given twice")
+            cuts.append(at)
+        elif kind == REVISION:
+            if head.revision is None:
+                head.revision = value
+            elif not head.first_counts:
+                raise Malformed("Knative-Serving-Revision: given twice")
+            cuts.append(at)
+        elif kind == LENGTH:
             lengths += 1
-            head.length = _length(value)
-        elif name == b"knative-serving-namespace":
-            head.namespace = head.once(name, head.namespace, value)
-            edits.append((field.start(), field.end(), CUT))
-        elif name == b"knative-serving-revision":
-            head.revision = head.once(name, head.revision, value)
-            edits.append((field.start(), field.end(), CUT))
-        elif name == b"connection":
-            connection = value if connection is None else connection + b"," + value
-            edits.append((field.start(), field.end(), CUT))
-        elif name == b"transfer-encoding":
-            codings += 1
-            _check_coding(value)
-        elif name == b"x-request-id":
-            value = value.rstrip(b" \t")
-            if not head.request_id and REQUEST_ID_TEXT.fullmatch(value):
+            head.length = int(value)
+        elif kind == FORWARDED_FOR:
+            head.for_at = at
+        elif kind == FORWARDED:
+            head.forwarded_at = at
+        elif kind == FORWARDED_PROTO:
+            head.proto_at = at
+        elif kind == REQUEST_ID:
+            if value and not head.request_id:
                 head.request_id = value
             else:
-                edits.append((field.start(), field.end(), CUT))
-        elif name == b"x-forwarded-for":
-            head.forwarded_for = True
-            _append_last(edits, field.end(), APPEND_FOR)
-        elif name == b"forwarded":
-            head.forwarded = True
-            _append_last(edits, field.end(), APPEND_FORWARDED)
-        elif name == b"x-forwarded-proto":
-            head.forwarded_proto = True
-        elif name == b"expect":
-            if value.rstrip(b" \t").lower() != b"100-continue":
-                raise Malformed("Expect: only 100-continue is known")
-            head.expect = head.minor == 1
-            if head.minor == 0:
-                edits.append((field.start(), field.end(), CUT))
-        elif name == b"upgrade":
-            upgrade = value if upgrade is None else upgrade + b"," + value
-            edits.append((field.start(), field.end(), CUT))
-        else:
-            head.other(name, value, field.start(), field.end())
-    if hosts != 1 and (hosts > 1 or head.minor == 1):
-        raise Malformed("a request has exactly one Host header")
-    if HOST_PORT.fullmatch(head.host) is None:
-        raise Malformed("Host: not a host name or address with an optional port")
-    if lengths or codings:
-        if lengths + codings > 1:
-            raise Malformed("Content-Length and Transfer-Encoding: one of them, once")
-        if codings:
-            if head.minor == 0:
+                cuts.append(at)
+        elif kind == CONNECTION:
+            connection = value if connection is None else connection + b"," + value
+            cuts.append(at)
+        elif kind == CODING:
+            lengths += 1
+            if not minor:
                 raise Malformed("Transfer-Encoding: not in HTTP/1.0")
             head.length = CHUNKED
+        elif kind == EXPECT:
+            head.expect = minor == 1
+            if not minor:
+                cuts.append(at)
+        elif kind == UPGRADE:
+            upgrade = value if upgrade is None else upgrade + b"," + value
+            upgrade_at = at
+            cuts.append(at)
+        else:
+            head.other(kind, value, at)
+    if hosts != 1 and (hosts or minor):
+        raise Malformed("a request has exactly one Host header")
+    if lengths > 1:
+        raise Malformed("Content-Length and Transfer-Encoding: one of them, once")
     if connection is not None and not (connection == b"keep-alive" and head.keep_alive):
-        _apply_connection(data, head, connection, upgrade)
-    if head.length == 0:
+        _apply_connection(head, connection, upgrade, upgrade_at)
+    if not head.length:
         head.expect = False
     return head
 
 
-def _apply_connection(data: bytes, head: RequestHead, connection: bytes, upgrade: bytes | None) -> None:
-    names = {token.strip(b" \t").lower() for token in connection.split(b",")}
-    names.discard(b"")
+def _apply_connection(head: RequestHead, connection: bytes, upgrade: bytes | None, upgrade_at: int) -> None:
+    names = _options(connection)
     if b"close" in names:
         head.keep_alive = False
     elif b"keep-alive" in names:
@@ -251,78 +269,71 @@ def _apply_connection(data: bytes, head: RequestHead, connection: bytes, upgrade
     if (
         b"upgrade" in names
         and upgrade is not None
-        and head.length == 0
-        and head.minor == 1
+        and not head.length
+        and head.minor
         and head.takes_upgrade(upgrade.strip(b" \t").lower())
     ):
         head.upgrade = True
-    names -= {b"close", b"keep-alive", b"upgrade"}
+        head.cuts.remove(upgrade_at)
+    names -= _SAID
     if names:
-        _cut_named(data, head.size, names, head.edits)
+        _cut_named(head.lines, head.cuts, names)
         head.without(names)
 
 
 def scan_response(data: bytes, size: int, to_head: bool) -> ResponseHead:
     """As scan_request; `to_head`: it answers a HEAD request."""
-    match = _RESPONSE.fullmatch(data, 0, size - 2)
-    if match is None:
-        raise Malformed(_what_is_wrong(data, size), 502)
-    status = int(match[2])
-    head = ResponseHead(status, 1 if match[1] == b"1" else 0, size)
-    lengths = codings = length = 0
+    lines = data[: size - 4].split(b"\r\n")
+    status, minor = _STATUS_LINES[lines[0]]
+    head = ResponseHead(status, minor, size, lines)
+    cuts = head.cuts
+    lengths = length = 0
     connection = None
     coded = events = False
-    edits = head.edits
-    for field in _RESPONSE_FIELD.finditer(data, 0, size - 2):
-        name, value = field.groups()
-        name = name.lower()
-        if name == b"content-length":
+    for at, (kind, value) in enumerate(map(_RESPONSE_FIELDS.__getitem__, lines[1:]), 1):
+        if not kind:
+            continue
+        if kind == LENGTH:
             lengths += 1
-            length = _length(value)
-        elif name == b"content-type":
-            events = value[:17].lower() == b"text/event-stream"
-        elif name == b"connection":
+            length = int(value)
+        elif kind == CONNECTION:
             connection = value if connection is None else connection + b"," + value
-            edits.append((field.start(), field.end(), CUT))
-        elif name == b"transfer-encoding":
-            codings += 1
-            _check_coding(value)
-        elif name == b"x-request-id":
+            cuts.append(at)
+        elif kind == CODING:
+            lengths += 1
+            length = CHUNKED
+            if not minor:
+                raise Malformed("Transfer-Encoding: not in HTTP/1.0", 502)
+        elif kind == REQUEST_ID:
             head.request_id = True
-        elif name == b"x-cold-start":
+        elif kind == COLD:
             head.cold = True
-        elif name == b"content-encoding":
+        elif kind == TYPE:
+            events = value != b""
+        elif kind == ENCODED:
             coded = True
-        elif name == b"upgrade":
-            if status != 101:
-                edits.append((field.start(), field.end(), CUT))
-        else:
-            edits.append((field.start(), field.end(), CUT))
-    if lengths + codings > 1:
+        elif kind != UPGRADE or status != 101:
+            cuts.append(at)
+    if lengths > 1:
         raise Malformed("Content-Length and Transfer-Encoding: one of them, once", 502)
-    if codings and head.minor == 0:
-        raise Malformed("Transfer-Encoding: not in HTTP/1.0", 502)
     if status < 200 or status == 204:
-        if codings or length:
+        if length:
             raise Malformed(f"a {status} response has no body", 502)
         head.length = 0
     elif to_head or status == 304:
         head.length = 0
-    elif codings:
-        head.length = CHUNKED
     elif lengths:
         head.length = length
     head.event_stream = events and not coded
     if connection is not None and not (connection == b"keep-alive" and head.keep_alive):
-        names = {token.strip(b" \t").lower() for token in connection.split(b",")}
-        names.discard(b"")
+        names = _options(connection)
         if b"close" in names:
             head.keep_alive = False
         elif b"keep-alive" in names:
             head.keep_alive = True
-        names -= {b"close", b"keep-alive", b"upgrade"}
+        names -= _SAID
         if names:
-            _cut_named(data, size, names, edits)
+            _cut_named(lines, cuts, names)
             head.request_id &= b"x-request-id" not in names
             head.cold &= b"x-cold-start" not in names
     if head.length == UNTIL_CLOSE:
@@ -338,59 +349,13 @@ def header(head: bytes, name: bytes) -> bytes | None:
     return None
 
 
-def _append_last(edits: list[tuple[int, int, int]], at: int, kind: int) -> None:
-    """Only the last of several equal fields is appended to: together they are one list."""
-    edits[:] = [edit for edit in edits if edit[2] != kind]
-    edits.append((at, at, kind))
+def _options(connection: bytes) -> set[bytes]:
+    return {token.strip(b" \t").lower() for token in connection.split(b",")}
 
 
-def _length(value: bytes) -> int:
-    value = value.rstrip(b" \t")
-    if len(value) > 18 or not value.isdigit():
-        raise Malformed("Content-Length: one decimal number of at most 18 digits")
-    return int(value)
-
-
-def _check_coding(value: bytes) -> None:
-    if value.rstrip(b" \t").lower() != b"chunked":
-        raise Malformed("Transfer-Encoding: only chunked is known")
-
-
-def _cut_named(data: bytes, size: int, names: set[bytes], edits: list[tuple[int, int, int]]) -> None:
+def _cut_named(lines: list[bytes], cuts: list[int], names: set[bytes]) -> None:
     """Leaves out the headers that Connection names, as RFC 9110 7.6.1 wants."""
     if names & _NEVER_HOP:
         raise Malformed("Connection: must not name Host, Content-Length or Transfer-Encoding")
-    for field in _ANY_FIELD.finditer(data, 0, size - 2):
-        if field[1].lower() in names:
-            start, end = field.span()
-            # A field begins where the one before it ends: a cut there is its own, an addition the other one's.
-            edits[:] = [
-                edit
-                for edit in edits
-                if not (start < edit[0] <= end if edit[0] == edit[1] else start <= edit[0] < end)
-            ]
-            edits.append((start, end, CUT))
-    edits.sort()
-
-
-def _what_is_wrong(data: bytes, size: int) -> str:
-    """Words for the person who sent it; only when the head is refused anyway."""
-    head = data[: size - 4]
-    first, _, rest = head.partition(b"\r\n")
-    if b"\x00" in head:
-        return "NUL byte in the head"
-    if b"\n" in head.replace(b"\r\n", b"") or b"\r" in head.replace(b"\r\n", b""):
-        return "line ends are CR LF, neither stands alone"
-    if not re.fullmatch(rb"[A-Z]+ [!-~]+ HTTP/1\.[01]|HTTP/1\.[01] [0-9]{3}(?: .*)?", first):
-        return "the first line is not that of an HTTP/1.1 message (method in capitals, path, version)"
-    for line in rest.split(b"\r\n") if rest else ():
-        if line[:1] in (b" ", b"\t"):
-            return "folded header lines are obsolete: one line per header"
-        name, colon, _ = line.partition(b":")
-        if not colon or re.fullmatch(TOKEN + rb"+", name) is None:
-            return f"header name {name[:40]!r}: letters, digits and !#$%&'*+-.^_`|~ up to the colon"
-    if not first.startswith(b"HTTP/"):
-        return (
-            "method: one of GET HEAD POST PUT DELETE OPTIONS PATCH TRACE; target: a path that starts with /"
-        )
-    return "control character in a header value"
+    named = {at for at in range(1, len(lines)) if lines[at].partition(b":")[0].lower() in names}
+    cuts[:] = sorted(named.union(cuts))

@@ -13,67 +13,56 @@ Hot dialect, see http1.py.
 from __future__ import annotations
 
 import re
-from typing import Final, cast
+from typing import ClassVar, Final, cast
 
-from kserve_ext.wire.http1 import (
-    APPEND_FOR,
-    CUT,
-    FIELDS,
-    REHOST,
-    TOKEN,
-    Grammar,
-    RequestHead,
-    scan_request,
-)
+from kserve_ext.wire.http1 import Grammar, RequestHead, scan_request
 from kserve_ext.wire.http1_forward import Hop
+from kserve_ext.wire.http1_lines import (
+    HASH,
+    KUBELET,
+    ORIGINAL_HOST,
+    PROBE,
+    REQUEST_NAMES,
+    TE,
+    TOKEN,
+    USER_AGENT,
+    Fields,
+    RequestLines,
+)
 
-_LINE = re.compile(
-    rb"((?!(?:CONNECT|PRI) )" + TOKEN + rb"{1,32}+) (/[!-~\x80-\xff]*+|\*) HTTP/1\.([01])\r\n" + FIELDS
-)
-#: As http1's own. User-Agent is only seen where it is the kubelet's.
-_FIELD = re.compile(
-    rb"\r\n([Cc](?i:onnection|ontent-length)|[Hh](?i:ost|ttp2-settings)|[Tt](?i:ransfer-encoding|e)"
-    rb"|[Xx](?i:-forwarded-for)|[Ee](?i:xpect)|[Uu](?i:pgrade|ser-agent(?=:[\t ]*kube-probe/))"
-    rb"|[Kk](?i:eep-alive|-proxy-request|-network-probe|-network-hash|-kubelet-probe|-original-host"
-    rb"|native-serving-namespace|native-serving-revision)"
-    rb"|[Pp](?i:roxy-connection|roxy-authorization)):[\t ]*([^\r]*)"
-)
+_LINE = re.compile(rb"((?!(?:CONNECT|PRI) )" + TOKEN + rb"{1,32}+) (?:/[!-~\x80-\xff]*+|\*) HTTP/1\.([01])")
 _PROTOCOL = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+(?:/[!#$%&'*+\-.^_`|~0-9a-z]+)?")
 
 
 class KnativeHead(RequestHead):
     __slots__ = ("hash", "kubelet", "original_host", "probe", "trailers")
 
-    def __init__(self, method: bytes, minor: int, size: int) -> None:
-        super().__init__(method, minor, size)
+    #: An ingress that appends leaves two, and Go reads the first.
+    first_counts: ClassVar[bool] = True
+
+    def __init__(self, method: bytes, minor: int, size: int, lines: list[bytes]) -> None:
+        super().__init__(method, minor, size, lines)
         self.probe = b""  # K-Network-Probe
         self.hash = b""  # K-Network-Hash
         self.kubelet = False
         self.original_host = False  # an earlier hop has named the client's Host
         self.trailers = False  # TE: trailers
 
-    def once(self, name: bytes, before: bytes | None, value: bytes) -> bytes:
-        """An ingress that appends leaves two: the first counts, as with Go."""
-        return value.rstrip(b" \t") if before is None else before
-
-    def other(self, name: bytes, value: bytes, start: int, end: int) -> None:
-        if name == b"k-original-host":
-            if value.strip():
+    def other(self, kind: int, value: bytes, at: int) -> None:
+        if kind == ORIGINAL_HOST:
+            if value:
                 self.original_host = True
                 return
-        elif name == b"user-agent":
-            self.kubelet = True
-            return
-        elif name == b"k-network-probe":
-            self.probe = self.probe or value.rstrip(b" \t")
-        elif name == b"k-network-hash":
-            self.hash = self.hash or value.rstrip(b" \t")
-        elif name == b"k-kubelet-probe":
+        elif kind in (USER_AGENT, KUBELET):
             self.kubelet |= value != b""
             return
-        elif name == b"te":
+        elif kind == PROBE:
+            self.probe = self.probe or value
+        elif kind == HASH:
+            self.hash = self.hash or value
+        elif kind == TE:
             self.trailers |= b"trailers" in value.lower()
-        self.edits.append((start, end, CUT))
+        self.cuts.append(at)
 
     def without(self, names: set[bytes]) -> None:
         super().without(names)
@@ -84,39 +73,49 @@ class KnativeHead(RequestHead):
         return not self.h2c and _PROTOCOL.fullmatch(protocol) is not None
 
 
-KNATIVE: Final = Grammar(_LINE, _FIELD, KnativeHead, rehost=True)
+KNATIVE: Final = Grammar(
+    RequestLines(_LINE),
+    Fields(
+        {
+            **REQUEST_NAMES,
+            b"k-kubelet-probe": KUBELET,
+            b"k-network-hash": HASH,
+            b"k-network-probe": PROBE,
+            b"k-original-host": ORIGINAL_HOST,
+            b"te": TE,
+            b"user-agent": USER_AGENT,
+        },
+        400,
+    ),
+    KnativeHead,
+)
 
 
 def scan_knative(data: bytes, size: int) -> KnativeHead:
     return cast("KnativeHead", scan_request(data, size, KNATIVE))
 
 
-def forward_to_pod(data: bytes, head: KnativeHead, hop: Hop, host: bytes, passthrough: bool) -> list[bytes]:
-    """The head as the pod gets it, in pieces for one join. `passthrough`: a mesh is asked to let it through."""
-    parts = []
-    at = 0
-    for start, stop, kind in head.edits:
-        parts.append(data[at:start])
-        if kind == APPEND_FOR:
-            parts.append(hop.append_for)
-        elif kind == REHOST:
-            parts.append(b"\r\nHost: ")
-            parts.append(host)
-            if not head.original_host:
-                parts.append(b"\r\nK-Original-Host: ")
-                parts.append(head.host)
-        elif head.upgrade and data[start + 2 : start + 9].lower() == b"upgrade":
-            parts.append(data[start:stop])
-        at = stop
-    parts.append(data[at : head.size - 4])
-    parts.append(b"\r\nK-Proxy-Request: activator\r\n")
-    if not head.forwarded_for:
-        parts.append(hop.line_for)
-    if passthrough:
-        parts.append(b"K-Passthrough-Lb: true\r\n")
-    if head.trailers:
-        parts.append(b"Te: trailers\r\n")
-    if head.upgrade:
-        parts.append(b"Connection: Upgrade\r\n")
-    parts.append(b"\r\n")
-    return parts
+def forward_to_pod(head: KnativeHead, hop: Hop, host: bytes, passthrough: bool) -> bytes:
+    """The head as the pod gets it. `passthrough`: a mesh is asked to let it through."""
+    lines = head.lines.copy()
+    if head.for_at:
+        lines[head.for_at] += hop.append_for
+        end = hop.end
+    else:
+        end = hop.end_for
+    if head.host_at:
+        original = b"" if head.original_host else b"\r\nK-Original-Host: " + head.host
+        lines[head.host_at] = b"Host: " + host + original
+    for at in reversed(head.cuts):
+        del lines[at]
+    if passthrough or head.trailers or head.upgrade:
+        end = end[:-2]
+        if passthrough:
+            end += b"K-Passthrough-Lb: true\r\n"
+        if head.trailers:
+            end += b"Te: trailers\r\n"
+        if head.upgrade:
+            end += b"Connection: Upgrade\r\n"
+        end += b"\r\n"
+    lines.append(end)
+    return b"\r\n".join(lines)

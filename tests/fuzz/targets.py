@@ -50,9 +50,9 @@ def http1_requests(data: bytes) -> None:
             said(malformed.reason)
             continue
         if isinstance(head, knative_head.KnativeHead):
-            sent = b"".join(knative_head.forward_to_pod(data, head, HOP, b"10.0.0.2:8012", False))
+            sent = knative_head.forward_to_pod(head, HOP, b"10.0.0.2:8012", False)
         else:
-            sent = b"".join(http1_forward.forward_request(data, head, HOP, b"id"))
+            sent = http1_forward.forward_request(head, HOP, b"id")
         again = scan(sent, len(sent))
         assert (again.method, again.length) == (head.method, head.length)
 
@@ -67,7 +67,7 @@ def http1_responses(data: bytes) -> None:
         except http1.Malformed as malformed:
             said(malformed.reason)
             continue
-        sent = b"".join(http1_forward.forward_response(data, head, b""))
+        sent = http1_forward.forward_response(head, b"")
         again = http1.scan_response(sent, len(sent), to_head)
         assert (again.status, again.length) == (head.status, head.length)
 

@@ -1,9 +1,9 @@
 """A line on stdout for each request that has ended, as the template in config-observability says.
 
-Switched off, none of this runs: a request that begins while it is on gets a record, and its classes are exchanged for
-those below, which count what passes. A line is written when its request's answer is out, all of one turn of the loop
-together. As in Knative, probes are not logged: an activator answers them before anything else. In Knative:
-cmd/activator/request_log.go, pkg/http/request_log.go.
+Switched off, none of this runs: a request that begins while it is on gets a record, which hears of what passes; over
+HTTP/2 its classes are exchanged for those below, which tell it. A line is written when its request's answer is out,
+all of one turn of the loop together. As in Knative, probes are not logged: an activator answers them before anything
+else. In Knative: cmd/activator/request_log.go, pkg/http/request_log.go.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
-from activator_replacement.exchange import HttpExchange
 from activator_replacement.http2.exchange import Http2Exchange
 from activator_replacement.knative import answers
-from activator_replacement.knative.client import KnativeClient
 from activator_replacement.knative.exchange import KnativeExchange
 from activator_replacement.knative.http2 import KnativeHttp2Client, KnativeHttp2Exchange
 from kserve_ext.api.knative.request_log import Entry, Revision, canonical, line
@@ -128,22 +126,6 @@ class Record:
         )
 
 
-class LoggedClient(KnativeClient):
-    __slots__ = ()
-
-    def write(self, data: bytes) -> None:
-        exchange = cast("KnativeExchange | None", self.exchange)
-        if exchange is not None and exchange.record is not None:
-            exchange.record.passed(data)
-        super().write(data)
-
-    def answer(self, exchange: HttpExchange, status: int, reason: str, retry_after_s: float = 0.0) -> None:
-        record = cast("KnativeExchange", exchange).record
-        if record is not None:
-            record.size = len(answers.error(status, reason).body)
-        super().answer(exchange, status, reason, retry_after_s)
-
-
 class LoggedHttp2Exchange(KnativeHttp2Exchange):
     __slots__ = ()
 
@@ -183,7 +165,6 @@ def _of_stream(exchange: KnativeHttp2Exchange) -> Request:
 
 
 def _of_head(exchange: KnativeExchange) -> Request:
-    exchange.client.__class__ = LoggedClient
     head, facts = exchange.head, exchange.facts
     first, *lines = head[: -len(_HEAD_END)].split(b"\r\n")
     split = (line.partition(b":") for line in lines)
