@@ -10,7 +10,13 @@ import pytest
 import yaml
 
 from kserve_ext.cli.knative.kinds import KNATIVE_SERVINGS
-from kserve_ext.kube.kinds import CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, CONFIG_MAPS, DEPLOYMENTS
+from kserve_ext.kube.kinds import (
+    CLUSTER_ROLE_BINDINGS,
+    CLUSTER_ROLES,
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    SECRETS,
+)
 from tests.support.knative_cluster import PLACE, KnativeCluster, stock
 
 ACTIVATOR = "galaxy-activator:0.1.0"
@@ -111,6 +117,36 @@ def test_components_come_and_go(cluster: KnativeCluster) -> None:
     assert spec_of(cluster, "autoscaler") == stock("autoscaler")["spec"]
     assert spec_of(cluster, "activator") == stock("activator")["spec"]
     assert f"DELETE {policies}galaxy-autoscaler" in cluster.server.requests
+
+
+def mode(cluster: KnativeCluster, name: str) -> str | None:
+    env = spec_of(cluster, name)["template"]["spec"]["containers"][0].get("env") or []
+    return next((each["value"] for each in env if each["name"] == "GALAXY_MUTUAL_TLS"), None)
+
+
+def test_mutual_tls_comes_with_a_certificate_and_goes_with_it(cluster: KnativeCluster) -> None:
+    installed = cluster("install", "--mutual-tls", "permissive")
+    assert installed.exit_code == 0, installed.output
+    assert "secret/galaxy-mutual-tls made" in installed.stdout
+    assert (mode(cluster, "activator"), mode(cluster, "autoscaler")) == ("permissive", "permissive")
+    made = cluster.get(SECRETS, PLACE, "galaxy-mutual-tls")
+    assert made is not None
+    assert "BEGIN" not in cluster("install", "--mutual-tls", "strict", "--dry-run").stdout
+    again = cluster("install", "--mutual-tls", "strict")
+    assert "secret/galaxy-mutual-tls unchanged" in again.stdout
+    assert mode(cluster, "activator") == "strict"
+    assert cluster.get(SECRETS, PLACE, "galaxy-mutual-tls") == made
+    assert cluster("uninstall").exit_code == 0
+    assert cluster.get(SECRETS, PLACE, "galaxy-mutual-tls") is None
+    assert mode(cluster, "activator") is None
+
+
+def test_a_certificate_of_somebody_else_stays(cluster: KnativeCluster) -> None:
+    theirs = {"metadata": {"namespace": PLACE, "name": "galaxy-mutual-tls"}, "data": {"ca.crt": ""}}
+    cluster.put(SECRETS, theirs)
+    assert "is not of galaxy" in cluster("install", "--mutual-tls", "permissive").stdout
+    assert cluster("uninstall").exit_code == 0
+    assert cluster.get(SECRETS, PLACE, "galaxy-mutual-tls") is not None
 
 
 def test_what_others_change_meanwhile_stays(cluster: KnativeCluster) -> None:

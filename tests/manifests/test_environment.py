@@ -13,6 +13,8 @@ from autoscaler_shim.knative import settings as autoscaler
 
 GUIDE = Path(__file__).parents[2] / "docs" / "install.md"
 POD = {"POD_NAME": "pod-0", "POD_IP": "10.0.0.1", "SYSTEM_NAMESPACE": "NAMESPACE", "CLUSTER_DOMAIN": "DOMAIN"}
+#: Values other than the default, where they are words.
+WORDS = {"GALAXY_ENDPOINTS": "endpoints", "GALAXY_MUTUAL_TLS": "strict"}
 Read = Callable[[Mapping[str, str]], object]
 
 
@@ -50,5 +52,5 @@ def test_every_variable_of_ours_is_documented_with_its_default(part: str, read: 
     assert set(table) == ours
     assert read({**POD, **table}) == by_default
     for name in table:
-        other = "endpoints" if name == "GALAXY_ENDPOINTS" else "7s" if table[name].endswith("s") else "7"
+        other = WORDS.get(name) or ("7s" if table[name].endswith("s") else "7")
         assert read({**POD, name: other}) != by_default, "each counts"

@@ -18,6 +18,7 @@ _OURS: Final = (
     kinds.CONFIG_MAPS,
     kinds.DEPLOYMENTS,
     kinds.POD_DISRUPTION_BUDGETS,
+    kinds.SECRETS,
     Kind("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy"),
     Kind("monitoring.coreos.com", "v1", "podmonitors", "PodMonitor"),
     Kind("monitoring.coreos.com", "v1", "prometheusrules", "PrometheusRule"),

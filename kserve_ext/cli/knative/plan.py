@@ -12,13 +12,17 @@ from kserve_ext.cli.knative.kustomize import MANIFESTS, Identity, build, identit
 from kserve_ext.cli.knative.parts import NAMESPACE, PART_LABEL, chosen, image_of, images
 
 Object = dict[str, Any]
-COMPONENTS: Final = ("high-availability", "monitoring", "network-policy")
+COMPONENTS: Final = ("high-availability", "monitoring", "mutual-tls", "mutual-tls-strict", "network-policy")
+#: Which of them --mutual-tls means.
+MUTUAL_TLS: Final = {"permissive": "mutual-tls", "strict": "mutual-tls-strict"}
 
 
 class Plan(NamedTuple):
     patches: dict[str, Object]  # by part, in the order of installation
     added: dict[str, list[Object]]  # by part
     images: dict[str, str]  # by part
+    #: What was made aside, such as certificates; it goes with the part that is installed first.
+    made: tuple[tuple[str, Identity], ...] = ()
 
     def documents(self) -> list[Object]:
         """Everything, in the order in which it is applied."""
@@ -28,7 +32,8 @@ class Plan(NamedTuple):
         return found
 
     def objects_of(self, part: str) -> tuple[tuple[str, Identity], ...]:
-        return tuple((obj["apiVersion"], identity(obj)) for obj in self.added[part])
+        made = self.made if part == next(iter(self.patches)) else ()
+        return (*((obj["apiVersion"], identity(obj)) for obj in self.added[part]), *made)
 
 
 def make(

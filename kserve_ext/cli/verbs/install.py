@@ -7,14 +7,16 @@ import yaml
 from rich.console import Console
 
 from kserve_ext.cli.failure import Failure
+from kserve_ext.cli.knative import certificates
 from kserve_ext.cli.knative import plan as plans
 from kserve_ext.cli.knative.kinds import kind_of
+from kserve_ext.cli.knative.kustomize import Identity
 from kserve_ext.cli.knative.parts import NAMES, chosen
 from kserve_ext.cli.knative.preflight import denied, look, require, rivals
 from kserve_ext.cli.knative.session import cluster_options, run
 from kserve_ext.cli.knative.steps import MANAGER, Steps
 from kserve_ext.kube.client import Client
-from kserve_ext.kube.kinds import CONFIG_MAPS, DEPLOYMENTS
+from kserve_ext.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, SECRETS
 
 
 @click.command()
@@ -26,6 +28,12 @@ from kserve_ext.kube.kinds import CONFIG_MAPS, DEPLOYMENTS
     multiple=True,
     type=click.Choice(plans.COMPONENTS),
     help="Add this, too; repeatable.",
+)
+@click.option(
+    "--mutual-tls",
+    type=click.Choice(tuple(plans.MUTUAL_TLS)),
+    help="Parts of ours speak to each other over TLS, with a certificate that this makes, and renews in time; "
+    "strict: to nobody else.",
 )
 @click.option(
     "--image-registry",
@@ -49,6 +57,7 @@ def command(
     namespace: str,
     only: str | None,
     components: tuple[str, ...],
+    mutual_tls: str | None,
     registry: str,
     tag: str,
     any_version: bool,
@@ -60,6 +69,8 @@ def command(
     Changes only what ours need, remembers what was there, and waits until each has rolled out. Done already, it
     changes nothing; with other options, it changes what differs.
     """
+    if mutual_tls is not None:
+        components = (*components, plans.MUTUAL_TLS[mutual_tls])
     plan = plans.make(only, components, registry, tag, namespace)
     if dry_run:
         click.echo(yaml.safe_dump_all(plan.documents(), sort_keys=False), nl=False)
@@ -70,12 +81,18 @@ def command(
             situation = await look(client, namespace)
             require(situation, chosen(only), plan.images, any_version)
             kinds = dict.fromkeys([CONFIG_MAPS, DEPLOYMENTS, *map(kind_of, plan.documents())])
+            if mutual_tls is not None:
+                kinds[SECRETS] = None
             lacking = await denied(client, namespace, kinds)
             if lacking:
                 do = "use an account that may; docs/install.md lists all permissions"
                 raise Failure(f"this account may not do all of this in {namespace}", "\n".join(lacking), do)
             for warning in rivals(situation, chosen(only), MANAGER):
                 click.echo(f"warning: {warning}", err=True)
-            await Steps(client, situation, wait_s, click.echo, status.update).install(plan)
+            made: tuple[tuple[str, Identity], ...] = ()
+            if mutual_tls is not None:
+                made = await certificates.ensure(client, namespace, MANAGER, click.echo)
+            steps = Steps(client, situation, wait_s, click.echo, status.update)
+            await steps.install(plan._replace(made=made))
 
         run(context, work)
