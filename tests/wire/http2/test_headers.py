@@ -8,8 +8,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kserve_ext.wire.http1 import Malformed
+from kserve_ext.wire.http2 import headers
 from kserve_ext.wire.http2.fields import MOST_PER_BYTE, TooLarge, fields, walk
-from kserve_ext.wire.http2.forward import Hop2, forward_request, forward_response, forward_to_pod
+from kserve_ext.wire.http2.forward import Hop2, forward_request, forward_response, forward_to_pod, hop
 from kserve_ext.wire.http2.frames import Violation
 from kserve_ext.wire.http2.headers import RequestBlock, check_trailers, scan_request, scan_response
 from kserve_ext.wire.http2.hpack import STATIC, literal
@@ -336,6 +337,64 @@ def test_the_table_of_known_fields_forgets() -> None:
     secret = hpack.Encoder().encode([hpack.NeverIndexedHeaderTuple("authorization", "Bearer secret")])
     walk(secret)
     assert secret not in module._known
+
+
+NEVER = hpack.NeverIndexedHeaderTuple
+
+
+@pytest.mark.parametrize(
+    ("more", "kept"),
+    [
+        ([("x-a", "1")], True),
+        ([("x-a", "1" * 900)], False),
+        ([NEVER("x-token", "secret")], False),
+        ([NEVER("user-agent", "secret")], False),
+        ([("knative-serving-revision", "a"), ("knative-serving-revision", "b")], False),
+    ],
+)
+def test_a_block_is_read_once_unless_it_may_not_be_kept(more: Pairs, kept: bool) -> None:
+    block = encode([*PSEUDO, *more])
+    head = scan_request(block, True)
+    assert (scan_request(bytes(bytearray(block)), True) is head) == head.shared == kept
+    assert (head.kept_bytes == 0) == kept
+    if kept:
+        with pytest.raises(TooLarge):
+            scan_request(block, True, 100)
+
+
+def test_answers_with_a_field_that_may_not_be_kept_are_not() -> None:
+    pairs: Pairs = [(":status", "200"), NEVER("set-cookie", "secret")]
+    assert scan_response(encode(pairs)) is not scan_response(encode(pairs))
+    assert scan_response(encode(pairs[:1])) is scan_response(encode(pairs[:1]))
+
+
+def test_knatives_headers_may_not_come_twice_where_they_may_not_though_they_have_elsewhere() -> None:
+    block = encode([*PSEUDO, ("knative-serving-namespace", "a"), ("knative-serving-namespace", "b")])
+    scan_request(block, True)
+    with pytest.raises(Malformed):
+        scan_request(block)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["x-a", "x-forwarded-for", "k-original-host"]), st.text("a1.", min_size=1))
+    )
+)
+def test_a_block_that_was_forwarded_before_is_forwarded_alike(pairs: Pairs) -> None:
+    block = encode([*PSEUDO, *pairs])
+    hops = [hop("10.0.0.1"), hop("10.0.0.2"), hop("10.0.0.1")]
+    again = [forward_to_pod(scan_request(block), one, b"pod:8012", False) for one in hops]
+    fresh = [
+        forward_to_pod(headers._scan_request(block, False, 1 << 20), one, b"pod:8012", False) for one in hops
+    ]
+    assert again == fresh
+    assert again[0] == again[2] != again[1]
+    mesh = forward_to_pod(scan_request(block), hops[0], b"a.b.svc", True)
+    assert dict(decode(mesh)) == {
+        **dict(decode(again[0])),
+        b":authority": b"a.b.svc",
+        b"k-passthrough-lb": b"true",
+    }
 
 
 def test_heads_of_http1() -> None:
