@@ -28,7 +28,7 @@ from autoscaler_shim.node.readiness import POLL_S, ReadySocket
 from autoscaler_shim.node.telling import Telling
 from autoscaler_shim.node.watcher import Watcher
 from autoscaler_shim.node.zygotes import ZygotePool
-from kserve_ext.core import rendezvous
+from kserve_ext.core import pulse, rendezvous
 from kserve_ext.core.facts import View
 from kserve_ext.core.ids import FunctionID, NodeID
 from kserve_ext.core.node import facts
@@ -245,6 +245,7 @@ class NodeAgent:
             group.create_task(self.telling.run())
             group.create_task(self._every(TICK_S, lambda: self.carry_out(self.machine.tick(self.now()))))
             group.create_task(self._every(POLL_S, self.instances.look))
+            group.create_task(self._every(pulse.LOOK_S, self.instances.feel))
             group.create_task(self._every(LOGS_PERIOD_S, self.instances.bound_logs))
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from kserve_ext.core.facts import Revision
 from kserve_ext.core.ids import FunctionID, InstanceID
 from kserve_ext.core.node.facts import Ended, Fetch, Instruction, Launch, Order, Signal
 from kserve_ext.core.node.machine import NodeMachine
+from kserve_ext.core.pulse import HUNG_S, Pulse
 from kserve_ext.fluid.preload import ModelUnavailable, ModelUnusable, Near, Preloader, Progress
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Running:
     progress: Progress | None = None
     waiting: asyncio.Future[None] | None = None  # for a zygote: the launch can still be given up
     probe: asyncio.Task[None] | None = None
+    pulse: Pulse = field(default_factory=Pulse)
 
 
 class Instances:
@@ -64,6 +66,7 @@ class Instances:
         self.machine, self.folder, self.backend, self.watcher = machine, folder, backend, watcher
         self.models, self.now, self.carry_out = models, now, carry_out
         self.running: dict[InstanceID, Running] = {}
+        self._felt_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- instructions
@@ -127,6 +130,20 @@ class Instances:
                 running.status_seen, running.said = seen, said
                 addr = f"{running.spec.host}:{said.port or running.spec.port}"
                 self._observed(instance, running, said.phase, addr, said)
+
+    def feel(self) -> None:
+        """Whether those that touch their `pulse` still do; a foreign command says nothing of the kind."""
+        now = self.now()
+        gap, self._felt_at = now - self._felt_at, now
+        for instance, running in list(self.running.items()):
+            try:
+                stamp = (running.folder / "pulse").stat().st_mtime_ns
+            except OSError:
+                continue
+            if gap > HUNG_S / 2:
+                running.pulse.rest(now)  # this agent was stopped itself
+            elif (quiet := running.pulse.quiet_s(stamp, now)) > HUNG_S:
+                self.carry_out(self.machine.lives.hung(instance, quiet, now))
 
     def bound_logs(self) -> None:
         for running in self.running.values():

@@ -43,6 +43,9 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
         #: Called once, on the engine's thread, when a request has its first token; forgotten with the request.
         self.first_token: dict[str, Callable[[], None]] = {}
         self.on_death: Callable[[BaseException], None] = lambda error: None
+        #: Turns of the engine's thread so far, and whether it waits for something to do.
+        self.turns = 0
+        self._waits = False
         self._jobs: queue.SimpleQueue[tuple[_Job, Future[Any] | None] | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._early: deque[Any] = deque()  # outputs before the loop is known
@@ -74,10 +77,7 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
                 if not executed and core.scheduler.has_requests():
                     time.sleep(0.0005)  # only a KV transfer can make progress: give it the interpreter
         except BaseException as error:
-            self.resources.engine_dead = True
-            self._publish(EngineDeadError())
-            self._fail_jobs(error)
-            self.on_death(error)
+            self.give_up(error)
         else:
             core.shutdown()
 
@@ -85,10 +85,14 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
         """Carries out what was asked for; waits only when the engine has nothing to step. False: stop."""
         while True:
             idle = not (core.scheduler.has_requests() or core.batch_queue)
+            self.turns += 1
+            self._waits = idle
             try:
                 job = self._jobs.get(block=idle)
             except queue.Empty:
                 return True
+            finally:
+                self._waits = False
             if job is None:
                 return False
             self._carry_out(core, *job)
@@ -137,6 +141,19 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
             loop.call_soon_threadsafe(self._outputs.put_nowait, output)
         except RuntimeError:
             return  # the loop has ended: nobody waits for it any more
+
+    # --- the event loop's side: whether the thread is well
+
+    @property
+    def at_rest(self) -> bool:
+        return self._waits and self._jobs.empty()
+
+    def give_up(self, error: BaseException) -> None:
+        """The thread does not come back: whoever waits for it is told."""
+        self.resources.engine_dead = True
+        self._publish(EngineDeadError())
+        self._fail_jobs(error)
+        self.on_death(error)
 
     # --- the event loop's side: what AsyncLLM calls
 

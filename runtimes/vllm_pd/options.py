@@ -51,6 +51,7 @@ def parser() -> Any:
     group = made.add_argument_group("Galaxy")
     group.add_argument("--role", choices=["unified", "prefill", "decode"], default=None)
     group.add_argument("--drain-seconds", type=float, default=None, help="longest time that SIGTERM waits")
+    group.add_argument("--hung-seconds", type=float, default=None, help="longest time that a step may take")
     group.add_argument("--pd", choices=["auto", "always", "never"], default=None)
     group.add_argument("--pd-threshold-tokens", type=int, default=None)
     group.add_argument("--kv-transfer", choices=["auto", "shm", "ipc", "tcp", "rdma", "none"], default=None)
@@ -94,6 +95,7 @@ def _from_environment(args: Namespace, environ: Mapping[str, str]) -> None:
         ("kv_transfer_seconds", 20),
         ("prefill_wait_seconds", 5),
         ("drain_seconds", 30.0),
+        ("hung_seconds", 60.0),
     ):
         variable = f"GALAXY_{name.upper()}"
         text = environ.get(variable) or str(default)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from argparse import Namespace
 from typing import Any
 
 from runtimes.vllm_pd import options
+from runtimes.vllm_pd.hang import LOOK_S, Steps
 from runtimes.vllm_pd.status import StartRefused, Status
 
 #: Kept from being collected: tearing an engine down takes a second, ending the process does it at once.
@@ -118,7 +120,9 @@ class Instance:
             async with contextlib.AsyncExitStack() as stack:
                 refusal = await self._load(stack)
                 if refusal is None:
+                    watching = asyncio.create_task(self._watch())
                     await self.stop.wait()
+                    watching.cancel()
                     self.status.enter("draining")
                 code = await self._end(refusal)
                 server.should_exit = True
@@ -154,6 +158,16 @@ class Instance:
         self.entrance.app = app
         self.status.enter("ready")
         return None
+
+    async def _watch(self) -> None:
+        """Says that this loop turns, and ends an instance whose engine has stuck."""
+        client, steps = self.engine.client, Steps(self.args.hung_seconds)
+        while True:
+            self.status.beat()
+            if steps.hung(client.turns, client.at_rest, asyncio.get_running_loop().time()):
+                faulthandler.dump_traceback()  # where it is stuck
+                client.give_up(TimeoutError(f"no step has ended for {self.args.hung_seconds:g} s"))
+            await asyncio.sleep(LOOK_S)
 
     def _build(self) -> Any:
         from runtimes.vllm_pd.engine import build_engine
@@ -192,6 +206,8 @@ class Instance:
         self.stop.set()
 
     def _on_death(self, error: BaseException) -> None:
+        if self.death is not None:
+            return
         traceback.print_exception(error)
         self.death = error
         self.args.drain_seconds = _LAST_WORDS_S

@@ -1,8 +1,9 @@
 """What an instance tells its node agent about its own life: a status file, and one JSON line per change.
 
 The file is replaced atomically, so a reader sees a whole status or the one before. The socket only saves the
-agent from polling: not reaching it is not an error. When the instance ends it leaves its requests beside the status,
-so that they can be explained afterwards. Never decides anything about the instance's life.
+agent from polling: not reaching it is not an error. Beside the status, `pulse` is touched as long as the process is
+well; when the instance ends it leaves its requests there, so that they can be explained afterwards. Never decides
+anything about the instance's life.
 """
 
 from __future__ import annotations
@@ -74,6 +75,12 @@ class Status:
     def event(self, name: str) -> None:
         self._events.append({"name": name, "at": self._clock()})
         self._publish()
+
+    def beat(self) -> None:
+        """The event loop turns: without this for long, the node agent takes the process for hung."""
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                (self._folder / "pulse").touch()
 
     def fail(self, refusal: StartRefused) -> None:
         self._phase = "failed"

@@ -16,9 +16,9 @@ from kserve_ext.cli.embedded import supervisor as module
 from kserve_ext.cli.embedded.backoff import FIRST_S, LONGEST_S, WELL_S, Backoff
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.embedded.parts import Part
-from kserve_ext.cli.embedded.pulse import HUNG_S, Pulse
 from kserve_ext.cli.embedded.stop import stop_cluster
 from kserve_ext.cli.embedded.supervisor import Supervisor
+from kserve_ext.core.pulse import HUNG_S, Pulse
 from kserve_ext.rpc.process import start_ticks
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(600)")

@@ -270,6 +270,27 @@ def test_an_engine_that_dies_ends_the_stream_with_an_error_and_no_done(
     assert "engine has died" in status["error"]["error"]
 
 
+def test_an_engine_that_hangs_ends_its_instance_and_one_that_is_slow_does_not(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    file = tmp_path / "armed"
+    instance = nursery.start("--hung-seconds", "3", env={"FAULT": "hang", "FAULT_FILE": str(file)}).ready()
+    stream = instance.stream({"prompt": "hello", "max_tokens": 500, "ignore_eos": True})
+    lines = [next(stream) for _ in range(3)]
+    file.touch()
+    slow = threading.Timer(1.0, file.unlink)  # a step that takes a second
+    slow.start()
+    lines += [next(stream) for _ in range(3)]
+    slow.join()
+    file.touch()
+    lines += stream
+    assert "error" in json.loads(lines[-1].removeprefix(b"data: "))
+    assert b"data: [DONE]" not in lines
+    assert instance.exited()["code"] == 1
+    assert "no step has ended for 3 s" in instance.status()["error"]["error"]
+    assert "hanging" in instance.log, "the log shows where"
+
+
 def test_term_while_loading_ends_it(nursery: Nursery) -> None:
     instance = nursery.start()
     until(lambda: instance.status()["phase"] == "loading" and instance.port, "loading")

@@ -22,7 +22,7 @@ from kserve_ext.cli.embedded.adopted import UNKNOWN, Adopted
 from kserve_ext.cli.embedded.backoff import Backoff
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.embedded.parts import ROOT, Part, environment, parts
-from kserve_ext.cli.embedded.pulse import HUNG_S, LOOK_S, Pulse
+from kserve_ext.core.pulse import HUNG_S, LOOK_S, Pulse
 from kserve_ext.rpc.process import start_ticks
 
 LOOK_EVERY_S: Final = 0.02

@@ -128,6 +128,14 @@ class Lives:
         self.finish(life, end, now, out)
         return out
 
+    def hung(self, instance: InstanceID, quiet_s: float, now: float) -> list[Instruction]:
+        """Its process lives, and has given no sign of life for so long."""
+        life = self.known.get(instance)
+        out: list[Instruction] = []
+        if life is not None and life.state == "ready":
+            self._kill(life, f"its process has given no sign of life for {quiet_s:.0f} s", now, out)
+        return out
+
     def acknowledged(
         self, tell: Tell, home: bool, unwanted: Sequence[InstanceID], epoch: int, now: float
     ) -> list[Instruction]:
@@ -238,12 +246,8 @@ class Lives:
                 self.finish(life, End(False, "its reservation lapsed"), now, out)
             elif life.state == "starting":
                 limit = life.revision.command.start_timeout_s
-                life.end = End(
-                    True, f"not ready {limit:g} s after its start: see its log, or raise the start timeout"
-                )
-                life.to("draining", now, life.end.reason, now + self.timing.kill_grace_s)
-                out.append(Signal(life.id, kill=True))
-                self._changed(life, out)
+                why = f"not ready {limit:g} s after its start: see its log, or raise the start timeout"
+                self._kill(life, why, now, out)
             elif life.state == "draining":
                 life.deadline = now + self.timing.kill_grace_s
                 life.mark(Mark("killed", now, "it had not drained in time"))
@@ -251,6 +255,13 @@ class Lives:
         elif now - life.acked_at > self.timing.orphan_s:
             why = f"no home has taken notice of it for {self.timing.orphan_s:g} s"
             self.stop(life, End(False, why), life.revision.command.drain_s, now, out)
+
+    def _kill(self, life: Life, why: str, now: float, out: list[Instruction]) -> None:
+        """It has failed, and ends at once."""
+        life.end = End(True, why)
+        life.to("draining", now, why, now + self.timing.kill_grace_s)
+        out.append(Signal(life.id, kill=True))
+        self._changed(life, out)
 
     def finish(self, life: Life, end: End, now: float, out: list[Instruction]) -> None:
         self.ledger.release(life.id)

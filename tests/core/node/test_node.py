@@ -414,6 +414,22 @@ def test_stop_while_the_model_is_fetched_ends_it_at_once() -> None:
     assert m.lives.fetched(InstanceID("x"), "", 0.2) == []
 
 
+def test_what_hangs_is_killed_and_has_failed() -> None:
+    m = machine()
+    m.start(order("w"), 0.0)
+    m.lives.launched(InstanceID("w"), "exec", 1, 0.0)
+    assert m.lives.hung(InstanceID("w"), 31.0, 1.0) == [], "a start has a limit of its own"
+    ready(m, "x")
+    out = m.lives.hung(InstanceID("x"), 31.2, 40.0)
+    assert only(Signal, out) == [Signal(InstanceID("x"), kill=True)]
+    assert [t.instances[0].state for t in tells(out)] == ["draining"]
+    assert m.lives.hung(InstanceID("x"), 32.2, 41.0) == [], "once"
+    m.lives.exited(InstanceID("x"), None, 9, "", 41.0)
+    (fact,) = [life.fact(NodeID("n")) for life in m.lives.known.values() if life.id == "x"]
+    assert (fact.state, fact.permanent) == ("failed", False)
+    assert "no sign of life for 31 s" in fact.reason
+
+
 def test_start_timeout_kills_and_fails() -> None:
     m = machine()
     m.start(order("x", revision(start_timeout_s=20.0)), 0.0)

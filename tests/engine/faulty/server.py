@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
 
     fault = os.environ.get("FAULT", "")
     if fault:
-        {"die": _die, "flip": _flip, "stall": _stall}[fault]()
+        {"die": _die, "hang": _hang, "flip": _flip, "stall": _stall}[fault]()
     return server.main(argv)
 
 
@@ -34,6 +34,20 @@ def _die() -> None:
         return step(self)
 
     EngineCore.step = dying
+
+
+def _hang() -> None:
+    """A step of the engine does not end once armed."""
+    from vllm.v1.engine.core import EngineCore
+
+    step = EngineCore.step
+
+    def hanging(self: Any) -> Any:
+        while _armed():
+            time.sleep(0.01)
+        return step(self)
+
+    EngineCore.step = hanging
 
 
 def _flip() -> None:

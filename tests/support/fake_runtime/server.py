@@ -1,4 +1,4 @@
-"""One fake instance: says importing, loading, ready; answers GET; drains on SIGTERM; or fails as it is told to.
+"""One fake instance: says importing, loading, ready; has a pulse; answers GET; drains on SIGTERM; or fails as told.
 
 --refuse TEXT      a start that can't succeed: status failed, exit code 2
 --crash CODE       exits with this code instead of getting ready
@@ -68,7 +68,12 @@ def main(argv: list[str]) -> int:
         return int(args.crash)
     if args.stuck:
         signal.pause()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", args.port), Page)
+
+    class Server(http.server.ThreadingHTTPServer):
+        def service_actions(self) -> None:
+            status.beat()
+
+    server = Server(("127.0.0.1", args.port), Page)
 
     def drain(number: int, frame: object) -> None:
         def end() -> None:
