@@ -10,19 +10,16 @@ from contextlib import contextmanager
 from e2e.behaviours.client import Client
 from e2e.behaviours.services import ASLEEP, NAMESPACE, deployed, template
 from e2e.stack import control_plane, knative, processes
-from e2e.stack.api import Api, condition, wait_until
+from e2e.stack.api import Api, wait_until
 from e2e.stack.cluster import Cluster
-from e2e.stack.place import NODE_NAME
 
 #: With one client that waits 100 ms for each answer, about a minute; no Lease of the autoscaler's lasts as long.
 ANSWERS = 600
 
 
 def wait_api_server(stack: Cluster) -> None:
-    """Also until Knative's parts are ready again: a node that was not heard of, and its pods, count as not ready."""
+    """Also until Knative's parts are ready."""
     wait_until("the API server", lambda: stack.api.raw("GET", "/readyz")[0] == 200, 60)
-    node = ("v1", "Node", "", NODE_NAME)
-    wait_until("the node", lambda: condition(stack.api.get(*node), "Ready") == "True", 60)
     for name in knative.DEPLOYMENTS:
         knative.wait_rolled_out(stack.api, name)
 

@@ -68,7 +68,9 @@ def test_an_activator_killed_beside_another_fails_only_what_it_had(api: Api, cli
             wait_until("its readiness", lambda: victim in system_pods(api, "activator"), 60)
             before = len(load.failures)
             load.wait_good(100)
-        assert before <= clients, load.failures
+        # Where nobody listens any more an ingress tries another endpoint; what had been sent is lost.
+        lost = [failure for failure in load.failures[:before] if "ClientConnectorError" not in failure]
+        assert len(lost) <= clients, load.failures
         assert load.failures[before:] == []
 
 

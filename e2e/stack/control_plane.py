@@ -42,6 +42,8 @@ def start(place: Place, record: processes.Record, api_flags: Sequence[str] = ())
             kubeconfig,
             "--leader-elect=false",
             "--bind-address=127.0.0.1",
+            # A node that can't be heard of because the API server is away is not dead, and its pods are ready.
+            "--node-monitor-grace-period=10m",
             f"--service-account-private-key-file={place.certificates / 'accounts.key'}",
             f"--root-ca-file={place.certificates / 'ca.crt'}",
             *_RATES,

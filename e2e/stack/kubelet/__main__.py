@@ -48,10 +48,9 @@ class Kubelet:
                         pod.delete(float(obj["metadata"].get("deletionGracePeriodSeconds", 30)))
                     else:
                         tasks.create_task(self._live(uid, obj, doomed=True))
-                elif uid not in self._pods and obj.get("status", {}).get("phase") not in (
-                    "Succeeded",
-                    "Failed",
-                ):
+                elif pod := self._pods.get(uid):
+                    pod.observe(obj)
+                elif obj.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
                     tasks.create_task(self._live(uid, obj))
 
             await watch.follow(
