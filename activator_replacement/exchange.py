@@ -235,11 +235,15 @@ class HttpExchange:
             self.completed()
         else:
             self._end(UPSTREAM_FAILED)
-            if upstream.ends_between_events:
-                self.client.write(event_stream_error(reason))
-                self.client.exchange_done(self)
-            else:
-                self.client.abort()
+            self.broken_off(upstream, reason)
+
+    def broken_off(self, upstream: UpstreamProtocol, reason: str) -> None:
+        """In mid-response: a stream of events says so in an event, all others end as abruptly as they did."""
+        if upstream.ends_between_events:
+            self.client.write(event_stream_error(reason))
+            self.client.exchange_done(self)
+        else:
+            self.client.abort()
 
     def _failed(self, reason: str, retriable: bool) -> None:
         self.state = HELD

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from activator_replacement.http1 import ClientProtocol
     from activator_replacement.knative.reports.request_log import Record
     from activator_replacement.knative.reports.tracer import Trace
+    from activator_replacement.upstream import UpstreamProtocol
 
 _DEFAULT: Final = Timeouts()
 _SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
@@ -58,6 +59,10 @@ class KnativeExchange(HttpExchange):
 
     def repeatable(self, kept: bool) -> bool:
         return kept and self.facts.method in _SAFE
+
+    def broken_off(self, upstream: UpstreamProtocol, reason: str) -> None:
+        """What a stream's events mean is the user's: none is added."""
+        self.client.abort()
 
     def check(self, now: float, wrote: bool) -> bool:
         """Called each tick; False: one of its timeouts has passed, and it is over."""

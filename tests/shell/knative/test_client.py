@@ -9,7 +9,7 @@ import pytest
 
 from activator_replacement.knative.client import KnativeClient
 from activator_replacement.knative.exchange import KnativeExchange
-from activator_replacement.seam import CLIENT_GONE, OK, TIMEOUT, Exchange
+from activator_replacement.seam import CLIENT_GONE, OK, TIMEOUT, UPSTREAM_FAILED, Exchange
 from kserve_ext.core.knative.timeouts import Timeouts
 from tests.support.dataplane import (
     Client,
@@ -139,6 +139,30 @@ def test_a_response_in_its_midst_is_cut_off(timeouts: Timeouts) -> None:
                 time_passes(server, dispatch)
                 assert await client.closed() == b""
                 assert dispatch.outcomes == [TIMEOUT]
+
+    run(test())
+
+
+def test_a_stream_of_events_that_breaks_off_between_two_is_cut_off() -> None:
+    """No event is added that says so, as there is for model calls."""
+    events = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    event = b"9\r\ndata: 0\n\n\r\n"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(events + event)
+        await writer.drain()
+        writer.close()
+
+    async def test() -> None:
+        async with instance(serve) as addr:
+            dispatch = Dispatch(addr)
+            async with activator(dispatch) as (_, host, port, _):
+                client = await Client.connect(host, port)
+                client.send(get())
+                assert (await client.reader.readuntil(event)).endswith(event)
+                assert await client.closed() == b""
+                assert dispatch.outcomes == [UPSTREAM_FAILED]
 
     run(test())
 
