@@ -5,6 +5,11 @@ Joins shard (dispatch.py), homes (homes.py) and data plane (server.py) in one pr
 
 from __future__ import annotations
 
+# ruff: noqa: E402  the form is chosen before anything of it is imported
+from activator_replacement import compiled
+
+compiled.use()
+
 import argparse
 import asyncio
 import logging

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import ssl
 from collections.abc import Callable, Sequence
@@ -17,11 +18,14 @@ from typing import Any
 import prometheus_client
 from aiohttp import web
 
+from activator_replacement import compiled
 from activator_replacement.http1 import ClientProtocol
 from activator_replacement.metrics import PlaneCollector
 from activator_replacement.plane import Limits, Plane
 from activator_replacement.seam import Dispatch
 from activator_replacement.upstream import keep_alive
+
+log = logging.getLogger(__name__)
 
 Address = tuple[str, int]
 
@@ -69,6 +73,7 @@ class Server:
         publics = [await self.listen(address) for address in public]
         its_own = await self._listen(own, reuse_port=False)
         admins = await self._start_admin(admin) if admin is not None else None
+        log.info("the request path is %s", compiled.form())
         self._tick()
         return publics, its_own, admins
 
@@ -179,6 +184,7 @@ class Server:
                 "upstream_idle": plane.cache.idle_count,
                 "upstream_http2": plane.http2_cache.open_count,
                 "draining": plane.draining,
+                "form": compiled.form(),
                 **self._status(),
             }
         )

@@ -6,6 +6,11 @@ as a plain proxy; the functions of a cluster use dispatch.py.
 
 from __future__ import annotations
 
+# ruff: noqa: E402  the form is chosen before anything of it is imported
+from activator_replacement import compiled
+
+compiled.use()
+
 import asyncio
 import signal
 import sys

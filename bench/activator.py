@@ -193,7 +193,7 @@ def main() -> None:
         raise SystemExit("two processors are needed: one for the proxy, one for load and instances")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    build.calls(), build.reverse_proxy(), build.rust_hyper()
+    build.calls(), build.reverse_proxy(), build.rust_hyper(), build.request_path()
     watch = quiet.Watch()
     with tempfile.TemporaryDirectory(prefix="bench-") as name, setting() as made:
         folder = Path(name)

@@ -58,6 +58,7 @@ def start_all(folder: Path, stack: list[subprocess.Popen[bytes]]) -> list[Proxy]
     stack.append(on_cpu(1, sys.executable, "-m", "bench.peers.events", "serve", events))
     wait_listening(int(target.rpartition(":")[2]), "the nginx instance")
 
+    build.request_path()
     go_program, rust_program = build.reverse_proxy(), build.rust_hyper()
 
     def peer_nginx(name: str, port: int, to: str) -> subprocess.Popen[bytes]:

@@ -110,11 +110,21 @@ def test_packages_come_from_lock_files_by_hash(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_last_stage_runs_as_nobody_and_has_no_compiler(name: str) -> None:
-    _, last = stages(name)
+    *_, last = stages(name)
     assert of(last, "FROM") == ["${PYTHON}"]
-    assert of(last, "COPY") == ["--from=packages /opt/galaxy /opt/galaxy"]
+    compiled = ["--from=compiled /opt/galaxy/cache /opt/galaxy/cache"] if name == "activator" else []
+    assert of(last, "COPY") == ["--from=packages /opt/galaxy /opt/galaxy", *compiled]
     assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", of(last, "USER")[0])  # a number, so that runAsNonRoot can tell
     assert not re.search(r"gcc|g\+\+|build-essential|pip install", " ".join(of(last, "RUN")))
+
+
+def test_the_compiled_form_is_of_the_sources_that_run_beside_it() -> None:
+    """It is named after their content: both stages have the same, and the last finds it where it was built."""
+    packages, compiled, last = stages("activator")
+    parts = {rest.split()[0] for rest in of(packages, "COPY")} - {"requirements/base.lock"}
+    assert parts <= {rest.split()[0] for rest in of(compiled, "COPY")}
+    assert "GALAXY_CACHE=/opt/galaxy/cache python -m tools.compiled" in of(compiled, "RUN")
+    assert "GALAXY_CACHE=/opt/galaxy/cache" in " ".join(of(last, "ENV")).split()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""The compiled form of the request path: the same sources through mypyc, used in their stead where it was built.
+
+The form lies in a folder of the cache that is named after the sources' content (`python -m tools.compiled` builds it,
+the image of the activator has it), so it is never another state's; where there is none, the sources themselves run.
+All modules of it or none: a compiled one can't work with the source of another. GALAXY_COMPILED=off leaves it unused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+#: What every request goes through.
+MODULES: Final = (
+    "kserve_ext.core.knative.activation",
+    "kserve_ext.core.knative.request_stats",
+    "kserve_ext.wire.http1",
+    "kserve_ext.wire.http1_body",
+    "kserve_ext.wire.http1_forward",
+    "kserve_ext.wire.http1_lines",
+    "kserve_ext.wire.knative_head",
+    "activator_replacement.connections",
+    "activator_replacement.exchange",
+    "activator_replacement.http1",
+    "activator_replacement.knative.client",
+    "activator_replacement.knative.dispatcher",
+    "activator_replacement.knative.exchange",
+    "activator_replacement.knative.reports.durations",
+    "activator_replacement.plane",
+    "activator_replacement.upstream",
+)
+#: What these read of, down to the values of constants.
+_READ: Final = ("activator_replacement", "kserve_ext/api", "kserve_ext/core", "kserve_ext/wire")
+ROOT: Final = Path(__file__).resolve().parents[1]
+COMPILED: Final = "compiled"
+INTERPRETED: Final = "interpreted"
+
+
+def sources() -> list[Path]:
+    return [ROOT / Path(*name.split(".")).with_suffix(".py") for name in MODULES]
+
+
+def folder() -> Path:
+    """Where the compiled form of these very sources lies, if it was built."""
+    running = hashlib.sha256(f"{sys.implementation.cache_tag} {os.uname().machine}".encode())
+    for part in _READ:
+        for source in sorted((ROOT / part).glob("**/*.py")):
+            running.update(f"{source.relative_to(ROOT)} ".encode())
+            running.update(hashlib.sha256(source.read_bytes()).digest())
+    chosen = os.environ.get("GALAXY_CACHE")
+    cache = Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache/kserve-galaxy"
+    return cache / f"compiled-{running.hexdigest()[:12]}"
+
+
+def use() -> str:
+    """The form that runs from here on. To be called before any of it is imported, or the sources run."""
+    if os.environ.get("GALAXY_COMPILED") != "off" and not any(name in sys.modules for name in MODULES):
+        found = {
+            ".".join(file.relative_to(place).parts).partition(".cpython-")[0]: file
+            for place in (folder(),)
+            for file in place.glob("**/*.so")
+        }
+        if found:
+            sys.meta_path.insert(0, _Compiled(found))
+    return form()
+
+
+def form() -> str:
+    """COMPILED or INTERPRETED, as it is or would be imported."""
+    spec = importlib.util.find_spec(MODULES[-1])
+    return COMPILED if spec is not None and (spec.origin or "").endswith(".so") else INTERPRETED
+
+
+class _Compiled(MetaPathFinder):
+    def __init__(self, files: dict[str, Path]) -> None:
+        self._files = files
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        file = self._files.get(name)
+        return importlib.util.spec_from_file_location(name, file) if file is not None else None
