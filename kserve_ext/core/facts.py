@@ -1,7 +1,7 @@
 """The nouns that the functions tell each other about: resources, revisions, instances, nodes, the view.
 
 They are NamedTuples because every one of them crosses a process boundary: a tuple is what the wire format
-encodes most compactly (kserve_ext/wire/messages.py), and core/ may import nothing that knows about wires.
+encodes most compactly (kserve_ext/wire/messages/), and core/ may import nothing that knows about wires.
 New fields go at the end and have a default, so that two releases can talk to each other.
 """
 

@@ -65,6 +65,6 @@ def encode(job: Job) -> bytes:
 
 
 def decode(body: bytes) -> Job:
-    """Raises one of UNREADABLE (kserve_ext/wire/messages.py)."""
+    """Raises one of UNREADABLE (kserve_ext/wire/messages/)."""
     job: Job = _decoder.decode(body)
     return job

@@ -1,7 +1,7 @@
 """What shards and homes tell each other (Demand, Grant), and what a home asks its shell to carry out.
 
 Both Demand and Grant are complete states, never differences: a lost or repeated one does no harm, and a Grant
-with fewer slots is how slots are taken back. The fields are those of the messages in wire/messages.py, in the
+with fewer slots is how slots are taken back. The fields are those of the messages in wire/messages/, in the
 same order. A *term* is the epoch of the view under which a home took over; terms and sequence numbers only
 grow, and what is older than what was obeyed is ignored.
 """

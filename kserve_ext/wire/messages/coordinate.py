@@ -1,0 +1,99 @@
+"""Actions that go in batches: between Schedule functions, and between homes and shards; and activators' greetings.
+
+Demand and Grant are whole states, so that one may be lost or come twice.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
+from kserve_ext.wire.messages.base import Message
+
+
+class Room(msgspec.Struct, array_like=True, frozen=True, tag=1, gc=False):
+    """Schedule function's gossip: the largest and the total free room of its partition, nodes in it."""
+
+    function: FunctionID
+    free: tuple[int, ...]  # Resources, summed
+    largest: tuple[int, ...]  # Resources of the roomiest node
+    nodes: int
+    capacity: tuple[int, ...] = ()  # Resources that no node here exceeds; () = not all nodes are known yet
+
+
+class Demand(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
+    """Shard -> home: its whole state of one revision (core/dispatch/facts.Demand, field by field)."""
+
+    revision: RevisionKey
+    seq: int
+    held: int
+    in_flight: int
+    wanted: int
+    arrived: int
+    completed: int
+    concurrency_seconds: float
+    span_s: float
+    uses: tuple[tuple[InstanceID, int], ...] = ()
+    leases: tuple[tuple[InstanceID, int], ...] = ()
+    incarnation: int = 0
+    term: int = 0
+    granted: int = 0
+    bound_s: float = 0.0
+    bound_to: FunctionID = FunctionID("")
+    shuns: tuple[InstanceID, ...] = ()
+
+
+class Grant(msgspec.Struct, array_like=True, frozen=True, tag=3, gc=False):
+    """Home -> shard: all slots that it may use of a revision (core/dispatch/facts.Grant, field by field)."""
+
+    revision: RevisionKey
+    home: FunctionID
+    seq: int
+    ttl_s: float
+    slots: tuple[tuple[InstanceID, str, int], ...]
+    refusal: str = ""
+    permanent: bool = False
+    retry_after_s: float = 0.0
+    term: int = 0
+    answers: int = 0
+    ages: tuple[float, ...] = ()
+    scarce: bool = False
+    needed: bool = False
+
+
+class Broken(msgspec.Struct, array_like=True, frozen=True, tag=6, gc=False):
+    """Shard -> home: a connection to this instance was refused or reset; home verifies with its node."""
+
+    revision: RevisionKey
+    instance: InstanceID
+    reason: str
+
+
+Action = Room | Demand | Grant | Broken
+
+
+class Coordinate(Message, frozen=True):
+    """A batch of actions; the reply may carry actions back (a Grant for a Demand), which saves a call."""
+
+    sender: FunctionID
+    sender_addr: str
+    epoch: int
+    actions: tuple[Action, ...]
+
+
+class CoordinateReply(Message, frozen=True):
+    """`elsewhere`: the revisions of those Demands of which the receiver isn't the home."""
+
+    actions: tuple[Action, ...] = ()
+    epoch: int = 0
+    elsewhere: tuple[RevisionKey, ...] = ()
+
+
+class Greet(Message, frozen=True):
+    """One activator to another, every second: it is there, and since when (its process's start, in ns)."""
+
+    incarnation: int
+
+
+class Greeted(Message, frozen=True):
+    incarnation: int

@@ -1,0 +1,65 @@
+"""Functions and nodes <-> top-level controller: coming, going, reporting, and the view that follows from it."""
+
+from __future__ import annotations
+
+from kserve_ext.core.facts import Member, View
+from kserve_ext.core.ids import FunctionID
+from kserve_ext.wire.messages.base import Message
+
+
+class Load(Message, frozen=True):
+    """What a member reports of itself every period."""
+
+    cpu_seconds: float = 0.0  # since start
+    requests: int = 0  # HTTP requests or calls since start
+    queued: int = 0  # held requests, waiting decisions
+    instances: int = 0
+
+
+class Join(Message, frozen=True):
+    """A function or node starts, or has lost the controller. `epoch` is the highest it has seen."""
+
+    member: Member
+    epoch: int = 0
+
+
+class Leave(Message, frozen=True):
+    """A member drains and goes; a node that ClusterMgr found dead is reported by `by`."""
+
+    id: FunctionID
+    incarnation: int
+    by: FunctionID = FunctionID("")
+    reason: str = ""
+
+
+class Report(Message, frozen=True):
+    """The periodic report; it is also the heartbeat of a function (a node's heartbeat is Update)."""
+
+    id: FunctionID
+    incarnation: int
+    epoch: int
+    load: Load = Load()
+
+
+class ReportReply(Message, frozen=True):
+    epoch: int
+    known: bool  # False: join again
+
+
+class PublishView(Message, frozen=True):
+    """Push of the view; the answer is the acknowledgement that makes it consistent."""
+
+    view: View
+
+
+class Apply(Message, frozen=True):
+    """A function past its threshold applies for scale-out of its kind."""
+
+    id: FunctionID
+    kind: str
+    srps: float  # scaling requests per second
+
+
+class ApplyReply(Message, frozen=True):
+    granted: int
+    reason: str = ""
