@@ -19,6 +19,7 @@ from activator_replacement.refusals import CLOSING, response
 from activator_replacement.seam import Refusal
 from activator_replacement.upstream import reset
 from kserve_ext.wire.http1 import EMBEDDED, Grammar, Malformed, scan_request
+from kserve_ext.wire.http1_absolute import origin_form
 from kserve_ext.wire.http1_forward import Hop
 
 if TYPE_CHECKING:
@@ -179,7 +180,11 @@ class ClientProtocol(asyncio.Protocol):
         try:
             facts = scan_request(data, size, self.grammar)
         except Malformed as malformed:
-            self.reject(malformed.status, malformed.reason)
+            head = origin_form(data[:size])
+            if head is None:
+                self.reject(malformed.status, malformed.reason)
+            else:
+                self._begin(head + data[size:])
             return
         whole = len(data) == size
         plane.counters.requests += 1
