@@ -2,15 +2,16 @@
 
 A channel is two full-duplex connections between a pair of ranks: control (small messages, in order) and bulk
 (writes of blocks one way, credits the other way). It is stamped with both sides' generation: a restarted peer
-is another channel. Rungs differ only in how the bytes of a write travel. Usable without vLLM.
+is another channel. Rungs differ in how bytes travel, and in nothing else: each is a Carrier. Usable without vLLM.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple, Protocol
 
-Rung = Literal["shm", "tcp"]
+Rung = Literal["shm", "rdma", "tcp"]
 
 Reason = Literal[
     "closed",  # the peer has ended the connection, or we have
@@ -20,6 +21,8 @@ Reason = Literal[
     "generation",  # the peer is not the incarnation that was meant
     "incompatible",  # KV layouts differ: model, dtype, block size, number of layers
     "protocol",
+    "memory",  # it can't be registered, or a key does not allow what was asked for
+    "device",  # an RDMA device is missing, in use or broken
 ]
 
 
@@ -40,7 +43,7 @@ class Frame(NamedTuple):
     transfer: int
     blocks: int  # in this write; in DONE, blocks of the whole transfer
     target: int
-    size: int  # bytes that follow (tcp) or lie in the ring (shm); in CREDIT, bytes given back
+    size: int  # bytes that follow (tcp) or lie in the ring (shm, rdma); in CREDIT, bytes given back
     offset: int  # in the ring
 
 
@@ -48,6 +51,41 @@ FRAME: Final = struct.Struct("<BxHIIIIQ")
 WRITE: Final = 1
 DONE: Final = 2
 CREDIT: Final = 3
+MAX_BLOCKS: Final = 65536  # in one write
+
+
+class Carrier(Protocol):
+    """A rung: how the bytes of one channel travel. Two threads read, one each for control and bulk; any may send.
+
+    Every method raises ChannelError when the connection is lost. Nothing here waits for credit or checks a block.
+    """
+
+    rung: Rung
+    size: int  # bytes of writes that may be under way
+
+    def send(self, body: bytes) -> None:
+        """A control message."""
+
+    def receive(self) -> bytes:
+        """The next control message."""
+
+    def put(self, head: bytes, checksums: bytes, blocks: Sequence[memoryview], offset: int) -> None:
+        """A write: `head` is its Frame, `offset` its place in the ring. The blocks may change when it returns."""
+
+    def tell(self, head: bytes) -> None:
+        """A frame without blocks."""
+
+    def frame(self) -> tuple[Frame, bytes]:
+        """The next frame, and the checksums if it is a write, whose bytes `fetch` then brings."""
+
+    def fetch(self, frame: Frame, window: memoryview | None) -> None:
+        """The bytes of a write into the window; None: they are thrown away."""
+
+    def end(self) -> None:
+        """Wakes both readers for the last time; called once, by any thread."""
+
+    def close(self) -> None:
+        """Called once, when both readers have left."""
 
 
 class Landing(Protocol):

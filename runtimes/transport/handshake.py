@@ -19,6 +19,7 @@ import msgspec
 from kserve_ext.wire.messages import UNREADABLE
 from runtimes.transport.channel import ChannelError, Reason, Rung
 from runtimes.transport.sockets import read_message, write_message
+from runtimes.transport.verbs.side import Side
 
 NO_RUNG: Final = "no rung that both sides may use"
 _M = TypeVar("_M", bound=msgspec.Struct)
@@ -45,6 +46,8 @@ class Offer(msgspec.Struct, frozen=True):
     ring_size: int = 0
     ring_token: bytes = b""
     window: int = 0
+    rdma: Side | None = None
+    passed: tuple[str, ...] = ()  # rungs that the dialler would have liked better, and why it can't
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -64,10 +67,12 @@ class Proof(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """Listener -> dialler, once the connection is in use. `rung`: of a control connection; "none" = no rung fits."""
+    """Listener -> dialler, once the connection is in use."""
 
-    rung: Rung | Literal["none"]
-    proof: bytes
+    rung: Rung | Literal["none"]  # of a control connection; "none": no rung fits
+    rdma: Side | None = None
+    passed: tuple[str, ...] = ()  # better rungs that were not taken, and why
+    proof: bytes = b""
 
 
 def prove(key: bytes, side: str, offer: bytes, answer_nonce: bytes, choice: str) -> bytes:
@@ -75,8 +80,8 @@ def prove(key: bytes, side: str, offer: bytes, answer_nonce: bytes, choice: str)
     return hmac.new(key, text, hashlib.sha256).digest()
 
 
-def dial(connection: socket.socket, key: bytes, offer: Offer) -> tuple[Identity, Rung]:
-    """Who the listener is, and the rung. Raises ChannelError when it refuses, or doesn't know the key."""
+def dial(connection: socket.socket, key: bytes, offer: Offer) -> tuple[Identity, Rung, Ready]:
+    """Who the listener is, the rung, and its last word. Raises ChannelError if it refuses or lacks the key."""
     sent = msgspec.msgpack.encode(offer)
     write_message(connection, sent)
     answer = _read(connection, Answer)
@@ -90,11 +95,11 @@ def dial(connection: socket.socket, key: bytes, offer: Offer) -> tuple[Identity,
         msgspec.msgpack.encode(Proof(prove(key, "dialler", sent, answer.nonce, choice))),
     )
     ready = _read(connection, Ready)
-    if not hmac.compare_digest(ready.proof, prove(key, "ready", sent, answer.nonce, ready.rung)):
+    if not hmac.compare_digest(ready.proof, prove(key, "ready", sent, answer.nonce, _said(ready))):
         raise ChannelError("unauthenticated", "the rung was changed on the way")
     if ready.rung == "none":
-        raise ChannelError("incompatible", NO_RUNG)
-    return answer.who, ready.rung
+        raise ChannelError("incompatible", "; ".join((NO_RUNG, *ready.passed)))
+    return answer.who, ready.rung, ready
 
 
 def read_offer(connection: socket.socket) -> tuple[Offer, bytes]:
@@ -136,11 +141,15 @@ def answer(
     return nonce
 
 
-def ready(
-    connection: socket.socket, key: bytes, sent: bytes, nonce: bytes, rung: Rung | Literal["none"]
-) -> None:
-    """The last word of the listener."""
-    write_message(connection, msgspec.msgpack.encode(Ready(rung, prove(key, "ready", sent, nonce, rung))))
+def ready(connection: socket.socket, key: bytes, sent: bytes, nonce: bytes, word: Ready) -> None:
+    """The last word of the listener; its proof is put in here."""
+    proven = msgspec.structs.replace(word, proof=prove(key, "ready", sent, nonce, _said(word)))
+    write_message(connection, msgspec.msgpack.encode(proven))
+
+
+def _said(word: Ready) -> str:
+    """All of it but the proof."""
+    return msgspec.msgpack.encode(msgspec.structs.replace(word, proof=b"")).hex()
 
 
 def _read(connection: socket.socket, kind: type[_M]) -> _M:

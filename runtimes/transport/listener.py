@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 from runtimes.transport import sockets
 from runtimes.transport.channel import ChannelError, Rung
-from runtimes.transport.handshake import NO_RUNG, Identity, Offer, answer, objection, read_offer, ready
+from runtimes.transport.handshake import NO_RUNG, Identity, Offer, Ready, answer, objection, read_offer, ready
 from runtimes.transport.handshake import dial as shake
 from runtimes.transport.pair import WINDOW, Channel
-from runtimes.transport.shm import Ring, unlink
+from runtimes.transport.rungs import RUNGS, Begun, Offered, begin
+from runtimes.transport.verbs.choice import Wanted
 
 HANDSHAKE_S = 5.0
 PAUSE_S = 0.05
@@ -35,14 +36,11 @@ class _Half:
     since: float
     control: socket.socket
     peer: Identity
-    rung: Rung
-    ring: Ring | None
-    window: int
+    begun: Begun
 
     def close(self) -> None:
         sockets.close(self.control)
-        if self.ring is not None:
-            self.ring.close()
+        self.begun.close()
 
 
 class Listener:
@@ -53,9 +51,10 @@ class Listener:
         key: bytes,
         who: Callable[[], Identity],
         accepted: Callable[[Channel], None],
-        rungs: Sequence[Rung] = ("shm", "tcp"),
+        rungs: Sequence[Rung] = RUNGS,
         host: str = "127.0.0.1",
         handshake_s: float = HANDSHAKE_S,
+        rdma: Wanted | None = None,
     ) -> None:
         if not key and not host.startswith("127.") and host != "localhost":
             raise ValueError(f"listening on {host} needs a cluster key (GALAXY_CLUSTER_KEY_FILE)")
@@ -63,6 +62,7 @@ class Listener:
         self._who = who
         self._accepted = accepted
         self._rungs = tuple(rungs)
+        self._rdma = rdma
         self._handshake_s = handshake_s
         self._half: dict[str, _Half] = {}
         #: connections in their handshake, by the thread that does it
@@ -128,24 +128,19 @@ class Listener:
     def _meet_control(self, connection: socket.socket, offer: Offer, sent: bytes) -> None:
         who = self._who()
         refused = objection(offer, who)
-        shared = [rung for rung in self._rungs if rung in offer.rungs]
-        if refused is None and not shared:
-            refused = "incompatible", NO_RUNG
         nonce = answer(connection, self._key, sent, who, refused)
-        ring = None
-        if "shm" in shared and offer.ring:
-            ring = Ring.attach(offer.ring, offer.ring_size, offer.ring_token)
-        if ring is None and "tcp" not in shared:
-            ready(connection, self._key, sent, nonce, "none")
+        begun = begin(offer, self._rungs, WINDOW, self._rdma)
+        word = Ready(begun.rung, None if begun.ends is None else begun.ends.side(), tuple(begun.passed))
+        if begun.rung == "none":
+            ready(connection, self._key, sent, nonce, word)
             raise ChannelError("incompatible", NO_RUNG)
-        rung: Rung = "tcp" if ring is None else "shm"
-        half = _Half(time.monotonic(), connection, offer.who, rung, ring, offer.window)
+        half = _Half(time.monotonic(), connection, offer.who, begun)
         with self._lock:
             before = self._half.pop(offer.pair, None)
             self._half[offer.pair] = half
         if before is not None:
             before.close()
-        ready(connection, self._key, sent, nonce, rung)
+        ready(connection, self._key, sent, nonce, word)
 
     def _meet_bulk(self, connection: socket.socket, offer: Offer, sent: bytes) -> None:
         nonce = answer(connection, self._key, sent, self._who(), None)
@@ -157,9 +152,11 @@ class Listener:
             raise ChannelError("protocol", "a bulk connection without its control connection")
         for each in (half.control, connection):
             each.settimeout(None)
-        channel = Channel(half.control, connection, half.peer, half.rung, half.ring, half.window or WINDOW)
-        self._accepted(channel)
-        ready(connection, self._key, sent, nonce, half.rung)
+        carrier = half.begun.carrier(half.control, connection)
+        self._accepted(Channel(carrier, half.peer, half.begun.passed))
+        ready(connection, self._key, sent, nonce, Ready(carrier.rung))
+        if carrier.rung == "rdma":
+            sockets.close(connection)
 
     def _forget_old(self) -> None:
         limit = time.monotonic() - self._handshake_s
@@ -176,39 +173,36 @@ def dial(
     who: Identity,
     *,
     peer_generation: int = 0,
-    rungs: Sequence[Rung] = ("shm", "tcp"),
+    rungs: Sequence[Rung] = RUNGS,
     window: int = WINDOW,
     timeout_s: float = HANDSHAKE_S,
+    rdma: Wanted | None = None,
 ) -> Channel:
     """Blocks until both connections stand. The channel is not started."""
-    ring, name, token = Ring.create(window) if "shm" in rungs else (None, "", b"")
+    offered = Offered(rungs, window, rdma)
     control: socket.socket | None = None
     bulk: socket.socket | None = None
     try:
-        pair, nonce = secrets.token_hex(16), secrets.token_bytes(16)
+        pair = secrets.token_hex(16)
         control = _connect(addr, timeout_s)
-        offer = Offer(pair, "control", who, peer_generation, nonce, tuple(rungs), name, window, token, window)
-        peer, rung = shake(control, key, offer)
-        if rung == "shm" and (ring is None or not ring.echoed(token)):
-            raise ChannelError("protocol", "the listener claims shared memory that it did not write to")
+        peer, rung, word = shake(control, key, offered.offer(pair, who, peer_generation))
+        offered.chosen(rung, word)
         bulk = _connect(addr, timeout_s)
         shake(bulk, key, Offer(pair, "bulk", who, peer_generation, secrets.token_bytes(16)))
     except BaseException:
         for connection in (control, bulk):
             if connection is not None:
                 sockets.close(connection)
-        if ring is not None:
-            ring.close()
+        offered.close()
         raise
     finally:
-        if name:
-            unlink(name)
-    if rung != "shm" and ring is not None:
-        ring.close()
-        ring = None
+        offered.forget_name()
     for connection in (control, bulk):
         connection.settimeout(None)
-    return Channel(control, bulk, peer, rung, ring, window)
+    channel = Channel(offered.carrier(control, bulk), peer, offered.passed)
+    if channel.rung == "rdma":
+        sockets.close(bulk)
+    return channel
 
 
 def _connect(addr: str, timeout_s: float) -> socket.socket:

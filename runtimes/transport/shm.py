@@ -12,7 +12,10 @@ import mmap
 import os
 import secrets
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
+
+from runtimes.transport.channel import ChannelError
 
 _FOLDER = Path("/dev/shm")
 _PREFIX = "galaxy-kv-"
@@ -71,6 +74,23 @@ class Ring:
         with contextlib.suppress(BufferError):  # a thread is still copying: the mapping goes with its view
             self.view.release()
             self._mapping.close()
+
+
+def copy_in(ring: memoryview, blocks: Sequence[memoryview], offset: int) -> None:
+    """Blocks behind each other. Raises ChannelError when the ring has gone: closed by another thread."""
+    try:
+        for block in blocks:
+            ring[offset : offset + len(block)] = block
+            offset += len(block)
+    except ValueError as error:
+        raise ChannelError("closed", str(error)) from error
+
+
+def copy_out(ring: memoryview, offset: int, size: int, window: memoryview | None) -> None:
+    if offset + size > len(ring):
+        raise ChannelError("protocol", "a write beyond the ring")
+    if window is not None:
+        window[:] = ring[offset : offset + size]
 
 
 def unlink(name: str) -> None:

@@ -82,6 +82,12 @@ def wake(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
+def stop_reading(connection: socket.socket) -> None:
+    """Wakes whoever waits for it to be readable; the peer isn't told."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RD)
+
+
 def close(connection: socket.socket) -> None:
     """Wakes a thread that is blocked on it, then closes."""
     wake(connection)

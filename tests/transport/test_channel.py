@@ -187,7 +187,7 @@ def test_losing_a_side_is_told_once_and_ends_writes(pair: Pair) -> None:
 
 
 def test_a_peer_that_takes_no_messages_does_not_stop_the_sender(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtimes.transport.pair._SEND_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("runtimes.transport.carriers.SEND_TIMEOUT_S", 0.05)
     arrived: SimpleQueue[Channel] = SimpleQueue()
     listener = Listener(KEY, lambda: Identity("p", 7, "layout"), arrived.put)
     channel = dial(listener.addr, KEY, Identity("d", 3, "layout"))

@@ -1,0 +1,108 @@
+"""Which port and address is chosen from what a machine has, and why others are not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from runtimes.transport.verbs.choice import Device, Gid, Place, Port, Wanted, common_mtu, objection, places
+
+LINK_LOCAL = "fe80:0000:0000:0000:0000:00ff:fe00:0001"
+IPV4 = "0000:0000:0000:0000:0000:ffff:0a08:0003"  # 10.8.0.3
+IPV6 = "2001:0db8:0000:0000:0000:0000:0000:0007"
+NOTHING = "0000:0000:0000:0000:0000:0000:0000:0000"
+ROCE = Port(
+    1,
+    "ethernet",
+    True,
+    4096,
+    gids=(
+        Gid(0, LINK_LOCAL, "roce1"),
+        Gid(1, LINK_LOCAL, "roce2"),
+        Gid(2, IPV4, "roce1"),
+        Gid(3, IPV4, "roce2"),
+        Gid(4, IPV6, "roce2"),
+        Gid(5, NOTHING, "roce2"),
+    ),
+)
+INFINIBAND = Port(1, "infiniband", True, 4096, lid=17, gids=(Gid(0, LINK_LOCAL, "infiniband"),))
+
+
+def only(port: Port, wanted: Wanted = Wanted()) -> Place | str:  # noqa: B008
+    found, refused = places([Device("mlx5_0", (port,))], wanted)
+    assert len(found) + len(refused) == 1
+    return found[0] if found else refused[0]
+
+
+def test_an_ipv4_address_of_roce_v2_is_preferred() -> None:
+    place = only(ROCE)
+    assert isinstance(place, Place)
+    assert (place.gid_index, place.gid, place.family, place.mtu) == (3, IPV4, "ipv4", 4096)
+
+
+@pytest.mark.parametrize(
+    ("network", "index", "family"),
+    [("10.0.0.0/8", 3, "ipv4"), ("2001:db8::/32", 4, "ipv6"), ("fe80::/10", 1, "link-local")],
+)
+def test_a_network_names_the_address(network: str, index: int, family: str) -> None:
+    place = only(ROCE, Wanted(network=network))
+    assert isinstance(place, Place)
+    assert (place.gid_index, place.family) == (index, family)
+
+
+def test_infiniband_uses_its_first_gid_and_its_lid() -> None:
+    place = only(INFINIBAND)
+    assert isinstance(place, Place)
+    assert (place.gid_index, place.lid, place.family) == (0, 17, "infiniband")
+
+
+@pytest.mark.parametrize(
+    ("port", "wanted", "says"),
+    [
+        (dataclasses.replace(ROCE, up=False), Wanted(), "mlx5_0:1 has no link"),
+        (dataclasses.replace(ROCE, gids=()), Wanted(), "no address: has its interface an IP address?"),
+        (dataclasses.replace(ROCE, gids=ROCE.gids[:1]), Wanted(), "RoCE v1 addresses only"),
+        (dataclasses.replace(ROCE, gids=ROCE.gids[5:]), Wanted(), "no address"),
+        (dataclasses.replace(ROCE, mtu=128), Wanted(), "packet size of 128 bytes"),
+        (dataclasses.replace(INFINIBAND, lid=0), Wanted(), "no LID: does a subnet manager run?"),
+        (dataclasses.replace(INFINIBAND, gids=()), Wanted(), "has no GID"),
+        (ROCE, Wanted(network="192.0.2.0/24"), "no address in 192.0.2.0/24"),
+        (ROCE, Wanted(("mlx5_0:2", "mlx5_0:1")), ""),
+    ],
+)
+def test_what_is_not_usable_says_why(port: Port, wanted: Wanted, says: str) -> None:
+    found, refused = places([Device("mlx5_0", (port,))], wanted)
+    assert bool(found) == (not says)
+    assert says in "; ".join(refused)
+
+
+def test_devices_come_in_the_order_in_which_they_were_asked_for() -> None:
+    devices = [Device(name, (ROCE,)) for name in ("mlx5_0", "mlx5_1", "mlx5_2")]
+    found, refused = places(devices, Wanted(("mlx5_2", "mlx5_0", "mlx5_7")))
+    assert [place.device for place in found] == ["mlx5_2", "mlx5_0"]
+    assert refused == ["mlx5_1:1 was not asked for", "mlx5_7 is not here"]
+
+
+def test_a_named_port_comes_where_it_was_named() -> None:
+    device = Device("mlx5_0", (ROCE, dataclasses.replace(ROCE, number=2)))
+    found, _ = places([device], Wanted(("mlx5_0:2", "mlx5_0:1")))
+    assert [place.port for place in found] == [2, 1]
+
+
+def test_two_sides_talk_only_over_one_kind_of_link_and_address() -> None:
+    roce, infiniband = only(ROCE), only(INFINIBAND)
+    assert isinstance(roce, Place)
+    assert isinstance(infiniband, Place)
+    assert objection(roce, "ethernet", "ipv4") == ""
+    assert objection(roce, "ethernet", "ipv6") == "address family: ipv4 here, ipv6 there"
+    assert (
+        objection(roce, infiniband.link, infiniband.family) == "link layer: ethernet here, infiniband there"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "both"), [(4096, 1024, 1024), (4096, 4096, 4096), (1500, 4096, 1024)]
+)
+def test_the_packet_size_is_what_both_can_take(mine: int, theirs: int, both: int) -> None:
+    assert common_mtu(mine, theirs) == both
