@@ -11,7 +11,6 @@ from activator_replacement.knative.client import KnativeClient
 from activator_replacement.knative.exchange import KnativeExchange
 from activator_replacement.seam import CLIENT_GONE, OK, TIMEOUT, UPSTREAM_FAILED, Exchange
 from kserve_ext.core.knative.timeouts import Timeouts
-from tests.support.api_server import ApiServer
 from tests.support.dataplane import (
     Client,
     HoldingDispatch,
@@ -26,7 +25,6 @@ from tests.support.dataplane import (
     time_passes,
 )
 from tests.support.dispatch_cluster import until
-from tests.support.knative_activator import Pod, activator, put_config, put_endpoints, put_revision, running
 
 UPGRADE = ("Connection: Upgrade", "Upgrade: websocket")
 
@@ -400,23 +398,23 @@ def test_large_bodies_pass() -> None:
 
 
 def test_absolute_form_is_served_with_the_targets_host_and_what_follows_too() -> None:
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            heads.append((await read_request(reader))[0])
+            writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+
     async def test() -> None:
-        async with ApiServer() as api, running(Pod()) as pod:
-            put_config(api)
-            put_revision(api, "hello-00001")
-            put_endpoints(api, "hello-00001", [pod.addr])
-            async with activator(api) as made:
-                client = await Client.connect("127.0.0.1", made.http1[1])
-                absolute = get("http://hello-00001.default.svc.cluster.local/a?b")
-                client.send(
-                    absolute
-                    + get("/c", "Knative-Serving-Namespace: default", "Knative-Serving-Revision: hello-00001")
-                )
-                assert (await client.response())[0] == 200
-                assert (await client.response())[0] == 200
-                first, second = pod.heads
-                assert first.startswith(b"GET /a?b HTTP/1.1\r\n")
-                assert b"\r\nK-Original-Host: hello-00001.default.svc.cluster.local\r\n" in first
-                assert second.startswith(b"GET /c HTTP/1.1\r\n")
+        async with instance(serve) as addr, activator(Dispatch(addr)) as (_, host, port, _):
+            client = await Client.connect(host, port)
+            client.send(get("http://a.b:8080/a?b") + get("/c"))
+            assert (await client.response())[0] == 204
+            assert (await client.response())[0] == 204
+            first, second = heads
+            assert first.startswith(b"GET /a?b HTTP/1.1\r\n")
+            assert b"\r\nK-Original-Host: a.b:8080\r\n" in first
+            assert second.startswith(b"GET /c HTTP/1.1\r\n")
+            assert b"\r\nK-Original-Host: tiny\r\n" in second
 
     run(test())
