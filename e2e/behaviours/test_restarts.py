@@ -74,6 +74,16 @@ def test_an_activator_killed_beside_another_fails_only_what_it_had(api: Api, cli
         assert load.failures[before:] == []
 
 
+def test_the_only_activator_killed_comes_back_and_wakes_what_sleeps(api: Api, client: Client) -> None:
+    with deployed(api, "sleeper", template(ASLEEP)) as service:
+        (victim,) = system_pods(api, "activator")
+        before = restarts(api, SYSTEM_NAMESPACE, victim)
+        kill(api, SYSTEM_NAMESPACE, victim)
+        wait_until("its restart", lambda: restarts(api, SYSTEM_NAMESPACE, victim) > before, 60)
+        wait_until("its readiness", lambda: victim in system_pods(api, "activator"), 60)
+        assert client.send(service).status == 200
+
+
 def test_a_pod_killed_is_avoided_until_it_is_back(api: Api, client: Client) -> None:
     with deployed(api, "podkill", template({**ALWAYS, "min-scale": "2"})) as service:
         with client.load(service, 4, "/?sleep=50") as load:
