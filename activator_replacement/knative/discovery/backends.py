@@ -7,6 +7,7 @@ Dispatch: the pods that answer, or the Service's own address, and this activator
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ from kserve_ext.core.knative.assignment import Share, share_of
 from kserve_ext.core.knative.pods import OK, SILENT, Ask, Pods, Rules
 from kserve_ext.kube.client import Client, KubeError
 from kserve_ext.kube.kinds import SERVICES
+
+log = logging.getLogger(__name__)
 
 
 class Prober(Protocol):
@@ -38,7 +41,7 @@ class Users(Protocol):
 class Backend:
     """One revision's."""
 
-    __slots__ = ("cluster", "facts", "pods", "service", "timer")
+    __slots__ = ("cluster", "facts", "pods", "service", "timer", "untold")
 
     def __init__(self, facts: Activated, rules: Rules) -> None:
         self.facts = facts
@@ -46,6 +49,7 @@ class Backend:
         self.service = ""  # the private Service's name
         self.cluster = ""  # its address, "" = to be looked up
         self.timer: asyncio.TimerHandle | None = None
+        self.untold = False  # of a change
 
 
 class Backends:
@@ -127,17 +131,26 @@ class Backends:
             self._start(self._ask_pod(backend, addr))
         if ask.cluster:
             self._start(self._ask_service(backend))
-        if ask.changed:
-            pods = backend.pods
-            cluster = backend.cluster if pods.cluster else ""
-            mesh_host = self._mesh_host(backend).encode()
-            self._users.use(backend.facts.key, set(pods.healthy), cluster, len(pods.ready), mesh_host)
+        backend.untold |= ask.changed
+        if backend.untold:
+            self._tell(backend)
         if backend.timer is not None:
             backend.timer.cancel()
             backend.timer = None
-        due = backend.pods.due()
+        due = self._loop.time() + self._rules.every_s if backend.untold else backend.pods.due()
         if due is not None:
             backend.timer = self._loop.call_at(due, self._tick, backend)
+
+    def _tell(self, backend: Backend) -> None:
+        pods = backend.pods
+        cluster = backend.cluster if pods.cluster else ""
+        mesh_host = self._mesh_host(backend).encode()
+        try:
+            self._users.use(backend.facts.key, set(pods.healthy), cluster, len(pods.ready), mesh_host)
+        except Exception:
+            log.exception("what has changed of %s could not be told; it is told again", backend.facts.key)
+        else:
+            backend.untold = False
 
     def _tick(self, backend: Backend) -> None:
         backend.timer = None
@@ -150,20 +163,26 @@ class Backends:
 
     async def _ask_pod(self, backend: Backend, addr: str) -> None:
         keep = self._keep and not backend.facts.http2
-        answer = await self._prober.probe(addr, self._mesh_host(backend), keep=keep)
+        answer = SILENT
+        try:
+            answer = await self._prober.probe(addr, self._mesh_host(backend), keep=keep)
+        except Exception:
+            log.exception("the probe of %s at %s failed; it is made again", backend.facts.key, addr)
         self._do(backend, backend.pods.probed(addr, answer, self._loop.time()))
 
     async def _ask_service(self, backend: Backend) -> None:
         """A Service that was made anew has another address: after a failure it is looked up again."""
         answer = SILENT
-        if not backend.cluster:
-            try:
+        try:
+            if not backend.cluster:
                 service = await self._client.get(SERVICES, backend.facts.namespace, backend.service)
                 backend.cluster = cluster_address(service, backend.facts.port_name)
-            except KubeError:
-                backend.cluster = ""
-        if backend.cluster:
-            answer = await self._prober.probe(backend.cluster)
+            if backend.cluster:
+                answer = await self._prober.probe(backend.cluster)
+        except KubeError as error:
+            log.debug("%s has no Service to ask: %s", backend.facts.key, error)
+        except Exception:
+            log.exception("the probe of %s by its Service failed; it is made again", backend.facts.key)
         if answer != OK:
             backend.cluster = ""
         self._do(backend, backend.pods.cluster_probed(answer == OK, self._loop.time()))
