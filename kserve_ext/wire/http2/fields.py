@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from kserve_ext.wire.http1 import Malformed
+from kserve_ext.wire.http1 import HOST_PORT, Malformed
 from kserve_ext.wire.http2.frames import COMPRESSION_ERROR, Violation
 from kserve_ext.wire.http2.hpack import (
     STATIC,
@@ -46,9 +46,11 @@ KUBELET: Final = 17
 USER_AGENT: Final = 18
 ORIGINAL_HOST: Final = 19
 COLD: Final = 20
-CONTENT_TYPE: Final = 21
-CONTENT_CODING: Final = 22
-NEVER_KEPT: Final = 23  # says of the field that follows that no hop may keep it
+NOT_KEPT: Final = (
+    21  # says of the field that follows that no hop may keep it, or that it was never seen before
+)
+CONTENT_TYPE: Final = 22  # of interest in responses, as what follows
+CONTENT_CODING: Final = 23
 LAST_PSEUDO: Final = STATUS
 
 _KINDS: Final = {
@@ -79,6 +81,12 @@ _KINDS: Final = {
 _HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
 _NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
 _VALUE = re.compile(rb"(?![\t ])[\t -~\x80-\xff]*(?<![\t ])")
+_SPELLED: Final = (0x00, 0x40, 0x10)  # first bytes of literals that spell their names
+_GRAMMARS: Final = {
+    METHOD: re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}"),
+    PATH: re.compile(rb"/[!-~]*|\*"),
+    AUTHORITY: HOST_PORT,
+}
 _CACHED_BYTES: Final = 256  # longer fields, and those that no hop may keep, are looked at anew
 _CACHED: Final = 8192
 _NAME_BYTES: Final = 64
@@ -110,7 +118,7 @@ class TooLarge(Malformed):
 
 
 def walk(block: bytes, most: int = LIST_BYTES) -> list[tuple[int, int, int, bytes]]:
-    """(kind, start, end, value) of the fields that are not PLAIN, and NEVER_KEPT before each that is.
+    """(kind, start, end, value) of the fields that are not PLAIN, and NOT_KEPT before each of which it is true.
 
     Raises Violation when it is no block that stands alone, Malformed when a field is not what HTTP allows, TooLarge
     as soon as its list has more than `most` bytes.
@@ -129,6 +137,7 @@ def _walk(block: bytes, left: int) -> list[tuple[int, int, int, bytes]]:
     while at < size:
         first = block[at]
         start = at
+        known: tuple[int, bytes, int] | None
         if first >= 0x80:
             if not 0x80 < first < 0x80 + len(_STATIC_KINDS):
                 raise Violation(COMPRESSION_ERROR, "an entry of a header table of size 0")
@@ -137,13 +146,20 @@ def _walk(block: bytes, left: int) -> list[tuple[int, int, int, bytes]]:
             known = _STATIC_KINDS[first & 0x7F]
             at += 1
         else:
-            at = _literal_end(block, at, first)
+            if first in _SPELLED:
+                length = block[at + 1] & 0x7F
+                at += 2 + length
+                more = block[at] & 0x7F
+                at = at + 1 + more if length != 0x7F != more else _literal_end(block, start, first)
+            else:
+                at = _literal_end(block, at, first)
             if at > size:
                 raise IndexError
-            if 0x10 <= first < 0x20:
-                found.append((NEVER_KEPT, start, start, b""))
             field = block[start:at]
-            known = _known.get(field) or _learn(field)
+            known = _known.get(field)
+            if known is None:
+                known = _learn(field)
+                found.append((NOT_KEPT, start, start, b""))
         kind, value, listed = known
         left -= listed
         if left < 0:
@@ -203,6 +219,9 @@ def _learn(field: bytes) -> tuple[int, bytes, int]:
             raise Malformed(f"{name.decode()}: belongs to HTTP/1.1")
         if name == b"te" and value.lower() != b"trailers":
             raise Malformed("te: only trailers")
+        grammar = _GRAMMARS.get(kind)
+        if grammar is not None and grammar.fullmatch(value) is None:
+            raise Malformed(f"{name.decode()}: {value[:40]!r} is none")
         size = len(value)
     else:
         if coded:

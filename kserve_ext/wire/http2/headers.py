@@ -8,7 +8,6 @@ Hot dialect, see kserve_ext/wire/http1.py.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final
 
 from kserve_ext.wire.http1 import HOST_PORT, REQUEST_ID_TEXT, Malformed
@@ -30,7 +29,7 @@ from kserve_ext.wire.http2.fields import (
     METHOD,
     MOST_PER_BYTE,
     NAMESPACE,
-    NEVER_KEPT,
+    NOT_KEPT,
     ORIGINAL_HOST,
     PATH,
     PROBE,
@@ -47,14 +46,13 @@ if TYPE_CHECKING:
 
 _LAST_ONCE: Final = LENGTH
 #: Blocks without a header table repeat byte for byte: those that were read lately are not read again. Short ones
-#: only, and never those with a field that no hop may keep.
+#: only, never those with a field that no hop may keep, and not those with a field that is seen for the first time:
+#: a deadline or a trace makes each of a client's blocks another.
 _CACHED: Final = 1024
 _CACHED_BYTES: Final = 512
 #: The list of a short block is within this limit, whatever it holds.
 _LIST_SURE: Final = _CACHED_BYTES * MOST_PER_BYTE
 _SPAN_BYTES: Final = 100
-_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
-_PATH = re.compile(rb"/[!-~]*|\*")
 _REQUIRED: Final = 1 << METHOD | 1 << SCHEME | 1 << PATH
 
 
@@ -173,6 +171,8 @@ def _scan_request(block: bytes, repeated: bool, most: int) -> RequestBlock:
         if kind == USER_AGENT:
             head.user_agent = head.user_agent or value
             continue
+        if kind >= CONTENT_TYPE:
+            continue
         if kind == NAMESPACE:
             if head.namespace is None:
                 head.namespace = value
@@ -211,7 +211,7 @@ def _scan_request(block: bytes, repeated: bool, most: int) -> RequestBlock:
             if value:
                 head.original_host = True
                 continue
-        elif kind == NEVER_KEPT:
+        elif kind == NOT_KEPT:
             shared = False
             continue
         elif kind != HOP:
@@ -221,15 +221,16 @@ def _scan_request(block: bytes, repeated: bool, most: int) -> RequestBlock:
         raise Malformed("CONNECT is not served")
     if seen & _REQUIRED != _REQUIRED or seen >> STATUS & 1:
         raise Malformed("a request has :method, :scheme, :path, and no :status")
-    if _METHOD.fullmatch(head.method) is None or _PATH.fullmatch(head.path) is None:
-        raise Malformed(":method or :path is none")
-    if authority is None:
-        authority = host
-    elif host is not None and host != authority:
+    if host is None:
+        host = authority
+    elif authority is None:
+        if HOST_PORT.fullmatch(host) is None:
+            raise Malformed("host: not a host name or address with an optional port")
+    elif host != authority:
         raise Malformed(":authority and host differ")
-    if authority is None or HOST_PORT.fullmatch(authority) is None:
-        raise Malformed(":authority: not a host name or address with an optional port")
-    head.authority = authority
+    if not host:
+        raise Malformed("neither :authority nor host")
+    head.authority = host
     if shared:
         if len(_requests) >= _CACHED:
             _requests.clear()
@@ -275,7 +276,7 @@ def _scan_response(block: bytes, most: int) -> ResponseBlock:
             events = value[:17].lower() == b"text/event-stream"
         elif kind == CONTENT_CODING:
             coded = True
-        elif kind == NEVER_KEPT:
+        elif kind == NOT_KEPT:
             kept = False
     if not head.status or head.status == 101:
         raise Malformed("a response has a :status other than 101")
@@ -293,7 +294,7 @@ def check_trailers(block: bytes, most: int = LIST_BYTES) -> None:
         return
     kept = len(block) <= _CACHED_BYTES and most >= _LIST_SURE
     for kind, _, _, _ in walk(block, most):
-        if kind == NEVER_KEPT:
+        if kind == NOT_KEPT:
             kept = False
         if kind <= LAST_PSEUDO or kind in (LENGTH, HOST):
             raise Malformed("trailers hold no pseudo-header, content-length or host")

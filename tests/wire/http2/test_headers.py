@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kserve_ext.wire.http1 import Malformed
 from kserve_ext.wire.http2 import headers
-from kserve_ext.wire.http2.fields import MOST_PER_BYTE, TooLarge, fields, walk
+from kserve_ext.wire.http2.fields import COLD, MOST_PER_BYTE, TooLarge, fields, walk
 from kserve_ext.wire.http2.forward import Hop2, forward_request, forward_response, forward_to_pod, hop
 from kserve_ext.wire.http2.frames import Violation
 from kserve_ext.wire.http2.headers import RequestBlock, check_trailers, scan_request, scan_response
@@ -330,6 +330,26 @@ def test_other_headers_pass_as_they_came(pairs: Pairs, huffman: bool) -> None:
     assert [(f.name, f.value) for f in fields(head.block)] == decode(head.block)
 
 
+@pytest.mark.parametrize("index", range(62))
+@pytest.mark.parametrize("first", [0x00, 0x10, 0x40])
+def test_a_literal_ends_where_it_ends(first: int, index: int) -> None:
+    mask = 0x3F if first == 0x40 else 0x0F
+    name = b"\x03x-a" if not index else b""
+    number = bytes([first | index]) if index < mask else bytes([first | mask, index - mask])
+    for size in (0, 1, 126, 127, 128, 300):
+        value = b"trailers" if STATIC[index][0] == b"te" else b"7" * size
+        length = bytes([len(value)]) if len(value) < 127 else hpack.hpack.encode_integer(len(value), 7)
+        field = number + name + bytes(length) + value
+        block = field + literal(b"x-cold-start", b"true")
+        try:
+            found = walk(block)
+        except Malformed:
+            assert index
+            continue
+        assert [(start, end) for kind, start, end, _ in found if kind == COLD] == [(len(field), len(block))]
+        assert [f.value for f in fields(block)] == [value for _, value in decode(block)]
+
+
 def test_the_table_of_known_fields_forgets() -> None:
     from kserve_ext.wire.http2 import fields as module
 
@@ -357,6 +377,7 @@ def never(name: str, value: str) -> tuple[str, str]:
 )
 def test_a_block_is_read_once_unless_it_may_not_be_kept(more: Pairs, kept: bool) -> None:
     block = encode([*PSEUDO, *more])
+    scan_request(block, True)  # a field that is seen for the first time makes its block one that is not kept
     head = scan_request(block, True)
     assert (scan_request(bytes(bytearray(block)), True) is head) == head.shared == kept
     assert (head.kept_bytes == 0) == kept
@@ -365,9 +386,17 @@ def test_a_block_is_read_once_unless_it_may_not_be_kept(more: Pairs, kept: bool)
             scan_request(block, True, 100)
 
 
+def test_a_block_with_a_field_that_was_never_seen_is_not_kept() -> None:
+    blocks = [encode([*PSEUDO, ("grpc-timeout", f"{i}u")]) for i in range(123_456, 123_466)]
+    assert not any(scan_request(block).shared for block in blocks)
+    assert all(scan_request(block).shared for block in blocks)
+
+
 def test_answers_with_a_field_that_may_not_be_kept_are_not() -> None:
     pairs: Pairs = [(":status", "200"), never("set-cookie", "secret")]
+    scan_response(encode(pairs))
     assert scan_response(encode(pairs)) is not scan_response(encode(pairs))
+    scan_response(encode(pairs[:1]))
     assert scan_response(encode(pairs[:1])) is scan_response(encode(pairs[:1]))
 
 
