@@ -106,7 +106,7 @@ class Scales:
         return True
 
     def waking(self) -> bool:
-        """Revisions are being woken, so the API server should be asked for nothing that can wait."""
+        """So many revisions are being woken that the API server should be asked for nothing that can wait."""
         return self._waves.busy(time.monotonic())
 
     def withdraw(self, key: str) -> None:
@@ -116,12 +116,12 @@ class Scales:
 
     def made(self, key: str) -> None:
         """It has a pod."""
-        self._waves.leave(key)
+        self._waves.leave(key, time.monotonic())
         self._call()
 
     def release(self, key: str) -> None:
         """Neither in line nor under way from now on."""
-        self._waves.leave(key)
+        self._waves.leave(key, time.monotonic())
         self.withdraw(key)
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """Kubernetes, written behind: statuses, ServerlessServices and Metrics go out at a bounded rate, latest state only.
 
 Nobody waits for these writes, and one that isn't urgent waits a moment for what may replace it: a revision that
-wakes is ready before anybody reads that it is being woken. While revisions are woken it waits longer, for each costs
-the API server, Knative's webhooks and its controllers about what a start does. What was decided holds here at once
+wakes is ready before anybody reads that it is being woken. In a burst from zero it waits longer: each costs the API
+server, Knative's webhooks and its controllers a good part of what a start does. What was decided holds here at once
 (`status()` answers with what is yet to be written), and while the API server is away it stays here and is repeated.
 Scales don't come this way: a revision at zero must not wait behind anything. Which objects may be written is asked
 again at the moment of writing, so a lost Lease takes back what is still in line; and all is written over the latest
@@ -32,8 +32,8 @@ BURST = 100
 WORKERS = 8
 #: How long a write waits that is not urgent,
 MOMENT_S = 0.7
-#: and at most, while revisions are being woken.
-MOST_DEFERRED_S = 20.0
+#: and at most, in a burst from zero.
+MOST_DEFERRED_S = 30.0
 
 
 class Target(NamedTuple):

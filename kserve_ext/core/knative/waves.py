@@ -2,22 +2,26 @@
 
 A hundred scales written in one second make every controller work through all of them stage by stage, so that the
 median waits for the last one. With a few outstanding, the first are ready while the others are still in line, and
-the last is no later. A place is free again when the target's own controller has made the pod (not when that is
-ready), or after PATIENCE_S: a controller that is stuck on one must not hold up the others. First come, first served.
+the last is no later. A place is free again when there is a pod (not when that is ready), or after PATIENCE_S: a
+controller that is stuck on one must not hold up the others. First come, first served.
 
-What is to shrink costs the API server as much as what is woken, and nobody waits for it: while somebody is in line it
-waits as well, but not for longer than MOST_KEPT_S, for those in line may need the room.
+It is a burst once somebody had to stand in line, until CALM_S after the last has its pod. What is to shrink costs the
+API server as much as what is woken, and nobody waits for it: in a burst it waits as well, but not for longer than
+MOST_KEPT_S, since the burst may need the room; then it goes in order, as many a second as are woken at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
+from itertools import islice
 from typing import Generic, TypeVar
 
-#: On an API server that shares two cores with everything else, more made bursts of 25 and 100 slower.
-MOST = 8
+#: As many as keep Kubernetes' controllers at work, five workers each, where the API server takes 0.2 s a request.
+MOST = 16
 PATIENCE_S = 3.0
+CALM_S = 2.0
 MOST_KEPT_S = 30.0
+PACE_S = 1.0
 
 K = TypeVar("K", bound=Hashable)
 
@@ -30,10 +34,15 @@ class Waves(Generic[K]):
         self._under_way: dict[K, float] = {}
         #: in order of arrival; disjoint with the above
         self._line: dict[K, None] = {}
+        self._burst = False
+        #: when the burst is over, if nobody is under way or in line
+        self._calm_at = 0.0
         #: to shrink later, and when at the latest; deadlines only rise
         self._kept: dict[K, float] = {}
         #: were kept, and may shrink now; disjoint with the above
         self._named: set[K] = set()
+        #: before it none of the kept is named
+        self._next_at = 0.0
 
     def enter(self, key: K, now: float) -> bool:
         """Whether it may be woken now. If not, it is in line, and named by `free` in its turn."""
@@ -42,12 +51,9 @@ class Waves(Generic[K]):
         if key in self._under_way:
             return True
         self._line.setdefault(key)
-        ahead = self._most - len(self._under_way)
-        for number, waiting in enumerate(self._line):
-            if number >= ahead:
-                return False
-            if waiting == key:
-                break
+        if key not in islice(self._line, max(0, self._most - len(self._under_way))):
+            self._burst = True
+            return False
         del self._line[key]
         self._under_way[key] = now + self._patience_s
         return True
@@ -55,23 +61,29 @@ class Waves(Generic[K]):
     def shrink(self, key: K, now: float) -> bool:
         """Whether it may shrink now. If not, `free` names it once it may."""
         self._line.pop(key, None)
-        if self._line and key not in self._named:
+        if key not in self._named and (self._kept or self.busy(now)):
             self._kept.setdefault(key, now + MOST_KEPT_S)
             return False
         self._forget_shrinking(key)
         return True
 
-    def leave(self, key: K) -> None:
-        """Its pod has been made."""
-        self._under_way.pop(key, None)
+    def leave(self, key: K, now: float) -> None:
+        """There is a pod of it."""
+        if self._under_way.pop(key, None) is not None:
+            self._calm_at = now + CALM_S
         self._line.pop(key, None)
 
     def free(self, now: float) -> list[K]:
         """Those who may enter, and those who may shrink from now on; forgets what has had its time."""
         self._expire(now)
-        ahead = self._most - len(self._under_way)
-        entering = [key for number, key in enumerate(self._line) if number < ahead]
-        shrinking = [key for key, until in self._kept.items() if not self._line or until <= now]
+        entering = list(islice(self._line, max(0, self._most - len(self._under_way))))
+        if not self._kept or now < self._next_at:
+            return entering
+        busy = self.busy(now)
+        due = (key for key, until in self._kept.items() if not busy or until <= now)
+        shrinking = list(islice(due, self._most))
+        if shrinking:
+            self._next_at = now + PACE_S
         for key in shrinking:
             del self._kept[key]
         self._named.update(shrinking)
@@ -83,21 +95,27 @@ class Waves(Generic[K]):
         self._forget_shrinking(key)
 
     def busy(self, now: float) -> bool:
-        """Somebody is being woken, or is in line."""
+        """Whether this is a burst."""
         self._expire(now)
-        return bool(self._under_way or self._line)
+        if not self._under_way and not self._line and now >= self._calm_at:
+            self._burst = False
+        return self._burst
 
     @property
     def next_at(self) -> float | None:
-        """When `free` names somebody at the latest, by time alone; None: nobody waits."""
-        if not self._line:
-            return None
-        return min((*self._under_way.values(), *self._kept.values()), default=None)
+        """When to look at `free` again, if nothing happens before; None: nobody waits."""
+        times = list(self._under_way.values()) if self._line or self._kept else []
+        if self._kept:
+            quiet = not self._under_way and not self._line
+            first = next(iter(self._kept.values()))
+            times.append(max(self._next_at, min(first, self._calm_at) if quiet else first))
+        return min(times, default=None)
 
     def _forget_shrinking(self, key: K) -> None:
         self._kept.pop(key, None)
         self._named.discard(key)
 
     def _expire(self, now: float) -> None:
-        for key in [key for key, until in self._under_way.items() if until <= now]:
+        for key, until in [(key, until) for key, until in self._under_way.items() if until <= now]:
             del self._under_way[key]
+            self._calm_at = until + CALM_S

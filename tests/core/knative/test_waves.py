@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kserve_ext.core.knative.waves import MOST_KEPT_S, Waves
+from kserve_ext.core.knative.waves import CALM_S, MOST_KEPT_S, PACE_S, Waves
 
 
 def test_a_burst_goes_in_order_as_places_get_free() -> None:
@@ -14,7 +14,7 @@ def test_a_burst_goes_in_order_as_places_get_free() -> None:
     assert [waves.enter(key, 0.0) for key in "abcd"] == [True, True, False, False]
     assert waves.enter("a", 0.0), "it is there already"
     assert waves.free(1.0) == []
-    waves.leave("b")
+    waves.leave("b", 1.0)
     assert waves.free(1.0) == ["c"]
     assert not waves.enter("e", 1.0), "the place is for who waits"
     assert not waves.enter("d", 1.0)
@@ -28,28 +28,46 @@ def test_a_burst_goes_in_order_as_places_get_free() -> None:
     assert waves.next_at is None
 
 
-def test_what_is_to_shrink_waits_while_somebody_is_in_line_and_is_named_once() -> None:
-    waves: Waves[str] = Waves(1, 100.0)
-    assert waves.shrink("z", 0.0), "nobody waits"
+def test_what_is_to_shrink_waits_for_the_end_of_the_burst_and_goes_in_groups() -> None:
+    waves: Waves[str] = Waves(2, 100.0)
     assert waves.enter("a", 0.0)
-    assert waves.shrink("z", 0.0), "a is on its way, nobody waits"
-    assert not waves.enter("b", 0.0)
-    assert [waves.shrink(key, at) for at, key in enumerate("zyx", 1)] == [False] * 3
-    assert waves.next_at == 1.0 + MOST_KEPT_S
+    assert waves.enter("b", 0.0)
+    assert waves.shrink("z", 0.0), "a and b are on their way, but that is no burst"
+    assert not waves.enter("c", 0.0)
+    assert [waves.shrink(key, 1.0) for key in "zyxw"] == [False] * 4
     assert not waves.shrink("z", 5.0), "asking again puts nothing off"
-    waves.leave("z")
-    assert not waves.shrink("z", 5.0), "a pod of it is no reason to"
-    waves.withdraw("x")
+    waves.withdraw("w")
+    for key in "abz":
+        waves.leave(key, 6.0)
+    assert waves.free(6.0) == ["c"]
+    assert waves.enter("c", 6.0)
+    assert waves.free(7.0) == []
+    waves.leave("c", 8.0)
+    assert waves.free(8.0 + CALM_S - 0.1) == []
+    assert waves.next_at == 8.0 + CALM_S
+    assert waves.free(8.0 + CALM_S) == ["z", "y"]
+    assert waves.free(8.0 + CALM_S) == []
+    assert waves.next_at == 8.0 + CALM_S + PACE_S
+    assert waves.shrink("z", 10.0)
+    assert not waves.shrink("x", 10.0), "not past those before it"
+    assert waves.free(11.0) == ["x"]
+    assert waves.enter("a", 12.0)
+    assert waves.enter("b", 12.0)
+    assert not waves.enter("c", 12.0)
+    assert waves.shrink("x", 12.0), "it was named before c came"
+    assert not waves.shrink("x", 12.0)
+
+
+def test_what_is_to_shrink_doesnt_wait_for_ever() -> None:
+    waves: Waves[str] = Waves(1, 1000.0)
+    waves.enter("a", 0.0)
+    waves.enter("b", 0.0)
+    assert not waves.shrink("z", 1.0)
+    assert not waves.shrink("y", 2.0)
+    assert waves.next_at == 1.0 + MOST_KEPT_S
     assert waves.free(1.0 + MOST_KEPT_S) == ["z"]
-    assert waves.free(1.0 + MOST_KEPT_S) == []
-    assert waves.shrink("z", 31.5)
-    waves.leave("a")
-    assert waves.free(31.5) == ["b"]
-    assert waves.enter("b", 31.5)
-    assert waves.free(31.5) == ["y"], "the line is empty"
-    assert not waves.enter("c", 31.5)
-    assert waves.shrink("y", 31.5), "it was named before c came"
-    assert not waves.shrink("y", 31.5)
+    assert waves.shrink("z", 1.0 + MOST_KEPT_S)
+    assert waves.next_at == 2.0 + MOST_KEPT_S
 
 
 def test_what_was_to_shrink_and_is_woken_instead_does_not_shrink() -> None:
@@ -58,24 +76,24 @@ def test_what_was_to_shrink_and_is_woken_instead_does_not_shrink() -> None:
     waves.enter("b", 0.0)
     assert not waves.shrink("c", 0.0)
     assert not waves.enter("c", 0.0)
-    waves.leave("a")
+    waves.leave("a", 0.0)
     assert waves.enter("b", 0.0)
-    waves.leave("b")
+    waves.leave("b", 0.0)
     assert waves.free(0.0) == ["c"]
     assert waves.enter("c", 0.0)
-    assert waves.free(0.0) == []
+    assert waves.free(100.0) == []
 
 
-def test_it_is_busy_until_the_last_has_its_pod_or_has_had_its_time() -> None:
+def test_a_few_at_once_are_no_burst() -> None:
     waves: Waves[str] = Waves(1, 3.0)
-    assert not waves.busy(0.0)
     waves.enter("a", 0.0)
+    assert not waves.busy(0.0)
     waves.enter("b", 0.0)
+    assert waves.busy(0.0)
     assert waves.busy(5.0), "b is in line"
     waves.enter("b", 5.0)
-    assert waves.busy(5.0)
-    waves.leave("b")
-    assert not waves.busy(5.0)
+    assert waves.busy(8.0 + CALM_S - 0.1)
+    assert not waves.busy(8.0 + CALM_S), "b had its time"
 
 
 class Burst(RuleBasedStateMachine):
@@ -88,14 +106,18 @@ class Burst(RuleBasedStateMachine):
         self.kept: dict[int, float] = {}
         self.named: set[int] = set()
 
-    def forget(self, key: int) -> None:
+    def unline(self, key: int) -> None:
+        if key in self.line:
+            self.line.remove(key)
+
+    def unkeep(self, key: int) -> None:
         self.kept.pop(key, None)
         self.named.discard(key)
 
     @rule(key=st.integers(0, 9))
     def enter(self, key: int) -> None:
         entered = self.waves.enter(key, self.now)
-        self.forget(key)
+        self.unkeep(key)
         if key in self.until:
             assert entered
             return
@@ -108,41 +130,49 @@ class Burst(RuleBasedStateMachine):
 
     @rule(key=st.integers(0, 9))
     def leave(self, key: int) -> None:
-        self.waves.leave(key)
+        self.waves.leave(key, self.now)
         self.until.pop(key, None)
-        if key in self.line:
-            self.line.remove(key)
+        self.unline(key)
 
     @rule(key=st.integers(0, 9))
     def withdraw(self, key: int) -> None:
         self.waves.withdraw(key)
-        self.forget(key)
-        if key in self.line:
-            self.line.remove(key)
+        self.unline(key)
+        self.unkeep(key)
 
     @rule(key=st.integers(0, 9))
     def shrink(self, key: int) -> None:
+        waits = self.waves.busy(self.now) or bool(self.kept)
         may = self.waves.shrink(key, self.now)
-        if key in self.line:
-            self.line.remove(key)
-        assert may == (not self.line or key in self.named)
-        if may:
-            self.forget(key)
+        self.unline(key)
+        if key in self.named or may:
+            assert may
+            self.unkeep(key)
         else:
+            assert waits
             self.kept.setdefault(key, self.now + MOST_KEPT_S)
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 2.0, MOST_KEPT_S]))
     def time(self, seconds: float) -> None:
         self.now += seconds
         self.until = {key: until for key, until in self.until.items() if until > self.now}
-        shrinking = [key for key, until in self.kept.items() if not self.line or until <= self.now]
-        assert self.waves.free(self.now) == self.line[: 3 - len(self.until)] + shrinking
-        for key in shrinking:
+        free = self.waves.free(self.now)
+        entering = self.line[: 3 - len(self.until)]
+        assert free[: len(entering)] == entering
+        for key in free[len(entering) :]:
+            assert not self.waves.busy(self.now) or self.kept[key] <= self.now
             del self.kept[key]
-        self.named.update(shrinking)
-        ends = [*self.until.values(), *self.kept.values()]
-        assert self.waves.next_at == (min(ends, default=None) if self.line else None)
-        assert self.waves.busy(self.now) == bool(self.until or self.line)
+            self.named.add(key)
+
+    @rule()
+    def follow_the_clock(self) -> None:
+        """Whoever looks when it is told to names all that are kept in a bounded time, and never spins."""
+        looked = 0
+        while (at := self.waves.next_at) is not None and not self.line:
+            assert at > self.now or looked == 0
+            self.time(max(0.0, at - self.now))
+            looked += 1
+            assert looked < 40
 
     @invariant()
     def bounded(self) -> None:
