@@ -41,6 +41,7 @@ class ConnectionCache:
         "_idle_s",
         "_loop",
         "_make",
+        "_now",
         "_per_addr",
         "_total",
         "idle_count",
@@ -60,6 +61,7 @@ class ConnectionCache:
         connect_timeout_s: float = 5.0,
     ) -> None:
         self._loop = loop
+        self._now: Callable[[], float] = loop.time
         self._make = make  # a protocol that is an Upstream
         self._idle_s = idle_s
         self._per_addr = per_addr
@@ -76,7 +78,7 @@ class ConnectionCache:
     def take(self, addr: str) -> Upstream | None:
         """An idle connection, or None: then `open` one."""
         stack = self._idle.get(addr)
-        oldest = self._loop.time() - self._idle_s
+        oldest = self._now() - self._idle_s
         while stack:
             upstream = stack.pop()
             self.idle_count -= 1
@@ -94,7 +96,7 @@ class ConnectionCache:
         if len(stack) >= self._per_addr or self.idle_count >= self._total:
             upstream.close()
             return
-        upstream.idle_since = self._loop.time()
+        upstream.idle_since = self._now()
         stack.append(upstream)
         self.idle_count += 1
 
@@ -135,7 +137,7 @@ class ConnectionCache:
 
     def sweep(self) -> None:
         """Closes what has been idle for too long, and forgets addresses without connections."""
-        oldest = self._loop.time() - self._idle_s
+        oldest = self._now() - self._idle_s
         for addr in list(self._idle):
             stack = self._idle[addr]
             keep = 0

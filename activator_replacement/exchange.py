@@ -30,6 +30,9 @@ RESPONDING: Final = 3
 PIPED: Final = 4  # after 101
 DONE: Final = 5
 
+_NO_REVISION: Final = RevisionKey("")
+_NO_INSTANCE: Final = InstanceID("")
+
 
 class HttpExchange:
     __slots__ = (
@@ -38,6 +41,7 @@ class HttpExchange:
         "_fits",
         "_fresh",
         "_left",
+        "_request_id",
         "_retried",
         "_walker",
         "addr",
@@ -51,7 +55,6 @@ class HttpExchange:
         "instance",
         "note",
         "outcome",
-        "request_id",
         "revision",
         "started",
         "state",
@@ -65,9 +68,9 @@ class HttpExchange:
         self.facts = facts
         self.head = head
         self.started = started
-        self.request_id = facts.request_id or plane.next_id()
-        self.revision = RevisionKey("")
-        self.instance = InstanceID("")
+        self._request_id = facts.request_id
+        self.revision = _NO_REVISION
+        self.instance = _NO_INSTANCE
         self.timeout_s = plane.limits.timeout_s
         self.outcome = OK
         self.attempts = 0
@@ -129,6 +132,13 @@ class HttpExchange:
             self.client.pause_reading()
 
     # --- Dispatch's side of the seam
+
+    @property
+    def request_id(self) -> bytes:
+        """The client's, or one that is made when somebody asks."""
+        if not self._request_id:
+            self._request_id = self.client.plane.next_id()
+        return self._request_id
 
     def header(self, name: bytes) -> bytes | None:
         return header(self.head, name)

@@ -18,7 +18,7 @@ from activator_replacement.http2.client import Http2Client
 from activator_replacement.refusals import CLOSING, response
 from activator_replacement.seam import Refusal
 from activator_replacement.upstream import reset
-from kserve_ext.wire.http1 import EMBEDDED, Grammar, Malformed, scan_request
+from kserve_ext.wire.http1 import EMBEDDED, Grammar, Malformed, RequestHead, scan_request
 from kserve_ext.wire.http1_absolute import origin_form
 from kserve_ext.wire.http1_forward import Hop
 
@@ -32,7 +32,6 @@ _GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 class ClientProtocol(asyncio.Protocol):
     #: What a subclass with another dialect exchanges, beside its methods.
     grammar: ClassVar[Grammar] = EMBEDDED
-    exchange_type: ClassVar[type[HttpExchange]] = HttpExchange
     #: What takes over when the client speaks HTTP/2.
     http2_type: ClassVar[type[Http2Client]] = Http2Client
 
@@ -188,7 +187,7 @@ class ClientProtocol(asyncio.Protocol):
             return
         whole = len(data) == size
         plane.counters.requests += 1
-        exchange = self.exchange_type(self, facts, data if whole else data[:size], plane.loop.time())
+        exchange = self.new_exchange(facts, data if whole else data[:size], plane.now())
         self.exchange = exchange
         self.close_after = not facts.keep_alive or not facts.minor
         self._buffer = b""
@@ -202,6 +201,9 @@ class ClientProtocol(asyncio.Protocol):
                     self.answer(exchange, 400, malformed.reason)
                     return
         self.begun(exchange)
+
+    def new_exchange(self, facts: RequestHead, head: bytes, now: float) -> HttpExchange:
+        return HttpExchange(self, facts, head, now)
 
     def begun(self, exchange: HttpExchange) -> None:
         """Its head is read, and what came with it of its body."""

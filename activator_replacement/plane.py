@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -118,6 +119,7 @@ class Plane:
         "http2_cache",
         "limits",
         "loop",
+        "now",
         "unhealthy",
     )
 
@@ -130,6 +132,7 @@ class Plane:
         client_type: type[ClientProtocol],
     ) -> None:
         self.loop = loop
+        self.now: Callable[[], float] = loop.time
         self.client_type = client_type
         self.dispatch = dispatch
         self.limits = limits
@@ -161,7 +164,7 @@ class Plane:
 
     def sweep(self) -> None:
         """Looks at every client's limits; called each tick."""
-        now = self.loop.time()
+        now = self.now()
         for client in list(self.clients):
             client.check(now)
         self.cache.sweep()

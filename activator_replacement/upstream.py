@@ -201,7 +201,7 @@ class UpstreamProtocol(asyncio.Protocol):
             self._refuse(exchange, "answered an HTTP/1.0 request with a chunked body")
             return
         exchange.responding()
-        plane.counters.first_byte(head.status, plane.loop.time() - exchange.started)
+        plane.counters.first_byte(head.status, plane.now() - exchange.started)
         if length == UNTIL_CLOSE or plane.draining:
             client.close_after = True
         lines = exchange.marks(head)
@@ -279,7 +279,7 @@ class UpstreamProtocol(asyncio.Protocol):
         exchange.responding()
         exchange.state = PIPED
         plane = self._plane
-        plane.counters.first_byte(101, plane.loop.time() - exchange.started)
+        plane.counters.first_byte(101, plane.now() - exchange.started)
         self._framing = _PIPE
         client = exchange.client
         client.write(forward_response(head, exchange.marks(head)) + data[head.size :])

@@ -15,7 +15,7 @@ from activator_replacement.http2.client import Http2Client
 from activator_replacement.knative import answers
 from activator_replacement.knative.exchange import KnativeExchange
 from activator_replacement.knative.http2 import KnativeHttp2Client
-from kserve_ext.wire.http1 import Grammar
+from kserve_ext.wire.http1 import Grammar, RequestHead
 from kserve_ext.wire.knative_head import KNATIVE, KnativeHead
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 class KnativeClient(ClientProtocol):
     grammar: ClassVar[Grammar] = KNATIVE
-    exchange_type: ClassVar[type[HttpExchange]] = KnativeExchange
     http2_type: ClassVar[type[Http2Client]] = KnativeHttp2Client
 
     __slots__ = ("_wrote",)
@@ -39,6 +38,9 @@ class KnativeClient(ClientProtocol):
         if exchange is not None and exchange.record is not None:
             exchange.record.passed(data)
         self.transport.write(data)
+
+    def new_exchange(self, facts: RequestHead, head: bytes, now: float) -> HttpExchange:
+        return KnativeExchange(self, facts, head, now)
 
     def begun(self, exchange: HttpExchange) -> None:
         head: KnativeHead = exchange.facts  # type: ignore[assignment]

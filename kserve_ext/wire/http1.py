@@ -136,12 +136,14 @@ class RequestHead:
 class Grammar:
     """Which request lines are taken, which fields are looked at, and what a head is made of."""
 
-    __slots__ = ("fields", "first_lines", "make")
+    __slots__ = ("fields", "first_lines")
 
-    def __init__(self, first_lines: RequestLines, fields: Fields, make: type[RequestHead]) -> None:
+    def __init__(self, first_lines: RequestLines, fields: Fields) -> None:
         self.first_lines = first_lines
         self.fields = fields
-        self.make = make
+
+    def head(self, method: bytes, minor: int, size: int, lines: list[bytes]) -> RequestHead:
+        return RequestHead(method, minor, size, lines)
 
 
 EMBEDDED: Final = Grammar(
@@ -155,7 +157,6 @@ EMBEDDED: Final = Grammar(
         },
         400,
     ),
-    RequestHead,
 )
 _STATUS_LINES: Final = StatusLines()
 _RESPONSE_FIELDS: Final = Fields(RESPONSE_NAMES, 502)
@@ -194,7 +195,7 @@ def scan_request(data: bytes, size: int, grammar: Grammar = EMBEDDED) -> Request
     """The head in data[:size], where `size` is just after the first empty line. Raises Malformed."""
     lines = data[: size - 4].split(b"\r\n")
     method, minor = grammar.first_lines[lines[0]]
-    head = grammar.make(method, minor, size, lines)
+    head = grammar.head(method, minor, size, lines)
     cuts = head.cuts
     hosts = lengths = upgrade_at = 0
     connection = upgrade = None

@@ -73,7 +73,14 @@ class KnativeHead(RequestHead):
         return not self.h2c and _PROTOCOL.fullmatch(protocol) is not None
 
 
-KNATIVE: Final = Grammar(
+class KnativeGrammar(Grammar):
+    __slots__ = ()
+
+    def head(self, method: bytes, minor: int, size: int, lines: list[bytes]) -> RequestHead:
+        return KnativeHead(method, minor, size, lines)
+
+
+KNATIVE: Final = KnativeGrammar(
     RequestLines(_LINE),
     Fields(
         {
@@ -87,7 +94,6 @@ KNATIVE: Final = Grammar(
         },
         400,
     ),
-    KnativeHead,
 )
 
 
