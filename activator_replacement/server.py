@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import secrets
 import ssl
@@ -42,12 +43,15 @@ class Server:
         status: Callable[[], dict[str, Any]] = dict,
         ready: Callable[[], str] = str,  # why it isn't, "" when it is
         client_type: type[ClientProtocol] = ClientProtocol,
+        status_here_only: bool = False,
     ) -> None:
+        """`status_here_only`: it is told to this machine alone (a pod: to kubectl port-forward)."""
         self._client_type = client_type
         self._dispatch = dispatch
         self._limits = limits or Limits()
         self._registry = registry or prometheus_client.CollectorRegistry()
         self._status = status
+        self._status_here_only = status_here_only
         self._ready = ready
         self._listeners: list[asyncio.Server] = []
         self._admin: web.AppRunner | None = None
@@ -172,7 +176,12 @@ class Server:
         reason = "draining" if self.plane.draining else self._ready()
         return web.Response(status=503 if reason else 200, text=f"{reason or 'ok'}\n")
 
-    async def _get_status(self, _: web.Request) -> web.Response:
+    async def _get_status(self, request: web.Request) -> web.Response:
+        if self._status_here_only and not _is_here(request.remote or ""):
+            text = (
+                "status names revisions and addresses, and is for this pod alone: use kubectl port-forward\n"
+            )
+            return web.Response(status=403, text=text)
         plane = self.plane
         counters = plane.counters
         return web.json_response(
@@ -188,3 +197,12 @@ class Server:
                 **self._status(),
             }
         )
+
+
+def _is_here(remote: str) -> bool:
+    try:
+        address = ipaddress.ip_address(remote)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return bool((mapped or address).is_loopback)

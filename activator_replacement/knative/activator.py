@@ -100,6 +100,7 @@ class Activator:
             registry=registry,
             status=self.status,
             client_type=KnativeClient,
+            status_here_only=True,
         )
         self.observing = Observing(
             self.dispatcher,

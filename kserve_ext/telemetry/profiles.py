@@ -19,7 +19,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 from kserve_ext.wire.pprof import Kind, Place, Profile, Sample
 
@@ -135,11 +135,19 @@ def heap_text() -> str:
 
 def _everything(loop: asyncio.AbstractEventLoop) -> Iterator[tuple[str, tuple[Place, ...]]]:
     for task in asyncio.all_tasks(loop):
-        places = [place for frame in reversed(task.get_stack()) for place in (_place(frame),)]
-        yield f"task {task.get_name()}", tuple(places)
+        yield f"task {task.get_name()}", tuple(reversed(list(_awaited(task.get_coro()))))
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     for ident, frame in sys._current_frames().items():
         yield f"thread {names.get(ident, ident)}", tuple(_places(frame))
+
+
+def _awaited(found: Any) -> Iterator[Place]:
+    """What a task is at: its coroutine, what that awaits, and so on."""
+    while found is not None:
+        frame = getattr(found, "cr_frame", None) or getattr(found, "gi_frame", None)
+        if frame is not None:
+            yield _place(frame)
+        found = getattr(found, "cr_await", None) or getattr(found, "gi_yieldfrom", None)
 
 
 def _places(frame: FrameType | None) -> Iterator[Place]:
