@@ -27,6 +27,7 @@ from activator_replacement.knative.reports.observing import Observing
 from activator_replacement.knative.reports.reporter import PERIOD_S, Reporter
 from activator_replacement.knative.reports.stat_sink import StatSink
 from activator_replacement.knative.settings import Settings
+from activator_replacement.knative.sharing.neighbourhood import Neighbourhood
 from activator_replacement.knative.tls import InternalTls, enabled
 from activator_replacement.plane import Limits
 from activator_replacement.server import Address, Server
@@ -109,6 +110,7 @@ class Activator:
             settings.everywhere,
             settings.profiling_port,
         )
+        self.neighbourhood = Neighbourhood(settings, client, self.dispatcher, identity)
         self._log_level = logging.INFO
         self.backends: Backends
         self.prober: Prober
@@ -151,6 +153,7 @@ class Activator:
             keep_connections=tls is None,  # they are asked without TLS
         )
         self.dispatcher.unreachable = self.backends.unreachable
+        await self.neighbourhood.join()
         revisions = Informer(client, REVISIONS, on_change=self._revision_changed, keep=kept)
         logs = self._watch(settings.logging_config, self._logging_changed)
         observed = self._watch(settings.observability_config, self._observability_changed)
@@ -159,6 +162,7 @@ class Activator:
             informer.start()
         await revisions.synced.wait()
         await endpoints.informer.synced.wait()
+        await self.neighbourhood.meet()
         self._keep("the websocket to the autoscaler", self.sink.run)
         self._keep("reporting", self._reports)
         everywhere = settings.everywhere
@@ -193,6 +197,7 @@ class Activator:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, self.observing.stop(), return_exceptions=True)
+        await self.neighbourhood.close()
         self.backends.close()
         self.prober.close()
         for informer in self._informers:
@@ -204,9 +209,11 @@ class Activator:
         await self.server.close()
 
     def status(self) -> dict[str, Any]:
+        sharing = self.dispatcher.sharing
         return {
             "pod": self.settings.pod_name,
             "autoscaler_reachable": self.sink.reachable,
+            "shares_with": sharing.others if sharing is not None else [],
             "revisions": {
                 key: {
                     "held": part.activation.held,
@@ -214,6 +221,7 @@ class Activator:
                     "capacity": part.activation.capacity,
                     "share": list(part.activation.share),
                     "to": [tracker.addr for tracker in part.activation.assigned],
+                    **(sharing.figures(key)._asdict() if sharing is not None else {}),
                 }
                 for key, part in sorted(self.dispatcher.parts.items())
             },

@@ -10,9 +10,9 @@ Hot dialect in the seam's calls, see kserve_ext/wire/http1.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic, time_ns
-from typing import Final, Protocol, cast
+from typing import Final, NamedTuple, Protocol, cast
 
 from activator_replacement.knative.answers import QUEUE_FULL
 from activator_replacement.knative.reports.durations import Durations
@@ -26,6 +26,7 @@ from kserve_ext.core.knative.activation import HELD, Activation, Room, Tracker
 from kserve_ext.core.knative.assignment import Share
 from kserve_ext.core.knative.request_stats import RequestStats
 from kserve_ext.core.knative.timeouts import Timeouts
+from kserve_ext.core.sharing.shard import SharingShard
 
 #: Connections that may be refused to one request.
 MOST_ATTEMPTS: Final = 4
@@ -48,11 +49,12 @@ class ActivatorExchange(Exchange, Protocol):
 class Part:
     """One revision."""
 
-    __slots__ = ("activation", "concurrency", "durations", "facts", "mesh_host", "stats")
+    __slots__ = ("activation", "concurrency", "durations", "facts", "mesh_host", "shard", "stats")
 
     def __init__(self, facts: Activated, activation: Activation[ActivatorExchange]) -> None:
         self.facts = facts
         self.activation = activation
+        self.shard: SharingShard | None = None  # where slots are shared with other activators
         self.stats: RequestStats | None = None
         self.concurrency = 0.0
         self.durations = Durations()
@@ -65,6 +67,29 @@ class Part:
     @property
     def name(self) -> str:
         return self.facts.name
+
+
+class Figures(NamedTuple):
+    """What is shared of one revision, to be shown."""
+
+    home: str  # who lends its slots; "" while nobody needs to
+    leased: int  # slots it may use here because the home says so
+    lent: int  # of these, by this home: slots that activators may use beyond their own
+
+
+class Sharer(Protocol):
+    """Who shares slots with other activators."""
+
+    @property
+    def others(self) -> list[str]: ...
+    def figures(self, key: RevisionKey) -> Figures: ...
+    def revision(self, part: Part) -> None: ...
+    def forget(self, key: RevisionKey) -> None: ...
+    def listed(self, key: RevisionKey, hosts: Iterable[str]) -> None: ...
+    def changed(self, part: Part) -> None: ...
+    def wants(self, part: Part) -> None: ...
+    def freed(self, part: Part) -> None: ...
+    def lapsed(self, part: Part, now: float) -> None: ...
 
 
 class Dispatcher:
@@ -82,6 +107,8 @@ class Dispatcher:
         self.unreachable: Callable[[RevisionKey, str], None] = lambda key, addr: None
         #: Where the address of a namespace's pod is reached with TLS; None: without.
         self.secure: Callable[[str, str], str] | None = None
+        #: None: slots are divided by position only.
+        self.sharing: Sharer | None = None
         self.tracer: Tracer | None = None
         self.request_log: RequestLog | None = None
         self._loop = loop
@@ -119,10 +146,16 @@ class Dispatcher:
         if stats is None:
             stats = self._reporter.first(part, now)
         stats.enter(now)
-        outcome = part.activation.submit(waiting)
+        activation = part.activation
+        if now >= activation.valid_until and self.sharing is not None:
+            self.sharing.lapsed(part, now)
+        outcome = activation.submit(waiting)
         if isinstance(outcome, Tracker):
             self._go(waiting, part, outcome.addr)
-        elif outcome != HELD:
+        elif outcome == HELD:
+            if part.shard is not None and self.sharing is not None:
+                self.sharing.wants(part)
+        else:
             self._left(part, waiting, 503)
             exchange.refuse(503, QUEUE_FULL, RETRY_AFTER_S)
 
@@ -151,7 +184,7 @@ class Dispatcher:
             return False
         part.activation.put_back(cast("ActivatorExchange", exchange))
         # Not from within the exchange's own call: it may be the first to go on.
-        self._loop.call_soon(self._drain, part)
+        self._loop.call_soon(self.drain, part)
         return True
 
     def cancelled(self, exchange: Exchange) -> None:
@@ -174,6 +207,8 @@ class Dispatcher:
             facts, Activation(facts.concurrency, self._most_held, self._room, self._chance)
         )
         self._keys[facts.namespace.encode(), facts.name.encode()] = facts.key
+        if self.sharing is not None and facts.concurrency:
+            self.sharing.revision(self.parts[facts.key])
 
     def forget(self, key: RevisionKey) -> None:
         """Deleted: what is held is refused, what is under way goes on."""
@@ -181,6 +216,8 @@ class Dispatcher:
         if part is None:
             return
         self._keys.pop((part.namespace.encode(), part.name.encode()), None)
+        if self.sharing is not None:
+            self.sharing.forget(key)
         refusal = _unknown(part.name)
         for exchange in part.activation.dismiss():
             self._left(part, exchange, refusal.status)
@@ -192,13 +229,24 @@ class Dispatcher:
         if part is not None:
             part.mesh_host = mesh_host
             part.activation.use(pods, cluster, ready)
-            self._drain(part)
+            if part.shard is not None and self.sharing is not None:
+                self.sharing.changed(part)
+            self.drain(part)
 
-    def share(self, key: RevisionKey, share: Share) -> None:
+    def share(self, key: RevisionKey, share: Share | None, hosts: Iterable[str]) -> None:
+        """Whom its traffic goes to; `share` None: not to this activator."""
         part = self.parts.get(key)
         if part is not None:
-            part.activation.take_share(share)
-            self._drain(part)
+            if share is not None:
+                part.activation.take_share(share)
+            if self.sharing is not None:
+                self.sharing.listed(key, hosts)
+            self.drain(part)
+
+    def drain(self, part: Part) -> None:
+        """Held requests go where there are slots."""
+        for exchange, tracker in part.activation.drain():
+            self._go(exchange, part, tracker.addr)
 
     @property
     def held_bytes(self) -> int:
@@ -211,14 +259,20 @@ class Dispatcher:
         exchange.go(addr if secure is None else secure(part.facts.namespace, addr), InstanceID(addr))
 
     def _release(self, part: Part, addr: str) -> None:
-        activation = part.activation
+        activation, shard = part.activation, part.shard
+        if shard is None or self.sharing is None:
+            following = activation.release(activation.trackers[addr])
+            if following is not None:
+                self._go(following, part, addr)
+            return
+        now = monotonic()
+        if now >= activation.valid_until:
+            self.sharing.lapsed(part, now)
         following = activation.release(activation.trackers[addr])
         if following is not None:
             self._go(following, part, addr)
-
-    def _drain(self, part: Part) -> None:
-        for exchange, tracker in part.activation.drain():
-            self._go(exchange, part, tracker.addr)
+        elif activation.returned or shard.scarce:
+            self.sharing.freed(part)
 
     def _left(self, part: Part, exchange: ActivatorExchange, status: int) -> None:
         """`status`: what it was answered with, 0 = nothing."""

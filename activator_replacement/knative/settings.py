@@ -43,6 +43,7 @@ class Settings:
     https_port: int
     metrics_port: int
     profiling_port: int
+    peer_port: int  # where other activators of ours speak to this one
     #: Requests held per revision, and bytes that all held requests together may take.
     held_requests: int
     held_bytes: int
@@ -105,6 +106,7 @@ def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Setting
         https_port=number("GALAXY_HTTPS_PORT", 8112),
         metrics_port=number("GALAXY_METRICS_PORT", 9090),
         profiling_port=number("PROFILING_PORT", 8008),
+        peer_port=number("GALAXY_PEER_PORT", 8014),
         held_requests=number("GALAXY_HELD_REQUESTS", 10_000),
         held_bytes=number("GALAXY_HELD_BYTES", 128 << 20),
         drain_s=duration("GALAXY_DRAIN", "45s"),

@@ -23,7 +23,8 @@ IMPLEMENTATIONS = {
 }
 #: What the table runs against unless it is told otherwise.
 USUAL = ("stock", "ours")
-_ROLES = CLONE / "manifests" / "base" / "rbac.yaml"
+_BASE = CLONE / "manifests" / "base"
+_NEEDED = (_BASE / "rbac.yaml", _BASE / "peers.yaml")
 
 
 def whose(implementation: str, part: str) -> str:
@@ -37,8 +38,9 @@ def image(implementation: str, part: str) -> str:
 
 
 def grant(api: Api) -> None:
-    """The roles of ours."""
-    api.apply_all(documents(_ROLES))
+    """The roles of ours, and the key of its activators."""
+    for path in _NEEDED:
+        api.apply_all(documents(path))
 
 
 def images(api: Api) -> dict[str, str]:
@@ -65,5 +67,6 @@ def use(api: Api, implementation: str, parts: Iterable[str] = PARTS) -> None:
         grant(api)
     roll_out(api, wanted)
     if implementation == "stock" and wanted.keys() == set(PARTS):
-        for obj in documents(_ROLES):
-            api.delete(obj["apiVersion"], obj["kind"], "", obj["metadata"]["name"])
+        for obj in [obj for path in _NEEDED for obj in documents(path)]:
+            metadata = obj["metadata"]
+            api.delete(obj["apiVersion"], obj["kind"], metadata.get("namespace", ""), metadata["name"])

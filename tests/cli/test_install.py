@@ -335,6 +335,13 @@ def test_status(cluster: KnativeCluster) -> None:
 def test_dry_run_asks_no_cluster(empty: KnativeCluster) -> None:
     result = empty("install", "--dry-run", "-n", "elsewhere", "--only", "activator")
     documents = list(yaml.safe_load_all(result.stdout))
-    assert [document["kind"] for document in documents] == ["ClusterRole", "ClusterRoleBinding", "Deployment"]
+    assert [document["kind"] for document in documents] == [
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "Secret",
+        "Role",
+        "RoleBinding",
+        "Deployment",
+    ]
     assert documents[1]["subjects"][0]["namespace"] == documents[2]["metadata"]["namespace"] == "elsewhere"
     assert empty.server.requests == []

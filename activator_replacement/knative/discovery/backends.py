@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ class Users(Protocol):
     """Dispatch, as it hears of backends."""
 
     def use(self, key: RevisionKey, pods: set[str], cluster: str, ready: int, mesh_host: bytes) -> None: ...
-    def share(self, key: RevisionKey, share: Share) -> None: ...
+    def share(self, key: RevisionKey, share: Share | None, hosts: Iterable[str]) -> None: ...
 
 
 class Backend:
@@ -100,9 +100,8 @@ class Backends:
             return
         service, found = self._endpoints.addresses(key, public, backend.facts.port_name)
         if public:
-            share = share_of(self._pod_ip, hosts(found.ready))
-            if share is not None:
-                self._users.share(key, share)
+            activators = hosts(found.ready)
+            self._users.share(key, share_of(self._pod_ip, activators), activators)
             return
         if service != backend.service:
             backend.service, backend.cluster = service, ""

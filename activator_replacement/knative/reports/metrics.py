@@ -77,6 +77,7 @@ class ActivatorCollector(Collector):
         )
         errors.add_metric(["autoscaler"], self._sink.errors)
         yield from (reachable, errors)
+        yield from self._shared()
         yield GaugeMetricFamily(
             "galaxy_held_bytes", "Bytes of all held requests.", self._dispatcher.held_bytes
         )
@@ -89,3 +90,32 @@ class ActivatorCollector(Collector):
         yield CounterMetricFamily(
             "galaxy_reports_dropped", "Reports that could not be sent.", self._sink.dropped
         )
+
+    def _shared(self) -> Iterator[Metric]:
+        """Slots that activators of ours lend each other."""
+        sharing = self._dispatcher.sharing
+        home = GaugeMetricFamily(
+            "galaxy_revision_home",
+            "1 where this activator lends the revision's slots out at the moment.",
+            labels=_PLACE,
+        )
+        leased = GaugeMetricFamily(
+            "galaxy_revision_leased_slots",
+            "Requests that may be in flight from here because the revision's home says so.",
+            labels=_PLACE,
+        )
+        lent = GaugeMetricFamily(
+            "galaxy_revision_lent_slots",
+            "As home: slots that activators may use beyond those that are theirs by position.",
+            labels=_PLACE,
+        )
+        for part in self._dispatcher.parts.values():
+            if sharing is not None and part.shard is not None and part.shard.grants is not None:
+                place = [part.namespace, part.name]
+                figures = sharing.figures(part.facts.key)
+                home.add_metric(place, float(figures.home not in ("", *sharing.others)))
+                leased.add_metric(place, figures.leased)
+                lent.add_metric(place, figures.lent)
+        others = len(sharing.others) if sharing is not None else 0
+        yield from (home, leased, lent)
+        yield GaugeMetricFamily("galaxy_activators", "Other activators that slots are shared with.", others)

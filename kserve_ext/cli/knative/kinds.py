@@ -19,6 +19,8 @@ _OURS: Final = (
     kinds.DEPLOYMENTS,
     kinds.POD_DISRUPTION_BUDGETS,
     kinds.SECRETS,
+    Kind("rbac.authorization.k8s.io", "v1", "roles", "Role"),
+    Kind("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding"),
     Kind("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy"),
     Kind("monitoring.coreos.com", "v1", "podmonitors", "PodMonitor"),
     Kind("monitoring.coreos.com", "v1", "prometheusrules", "PrometheusRule"),

@@ -186,6 +186,11 @@ class Activation(Generic[R]):
         """Those that answer, sorted; none while requests go to the Service's address."""
         return [] if self._cluster else self._pods
 
+    @property
+    def by_service(self) -> bool:
+        """Requests go to the Service's address, which spreads them itself."""
+        return bool(self._cluster)
+
     def answers(self, pod: str) -> bool:
         at = bisect_left(self._pods, pod)
         return at < len(self._pods) and self._pods[at] == pod and not self._cluster

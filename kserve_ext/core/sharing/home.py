@@ -25,6 +25,8 @@ MOST_SETTLE_S: Final = 0.2
 #: How much earlier than need be a member's own slots are not lent any more.
 SLACK_S: Final = 2 * MOST_SETTLE_S
 KEPT_SENT: Final = 32
+#: When nobody has lacked a slot for so long, they go back to those whose own they are.
+RESTORE_S: Final = 0.5
 _NEVER: Final = float("inf")
 
 Push = tuple[FunctionID, Grant]
@@ -180,12 +182,28 @@ class SharingHome:
             self.bound.pop(forgotten, None)
         frozen = bool(self.silent) and now < self.open_by
         leases.reserved = self._reserved(now)
+        held_back = set(self.pods) if frozen else self._bound(now)
         if not frozen:
             leases.trim(self.pods, self.own)
-        changed = leases.allot(self.pods, self.pods if frozen else self._bound(now), now)
+        changed = leases.allot(self.pods, held_back, now)
         if self.lacking:
             self.lacked_at = now
-        return changed
+        elif now - self.lacked_at > RESTORE_S:
+            changed += self._restore(held_back)
+        return sorted(set(changed))
+
+    def _restore(self, held_back: set[InstanceID]) -> list[FunctionID]:
+        """Everybody gets its own back, to have it at hand for the next request; to whom this is news."""
+        told = []
+        for member, account in self.leases.accounts.items():
+            if not account.joined or account.left_at is not None:
+                continue
+            for pod, count in self.own.get(member, {}).items():
+                more = min(count - account.intended.get(pod, 0), self.leases.free(pod))
+                if more > 0 and pod not in held_back and pod not in account.shuns:
+                    account.intended[pod] = account.intended.get(pod, 0) + more
+                    told.append(member)
+        return told
 
     def _reserved(self, now: float) -> dict[InstanceID, int]:
         """Slots that may be used without this home, beyond those that accounts have."""

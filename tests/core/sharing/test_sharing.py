@@ -279,3 +279,16 @@ def test_nothing_is_said_while_own_slots_are_enough() -> None:
         assert len(member.running) == 4, "at once"
     world.advance(1.0, deliver=False)
     assert world.letters == []
+
+
+def test_everybody_has_its_own_back_when_nobody_waits_any_more() -> None:
+    world = world_of(1, 3)
+    busy = world.members[FunctionID("b")]
+    for _ in range(9):
+        world.submit(busy)
+    world.advance(0.2)
+    while busy.running:
+        world.finish(busy, 0)
+    world.advance(1.0)
+    for member in world.members.values():
+        assert member.shard.grants == member.shard.own

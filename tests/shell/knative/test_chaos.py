@@ -66,7 +66,7 @@ def test_nothing_is_left_behind(concurrency: int, seed: int) -> None:
                 while True:
                     dispatch.use(KEY, set(rng.sample(addrs, rng.randrange(len(addrs) + 1))), "", 0, b"")
                     part.activation.check()
-                    dispatch.share(KEY, Share(rng.randrange(2), 2))
+                    dispatch.share(KEY, Share(rng.randrange(2), 2), ())
                     part.activation.check()
                     assert all(t.in_flight <= max(t.limit, concurrency) for t in part.activation.assigned)
                     reporter.report(loop.time())
