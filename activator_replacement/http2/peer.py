@@ -56,8 +56,8 @@ class Peer(asyncio.Protocol):
     def flush(self) -> None:
         """What is to be sent goes to the transport."""
         connection = self.connection
-        out = connection.out
-        if out and not self.transport.is_closing():
-            self.transport.write(b"".join(out))
-        out.clear()
+        data = b"".join(connection.out)
+        connection.out.clear()
+        if data and not self.transport.is_closing():
+            self.transport.write(data)
         connection.flushed()

@@ -14,7 +14,6 @@ from typing import Final
 
 from kserve_ext.wire.http2 import frames
 from kserve_ext.wire.http2.blocks import Blocks
-from kserve_ext.wire.http2.fields import MOST_PER_BYTE
 from kserve_ext.wire.http2.frames import (
     ACK,
     CONTINUATION,
@@ -280,28 +279,6 @@ class Connection(Sending):
         pairs = frames.read_settings(payload)
         self.put(frames.SETTINGS_ACK)  # before the DATA that a larger window lets go
         self.apply(pairs)
-
-    def apply(self, pairs: list[tuple[int, int]]) -> None:
-        """The peer's settings; of one that comes twice, the last."""
-        self.introduced = True
-        for name, value in dict(pairs).items():
-            if name == frames.INITIAL_WINDOW_SIZE:
-                change = value - self.peer_window
-                self.peer_window = value
-                for stream in list(self.streams.values()):
-                    stream.send_window += change
-                    if stream.send_window > MOST_WINDOW:
-                        raise Violation(frames.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE: too large")
-                if change > 0:
-                    for stream in list(self.streams.values()):
-                        self._window_opened(stream)
-            elif name == frames.MAX_FRAME_SIZE:
-                self.peer_frame = value
-            elif name == frames.MAX_CONCURRENT_STREAMS:
-                self.peer_streams = value
-            elif name == frames.MAX_HEADER_LIST_SIZE:
-                self.peer_list = value
-        self.sure_bytes = min(self.peer_list // MOST_PER_BYTE, self.peer_frame - 1)
 
     def _goaway(self, number: int, payload: bytes) -> None:
         if number or len(payload) < 8:

@@ -118,6 +118,28 @@ class Sending:
         more = frames.window_update(0, window - DEFAULT_WINDOW)
         self.out.append((PREFACE if client else b"") + first + more)
 
+    def apply(self, pairs: list[tuple[int, int]]) -> None:
+        """The peer's settings; of one that comes twice, the last."""
+        self.introduced = True
+        for name, value in dict(pairs).items():
+            if name == frames.INITIAL_WINDOW_SIZE:
+                change = value - self.peer_window
+                self.peer_window = value
+                for stream in list(self.streams.values()):
+                    stream.send_window += change
+                    if stream.send_window > MOST_WINDOW:
+                        raise frames.Violation(frames.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE: too large")
+                if change > 0:
+                    for stream in list(self.streams.values()):
+                        self._window_opened(stream)
+            elif name == frames.MAX_FRAME_SIZE:
+                self.peer_frame = value
+            elif name == frames.MAX_CONCURRENT_STREAMS:
+                self.peer_streams = value
+            elif name == frames.MAX_HEADER_LIST_SIZE:
+                self.peer_list = value
+        self.sure_bytes = min(self.peer_list // MOST_PER_BYTE, self.peer_frame - 1)
+
     def room(self) -> bool:
         """As a client: one more stream may be begun."""
         return not self.going and len(self.streams) < self.peer_streams and self._next < MOST_WINDOW
