@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kserve_ext.api.go_template import TemplateError
 from kserve_ext.api.knative.request_log import DEFAULT, Entry, Revision, line
@@ -106,6 +109,40 @@ def test_what_can_not_be_read_is_quoted(template: str, said: str) -> None:
         line(template)
 
 
+_PARTS = [
+    *(
+        "{{",
+        "}}",
+        "{{-",
+        "-}}",
+        " ",
+        "if ",
+        "else",
+        "end",
+        "|",
+        "(",
+        ")",
+        "js",
+        "printf",
+        "eq",
+        "index",
+        '"a"',
+        "`",
+        "3",
+    ),
+    *(
+        ".Request",
+        ".Request.Method",
+        ".Request.Header",
+        ".Request.Header.Get",
+        ".TraceID",
+        "x",
+        "/*",
+        "*/",
+        ".",
+        "$",
+    ),
+]
 _GO = """package main
 
 import ("bufio"; "encoding/json"; "net/http"; "os"; "text/template")
@@ -158,3 +195,13 @@ def test_go_makes_the_same_lines(tmp_path: Path) -> None:
         check=True,
     )
     assert json.loads(ran.stdout) == [line(template)(ENTRY) for template in [*templates, DEFAULT]]
+
+
+@given(st.lists(st.sampled_from(_PARTS), max_size=8).map("".join))
+def test_whatever_is_written_is_a_line_or_an_error_that_quotes_it(template: str) -> None:
+    try:
+        made = line(template)
+    except TemplateError:
+        return
+    with contextlib.suppress(TypeError, AttributeError, ValueError):  # of functions with what they can't take
+        assert made(ENTRY).endswith("\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from typing import cast
 
@@ -50,11 +51,11 @@ async def over_http() -> AsyncIterator[Sent]:
 
 
 @contextlib.asynccontextmanager
-async def over_grpc() -> AsyncIterator[Sent]:
+async def over_grpc(tls: ssl.SSLContext | None = None) -> AsyncIterator[Sent]:
     sent = Sent()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _GrpcServer(sent), "127.0.0.1", 0)
-    sent.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await loop.create_server(lambda: _GrpcServer(sent), "127.0.0.1", 0, ssl=tls)
+    sent.url = f"http{'s' if tls else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield sent
     finally:

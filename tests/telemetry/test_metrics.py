@@ -6,17 +6,21 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from prometheus_client import Metric as Family
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector as Source
+from yarl import URL
 
 from kserve_ext.api.knative.observability import Metrics, Observability
+from kserve_ext.telemetry import grpc
 from kserve_ext.telemetry.collector import Collector
 from kserve_ext.telemetry.metrics import named
 from kserve_ext.telemetry.telemetry import Telemetry, resource
+from tests.support.certificates import Authority
 from tests.support.dataplane import run
 from tests.telemetry.collectors import Sent, over_grpc, over_http
 
@@ -119,3 +123,17 @@ def test_nobody_there_and_nobody_who_speaks_grpc(caplog: pytest.LogCaptureFixtur
         run(scenario())
     assert "http://127.0.0.1:1" in caplog.text
     assert "does not speak gRPC" in caplog.text
+
+
+def test_grpc_over_tls(tmp_path: Path) -> None:
+    authority = Authority()
+
+    async def scenario() -> None:
+        server = authority.server(tmp_path, "localhost")
+        server.set_alpn_protocols(["h2"])
+        async with over_grpc(server) as sent:
+            problem = await grpc.call(URL(sent.url), GRPC_PATH, b"export", authority.client())
+            assert problem == ""
+            assert await sent.next() == (GRPC_PATH, b"export")
+
+    run(scenario())
