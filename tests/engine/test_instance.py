@@ -73,10 +73,11 @@ def test_the_official_openai_client(unified: Instance) -> None:
     openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{unified.port}/openai/v1", api_key="none")
     assert [model.id for model in client.models.list()] == ["tiny"]
-    stream = client.chat.completions.create(
+    with client.chat.completions.create(
         model="tiny", messages=[{"role": "user", "content": "count"}], max_tokens=6, stream=True
-    )
-    assert any(chunk.choices and chunk.choices[0].delta.content for chunk in stream)
+    ) as stream:
+        texts = [chunk.choices[0].delta.content for chunk in stream if chunk.choices]
+    assert any(texts)
     with pytest.raises(openai.NotFoundError, match="nobody"):
         client.completions.create(model="nobody", prompt="x")
     with pytest.raises(openai.BadRequestError):
