@@ -17,6 +17,7 @@ from runtimes.transport.channel import ChannelError, Rung
 from runtimes.transport.handshake import Identity
 from runtimes.transport.listener import Listener
 from runtimes.transport.pair import Channel
+from runtimes.transport.rungs import RUNGS
 from runtimes.vllm_pd import worker_side
 from runtimes.vllm_pd.channels import Channels, generation
 from runtimes.vllm_pd.home_client import FixedLeases, NoPrefill, cluster_key, make_leases
@@ -180,8 +181,8 @@ def make_pair(args: Namespace, status: Status, timelines: Timelines) -> Pair:
 
 
 def rungs(args: Namespace) -> Sequence[Rung]:
-    chosen: dict[str, Sequence[Rung]] = {"shm": ("shm",), "ipc": ("shm",), "tcp": ("tcp",)}
-    return chosen.get(args.kv_transfer, ("shm", "tcp"))
+    chosen: dict[str, Sequence[Rung]] = {"shm": ("shm",), "ipc": ("shm",), "tcp": ("tcp",), "rdma": ("rdma",)}
+    return chosen.get(args.kv_transfer, RUNGS)
 
 
 def _identity(args: Namespace) -> Identity:

@@ -44,7 +44,7 @@ for n in 1 2; do
     ip link set rd$n address 02:00:00:00:01:0$n mtu 9000 up
     ip addr add 198.51.100.$n/24 dev rd$n
     ip rule add pref $n iif rd$n lookup local
-    ip rule add pref 1$n oif rd$n lookup 10$n
+    ip rule add pref 1$n to 198.51.100.$((3 - n)) lookup 10$n
 done
 echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter
 ip rule add pref 20 lookup local

@@ -1,0 +1,317 @@
+"""The measurements of bench/kv.py, inside the machine: one JSON line [name, value] each, round after round.
+
+This process is the near end of the wire and asks; a second one is the far end. Bandwidths are in MB/s, times in
+microseconds or milliseconds, CPU in seconds of the whole machine a GiB, since soft-RoCE works in nobody's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import mmap
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+
+from runtimes.transport.channel import ChannelError, Frame, Rung
+from runtimes.transport.handshake import Identity
+from runtimes.transport.listener import Listener, dial
+from runtimes.transport.pair import WINDOW, Channel
+from runtimes.transport.verbs import cards, memory
+from runtimes.transport.verbs.choice import Place, Wanted
+from runtimes.transport.verbs.queue import QueuePair
+from runtimes.transport.verbs.work import Piece
+
+KEY = bytes(32)
+NEAR, FAR = Wanted(("rxe2",)), Wanted(("rxe1",))
+FAR_ADDRESS = "198.51.100.1"
+MIB = 1 << 20
+#: Bytes of one WRITE -> WRITEs in one measurement.
+SIZES = {4096: 16000, 64 << 10: 8000, MIB: 640, 16 * MIB: 40}
+MESSAGES = 4000
+SET_UPS = 10
+CHANNEL_BYTES = 192 * MIB
+BLOCK = 64 << 10
+BLOCKS = 16  # in one write of a channel
+_POPULATE = 23  # MADV_POPULATE_WRITE
+
+
+def say(name: str, value: float) -> None:
+    print(json.dumps([name, value]), flush=True)
+
+
+def resident(size: int) -> mmap.mmap:
+    """Memory that is all there: under User-Mode Linux the first touch of a page is a hundred times dearer."""
+    made = mmap.mmap(-1, size)
+    made.madvise(_POPULATE)
+    address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(made)))
+    for protection in (mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE):
+        ctypes.CDLL(None).mprotect(address, ctypes.c_size_t(size), protection)
+    return made
+
+
+def busy_seconds() -> float:
+    """Of the machine so far: everything but idling and waiting."""
+    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + irq + softirq) / 100
+
+
+# --- queue pairs
+
+
+class End:
+    """A queue pair with registered memory, as one line of text for the other end."""
+
+    def __init__(self, wanted: Wanted, size: int) -> None:
+        self.place: Place = cards.find(wanted)[0]
+        card = cards.take(self.place)
+        self.queue = QueuePair(card)
+        self.region = memory.register(card, resident(size))
+
+    def card(self) -> str:
+        region = self.region
+        numbers = (self.queue.number, self.queue.first_packet, region.address, region.key.remote)
+        return json.dumps([*numbers, self.place.gid])
+
+    def connect(self, card: str) -> tuple[int, int]:
+        """Address and key of the other end's memory."""
+        number, packet, address, key, gid = json.loads(card)
+        self.queue.connect(number, packet, gid, 0, self.place.mtu, 16)
+        return address, key
+
+
+def far_queue() -> None:
+    """Sends every message back, until it is killed."""
+    end = End(FAR, max(SIZES))
+    print(end.card(), flush=True)
+    end.connect(sys.stdin.readline())
+    print("up", flush=True)
+    while True:
+        got = end.queue.receive()
+        end.queue.send(got if isinstance(got, bytes) else b"")
+
+
+@contextmanager
+def far_end(kind: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "bench.kv_link", "--far", kind]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def hear(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def tell(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+
+
+def write(queue: QueuePair, piece: Piece, count: int) -> float:
+    """Seconds, from the first request to the last completion."""
+    together = min(16, count)
+    began = time.perf_counter()
+    for _ in range(count // together):
+        ticket = queue.write([piece] * together)
+    queue.wait(ticket)
+    return time.perf_counter() - began
+
+
+def one_way_us(queue: QueuePair) -> float:
+    """Half of a round trip."""
+    began = time.perf_counter()
+    for _ in range(MESSAGES):
+        queue.send(bytes(64))
+        queue.receive()
+    return (time.perf_counter() - began) / MESSAGES / 2 * 1e6
+
+
+# --- perftest and iperf3
+
+
+def perftest_s(program: str, size: int, count: int, *words: str) -> float:
+    """Seconds one iteration takes: what more iterations take longer, by our clock.
+
+    perftest's own estimates the processor's clock rate first, and is wrong by half here whenever it is interrupted.
+    """
+    few = max(5, count // 20)
+    took = []
+    for iterations in (few, count):
+        common = ["-x", "1", "-F", "-s", str(size), "-n", str(iterations), *words]
+        server = subprocess.Popen([program, "-d", "rxe1", *common], stdout=subprocess.DEVNULL)
+        _listens(18515)
+        began = time.perf_counter()
+        subprocess.run([program, "-d", "rxe2", *common, FAR_ADDRESS], stdout=subprocess.DEVNULL, check=True)
+        took.append(time.perf_counter() - began)
+        server.wait()
+    return (took[1] - took[0]) / (count - few)
+
+
+def iperf3() -> float:
+    server = subprocess.Popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
+    _listens(5201)
+    command = ["iperf3", "-c", FAR_ADDRESS, "-n", str(CHANNEL_BYTES), "-J"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    server.wait()
+    return float(json.loads(text)["end"]["sum_received"]["bits_per_second"]) / 8e6
+
+
+def _listens(port: int) -> None:
+    """Until somebody does, by the kernel's table: a connection of ours would be taken for the client's."""
+    wanted = f":{port:04X}"
+    while True:
+        for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+            for line in Path(table).read_text().splitlines()[1:]:
+                local, _, state = line.split()[1:4]
+                if local.endswith(wanted) and state == "0A":
+                    return
+        time.sleep(0.02)
+
+
+# --- channels
+
+
+class Ear:
+    def __init__(self) -> None:
+        self._memory = memoryview(resident(BLOCK * BLOCKS))
+        self.done_with: SimpleQueue[int] = SimpleQueue()
+
+    def message(self, channel: object, body: bytes) -> None:
+        return
+
+    def lost(self, channel: object, error: ChannelError) -> None:
+        self.done_with.put(-1)
+
+    def window(self, frame: Frame) -> memoryview | None:
+        return self._memory
+
+    def landed(self, frame: Frame, broken: list[int]) -> None:
+        if broken:
+            raise SystemExit(f"blocks {broken} arrived broken")
+
+    def done(self, transfer: int, blocks: int) -> None:
+        self.done_with.put(transfer)
+
+
+def far_channel() -> None:
+    """Prefill: writes as many blocks as each message asks for."""
+
+    class Asked(Ear):
+        def message(self, channel: object, body: bytes) -> None:
+            assert isinstance(channel, Channel)
+            asked.put((channel, int(body)))
+
+    asked: SimpleQueue[tuple[Channel, int]] = SimpleQueue()
+    listener = Listener(
+        KEY,
+        lambda: Identity("far", 1, ""),
+        lambda c: c.start(Asked(), None),
+        ("rdma", "tcp"),
+        FAR_ADDRESS,
+        rdma=FAR,
+    )
+    print(listener.addr, flush=True)
+    source = memoryview(resident(BLOCK * BLOCKS))
+    blocks = [source[at : at + BLOCK] for at in range(0, len(source), BLOCK)]
+    while True:
+        channel, writes = asked.get()
+        try:
+            for _ in range(writes):
+                channel.write(1, 0, 0, blocks)
+            channel.finish(1, writes * BLOCKS)
+        except ChannelError:
+            continue
+
+
+def channel(addr: str, rung: Rung) -> tuple[float, float]:
+    """MB/s and CPU seconds a GiB, checksums, copies and credit and all."""
+    made = dial(addr, KEY, Identity("near", 1, ""), rungs=(rung,), rdma=NEAR)
+    ear = Ear()
+    made.start(ear, ear)
+    made.send(b"16")  # touches the rings
+    ear.done_with.get()
+    busy, began = busy_seconds(), time.perf_counter()
+    made.send(b"%d" % (CHANNEL_BYTES // (BLOCK * BLOCKS)))
+    if ear.done_with.get() < 0:
+        raise SystemExit(f"the channel was lost: {made.lost}")
+    took, used = time.perf_counter() - began, busy_seconds() - busy
+    made.close()
+    return CHANNEL_BYTES / took / 1e6, used / CHANNEL_BYTES * (1 << 30)
+
+
+def set_up_ms(addr: str) -> float:
+    """Until it can be used, its ring apart: of one page."""
+    began = time.perf_counter()
+    made = dial(addr, KEY, Identity("near", 1, ""), rungs=("rdma",), rdma=NEAR, window=4096)
+    took = time.perf_counter() - began
+    made.close()
+    return took * 1e3
+
+
+def ring_ms() -> float:
+    card = cards.take(cards.find(NEAR)[0])
+    began = time.perf_counter()
+    region = memory.register(card, mmap.mmap(-1, WINDOW))
+    took = time.perf_counter() - began
+    region.close()
+    cards.give_back(card)
+    return took * 1e3
+
+
+# --- the run
+
+
+def one_round(end: End, remote: tuple[int, int], addr: str) -> None:
+    for size, count in SIZES.items():
+        piece = end.region.piece(0, size, *remote)
+        busy = busy_seconds()
+        took = write(end.queue, piece, count)
+        if size == MIB:
+            say("cpu write", (busy_seconds() - busy) / (size * count) * (1 << 30))
+        say(f"write {size}", size * count / took / 1e6)
+        say(f"ib_write_bw {size}", size / perftest_s("ib_write_bw", size, count) / 1e6)
+    say("send", one_way_us(end.queue))
+    say("ib_send_lat", perftest_s("ib_send_lat", 64, MESSAGES, "-e") / 2 * 1e6)
+    rungs: tuple[Rung, ...] = ("rdma", "tcp")
+    for rung in rungs:
+        rate, cpu = channel(addr, rung)
+        say(f"channel {rung}", rate)
+        say(f"cpu {rung}", cpu)
+    say("iperf3", iperf3())
+    for _ in range(SET_UPS):
+        say("set-up", set_up_ms(addr))
+    say("ring", ring_ms())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.kv_link", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--far", choices=("queue", "channel"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.far:
+        return {"queue": far_queue, "channel": far_channel}[args.far]()
+    end = End(NEAR, max(SIZES))
+    with far_end("queue") as queue, far_end("channel") as channels:
+        remote = end.connect(hear(queue))
+        tell(queue, end.card())
+        hear(queue)
+        addr = hear(channels).strip()
+        set_up_ms(addr)
+        for number in range(args.rounds):
+            one_round(end, remote, addr)
+            print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
