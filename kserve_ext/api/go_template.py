@@ -144,8 +144,10 @@ FUNCTIONS: Final[Mapping[str, Callable[..., Value]]] = {
 
 def compiled(template: str, fields: Mapping[str, Node | Method]) -> Callable[[Any], str]:
     """What makes a line of an input. `fields`: by their paths, ".Request.Method". Raises TemplateError."""
-    reader = _Reader(template, fields)
-    node, end = reader.block()
+    try:
+        node, end = _Reader(template, fields).block()
+    except RecursionError:
+        raise TemplateError("it is nested too deep") from None
     if end:
         raise TemplateError(f"{{{{{end}}}}} without an if before it")
     return node

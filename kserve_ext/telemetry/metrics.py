@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -18,6 +19,8 @@ from prometheus_client.registry import Collector as Source
 
 from kserve_ext.telemetry.collector import Collector
 from kserve_ext.wire.otlp_metrics import Form, Metric, Point, encode
+
+log = logging.getLogger(__name__)
 
 LAST_S = 1.0
 _FORMS: Final = {"gauge": Form.GAUGE, "counter": Form.SUM, "histogram": Form.HISTOGRAM}
@@ -48,7 +51,10 @@ class Pusher:
             while True:
                 due = max(due + self._every_s, loop.time())
                 await asyncio.sleep(due - loop.time())
-                await self.push()
+                try:
+                    await self.push()
+                except Exception:  # a fault in what is read ends no later push
+                    log.exception("metrics could not be pushed")
         finally:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_S):

@@ -124,6 +124,7 @@ def test_a_parts_own_level_comes_before_everybodys(data: dict[str, str], level: 
         ({"loglevel.activator": "loud"}, "data[loglevel.activator]"),
         ({"zap-logger-config": "level: info"}, "data[zap-logger-config]"),
         ({"zap-logger-config": '["info"]'}, "data[zap-logger-config]"),
+        ({"zap-logger-config": "[" * 100_000}, "data[zap-logger-config]"),
         ({"zap-logger-config": '{"level": "loud"}'}, "data[zap-logger-config].level"),
     ],
 )

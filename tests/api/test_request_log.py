@@ -102,6 +102,8 @@ def test_the_trace_of_b3_counts_where_there_is_no_other() -> None:
         ("{{js}}", "needs an argument"),
         ("{{(js .TraceID}}", "not closed"),
         ("{{.TraceID)}}", "one too many"),
+        ("{{" + "(" * 5000, "not closed"),
+        ("{{" + "(" * 5000 + ".TraceID" + ")" * 5000 + "}}", "too deep"),
     ],
 )
 def test_what_can_not_be_read_is_quoted(template: str, said: str) -> None:

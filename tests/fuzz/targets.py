@@ -15,13 +15,16 @@ import msgspec
 
 from kserve_ext.api import annotations as galaxy
 from kserve_ext.api import durations, quantities
-from kserve_ext.api.knative import autoscaling
+from kserve_ext.api.go_template import TemplateError
+from kserve_ext.api.knative import autoscaling, request_log
 from kserve_ext.api.knative import config as knative_config
 from kserve_ext.api.knative.autoscaler_config import AutoscalerConfig
+from kserve_ext.api.knative.observability import observability
 from kserve_ext.api.kserve import templates
 from kserve_ext.api.kserve.resources import Meta
 from kserve_ext.api.problems import Findings
 from kserve_ext.wire import frames, http1, http1_body, http1_forward, knative_head, messages, stats
+from kserve_ext.wire.http1_absolute import origin_form
 from kserve_ext.wire.http2 import fields, headers, hpack
 from kserve_ext.wire.http2.frames import PREFACE, Violation
 from kserve_ext.wire.http2.streams import Stream
@@ -55,6 +58,16 @@ def http1_requests(data: bytes) -> None:
             sent = http1_forward.forward_request(head, HOP, b"id")
         again = scan(sent, len(sent))
         assert (again.method, again.length) == (head.method, head.length)
+
+
+def http1_absolute(data: bytes) -> None:
+    """A head in absolute form becomes one head, which is held to all that others are."""
+    size = data.find(b"\r\n\r\n") + 4
+    made = origin_form(data[:size]) if size >= 4 else None
+    if made is not None:
+        assert made.find(b"\r\n\r\n") + 4 == len(made)
+        assert origin_form(made) is None
+        http1_requests(made + data[size:])
 
 
 def http1_responses(data: bytes) -> None:
@@ -176,6 +189,10 @@ def texts(data: bytes) -> None:
         templates.expand(text, Meta("a", "b", {}, {}))
     except templates.TemplateError as error:
         said(str(error))
+    try:
+        request_log.line(text)
+    except TemplateError as error:
+        said(str(error))
     key, _, value = text.partition("=")
     for findings, read_map in (
         (Findings(), lambda f: galaxy.read({f"kserve-galaxy.io/{key}": value}, f)),
@@ -185,6 +202,8 @@ def texts(data: bytes) -> None:
         ),
         (Findings(), lambda f: knative_config.autoscaler({key: value}, f)),
         (Findings(), lambda f: knative_config.network({key: value}, f)),
+        (Findings(), lambda f: knative_config.log_level("activator")({key: value}, f)),
+        (Findings(), lambda f: observability({key: value}, f)),
     ):
         read_map(findings)
         assert all(problem.remedy for problem in findings.problems)
@@ -194,6 +213,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     target.__name__.replace("_", "-"): target
     for target in (
         http1_requests,
+        http1_absolute,
         http1_responses,
         http1_chunks,
         http2_connection,
@@ -211,6 +231,10 @@ SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
         b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\n\r\n",
         b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nForwarded: for=b\r\n\r\n",
     ),
+    "http1-absolute": (
+        b"GET http://a.b:80/c?d HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\ny",
+        b"OPTIONS https://[::1] HTTP/1.0\r\nA: b\r\n\r\n",
+    ),
     "http1-responses": (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"HTTP/1.0 404\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello",
@@ -226,5 +250,14 @@ SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
         stats.encode([stats.StatMessage("default", "hello-00001", stats.Stat("act-0", 1.0, 0.0, 1.0))]),
     ),
     "rpc-frames": (msgspec.msgpack.encode(messages.Describe("status", "x")),),
-    "texts": (b"1m30s", b"500m", b"{{.Name}}-$(PORT)", b"target=70.5", b"pd-ratio=1:4..2:1"),
+    "texts": (
+        b"1m30s",
+        b"500m",
+        b"{{.Name}}-$(PORT)",
+        b"target=70.5",
+        b"pd-ratio=1:4..2:1",
+        b'{{if eq .Response.Code 200}}{{js (printf "%q" .Request.URL) | len}}{{- else -}}{{end}}',
+        b"tracing-endpoint=http://c:4317",
+        b'zap-logger-config={"level": "info"}',
+    ),
 }

@@ -137,3 +137,24 @@ def test_grpc_over_tls(tmp_path: Path) -> None:
             assert await sent.next() == (GRPC_PATH, b"export")
 
     run(scenario())
+
+
+def test_a_source_that_fails_ends_no_later_push(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Families):
+        faults = 1
+
+        def collect(self) -> Iterator[Family]:
+            if self.faults:
+                self.faults -= 1
+                raise RuntimeError("of the source")
+            yield from super().collect()
+
+    async def scenario() -> None:
+        async with over_http() as sent:
+            telemetry = Telemetry(Failing(), {}, 0)
+            telemetry.apply(Observability(metrics=Metrics("http/protobuf", sent.url, 0.01)))
+            await sent.next()
+            await telemetry.stop()
+
+    run(scenario())
+    assert "metrics could not be pushed" in caplog.text

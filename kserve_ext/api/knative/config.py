@@ -125,7 +125,7 @@ def _zap_level(data: Mapping[str, str], findings: Findings) -> str:
     try:
         config = json.loads(data.get(key, "{}"))
         level = config.get("level", "info")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         findings.problem(
             f"config-logging data[{key}]", f"not a JSON object: {error}", 'write {"level": "info"}'
         )
