@@ -1,4 +1,4 @@
-"""One address for peers that speak TLS and for those that don't yet: the first byte says which.
+"""One address for peers that speak TLS and for those that don't yet: the first bytes say which.
 
 Decides nothing about what is spoken; who is refused is in the log with the reason. Without an identity it isn't
 needed: then everything is plain.
@@ -17,7 +17,7 @@ from kserve_ext.rpc.mutual_tls import HANDSHAKE, Identity
 
 log = logging.getLogger(__name__)
 
-FIRST_BYTE_S = 10.0
+BEGIN_S = 10.0
 BACKLOG = 1024
 AGAIN_S = 0.1
 
@@ -38,6 +38,8 @@ class Listener:
 
     def start(self, host: str | None, port: int) -> tuple[str, int]:
         """The address it listens on."""
+        if host is None and not socket.has_dualstack_ipv6():
+            host = "0.0.0.0"
         family = socket.AF_INET6 if host is None or ":" in host else socket.AF_INET
         self._socket = socket.create_server(
             (host or "", port), family=family, backlog=BACKLOG, dualstack_ipv6=host is None
@@ -73,8 +75,8 @@ class Listener:
     async def _take(self, accepted: socket.socket, peer: str) -> None:
         handed_over = False
         try:
-            async with asyncio.timeout(FIRST_BYTE_S):
-                first = await self._first(accepted)
+            async with asyncio.timeout(BEGIN_S):
+                first = await self._begin(accepted)
             if not first:
                 return
             tls = None
@@ -97,12 +99,16 @@ class Listener:
             if not handed_over:
                 accepted.close()
 
-    async def _first(self, accepted: socket.socket) -> bytes:
-        """Looked at, and left where it is."""
+    async def _begin(self, accepted: socket.socket) -> bytes:
+        """Its first bytes, looked at and left where they are: as many as there are of a handshake's beginning."""
         loop = self._loop
         while True:
             with contextlib.suppress(BlockingIOError):
-                return accepted.recv(1, socket.MSG_PEEK)
+                first = accepted.recv(len(HANDSHAKE), socket.MSG_PEEK)
+                if not first or first == HANDSHAKE or not HANDSHAKE.startswith(first):
+                    return first
+                await asyncio.sleep(AGAIN_S)  # it would be readable at once
+                continue
             readable = loop.create_future()
             loop.add_reader(accepted, _wake, readable)
             try:

@@ -17,8 +17,8 @@ from typing import Any, Final
 
 log = logging.getLogger(__name__)
 
-#: The first byte of a TLS connection; neither HTTP nor our frames begin so.
-HANDSHAKE: Final = b"\x16"
+#: How a TLS connection begins. HTTP never does, and of our frames only a hello with a name of 700 letters would.
+HANDSHAKE: Final = b"\x16\x03"
 
 
 class BadIdentity(ValueError):

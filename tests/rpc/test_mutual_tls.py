@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -13,7 +14,7 @@ from aiohttp import web
 
 from kserve_ext.rpc.errors import RpcError
 from kserve_ext.rpc.listener import Listener
-from kserve_ext.rpc.mutual_tls import BadIdentity, Identity
+from kserve_ext.rpc.mutual_tls import HANDSHAKE, BadIdentity, Identity
 from kserve_ext.rpc.rpc import Rpc
 from kserve_ext.rpc.websocket import connect
 from kserve_ext.wire.messages import Describe, Description
@@ -190,12 +191,44 @@ def test_websockets_take_the_same_way(client: Identity | None, server: Identity 
 
 
 def test_who_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kserve_ext.rpc.listener.FIRST_BYTE_S", 0.01)
+    monkeypatch.setattr("kserve_ext.rpc.listener.BEGIN_S", 0.01)
 
     async def test() -> None:
         async with endpoint("listener", identity()) as (_, addr):
             reader, writer = await asyncio.open_connection(*addr.split(":"))
             assert await reader.read() == b""
             writer.close()
+
+    run(test(), 20)
+
+
+@pytest.mark.parametrize("name", ["x" * 213, "y" * 250])
+def test_a_hello_of_any_length_is_no_handshake(name: str) -> None:
+    """The first byte of a frame is its length's, and may be that of a handshake."""
+
+    async def test() -> None:
+        async with endpoint("listener", identity()) as (_, addr), endpoint(name, None) as (rpc, _):
+            assert (await rpc.call(addr, Describe("x"), 5.0)).body == name.encode()
+
+    run(test(), 20)
+
+
+def test_a_handshake_may_come_byte_by_byte() -> None:
+    async def test() -> None:
+        listener = Listener(asyncio.Protocol, identity())
+        host, port = listener.start(LOCAL, 0)
+        reader, writer = await asyncio.open_connection(host, port)
+        client = identity().client
+        assert client is not None
+        outgoing = ssl.MemoryBIO()
+        with pytest.raises(ssl.SSLWantReadError):
+            client.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=NAME).do_handshake()
+        hello = outgoing.read()
+        writer.write(hello[:1])
+        await writer.drain()
+        writer.write(hello[1:])
+        assert (await reader.readexactly(2)) == HANDSHAKE  # the listener's own
+        writer.close()
+        listener.close()
 
     run(test(), 20)
