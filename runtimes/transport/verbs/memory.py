@@ -6,6 +6,7 @@ A region keeps its buffer alive and where it is. Buffers are anything with the b
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +40,10 @@ class Region:
         memory, self._memory = self._memory, None
         if memory is not None:
             memory.close()
-        if self.view is not None:
-            self.view.release()
-            self.view = None
+        view, self.view = self.view, None
+        if view is not None:
+            with contextlib.suppress(BufferError):  # a thread is still copying: the memory goes with its view
+                view.release()
         self._keeps = None
 
 
