@@ -12,7 +12,7 @@ import signal
 import time
 from pathlib import Path
 
-from autoscaler_shim.node.folders import read_json
+from autoscaler_shim.node.folders import read_json, remove_sockets
 from autoscaler_shim.node.processes import Process, leaders
 from autoscaler_shim.node.recovery import belongs, process_of
 
@@ -33,6 +33,7 @@ def stop_all(node_dir: Path, grace_s: float = GRACE_S) -> int:
     for process in found:
         process.kill_group()
     _wait([*found, *zygotes], grace_s)
+    remove_sockets(root)
     return len(found) + len(zygotes)
 
 

@@ -7,6 +7,7 @@ name is too long, the sockets stand in a private folder of the system's temporar
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -72,9 +73,21 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _short_folder(root: Path) -> Path:
+def remove_sockets(root: Path) -> None:
+    """Of a node where nothing runs any more: those outside of its folder."""
+    folder = _short_path(root)
+    with contextlib.suppress(OSError):
+        if folder.lstat().st_uid == os.getuid():
+            shutil.rmtree(folder)
+
+
+def _short_path(root: Path) -> Path:
     digest = hashlib.blake2b(str(root).encode(), digest_size=6).hexdigest()
-    folder = Path(tempfile.gettempdir()) / f"galaxy-{os.getuid()}-{digest}"
+    return Path(tempfile.gettempdir()) / f"galaxy-{os.getuid()}-{digest}"
+
+
+def _short_folder(root: Path) -> Path:
+    folder = _short_path(root)
     folder.mkdir(mode=0o700, exist_ok=True)
     owner = folder.stat()
     if owner.st_uid != os.getuid() or owner.st_mode & 0o077:

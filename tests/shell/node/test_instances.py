@@ -243,6 +243,11 @@ def test_a_data_folder_with_a_long_name_works(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.up()
         await world.start("x", revision())
-        await world.state("x", "ready")
+        ready = await world.state("x", "ready")
+        socket = Path((await get(ready.addr))["env"]["GALAXY_NODE_SOCKET"])
+        assert await asyncio.to_thread(socket.exists)
+        elsewhere.append(socket.parent)
 
+    elsewhere: list[Path] = []
     run(story, data)
+    assert not elsewhere[0].exists(), "nothing is left outside of its folder"
