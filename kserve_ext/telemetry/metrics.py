@@ -36,7 +36,6 @@ class Pusher:
     def __init__(
         self, source: Source, collector: Collector, resource: Mapping[str, str], every_s: float
     ) -> None:
-        self.lost = 0
         self._source = source
         self._collector = collector
         self._resource = resource
@@ -63,7 +62,7 @@ class Pusher:
     async def push(self) -> None:
         scopes = translated(self._source.collect())
         export = encode(self._resource, scopes, self._began_ns, time.time_ns())
-        self.lost += not await self._collector.take(export)
+        await self._collector.take(export)  # lost, it is made good by the next
 
 
 def translated(families: Iterable[Family]) -> dict[str, list[Metric]]:
