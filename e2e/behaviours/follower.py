@@ -11,8 +11,6 @@ from typing import Self
 from e2e.stack import watch
 from e2e.stack.place import Place
 
-_TLS_END_S = 0.25
-
 
 class Follower:
     """A context. Listeners are called in the thread: `watch.follow` says with what."""
@@ -37,8 +35,6 @@ class Follower:
     def _run(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             self._loop.run_until_complete(self._following)
-        # TLS connections end after their session is closed, some turns of the loop later.
-        self._loop.run_until_complete(asyncio.sleep(_TLS_END_S))
 
     async def _follow(self) -> None:
         async with watch.session(self._place) as client:

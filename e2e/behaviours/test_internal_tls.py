@@ -106,12 +106,12 @@ def test_requests_are_encrypted_all_the_way(api: Api, client: Client) -> None:
     ):
         with client.load(service, 4, "/?sleep=20", tls=known) as load:
             load.wait_good(50)
-            assert connections(api, service) > 0
+            wait_until("an encrypted one", lambda: connections(api, service) > 0, 30)
             with http2.Connection(client.backend(second), trusting(data(api, *ROUTING))) as connection:
-                stream = connection.request("GET", "/")
+                stream = connection.request("GET", "/?sleep=3000")
+                wait_until("an encrypted one", lambda: connections(api, second) > 0, 60)
                 connection.wait("the answer", lambda: stream in connection.ended, 60)
                 assert connection.status == {stream: 200}
-                assert connections(api, second) > 0
         assert not load.failures
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import ssl
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -18,19 +20,36 @@ Object = dict[str, Any]
 #: Called with ("SET" | "GONE", object), again for objects that are there already after a lost watch.
 Listener = Callable[[str, Object], None]
 RETRY_S = 0.5
+LEAVE_S = 30.0
+TURN_S = 0.01
 
 
 @contextlib.asynccontextmanager
 async def session(place: Place) -> AsyncIterator[aiohttp.ClientSession]:
+    """On exit nothing of it is open any more."""
     tls = ssl.create_default_context(cafile=str(place.certificates / "ca.crt"))
-    async with aiohttp.ClientSession(
-        API_SERVER,
-        headers={"Authorization": f"Bearer {ADMIN_TOKEN}"},
-        connector=aiohttp.TCPConnector(limit=0, ssl=tls),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-        read_bufsize=1 << 24,
-    ) as opened:
-        yield opened
+    sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+    def make(info: tuple[Any, ...]) -> socket.socket:
+        made = socket.socket(*info[:3])
+        sockets.add(made)
+        return made
+
+    try:
+        async with aiohttp.ClientSession(
+            API_SERVER,
+            headers={"Authorization": f"Bearer {ADMIN_TOKEN}"},
+            connector=aiohttp.TCPConnector(limit=0, ssl=tls, socket_factory=make),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+            read_bufsize=1 << 24,
+        ) as opened:
+            yield opened
+    finally:
+        # A TLS connection takes leave of its peer first, after the session has ended.
+        for _ in range(int(LEAVE_S / TURN_S)):
+            if all(made.fileno() < 0 for made in sockets):
+                break
+            await asyncio.sleep(TURN_S)
 
 
 def say(text: str) -> None:
