@@ -30,6 +30,8 @@ RESPONDING: Final = 3
 PIPED: Final = 4  # after 101
 DONE: Final = 5
 
+COPIED: Final = 4096  # more of a body is written apart from its head: that costs less than a copy of it
+
 _NO_REVISION: Final = RevisionKey("")
 _NO_INSTANCE: Final = InstanceID("")
 
@@ -184,10 +186,15 @@ class HttpExchange:
         upstream.exchange = self
         self.state = SENT
         client = self.client
-        data = self.forwarded()
-        if self._body:
-            data = b"".join((data, *self._body))
-        upstream.transport.write(data)
+        head = self.forwarded()
+        if not self._body:
+            upstream.transport.write(head)
+        elif self._body_bytes > COPIED:
+            upstream.transport.write(head)
+            for piece in self._body:
+                upstream.transport.write(piece)
+        else:
+            upstream.transport.write(b"".join((head, *self._body)))
         if not self.body_done and not client.reading and not upstream.write_paused:
             client.resume_reading()
         client.plane.dispatch.sent(self)

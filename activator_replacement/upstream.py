@@ -13,7 +13,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Final, cast
 
-from activator_replacement.exchange import PIPED, SENT, HttpExchange
+from activator_replacement.exchange import COPIED, PIPED, SENT, HttpExchange
 from kserve_ext.wire.http1 import CHUNKED, UNTIL_CLOSE, Malformed, ResponseHead, scan_response
 from kserve_ext.wire.http1_body import ChunkWalker
 from kserve_ext.wire.http1_forward import forward_response
@@ -26,7 +26,6 @@ _LENGTH: Final = 1
 _CHUNKED: Final = 2
 _UNTIL_CLOSE: Final = 3
 _PIPE: Final = 4
-_COPIED: Final = 4096  # a body of more is written apart from its head, which costs more than to copy less
 _TAIL: Final = 20  # what is kept of the end of an event stream: an end mark with its line ends
 
 
@@ -214,7 +213,7 @@ class UpstreamProtocol(asyncio.Protocol):
             if have > length:
                 self._keep = False
                 have = length
-            if have > _COPIED:
+            if have > COPIED:
                 client.write(out)
                 client.write(data[size : size + have])
             else:

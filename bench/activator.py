@@ -30,6 +30,7 @@ from bench.proxies import PEERS, ROLES, Activator, Proxy, proxies
 from bench.record import record
 from bench.samples import NAMES, Sample, measure, rows_of
 from bench.setting import INSTANCE_IP, Setting, Site, setting
+from tools import compiled
 
 CONNECTIONS = 1000
 SETTLE_S = 2.0
@@ -193,7 +194,8 @@ def main() -> None:
         raise SystemExit("two processors are needed: one for the proxy, one for load and instances")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    build.calls(), build.reverse_proxy(), build.rust_hyper(), build.request_path()
+    build.calls(), build.reverse_proxy(), build.rust_hyper()
+    form = "compiled" if compiled.main() == 0 else "interpreted"
     watch = quiet.Watch()
     with tempfile.TemporaryDirectory(prefix="bench-") as name, setting() as made:
         folder = Path(name)
@@ -201,7 +203,7 @@ def main() -> None:
     verdict = watch.verdict()
     conditions = (
         f"loopback of a network namespace, proxy on one core, load, instances and control plane on another; "
-        f"{args.rounds} interleaved rounds of {args.seconds:g} s, medians; {verdict.text}"
+        f"{args.rounds} interleaved rounds of {args.seconds:g} s, medians; ours {form}; {verdict.text}"
     )
     rows = memory_rows(memory, conditions)
     for name, case in cases(Path()).items():

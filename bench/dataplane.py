@@ -26,6 +26,7 @@ from bench.peers import build, nginx
 from bench.processes import free_port, on_cpu, wait_listening
 from bench.record import record
 from bench.samples import Sample, measure, rows_of
+from tools import compiled
 
 MISSING = {
     "wrk": "apt install wrk",
@@ -58,7 +59,6 @@ def start_all(folder: Path, stack: list[subprocess.Popen[bytes]]) -> list[Proxy]
     stack.append(on_cpu(1, sys.executable, "-m", "bench.peers.events", "serve", events))
     wait_listening(int(target.rpartition(":")[2]), "the nginx instance")
 
-    build.request_path()
     go_program, rust_program = build.reverse_proxy(), build.rust_hyper()
 
     def peer_nginx(name: str, port: int, to: str) -> subprocess.Popen[bytes]:
@@ -111,6 +111,7 @@ def main() -> None:
     cases = {name: case for name, case in CASES.items() if args.only in name}
     samples: dict[str, dict[str, list[Sample]]] = {name: {} for name in cases}
     stack: list[subprocess.Popen[bytes]] = []
+    form = "compiled" if compiled.main() == 0 else "interpreted"
     watch = quiet.Watch()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
@@ -141,7 +142,7 @@ def main() -> None:
     verdict = watch.verdict()
     conditions = (
         f"one Dispatch function and its controller; proxy on one core, load and instance on another; "
-        f"{args.rounds} interleaved rounds of {args.seconds:g} s, medians; "
+        f"{args.rounds} interleaved rounds of {args.seconds:g} s, medians; ours {form}; "
         f"{verdict.text}"
     )
     record(

@@ -10,8 +10,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import tools.compiled
-from activator_replacement import compiled
 from tools.setup import commands, steps
 from tools.setup.layout import Layout, digest
 
@@ -42,12 +40,6 @@ def rust_hyper() -> Path | None:
         shutil.rmtree(built)
 
     return _made("cargo", target, work)
-
-
-def request_path() -> Path | None:
-    """The compiled form of our own request path."""
-    target = compiled.folder()
-    return _made("gcc", target, lambda log: tools.compiled.build(target))
 
 
 def _go(name: str, folder: Path, package: str, made_from: list[Path]) -> Path | None:
