@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from runtimes.transport.verbs.native import Card
 
 #: How long what is known of devices, their links and addresses is believed: asking takes milliseconds for each.
-FRESH_S = 10.0
+FRESH_S = 60.0
 
 
 class _Cards:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from runtimes.transport import sockets
-from runtimes.transport.channel import FRAME, MAX_BLOCKS, WRITE, ChannelError, Frame, Rung
+from runtimes.transport.channel import FRAME, WRITE, ChannelError, Frame, Rung
 from runtimes.transport.shm import copy_in, copy_out
 from runtimes.transport.verbs import cards, memory
 from runtimes.transport.verbs.choice import Place, common_mtu
@@ -114,9 +114,10 @@ class Verbs:
         if len(message) < FRAME.size:
             raise ChannelError("protocol", f"a frame of {len(message)} bytes")
         frame = Frame(*FRAME.unpack_from(message))
-        if frame.kind == WRITE and frame.blocks > MAX_BLOCKS:
-            raise ChannelError("protocol", f"a write of {frame.blocks} blocks")
-        return frame, message[FRAME.size :]
+        checksums = message[FRAME.size :]
+        if len(checksums) != (4 * frame.blocks if frame.kind == WRITE else 0):
+            raise ChannelError("protocol", f"{len(checksums)} bytes of checksums for {frame.blocks} blocks")
+        return frame, checksums
 
     def fetch(self, frame: Frame, window: memoryview | None) -> None:
         if self._ends.ring.view is None:
