@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 #: How a TLS connection begins. HTTP never does, and of our frames only a hello with a name of 700 letters would.
 HANDSHAKE: Final = b"\x16\x03"
+_MOST_NAMED: Final = 1000
 
 
 class BadIdentity(ValueError):
@@ -54,13 +55,11 @@ class Identity:
 
     def allows_plain(self, peer: str, why: str) -> bool:
         """Whether to go on with a peer that speaks without TLS; the log has each such peer once."""
-        if self.strict:
-            log.warning("%s %s: refused, since mutual TLS is strict", peer, why)
-            return False
-        if peer not in self._plain and len(self._plain) < 1000:
+        if peer not in self._plain and len(self._plain) < _MOST_NAMED:
             self._plain.add(peer)
-            log.warning("%s %s: it is spoken to without, until mutual TLS is strict", peer, why)
-        return True
+            what = "refused, since" if self.strict else "it is spoken to without, until"
+            log.warning("%s %s: %s mutual TLS is strict", peer, why, what)
+        return not self.strict
 
 
 def speaks_plain(error: BaseException) -> bool:
