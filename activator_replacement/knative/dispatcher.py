@@ -22,7 +22,7 @@ from activator_replacement.knative.reports.tracer import Trace, Tracer
 from activator_replacement.seam import TIMEOUT, Exchange, Refusal
 from kserve_ext.api.knative.revision import Activated
 from kserve_ext.core.ids import InstanceID, RevisionKey
-from kserve_ext.core.knative.activation import HELD, Activation, Room, Tracker
+from kserve_ext.core.knative.activation import HELD, NEVER, Activation, Room, Tracker
 from kserve_ext.core.knative.assignment import Share
 from kserve_ext.core.knative.request_stats import RequestStats
 from kserve_ext.core.knative.timeouts import Timeouts
@@ -265,9 +265,10 @@ class Dispatcher:
             if following is not None:
                 self._go(following, part, addr)
             return
-        now = monotonic()
-        if now >= activation.valid_until:
-            self.sharing.lapsed(part, now)
+        if activation.valid_until < NEVER:
+            now = monotonic()
+            if now >= activation.valid_until:
+                self.sharing.lapsed(part, now)
         following = activation.release(activation.trackers[addr])
         if following is not None:
             self._go(following, part, addr)

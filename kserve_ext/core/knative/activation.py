@@ -28,7 +28,7 @@ FULL: Final = 1
 #: Up to this concurrency the first pod with room is filled before the next gets any.
 MOST_CLUMPED: Final = 3
 _UNLIMITED: Final = 1 << 31
-_NEVER: Final = float("inf")
+NEVER: Final = float("inf")
 
 
 class Holdable(Protocol):
@@ -101,7 +101,7 @@ class Activation(Generic[R]):
         #: A request has ended whose slot is not one from here any more; whoever reads it clears it.
         self.returned = False
         #: When the leases end: nothing may be submitted or released from then on before they are set anew.
-        self.valid_until = _NEVER
+        self.valid_until = NEVER
         self._leases: Mapping[InstanceID, int] | None = None
         self._pods: list[str] = []
         self._cluster = ""
