@@ -35,12 +35,13 @@ RECALL_S: Final = 0.5
 class _Shared:
     """One revision with a limit."""
 
-    __slots__ = ("asked", "home", "listed", "part", "settle", "shard")
+    __slots__ = ("asked", "home", "hosts", "listed", "part", "settle", "shard")
 
     def __init__(self, part: Part, shard: SharingShard) -> None:
         self.part = part
         self.shard = shard
-        self.listed: tuple[FunctionID, ...] = ()  # the activators that serve it
+        self.hosts: tuple[FunctionID, ...] = ()  # whom its traffic goes to
+        self.listed: tuple[FunctionID, ...] = ()  # the activators that serve it, as last known
         self.home: SharingHome | None = None
         self.asked: dict[FunctionID, float] = {}  # when each was sent a Recall
         self.settle: asyncio.TimerHandle | None = None
@@ -81,15 +82,17 @@ class Sharing:
         self._shared[part.facts.key] = _Shared(part, shard)
 
     def forget(self, key: RevisionKey) -> None:
-        self._shared.pop(key, None)
+        shared = self._shared.pop(key, None)
         self._awake.pop(key, None)
+        if shared is not None:
+            shared.home = None
+            self._carry(shared)
 
     def listed(self, key: RevisionKey, hosts: Iterable[str]) -> None:
-        """Whom its traffic goes to; that may be its pods, whom nobody here knows as activators."""
+        """Whom its traffic goes to: activators, or its pods, whom nobody here knows as activators."""
         shared = self._shared.get(key)
-        listed = tuple(sorted({FunctionID(host) for host in hosts}))
-        if shared is not None and any(host in self.peers.alive for host in listed):
-            shared.listed = listed
+        if shared is not None:
+            shared.hosts = tuple(sorted({FunctionID(host) for host in hosts}))
             self._view(shared)
 
     def changed(self, part: Part) -> None:
@@ -146,6 +149,8 @@ class Sharing:
     def _view(self, shared: _Shared) -> None:
         now = monotonic()
         part, shard, alive = shared.part, shared.shard, self.peers.alive
+        if any(host in alive for host in shared.hosts):
+            shared.listed = shared.hosts
         pods = [InstanceID(pod) for pod in part.activation.pods]
         ours = [activator for activator in shared.listed if activator in alive]
         alone = len(alive) == 1 and shard.grants is None
@@ -172,7 +177,9 @@ class Sharing:
 
     def _tick(self, now: float) -> None:
         for key in list(self._awake):
-            shared = self._shared[key]
+            shared = self._shared.get(key)
+            if shared is None:
+                continue
             home = shared.home
             shared.shard.tick(now)
             if home is not None:
