@@ -12,39 +12,18 @@ from collections.abc import Callable, Iterable, Iterator
 from time import monotonic, time_ns
 from typing import Final
 
-import msgspec
-
 from activator_replacement.knative.dispatcher import Figures, Part
+from activator_replacement.knative.sharing.homes import ANSWER_S, Homes, Shared, demand_facts, grant_facts
 from activator_replacement.knative.sharing.peers import Peers
 from kserve_ext.core import rendezvous
 from kserve_ext.core.dispatch import facts
 from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
-from kserve_ext.core.sharing.home import SharingHome
 from kserve_ext.core.sharing.own import own_slots
 from kserve_ext.core.sharing.shard import SharingShard
 from kserve_ext.rpc import Caller, Rpc, RpcError
 from kserve_ext.wire import messages as m
 
 TICK_S: Final = 0.1
-#: Longer than any lease that an answer could renew.
-ANSWER_S: Final = 1.0
-#: A member is asked so often at most, and has as long to answer.
-RECALL_S: Final = 0.5
-
-
-class _Shared:
-    """One revision with a limit."""
-
-    __slots__ = ("asked", "home", "hosts", "listed", "part", "settle", "shard")
-
-    def __init__(self, part: Part, shard: SharingShard) -> None:
-        self.part = part
-        self.shard = shard
-        self.hosts: tuple[FunctionID, ...] = ()  # whom its traffic goes to
-        self.listed: tuple[FunctionID, ...] = ()  # the activators that serve it, as last known
-        self.home: SharingHome | None = None
-        self.asked: dict[FunctionID, float] = {}  # when each was sent a Recall
-        self.settle: asyncio.TimerHandle | None = None
 
 
 class Sharing:
@@ -57,15 +36,15 @@ class Sharing:
         self._drain_part = drain
         self._parts = parts
         self._loop = asyncio.get_running_loop()
-        self._shared: dict[RevisionKey, _Shared] = {}
+        self._shared: dict[RevisionKey, Shared] = {}
         #: Those with something to do as time goes by.
         self._awake: dict[RevisionKey, None] = {}
         #: Those that may have something to say.
         self._speaking: dict[RevisionKey, None] = {}
         self._flush_at: asyncio.Handle | None = None
-        self._last_term = 0
         self.peers = Peers(rpc, port, time_ns(), self._peers_changed, self._ended)
         self.me = self.peers.me
+        self._homes = Homes(rpc, self.peers, self._awake, self._view)
         rpc.handle(m.Coordinate, self._coordinate)
         rpc.handle(m.Recall, self._recall)
 
@@ -79,14 +58,14 @@ class Sharing:
     def revision(self, part: Part) -> None:
         """New: it has a shard from now on."""
         shard = part.shard = SharingShard(part.facts.key, part.activation, time_ns())
-        self._shared[part.facts.key] = _Shared(part, shard)
+        self._shared[part.facts.key] = Shared(part, shard)
 
     def forget(self, key: RevisionKey) -> None:
         shared = self._shared.pop(key, None)
         self._awake.pop(key, None)
         if shared is not None:
             shared.home = None
-            self._carry(shared)
+            self._homes.carry(shared)
 
     def listed(self, key: RevisionKey, hosts: Iterable[str]) -> None:
         """Whom its traffic goes to: activators, or its pods, whom nobody here knows as activators."""
@@ -146,7 +125,7 @@ class Sharing:
         for shared in self._shared.values():
             shared.shard.gone(peer, now)
 
-    def _view(self, shared: _Shared) -> None:
+    def _view(self, shared: Shared) -> None:
         now = monotonic()
         part, shard, alive = shared.part, shared.shard, self.peers.alive
         if any(host in alive for host in shared.hosts):
@@ -162,10 +141,10 @@ class Sharing:
             shared.home = None
         elif shared.home is not None:
             shared.home.view(pods, own, alive, now)
-            self._carry(shared)
+            self._homes.carry(shared)
         self._drain(shared)
 
-    def _drain(self, shared: _Shared) -> None:
+    def _drain(self, shared: Shared) -> None:
         part = shared.part
         if self._parts.get(part.facts.key) is not part:
             return
@@ -189,7 +168,7 @@ class Sharing:
                 elif home.alone and len(self.peers.alive) == 1:
                     shared.shard.release(now)
                     self._view(shared)
-                self._carry(shared)
+                self._homes.carry(shared)
             self._drain(shared)
             if shared.shard.idle and shared.home is None:
                 self._awake.pop(key, None)
@@ -197,7 +176,7 @@ class Sharing:
             self._speaking.update(self._awake)
             self._flush()
 
-    def _wake(self, shared: _Shared) -> None:
+    def _wake(self, shared: Shared) -> None:
         key = shared.part.facts.key
         self._awake[key] = None
         self._speaking[key] = None
@@ -257,10 +236,8 @@ class Sharing:
             self._wake(shared)
         return m.RecallReply(demands=tuple(demands))
 
-    def _known(self, keys: Iterable[RevisionKey]) -> Iterator[_Shared]:
+    def _known(self, keys: Iterable[RevisionKey]) -> Iterator[Shared]:
         return (shared for key in keys if (shared := self._shared.get(key)) is not None)
-
-    # --- this activator as a home
 
     def _coordinate(self, message: m.Coordinate, caller: Caller) -> m.CoordinateReply:
         """Demands to this home, or Grants to this shard."""
@@ -270,14 +247,14 @@ class Sharing:
         for action in message.actions:
             if isinstance(action, m.Demand):
                 shared = self._shared.get(action.revision)
-                home = self._home(shared, now) if shared is not None else None
+                home = self._homes.of(shared, now) if shared is not None else None
                 if shared is None or home is None or sender not in self.peers.alive:
                     elsewhere.append(action.revision)
                     continue
                 grant = home.demand(sender, demand_facts(action), now)
                 if grant is not None:
                     answers.append(m.Grant(*grant))
-                self._carry(shared)
+                self._homes.carry(shared)
             elif isinstance(action, m.Grant):
                 for shared in self._known((action.revision,)):
                     shared.shard.grant(sender, grant_facts(action), now)
@@ -285,65 +262,3 @@ class Sharing:
                     answers.append(m.Demand(*shared.shard.state(now)))
                     self._wake(shared)
         return m.CoordinateReply(tuple(answers), 0, tuple(elsewhere))
-
-    def _home(self, shared: _Shared, now: float) -> SharingHome | None:
-        """The home of a revision, if it is here."""
-        if shared.shard.home != self.me:
-            return None
-        if shared.home is None:
-            self._last_term = max(self._last_term + 1, time_ns())
-            key, concurrency = shared.part.facts.key, shared.part.facts.concurrency
-            shared.home = SharingHome(key, self.me, concurrency, self._last_term, now)
-            shared.asked = {}
-            self._view(shared)
-        return shared.home
-
-    def _carry(self, shared: _Shared) -> None:
-        """What the home has to say: Grants that nobody asked for, and questions."""
-        home = shared.home
-        if shared.settle is not None:
-            shared.settle.cancel()
-            shared.settle = None
-        if home is None:
-            return
-        self._awake[shared.part.facts.key] = None
-        now = monotonic()
-        for member, grant in home.settled(now):
-            self._push(shared, home, member, grant)
-        if home.settle_at < float("inf"):
-            shared.settle = self._loop.call_later(home.settle_at - now, self._carry, shared)
-        for member in sorted(home.to_ask):
-            if now >= shared.asked.get(member, 0.0) + RECALL_S:
-                shared.asked[member] = now
-                self._ask(shared, home, member)
-
-    def _push(self, shared: _Shared, home: SharingHome, member: FunctionID, grant: facts.Grant) -> None:
-        def done(reply: m.Message | RpcError) -> None:
-            if shared.home is not home or not isinstance(reply, m.CoordinateReply):
-                return  # its own next Demand says it as well
-            for action in reply.actions:
-                if isinstance(action, m.Demand):
-                    home.heard(member, demand_facts(action), monotonic())
-            self._carry(shared)
-
-        message = m.Coordinate(self.me, "", 0, (m.Grant(*grant),))
-        self._rpc.call_soon(self.peers.addr(member), message, done, ANSWER_S)
-
-    def _ask(self, shared: _Shared, home: SharingHome, member: FunctionID) -> None:
-        def done(reply: m.Message | RpcError) -> None:
-            if shared.home is home and isinstance(reply, m.RecallReply):
-                said = [demand_facts(demand) for demand in reply.demands]
-                home.heard(member, said[0] if said else None, monotonic())
-                self._carry(shared)
-
-        message = m.Recall(0, self.me, "", (shared.part.facts.key,))
-        self._rpc.call_soon(self.peers.addr(member), message, done, RECALL_S)
-
-
-def demand_facts(demand: m.Demand) -> facts.Demand:
-    """The messages as the cores know them: the same fields in the same order."""
-    return facts.Demand(*msgspec.structs.astuple(demand))
-
-
-def grant_facts(grant: m.Grant) -> facts.Grant:
-    return facts.Grant(*msgspec.structs.astuple(grant))
