@@ -25,10 +25,15 @@ from runtimes.vllm_pd.timeline import CURRENT
 
 
 class Prepared(NamedTuple):
-    """`params` to use; `transfer` is the number of one that brings the prompt's KV into this engine, 0 = none."""
+    """`params` to use; `transfer` is the number of one that brings the prompt's KV into this engine, 0 = none.
+
+    `tokens` of the prompt are to be computed, since `at` (unix seconds); 0 = it says nothing of other prompts.
+    """
 
     params: Any
     transfer: int = 0
+    tokens: int = 0
+    at: float = 0.0
 
 
 class Placement(Protocol):
@@ -36,8 +41,8 @@ class Placement(Protocol):
 
     async def prepare(self, request_id: str, prompt: Any, params: Any, more: dict[str, Any]) -> Prepared: ...
 
-    def finished(self, transfer: int) -> None:
-        """The request of this transfer has ended, in whatever way."""
+    def finished(self, prepared: Prepared, first_token: float | None, cached: int) -> None:
+        """The request has ended, in whatever way. `first_token`: unix seconds; `cached`: tokens it began with."""
 
 
 class Engine(AsyncLLM):  # type: ignore[misc]
@@ -56,22 +61,24 @@ class Engine(AsyncLLM):  # type: ignore[misc]
         timeline = CURRENT.get()
         if timeline is not None:
             timeline.mark_once("tokenised", f"{len(prompt_tokens(prompt) or ())} tokens")
-        transfer = 0
+        prepared = Prepared(sampling_params)
         if self.placement is not None:
             prepared = await self.placement.prepare(request_id, prompt, sampling_params, more)
-            sampling_params, transfer = prepared
         elif timeline is not None:
             timeline.local("one-engine")
-        outputs = super().generate(prompt, sampling_params, request_id, **more)
+        outputs = super().generate(prompt, prepared.params, request_id, **more)
+        cached = 0
         try:
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
+                    cached = output.num_cached_tokens or 0
                     yield output
         finally:
             if timeline is not None:
                 timeline.mark("last_token")
-            if self.placement is not None and transfer:
-                self.placement.finished(transfer)
+            if self.placement is not None:
+                first_token = timeline.when("first_token") if timeline is not None else None
+                self.placement.finished(prepared, first_token, cached)
 
     async def _add_request(self, request: Any, *rest: Any) -> None:
         timeline = CURRENT.get()

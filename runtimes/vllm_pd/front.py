@@ -8,6 +8,7 @@ failed is left alone for a while (peers.py), and home hears of each failure with
 from __future__ import annotations
 
 import asyncio
+import time
 from argparse import Namespace
 from http import HTTPStatus
 from typing import Any
@@ -16,6 +17,7 @@ from vllm.exceptions import GracefulHTTPError
 
 from runtimes.transport.channel import ChannelError
 from runtimes.vllm_pd import metrics
+from runtimes.vllm_pd.break_even import BreakEven
 from runtimes.vllm_pd.channels import Channels
 from runtimes.vllm_pd.decide import Setting, decide
 from runtimes.vllm_pd.engine import Engine, Prepared, prompt_tokens
@@ -38,7 +40,7 @@ class Front:
         self, args: Namespace, engine: Engine, leases: Leases, channels: Channels, landings: Landings
     ) -> None:
         self._setting: Setting = args.pd if args.kv_transfer != "none" else "never"
-        self._threshold = args.pd_threshold_tokens
+        self._even = BreakEven(args.pd_threshold_tokens)
         self._required = args.kv_transfer_required
         self._unavailable = "rdma-unavailable" if args.kv_transfer == "rdma" else ""
         self._engine = engine
@@ -54,19 +56,22 @@ class Front:
         tokens = prompt_tokens(prompt)
         obstacle = _obstacle(tokens, prompt, params, more) or self._unavailable
         count = len(tokens or ())
-        decision = decide(self._setting, self._threshold, count, None, obstacle)
+        needed = self._even.needed(count)
+        decision = decide(self._setting, needed, count, None, obstacle)
+        cached = 0
         if decision is None:
             assert tokens is not None
             cached = await self._engine.client.call(lambda core: cached_tokens(core, tokens))
-            decision = decide(self._setting, self._threshold, count, cached)
+            decision = decide(self._setting, needed, count, cached)
             assert decision is not None
+        comparable = Prepared(params, 0, 0 if obstacle else count, time.time())
         timeline.mark("decided", f"{'prefill' if decision.remote else 'local'}: {decision.reason}")
         metrics.DECISIONS.labels("prefill" if decision.remote else "local", _word(decision.reason)).inc()
         if not decision.remote or tokens is None:
             timeline.local(decision.reason)
             if decision.reason == self._unavailable:
                 self._refuse_if_required(decision.reason)
-            return Prepared(params)
+            return comparable
         try:
             transfer = await self._arrange(tokens, timeline)
         except (NoPrefill, ChannelError) as error:
@@ -77,10 +82,16 @@ class Front:
             return Prepared(params)
         params = params.clone()
         params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": {TRANSFER: transfer}}
-        return Prepared(params, transfer)
+        return Prepared(params, transfer, count - cached, comparable.at)
 
-    def finished(self, transfer: int) -> None:
-        self._landings.cancel(transfer, "request ended")  # it usually has ended long before
+    def finished(self, prepared: Prepared, first_token: float | None, cached: int) -> None:
+        if prepared.transfer:
+            self._landings.cancel(prepared.transfer, "request ended")  # it usually has ended long before
+        if first_token is None or not prepared.tokens:
+            return
+        tokens = prepared.tokens if prepared.transfer else prepared.tokens - cached
+        self._even.took(bool(prepared.transfer), tokens, first_token - prepared.at)
+        metrics.THRESHOLD.set(self._even.threshold)
 
     async def _lease(self, timeline: Timeline, tokens: int) -> Lease:
         """Of a peer that does not rest."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 TRANSFERS = Counter(
     "galaxy_kv_transfers", "KV transfers into this engine, by rung and outcome", ["rung", "outcome"]
@@ -16,3 +16,6 @@ SECONDS = Histogram(
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 DECISIONS = Counter("galaxy_prefill_decisions", "Where prompts were computed, and why", ["where", "reason"])
+THRESHOLD = Gauge(
+    "galaxy_prefill_threshold_tokens", "Prompts with fewer uncached tokens are computed by this engine"
+)

@@ -90,18 +90,19 @@ def _from_environment(args: Namespace, environ: Mapping[str, str]) -> None:
     args.kv_transfer = args.kv_transfer or environ.get("GALAXY_KV_TRANSFER") or "auto"
     args.kv_host = args.kv_host or environ.get("GALAXY_KV_HOST") or "127.0.0.1"
     args.kv_transfer_required |= environ.get("GALAXY_KV_TRANSFER_REQUIRED") == "true"
-    for name, default in (
-        ("pd_threshold_tokens", 256),
-        ("kv_transfer_seconds", 20),
-        ("prefill_wait_seconds", 5),
-        ("drain_seconds", 30.0),
-        ("hung_seconds", 60.0),
-    ):
+    numbers: tuple[tuple[str, type, float | None], ...] = (
+        ("pd_threshold_tokens", int, None),  # learned (break_even.py)
+        ("kv_transfer_seconds", float, 20.0),
+        ("prefill_wait_seconds", float, 5.0),
+        ("drain_seconds", float, 30.0),
+        ("hung_seconds", float, 60.0),
+    )
+    for name, kind, default in numbers:
         variable = f"GALAXY_{name.upper()}"
-        text = environ.get(variable) or str(default)
+        text = environ.get(variable)
         if getattr(args, name) is None:
             try:
-                setattr(args, name, type(default)(text))
+                setattr(args, name, kind(text) if text else default)
             except ValueError as error:
                 raise StartRefused(f"{text!r} is not a number", variable, "correct or remove it") from error
 

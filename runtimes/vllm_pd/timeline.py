@@ -34,8 +34,12 @@ class Timeline:
     def mark(self, name: str, detail: str = "", at: float | None = None) -> None:
         self.marks.append((name, self._clock() if at is None else at, detail))
 
+    def when(self, name: str) -> float | None:
+        """Unix seconds of the first mark of this name."""
+        return next((at for known, at, _ in self.marks if known == name), None)
+
     def mark_once(self, name: str, detail: str = "") -> None:
-        if all(known != name for known, _, _ in self.marks):
+        if self.when(name) is None:
             self.mark(name, detail)
 
     def local(self, reason: str, rung: str = "") -> None:
