@@ -32,8 +32,9 @@ NEAR, FAR = Wanted(("rxe2",)), Wanted(("rxe1",))
 FAR_ADDRESS = "198.51.100.1"
 MIB = 1 << 20
 #: Bytes of one WRITE -> WRITEs in one measurement.
-SIZES = {4096: 16000, 64 << 10: 8000, MIB: 640, 16 * MIB: 40}
-MESSAGES = 4000
+SIZES = {4096: 64000, 64 << 10: 16000, MIB: 1200, 16 * MIB: 64}
+MESSAGES = 8000
+PERFTEST_S = 4  # of which the middle half counts
 SET_UPS = 10
 CHANNEL_BYTES = 192 * MIB
 BLOCK = 64 << 10
@@ -140,22 +141,41 @@ def one_way_us(queue: QueuePair) -> float:
 # --- perftest and iperf3
 
 
-def perftest_s(program: str, size: int, count: int, *words: str) -> float:
-    """Seconds one iteration takes: what more iterations take longer, by our clock.
+def ib_write_bw(size: int) -> float:
+    """MB/s, from the WRITEs that it counts in a time by the alarm clock.
 
-    perftest's own estimates the processor's clock rate first, and is wrong by half here whenever it is interrupted.
+    perftest's own figures rest on an estimate of the processor's clock rate, which is wrong by half whenever the
+    estimating is interrupted.
     """
-    few = max(5, count // 20)
+    words = ("-s", str(size), "-D", str(PERFTEST_S), "-f", "1")
+    lines = perftest("ib_write_bw", *words).splitlines()
+    (count,) = [int(line.split()[1]) for line in lines if line.split()[:1] == [str(size)]]
+    return count * size / (PERFTEST_S - 2) / 1e6
+
+
+def ib_send_lat() -> float:
+    """One way in microseconds: what more messages take longer."""
     took = []
-    for iterations in (few, count):
-        common = ["-x", "1", "-F", "-s", str(size), "-n", str(iterations), *words]
-        server = subprocess.Popen([program, "-d", "rxe1", *common], stdout=subprocess.DEVNULL)
-        _listens(18515)
+    for count in (MESSAGES // 10, MESSAGES):
         began = time.perf_counter()
-        subprocess.run([program, "-d", "rxe2", *common, FAR_ADDRESS], stdout=subprocess.DEVNULL, check=True)
+        perftest("ib_send_lat", "-s", "64", "-n", str(count), "-e")
         took.append(time.perf_counter() - began)
-        server.wait()
-    return (took[1] - took[0]) / (count - few)
+    return (took[1] - took[0]) / (MESSAGES - MESSAGES // 10) / 2 * 1e6
+
+
+def perftest(program: str, *words: str) -> str:
+    """What it prints at the near end."""
+    common = ["-x", "1", "-F", *words]
+    server = subprocess.Popen(
+        [program, "-d", "rxe1", *common], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _listens(18515)
+    client = [program, "-d", "rxe2", *common, FAR_ADDRESS]
+    text = subprocess.run(
+        client, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+    ).stdout
+    server.wait()
+    return text
 
 
 def iperf3() -> float:
@@ -280,9 +300,9 @@ def one_round(end: End, remote: tuple[int, int], addr: str) -> None:
         if size == MIB:
             say("cpu write", (busy_seconds() - busy) / (size * count) * (1 << 30))
         say(f"write {size}", size * count / took / 1e6)
-        say(f"ib_write_bw {size}", size / perftest_s("ib_write_bw", size, count) / 1e6)
+        say(f"ib_write_bw {size}", ib_write_bw(size))
     say("send", one_way_us(end.queue))
-    say("ib_send_lat", perftest_s("ib_send_lat", 64, MESSAGES, "-e") / 2 * 1e6)
+    say("ib_send_lat", ib_send_lat())
     rungs: tuple[Rung, ...] = ("rdma", "tcp")
     for rung in rungs:
         rate, cpu = channel(addr, rung)

@@ -6,6 +6,7 @@ streamed, the exit status is the command's. The machine is a process of this use
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -93,6 +94,7 @@ class Machine:
             start_new_session=True,
             env={"PATH": os.environ.get("PATH", ""), "HOME": str(control), "TMPDIR": "/dev/shm"},
         )
+        _as_nice_as_we(process.pid)
         try:
             for pump in pumps:
                 pump.begin()
@@ -140,6 +142,12 @@ class _Pump(threading.Thread):
             while data := pipe.read(1 << 16):
                 self._to.write(data)
                 self._to.flush()
+
+
+def _as_nice_as_we(process: int) -> None:
+    """A session is a group of its own to the scheduler, where ours counts for nothing."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{process}/autogroup").write_text(str(os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 def _allow_mappings(err: IO[bytes]) -> None:

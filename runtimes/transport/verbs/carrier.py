@@ -24,6 +24,10 @@ from runtimes.transport.verbs.side import VERSION, Side, differs
 
 _SEND_TIMEOUT_S: Final = 2.0  # of a control message, as on sockets
 _SETTLE_S: Final = 0.5
+#: Every page of buffers costs time to register when a channel is set up. Few control messages are under way at once,
+#: and a frame is short: 1 KiB holds the checksums of 248 blocks.
+_CONTROL_DEPTH: Final = 32
+_BULK_BUFFER: Final = 1024
 _BULK_BUFFERS: Final = 128
 
 
@@ -38,9 +42,9 @@ class Ends:
             buffer = mmap.mmap(-1, size)
             self.ring = memory.register(card, buffer, remote=receives)
             self._undo.append(self.ring.close)
-            self.control = QueuePair(card)
+            self.control = QueuePair(card, depth=_CONTROL_DEPTH)
             self._undo.append(self.control.close)
-            self.bulk = QueuePair(card, buffers=_BULK_BUFFERS)
+            self.bulk = QueuePair(card, _BULK_BUFFER, _BULK_BUFFERS)
             self._undo.append(self.bulk.close)
         except BaseException:
             self.close()

@@ -42,7 +42,7 @@ class QueuePair:
         from runtimes.transport.verbs.native import BATCH, Request
 
         self._request: type[Request] = Request
-        self._batch = BATCH
+        self._batch = min(BATCH, depth)
         self.card = card
         self._buffer, self._buffers, self._depth = buffer, buffers, min(depth, card.place.max_work)
         self._sending = threading.RLock()
