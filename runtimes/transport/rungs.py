@@ -109,9 +109,9 @@ class Offered(Begun):
 def begin(offer: Offer, rungs: Sequence[Rung], window: int, rdma: Wanted | None) -> Begun:
     """The listener's: the first of its rungs that can be had; "none" if none can."""
     begun = Begun(offer.window or window)
-    begun.passed += [why for why in offer.passed if why.partition(":")[0] in rungs]
     for rung in rungs:
         if rung not in offer.rungs:
+            begun.passed += [why for why in offer.passed if why.startswith(f"{rung}:")]
             continue
         if rung == "shm":
             begun.ring = Ring.attach(offer.ring, offer.ring_size, offer.ring_token) if offer.ring else None

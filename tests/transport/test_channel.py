@@ -352,6 +352,28 @@ def test_memory_that_the_listener_does_not_see(monkeypatch: pytest.MonkeyPatch) 
     listener.close()
 
 
+def test_a_better_rung_that_was_not_taken_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(choice: object) -> list[object]:
+        raise ChannelError("device", "mlx5_0:1 has no link")
+
+    monkeypatch.setattr("runtimes.transport.rungs.cards.find", none)
+    arrived: SimpleQueue[Channel] = SimpleQueue()
+    listener = Listener(KEY, lambda: Identity("p", 7, "layout"), arrived.put, ("shm", "rdma", "tcp"))
+    for rungs, rung, passed in (
+        (("tcp", "rdma", "shm"), "shm", ()),
+        (("rdma", "tcp"), "tcp", ("rdma: mlx5_0:1 has no link",)),
+    ):
+        near = dial(listener.addr, KEY, Identity("d", 3, "layout"), rungs=rungs)  # type: ignore[arg-type]
+        far = arrived.get(timeout=WAIT_S)
+        assert (near.rung, far.rung) == (rung, rung)
+        assert near.passed == far.passed == passed
+        near.close()
+        far.close()
+    with pytest.raises(ChannelError, match="no rung that both sides may use; rdma: mlx5_0:1 has no link"):
+        dial(listener.addr, KEY, Identity("d", 3, "layout"), rungs=("rdma",))
+    listener.close()
+
+
 def _mapped_rings() -> int:
     return Path("/proc/self/maps").read_text().count("/galaxy-kv-")  # also those without a name any more
 
