@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import os
 import signal
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -16,8 +16,8 @@ from e2e.stack.place import SYSTEM_NAMESPACE
 
 
 def start_anew(api: Api, deployment: str) -> None:
-    """As `kubectl rollout restart`."""
-    mark = {"kubectl.kubernetes.io/restartedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    """As `kubectl rollout restart`, also twice within a second."""
+    mark = {"kubectl.kubernetes.io/restartedAt": datetime.datetime.now(datetime.UTC).isoformat()}
     patch = {"spec": {"template": {"metadata": {"annotations": mark}}}}
     api.patch("apps/v1", "Deployment", SYSTEM_NAMESPACE, deployment, patch)
 
