@@ -42,7 +42,6 @@ class Front:
         self._setting: Setting = args.pd if args.kv_transfer != "none" else "never"
         self._even = BreakEven(args.pd_threshold_tokens)
         self._required = args.kv_transfer_required
-        self._unavailable = "rdma-unavailable" if args.kv_transfer == "rdma" else ""
         self._engine = engine
         self._leases = leases
         self._channels = channels
@@ -54,7 +53,7 @@ class Front:
     async def prepare(self, request_id: str, prompt: Any, params: Any, more: dict[str, Any]) -> Prepared:
         timeline = CURRENT.get() or Timeline(request_id)
         tokens = prompt_tokens(prompt)
-        obstacle = _obstacle(tokens, prompt, params, more) or self._unavailable
+        obstacle = _obstacle(tokens, prompt, params, more)
         count = len(tokens or ())
         needed = self._even.needed(count)
         decision = decide(self._setting, needed, count, None, obstacle)
@@ -69,8 +68,6 @@ class Front:
         metrics.DECISIONS.labels("prefill" if decision.remote else "local", _word(decision.reason)).inc()
         if not decision.remote or tokens is None:
             timeline.local(decision.reason)
-            if decision.reason == self._unavailable:
-                self._refuse_if_required(decision.reason)
             return comparable
         try:
             transfer = await self._arrange(tokens, timeline)
@@ -125,7 +122,8 @@ class Front:
         timeline.prefill = {"instance": lease.instance, "addr": lease.addr}
         try:
             channel, made = await self._channels.get(lease)
-            timeline.mark("channel", f"{channel.rung}, {'dialled' if made else 'cached'}")
+            how = f"{channel.rung}, {'dialled' if made else 'cached'}"
+            timeline.mark("channel", "; ".join((how, *channel.passed)))
 
             def closed(outcome: Outcome) -> None:
                 self._loop.call_soon_threadsafe(self._closed, lease, timeline, outcome)
