@@ -54,6 +54,11 @@ class KnativeHttp2Exchange(Http2Exchange):
         block = forward_to_pod(self.facts, self.client.hop, host or self.addr.encode(), bool(host))
         return block if self.trace is None else _with_parent(block, format_parent(self.trace.proxy))
 
+    def pass_on(self, payload: bytes, end: bool) -> None:
+        if self.record is not None:
+            self.record.size += len(payload)
+        super().pass_on(payload, end)
+
     def marked(self, head: ResponseBlock) -> bytes:
         self.status = head.status
         return head.block
@@ -106,6 +111,12 @@ class KnativeHttp2Client(Http2Client):
                 self.reply(exchange, answers.http1(answer))
                 return
         super().begun(exchange)
+
+    def answer(self, exchange: Http2Exchange, status: int, reason: str, retry_after_s: float = 0.0) -> None:
+        record = cast("KnativeHttp2Exchange", exchange).record
+        if record is not None:
+            record.size = len(answers.error(status, reason).body)
+        super().answer(exchange, status, reason, retry_after_s)
 
     def refusal(self, status: int, reason: str, retry_after_s: float, request_id: bytes) -> bytes:
         return answers.http1(answers.error(status, reason, retry_after_s))

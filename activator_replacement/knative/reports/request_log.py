@@ -1,21 +1,19 @@
 """A line on stdout for each request that has ended, as the template in config-observability says.
 
-Switched off, none of this runs: a request that begins while it is on gets a record, which hears of what passes; over
-HTTP/2 its classes are exchanged for those below, which tell it. A line is written when its request's answer is out,
-all of one turn of the loop together. As in Knative, probes are not logged: an activator answers them before anything
-else. In Knative: cmd/activator/request_log.go, pkg/http/request_log.go.
+Switched off, none of this runs: a request that begins while it is on gets a record, which hears of what passes. A
+line is written when its request's answer is out, all of one turn of the loop together. As in Knative, probes are not
+logged: an activator answers them before anything else. In Knative: cmd/activator/request_log.go,
+pkg/http/request_log.go.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from activator_replacement.http2.exchange import Http2Exchange
-from activator_replacement.knative import answers
 from activator_replacement.knative.exchange import KnativeExchange
-from activator_replacement.knative.http2 import KnativeHttp2Client, KnativeHttp2Exchange
+from activator_replacement.knative.http2 import KnativeHttp2Exchange
 from kserve_ext.api.knative.request_log import Entry, Revision, canonical, line
 from kserve_ext.api.knative.revision import Activated
 from kserve_ext.wire.http1 import CHUNKED
@@ -126,27 +124,7 @@ class Record:
         )
 
 
-class LoggedHttp2Exchange(KnativeHttp2Exchange):
-    __slots__ = ()
-
-    def pass_on(self, payload: bytes, end: bool) -> None:
-        if self.record is not None:
-            self.record.size += len(payload)
-        super().pass_on(payload, end)
-
-
-class LoggedHttp2Client(KnativeHttp2Client):
-    __slots__ = ()
-
-    def answer(self, exchange: Http2Exchange, status: int, reason: str, retry_after_s: float = 0.0) -> None:
-        record = cast("KnativeHttp2Exchange", exchange).record
-        if record is not None:
-            record.size = len(answers.error(status, reason).body)
-        super().answer(exchange, status, reason, retry_after_s)
-
-
 def _looked_at(exchange: ActivatorExchange) -> Request:
-    """Its facts; and from here on it is counted what passes."""
     given: object = exchange
     if isinstance(given, KnativeHttp2Exchange):
         return _of_stream(given)
@@ -155,8 +133,6 @@ def _looked_at(exchange: ActivatorExchange) -> Request:
 
 
 def _of_stream(exchange: KnativeHttp2Exchange) -> Request:
-    exchange.__class__ = LoggedHttp2Exchange
-    exchange.client.__class__ = LoggedHttp2Client
     block = exchange.facts
     found = [(name, value) for name, value, _ in fields(block.block) if not name.startswith(b":")]
     length = 0 if exchange.empty else block.length
