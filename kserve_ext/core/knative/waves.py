@@ -32,10 +32,12 @@ class Waves(Generic[K]):
         self._patience_s = patience_s
         #: woken, and until when their place is theirs; deadlines only rise
         self._under_way: dict[K, float] = {}
+        #: had their time and have no pod yet, and until when the burst waits for it; disjoint with the above
+        self._late: dict[K, float] = {}
         #: in order of arrival; disjoint with the above
         self._line: dict[K, None] = {}
         self._burst = False
-        #: when the burst is over, if nobody is under way or in line
+        #: when the burst is over, if nobody is woken without a pod, or in line
         self._calm_at = 0.0
         #: to shrink later, and when at the latest; deadlines only rise
         self._kept: dict[K, float] = {}
@@ -55,6 +57,7 @@ class Waves(Generic[K]):
             self._burst = True
             return False
         del self._line[key]
+        self._late.pop(key, None)
         self._under_way[key] = now + self._patience_s
         return True
 
@@ -69,7 +72,8 @@ class Waves(Generic[K]):
 
     def leave(self, key: K, now: float) -> None:
         """There is a pod of it."""
-        if self._under_way.pop(key, None) is not None:
+        woken = self._under_way.pop(key, None), self._late.pop(key, None)
+        if woken != (None, None):
             self._calm_at = now + CALM_S
         self._line.pop(key, None)
 
@@ -97,7 +101,7 @@ class Waves(Generic[K]):
     def busy(self, now: float) -> bool:
         """Whether this is a burst."""
         self._expire(now)
-        if not self._under_way and not self._line and now >= self._calm_at:
+        if self._quiet and now >= self._calm_at:
             self._burst = False
         return self._burst
 
@@ -106,10 +110,13 @@ class Waves(Generic[K]):
         """When to look at `free` again, if nothing happens before; None: nobody waits."""
         times = list(self._under_way.values()) if self._line or self._kept else []
         if self._kept:
-            quiet = not self._under_way and not self._line
             first = next(iter(self._kept.values()))
-            times.append(max(self._next_at, min(first, self._calm_at) if quiet else first))
+            times.append(max(self._next_at, min(first, self._calm_at) if self._quiet else first))
         return min(times, default=None)
+
+    @property
+    def _quiet(self) -> bool:
+        return not (self._under_way or self._late or self._line)
 
     def _forget_shrinking(self, key: K) -> None:
         self._kept.pop(key, None)
@@ -118,4 +125,6 @@ class Waves(Generic[K]):
     def _expire(self, now: float) -> None:
         for key, until in [(key, until) for key, until in self._under_way.items() if until <= now]:
             del self._under_way[key]
-            self._calm_at = until + CALM_S
+            self._late[key] = until + MOST_KEPT_S
+        for key in [key for key, until in self._late.items() if until <= now]:
+            del self._late[key]

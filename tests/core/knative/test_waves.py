@@ -92,8 +92,20 @@ def test_a_few_at_once_are_no_burst() -> None:
     assert waves.busy(0.0)
     assert waves.busy(5.0), "b is in line"
     waves.enter("b", 5.0)
-    assert waves.busy(8.0 + CALM_S - 0.1)
-    assert not waves.busy(8.0 + CALM_S), "b had its time"
+    waves.leave("a", 9.0)
+    assert waves.busy(9.0 + CALM_S), "b had its time, but it has no pod"
+    waves.leave("b", 20.0)
+    assert waves.busy(20.0 + CALM_S - 0.1)
+    assert not waves.busy(20.0 + CALM_S)
+
+
+def test_a_burst_does_not_wait_for_ever_for_a_pod_that_never_comes() -> None:
+    waves: Waves[str] = Waves(1, 3.0)
+    waves.enter("a", 0.0)
+    waves.enter("b", 0.0)
+    waves.enter("b", 3.0)
+    assert waves.busy(6.0 + MOST_KEPT_S - 0.1)
+    assert not waves.busy(6.0 + MOST_KEPT_S)
 
 
 class Burst(RuleBasedStateMachine):
