@@ -99,7 +99,7 @@ class Verbs:
         self._ends.control.send(body, timeout_s=_SEND_TIMEOUT_S)
 
     def receive(self) -> bytes:
-        return _message(self._ends.control)
+        return self._message(self._ends.control)
 
     def put(self, head: bytes, checksums: bytes, blocks: Sequence[memoryview], offset: int) -> None:
         ends = self._ends
@@ -114,7 +114,7 @@ class Verbs:
         self._ends.bulk.send(head)
 
     def frame(self) -> tuple[Frame, bytes]:
-        message = _message(self._ends.bulk)
+        message = self._message(self._ends.bulk)
         if len(message) < FRAME.size:
             raise ChannelError("protocol", f"a frame of {len(message)} bytes")
         frame = Frame(*FRAME.unpack_from(message))
@@ -138,9 +138,15 @@ class Verbs:
         sockets.close(self._lifeline)
         self._ends.close()
 
-
-def _message(queue: QueuePair) -> bytes:
-    got = queue.receive()
-    if isinstance(got, int):
-        raise ChannelError("protocol", "an immediate where a message was expected")
-    return got
+    def _message(self, queue: QueuePair) -> bytes:
+        try:
+            got = queue.receive()
+        except ChannelError as error:
+            if error.reason != "closed":
+                raise
+            # The peer ends both when one fails: the reason may lie with the other.
+            known = (each.why() for each in (self._ends.control, self._ends.bulk))
+            raise next((why for why in known if why is not None and why.reason != "closed"), error) from error
+        if isinstance(got, int):
+            raise ChannelError("protocol", "an immediate where a message was expected")
+        return got

@@ -31,6 +31,7 @@ WAIT_S: Final = 10.0
 #: tries for ever while its link is down, and so does every device while the peer's process stands still.
 STALL_S = 10.0
 _MAX_MESSAGE: Final = 16 << 20
+_SHORT_S: Final = 0.2
 
 
 class QueuePair:
@@ -86,6 +87,8 @@ class QueuePair:
         """WRITEs them, in order; a ticket for `wait`. `immediate` arrives at the peer behind the last byte."""
         requests = self._requests("write", pieces)
         if immediate is not None:
+            if not requests:
+                raise ValueError("an immediate needs bytes to come behind")
             requests[-1] = requests[-1]._replace(op="write+", immediate=immediate)
         return self._post(requests, (), timeout_s)
 
@@ -136,6 +139,15 @@ class QueuePair:
             self._inbox.extend(self._arrivals())
 
     # --- end
+
+    def why(self) -> ChannelError | None:
+        """The first error, which lies where something was asked for; None: there is none. Not after `close`."""
+        if self._sending.acquire(timeout=_SHORT_S):  # not had: somebody waits for room, and looks itself
+            try:
+                self._reap()
+            finally:
+                self._sending.release()
+        return self._failure()
 
     def fail(self) -> None:
         """Wakes everybody who waits here, on this side; may be called from any thread."""
@@ -234,7 +246,7 @@ class QueuePair:
             elif self._watched in ready:
                 found = queue.poll(queue.received, self._buffers)
                 if not found:
-                    raise self._why() or ChannelError("closed", "the peer has closed the connection")
+                    raise self.why() or ChannelError("closed", "the peer has closed the connection")
                 return found
 
     def _look(self) -> None:
@@ -275,13 +287,7 @@ class QueuePair:
     def _broken(self, done: Completion) -> ChannelError:
         if done.status != reasons.FLUSHED:
             self._note(done, "a message to come")
-        return self._why() or reasons.error(done.status, "a message to come", self.place)
-
-    def _why(self) -> ChannelError | None:
-        """The first error, which lies where something was asked for."""
-        with self._sending:
-            self._reap()
-        return self._failure()
+        return self.why() or reasons.error(done.status, "a message to come", self.place)
 
     def _note(self, done: Completion, what: str) -> None:
         if done.status == reasons.FLUSHED:
