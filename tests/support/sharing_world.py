@@ -122,7 +122,7 @@ class World:
         if isinstance(outcome, Tracker):
             member.running.append((request, outcome.addr))
         else:
-            member.shard.wants(self.now)
+            self._wants(member)
 
     def finish(self, member: Member, at: int) -> None:
         _, pod = member.running.pop(at)
@@ -138,7 +138,11 @@ class World:
     def _drain(self, member: Member) -> None:
         for request, tracker in member.activation.drain():
             member.running.append((request, tracker.addr))
-        if member.activation.held and member.shard.home is not None and member.shard.idle:
+        if member.activation.held and member.shard.silent(self.now):
+            self._wants(member)
+
+    def _wants(self, member: Member) -> None:
+        if member.activation.pods and member.shard.home is not None:
             member.shard.wants(self.now)
 
     # --- what they say

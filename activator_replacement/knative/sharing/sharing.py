@@ -149,7 +149,7 @@ class Sharing:
         if self._parts.get(part.facts.key) is not part:
             return
         self._drain_part(part)
-        if part.activation.held and shared.shard.idle:
+        if part.activation.held and shared.shard.silent(monotonic()):  # since before there was a pod
             self.wants(part)
         elif not shared.shard.idle:
             self._wake(shared)

@@ -216,6 +216,10 @@ class SharingShard:
             count > self.own.get(InstanceID(pod), 0) for pod, count in self._slots.uses.items()
         )
 
+    def silent(self, now: float) -> bool:
+        """No report will say that requests are held: `wants` has to."""
+        return self.idle or not self.active(now)
+
     @property
     def idle(self) -> bool:
         """Nothing of it changes with time."""

@@ -281,6 +281,27 @@ def test_nothing_is_said_while_own_slots_are_enough() -> None:
     assert world.letters == []
 
 
+def test_what_was_held_before_there_was_a_pod_is_said_of_though_the_home_was_not_heard() -> None:
+    world = world_of(1, 1)
+    busy = next(m for m in world.members.values() if not m.shard.own and m.shard.home != m.id)
+    world.submit(busy)
+    world.advance(0.2)
+    world.finish(busy, 0)
+    while busy.shard.active(world.now):
+        world.advance(0.1)
+    assert busy.shard.grants is not None, "it is not free yet"
+    for pods in ((), ("p7",)):
+        world.pods = pods
+        world.look()
+        if not pods:
+            world.submit(busy)
+        world.speak()
+        while world.letters:  # such as the Grant of what is there now
+            world.lose(0)
+    world.advance(0.5)
+    assert len(busy.running) == 1
+
+
 def test_everybody_has_its_own_back_when_nobody_waits_any_more() -> None:
     world = world_of(1, 3)
     busy = world.members[FunctionID("b")]
