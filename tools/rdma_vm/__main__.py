@@ -43,7 +43,11 @@ def main() -> int:
             return 0
         path = str(pyverbs.bring(layout))
         machine = Machine(
-            kernel.find(layout) or kernel.build(layout), arguments.links, arguments.memory, arguments.seconds
+            kernel.find(layout) or kernel.build(layout),
+            arguments.links,
+            arguments.memory,
+            arguments.seconds,
+            (layout.cache,),
         )
         env = {name: value for name, value in os.environ.items() if name not in _DROPPED}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (path, env.get("PYTHONPATH"))))

@@ -60,9 +60,16 @@ for n in 1 2; do rdma link add rxe$n type rxe netdev rd$n || echo "no rxe$n" > /
 LINKS = {"none": "", "one": _ONE, "pair": _ONE + _PAIR}
 
 
-def write(control: Path, command: Sequence[str], links: str, env: Mapping[str, str], cwd: Path) -> None:
-    """Puts all scripts into the control folder."""
-    _script(control / "first", _first(control))
+def write(
+    control: Path,
+    command: Sequence[str],
+    links: str,
+    env: Mapping[str, str],
+    cwd: Path,
+    folders: Sequence[Path] = (),
+) -> None:
+    """Puts all scripts into the control folder. `folders` are the host's own, writable, where others are fresh."""
+    _script(control / "first", _first(control, folders))
     _script(control / "second", _SECOND)
     _script(control / "links", LINKS[links])
     _script(control / "links-up", _PAIR_UP if links == "pair" else "")
@@ -76,7 +83,11 @@ def _script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def _first(control: Path) -> str:
+def _first(control: Path, folders: Sequence[Path]) -> str:
+    mounts = "".join(
+        f"mkdir -p {inside}\nmount -t hostfs -o {outside} own {inside} || {_OFF}\n"
+        for outside, inside in ((shlex.quote(str(path)), shlex.quote(f"/run/root{path}")) for path in folders)
+    )
     return f"""
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mount -t tmpfs run /run || {_OFF}
@@ -89,7 +100,7 @@ mount -t tmpfs tmp /run/root/tmp
 mount -t tmpfs run /run/root/run
 mkdir {"/run/root" + CONTROL}
 mount -t hostfs -o {shlex.quote(str(control))} control {"/run/root" + CONTROL} || {_OFF}
-cd /run/root
+{mounts}cd /run/root
 mount --move . / && exec chroot . {CONTROL}/second
 {_OFF}
 """

@@ -1,7 +1,8 @@
 """One run of the machine: boots the kernel over the host's root, runs a command in it, brings back what it said.
 
-Inside, `/` is the host's root under a layer that is thrown away; /tmp, /run and /dev/shm are fresh. Output is
-streamed, the exit status is the command's. The machine is a process of this user and lives no longer than the call.
+Inside, `/` is the host's root under a layer that is thrown away; /tmp, /run and /dev/shm are fresh, but for folders
+of the host's /tmp that the command needs. Output is streamed, the exit status is the command's. The machine is a
+process of this user and lives no longer than the call.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import IO
 
 from tools.rdma_vm import guest, kernel
-from tools.setup.steps import SetupError
 
 GUEST_NEEDS = {
     "ip": "iproute2",
@@ -41,6 +41,7 @@ class Machine:
     links: str = "pair"  # a key of guest.LINKS
     memory: str = "4G"
     seconds: float = 600.0
+    needed: tuple[Path, ...] = ()  # folders that the command reads, besides the one that it runs in
 
     def run(
         self,
@@ -52,12 +53,11 @@ class Machine:
     ) -> int:
         """The command's exit status; 124 when its time is over, 125 when the machine ended before it."""
         kernel.require(GUEST_NEEDS, "the machine")
-        if cwd.is_relative_to("/tmp") or cwd.is_relative_to("/run"):
-            raise SetupError(f"{cwd} is empty in the machine: its /tmp and /run are fresh; work elsewhere")
         _allow_mappings(err)
         with tempfile.TemporaryDirectory(prefix="rdma-vm.") as folder:
             control = Path(folder)
-            guest.write(control, command, self.links, {**env, "GALAXY_RDMA_VM": guest.CONTROL}, cwd)
+            folders = [path for path in (cwd, *self.needed) if path.is_relative_to("/tmp")]
+            guest.write(control, command, self.links, {**env, "GALAXY_RDMA_VM": guest.CONTROL}, cwd, folders)
             (control / "cpuinfo").write_text(_one_processor(), encoding="utf-8")
             return self._boot(control, out, err)
 
