@@ -33,7 +33,12 @@ class Outgoing:
         peers = self._peers
         self._peers = []
         for peer in peers:
-            peer.flush()
+            try:
+                peer.flush()
+            except Exception as fault:  # ends its connection, and none of the others
+                said = {"message": "a connection could not be flushed", "exception": fault}
+                self._loop.call_exception_handler({**said, "transport": peer.transport})
+                peer.transport.abort()
 
 
 class Peer(asyncio.Protocol):

@@ -63,3 +63,35 @@ def test_what_a_closed_connection_has_to_send_is_dropped() -> None:
         assert (transport.writes, one.connection.out) == ([], [])
 
     run(test())
+
+
+class Faulty(Transport):
+    def __init__(self) -> None:
+        super().__init__()
+        self.aborted = False
+
+    def write(self, data: bytes) -> None:
+        raise RuntimeError("a fault")
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def test_a_fault_in_one_connection_keeps_back_nothing_of_the_others() -> None:
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        faults: list[dict[str, Any]] = []
+        loop.set_exception_handler(lambda _, context: faults.append(context))
+        outgoing = Outgoing(loop)
+        (one, _), (two, second) = (peer(outgoing) for _ in range(2))
+        await asyncio.sleep(0)
+        faulty = Faulty()
+        one.transport = cast("asyncio.Transport", faulty)
+        for connection in (one.connection, two.connection):
+            connection.receive(frame(PING, 0, 0, b"12345678"), 0.0)
+        await asyncio.sleep(0)
+        assert second.writes == [frame(PING, 1, 0, b"12345678")]
+        assert faulty.aborted
+        assert [repr(context["exception"]) for context in faults] == ["RuntimeError('a fault')"]
+
+    run(test())
