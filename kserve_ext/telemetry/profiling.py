@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 PORT: Final = 8008
 MOST_S: Final = 300.0
+#: So often its thread looks whether to end; who switches it off, with the loop, waits for that.
+LOOK_S: Final = 0.02
 _SECONDS: Final = {"profile": 30.0, "heap": 5.0}
 _INDEX: Final = """\
 profile    CPU for ?seconds=30, pprof
@@ -65,7 +67,8 @@ class Profiling:
                 error,
             )
             return
-        threading.Thread(target=self._server.serve_forever, name="profiling", daemon=True).start()
+        run = self._server.serve_forever
+        threading.Thread(target=run, args=(LOOK_S,), name="profiling", daemon=True).start()
         log.info("profiles are switched on, on port %d", self.port)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from kserve_ext.telemetry import profiles
+from kserve_ext.telemetry import profiles, profiling
 from kserve_ext.telemetry.profiling import Profiling
 from kserve_ext.wire.pprof import Profile, encode
 from tests.support.dataplane import run
@@ -125,3 +125,23 @@ def test_a_port_that_is_taken_is_named(caplog: pytest.LogCaptureFixture) -> None
 
     run(scenario())
     assert "PROFILING_PORT" in caplog.text
+
+
+def test_who_switches_it_off_waits_for_no_long_look_of_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    serve = profiling._Server.serve_forever
+
+    def noted(server: profiling._Server, poll_interval: float = 0.5) -> None:
+        looks.append(poll_interval)
+        serve(server, poll_interval)
+
+    monkeypatch.setattr(profiling._Server, "serve_forever", noted)
+
+    async def test() -> None:
+        made = Profiling("127.0.0.1", 0)
+        made.enable(True)
+        made.enable(False)
+        (look_s,) = looks
+        assert look_s <= 0.05, "the loop stands still for so long"
+
+    run(test())
