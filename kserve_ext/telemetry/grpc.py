@@ -16,7 +16,7 @@ from yarl import URL
 
 from kserve_ext.wire.http1 import Malformed
 from kserve_ext.wire.http2.connection import Connection
-from kserve_ext.wire.http2.fields import fields
+from kserve_ext.wire.http2.fields import fields, walk
 from kserve_ext.wire.http2.frames import Violation
 from kserve_ext.wire.http2.hpack import literal
 from kserve_ext.wire.http2.streams import Stream
@@ -86,6 +86,7 @@ class _Call(asyncio.Protocol):
         """Servers begin none."""
 
     def headers(self, stream: Stream, block: bytes, end: bool) -> None:
+        walk(block)
         found = {field.name: field.value for field in fields(block)}
         http = found.get(b":status", b"200")
         status = found.get(b"grpc-status")
