@@ -15,6 +15,8 @@ from kserve_ext.api import durations
 from kserve_ext.api.problems import Findings
 
 MOST: Final = 2**31 - 1
+_TRUE: Final = frozenset(("1", "t", "T", "TRUE", "true", "True"))
+_FALSE: Final = frozenset(("0", "f", "F", "FALSE", "false", "False"))
 N = TypeVar("N", int, float)
 
 
@@ -71,10 +73,12 @@ def choice(*words: str) -> Reader:
 
 
 def flag() -> Reader:
+    """The words of Go's strconv.ParseBool."""
+
     def read(text: str) -> bool:
-        if text.lower() not in ("true", "false"):
+        if text not in _TRUE | _FALSE:
             raise ValueError("neither true nor false")
-        return text.lower() == "true"
+        return text in _TRUE
 
     return Reader("true or false", read)
 

@@ -301,7 +301,7 @@ def test_config_overrides_and_leaves_the_rest() -> None:
         ("activator-capacity", "0.5"),
         ("initial-scale", "-1"),
         ("initial-scale", "0"),
-        ("allow-zero-initial-scale", "1"),
+        ("allow-zero-initial-scale", "on"),
         ("min-scale", "x"),
         ("max-scale", "-1"),
         ("max-scale-limit", "-1"),
@@ -313,6 +313,17 @@ def test_a_bad_config_value_is_one_problem(key: str, text: str) -> None:
     _, findings = config_of({key: text})
     assert len(findings.problems) == 1
     assert findings.problems[0].remedy
+
+
+@pytest.mark.parametrize("text", ["1", "t", "T", "TRUE", "true", "True"])
+def test_what_go_takes_for_true_and_false_is_so_here(text: str) -> None:
+    config, findings = config_of({"allow-zero-initial-scale": text})
+    assert findings
+    assert config.allow_zero_initial_scale
+    no = {"1": "0", "t": "f", "T": "F", "TRUE": "FALSE", "true": "false", "True": "False"}[text]
+    config, findings = config_of({"enable-scale-to-zero": no})
+    assert findings
+    assert not config.enable_scale_to_zero
 
 
 def test_an_unknown_config_key_is_a_warning() -> None:

@@ -386,7 +386,7 @@ def test_config_maps_that_knative_accepts() -> None:
         (knative_config.autoscaler, {"stable-window": "soon"}, "config-autoscaler data[stable-window]"),
         (
             knative_config.network,
-            {"enable-mesh-pod-addressability": "1"},
+            {"enable-mesh-pod-addressability": "on"},
             "data[enable-mesh-pod-addressability]",
         ),
         (

@@ -15,7 +15,7 @@ from typing import Any, Final
 from kserve_ext.api import durations
 from kserve_ext.api.knative import request_log
 from kserve_ext.api.problems import Findings
-from kserve_ext.api.readers import Reader, choice, number, take
+from kserve_ext.api.readers import Reader, choice, flag, number, take
 
 GRPC: Final = "grpc"
 HTTP: Final = "http/protobuf"
@@ -25,8 +25,6 @@ NONE: Final = "none"
 #: What OpenTelemetry takes where no interval is given.
 EXPORT_S: Final = 60.0
 _WHERE: Final = "config-observability"
-_TRUE: Final = frozenset(("1", "t", "T", "TRUE", "true", "True"))
-_FALSE: Final = frozenset(("0", "f", "F", "FALSE", "false", "False"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ class _Values:
 def _request_log(values: _Values) -> str:
     key = "logging.request-log-template"
     template = values.text(key, request_log.DEFAULT)
-    enabled = values.get("logging.enable-request-log", _flag(), False)
+    enabled = values.get("logging.enable-request-log", flag(), False)
     if not template:
         if enabled:
             values.wrong(key, "empty, and request logs are enabled", "leave it out to get Knative's own")
@@ -148,15 +146,6 @@ def _endpoint(values: _Values, what: str, protocol: str) -> str:
 def _listens(endpoint: str) -> bool:
     _, colon, port = endpoint.rpartition(":")
     return bool(colon) and port.isdecimal() and 1024 <= int(port) <= 65535
-
-
-def _flag() -> Reader:
-    def read(text: str) -> bool:
-        if text not in _TRUE | _FALSE:
-            raise ValueError("neither true nor false")
-        return text in _TRUE
-
-    return Reader("true or false", read)
 
 
 def _interval() -> Reader:
