@@ -77,7 +77,7 @@ class RequestLog:
 class Record:
     """One request's."""
 
-    __slots__ = ("_head_passed", "_log", "_payload", "_request", "_revision", "size")
+    __slots__ = ("_head_passed", "_log", "_payload", "_request", "_revision", "_switched", "size")
 
     def __init__(self, log: RequestLog, request: Request, revision: Revision) -> None:
         self.size = 0  # of the answer's body
@@ -85,6 +85,7 @@ class Record:
         self._request = request
         self._revision = revision
         self._head_passed = False
+        self._switched = False  # to another protocol, whose bytes are no body, as Knative has it
         self._payload: Payload | None = None
 
     def ended(self, exchange: ActivatorExchange, status: int, seconds: float) -> None:
@@ -93,9 +94,12 @@ class Record:
 
     def passed(self, data: bytes) -> None:
         """Over HTTP/1.1: a head, with what is there of its body, or more of that."""
+        if self._switched:
+            return
         if not self._head_passed:
-            if data[9:10] == b"1":
-                return  # informational, or the connection is another protocol's from here on
+            if data[9:10] == b"1":  # informational
+                self._switched = data[9:12] == b"101"
+                return
             self._head_passed = True
             end = data.find(_HEAD_END) + len(_HEAD_END)
             if b"\r\ntransfer-encoding:" in data[:end].lower():

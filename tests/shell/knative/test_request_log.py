@@ -151,6 +151,23 @@ def test_sizes_of_what_comes_in_chunks_are_those_of_the_payload(monkeypatch: pyt
     run(test())
 
 
+def test_what_passes_in_another_protocol_is_no_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        for _ in range(2):
+            writer.write(b"\x81\x05hello")
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    async def test() -> None:
+        async with logged(monkeypatch, serve, "{{.Response.Code}} {{.Response.Size}}") as (_, made, lines):
+            client = await Client.connect("127.0.0.1", made.http1[1])
+            client.send(get("/", *HEADERS, "Connection: Upgrade", "Upgrade: websocket"))
+            assert await lines.next() == "101 0"
+
+    run(test())
+
+
 def test_what_the_activator_answers_itself_has_a_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         template = "{{.Response.Code}} {{.Response.Size}}"
