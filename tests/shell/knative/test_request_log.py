@@ -154,8 +154,8 @@ def test_sizes_of_what_comes_in_chunks_are_those_of_the_payload(monkeypatch: pyt
 def test_what_passes_in_another_protocol_is_no_body(monkeypatch: pytest.MonkeyPatch) -> None:
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-        for _ in range(2):
-            writer.write(b"\x81\x05hello")
+        for message in (b"\x81\x05hello", b"\x81\x0511111"):
+            writer.write(message)
             await writer.drain()
             await asyncio.sleep(0)
 
