@@ -5,12 +5,15 @@ PYTHON ?= python3.11
 KEEP ?=
 PY := .venv/bin/python
 ROOTS := kserve_ext autoscaler_shim activator_replacement runtimes tools tests bench examples e2e
-BENCHES := bench-rpc bench-dataplane bench-activator bench-from-zero bench-coldstart
+BENCHES := bench-rpc bench-dataplane bench-activator bench-from-zero bench-coldstart bench-kv bench-kv-gpu
 FUZZ_SECONDS ?= 60
 E2E ?=
+#: Tests that must pass on the compiled form of the request path, too.
+ON_COMPILED := tests/wire/test_http1.py tests/wire/test_knative_head.py tests/wire/http2 tests/shell/test_dataplane.py \
+  tests/shell/http2 tests/shell/knative/test_activator.py tests/shell/knative/test_request_log.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check unit e2e fuzz golden clean $(BENCHES)
+.PHONY: help setup demo test check unit e2e rdma fuzz golden compiled clean $(BENCHES)
 
 help:
 	@echo 'make demo [KEEP=1]   an embedded cluster: from zero to the first token (KEEP=1 leaves it running)'
@@ -18,6 +21,7 @@ help:
 	@echo 'make check           the same without engine and cluster tests'
 	@echo 'make e2e             real etcd, Kubernetes and Knative: every behaviour against stock and against ours'
 	@echo '                     (E2E="--impl ours -k websocket" are options of pytest; needs root and Go, see e2e/README.md)'
+	@echo 'make compiled        the request path through mypyc, in the cache; used from then on (decision 8)'
 	@echo 'make fuzz            every parser by coverage, FUZZ_SECONDS each'
 	@echo 'make golden          rewrite the golden scripts from what the code does now; then read the diff'
 	@echo 'make setup           only the set-up: $$GALAXY_CACHE and .venv'
@@ -49,6 +53,11 @@ check: setup
 test: setup
 	$(static_checks)
 	@$(PY) -m pytest
+	@$(PY) -m tools.compiled
+	@$(PY) -m pytest -p tests.support.compiled_form $(ON_COMPILED)
+
+compiled: setup
+	@$(PY) -m tools.compiled
 
 unit: setup
 	@$(PY) -m pytest -m 'not engine and not cluster'
