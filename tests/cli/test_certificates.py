@@ -83,3 +83,29 @@ def test_a_part_reads_it_and_what_takes_its_place(caplog: pytest.LogCaptureFixtu
 
     with caplog.at_level(logging.INFO):
         run(test(), 60)
+
+
+@pytest.mark.parametrize(
+    ("age", "said"),
+    [
+        (LIFETIME / 2, ""),
+        (LIFETIME * 3 / 4, ""),  # galaxy install would renew it, and there is time
+        (LIFETIME - datetime.timedelta(days=10), "WARNING ends in 10.0 days"),
+        (LIFETIME + datetime.timedelta(days=1), "ERROR has ended"),
+    ],
+)
+def test_the_log_says_when_nobody_has_renewed_it(
+    age: datetime.timedelta, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with ApiServer() as api, api.client() as client:
+            api.put(SECRETS, secret(PLACE, NOW - age))
+            watched = SecretIdentity(client, PLACE, "permissive")
+            await watched.start()
+            await watched.stop()
+
+    run(test(), 60)
+    found = [record for record in caplog.records if "refuse each other" in record.getMessage()]
+    words = said.split(" ", 1)
+    assert [record.levelname for record in found] == words[:1] * bool(said)
+    assert all(words[-1] in record.getMessage() for record in found)

@@ -32,8 +32,8 @@ from kserve_ext.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, SECRETS
 @click.option(
     "--mutual-tls",
     type=click.Choice(tuple(plans.MUTUAL_TLS)),
-    help="Parts of ours speak to each other over TLS, with a certificate that this makes, and renews in time; "
-    "strict: to nobody else.",
+    help="Parts of ours speak to each other over TLS, with a certificate that this makes, and renews when it is run "
+    "in the last 90 of its 365 days; strict: to nobody else.",
 )
 @click.option(
     "--image-registry",
