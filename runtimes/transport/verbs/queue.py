@@ -230,13 +230,12 @@ class QueuePair:
     def _arrivals(self) -> list[Completion]:
         queue = self._queue
         while True:
+            if not self._receive_armed:  # first, so that what comes after the look wakes us
+                queue.received.arm()
+                self._receive_armed = True
             found = queue.poll(queue.received, self._buffers)
             if found:
                 return found
-            if not self._receive_armed:
-                queue.received.arm()
-                self._receive_armed = True
-                continue
             ready = [descriptor for descriptor, _ in self._waiting.poll(STALL_S * 250)]
             if not ready:
                 self._look()
