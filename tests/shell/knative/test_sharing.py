@@ -264,3 +264,15 @@ def test_the_first_to_find_the_secret_empty_makes_the_key() -> None:
             await client.close()
 
     run(test())
+
+
+def test_an_api_server_that_is_away_for_a_moment_costs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("activator_replacement.knative.sharing.key.AGAIN_S", 0.01)
+
+    async def test() -> None:
+        async with ApiServer() as api, api.client() as client:
+            put_secret(api)
+            api.fail(503, 3, path=SECRET)
+            assert await shared_key(client, SYSTEM) == b"k" * 32
+
+    run(test())
