@@ -141,6 +141,52 @@ def test_mutual_tls_comes_with_a_certificate_and_goes_with_it(cluster: KnativeCl
     assert mode(cluster, "activator") is None
 
 
+def test_strict_and_without_tls_never_run_beside_each_other(cluster: KnativeCluster) -> None:
+    from_stock = cluster("install", "--mutual-tls", "strict")
+    assert from_stock.exit_code == 1
+    assert "error: mutual TLS is to be strict, and autoscaler is without it" in from_stock.output
+    assert cluster.image("autoscaler") == "stock.example/autoscaler@sha256:0"
+    cluster("install", "--mutual-tls", "permissive", "--only", "autoscaler")
+    assert "activator is without it" in cluster("install", "--mutual-tls", "strict").output
+    cluster("install", "--mutual-tls", "permissive")
+    assert cluster("install", "--mutual-tls", "strict").exit_code == 0
+    upgrade = cluster("install", "--image-tag", "2")
+    assert "--mutual-tls strict to keep it" in upgrade.output
+    assert cluster.get(SECRETS, PLACE, "galaxy-mutual-tls") is not None
+    assert cluster("install", "--image-tag", "2", "--mutual-tls", "strict").exit_code == 0
+    assert "  strict  " in cluster("status").stdout
+    assert cluster("install", "--mutual-tls", "permissive").exit_code == 0
+    assert cluster("install").exit_code == 0
+
+
+def test_on_the_way_back_strict_ends_before_knatives_own_come(cluster: KnativeCluster) -> None:
+    cluster("install", "--mutual-tls", "permissive")
+    cluster("install", "--mutual-tls", "strict")
+    removed = cluster("uninstall", "--only", "autoscaler")
+    assert removed.exit_code == 0, removed.output
+    assert (mode(cluster, "activator"), mode(cluster, "autoscaler")) == ("permissive", None)
+    cluster("install", "--mutual-tls", "permissive")
+    cluster("install", "--mutual-tls", "strict")
+    removed = cluster("uninstall")
+    assert [line.partition(",")[0] for line in removed.stdout.splitlines() if "deployment/" in line] == [
+        "deployment/autoscaler: mutual TLS becomes permissive",
+        "deployment/autoscaler rolled out",
+        "deployment/activator rolled out",
+        "deployment/autoscaler rolled out",
+    ]
+    assert spec_of(cluster, "activator") == stock("activator")["spec"]
+    assert spec_of(cluster, "autoscaler") == stock("autoscaler")["spec"]
+
+
+def test_what_is_no_place_and_no_tag_of_images(empty: KnativeCluster) -> None:
+    for registry in ("http://r.example", "r.example/Team", "r.example/a b", "r.example//a"):
+        assert "is no place of images" in empty("install", "--image-registry", registry, "--dry-run").output
+    for registry in ("r.example:5000/a_b/c-d/", "localhost", "R.example"):
+        assert empty("install", "--image-registry", registry, "--dry-run").exit_code == 0
+    for tag in ("a:b", "a b", "-x", "x" * 129):
+        assert "is no tag" in empty("install", f"--image-tag={tag}", "--dry-run").output
+
+
 def test_a_certificate_of_somebody_else_stays(cluster: KnativeCluster) -> None:
     theirs = {"metadata": {"namespace": PLACE, "name": "galaxy-mutual-tls"}, "data": {"ca.crt": ""}}
     cluster.put(SECRETS, theirs)

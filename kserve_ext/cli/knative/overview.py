@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kserve_ext.cli.knative.parts import PARTS, image_of, is_ours, release_of
+from kserve_ext.cli.knative.parts import PARTS, image_of, is_ours, mutual_tls_of, release_of
 from kserve_ext.cli.knative.preflight import Situation
 from kserve_ext.cli.knative.preflight import look as look_at
 from kserve_ext.cli.knative.rollout import progress
@@ -44,6 +44,7 @@ def facts_of(situation: Situation) -> Document:
                 "whose": "ours" if is_ours(image, part) else "Knative's",
                 "release": release_of(deployment),
                 "image": image,
+                "mutual_tls": mutual_tls_of(deployment, part),
                 "rollout": progress(deployment).text,
                 "puts_back": taken.former_image if taken else "",
             }
@@ -52,8 +53,8 @@ def facts_of(situation: Situation) -> Document:
 
 
 def picture(facts: Document) -> str:
-    columns = ("PART", "WHOSE", "KNATIVE", "IMAGE", "PODS", "UNINSTALL PUTS BACK")
-    fields = ("part", "whose", "release", "image", "rollout", "puts_back")
+    columns = ("PART", "WHOSE", "KNATIVE", "IMAGE", "MUTUAL TLS", "PODS", "UNINSTALL PUTS BACK")
+    fields = ("part", "whose", "release", "image", "mutual_tls", "rollout", "puts_back")
     rows = [[part.get(field, "") for field in fields] for part in facts["parts"]]
     lines = [f"Knative Serving in {facts['namespace']}", table(columns, rows)]
     if facts["operators"]:

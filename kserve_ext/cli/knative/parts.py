@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, NamedTuple
 
+from kserve_ext.cli.failure import Failure
 from kserve_ext.cli.knative.kustomize import Image
 
 Object = dict[str, Any]
@@ -16,6 +17,9 @@ TESTED: Final = ("1.21",)
 VERSION_LABEL: Final = "app.kubernetes.io/version"
 #: On objects of ours: which part they serve.
 PART_LABEL: Final = "app.kubernetes.io/component"
+MUTUAL_TLS: Final = "GALAXY_MUTUAL_TLS"
+_REGISTRY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*/?")
+_TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
 class Part(NamedTuple):
@@ -33,7 +37,13 @@ def chosen(only: str | None) -> tuple[Part, ...]:
 
 
 def images(registry: str, tag: str) -> list[Image]:
-    """Where our images are; "" leaves what the manifests say."""
+    """Where our images are; "" leaves what the manifests say. A Failure where no image can be named so."""
+    if registry and not _REGISTRY.fullmatch(registry):
+        do = "write it without a scheme, in small letters: registry.example:5000/team"
+        raise Failure(f"{registry!r} is no place of images", "a host, then names, with / between them", do)
+    if tag and not _TAG.fullmatch(tag):
+        do = "write what stands behind the colon, such as 0.1.0"
+        raise Failure(f"{tag!r} is no tag", "letters, digits and _ . -, 128 at most", do)
     prefix = registry.rstrip("/") + "/" if registry else ""
     return [Image(part.image, prefix + part.image, tag) for part in PARTS]
 
@@ -42,6 +52,17 @@ def image_of(deployment: Mapping[str, Any], part: Part) -> str:
     """The image of the part's container, "" where there is none of that name."""
     containers = deployment["spec"]["template"]["spec"].get("containers") or ()
     return next((str(c.get("image", "")) for c in containers if c.get("name") == part.name), "")
+
+
+def mutual_tls_of(deployment: Mapping[str, Any], part: Part) -> str:
+    """off, permissive or strict; Knative's own knows nothing of it, whatever its environment says."""
+    if not is_ours(image_of(deployment, part), part):
+        return "off"
+    for container in deployment["spec"]["template"]["spec"]["containers"]:
+        for variable in container.get("env") or ():
+            if container["name"] == part.name and variable["name"] == MUTUAL_TLS:
+                return str(variable.get("value") or "off")
+    return "off"
 
 
 def is_ours(image: str, part: Part) -> bool:

@@ -11,12 +11,22 @@ import yaml
 from kserve_ext.cli.failure import Failure
 from kserve_ext.cli.knative import record as records
 from kserve_ext.cli.knative.kinds import ACCESS_REVIEWS, KNATIVE_SERVINGS
-from kserve_ext.cli.knative.parts import PARTS, TESTED, Part, image_of, is_ours, release_of, tested
+from kserve_ext.cli.knative.parts import (
+    PARTS,
+    TESTED,
+    Part,
+    image_of,
+    is_ours,
+    mutual_tls_of,
+    release_of,
+    tested,
+)
 from kserve_ext.cli.knative.record import Record
 from kserve_ext.kube.client import Client, Kind, KubeError, NotFound
 from kserve_ext.kube.kinds import CONFIG_MAPS, DEPLOYMENTS
 
 Object = dict[str, Any]
+_NONE: Final[Object] = {"spec": {"template": {"spec": {}}}}
 _VERBS: Final = ("get", "create", "patch", "delete")
 
 
@@ -84,6 +94,24 @@ def require(
                 f"tested: {', '.join(TESTED)}",
                 "use such a release, or go ahead with --any-version",
             )
+
+
+def require_common_speech(situation: Situation, patches: Mapping[str, Object]) -> None:
+    """Strict parts refuse those without TLS, and these hear of no request then: raises where both would run."""
+    for part in PARTS:
+        if part.name not in patches:
+            continue
+        wanted = mutual_tls_of(patches[part.name], part)
+        for other in PARTS:
+            now = mutual_tls_of(situation.deployments.get(other.name, _NONE), other)
+            if {wanted, now} == {"off", "strict"}:
+                stays = "is without it" if now == "off" else "runs with it strict"
+                raise Failure(
+                    f"mutual TLS is to be {wanted}, and {other.name} {stays}",
+                    "until all have rolled out they would not speak to each other, and nothing would start",
+                    "galaxy install --mutual-tls permissive first"
+                    + (", or --mutual-tls strict to keep it" if wanted == "off" else ""),
+                )
 
 
 def operator_spec(images: Mapping[str, str]) -> Object:

@@ -18,7 +18,15 @@ from kserve_ext.cli.failure import Failure
 from kserve_ext.cli.knative import record as records
 from kserve_ext.cli.knative.kinds import kind_named, kind_of
 from kserve_ext.cli.knative.merging import without
-from kserve_ext.cli.knative.parts import PARTS, Part, image_of, is_ours, own_version
+from kserve_ext.cli.knative.parts import (
+    MUTUAL_TLS,
+    PARTS,
+    Part,
+    image_of,
+    is_ours,
+    mutual_tls_of,
+    own_version,
+)
 from kserve_ext.cli.knative.plan import Plan
 from kserve_ext.cli.knative.preflight import Situation
 from kserve_ext.cli.knative.record import Record, Taken
@@ -76,12 +84,33 @@ class Steps:
             taken = left.get(part.name)
             if taken is None:
                 continue
+            await self._relax(part)
             await self._put_back(part, taken)
             await self._delete(list(taken.objects))
             del left[part.name]
             await self._write(Record(record.version, left))
 
     # --- inside
+
+    async def _relax(self, part: Part) -> None:
+        """The other part speaks without TLS, too, before Knative's comes into the place of this one."""
+        for other in PARTS:
+            if other == part or other.name not in self._situation.deployments:
+                continue
+            deployment = await self._client.get(DEPLOYMENTS, self._namespace, other.name)
+            if mutual_tls_of(deployment, other) != "strict":
+                continue
+            self._say(f"deployment/{other.name}: mutual TLS becomes permissive, since Knative's know none")
+            container = {"name": other.name, "env": [{"name": MUTUAL_TLS, "value": "permissive"}]}
+            changed = await self._client.patch(
+                DEPLOYMENTS,
+                self._namespace,
+                other.name,
+                {"spec": {"template": {"spec": {"containers": [container]}}}},
+                content_type=STRATEGIC_MERGE,
+                params={"fieldManager": MANAGER},
+            )
+            await self._settled(other.name, changed, "galaxy uninstall goes on from here")
 
     async def _put_back(self, part: Part, taken: Taken) -> None:
         deployment = self._situation.deployments.get(part.name)

@@ -12,7 +12,7 @@ from kserve_ext.cli.knative import plan as plans
 from kserve_ext.cli.knative.kinds import kind_of
 from kserve_ext.cli.knative.kustomize import Identity
 from kserve_ext.cli.knative.parts import NAMES, chosen
-from kserve_ext.cli.knative.preflight import denied, look, require, rivals
+from kserve_ext.cli.knative.preflight import denied, look, require, require_common_speech, rivals
 from kserve_ext.cli.knative.session import cluster_options, run
 from kserve_ext.cli.knative.steps import MANAGER, Steps
 from kserve_ext.kube.client import Client
@@ -67,7 +67,7 @@ def command(
     """Replace Knative's activator and autoscaler by ours.
 
     Changes only what ours need, remembers what was there, and waits until each has rolled out. Done already, it
-    changes nothing; with other options, it changes what differs.
+    changes nothing; with other options, it changes what differs, and takes out what they don't name any more.
     """
     if mutual_tls is not None:
         components = (*components, plans.MUTUAL_TLS[mutual_tls])
@@ -80,6 +80,7 @@ def command(
         async def work(client: Client) -> None:
             situation = await look(client, namespace)
             require(situation, chosen(only), plan.images, any_version)
+            require_common_speech(situation, plan.patches)
             kinds = dict.fromkeys([CONFIG_MAPS, DEPLOYMENTS, *map(kind_of, plan.documents())])
             if mutual_tls is not None:
                 kinds[SECRETS] = None
