@@ -15,6 +15,7 @@ from kserve_ext.kube.kinds import (
     CLUSTER_ROLES,
     CONFIG_MAPS,
     DEPLOYMENTS,
+    PODS,
     SECRETS,
 )
 from tests.support.knative_cluster import PLACE, KnativeCluster, stock
@@ -171,11 +172,33 @@ def test_on_the_way_back_strict_ends_before_knatives_own_come(cluster: KnativeCl
     assert [line.partition(",")[0] for line in removed.stdout.splitlines() if "deployment/" in line] == [
         "deployment/autoscaler: mutual TLS becomes permissive",
         "deployment/autoscaler rolled out",
+        "deployment/activator: mutual TLS becomes permissive",
+        "deployment/activator rolled out",
         "deployment/activator rolled out",
         "deployment/autoscaler rolled out",
     ]
     assert spec_of(cluster, "activator") == stock("activator")["spec"]
     assert spec_of(cluster, "autoscaler") == stock("autoscaler")["spec"]
+
+
+def test_pods_that_drain_are_heard_to_the_end(cluster: KnativeCluster) -> None:
+    def pod(mode: str) -> dict[str, Any]:
+        metadata = {"name": f"activator-{mode}", "namespace": PLACE, "labels": {"app": "activator"}}
+        variable = {"name": "GALAXY_MUTUAL_TLS", "value": mode}
+        container = {"name": "activator", "image": ACTIVATOR, "env": [variable]}
+        return {"metadata": metadata, "spec": {"containers": [container]}}
+
+    cluster("install", "--mutual-tls", "permissive")
+    cluster.put(PODS, pod("off"))
+    strict = cluster("install", "--mutual-tls", "strict", "--wait", "0")
+    assert "error: pods with mutual TLS off are still there after 0 s\n  why: activator-off" in strict.output
+    assert mode(cluster, "autoscaler") == "permissive"
+    cluster.server.fail(403, reason="Forbidden", path="pods")
+    assert cluster("install", "--mutual-tls", "strict").exit_code == 0
+    cluster.put(PODS, pod("strict"))
+    back = cluster("uninstall", "--wait", "3")
+    assert "mutual TLS strict are still there" in back.output
+    assert (cluster.image("activator"), mode(cluster, "activator")) == (ACTIVATOR, "permissive")
 
 
 def test_what_is_no_place_and_no_tag_of_images(empty: KnativeCluster) -> None:

@@ -50,19 +50,15 @@ def images(registry: str, tag: str) -> list[Image]:
 
 def image_of(deployment: Mapping[str, Any], part: Part) -> str:
     """The image of the part's container, "" where there is none of that name."""
-    containers = deployment["spec"]["template"]["spec"].get("containers") or ()
-    return next((str(c.get("image", "")) for c in containers if c.get("name") == part.name), "")
+    return str(_container(deployment, part).get("image", ""))
 
 
 def mutual_tls_of(deployment: Mapping[str, Any], part: Part) -> str:
     """off, permissive or strict; Knative's own knows nothing of it, whatever its environment says."""
     if not is_ours(image_of(deployment, part), part):
         return "off"
-    for container in deployment["spec"]["template"]["spec"]["containers"]:
-        for variable in container.get("env") or ():
-            if container["name"] == part.name and variable["name"] == MUTUAL_TLS:
-                return str(variable.get("value") or "off")
-    return "off"
+    variables = _container(deployment, part).get("env") or ()
+    return next((str(v.get("value") or "off") for v in variables if v.get("name") == MUTUAL_TLS), "off")
 
 
 def is_ours(image: str, part: Part) -> bool:
@@ -85,3 +81,8 @@ def own_version() -> str:
         return version("kserve-galaxy")
     except PackageNotFoundError:  # a clone that is not installed
         return "development"
+
+
+def _container(deployment: Mapping[str, Any], part: Part) -> Mapping[str, Any]:
+    spec = ((deployment.get("spec") or {}).get("template") or {}).get("spec") or {}
+    return next((c for c in spec.get("containers") or () if c.get("name") == part.name), {})

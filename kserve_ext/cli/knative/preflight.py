@@ -26,7 +26,6 @@ from kserve_ext.kube.client import Client, Kind, KubeError, NotFound
 from kserve_ext.kube.kinds import CONFIG_MAPS, DEPLOYMENTS
 
 Object = dict[str, Any]
-_NONE: Final[Object] = {"spec": {"template": {"spec": {}}}}
 _VERBS: Final = ("get", "create", "patch", "delete")
 
 
@@ -103,7 +102,7 @@ def require_common_speech(situation: Situation, patches: Mapping[str, Object]) -
             continue
         wanted = mutual_tls_of(patches[part.name], part)
         for other in PARTS:
-            now = mutual_tls_of(situation.deployments.get(other.name, _NONE), other)
+            now = mutual_tls_of(situation.deployments.get(other.name, {}), other)
             if {wanted, now} == {"off", "strict"}:
                 stays = "is without it" if now == "off" else "runs with it strict"
                 raise Failure(

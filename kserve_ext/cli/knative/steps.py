@@ -60,6 +60,8 @@ class Steps:
         self._wait = wait
 
     async def install(self, plan: Plan) -> None:
+        if "strict" in (mutual_tls_of(patch, _part(name)) for name, patch in plan.patches.items()):
+            await self._ended("off")
         former = self._situation.record or Record("", {})
         taken = dict(former.parts)
         for name, patch in plan.patches.items():
@@ -80,11 +82,12 @@ class Steps:
 
     async def uninstall(self, record: Record, parts: tuple[Part, ...]) -> None:
         left = dict(record.parts)
+        if any(part.name in left for part in parts):
+            await self._relax()
         for part in reversed(parts):
             taken = left.get(part.name)
             if taken is None:
                 continue
-            await self._relax(part)
             await self._put_back(part, taken)
             await self._delete(list(taken.objects))
             del left[part.name]
@@ -92,25 +95,53 @@ class Steps:
 
     # --- inside
 
-    async def _relax(self, part: Part) -> None:
-        """The other part speaks without TLS, too, before Knative's comes into the place of this one."""
-        for other in PARTS:
-            if other == part or other.name not in self._situation.deployments:
-                continue
-            deployment = await self._client.get(DEPLOYMENTS, self._namespace, other.name)
-            if mutual_tls_of(deployment, other) != "strict":
-                continue
-            self._say(f"deployment/{other.name}: mutual TLS becomes permissive, since Knative's know none")
-            container = {"name": other.name, "env": [{"name": MUTUAL_TLS, "value": "permissive"}]}
+    async def _relax(self) -> None:
+        """Ours speak without TLS, too, before Knative's come, who know none."""
+        strict = [
+            part
+            for part in PARTS
+            if mutual_tls_of(self._situation.deployments.get(part.name, {}), part) == "strict"
+        ]
+        for part in strict:
+            self._say(f"deployment/{part.name}: mutual TLS becomes permissive, since Knative's know none")
+            container = {"name": part.name, "env": [{"name": MUTUAL_TLS, "value": "permissive"}]}
             changed = await self._client.patch(
                 DEPLOYMENTS,
                 self._namespace,
-                other.name,
+                part.name,
                 {"spec": {"template": {"spec": {"containers": [container]}}}},
                 content_type=STRATEGIC_MERGE,
                 params={"fieldManager": MANAGER},
             )
-            await self._settled(other.name, changed, "galaxy uninstall goes on from here")
+            await self._settled(part.name, changed, "galaxy uninstall goes on from here")
+        await self._ended("strict")
+
+    async def _ended(self, mode: str) -> None:
+        """Waits for pods of that mode to end: while they drain they hold requests, and have to be heard."""
+        until = time.monotonic() + self._wait_s
+        for pause_s in itertools.chain(POLL_S, itertools.repeat(POLL_S[-1])):
+            try:
+                listed = [(p, await self._client.list(PODS, self._namespace, f"app={p.name}")) for p in PARTS]
+            except KubeError as error:
+                if error.status != 403:
+                    raise
+                return  # who may change Deployments need not be allowed to see pods
+            left = [
+                str(pod["metadata"]["name"])
+                for part, pods in listed
+                for pod in pods.items
+                if mutual_tls_of({"spec": {"template": pod}}, part) == mode
+            ]
+            if not left:
+                return
+            if time.monotonic() >= until:
+                raise Failure(
+                    f"pods with mutual TLS {mode} are still there after {self._wait_s:g} s",
+                    "\n".join(left),
+                    "let their requests end, or delete them, and repeat the command: it goes on",
+                )
+            self._wait(f"pods with mutual TLS {mode} end: {', '.join(left)}")
+            await asyncio.sleep(pause_s)
 
     async def _put_back(self, part: Part, taken: Taken) -> None:
         deployment = self._situation.deployments.get(part.name)
