@@ -21,7 +21,7 @@ Reason = Literal[
     "generation",  # the peer is not the incarnation that was meant
     "incompatible",  # KV layouts differ: model, dtype, block size, number of layers
     "protocol",
-    "memory",  # it can't be registered, or a key does not allow what was asked for
+    "memory",  # it can't be had or registered, or a key does not allow what was asked for
     "device",  # an RDMA device is missing, in use or broken
 ]
 

@@ -66,7 +66,11 @@ class Offered(Begun):
         self._rungs: list[Rung] = [rung for rung in rungs if rung != "rdma"]
         self._name, self._token = "", b""
         if "shm" in rungs:
-            self.ring, self._name, self._token = Ring.create(window)
+            try:
+                self.ring, self._name, self._token = Ring.create(window)
+            except ChannelError as error:
+                self._rungs.remove("shm")
+                self.passed.append(f"shm: {error.detail}")
         if "rdma" in rungs:
             try:
                 self.ends = Ends(cards.find(rdma)[0], window, receives=True)

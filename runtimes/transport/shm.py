@@ -2,7 +2,9 @@
 
 The receiver makes the ring and offers its name with a random token; the sender opens it and answers with the
 token's echo, written into the ring: that proves that both see the same memory, which a name alone does not.
-The name is removed right after, so that nothing is left behind whoever dies. Credits are bytes of the ring.
+The name is removed right after, so that nothing is left behind whoever dies. Credits are bytes of the ring. All of
+it is had before anybody writes: a process that writes where the folder has no room left (64 MiB, in many containers)
+is killed.
 """
 
 from __future__ import annotations
@@ -32,15 +34,19 @@ class Ring:
 
     @classmethod
     def create(cls, size: int) -> tuple[Ring, str, bytes]:
-        """The ring, its name, and the token to offer with it. Call `unlink` soon."""
+        """The ring, its name, and the token to offer with it. Call `unlink` soon. Raises ChannelError: no room."""
         name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
         token = secrets.token_bytes(_PROBE // 2)
-        descriptor = os.open(_FOLDER / name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
-            os.ftruncate(descriptor, size)
-            ring = cls(mmap.mmap(descriptor, size), size)
-        finally:
-            os.close(descriptor)
+            descriptor = os.open(_FOLDER / name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, size)
+                ring = cls(mmap.mmap(descriptor, size), size)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            unlink(name)
+            raise ChannelError("memory", f"no {size} bytes in {_FOLDER}: {error.strerror}") from error
         ring.view[: len(token)] = token
         return ring, name, token
 

@@ -374,6 +374,30 @@ def test_a_better_rung_that_was_not_taken_says_why(monkeypatch: pytest.MonkeyPat
     listener.close()
 
 
+def test_without_room_for_a_ring_the_next_rung_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody learns of it in the middle of a write, which would be the process's end."""
+
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    named = set(Path("/dev/shm").glob(f"galaxy-kv-{os.getpid()}-*"))
+    pair = Pair(("shm", "tcp"))
+    assert pair.decode.rung == pair.prefill.rung == "tcp"
+    (why,) = pair.decode.passed
+    assert why.startswith("shm: no ")
+    assert why.endswith("in /dev/shm: No space left on device")
+    assert set(Path("/dev/shm").glob(f"galaxy-kv-{os.getpid()}-*")) == named
+    pair.close()
+
+
+def test_a_ring_has_all_of_its_memory_from_the_beginning() -> None:
+    ring, name, _ = Ring.create(1 << 20)
+    assert os.stat(Path("/dev/shm") / name).st_blocks * 512 >= ring.size
+    unlink(name)
+    ring.close()
+
+
 def _mapped_rings() -> int:
     return Path("/proc/self/maps").read_text().count("/galaxy-kv-")  # also those without a name any more
 
