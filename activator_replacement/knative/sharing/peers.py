@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -27,7 +26,6 @@ SILENT_S: Final = 3.0
 MOST_EVERY_S: Final = 30.0
 #: Longest wait for the first answers of all.
 FIRST_S: Final = 0.5
-_REFUSED: Final = f"[Errno {errno.ECONNREFUSED}]"
 
 
 class Peers:
@@ -112,7 +110,7 @@ class Peers:
                 _, wait = self._again.get(peer, (0.0, EVERY_S / 2))
                 wait = min(MOST_EVERY_S, 2 * wait)
                 self._again[peer] = (self._loop.time() + wait, wait)
-            elif _REFUSED in reply.detail:
+            elif reply.nobody:
                 self._forget(peer, "has ended")
                 self._ended(peer)
                 self._changed()
