@@ -18,6 +18,7 @@ from kserve_ext.kube.kinds import (
     PODS,
     SECRETS,
 )
+from tests.support.certificates import Authority
 from tests.support.knative_cluster import PLACE, KnativeCluster, stock
 
 ACTIVATOR = "galaxy-activator:0.1.0"
@@ -388,6 +389,18 @@ def test_an_api_server_that_is_away(cluster: KnativeCluster) -> None:
     assert cluster("install", "--context", "nowhere").output.startswith(
         "error: there is no way to a Kubernetes"
     )
+
+
+def test_an_api_server_that_is_another(tmp_path: Path) -> None:
+    other = KnativeCluster(tmp_path, Authority().server(tmp_path, "127.0.0.1"))
+    result = other("status")
+    other.close()
+    assert result.output.startswith("error: the API server is not the one of the kubeconfig")
+
+
+def test_a_kubeconfig_that_is_named_and_not_there_is_what_status_complains_of(empty: KnativeCluster) -> None:
+    empty.kubeconfig.unlink()
+    assert empty("status").output.startswith("error: there is no way to a Kubernetes cluster")
 
 
 def test_status(cluster: KnativeCluster) -> None:

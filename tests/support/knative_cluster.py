@@ -7,6 +7,7 @@ says. Runs on a thread of its own, so that commands can be invoked as a person d
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ STRATEGIC = ("application/apply-patch+yaml", "application/strategic-merge-patch+
 
 
 class KnativeServer(ApiServer):
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        super().__init__(tls)
         self.denied: set[tuple[str, str]] = set()  # verb, plural
         self.stuck: set[str] = set()  # Deployments whose new pods never become ready
 
@@ -68,8 +69,8 @@ def stock(name: str) -> Obj:
 class KnativeCluster:
     """`cluster("install", ...)` is `galaxy install ...` against it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.server = KnativeServer()
+    def __init__(self, folder: Path, tls: ssl.SSLContext | None = None) -> None:
+        self.server = KnativeServer(tls)
         self.loop = asyncio.new_event_loop()
         self._folder = folder
         self._thread = threading.Thread(target=self.loop.run_forever, name="api server")

@@ -55,6 +55,9 @@ async def _with_client(access: Access, work: Callable[[Client], Awaitable[T]]) -
     try:
         return await work(client)
     except Unavailable as error:
+        if "CERTIFICATE_VERIFY_FAILED" in error.message:
+            do = "see whether the kubeconfig is of this cluster: its certificate-authority-data, and the address"
+            raise Failure("the API server is not the one of the kubeconfig", error.message, do) from None
         raise Failure(
             "the API server does not answer", error.message, "look at it, then repeat the command: it goes on"
         ) from None
