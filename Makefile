@@ -21,6 +21,7 @@ help:
 	@echo 'make check           the same without engine and cluster tests'
 	@echo 'make e2e             real etcd, Kubernetes and Knative: every behaviour against stock and against ours'
 	@echo '                     (E2E="--impl ours -k websocket" are options of pytest; needs root and Go, see e2e/README.md)'
+	@echo 'make rdma            KV over real verbs under a kernel with soft-RoCE (built once: six minutes)'
 	@echo 'make compiled        the request path through mypyc, in the cache; used from then on (decision 8)'
 	@echo 'make fuzz            every parser by coverage, FUZZ_SECONDS each'
 	@echo 'make golden          rewrite the golden scripts from what the code does now; then read the diff'
@@ -65,6 +66,9 @@ unit: setup
 e2e: setup
 	@$(PY) -m e2e.build
 	@$(PY) -m pytest e2e $(E2E)
+
+rdma: setup
+	@$(PY) -m tools.rdma_vm run --links pair --memory 8G --seconds 900 -- $(PY) -m pytest tests/rdma
 
 fuzz: setup
 	@$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS)
