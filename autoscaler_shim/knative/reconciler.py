@@ -177,14 +177,17 @@ class Reconciler:
             config.autoscaler.activator_capacity,
             now,
         )
+        recheck_s = outcome.recheck_s
         if outcome.scale is not None:
             again_s = await self._scale(key, pa, outcome.scale)
             if again_s is not None:
-                return again_s
+                if not self._scales.shrinks_later(key):
+                    return again_s
+                recheck_s = again_s if recheck_s is None else min(recheck_s, again_s)
         else:
             self._scales.withdraw(key)
         self._write(key, pa, found, private, outcome, knative_children.services(sks), pods, before)
-        return outcome.recheck_s
+        return recheck_s
 
     async def _scale(self, key: str, pa: Document, scale: int) -> float | None:
         """Seconds until another try, None if it is done."""

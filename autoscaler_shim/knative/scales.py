@@ -109,6 +109,10 @@ class Scales:
         """So many revisions are being woken that the API server should be asked for nothing that can wait."""
         return self._waves.busy(time.monotonic())
 
+    def shrinks_later(self, key: str) -> bool:
+        """It was told to wait since it is to shrink: what else was decided of it needn't."""
+        return self._waves.shrinks_later(key)
+
     def withdraw(self, key: str) -> None:
         """It is not to be scaled (any more)."""
         self._waves.withdraw(key)

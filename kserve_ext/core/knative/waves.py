@@ -70,6 +70,9 @@ class Waves(Generic[K]):
         self._forget_shrinking(key)
         return True
 
+    def shrinks_later(self, key: K) -> bool:
+        return key in self._kept
+
     def leave(self, key: K, now: float) -> None:
         """There is a pod of it."""
         woken = self._under_way.pop(key, None), self._late.pop(key, None)

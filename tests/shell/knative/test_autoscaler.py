@@ -8,7 +8,7 @@ import pytest
 
 from autoscaler_shim.knative import deciders, reconciler
 from kserve_ext.api.knative.conditions import rfc3339
-from kserve_ext.core.knative.waves import MOST
+from kserve_ext.core.knative.waves import MOST, Waves
 from kserve_ext.kube.kinds import (
     METRICS,
     POD_AUTOSCALERS,
@@ -149,6 +149,28 @@ def test_not_idle_for_long_enough_it_stays() -> None:
             await api.until(lambda: replicas(api) == 1)
             await until(lambda: made.reconciler.outcomes[KEY].why == "idle-wait")
             assert condition(api, "Active")[0] == "True"
+
+    run(test())
+
+
+def test_what_shrinks_later_has_its_path_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Waves, "busy", lambda self, now: True)
+    key = "autoscaling.knative.dev"
+
+    async def test() -> None:
+        async with cluster() as (api, made, reporter):
+            for k in range(3):
+                put_pod(api, f"pod-{k}")
+            notes = {f"{key}/target-burst-capacity": "0", f"{key}/min-scale": "3"}
+            pa = put_revision(api, 3, notes, state("True", desired=3))
+            put_sks(api, pa)
+            await until(lambda: KEY in made.reconciler.outcomes)
+            await reporter.report(1.0)
+            await api.until(lambda: spec(api, SERVERLESS_SERVICES)["mode"] == "Serve")
+            notes = {f"{key}/target-burst-capacity": "10000", f"{key}/max-scale": "1"}
+            put_revision(api, 3, notes, status(api))
+            await api.until(lambda: spec(api, SERVERLESS_SERVICES)["mode"] == "Proxy")
+            assert replicas(api) == 3
 
     run(test())
 
