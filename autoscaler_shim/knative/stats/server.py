@@ -39,7 +39,8 @@ class StatServer:
         identity: Identity | None = None,
     ) -> None:
         """`holds`: is this bucket ours; `ready`: may the kubelet send us clients; `hung_up` is told by which pods
-        statistics have come on a connection that has ended, and of which revisions; `identity`: for mutual TLS."""
+        statistics have come on a connection that has ended, and for which revisions they had something to say of
+        late; `identity`: for mutual TLS."""
         self._received = received
         self._holds = holds
         self._ready = ready
@@ -112,7 +113,7 @@ class StatServer:
             async for message in ws:
                 if message.type is WSMsgType.BINARY:
                     for told in self._take(message.data, request.remote or ""):
-                        brought.setdefault(told.stat.pod_name, set()).add((told.namespace, told.name))
+                        _note(brought, told)
                 else:
                     self._complain(request.remote or "", "text", "not binary, dropped")
         finally:
@@ -138,6 +139,15 @@ class StatServer:
         if f"{peer} {kind}" not in self._complained and len(self._complained) < 1000:
             self._complained.add(f"{peer} {kind}")
             log.error("statistics from %s: %s", peer, what)
+
+
+def _note(brought: dict[str, set[Revision]], told: StatMessage) -> None:
+    """Connections last longer than revisions: those that nothing is said of any more are forgotten."""
+    revisions = brought.setdefault(told.stat.pod_name, set())
+    if told.stat.average_concurrent_requests or told.stat.request_count:
+        revisions.add((told.namespace, told.name))
+    else:
+        revisions.discard((told.namespace, told.name))
 
 
 def _keep_alive(request: web.Request) -> None:

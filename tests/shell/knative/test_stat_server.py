@@ -80,6 +80,23 @@ def test_whose_connection_ended_is_told() -> None:
     run(test())
 
 
+def test_of_what_is_quiet_nothing_is_told() -> None:
+    """A connection may last for months, with ever other revisions."""
+
+    async def test() -> None:
+        async with serving() as (server, received):
+            async with activator(server.port) as reporter:
+                for name in ("old-00001", "old-00002", "live-00003"):
+                    await reporter.report(1.0, name=name)
+                    await reporter.report(0.0, 0.0, name=name)
+                await reporter.report(1.0, name=name)
+                await until(lambda: len(received.messages) == 7)
+            await until(lambda: received.left)
+            assert received.left == [{"act-0": {("default", "live-00003")}}]
+
+    run(test())
+
+
 def test_a_bucket_that_is_not_ours_gets_no_websocket() -> None:
     async def test() -> None:
         async with serving() as (server, received), aiohttp.ClientSession() as session:
