@@ -85,6 +85,15 @@ def test_the_trace_of_b3_counts_where_there_is_no_other() -> None:
     assert line("{{.TraceID}}")(ENTRY._replace(headers={"X-B3-Traceid": ["abc"]})) == "abc\n"
 
 
+@pytest.mark.parametrize("name", ["Traceparent", "X-B3-Traceid"])
+def test_a_client_adds_nothing_to_the_line_by_its_trace(name: str) -> None:
+    forged = '", "admin": "yes'
+    value = f"00-{forged}-b7ad6b7169203331-01" if name == "Traceparent" else forged
+    made = json.loads(line(DEFAULT)(ENTRY._replace(headers={name: [value]})).replace("\\'", "'"))
+    assert made["traceId"] == ""
+    assert "admin" not in made
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [

@@ -2,11 +2,13 @@
 
 The fields are those that config-observability documents, and those of Go's http.Request that a log has a use for;
 names of headers are written as Go writes them (X-Request-Id). TraceID is the one of the request's traceparent or
-X-B3-TraceId. In Knative: pkg/http/request_log.go, pkg/observability/config.go.
+X-B3-TraceId, if it is a hexadecimal number: templates write it between quotes as it is, Knative's own too, and what a
+client may put there must not add to the line. In Knative: pkg/http/request_log.go, pkg/observability/config.go.
 """
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -22,6 +24,9 @@ DEFAULT: Final = (
     '"referer": "{{js .Request.Referer}}", "latency": "{{.Response.Latency}}s", '
     '"protocol": "{{.Request.Proto}}"}, "traceId": "{{.TraceID}}"}'
 )
+
+
+_TRACE_ID: Final = re.compile("[0-9A-Fa-f]{1,32}")
 
 
 class Revision(NamedTuple):
@@ -61,7 +66,8 @@ class Entry(NamedTuple):
     @property
     def trace_id(self) -> str:
         parts = self.first("Traceparent").split("-", 2)
-        return parts[1] if len(parts) > 1 else self.first("X-B3-Traceid")
+        found = parts[1] if len(parts) > 1 else self.first("X-B3-Traceid")
+        return found if _TRACE_ID.fullmatch(found) else ""
 
 
 def canonical(name: str) -> str:
