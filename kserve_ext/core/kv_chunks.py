@@ -23,6 +23,13 @@ class Chunk(NamedTuple):
     rows: int
 
 
+def fits(chunk: Chunk, layers: int, blocks: int, rows: int) -> bool:
+    """Whether it lies within a transfer of so many blocks, and in a slot of so many rows: it may be a peer's word."""
+    first, end, row, count = chunk
+    within = 0 <= first < end <= blocks and row >= 0 and row + count <= layers * (end - first)
+    return within and 0 < count <= rows
+
+
 def chunks(layers: int, first: int, end: int, rows: int) -> Iterator[Chunk]:
     """Blocks `first` to `end` (exclusive) of every layer, each exactly once, at most `rows` of them in a chunk.
 

@@ -164,7 +164,7 @@ def test_bad_input_names_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="block 64: the cache has 64"):
         outbound.send([64], iter(()), lambda wait: 0, lambda slot, chunk: None)
     expected = inbound.expect([1, 2])
-    for chunk in (Chunk(0, 3, 0, 1), Chunk(0, 2, 0, 5), Chunk(0, 2, 9, 2)):
+    for chunk in (Chunk(0, 3, 0, 1), Chunk(0, 2, 0, 5), Chunk(0, 2, 9, 2), Chunk(-1, 2, 0, 1)):
         with pytest.raises(ValueError, match="beyond"):
             inbound.take(0, chunk, expected)
     with pytest.raises(ValueError, match="no room"):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ctypes import c_void_p
 from typing import NamedTuple
 
-from kserve_ext.core.kv_chunks import Chunk
+from kserve_ext.core.kv_chunks import Chunk, fits
 from runtimes.transport.cuda.blocks import ALIGNED, Moves, PagedBlocks
 from runtimes.transport.cuda.driver import Device
 from runtimes.transport.cuda.kernels import WORD
@@ -198,8 +198,7 @@ class Inbound(_Side):
     def take(self, slot: int, chunk: Chunk, expected: Expected) -> None:
         """A filled slot's chunk goes into the cache. Returns at once; an earlier slot is released on the way."""
         device, numbers = self._device, expected.numbers
-        all_rows = (chunk.end - chunk.first) * self._blocks.layers
-        if chunk.end > expected.blocks or chunk.rows > self.rows or chunk.row + chunk.rows > all_rows:
+        if not fits(chunk, self._blocks.layers, expected.blocks, self.rows):
             raise ValueError(f"{chunk}: beyond its slot, or the {expected.blocks} blocks of this transfer")
         device.enter()
         if len(self._pending) == DEPTH - 1:
