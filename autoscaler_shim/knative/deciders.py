@@ -6,6 +6,7 @@ decides is core/knative/decider.py's, its time the collector's; whoever asked is
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 
 from autoscaler_shim.knative.pods import PodIndex
@@ -16,6 +17,8 @@ from kserve_ext.core.knative.collection import Metric
 from kserve_ext.core.knative.decider import Decider
 from kserve_ext.core.scaling.decide import TICK_S
 from kserve_ext.wire.stats import Stat
+
+log = logging.getLogger(__name__)
 
 
 class Entry:
@@ -81,5 +84,25 @@ class Deciders:
     def _tick(self, key: str) -> None:
         entry = self._entries[key]
         averages = self._collector.averages(key, entry.metric)
-        if entry.decider.tick(averages, self._pods.counts(entry.pods).ready, self._collector.now()):
+        decider, ready = entry.decider, self._pods.counts(entry.pods).ready
+        changed = decider.tick(averages, ready, self._collector.now())
+        if log.isEnabledFor(logging.DEBUG):
+            stable, panic = averages or (None, None)
+            log.debug(
+                "%s: %s stable %s, panic %s, target %g, ready %s: %s %d, excess burst capacity %d",
+                key,
+                entry.metric,
+                _rounded(stable),
+                _rounded(panic),
+                decider.spec.target,
+                ready,
+                "panics, desired" if decider.panicking else "desired",
+                decider.desired,
+                decider.excess_burst,
+            )
+        if changed:
             self._changed(key)
+
+
+def _rounded(average: float | None) -> str:
+    return "unknown" if average is None else f"{average:.3f}"

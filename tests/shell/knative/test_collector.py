@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from types import SimpleNamespace
 
@@ -93,3 +94,21 @@ def test_a_stop_is_not_taken_for_a_time_without_load(stopped_s: int, monkeypatch
             await world.scraper.close()
 
     run(test())
+
+
+def test_at_debug_each_decision_says_what_it_goes_by(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with ApiServer() as api:
+            world = World(api, monkeypatch)
+            with caplog.at_level(logging.DEBUG, logger="autoscaler_shim.knative.deciders"):
+                world.report()  # from zero at once
+            world.seconds(3)
+            await world.scraper.close()
+
+    run(test())
+    assert caplog.messages == [
+        "default/r: concurrency stable 25.000, panic 25.000, target 10, ready 0: "
+        "panics, desired 3, excess burst capacity -1"
+    ]
