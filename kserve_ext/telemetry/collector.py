@@ -33,6 +33,8 @@ class Collector:
         url = URL(endpoint)
         self._url = url if self._grpc or url.path not in ("", "/") else url.with_path(_PATHS[signal])
         self._problem = ""
+        #: For the log: whoever reads it needs no password.
+        self.place = str(self._url.with_user(None))
 
     async def take(self, export: bytes) -> bool:
         """Whether it took it."""
@@ -42,7 +44,7 @@ class Collector:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             problem = str(error) or type(error).__name__
         if problem and problem != self._problem:
-            log.warning("%s: %s %s; they are dropped meanwhile", self._signal, self._url, problem)
+            log.warning("%s: %s %s; they are dropped meanwhile", self._signal, self.place, problem)
         self._problem = problem
         return not problem
 

@@ -55,7 +55,7 @@ class _Call(asyncio.Protocol):
                 (":method", "POST"),
                 (":scheme", target.scheme),
                 (":path", method),
-                (":authority", target.authority),
+                (":authority", target.host_port_subcomponent or ""),
                 ("te", "trailers"),
                 ("content-type", "application/grpc"),
                 ("user-agent", "kserve-galaxy"),

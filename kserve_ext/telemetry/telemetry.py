@@ -54,7 +54,7 @@ class Telemetry:
             collector = Collector("metrics", metrics.protocol, metrics.endpoint)
             pusher = Pusher(self._source, collector, self._resource, metrics.every_s)
             self._pushing = asyncio.create_task(pusher.run())
-            log.info("metrics go to %s every %g s", metrics.endpoint, metrics.every_s)
+            log.info("metrics go to %s every %g s", collector.place, metrics.every_s)
 
     async def stop(self) -> None:
         """What is to be pushed is pushed once more."""

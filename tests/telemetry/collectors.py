@@ -20,6 +20,7 @@ class Sent:
     def __init__(self) -> None:
         self.url = ""
         self.status = "0"
+        self.authority = ""  # of the last call over gRPC
         self._came: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
 
     async def next(self) -> tuple[str, bytes]:
@@ -82,6 +83,7 @@ class _GrpcServer(asyncio.Protocol):
                 headers = dict(event.headers)
                 assert headers[b"content-type"] == b"application/grpc"
                 assert headers[b"te"] == b"trailers"
+                self._sent.authority = headers[b":authority"].decode()
                 self._paths[event.stream_id] = headers[b":path"].decode()
                 self._bodies[event.stream_id] = b""
             elif isinstance(event, h2.events.DataReceived):

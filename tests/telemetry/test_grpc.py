@@ -10,6 +10,7 @@ from yarl import URL
 
 from kserve_ext.telemetry import grpc
 from kserve_ext.wire.http2.frames import END_HEADERS, FRAME_HEAD, HEADERS, settings
+from kserve_ext.wire.http2.hpack import literal
 from tests.support.dataplane import run
 
 
@@ -40,5 +41,15 @@ def test_a_header_block_that_is_none(block: bytes) -> None:
             problem = await grpc.call(URL(f"http://127.0.0.1:{port}"), "/a.B/C", b"")
         assert problem.startswith("does not speak gRPC: ")
         assert faults == []
+
+    run(test())
+
+
+@pytest.mark.parametrize("target", ["http://[::1]:4317", "http://me:secret@[::1]:4317"])
+def test_an_authority_is_host_and_port(target: str) -> None:
+    async def test() -> None:
+        call = grpc._Call(asyncio.get_running_loop(), URL(target), "/a.B/C", b"")
+        sent = b"".join(call._connection.out)
+        assert literal(b":authority", b"[::1]:4317") in sent
 
     run(test())

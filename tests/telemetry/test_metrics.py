@@ -113,6 +113,21 @@ def test_a_collector_that_takes_nothing_is_named_once(
         run(scenario())
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_a_password_is_in_no_log_and_in_no_authority(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with over_grpc() if protocol == "grpc" else over_http() as sent:
+            sent.status = "14"
+            collector = Collector("metrics", protocol, sent.url.replace("//", "//me:secret@"))
+            assert not await collector.take(b"")
+            assert sent.authority == (sent.url.removeprefix("http://") if protocol == "grpc" else "")
+            assert sent.url in caplog.text
+
+    with caplog.at_level(logging.WARNING):
+        run(scenario())
+    assert "secret" not in caplog.text
+
+
 def test_nobody_there_and_nobody_who_speaks_grpc(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         assert not await Collector("traces", "grpc", "http://127.0.0.1:1").take(b"")
