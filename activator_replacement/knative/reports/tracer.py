@@ -161,6 +161,8 @@ class Tracer:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_S):
                     await self._send()
+            self.dropped += len(self._spans)
+            self._spans.clear()
 
     def _keep(self, spans: list[Span]) -> None:
         if len(self._spans) + len(spans) > MOST_UNSENT:
@@ -175,5 +177,11 @@ class Tracer:
             batch = [self._spans.popleft() for _ in range(min(BATCH, len(self._spans)))]
             if self._collector is None:
                 self._print("\n".join(json.dumps(as_json(self._resource, SCOPE, span)) for span in batch))
-            elif not await self._collector.take(encode(self._resource, SCOPE, batch)):
+                continue
+            try:
+                taken = await self._collector.take(encode(self._resource, SCOPE, batch))
+            except asyncio.CancelledError:  # whether it has come nobody knows: ids tell one that comes twice
+                self._spans.extendleft(reversed(batch))
+                raise
+            if not taken:
                 self.dropped += len(batch)

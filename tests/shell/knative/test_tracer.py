@@ -233,6 +233,38 @@ def test_on_stdout_a_span_is_a_line_of_json(monkeypatch: pytest.MonkeyPatch) -> 
     run(test())
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_what_is_under_way_when_it_ends_is_sent_or_counted(
+    answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracer, "PERIOD_S", 0.01)
+    monkeypatch.setattr(tracer, "LAST_S", 60.0 if answers else 0.01)
+    asked = asyncio.Event()
+    exports: list[bytes] = []
+
+    async def take(export: bytes) -> bool:
+        exports.append(export)
+        asked.set()
+        if len(exports) == 1 or not answers:
+            await asyncio.Event().wait()
+        return True
+
+    async def test() -> None:
+        made = Tracer(Tracing("http/protobuf", "http://127.0.0.1:1", 1.0), {})
+        monkeypatch.setattr(made._collector, "take", take)
+        running_ = asyncio.ensure_future(made.run())
+        facts = read({"metadata": {"namespace": "default", "name": REVISION}, "spec": {"containers": []}})
+        request = Request(PARENT)
+        made.ended(request, made.begin(request), facts, 503)
+        await asked.wait()
+        running_.cancel()
+        await asyncio.gather(running_, return_exceptions=True)
+        assert exports[1:] == exports[:1]
+        assert made.dropped == (0 if answers else 2)
+
+    run(test())
+
+
 def test_traces_begin_and_end_as_the_configmap_changes() -> None:
     async def test() -> None:
         async with ApiServer() as api, running(Pod()) as pod, over_grpc() as collector:
