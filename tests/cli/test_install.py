@@ -121,6 +121,13 @@ def test_components_come_and_go(cluster: KnativeCluster) -> None:
     assert f"DELETE {policies}galaxy-autoscaler" in cluster.server.requests
 
 
+def test_a_kind_that_the_cluster_does_not_know_is_named(cluster: KnativeCluster) -> None:
+    cluster.server.fail(404, reason="NotFound", path="podmonitors")
+    result = cluster("install", "--component", "monitoring")
+    assert "error: this cluster knows no PodMonitor of monitoring.coreos.com/v1" in result.output
+    assert cluster("install").exit_code == 0
+
+
 def mode(cluster: KnativeCluster, name: str) -> str | None:
     env = spec_of(cluster, name)["template"]["spec"]["containers"][0].get("env") or []
     return next((each["value"] for each in env if each["name"] == "GALAXY_MUTUAL_TLS"), None)

@@ -25,7 +25,7 @@ FIELD: Final = "key"
 LEAST_BYTES: Final = 16
 PATIENCE_S: Final = 60.0
 AGAIN_S: Final = 1.0
-_WITHOUT: Final = "slots are divided by position"
+_WITHOUT: Final = "slots are divided by position until the next start"
 
 
 async def shared_key(client: Client, namespace: str) -> bytes | None:
@@ -33,7 +33,7 @@ async def shared_key(client: Client, namespace: str) -> bytes | None:
     try:
         secret = await _read(client, namespace)
     except KubeError as error:
-        log.info("no key for talking to other activators (%s): %s", error, _WITHOUT)
+        log.warning("no key for talking to other activators (%s): %s", error, _WITHOUT)
         return None
     try:
         key = base64.b64decode(secret["data"][FIELD], validate=True)

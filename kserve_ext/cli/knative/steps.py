@@ -72,7 +72,7 @@ class Steps:
         await self._write(Record(own_version(), taken))
         for name, patch in plan.patches.items():
             for obj in plan.added[name]:
-                await self._client.apply(kind_of(obj), obj, MANAGER, force=True)
+                await self._add(obj)
             before = former.parts.get(name)
             await self._delete(
                 [key for key in (before.objects if before else ()) if key not in taken[name].objects]
@@ -94,6 +94,16 @@ class Steps:
             await self._write(Record(record.version, left))
 
     # --- inside
+
+    async def _add(self, obj: Object) -> None:
+        try:
+            await self._client.apply(kind_of(obj), obj, MANAGER, force=True)
+        except NotFound as error:
+            raise Failure(
+                f"this cluster knows no {obj['kind']} of {obj['apiVersion']}",
+                str(error),
+                "install what brings that kind, or leave out the component",
+            ) from None
 
     async def _relax(self) -> None:
         """Ours speak without TLS, too, before Knative's come, who know none."""

@@ -248,11 +248,12 @@ def test_the_home_is_killed(tmp_path: Path) -> None:
     run(test())
 
 
-def test_the_first_to_find_the_secret_empty_makes_the_key() -> None:
+def test_the_first_to_find_the_secret_empty_makes_the_key(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         async with ApiServer() as api:
             client = api.client()
             assert await shared_key(client, SYSTEM) is None
+            assert caplog.messages[-1].endswith("slots are divided by position until the next start")
             put_secret(api, None)
             first, second = await asyncio.gather(shared_key(client, SYSTEM), shared_key(client, SYSTEM))
             assert first == second
