@@ -6,6 +6,7 @@ process unchanged; ours begin with GALAXY_. A value that can't be read ends the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,10 +72,14 @@ def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Setting
         try:
             return parse(text)
         except ValueError as error:
-            raise BadEnvironment(f"{name}={text!r}: {error or form}. Write {form}") from error
+            why = f": {error}" if str(error) else ""
+            raise BadEnvironment(f"{name}={text!r}{why}. Write {form}") from error
 
     def number(name: str, default: int) -> int:
         return value(name, str(default), _number, "a whole number, 0 or more")
+
+    def port(name: str, default: int) -> int:
+        return value(name, str(default), _port, "a port: a whole number up to 65535")
 
     def duration(name: str, default: str) -> float:
         return value(name, default, _duration, "a duration such as 300ms or 45s")
@@ -99,14 +104,18 @@ def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Setting
         probe_every_s=duration("PROBE_FREQUENCY", "200ms"),
         logging_config=environ.get("CONFIG_LOGGING_NAME") or "config-logging",
         observability_config=environ.get("CONFIG_OBSERVABILITY_NAME") or "config-observability",
-        autoscaler=environ.get("GALAXY_AUTOSCALER")
-        or f"ws://autoscaler.{namespace}.svc.{domain}:{AUTOSCALER_PORT}",
-        http1_port=number("GALAXY_HTTP1_PORT", 8012),
-        http2_port=number("GALAXY_HTTP2_PORT", 8013),
-        https_port=number("GALAXY_HTTPS_PORT", 8112),
-        metrics_port=number("GALAXY_METRICS_PORT", 9090),
-        profiling_port=number("PROFILING_PORT", 8008),
-        peer_port=number("GALAXY_PEER_PORT", 8014),
+        autoscaler=value(
+            "GALAXY_AUTOSCALER",
+            f"ws://autoscaler.{namespace}.svc.{domain}:{AUTOSCALER_PORT}",
+            _websocket,
+            "a URL such as ws://autoscaler.knative-serving.svc.cluster.local:8080",
+        ),
+        http1_port=port("GALAXY_HTTP1_PORT", 8012),
+        http2_port=port("GALAXY_HTTP2_PORT", 8013),
+        https_port=port("GALAXY_HTTPS_PORT", 8112),
+        metrics_port=port("GALAXY_METRICS_PORT", 9090),
+        profiling_port=port("PROFILING_PORT", 8008),
+        peer_port=port("GALAXY_PEER_PORT", 8014),
         held_requests=number("GALAXY_HELD_REQUESTS", 10_000),
         held_bytes=number("GALAXY_HELD_BYTES", 128 << 20),
         drain_s=duration("GALAXY_DRAIN", "45s"),
@@ -121,6 +130,19 @@ def _number(text: str) -> int:
     if number < 0:
         raise ValueError
     return number
+
+
+def _port(text: str) -> int:
+    port = _number(text)
+    if port > 65535:
+        raise ValueError
+    return port
+
+
+def _websocket(text: str) -> str:
+    if not re.fullmatch(r"wss?://[^/\s]+(/\S*)?", text):
+        raise ValueError
+    return text
 
 
 def _duration(text: str) -> float:
