@@ -109,7 +109,12 @@ class Zygote:
         argv = [str(word) for word in request["argv"]]
         folder = Path(request["instance_dir"]) if request.get("instance_dir") else None
         told, tell = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:  # no room for one more process: the next request may find some
+            os.close(told)
+            os.close(tell)
+            raise
         if pid == 0:
             connection.close()
             os.close(told)

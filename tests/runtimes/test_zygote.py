@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from runtimes.vllm_pd.zygote import Zygote
 from tests.support.embedded import ROOT
 
 #: A child that takes long to get its session, as on a busy machine.
@@ -42,3 +46,17 @@ def test_an_instance_has_its_own_session_when_it_is_told_of(tmp_path: Path) -> N
         finally:
             os.kill(pid, signal.SIGKILL)
             zygote.kill()
+
+
+def test_a_fork_that_fails_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> int:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", full)
+    zygote = Zygote(str(tmp_path / "sock"), "full", "tests.support.fake_runtime")
+    ours, theirs = socket.socketpair()
+    with ours, theirs, zygote._listener:
+        before = sorted(os.listdir("/proc/self/fd"))
+        with pytest.raises(OSError, match="Resource temporarily unavailable"):
+            zygote._answer({"argv": ["--port", "0"]}, ours)
+        assert sorted(os.listdir("/proc/self/fd")) == before
