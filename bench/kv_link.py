@@ -20,6 +20,7 @@ from queue import SimpleQueue
 
 from runtimes.transport.channel import ChannelError, Frame, Rung
 from runtimes.transport.handshake import Identity
+from runtimes.transport.layout import Layout
 from runtimes.transport.listener import Listener, dial
 from runtimes.transport.pair import WINDOW, Channel
 from runtimes.transport.verbs import cards, memory
@@ -236,7 +237,7 @@ def far_channel() -> None:
     asked: SimpleQueue[tuple[Channel, int]] = SimpleQueue()
     listener = Listener(
         KEY,
-        lambda: Identity("far", 1, ""),
+        lambda: Identity("far", 1, Layout()),
         lambda c: c.start(Asked(), None),
         ("rdma", "tcp"),
         FAR_ADDRESS,
@@ -257,7 +258,7 @@ def far_channel() -> None:
 
 def channel(addr: str, rung: Rung) -> tuple[float, float]:
     """MB/s and CPU seconds a GiB, checksums, copies and credit and all."""
-    made = dial(addr, KEY, Identity("near", 1, ""), rungs=(rung,), rdma=NEAR)
+    made = dial(addr, KEY, Identity("near", 1, Layout()), rungs=(rung,), rdma=NEAR)
     ear = Ear()
     made.start(ear, ear)
     made.send(b"16")  # touches the rings
@@ -274,7 +275,7 @@ def channel(addr: str, rung: Rung) -> tuple[float, float]:
 def set_up_ms(addr: str) -> float:
     """Until it can be used, its ring apart: of one page."""
     began = time.perf_counter()
-    made = dial(addr, KEY, Identity("near", 1, ""), rungs=("rdma",), rdma=NEAR, window=4096)
+    made = dial(addr, KEY, Identity("near", 1, Layout()), rungs=("rdma",), rdma=NEAR, window=4096)
     took = time.perf_counter() - began
     made.close()
     while _queue_pairs("rxe1") > _FAR_QUEUE_PAIRS:

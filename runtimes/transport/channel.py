@@ -19,7 +19,7 @@ Reason = Literal[
     "timeout",
     "unauthenticated",
     "generation",  # the peer is not the incarnation that was meant
-    "incompatible",  # KV layouts differ: model, dtype, block size, number of layers
+    "incompatible",  # KV layouts differ (layout.py), or the number of layers, or nothing that both sides may use
     "protocol",
     "memory",  # it can't be had or registered, or a key does not allow what was asked for
     "device",  # an RDMA device is missing, in use or broken

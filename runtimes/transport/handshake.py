@@ -1,9 +1,9 @@
 """How two sides of a connection prove to each other that they belong to this cluster, and agree on a rung.
 
 Both show that they know the cluster key without sending it: an HMAC over both nonces and the whole offer, so
-that nothing of it can be changed on the way. The layout fingerprint and the generations are compared here: after
-it, a channel can't connect the wrong incarnations or incompatible caches. The listener says which rung it is, and
-touches the offered memory, only when the dialler has proved itself.
+that nothing of it can be changed on the way. Layouts and generations are compared here: after it, a channel can't
+connect the wrong incarnations or incompatible caches. The listener says which rung it is, and touches the offered
+memory, only when the dialler has proved itself.
 """
 
 from __future__ import annotations
@@ -12,25 +12,27 @@ import hashlib
 import hmac
 import secrets
 import socket
-from typing import Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, NoReturn, TypeVar
 
 import msgspec
 
 from kserve_ext.wire.messages import UNREADABLE
 from runtimes.transport.channel import ChannelError, Reason, Rung
+from runtimes.transport.layout import Layout, differences
 from runtimes.transport.sockets import read_message, write_message
 from runtimes.transport.verbs.side import Side
 
 NO_RUNG: Final = "no rung that both sides may use"
+_MOST: Final = 64 << 10  # bytes of a message from somebody who has proved nothing yet
 _M = TypeVar("_M", bound=msgspec.Struct)
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who a side is. `layout` must be equal on both; it stands for model, dtype, block size and layers."""
+    """Who a side is, and what its blocks are like."""
 
-    name: str
+    name: Annotated[str, msgspec.Meta(max_length=512)]
     generation: int
-    layout: str
+    layout: Layout
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -55,9 +57,9 @@ class Answer(msgspec.Struct, frozen=True):
 
     who: Identity
     nonce: bytes
-    proof: bytes
     refused: str = ""
     detail: str = ""
+    proof: bytes = b""
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -85,7 +87,7 @@ def dial(connection: socket.socket, key: bytes, offer: Offer) -> tuple[Identity,
     sent = msgspec.msgpack.encode(offer)
     write_message(connection, sent)
     answer = _read(connection, Answer)
-    choice = f"{answer.refused}|{answer.who.generation}|{answer.who.name}"
+    choice = _said(answer)
     if not hmac.compare_digest(answer.proof, prove(key, "listener", sent, answer.nonce, choice)):
         raise ChannelError("unauthenticated", "the listener does not know the cluster key")
     if answer.refused:
@@ -102,12 +104,13 @@ def dial(connection: socket.socket, key: bytes, offer: Offer) -> tuple[Identity,
     return answer.who, ready.rung, ready
 
 
-def read_offer(connection: socket.socket) -> tuple[Offer, bytes]:
-    sent = read_message(connection)
+def read_offer(connection: socket.socket, key: bytes, who: Identity) -> tuple[Offer, bytes]:
+    """Whoever sent one that can't be read is told so."""
+    sent = read_message(connection, _MOST)
     try:
         return msgspec.msgpack.decode(sent, type=Offer), sent
     except UNREADABLE as error:
-        raise ChannelError("protocol", str(error)) from error
+        refuse(connection, key, sent, who, ("protocol", str(error)))
 
 
 def objection(offer: Offer, who: Identity) -> tuple[Reason, str] | None:
@@ -115,30 +118,30 @@ def objection(offer: Offer, who: Identity) -> tuple[Reason, str] | None:
     if offer.peer_generation not in (0, who.generation):
         detail = f"generation {offer.peer_generation} was meant, this is {who.generation}"
         return "generation", detail
-    if offer.who.layout != who.layout:
-        return "incompatible", f"layouts differ: {offer.who.layout} and {who.layout}"
-    return None
+    differ = differences(prefill=who.layout, decode=offer.who.layout)
+    return ("incompatible", "; ".join(differ)) if differ else None
 
 
-def answer(
-    connection: socket.socket,
-    key: bytes,
-    sent: bytes,
-    who: Identity,
-    refused: tuple[Reason, str] | None,
-) -> bytes:
-    """Answers an offer and, unless it is refused, checks the dialler's proof. The nonce, for `ready`."""
-    nonce = secrets.token_bytes(16)
-    word, detail = refused or ("", "")
-    choice = f"{word}|{who.generation}|{who.name}"
-    mine = prove(key, "listener", sent, nonce, choice)
-    write_message(connection, msgspec.msgpack.encode(Answer(who, nonce, mine, word, detail)))
-    if refused is not None:
-        raise ChannelError(*refused)
+def answer(connection: socket.socket, key: bytes, sent: bytes, who: Identity) -> bytes:
+    """Takes an offer, and checks the dialler's proof. The nonce, for `ready`."""
+    word = Answer(who, secrets.token_bytes(16))
+    _answer(connection, key, sent, word)
     theirs = _read(connection, Proof)
-    if not hmac.compare_digest(theirs.proof, prove(key, "dialler", sent, nonce, choice)):
+    if not hmac.compare_digest(theirs.proof, prove(key, "dialler", sent, word.nonce, _said(word))):
         raise ChannelError("unauthenticated", "the dialler does not know the cluster key")
-    return nonce
+    return word.nonce
+
+
+def refuse(
+    connection: socket.socket, key: bytes, sent: bytes, who: Identity, why: tuple[Reason, str]
+) -> NoReturn:
+    _answer(connection, key, sent, Answer(who, secrets.token_bytes(16), *why))
+    raise ChannelError(*why)
+
+
+def _answer(connection: socket.socket, key: bytes, sent: bytes, word: Answer) -> None:
+    proof = prove(key, "listener", sent, word.nonce, _said(word))
+    write_message(connection, msgspec.msgpack.encode(msgspec.structs.replace(word, proof=proof)))
 
 
 def ready(connection: socket.socket, key: bytes, sent: bytes, nonce: bytes, word: Ready) -> None:
@@ -147,14 +150,14 @@ def ready(connection: socket.socket, key: bytes, sent: bytes, nonce: bytes, word
     write_message(connection, msgspec.msgpack.encode(proven))
 
 
-def _said(word: Ready) -> str:
+def _said(word: Answer | Ready) -> str:
     """All of it but the proof."""
     return msgspec.msgpack.encode(msgspec.structs.replace(word, proof=b"")).hex()
 
 
 def _read(connection: socket.socket, kind: type[_M]) -> _M:
     try:
-        return msgspec.msgpack.decode(read_message(connection), type=kind)
+        return msgspec.msgpack.decode(read_message(connection, _MOST), type=kind)
     except UNREADABLE as error:
         raise ChannelError("protocol", str(error)) from error
 

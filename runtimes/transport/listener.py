@@ -17,7 +17,17 @@ from dataclasses import dataclass
 
 from runtimes.transport import sockets
 from runtimes.transport.channel import ChannelError, Rung
-from runtimes.transport.handshake import NO_RUNG, Identity, Offer, Ready, answer, objection, read_offer, ready
+from runtimes.transport.handshake import (
+    NO_RUNG,
+    Identity,
+    Offer,
+    Ready,
+    answer,
+    objection,
+    read_offer,
+    ready,
+    refuse,
+)
 from runtimes.transport.handshake import dial as shake
 from runtimes.transport.pair import WINDOW, Channel
 from runtimes.transport.rungs import RUNGS, Begun, Offered, begin
@@ -114,7 +124,7 @@ class Listener:
         try:
             connection.settimeout(self._handshake_s)
             sockets.tune(connection)
-            offer, sent = read_offer(connection)
+            offer, sent = read_offer(connection, self._key, self._who())
             if offer.kind == "control":
                 self._meet_control(connection, offer, sent)
             else:
@@ -128,7 +138,9 @@ class Listener:
     def _meet_control(self, connection: socket.socket, offer: Offer, sent: bytes) -> None:
         who = self._who()
         refused = objection(offer, who)
-        nonce = answer(connection, self._key, sent, who, refused)
+        if refused is not None:
+            refuse(connection, self._key, sent, who, refused)
+        nonce = answer(connection, self._key, sent, who)
         begun = begin(offer, self._rungs, WINDOW, self._rdma)
         word = Ready(begun.rung, None if begun.ends is None else begun.ends.side(), tuple(begun.passed))
         if begun.rung == "none":
@@ -143,7 +155,7 @@ class Listener:
         ready(connection, self._key, sent, nonce, word)
 
     def _meet_bulk(self, connection: socket.socket, offer: Offer, sent: bytes) -> None:
-        nonce = answer(connection, self._key, sent, self._who(), None)
+        nonce = answer(connection, self._key, sent, self._who())
         with self._lock:
             half = None if self._closed else self._half.pop(offer.pair, None)
         if half is None or half.peer != offer.who:

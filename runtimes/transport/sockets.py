@@ -53,9 +53,9 @@ def write(target: socket.socket, parts: Sequence[bytes | memoryview]) -> None:
         raise ChannelError("closed", str(error)) from error
 
 
-def read_message(source: socket.socket) -> bytes:
+def read_message(source: socket.socket, most: int = _MAX_MESSAGE) -> bytes:
     (size,) = _LENGTH.unpack(read(source, _LENGTH.size))
-    if size > _MAX_MESSAGE:
+    if size > most:
         raise ChannelError("protocol", f"a message of {size} bytes")
     return bytes(read(source, size))
 

@@ -1,7 +1,8 @@
 """Decode's cache of channels to prefill instances: one per peer, dialled once however many requests want it.
 
 A prefill instance says at GET /galaxy/channel where its channels listen. A lost channel is forgotten, and the
-next request dials again. Dialling blocks, so it happens on a thread.
+next request dials again. Dialling blocks, so it happens on a thread. Why a peer's blocks are of no use here is logged
+once for each cause: every instance of a revision has the same.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,6 +22,7 @@ from runtimes.transport.pair import Channel
 from runtimes.vllm_pd.home_client import Lease
 
 _LOOKUP_S = 2.0
+_log = logging.getLogger(__name__)
 
 
 class Channels:
@@ -32,6 +35,7 @@ class Channels:
         self._made = made
         self._by_addr: dict[str, Channel] = {}
         self._dialling: dict[str, asyncio.Task[Channel]] = {}
+        self._logged: set[str] = set()
         self._closed = False
 
     async def get(self, lease: Lease) -> tuple[Channel, bool]:
@@ -58,6 +62,9 @@ class Channels:
         """Dials and registers, whether or not somebody still waits for it."""
         try:
             channel = await asyncio.to_thread(self._dial, lease)
+        except ChannelError as error:
+            self._log_once(lease, error)
+            raise
         finally:
             del self._dialling[lease.addr]
         if self._closed:
@@ -66,6 +73,11 @@ class Channels:
         self._by_addr[lease.addr] = channel
         self._made(channel)
         return channel
+
+    def _log_once(self, lease: Lease, error: ChannelError) -> None:
+        if error.reason == "incompatible" and error.detail not in self._logged:
+            self._logged.add(error.detail)
+            _log.warning("no KV transfer from %s: %s", lease.instance, error)
 
     def _dial(self, lease: Lease) -> Channel:
         addr = lookup(lease.addr)

@@ -1,19 +1,12 @@
 """The KV cache of this engine as bytes: block by block, one buffer a layer, without copies.
 
-A block is opaque (its inside depends on the attention backend); equal layouts on both sides are what makes it
-portable, and `layout` is the fingerprint that the handshake compares. Never touches torch beyond reading a
-tensor's address.
+A block is opaque (its inside depends on the attention backend); equal layouts on both sides (layout.py) are what
+makes it portable. Never touches torch beyond reading a tensor's address.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from argparse import Namespace
-from pathlib import Path
 from typing import Any
-
-_SAMPLE = 64 << 10
 
 
 class KvMemory:
@@ -52,37 +45,3 @@ class KvMemory:
         if not (0 <= layer < len(self._layers) and first >= 0 and first + blocks <= self.blocks):
             raise ValueError(f"no blocks {first}+{blocks} in layer {layer}")
         return self._layers[layer][first * self.block_bytes : (first + blocks) * self.block_bytes]
-
-
-def layout(args: Namespace) -> str:
-    """Fingerprint of everything that makes two engines' blocks interchangeable; known before weights load."""
-    import torch
-    import vllm
-
-    digest = hashlib.sha256()
-    facts = {
-        "vllm": vllm.__version__,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        **{
-            name: str(getattr(args, name, None))
-            for name in ("dtype", "block_size", "kv_cache_dtype", "quantization", "revision")
-        },
-    }
-    digest.update(json.dumps(facts, sort_keys=True).encode())
-    folder = Path(args.model)
-    if folder.is_dir():
-        for path in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-            if path.exists():
-                digest.update(_sample(path))
-    else:
-        digest.update(str(args.model).encode())
-    return digest.hexdigest()[:16]
-
-
-def _sample(path: Path) -> bytes:
-    """Size, beginning and middle: tells two fine-tunes apart without reading all of them."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(_SAMPLE)
-        file.seek(max(size // 2, 0))
-        return b"%d|" % size + head + file.read(_SAMPLE)

@@ -13,6 +13,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from runtimes.transport.channel import ChannelError, Rung
 from runtimes.transport.handshake import Identity
 from runtimes.transport.listener import Listener
@@ -21,8 +23,9 @@ from runtimes.transport.rungs import RUNGS
 from runtimes.vllm_pd import worker_side
 from runtimes.vllm_pd.channels import Channels, generation
 from runtimes.vllm_pd.home_client import FixedLeases, NoPrefill, cluster_key, make_leases
-from runtimes.vllm_pd.kv_memory import KvMemory, layout
+from runtimes.vllm_pd.kv_memory import KvMemory
 from runtimes.vllm_pd.landing import Landings
+from runtimes.vllm_pd.layout import layout
 from runtimes.vllm_pd.pushing import Pushes
 from runtimes.vllm_pd.status import StartRefused, Status
 from runtimes.vllm_pd.timeline import Timelines
@@ -97,7 +100,7 @@ class PrefillPair:
             "channel": self._listener.addr,
             "name": self._who.name,
             "generation": self._who.generation,
-            "layout": self._who.layout,
+            "layout": msgspec.structs.asdict(self._who.layout),
         }
         self._status.event("channel_listening")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from runtimes.transport.channel import ChannelError, Frame, Rung
 from runtimes.transport.handshake import Identity
+from runtimes.transport.layout import Layout
 from runtimes.transport.listener import Listener, dial
 from runtimes.transport.pair import Channel
 from tests.rdma import machine
@@ -50,13 +51,13 @@ def prefill(**more: Any) -> tuple[Listener, SimpleQueue[Channel]]:
     """A listener at the far end, and the channels that it accepts."""
     accepted: SimpleQueue[Channel] = SimpleQueue()
     given: dict[str, Any] = {"rungs": ("rdma", "tcp"), "rdma": Nics().at_far, **more}
-    return Listener(KEY, lambda: Identity("p", 7, "layout"), accepted.put, **given), accepted
+    return Listener(KEY, lambda: Identity("p", 7, Layout()), accepted.put, **given), accepted
 
 
 def decode(addr: str, rungs: tuple[Rung, ...] = ("rdma",), **more: Any) -> Channel:
     """A channel to it from the near end."""
     given: dict[str, Any] = {"peer_generation": 7, "rdma": Nics().at_near, "window": 4 << 20, **more}
-    return dial(addr, KEY, Identity("d", 3, "layout"), rungs=rungs, **given)
+    return dial(addr, KEY, Identity("d", 3, Layout()), rungs=rungs, **given)
 
 
 class Pair:

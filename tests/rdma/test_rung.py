@@ -12,6 +12,7 @@ import pytest
 
 from runtimes.transport.channel import ChannelError, Frame
 from runtimes.transport.handshake import Identity
+from runtimes.transport.layout import Layout
 from runtimes.transport.listener import dial
 from runtimes.transport.verbs.carrier import Verbs
 from runtimes.transport.verbs.choice import Wanted
@@ -146,7 +147,13 @@ def test_the_wrong_generation_is_refused_and_leaves_nothing() -> None:
     with pytest.raises(ChannelError, match="generation 6 was meant, this is 7"):
         decode(listener.addr, peer_generation=6)
     with pytest.raises(ChannelError) as caught:
-        dial(listener.addr, KEY, Identity("d", 3, "other"), rungs=("rdma",), rdma=Nics().at_near)
+        dial(
+            listener.addr,
+            KEY,
+            Identity("d", 3, Layout(dtype="float32")),
+            rungs=("rdma",),
+            rdma=Nics().at_near,
+        )
     assert caught.value.reason == "incompatible"
     listener.close()
 

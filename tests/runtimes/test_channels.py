@@ -14,6 +14,7 @@ import pytest
 
 from runtimes.transport.channel import ChannelError
 from runtimes.transport.handshake import Identity
+from runtimes.transport.layout import Layout
 from runtimes.transport.listener import Listener
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import channels
@@ -83,7 +84,8 @@ class Dialling:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.accepted: SimpleQueue[Channel] = SimpleQueue()
-        self.listener = Listener(KEY, lambda: Identity("p-1", 7, "layout"), self.accepted.put)
+        self.layout = Layout()
+        self.listener = Listener(KEY, lambda: Identity("p-1", 7, self.layout), self.accepted.put)
         self.asked, self.answer = threading.Event(), threading.Event()
         self.known = self.listener.addr
         self.made: list[Channel] = []
@@ -100,7 +102,7 @@ class Dialling:
     async def begin(self) -> Channels:
         """A dial whose only waiter has gone."""
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: self.errors.append(context))
-        opened = Channels(KEY, Identity("d-1", 3, "layout"), ("tcp",), self.made.append)
+        opened = Channels(KEY, Identity("d-1", 3, Layout()), ("tcp",), self.made.append)
         waiter = asyncio.create_task(opened.get(LEASE))
         await asyncio.to_thread(self.asked.wait, WAIT_S)
         waiter.cancel()
@@ -163,3 +165,24 @@ def test_a_channel_that_stands_after_the_end_is_closed(dialling: Dialling) -> No
     far.start(listens, None)
     assert listens.lost_by.get(timeout=WAIT_S).reason == "closed"
     far.close()
+
+
+def test_why_blocks_are_of_no_use_is_logged_once_for_each_cause(
+    dialling: Dialling, caplog: pytest.LogCaptureFixture
+) -> None:
+    why: list[str] = []
+
+    async def run() -> None:
+        opened = Channels(KEY, Identity("d-1", 3, Layout(dtype="float32")), ("tcp",), dialling.made.append)
+        for dtype in (None, None, "float16"):
+            dialling.layout = Layout(dtype=dtype)
+            with pytest.raises(ChannelError) as caught:
+                await opened.get(LEASE)
+            assert caught.value.reason == "incompatible"
+            why.append(str(caught.value))
+
+    dialling.answer.set()
+    asyncio.run(run())
+    assert why[0] == why[1] != why[2]
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == [f"no KV transfer from p-1: {text}" for text in (why[0], why[2])]

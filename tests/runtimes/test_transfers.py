@@ -11,6 +11,7 @@ import pytest
 
 from runtimes.transport.channel import ChannelError, Rung
 from runtimes.transport.handshake import Identity
+from runtimes.transport.layout import Layout
 from runtimes.transport.listener import Listener, dial
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
@@ -52,9 +53,9 @@ class Setup:
         self.computed: SimpleQueue[tuple[float, float]] = SimpleQueue()
         self.pushes.accept_jobs(lambda key, job: self.jobs.put((key, job)), self.cancelled.put)
         accepted: SimpleQueue[Channel] = SimpleQueue()
-        self.listener = Listener(b"key", lambda: Identity("p", 1, "l"), accepted.put)
+        self.listener = Listener(b"key", lambda: Identity("p", 1, Layout()), accepted.put)
         window = LAYERS * SIZE * 4
-        identity = Identity("d", 1, "l")
+        identity = Identity("d", 1, Layout())
         self.channel = dial(self.listener.addr, b"key", identity, rungs=(rung,), window=window)
         self.far = accepted.get(timeout=WAIT_S)
         if not stopped:

@@ -19,6 +19,7 @@ import pytest
 from runtimes.transport import handshake, sockets
 from runtimes.transport.channel import ChannelError, Frame, Reason, Rung
 from runtimes.transport.handshake import Identity, Offer
+from runtimes.transport.layout import Layout
 from runtimes.transport.listener import Listener, dial
 from runtimes.transport.pair import Channel
 from runtimes.transport.shm import Ring, unlink
@@ -60,9 +61,9 @@ class Ear:
 class Pair:
     def __init__(self, rungs: tuple[Rung, ...], window: int = 1 << 20) -> None:
         arrived: SimpleQueue[Channel] = SimpleQueue()
-        self.listener = Listener(KEY, lambda: Identity("p", 7, "layout"), arrived.put, ("shm", "tcp"))
+        self.listener = Listener(KEY, lambda: Identity("p", 7, Layout()), arrived.put, ("shm", "tcp"))
         self.decode = dial(
-            self.listener.addr, KEY, Identity("d", 3, "layout"), peer_generation=7, rungs=rungs, window=window
+            self.listener.addr, KEY, Identity("d", 3, Layout()), peer_generation=7, rungs=rungs, window=window
         )
         self.prefill = arrived.get(timeout=WAIT_S)
         self.at_decode, self.at_prefill = Ear(), Ear()
@@ -88,8 +89,8 @@ def blocks(first: int, count: int) -> list[memoryview]:
 
 
 def test_identities_and_generations_are_known(pair: Pair) -> None:
-    assert pair.decode.peer == Identity("p", 7, "layout")
-    assert pair.prefill.peer == Identity("d", 3, "layout")
+    assert pair.decode.peer == Identity("p", 7, Layout())
+    assert pair.prefill.peer == Identity("d", 3, Layout())
 
 
 def test_messages_go_both_ways_in_order(pair: Pair) -> None:
@@ -189,8 +190,8 @@ def test_losing_a_side_is_told_once_and_ends_writes(pair: Pair) -> None:
 def test_a_peer_that_takes_no_messages_does_not_stop_the_sender(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtimes.transport.carriers.SEND_TIMEOUT_S", 0.05)
     arrived: SimpleQueue[Channel] = SimpleQueue()
-    listener = Listener(KEY, lambda: Identity("p", 7, "layout"), arrived.put)
-    channel = dial(listener.addr, KEY, Identity("d", 3, "layout"))
+    listener = Listener(KEY, lambda: Identity("p", 7, Layout()), arrived.put)
+    channel = dial(listener.addr, KEY, Identity("d", 3, Layout()))
     ear = Ear()
     channel.start(ear, ear)
     with pytest.raises(ChannelError) as caught:
@@ -207,12 +208,12 @@ def test_a_peer_that_takes_no_messages_does_not_stop_the_sender(monkeypatch: pyt
     [
         ({"key": b"another"}, "unauthenticated"),
         ({"peer_generation": 6}, "generation"),
-        ({"who": Identity("d", 3, "other layout")}, "incompatible"),
+        ({"who": Identity("d", 3, Layout(dtype="float32"))}, "incompatible"),
     ],
 )
 def test_whoever_does_not_belong_is_refused(change: dict[str, object], reason: Reason) -> None:
-    listener = Listener(KEY, lambda: Identity("p", 7, "layout"), lambda channel: None)
-    given = {"key": KEY, "who": Identity("d", 3, "layout"), "peer_generation": 7, **change}
+    listener = Listener(KEY, lambda: Identity("p", 7, Layout()), lambda channel: None)
+    given = {"key": KEY, "who": Identity("d", 3, Layout()), "peer_generation": 7, **change}
     before = _open_files()
     with pytest.raises(ChannelError) as caught:
         dial(listener.addr, given.pop("key"), given.pop("who"), **given)  # type: ignore[arg-type]
@@ -222,21 +223,21 @@ def test_whoever_does_not_belong_is_refused(change: dict[str, object], reason: R
 
 
 def test_a_listener_that_does_not_know_the_key_is_noticed() -> None:
-    listener = Listener(b"", lambda: Identity("p", 7, "layout"), lambda channel: None)
+    listener = Listener(b"", lambda: Identity("p", 7, Layout()), lambda channel: None)
     with pytest.raises(ChannelError) as caught:
-        dial(listener.addr, KEY, Identity("d", 3, "layout"))
+        dial(listener.addr, KEY, Identity("d", 3, Layout()))
     assert caught.value.reason == "unauthenticated"
     listener.close()
 
 
 def test_an_open_address_needs_a_key() -> None:
     with pytest.raises(ValueError, match="cluster key"):
-        Listener(b"", lambda: Identity("p", 7, "layout"), lambda channel: None, host="0.0.0.0")
+        Listener(b"", lambda: Identity("p", 7, Layout()), lambda channel: None, host="0.0.0.0")
 
 
 def test_nobody_there() -> None:
     with pytest.raises(ChannelError) as caught:
-        dial("127.0.0.1:1", KEY, Identity("d", 3, "layout"))
+        dial("127.0.0.1:1", KEY, Identity("d", 3, Layout()))
     assert caught.value.reason == "unreachable"
 
 
@@ -256,7 +257,7 @@ def test_nothing_is_left_behind() -> None:
 
 def test_closing_a_listener_ends_handshakes() -> None:
     files, threads = _open_files(), set(threading.enumerate())
-    listener = Listener(KEY, lambda: Identity("p", 7, "layout"), lambda channel: None)
+    listener = Listener(KEY, lambda: Identity("p", 7, Layout()), lambda channel: None)
     host, _, port = listener.addr.rpartition(":")
     silent = socket.create_connection((host, int(port)))
     while not set(threading.enumerate()) - threads - {listener._thread}:
@@ -276,7 +277,7 @@ class Dialler:
         self.socket = socket.create_connection((host, int(port)), WAIT_S)
 
     def offer(self, kind: Literal["control", "bulk"], pair: str, name: str = "d", **more: Any) -> Offer:
-        return Offer(pair, kind, Identity(name, 3, "layout"), 7, b"n" * 16, **more)
+        return Offer(pair, kind, Identity(name, 3, Layout()), 7, b"n" * 16, **more)
 
     def ended(self) -> bool:
         """Waits until the listener has closed it."""
@@ -285,7 +286,7 @@ class Dialler:
 
 def test_half_a_pair_is_forgotten_although_nobody_else_dials() -> None:
     files, mapped = _open_files(), _mapped_rings()
-    listener = Listener(KEY, lambda: Identity("p", 7, "layout"), lambda channel: None, handshake_s=1.0)
+    listener = Listener(KEY, lambda: Identity("p", 7, Layout()), lambda channel: None, handshake_s=1.0)
     ring, name, token = Ring.create(1 << 16)
     dialler = Dialler(listener)
     offer = dialler.offer("control", "a", rungs=("shm",), ring=name, ring_size=1 << 16, ring_token=token)
@@ -302,7 +303,7 @@ def test_half_a_pair_is_forgotten_although_nobody_else_dials() -> None:
 def test_a_bulk_connection_of_somebody_else_ends_the_pair() -> None:
     files, mapped = _open_files(), _mapped_rings()
     accepted: list[Channel] = []
-    listener = Listener(KEY, lambda: Identity("p", 7, "layout"), accepted.append, handshake_s=1000.0)
+    listener = Listener(KEY, lambda: Identity("p", 7, Layout()), accepted.append, handshake_s=1000.0)
     ring, name, token = Ring.create(1 << 16)
     control, bulk = Dialler(listener), Dialler(listener)
     offer = control.offer("control", "a", rungs=("shm",), ring=name, ring_size=1 << 16, ring_token=token)
@@ -321,7 +322,7 @@ def test_a_bulk_connection_of_somebody_else_ends_the_pair() -> None:
 
 
 def test_offered_memory_is_touched_only_after_the_proof() -> None:
-    listener = Listener(KEY, lambda: Identity("p", 7, "layout"), lambda channel: None)
+    listener = Listener(KEY, lambda: Identity("p", 7, Layout()), lambda channel: None)
     ring, name, token = Ring.create(1 << 16)
     dialler = Dialler(listener)
     offer = dialler.offer("control", "a", rungs=("shm",), ring=name, ring_size=1 << 16, ring_token=token)
@@ -345,9 +346,9 @@ def test_memory_that_the_listener_does_not_see(monkeypatch: pytest.MonkeyPatch) 
     pair = Pair(("shm", "tcp"))
     assert pair.decode.rung == pair.prefill.rung == "tcp"
     pair.close()
-    listener = Listener(KEY, lambda: Identity("p", 7, "layout"), lambda channel: None)
+    listener = Listener(KEY, lambda: Identity("p", 7, Layout()), lambda channel: None)
     with pytest.raises(ChannelError, match="no rung") as caught:
-        dial(listener.addr, KEY, Identity("d", 3, "layout"), rungs=("shm",))
+        dial(listener.addr, KEY, Identity("d", 3, Layout()), rungs=("shm",))
     assert caught.value.reason == "incompatible"
     listener.close()
 
@@ -358,19 +359,19 @@ def test_a_better_rung_that_was_not_taken_says_why(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("runtimes.transport.rungs.cards.find", none)
     arrived: SimpleQueue[Channel] = SimpleQueue()
-    listener = Listener(KEY, lambda: Identity("p", 7, "layout"), arrived.put, ("shm", "rdma", "tcp"))
+    listener = Listener(KEY, lambda: Identity("p", 7, Layout()), arrived.put, ("shm", "rdma", "tcp"))
     for rungs, rung, passed in (
         (("tcp", "rdma", "shm"), "shm", ()),
         (("rdma", "tcp"), "tcp", ("rdma: mlx5_0:1 has no link",)),
     ):
-        near = dial(listener.addr, KEY, Identity("d", 3, "layout"), rungs=rungs)  # type: ignore[arg-type]
+        near = dial(listener.addr, KEY, Identity("d", 3, Layout()), rungs=rungs)  # type: ignore[arg-type]
         far = arrived.get(timeout=WAIT_S)
         assert (near.rung, far.rung) == (rung, rung)
         assert near.passed == far.passed == passed
         near.close()
         far.close()
     with pytest.raises(ChannelError, match="no rung that both sides may use; rdma: mlx5_0:1 has no link"):
-        dial(listener.addr, KEY, Identity("d", 3, "layout"), rungs=("rdma",))
+        dial(listener.addr, KEY, Identity("d", 3, Layout()), rungs=("rdma",))
     listener.close()
 
 
