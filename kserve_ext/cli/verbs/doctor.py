@@ -12,7 +12,7 @@ import resource
 import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import click
 
@@ -22,7 +22,9 @@ from kserve_ext.cli.client import Client, path_of
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.embedded.parts import parts
 from kserve_ext.cli.failure import Failure
+from kserve_ext.cli.findings import Finding, Level, show
 from kserve_ext.cli.output import data_option, dump, format_option
+from kserve_ext.cli.rdma.command import command as rdma
 
 Document = dict[str, Any]
 LEAST_FILES: Final = 4096
@@ -32,29 +34,25 @@ LEAST_DISK_MIB: Final = 1024
 HERE: Final = ("127.0.0.1", "localhost")
 
 
-class Finding(NamedTuple):
-    level: str  # ok | warning | failed
-    what: str
-    do: str = ""
-
-
-@click.command()
+@click.group(invoke_without_command=True)
 @data_option
 @format_option("json", "yaml")
-def command(folder: Folder, output: str | None) -> None:
+@click.pass_context
+def command(context: click.Context, folder: Folder, output: str | None) -> None:
     """Check this machine and the cluster; the exit code is 1 when something has failed."""
+    if context.invoked_subcommand is not None:
+        return
     found = [*machine(folder), *cluster(folder)]
     if output:
         dump({"checks": [f._asdict() for f in found]}, output)
     else:
-        for finding in found:
-            mark = {"ok": "ok     ", "warning": "warning", "failed": "FAILED "}[finding.level]
-            click.echo(f"{mark}  {finding.what}")
-            if finding.do:
-                click.echo(f"         do: {finding.do}")
+        show(found)
     failed = sum(f.level == "failed" for f in found)
     if failed:
         raise Failure(f"{failed} of {len(found)} checks failed", "", "follow the remedies above")
+
+
+command.add_command(rdma)
 
 
 def machine(folder: Folder) -> Iterator[Finding]:
@@ -82,7 +80,7 @@ def machine(folder: Folder) -> Iterator[Finding]:
         place = place.parent
     yield _room(str(place), LEAST_DISK_MIB, "data folder", "free some space, or use --data")
     cores = len(os.sched_getaffinity(0))
-    level = "ok" if cores >= 2 else "warning"
+    level: Level = "ok" if cores >= 2 else "warning"
     yield Finding(level, f"{cores} CPU cores", "" if cores >= 2 else "two or more start instances faster")
     yield from _proxy()
 
@@ -148,7 +146,8 @@ def _answers(folder: Folder, running: set[str]) -> Iterator[Finding]:
         status = service.get("status") or {}
         state, _ = conditions.ready(status)
         message = conditions.why(status)
-        level = {"True": "ok", "Unknown": "warning"}.get(state, "failed")
+        levels: dict[str, Level] = {"True": "ok", "Unknown": "warning"}
+        level = levels.get(state, "failed")
         if state == "True" and message:
             level = "warning"
         do = "" if level == "ok" else f"galaxy describe isvc {service['metadata']['name']}"

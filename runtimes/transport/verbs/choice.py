@@ -42,6 +42,7 @@ class Device:
     ports: tuple[Port, ...]
     max_work: int = 4096  # work requests in one queue
     max_reads: int = 16  # READs in flight on one queue pair
+    shut: str = ""  # why it can't be opened; then nothing is known of its ports
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +74,18 @@ def places(devices: Sequence[Device], wanted: Wanted) -> tuple[list[Place], list
     """Every usable place, best first, and why each of the others is none."""
     found, refused = [], []
     for device in devices:
+        if device.shut:
+            refused.append(f"{device.name} can't be opened: {device.shut}")
         for port in device.ports:
             outcome = _place(device, port, wanted)
             if isinstance(outcome, Place):
                 found.append(outcome)
             else:
                 refused.append(f"{device.name}:{port.number} {outcome}")
+    shut = {device.name for device in devices if device.shut}
     for name in wanted.devices:
-        if not any(_named(name, device.name, port.number) for device in devices for port in device.ports):
+        here = any(_named(name, device.name, port.number) for device in devices for port in device.ports)
+        if not here and name.partition(":")[0] not in shut:
             refused.append(f"{name} is not here")
     found.sort(key=lambda place: (_rank(place, wanted), _PREFERENCE.index(place.family)))
     return found, refused

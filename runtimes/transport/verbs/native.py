@@ -89,7 +89,10 @@ def devices() -> list[Device]:
 
 
 def _describe(name: str) -> Device:
-    context = Context(name=name)
+    try:
+        context = Context(name=name)
+    except PyverbsError as error:  # in a container, of a device that it was not given
+        return Device(name, (), shut=f"{_why(error)}; see /dev/infiniband and its rights")
     try:
         limits = context.query_device()
         ports = []
@@ -322,9 +325,12 @@ def _told(reason: Reason, what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except PyverbsError as error:
-        code = getattr(error, "error_code", None)
-        why = os.strerror(abs(code)) if code else str(error).partition(". Errno")[0]
-        raise ChannelError(reason, f"{what}: {why} ({remedy})") from error
+        raise ChannelError(reason, f"{what}: {_why(error)} ({remedy})") from error
+
+
+def _why(error: PyverbsError) -> str:
+    code = getattr(error, "error_code", None)
+    return os.strerror(abs(code)) if code else str(error).partition(". Errno")[0]
 
 
 def _channel(context: Context) -> tuple[int, CompChannel]:

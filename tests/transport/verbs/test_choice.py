@@ -106,3 +106,10 @@ def test_two_sides_talk_only_over_one_kind_of_link_and_address() -> None:
 )
 def test_the_packet_size_is_what_both_can_take(mine: int, theirs: int, both: int) -> None:
     assert common_mtu(mine, theirs) == both
+
+
+def test_a_device_that_can_not_be_opened_does_not_hide_the_others() -> None:
+    devices = [Device("mlx5_0", (), shut="No such file or directory"), Device("mlx5_1", (ROCE,))]
+    found, refused = places(devices, Wanted(("mlx5_0", "mlx5_1")))
+    assert [place.device for place in found] == ["mlx5_1"]
+    assert refused == ["mlx5_0 can't be opened: No such file or directory"]

@@ -1,0 +1,163 @@
+"""`galaxy doctor rdma`: the checks of this machine; with --serve and --peer the two sides of a test of the link.
+
+What it needs of the runtimes is imported when it is used, so that other verbs start without them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Final
+
+import click
+
+from kserve_ext.cli.embedded.folder import Folder
+from kserve_ext.cli.failure import Failure
+from kserve_ext.cli.findings import show
+from kserve_ext.cli.output import data_option, dump, format_option, table
+
+PORT: Final = 18599
+_LEAST_KEY: Final = 16
+
+
+@click.command("rdma")
+@data_option
+@click.option(
+    "--key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="GALAXY_CLUSTER_KEY_FILE",
+    help="File with the cluster key, the same on both sides.  [default: cluster.key of the data folder]",
+)
+@click.option("--serve", is_flag=True, help="Wait for tests of the link from other machines.")
+@click.option("--host", default="0.0.0.0", show_default=True, help="Address to serve at.")
+@click.option(
+    "--port", default=PORT, show_default=True, type=click.IntRange(0, 65535), help="Port to serve at."
+)
+@click.option("--peer", metavar="HOST:PORT", help="Test the link to a machine that serves.")
+@format_option("json", "yaml")
+def command(
+    folder: Folder,
+    key_file: Path | None,
+    serve: bool,
+    host: str,
+    port: int,
+    peer: str | None,
+    output: str | None,
+) -> None:
+    """Check what KV over RDMA needs; the exit code is 1 when it can't be used.
+
+    On one machine `galaxy doctor rdma --serve`, on another one `galaxy doctor rdma --peer HOST:PORT`: a test of the
+    link between them, of some seconds.
+    """
+    if serve and peer is not None:
+        raise click.UsageError("--serve is for one machine, --peer for the other")
+    if serve:
+        _serve(_key(folder, key_file, host), host, port)
+    elif peer is not None:
+        name, number = _address(peer)
+        _measure(_key(folder, key_file, name), name, number, output)
+    else:
+        _check(output)
+
+
+def _check(output: str | None) -> None:
+    from kserve_ext.cli.rdma import findings, reading
+    from runtimes.transport.channel import ChannelError
+    from runtimes.transport.verbs import cards
+
+    try:
+        wanted = cards.wanted()
+    except ChannelError as error:
+        raise Failure("RDMA can't be used", error.detail, "") from error
+    facts = reading.read(pfc=reading.ask_dcb, verbs=reading.ask_verbs, wanted=wanted)
+    found, rows = findings.judge(facts), findings.rows(facts)
+    if output:
+        names = [name.lower() for name in findings.COLUMNS]
+        ports = [dict(zip(names, row, strict=True)) for row in rows]
+        dump({"ports": ports, "checks": [finding._asdict() for finding in found]}, output)
+    else:
+        if rows:
+            click.echo(table(findings.COLUMNS, rows) + "\n")
+        show(found)
+    failed = sum(finding.level == "failed" for finding in found)
+    if failed:
+        raise Failure(f"{failed} of {len(found)} checks failed", "", "follow the remedies above")
+
+
+def _serve(key: bytes, host: str, port: int) -> None:
+    from kserve_ext.cli.rdma import link
+    from runtimes.transport.channel import ChannelError
+    from runtimes.transport.verbs import cards
+
+    try:
+        cards.find()
+        listening = link.listen(host, port)
+    except ChannelError as error:
+        raise _no_link(error) from error
+    except OSError as error:
+        raise Failure(f"can't serve at {host}:{port}", str(error), "another --host or --port") from error
+    click.echo(f"serving at {host}:{listening.getsockname()[1]}; end with Ctrl-C")
+    with listening:
+        link.serve(listening, key, click.echo)
+
+
+def _measure(key: bytes, host: str, port: int, output: str | None) -> None:
+    from kserve_ext.cli.rdma import link
+    from runtimes.transport.channel import ChannelError
+
+    try:
+        got = link.measure(host, port, key)
+    except ChannelError as error:
+        raise _no_link(error) from error
+    if output:
+        dump(got._asdict(), output)
+    else:
+        click.echo(f"{got.device} (GID {got.gid_index}, {got.address}) to {got.peer_device} of {host}")
+        rows = [
+            ("write", f"{got.write_mb_s:,.0f} MB/s", "1 MiB each, in the peer's memory when counted"),
+            ("read", f"{got.read_mb_s:,.0f} MB/s", "1 MiB each"),
+            (
+                "message",
+                f"{got.message_us:.1f} us",
+                f"one way, 64 bytes; 99th of 100: {got.message_p99_us:.1f}",
+            ),
+            ("bytes", "intact" if got.intact else "CHANGED", "16 MiB written, read back and compared"),
+        ]
+        click.echo(table(("WHAT", "RESULT", "HOW"), rows))
+    if not got.intact:
+        raise Failure("bytes changed on the way", "", "replace the NIC, its firmware or the cable")
+
+
+def _no_link(error: Exception) -> Failure:
+    return Failure("the link can't be tested", str(error), "galaxy doctor rdma, on both machines")
+
+
+def _key(folder: Folder, key_file: Path | None, host: str) -> bytes:
+    """b"" is enough within one machine."""
+    path = key_file or folder.key
+    try:
+        key = path.read_bytes()
+    except OSError as error:
+        if key_file is None and _loopback(host):
+            return b""
+        do = "--key-file FILE: the cluster key, or 16 random bytes or more, the same on both machines"
+        raise Failure("no cluster key", f"{path}: {error.strerror}", do) from error
+    if len(key) < _LEAST_KEY:
+        raise Failure("the cluster key is too short", f"{path} has {len(key)} bytes", "16 bytes or more")
+    return key
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _address(peer: str) -> tuple[str, int]:
+    host, _, port = peer.rpartition(":")
+    if not host:
+        host, port = peer, str(PORT)
+    if not port.isdigit():
+        raise click.BadParameter(f"{peer} is not HOST:PORT", param_hint="--peer")
+    return host.strip("[]"), int(port)
