@@ -405,6 +405,11 @@ def test_an_api_server_that_is_another(tmp_path: Path) -> None:
     assert result.output.startswith("error: the API server is not the one of the kubeconfig")
 
 
+def test_credentials_that_are_not_taken(cluster: KnativeCluster) -> None:
+    cluster.server.token = "another"
+    assert "do: log in anew" in cluster("status").output
+
+
 def test_a_kubeconfig_that_is_named_and_not_there_is_what_status_complains_of(empty: KnativeCluster) -> None:
     empty.kubeconfig.unlink()
     assert empty("status").output.startswith("error: there is no way to a Kubernetes cluster")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -16,6 +16,11 @@ from kserve_ext.kube.client import Client, KubeError, Unavailable
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+#: By what the API server answers.
+_REMEDIES: Final = {
+    401: "log in anew: it doesn't take the kubeconfig's credentials",
+    403: "ask for that permission",
+}
 
 
 def cluster_options(function: F) -> F:
@@ -62,7 +67,8 @@ async def _with_client(access: Access, work: Callable[[Client], Awaitable[T]]) -
             "the API server does not answer", error.message, "look at it, then repeat the command: it goes on"
         ) from None
     except (KubeError, AccessError) as error:
-        do = "ask for that permission" if isinstance(error, KubeError) and error.status == 403 else ""
+        status = error.status if isinstance(error, KubeError) else 0
+        do = _REMEDIES.get(status, "")
         raise Failure("the API server refuses", str(error), do) from None
     finally:
         await client.close()
