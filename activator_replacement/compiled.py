@@ -82,7 +82,7 @@ def use() -> str:
     if os.environ.get("GALAXY_COMPILED") != "off" and not any(name in sys.modules for name in MODULES):
         found = {
             ".".join(file.relative_to(place).parts).partition(".cpython-")[0]: file
-            for place in (folder(),)
+            for place in _places()
             for file in place.glob("**/*.so")
         }
         if found:
@@ -94,6 +94,14 @@ def form() -> str:
     """COMPILED or INTERPRETED, as it is or would be imported."""
     spec = importlib.util.find_spec(MODULES[-1])
     return COMPILED if spec is not None and (spec.origin or "").endswith(".so") else INTERPRETED
+
+
+def _places() -> tuple[Path, ...]:
+    """Where it may be: nowhere for a user without a home, who is told of no cache either."""
+    try:
+        return (folder(),)
+    except RuntimeError:
+        return ()
 
 
 class _Compiled(MetaPathFinder):

@@ -36,6 +36,12 @@ def test_without_a_compiled_form_the_sources_run(tmp_path: Path) -> None:
     ]
 
 
+def test_whoever_has_no_home_has_no_compiled_form() -> None:
+    no_home = "import os, pwd; os.environ.pop('HOME', ''); pwd.getpwuid = {}.__getitem__"
+    nobody = f"{no_home}; del os.environ['GALAXY_CACHE']"
+    assert begin(Path(), nobody)[:2] == ["interpreted", "interpreted"]
+
+
 def test_another_content_has_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GALAXY_CACHE", str(tmp_path / "cache"))
     before = compiled.folder()
