@@ -71,4 +71,9 @@ async def _with_client(access: Access, work: Callable[[Client], Awaitable[T]]) -
         do = _REMEDIES.get(status, "")
         raise Failure("the API server refuses", str(error), do) from None
     finally:
+        # What was asked beside the question that failed would open the client again.
+        beside = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         await client.close()
