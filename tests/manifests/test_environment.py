@@ -14,7 +14,11 @@ from autoscaler_shim.knative import settings as autoscaler
 GUIDE = Path(__file__).parents[2] / "docs" / "install.md"
 POD = {"POD_NAME": "pod-0", "POD_IP": "10.0.0.1", "SYSTEM_NAMESPACE": "NAMESPACE", "CLUSTER_DOMAIN": "DOMAIN"}
 #: Values other than the default, where they are words.
-WORDS = {"GALAXY_ENDPOINTS": "endpoints", "GALAXY_MUTUAL_TLS": "strict"}
+WORDS = {
+    "GALAXY_AUTOSCALER": "ws://elsewhere:8080",
+    "GALAXY_ENDPOINTS": "endpoints",
+    "GALAXY_MUTUAL_TLS": "strict",
+}
 Read = Callable[[Mapping[str, str]], object]
 
 
