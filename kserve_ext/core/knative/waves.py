@@ -41,15 +41,15 @@ class Waves(Generic[K]):
         self._calm_at = 0.0
         #: to shrink later, and when at the latest; deadlines only rise
         self._kept: dict[K, float] = {}
-        #: were kept, and may shrink now; disjoint with the above
-        self._named: set[K] = set()
+        #: were kept and may shrink, until when; disjoint with the above
+        self._named: dict[K, float] = {}
         #: before it none of the kept is named
         self._next_at = 0.0
 
     def enter(self, key: K, now: float) -> bool:
         """Whether it may be woken now. If not, it is in line, and named by `free` in its turn."""
-        self._forget_shrinking(key)
         self._expire(now)
+        self._forget_shrinking(key)
         if key in self._under_way:
             return True
         self._line.setdefault(key)
@@ -64,6 +64,7 @@ class Waves(Generic[K]):
     def shrink(self, key: K, now: float) -> bool:
         """Whether it may shrink now. If not, `free` names it once it may."""
         self._line.pop(key, None)
+        self._expire(now)
         if key not in self._named and (self._kept or self.busy(now)):
             self._kept.setdefault(key, now + MOST_KEPT_S)
             return False
@@ -93,13 +94,16 @@ class Waves(Generic[K]):
             self._next_at = now + PACE_S
         for key in shrinking:
             del self._kept[key]
-        self._named.update(shrinking)
+            self._named[key] = now + MOST_KEPT_S
         return entering + shrinking
 
     def withdraw(self, key: K) -> None:
-        """It need not be scaled any more; if it was woken already, its place stays taken."""
+        """It need not be scaled for now; if it was woken already, its place stays taken.
+
+        Nor does it lose its turn to shrink: before a revision goes to zero its activators are asked whether they have
+        it, and each time until they have answered it is not to be scaled.
+        """
         self._line.pop(key, None)
-        self._forget_shrinking(key)
 
     def busy(self, now: float) -> bool:
         """Whether this is a burst."""
@@ -123,11 +127,12 @@ class Waves(Generic[K]):
 
     def _forget_shrinking(self, key: K) -> None:
         self._kept.pop(key, None)
-        self._named.discard(key)
+        self._named.pop(key, None)
 
     def _expire(self, now: float) -> None:
         for key, until in [(key, until) for key, until in self._under_way.items() if until <= now]:
             del self._under_way[key]
             self._late[key] = until + MOST_KEPT_S
-        for key in [key for key, until in self._late.items() if until <= now]:
-            del self._late[key]
+        for waiting in (self._late, self._named):
+            for key in [key for key, until in waiting.items() if until <= now]:
+                del waiting[key]

@@ -50,7 +50,9 @@ def test_what_is_to_shrink_waits_for_the_end_of_the_burst_and_goes_in_groups() -
     assert waves.next_at == 8.0 + CALM_S + PACE_S
     assert waves.shrink("z", 10.0)
     assert not waves.shrink("x", 10.0), "not past those before it"
-    assert waves.free(11.0) == ["x"]
+    assert waves.free(11.0) == ["x", "w"], (
+        "w did not lose its place while it was not to be scaled for a moment"
+    )
     assert waves.enter("a", 12.0)
     assert waves.enter("b", 12.0)
     assert not waves.enter("c", 12.0)
@@ -82,6 +84,28 @@ def test_what_was_to_shrink_and_is_woken_instead_does_not_shrink() -> None:
     assert waves.free(0.0) == ["c"]
     assert waves.enter("c", 0.0)
     assert waves.free(100.0) == []
+
+
+def test_a_revision_that_asks_its_activators_in_its_turn_keeps_it() -> None:
+    """All are named once, each then is not to be scaled until its activator has answered: all have to shrink."""
+    waves: Waves[int] = Waves(2, 100.0)
+    for key in range(3):
+        waves.enter(key, 0.0)
+    left = set(range(20))
+    for key in left:
+        assert not waves.shrink(key, 1.0)
+    for key in range(3):
+        waves.leave(key, 1.0)
+    now = 1.0 + CALM_S
+    while left:
+        now = max(now, waves.next_at or now)
+        named = waves.free(now)
+        assert named, "somebody has its turn"
+        for key in named:
+            waves.withdraw(key)  # it asks
+        for key in named:
+            assert waves.shrink(key, now + 0.1)
+            left.discard(key)
 
 
 def test_a_few_at_once_are_no_burst() -> None:
@@ -116,7 +140,7 @@ class Burst(RuleBasedStateMachine):
         self.until: dict[int, float] = {}
         self.line: list[int] = []
         self.kept: dict[int, float] = {}
-        self.named: set[int] = set()
+        self.named: dict[int, float] = {}
 
     def unline(self, key: int) -> None:
         if key in self.line:
@@ -124,7 +148,11 @@ class Burst(RuleBasedStateMachine):
 
     def unkeep(self, key: int) -> None:
         self.kept.pop(key, None)
-        self.named.discard(key)
+        self.named.pop(key, None)
+
+    def expire(self) -> None:
+        self.until = {key: until for key, until in self.until.items() if until > self.now}
+        self.named = {key: until for key, until in self.named.items() if until > self.now}
 
     @rule(key=st.integers(0, 9))
     def enter(self, key: int) -> None:
@@ -150,7 +178,6 @@ class Burst(RuleBasedStateMachine):
     def withdraw(self, key: int) -> None:
         self.waves.withdraw(key)
         self.unline(key)
-        self.unkeep(key)
 
     @rule(key=st.integers(0, 9))
     def shrink(self, key: int) -> None:
@@ -167,14 +194,14 @@ class Burst(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0, 0.5, 2.0, MOST_KEPT_S]))
     def time(self, seconds: float) -> None:
         self.now += seconds
-        self.until = {key: until for key, until in self.until.items() if until > self.now}
+        self.expire()
         free = self.waves.free(self.now)
         entering = self.line[: 3 - len(self.until)]
         assert free[: len(entering)] == entering
         for key in free[len(entering) :]:
             assert not self.waves.busy(self.now) or self.kept[key] <= self.now
             del self.kept[key]
-            self.named.add(key)
+            self.named[key] = self.now + MOST_KEPT_S
 
     @rule()
     def follow_the_clock(self) -> None:
