@@ -5,6 +5,7 @@ What it needs of the runtimes is imported when it is used, so that other verbs s
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from pathlib import Path
 from typing import Final
@@ -97,12 +98,12 @@ def _serve(key: bytes, host: str, port: int) -> None:
     except OSError as error:
         raise Failure(f"can't serve at {host}:{port}", str(error), "another --host or --port") from error
     click.echo(f"serving at {host}:{listening.getsockname()[1]}; end with Ctrl-C")
-    with listening:
+    with listening, contextlib.suppress(KeyboardInterrupt):
         link.serve(listening, key, click.echo)
 
 
 def _measure(key: bytes, host: str, port: int, output: str | None) -> None:
-    from kserve_ext.cli.rdma import link
+    from kserve_ext.cli.rdma import findings, link
     from runtimes.transport.channel import ChannelError
 
     try:
@@ -112,7 +113,8 @@ def _measure(key: bytes, host: str, port: int, output: str | None) -> None:
     if output:
         dump(got._asdict(), output)
     else:
-        click.echo(f"{got.device} (GID {got.gid_index}, {got.address}) to {got.peer_device} of {host}")
+        mine = f"{got.device} ({findings.spoken(got.address)}, GID {got.gid_index})"
+        click.echo(f"{mine} to {got.peer_device} of {host}, packets of {got.mtu} bytes")
         rows = [
             ("write", f"{got.write_mb_s:,.0f} MB/s", "1 MiB each, in the peer's memory when counted"),
             ("read", f"{got.read_mb_s:,.0f} MB/s", "1 MiB each"),

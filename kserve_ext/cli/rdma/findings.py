@@ -6,6 +6,7 @@ top that it needs. Whatever only makes RDMA slow or lossy is a warning; only wha
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 from typing import Final
 
@@ -53,6 +54,12 @@ def rows(facts: Facts) -> list[tuple[str, ...]]:
     return [_row(device, each, chosen, good) for device in facts.devices for each in device.ports]
 
 
+def spoken(gid: str) -> str:
+    """A GID as people know it: 10.8.0.3, 2001:db8::7."""
+    address = ipaddress.IPv6Address(gid)
+    return str(address.ipv4_mapped or address)
+
+
 def judge(facts: Facts) -> list[Finding]:
     """All of it; the first finding says whether anything is usable."""
     good = usable(facts)
@@ -97,7 +104,7 @@ def _row(
         each.interface or "-",
         f"{size} of {each.interface_mtu}" if each.interface_mtu else size,
         "-" if shown is None else str(shown.number),
-        "-" if shown is None else f"{shown.value} ({place.family if place else ''})",
+        "-" if shown is None else spoken(shown.value),
         "yes" if (device.name, port.number) in good else "no",
     )
 

@@ -53,7 +53,7 @@ def serve(listening: socket.socket, key: bytes, told: Callable[[str], None]) -> 
     while True:
         connection, (address, *_) = listening.accept()
         try:
-            told(f"tested from {_answer(connection, key)} ({address})")
+            told(f"the test from {_answer(connection, key)} ({address}) has ended")
         except ChannelError as error:
             told(f"a test from {address} failed: {error}")
         finally:

@@ -113,8 +113,8 @@ def test_a_device_that_is_of_no_use_beside_one_that_is_only_warns(tmp_path: Path
     connectx(tmp_path).locked("unlimited")
     facts = reading.read(tmp_path, {})
     assert said(facts, "mlx5_1:1 has no link").level == "warning"
-    assert [(row[0], row[3], row[6], row[7], row[-1]) for row in findings.rows(facts)] == [
-        ("mlx5_0", "ACTIVE", "4096 of 9000", "3", "yes"),
+    assert [(row[0], row[3], row[6], row[8], row[-1]) for row in findings.rows(facts)] == [
+        ("mlx5_0", "ACTIVE", "4096 of 9000", "10.8.0.3", "yes"),
         ("mlx5_1", "DOWN", "4096 of 9000", "-", "no"),
     ]
 
