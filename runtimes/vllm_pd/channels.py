@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import http.client
 import json
-import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -22,7 +22,6 @@ from runtimes.transport.pair import Channel
 from runtimes.vllm_pd.home_client import Lease
 
 _LOOKUP_S = 2.0
-_log = logging.getLogger(__name__)
 
 
 class Channels:
@@ -77,7 +76,7 @@ class Channels:
     def _log_once(self, lease: Lease, error: ChannelError) -> None:
         if error.reason == "incompatible" and error.detail not in self._logged:
             self._logged.add(error.detail)
-            _log.warning("no KV transfer from %s: %s", lease.instance, error)
+            print(f"warning: no KV transfer from {lease.instance}: {error}", file=sys.stderr, flush=True)
 
     def _dial(self, lease: Lease) -> Channel:
         addr = lookup(lease.addr)
