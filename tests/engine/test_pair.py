@@ -147,6 +147,30 @@ def test_decode_alone_says_why(nursery: Nursery) -> None:
     alone.kill()
 
 
+def test_a_pair_whose_blocks_differ_says_in_what(nursery: Nursery) -> None:
+    pd = start_pair(nursery, "--dtype", "bfloat16", "--block-size", "64")
+    says = (
+        "dtype: 'float32' at prefill, 'bfloat16' at decode; set --dtype equal; "
+        "block_size: not set at prefill, 64 at decode; set --block-size equal"
+    )
+    reasons: dict[str, Answer] = {}
+
+    def asked() -> bool:
+        _, answer = pd.decode.tokens(prompt(7050 + len(reasons), 200), 2)
+        reasons[transfer(answer)[1]["reason"]] = answer
+        return "incompatible" in reasons
+
+    until(asked, "the peer is asked, after its rest if it has one")
+    assert set(reasons) <= {"incompatible", "backing-off"}
+    name = reasons["incompatible"].headers["x-request-id"]
+    marks = pd.decode.get(f"/galaxy/requests/{name}").json["marks"]
+    assert [detail for mark, _, detail in marks if mark == "recompute"] == [f"incompatible: {says}"]
+    assert pd.decode.log.count(says) == 1
+    assert pd.prefill.get("/galaxy/channel").json["layout"]["dtype"] == "float32"
+    for instance in (pd.prefill, pd.decode):
+        instance.kill()
+
+
 def test_a_required_transfer_that_is_impossible_is_refused(nursery: Nursery) -> None:
     alone = nursery.start("--role", "decode", "--pd-threshold-tokens", "64", "--kv-transfer-required").ready()
     body = {"model": "tiny", "prompt": prompt(7100, 200), "max_tokens": 2}
