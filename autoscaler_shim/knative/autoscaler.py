@@ -105,12 +105,13 @@ class Autoscaler:
         self.stat_server = StatServer(
             self._received, self._holds, lambda: self._ready, self._hung_up, identity
         )
+        target = resource("autoscaler", settings.holder.pod, settings.namespace)
         self.metrics_server = MetricsServer(
-            self.reconciler, self.deciders, self._metrics, self._times, self._counters
+            self.reconciler, self.deciders, self._metrics, self._times, self._counters, target
         )
         self.telemetry = Telemetry(
             self.metrics_server.registry,
-            resource("autoscaler", settings.holder.pod, settings.namespace),
+            target,
             settings.profiling_port,
             settings.host or ("::" if ":" in settings.holder.ip else "0.0.0.0"),
         )

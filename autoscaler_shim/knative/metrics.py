@@ -6,7 +6,6 @@ deciders when somebody scrapes; nothing here runs on the way of a decision.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -18,7 +17,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector as PrometheusCollector
 
+from kserve_ext.core.histogram import Histogram
 from kserve_ext.kube.queue import Counters
+from kserve_ext.telemetry.metrics import SCOPE_LABEL
 
 PORT: Final = 9090
 LABELS: Final = (
@@ -26,11 +27,10 @@ LABELS: Final = (
     "kn_service_name",
     "kn_configuration_name",
     "kn_revision_name",
-    "otel_scope_name",
+    SCOPE_LABEL,
 )
 SCOPE: Final = "knative.dev/serving/pkg/autoscaler"
 QUEUE_SCOPE: Final = "knative.dev/pkg/observability/metrics/k8s"
-BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 
 
 class Series(NamedTuple):
@@ -78,26 +78,19 @@ class ScrapeTimes:
     """How long scrapes took."""
 
     def __init__(self) -> None:
-        self._counts: dict[Owner, list[int]] = {}
-        self._sums: dict[Owner, float] = {}
+        self._of: dict[Owner, Histogram] = {}
 
     def observe(self, owner: Owner, seconds: float) -> None:
-        counts = self._counts.setdefault(owner, [0] * (len(BOUNDS) + 1))
-        counts[bisect_left(BOUNDS, seconds)] += 1
-        self._sums[owner] = self._sums.get(owner, 0.0) + seconds
+        self._of.setdefault(owner, Histogram()).observe(seconds)
 
     def family(self) -> HistogramMetricFamily:
         family = HistogramMetricFamily(
             "kn_autoscaler_scrape_duration_seconds",
             "The duration of scraping the revision",
-            labels=("k8s_namespace_name", "kn_service_name", "kn_configuration_name", "otel_scope_name"),
+            labels=("k8s_namespace_name", "kn_service_name", "kn_configuration_name", SCOPE_LABEL),
         )
-        for owner, counts in self._counts.items():
-            total, buckets = 0, []
-            for bound, count in zip((*map(str, BOUNDS), "+Inf"), counts, strict=True):
-                total += count
-                buckets.append((bound, total))
-            family.add_metric((*owner, SCOPE), buckets, self._sums[owner])
+        for owner, took in self._of.items():
+            family.add_metric((*owner, SCOPE), took.buckets, took.sum_s)
         return family
 
 
@@ -107,21 +100,38 @@ class Queue(NamedTuple):
     name: str
     depth: int
     counters: Counters
+    running_s: Sequence[float]
 
 
 def queue_families(queues: Sequence[Queue]) -> Iterator[Metric]:
-    labels = ("name", "otel_scope_name")
+    labels = ("name", SCOPE_LABEL)
     depth = GaugeMetricFamily("kn_workqueue_depth", "Number of current items in the queue", labels=labels)
     adds = CounterMetricFamily("kn_workqueue_adds", "Number of items added to the queue", labels=labels)
     retries = CounterMetricFamily(
         "kn_workqueue_retries", "Number of items re-added to the queue", labels=labels
+    )
+    waited = HistogramMetricFamily(
+        "kn_workqueue_queue_duration_seconds", "How long an item stays in workqueue", labels=labels
+    )
+    ran = HistogramMetricFamily(
+        "kn_workqueue_process_duration_seconds", "How long an item is worked on", labels=labels
+    )
+    unfinished = GaugeMetricFamily(
+        "kn_workqueue_unfinished_work_seconds", "Of all runs under way, so far, together", labels=labels
+    )
+    longest = GaugeMetricFamily(
+        "kn_workqueue_longest_running_processor_seconds", "Of the longest run under way", labels=labels
     )
     for queue in queues:
         which = (queue.name, QUEUE_SCOPE)
         depth.add_metric(which, queue.depth)
         adds.add_metric(which, queue.counters.added)
         retries.add_metric(which, queue.counters.failures)
-    yield from (depth, adds, retries)
+        waited.add_metric(which, queue.counters.waited.buckets, queue.counters.waited.sum_s)
+        ran.add_metric(which, queue.counters.ran.buckets, queue.counters.ran.sum_s)
+        unfinished.add_metric(which, sum(queue.running_s))
+        longest.add_metric(which, max(queue.running_s, default=0.0))
+    yield from (depth, adds, retries, waited, ran, unfinished, longest)
 
 
 class Exposition(PrometheusCollector):

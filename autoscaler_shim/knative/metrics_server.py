@@ -14,6 +14,7 @@ from autoscaler_shim.knative.metrics import Exposition, Queue, ScrapeTimes, Seri
 from autoscaler_shim.knative.reconciler import Reconciler
 from kserve_ext.api.knative.conditions import text_map
 from kserve_ext.api.knative.pa import CONFIGURATION_LABEL, SERVICE_LABEL
+from kserve_ext.telemetry.target import Target
 
 
 class MetricsServer:
@@ -24,11 +25,13 @@ class MetricsServer:
         metric_objects: MetricObjects,
         times: ScrapeTimes,
         counters: Callable[[], Mapping[str, float]],
+        target: Mapping[str, str],
     ) -> None:
         self._reconciler = reconciler
         self._deciders = deciders
         self._metric_objects = metric_objects
         self.registry = CollectorRegistry()
+        self.registry.register(Target(target))
         self.registry.register(Exposition(self._series, times, self._queues, counters))
         self._runner: web.AppRunner | None = None
         self.port = 0
@@ -53,7 +56,7 @@ class MetricsServer:
     def _queues(self) -> list[Queue]:
         package = "knative.dev.serving.pkg.reconciler"
         return [
-            Queue(f"{package}.{name}", queue.depth, queue.counters)
+            Queue(f"{package}.{name}", queue.depth, queue.counters, queue.running_s())
             for name, queue in (
                 ("autoscaling.kpa.Reconciler", self._reconciler.queue),
                 ("metric.reconciler", self._metric_objects.queue),

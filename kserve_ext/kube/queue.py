@@ -12,10 +12,11 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from kserve_ext.core.backoff import pause_s
+from kserve_ext.core.histogram import Histogram
 from kserve_ext.kube.errors import Conflict, KubeError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ class Counters:
     added: int = 0  # keys put in line, duplicates not counted
     runs: int = 0
     failures: int = 0
-    waited_s: float = 0.0  # in line, all keys together
-    ran_s: float = 0.0
+    waited: Histogram = field(default_factory=Histogram)  # in line, since they were added
+    ran: Histogram = field(default_factory=Histogram)
 
 
 class WorkQueue(Generic[K]):
@@ -58,7 +59,8 @@ class WorkQueue(Generic[K]):
         #: Keys in line and since when; each is in _line exactly once.
         self._since: dict[K, float] = {}
         self._line: deque[K] = deque()
-        self._at_work: set[K] = set()
+        #: And since when.
+        self._at_work: dict[K, float] = {}
         #: Keys at work that were added meanwhile: they go in line when they are done.
         self._again: set[K] = set()
         #: Keys that come later, at most one timer each: the earliest that was asked for.
@@ -71,6 +73,11 @@ class WorkQueue(Generic[K]):
     @property
     def depth(self) -> int:
         return len(self._line)
+
+    def running_s(self) -> list[float]:
+        """How long each run that is under way has taken so far."""
+        now = self._now()
+        return [now - begun for begun in self._at_work.values()]
 
     def add(self, key: K) -> None:
         """As soon as possible. Before start() keys gather."""
@@ -144,14 +151,14 @@ class WorkQueue(Generic[K]):
         """Takes its key only now, so that what is added in the turn of the loop that made this task is one run."""
         key = self._line.popleft()
         begun = self._now()
-        self.counters.waited_s += begun - self._since.pop(key)
+        self.counters.waited.observe(begun - self._since.pop(key))
         self.counters.runs += 1
-        self._at_work.add(key)
+        self._at_work[key] = begun
         try:
             await self._run(key)
         finally:
-            self._at_work.discard(key)
-            self.counters.ran_s += self._now() - begun
+            del self._at_work[key]
+            self.counters.ran.observe(self._now() - begun)
             if key in self._again:
                 self._again.discard(key)
                 self.add(key)

@@ -26,10 +26,11 @@ LAST_S = 1.0
 _FORMS: Final = {"gauge": Form.GAUGE, "counter": Form.SUM, "histogram": Form.HISTOGRAM}
 #: What Prometheus' names have at their ends for these units.
 _UNITS: Final = {"_seconds": "s", "_bytes": "By", "_per_second": "{request}/s"}
-_SCOPE_LABEL: Final = "otel_scope_name"
+#: Of a series: which scope of OpenTelemetry's it is in; without it, ours.
+SCOPE_LABEL: Final = "otel_scope_name"
 _SCOPE: Final = "kserve-galaxy"
 #: Parts of names that have an underscore of their own.
-_KEPT: Final = ("not_ready", "status_code")
+_KEPT: Final = ("not_ready", "status_code", "unfinished_work", "longest_running_processor")
 
 
 class Pusher:
@@ -97,8 +98,8 @@ def _points(family: Family, form: Form) -> dict[str, list[Point]]:
     by_scope: dict[str, list[Point]] = {}
     buckets: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for sample in family.samples:
-        labels = {label: value for label, value in sample.labels.items() if label not in (_SCOPE_LABEL, "le")}
-        points = by_scope.setdefault(sample.labels.get(_SCOPE_LABEL, _SCOPE), [])
+        labels = {label: value for label, value in sample.labels.items() if label not in (SCOPE_LABEL, "le")}
+        points = by_scope.setdefault(sample.labels.get(SCOPE_LABEL, _SCOPE), [])
         attributes = {dotted(label): value for label, value in labels.items()}
         if form != Form.HISTOGRAM:
             if not sample.name.endswith("_created"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client.registry import Collector as Source
 
@@ -23,10 +24,19 @@ def resource(part: str, pod_name: str, namespace: str) -> dict[str, str]:
     """Who sends, in OpenTelemetry's words."""
     return {
         "service.name": part,
+        "service.version": _version(),
         "service.instance.id": pod_name,
         "k8s.pod.name": pod_name,
         "k8s.namespace.name": namespace,
     }
+
+
+def _version() -> str:
+    """ "unknown", as in Knative, where these are sources that nobody installed."""
+    try:
+        return version("kserve-galaxy")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 class Telemetry:

@@ -74,11 +74,15 @@ def test_keys_in_line_are_there_once_and_workers_are_bounded() -> None:
             queue.add(key)
         await work.until_begun(2)
         assert queue.depth == 2
+        assert len(queue.running_s()) == 2
         work.go()
         await queue.idle()
         assert sorted(work.begun) == ["a", "b", "c", "d"]
         assert work.most_at_work == 2
         assert (queue.counters.added, queue.counters.runs, queue.counters.failures) == (4, 4, 0)
+        for times in (queue.counters.waited, queue.counters.ran):
+            assert times.buckets[-1] == ("+Inf", 4)
+        assert queue.running_s() == []
 
     play(scenario)
 

@@ -19,6 +19,7 @@ from kserve_ext.api.knative.observability import Metrics, Observability
 from kserve_ext.telemetry import grpc
 from kserve_ext.telemetry.collector import Collector
 from kserve_ext.telemetry.metrics import named
+from kserve_ext.telemetry.target import Target
 from kserve_ext.telemetry.telemetry import Telemetry, resource
 from tests.support.certificates import Authority
 from tests.support.dataplane import run
@@ -39,6 +40,7 @@ class Families(Source):
         )
         times.add_metric(["200"], [("0.1", 1), ("1.0", 1), ("+Inf", 4)], 9.5)
         yield from (gauge, counter, times)
+        yield from Target({"service.name": "activator"}).collect()
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,9 @@ class Families(Source):
         ("http_server_request_duration_seconds", ("http.server.request.duration", "s")),
         ("galaxy_held_bytes", ("galaxy.held", "By")),
         ("kn_workqueue_depth", ("kn.workqueue.depth", "")),
+        ("kn_workqueue_process_duration_seconds", ("kn.workqueue.process.duration", "s")),
+        ("kn_workqueue_unfinished_work_seconds", ("kn.workqueue.unfinished_work", "s")),
+        ("kn_workqueue_longest_running_processor_seconds", ("kn.workqueue.longest_running_processor", "s")),
     ],
 )
 def test_names(prometheus: str, opentelemetry: tuple[str, str]) -> None:
@@ -86,6 +91,10 @@ def check(export: ExportMetricsServiceRequest) -> None:
     assert point.as_double == 3
     assert [(a.key, a.value.string_value) for a in point.attributes] == [("kn.revision.name", "a")]
     ours = scopes["kserve-galaxy"]
+    assert set(ours) == {
+        "galaxy.spans.dropped",
+        "http.server.request.duration",
+    }  # the resource says who it is
     assert ours["galaxy.spans.dropped"].sum.data_points[0].as_double == 2
     (times,) = ours["http.server.request.duration"].histogram.data_points
     assert list(times.bucket_counts) == [1, 0, 3]

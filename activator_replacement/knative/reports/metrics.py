@@ -7,6 +7,7 @@ metrics.go; names with a dot become names with an underscore.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -18,10 +19,13 @@ from prometheus_client.registry import Collector
 
 from activator_replacement.knative.dispatcher import Dispatcher
 from activator_replacement.knative.reports.stat_sink import StatSink
+from kserve_ext.telemetry.metrics import SCOPE_LABEL
 
 _REVISION = ["kn_service_name", "kn_configuration_name", "kn_revision_name", "k8s_namespace_name"]
 _PLACE = ["k8s_namespace_name", "kn_revision_name"]
-_PEER = ["peer"]
+_PEER = ["peer", SCOPE_LABEL]
+_SCOPE: Final = "knative.dev/serving/pkg/activator"
+_HTTP_SCOPE: Final = "go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 
 
 class ActivatorCollector(Collector):
@@ -33,7 +37,7 @@ class ActivatorCollector(Collector):
         concurrency = GaugeMetricFamily(
             "kn_revision_request_concurrency",
             "Concurrent requests that are routed to Activator",
-            labels=_REVISION,
+            labels=[*_REVISION, SCOPE_LABEL],
         )
         queued = GaugeMetricFamily(
             "kn_revision_request_queued", "Requests held until a pod has a free slot.", labels=_PLACE
@@ -47,35 +51,33 @@ class ActivatorCollector(Collector):
         durations = HistogramMetricFamily(
             "http_server_request_duration_seconds",
             "Duration of HTTP server requests.",
-            labels=["http_request_method", "http_response_status_code", *_REVISION],
+            labels=["http_request_method", "http_response_status_code", *_REVISION, SCOPE_LABEL],
         )
         for part in self._dispatcher.parts.values():
             facts, activation = part.facts, part.activation
+            revision = [facts.service, facts.configuration, facts.name, facts.namespace]
             if part.stats is not None or activation.assigned:
                 place = [facts.namespace, facts.name]
-                concurrency.add_metric(
-                    [facts.service, facts.configuration, facts.name, facts.namespace], part.concurrency
-                )
+                concurrency.add_metric([*revision, _SCOPE], part.concurrency)
                 queued.add_metric(place, activation.held)
                 active.add_metric(place, activation.in_flight)
                 capacity.add_metric(place, activation.capacity)
-            revision = [facts.service, facts.configuration, facts.name, facts.namespace]
             for key in sorted(part.durations.by):
                 buckets, total = part.durations.buckets(key)
-                durations.add_metric([key[0].decode(), str(key[1]), *revision], buckets, total)
+                durations.add_metric([key[0].decode(), str(key[1]), *revision, _HTTP_SCOPE], buckets, total)
         yield from (concurrency, queued, active, capacity, durations)
         reachable = GaugeMetricFamily(
             "kn_activator_stats_conn_reachable",
             "Whether a peer is reachable from the activator (1 = reachable, 0 = not reachable)",
             labels=_PEER,
         )
-        reachable.add_metric(["autoscaler"], float(self._sink.reachable))
+        reachable.add_metric(["autoscaler", _SCOPE], float(self._sink.reachable))
         errors = CounterMetricFamily(
             "kn_activator_stats_conn_errors",
             "Number of connection errors from the activator",
             labels=_PEER,
         )
-        errors.add_metric(["autoscaler"], self._sink.errors)
+        errors.add_metric(["autoscaler", _SCOPE], self._sink.errors)
         yield from (reachable, errors)
         yield from self._shared()
         yield GaugeMetricFamily(

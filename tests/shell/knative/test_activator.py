@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -337,16 +338,21 @@ def test_metrics() -> None:
                 place = f'{{k8s_namespace_name="{NAMESPACE}",kn_revision_name="{REVISION}"}}'
                 assert f"kn_revision_request_queued{place} 1.0" in text
                 assert f"kn_revision_request_active{place} 0.0" in text
-                assert 'kn_activator_stats_conn_reachable{peer="autoscaler"} 1.0' in text
+                assert (
+                    'kn_activator_stats_conn_reachable{otel_scope_name="knative.dev/serving/pkg/activator",'
+                    'peer="autoscaler"} 1.0'
+                ) in text
                 revision = 'k8s_namespace_name="default",kn_configuration_name="hello",kn_revision_name'
                 assert (
-                    f'kn_revision_request_concurrency{{{revision}="{REVISION}",kn_service_name="hello"}}'
-                    in text
-                )
+                    f'kn_revision_request_concurrency{{{revision}="{REVISION}",kn_service_name="hello",'
+                    'otel_scope_name="knative.dev/serving/pkg/activator"}'
+                ) in text
                 assert (
                     'http_server_request_duration_seconds_count{http_request_method="GET",'
-                    f'http_response_status_code="200",{revision}="idle-00001",kn_service_name="hello"}} 1.0'
+                    f'http_response_status_code="200",{revision}="idle-00001",kn_service_name="hello",'
+                    'otel_scope_name="go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"} 1.0'
                 ) in text
+                assert re.search('^target_info{.*service_name="activator".*} 1.0$', text, re.MULTILINE)
 
     run(test())
 

@@ -188,6 +188,11 @@ BY_METRIC = {
     "concurrency": {"concurrency_panic", "concurrency_stable", "concurrency_target"},
     "rps": {"rps_panic_per_second", "rps_stable_per_second", "rps_target_per_second"},
 }
+#: And of a work queue.
+OF_A_QUEUE = (
+    "depth", "adds_total", "retries_total", "queue_duration_seconds_count", "process_duration_seconds_count",
+    "unfinished_work_seconds", "longest_running_processor_seconds",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("metric", BY_METRIC)
@@ -207,10 +212,11 @@ def test_metrics_have_knatives_names(metric: str) -> None:
                 'k8s_namespace_name="default",kn_configuration_name="hello",kn_revision_name="hello-00001",'
                 'kn_service_name="hello",otel_scope_name="knative.dev/serving/pkg/autoscaler"'
             }
-            for name in ("kn_workqueue_depth", "kn_workqueue_adds_total", "kn_workqueue_retries_total"):
+            for name in OF_A_QUEUE:
                 for queue in ("autoscaling.kpa.Reconciler", "metric.reconciler"):
-                    assert f'{name}{{name="knative.dev.serving.pkg.reconciler.{queue}"' in text
+                    assert f'kn_workqueue_{name}{{name="knative.dev.serving.pkg.reconciler.{queue}"' in text
             assert "galaxy_autoscaler_scale_patches_total 0.0" in text
+            assert re.search('^target_info{.*service_name="autoscaler".*} 1.0$', text, re.MULTILINE)
 
     run(test())
 
