@@ -91,7 +91,7 @@ def devices() -> list[Device]:
 def _describe(name: str) -> Device:
     try:
         context = Context(name=name)
-    except PyverbsError as error:  # in a container, of a device that it was not given
+    except PyverbsError as error:  # its file is here, and not for this process
         return Device(name, (), shut=f"{_why(error)}; see /dev/infiniband and its rights")
     try:
         limits = context.query_device()
