@@ -41,6 +41,7 @@ from kserve_ext.kube.config_map import at_start, in_force
 from kserve_ext.kube.identity import SecretIdentity
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import CONFIG_MAPS, REVISIONS
+from kserve_ext.telemetry.api_client import ApiClient
 from kserve_ext.telemetry.target import Target
 from kserve_ext.telemetry.telemetry import resource
 
@@ -97,6 +98,7 @@ class Activator:
         registry = prometheus_client.CollectorRegistry()
         target = resource("activator", settings.pod_name, settings.namespace)
         registry.register(Target(target))
+        registry.register(ApiClient(client.session))
         registry.register(ActivatorCollector(self.dispatcher, self.sink))
         self.server = Server(
             self.dispatcher,

@@ -34,6 +34,7 @@ from kserve_ext.kube.client import Client, KubeObject
 from kserve_ext.kube.identity import SecretIdentity
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import DEPLOYMENTS, METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES, Kind
+from kserve_ext.telemetry.api_client import ApiClient
 from kserve_ext.telemetry.telemetry import Telemetry, resource
 from kserve_ext.wire.stats import StatMessage
 
@@ -109,6 +110,7 @@ class Autoscaler:
         self.metrics_server = MetricsServer(
             self.reconciler, self.deciders, self._metrics, self._times, self._counters, target
         )
+        self.metrics_server.registry.register(ApiClient(client.session))
         self.telemetry = Telemetry(
             self.metrics_server.registry,
             target,

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector as PrometheusCollector
 
 from kserve_ext.core.histogram import Histogram
 from kserve_ext.kube.queue import Counters
-from kserve_ext.telemetry.metrics import SCOPE_LABEL
+from kserve_ext.telemetry.metrics import K8S_SCOPE, SCOPE_LABEL
 
 PORT: Final = 9090
 LABELS: Final = (
@@ -30,7 +30,6 @@ LABELS: Final = (
     SCOPE_LABEL,
 )
 SCOPE: Final = "knative.dev/serving/pkg/autoscaler"
-QUEUE_SCOPE: Final = "knative.dev/pkg/observability/metrics/k8s"
 
 
 class Series(NamedTuple):
@@ -123,7 +122,7 @@ def queue_families(queues: Sequence[Queue]) -> Iterator[Metric]:
         "kn_workqueue_longest_running_processor_seconds", "Of the longest run under way", labels=labels
     )
     for queue in queues:
-        which = (queue.name, QUEUE_SCOPE)
+        which = (queue.name, K8S_SCOPE)
         depth.add_metric(which, queue.depth)
         adds.add_metric(which, queue.counters.added)
         retries.add_metric(which, queue.counters.failures)

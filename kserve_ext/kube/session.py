@@ -21,6 +21,7 @@ from yarl import URL
 from kserve_ext.core.token_bucket import TokenBucket
 from kserve_ext.kube.access import Access, AccessError
 from kserve_ext.kube.errors import KubeError, Unavailable, error_of
+from kserve_ext.kube.traffic import NO_ANSWER, Traffic
 
 REQUEST_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 5.0
@@ -38,6 +39,7 @@ class Session:
         """qps 0: as fast as the server likes; burst 0: twice qps."""
         self.access = access
         self.requests = 0
+        self.traffic = Traffic()
         #: Of time.monotonic: the last time that the server said anything.
         self.last_contact = time.monotonic()
         self._failing_since: float | None = None
@@ -58,17 +60,11 @@ class Session:
         self, method: str, path: str, params: Mapping[str, str], content: bytes | None, content_type: str
     ) -> bytes:
         """The body of the answer; what the server refuses for now, with Retry-After, is asked again a little."""
-        limits = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
-        for tries_left in reversed(range(TRIES)):
-            response = await self._send(method, path, params, content, content_type, limits)
-            body = await self._body(response)
-            if response.status < 300:
-                return body
-            refusal = self._refusal(response, body)
-            if not 0 < refusal.retry_after_s <= MOST_RETRY_AFTER_S or tries_left == 0:
-                raise refusal
-            await asyncio.sleep(refusal.retry_after_s * random.uniform(1.0, 1.2))
-        raise AssertionError("the last try returns or raises")
+        begun = time.monotonic()
+        try:
+            return await self._ask(method, path, params, content, content_type)
+        finally:
+            self.traffic.took(method, path, time.monotonic() - begun)
 
     async def follow(
         self, path: str, params: Mapping[str, str], idle_s: float, on_open: Callable[[], None]
@@ -107,6 +103,21 @@ class Session:
 
     # --- inside
 
+    async def _ask(
+        self, method: str, path: str, params: Mapping[str, str], content: bytes | None, content_type: str
+    ) -> bytes:
+        limits = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
+        for tries_left in reversed(range(TRIES)):
+            response = await self._send(method, path, params, content, content_type, limits)
+            body = await self._body(response)
+            if response.status < 300:
+                return body
+            refusal = self._refusal(response, body)
+            if not 0 < refusal.retry_after_s <= MOST_RETRY_AFTER_S or tries_left == 0:
+                raise refusal
+            await asyncio.sleep(refusal.retry_after_s * random.uniform(1.0, 1.2))
+        raise AssertionError("the last try returns or raises")
+
     async def _send(
         self,
         method: str,
@@ -141,11 +152,13 @@ class Session:
                     proxy=endpoint.proxy or None,
                 )
             except (*BROKEN, AccessError) as error:
+                self.traffic.answers[method, NO_ANSWER] += 1
                 raise self._failed(error) from error
             if response.status >= 500:  # it may be a balancer that speaks for a dead server
                 self._fails()
             else:
                 self._contact()
+            self.traffic.answers[method, response.status] += 1
             if response.status != 401 or refused is not None:
                 return response
             refused = header

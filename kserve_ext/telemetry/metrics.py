@@ -28,6 +28,8 @@ _FORMS: Final = {"gauge": Form.GAUGE, "counter": Form.SUM, "histogram": Form.HIS
 _UNITS: Final = {"_seconds": "s", "_bytes": "By", "_per_second": "{request}/s"}
 #: Of a series: which scope of OpenTelemetry's it is in; without it, ours.
 SCOPE_LABEL: Final = "otel_scope_name"
+#: Of work queues and of the API server's client.
+K8S_SCOPE: Final = "knative.dev/pkg/observability/metrics/k8s"
 _SCOPE: Final = "kserve-galaxy"
 #: Parts of names that have an underscore of their own.
 _KEPT: Final = ("not_ready", "status_code", "unfinished_work", "longest_running_processor")

@@ -51,6 +51,10 @@ class Families(Source):
         ("http_server_request_duration_seconds", ("http.server.request.duration", "s")),
         ("galaxy_held_bytes", ("galaxy.held", "By")),
         ("kn_workqueue_depth", ("kn.workqueue.depth", "")),
+        (
+            "kn_k8s_client_http_response_status_code",
+            ("kn.k8s.client.http.response.status_code", ""),
+        ),
         ("kn_workqueue_process_duration_seconds", ("kn.workqueue.process.duration", "s")),
         ("kn_workqueue_unfinished_work_seconds", ("kn.workqueue.unfinished_work", "s")),
         ("kn_workqueue_longest_running_processor_seconds", ("kn.workqueue.longest_running_processor", "s")),

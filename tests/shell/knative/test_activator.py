@@ -353,6 +353,11 @@ def test_metrics() -> None:
                     'otel_scope_name="go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"} 1.0'
                 ) in text
                 assert re.search('^target_info{.*service_name="activator".*} 1.0$', text, re.MULTILINE)
+                asked = 'http_client_request_duration_seconds_count{http_request_method="GET",'
+                assert re.search(f'^{asked}.*url_template="/api/v1/', text, re.MULTILINE)
+                assert re.search(
+                    "^kn_k8s_client_http_response_status_code_total{.*} [1-9]", text, re.MULTILINE
+                )
 
     run(test())
 

@@ -217,6 +217,9 @@ def test_metrics_have_knatives_names(metric: str) -> None:
                     assert f'kn_workqueue_{name}{{name="knative.dev.serving.pkg.reconciler.{queue}"' in text
             assert "galaxy_autoscaler_scale_patches_total 0.0" in text
             assert re.search('^target_info{.*service_name="autoscaler".*} 1.0$', text, re.MULTILINE)
+            asked = 'http_client_request_duration_seconds_count{http_request_method="GET",'
+            assert re.search(f'^{asked}.*url_template="/api/v1/', text, re.MULTILINE)
+            assert re.search("^kn_k8s_client_http_response_status_code_total{.*} [1-9]", text, re.MULTILINE)
 
     run(test())
 
