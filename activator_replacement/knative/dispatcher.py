@@ -45,6 +45,10 @@ class ActivatorExchange(Exchange, Protocol):
     @property
     def method(self) -> bytes: ...
 
+    @property
+    def version(self) -> str:
+        """Of HTTP: 1.0, 1.1 or 2.0."""
+
 
 class Part:
     """One revision."""
@@ -280,7 +284,8 @@ class Dispatcher:
         if part.stats is not None:
             part.stats.leave(monotonic())
         if status:
-            part.durations.add(exchange.method, status, self._loop.time() - exchange.started)
+            took = self._loop.time() - exchange.started
+            part.durations.add(exchange.method, status, exchange.version, took)
         if self.tracer is not None and exchange.trace is not None:
             self.tracer.ended(exchange, exchange.trace, part.facts, status)
         if exchange.record is not None:

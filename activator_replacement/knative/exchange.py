@@ -57,6 +57,10 @@ class KnativeExchange(HttpExchange):
     def method(self) -> bytes:
         return self.facts.method
 
+    @property
+    def version(self) -> str:
+        return "1.1" if self.facts.minor else "1.0"
+
     def repeatable(self, kept: bool) -> bool:
         return kept and self.facts.method in _SAFE
 

@@ -68,6 +68,10 @@ class KnativeHttp2Exchange(Http2Exchange):
         return self.facts.method
 
     @property
+    def version(self) -> str:
+        return "2.0"
+
+    @property
     def empty(self) -> bool:
         """It has no body."""
         return self.body_done and not self._received

@@ -1,4 +1,4 @@
-"""How long a revision's requests took, by method and status: OpenTelemetry's http.server.request.duration.
+"""How long requests took, by method, status and version of HTTP: OpenTelemetry's http.server.request.duration.
 
 From the request's head to the last byte of its answer, time in a queue included, in the buckets that its conventions
 name. Methods that they don't name count as _OTHER, so that clients can't make series at will.
@@ -32,6 +32,9 @@ _METHODS: Final = frozenset(
 )
 _SUM: Final = len(BUCKETS_S) + 1
 
+#: Method, status, version of HTTP.
+Key = tuple[bytes, int, str]
+
 
 class Durations:
     """One revision's."""
@@ -39,18 +42,18 @@ class Durations:
     __slots__ = ("by",)
 
     def __init__(self) -> None:
-        #: By method and status: how many fell into each bucket, then the sum in seconds.
-        self.by: dict[tuple[bytes, int], list[float]] = {}
+        #: By method, status and version: how many fell into each bucket, then the sum in seconds.
+        self.by: dict[Key, list[float]] = {}
 
-    def add(self, method: bytes, status: int, seconds: float) -> None:
-        found = self.by.get((method, status))
+    def add(self, method: bytes, status: int, version: str, seconds: float) -> None:
+        found = self.by.get((method, status, version))
         if found is None:
-            key = (method if method in _METHODS else b"_OTHER", status)
+            key = (method if method in _METHODS else b"_OTHER", status, version)
             found = self.by.setdefault(key, [0] * (_SUM + 1))
         found[bisect_left(BUCKETS_S, seconds)] += 1
         found[_SUM] += seconds
 
-    def buckets(self, key: tuple[bytes, int]) -> tuple[list[tuple[str, float]], float]:
+    def buckets(self, key: Key) -> tuple[list[tuple[str, float]], float]:
         """Upper bound and number of all up to it, as Prometheus has them; and the sum."""
         found = self.by[key]
         total = 0.0

@@ -51,7 +51,14 @@ class ActivatorCollector(Collector):
         durations = HistogramMetricFamily(
             "http_server_request_duration_seconds",
             "Duration of HTTP server requests.",
-            labels=["http_request_method", "http_response_status_code", *_REVISION, SCOPE_LABEL],
+            labels=[
+                "http_request_method",
+                "http_response_status_code",
+                "network_protocol_name",
+                "network_protocol_version",
+                *_REVISION,
+                SCOPE_LABEL,
+            ],
         )
         for part in self._dispatcher.parts.values():
             facts, activation = part.facts, part.activation
@@ -64,7 +71,9 @@ class ActivatorCollector(Collector):
                 capacity.add_metric(place, activation.capacity)
             for key in sorted(part.durations.by):
                 buckets, total = part.durations.buckets(key)
-                durations.add_metric([key[0].decode(), str(key[1]), *revision, _HTTP_SCOPE], buckets, total)
+                method, status, version = key
+                labels = [method.decode(), str(status), "http", version, *revision, _HTTP_SCOPE]
+                durations.add_metric(labels, buckets, total)
         yield from (concurrency, queued, active, capacity, durations)
         reachable = GaugeMetricFamily(
             "kn_activator_stats_conn_reachable",

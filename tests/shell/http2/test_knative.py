@@ -88,7 +88,9 @@ def test_header_blocks_as_the_pod_and_the_client_get_them(mesh: bytes) -> None:
                     "x-forwarded-for": "127.0.0.1",
                     **({"k-passthrough-lb": "true"} if mesh else {}),
                 }
-                assert dispatch.exchanges[0].revision == "n/r"
+                (exchange,) = dispatch.exchanges
+                assert isinstance(exchange, KnativeHttp2Exchange)
+                assert (exchange.revision, exchange.method, exchange.version) == ("n/r", b"POST", "2.0")
 
     run(test())
 

@@ -350,6 +350,7 @@ def test_metrics() -> None:
                 assert (
                     'http_server_request_duration_seconds_count{http_request_method="GET",'
                     f'http_response_status_code="200",{revision}="idle-00001",kn_service_name="hello",'
+                    'network_protocol_name="http",network_protocol_version="1.1",'
                     'otel_scope_name="go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"} 1.0'
                 ) in text
                 assert re.search('^target_info{.*service_name="activator".*} 1.0$', text, re.MULTILINE)
