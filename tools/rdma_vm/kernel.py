@@ -13,6 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from tools.rdma_vm import debian
 from tools.setup import commands, steps
 from tools.setup.layout import Layout, digest
 from tools.setup.steps import SetupError
@@ -122,18 +123,10 @@ def require(needs: dict[str, str], what: str) -> None:
 
 
 def _unpack(work: Path, layout: Layout) -> None:
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
     log = layout.log / "rdma-sources.log"
-    try:
-        commands.run(["apt-get", "-q", "download", SOURCE], log, cwd=work)
-    except SetupError as error:
-        raise SetupError(f"{error}\n(if the package is not known: apt update)") from None
-    (package,) = work.glob("*.deb")
-    commands.run(["dpkg-deb", "-x", package, work / "package"], log)
-    commands.run(["tar", "-xf", work / "package/usr/src" / f"{SOURCE}.tar.xz", "-C", work], log)
-    shutil.rmtree(work / "package")
-    package.unlink()
+    content = debian.unpack(SOURCE, work, log)
+    commands.run(["tar", "-xf", content / "usr/src" / f"{SOURCE}.tar.xz", "-C", work], log)
+    shutil.rmtree(content)
     (work / "fragment").write_text(configuration(), encoding="utf-8")
     (work / "unpacked").touch()
 

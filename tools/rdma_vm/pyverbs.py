@@ -13,8 +13,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from tools.rdma_vm import kernel
-from tools.setup import commands, steps
+from tools.rdma_vm import debian, kernel
+from tools.setup import steps
 from tools.setup.layout import Layout
 from tools.setup.steps import SetupError
 
@@ -51,16 +51,8 @@ def require_libraries() -> None:
 def _fetch(target: Path, layout: Layout) -> None:
     kernel.require({"apt-get": "apt", "dpkg-deb": "dpkg"}, "fetching pyverbs")
     work = target.with_suffix(".partial")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    log = layout.log / "rdma-pyverbs.log"
-    try:
-        commands.run(["apt-get", "-q", "download", PACKAGE], log, cwd=work)
-    except SetupError as error:
-        raise SetupError(f"{error}\n(if the package is not known: apt update)") from None
-    (package,) = work.glob("*.deb")
-    commands.run(["dpkg-deb", "-x", package, work / "package"], log)
+    content = debian.unpack(PACKAGE, work, layout.log / "rdma-pyverbs.log")
     (work / "folder").mkdir()
-    shutil.move(work / "package/usr/lib/python3/dist-packages/pyverbs", work / "folder/pyverbs")
+    shutil.move(content / "usr/lib/python3/dist-packages/pyverbs", work / "folder/pyverbs")
     os.replace(work / "folder", target)
     shutil.rmtree(work)
