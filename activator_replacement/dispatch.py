@@ -11,13 +11,11 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-import msgspec
-
+from activator_replacement.accounts import grant_facts
 from activator_replacement.refusals import NEVER
 from activator_replacement.requests import Record, Requests
 from activator_replacement.routes import Routes
 from activator_replacement.seam import CLIENT_GONE, OK, OUTCOMES, TIMEOUT, Exchange, Refusal
-from kserve_ext.core.dispatch import facts as home_facts
 from kserve_ext.core.dispatch.shard import MOST_ATTEMPTS, Shard
 from kserve_ext.core.dispatch.throttler import TOO_MANY, Tracker
 from kserve_ext.core.facts import Hold, Instance, Revision, View
@@ -174,8 +172,7 @@ class Dispatcher:
 
     def granted(self, grant: Grant) -> Demand | None:
         """Obeys a Grant; the state after it."""
-        facts = home_facts.Grant(*msgspec.structs.astuple(grant))
-        for waiting in self.shard.grant(facts, self.loop.time()):  # it can't serve for good
+        for waiting in self.shard.grant(grant_facts(grant), self.loop.time()):  # it can't serve for good
             self._refuse(waiting, 503, f"{grant.revision} can't serve: {grant.refusal}", NEVER)
         self.drain(grant.revision)
         demand = self.shard.report(grant.revision, self.loop.time())
@@ -301,11 +298,6 @@ class Dispatcher:
             record.outcome = f"refused {status}"
             record.mark("refused", reason)
         waiting.refuse(status, reason, retry_after_s)
-
-
-def demand_facts(demand: Demand) -> home_facts.Demand:
-    """The message as the cores know it: the same fields in the same order."""
-    return home_facts.Demand(*msgspec.structs.astuple(demand))
 
 
 def _close(record: Any, outcome: int) -> None:

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from activator_replacement.dispatch import Dispatcher, demand_facts
+from activator_replacement.accounts import demand_facts
+from activator_replacement.dispatch import Dispatcher
 from activator_replacement.ghosts import Ghosts
 from activator_replacement.questions import Questions
 from activator_replacement.routes import Routes

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
-from activator_replacement.dispatch import demand_facts
+from activator_replacement.accounts import demand_facts
 from kserve_ext.core.dispatch.facts import AskNode, Instruction
 from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.facts import Instance

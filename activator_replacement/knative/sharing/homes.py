@@ -11,8 +11,7 @@ from collections.abc import Callable
 from time import monotonic, time_ns
 from typing import Final
 
-import msgspec
-
+from activator_replacement.accounts import demand_facts
 from activator_replacement.knative.dispatcher import Part
 from activator_replacement.knative.sharing.peers import Peers
 from kserve_ext.core.dispatch import facts
@@ -109,12 +108,3 @@ class Homes:
 
         message = m.Recall(0, self._me, "", (shared.part.facts.key,))
         self._rpc.call_soon(self._peers.addr(member), message, done, RECALL_S)
-
-
-def demand_facts(demand: m.Demand) -> facts.Demand:
-    """The messages as the cores know them: the same fields in the same order."""
-    return facts.Demand(*msgspec.structs.astuple(demand))
-
-
-def grant_facts(grant: m.Grant) -> facts.Grant:
-    return facts.Grant(*msgspec.structs.astuple(grant))

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from time import monotonic, time_ns
 from typing import Final
 
+from activator_replacement.accounts import demand_facts, grant_facts
 from activator_replacement.knative.dispatcher import Figures, Part
-from activator_replacement.knative.sharing.homes import ANSWER_S, Homes, Shared, demand_facts, grant_facts
+from activator_replacement.knative.sharing.homes import ANSWER_S, Homes, Shared
 from activator_replacement.knative.sharing.peers import Peers
 from kserve_ext.core import rendezvous
 from kserve_ext.core.dispatch import facts
