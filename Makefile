@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 KEEP ?=
 PY := .venv/bin/python
 ROOTS := kserve_ext autoscaler_shim activator_replacement runtimes tools tests bench examples e2e
-BENCHES := bench-rpc bench-dataplane bench-activator bench-from-zero bench-coldstart bench-kv bench-kv-gpu
+BENCHES := bench-rpc bench-dataplane bench-activator bench-from-zero bench-coldstart bench-kv bench-kv-ttft bench-kv-gpu
 FUZZ_SECONDS ?= 60
 E2E ?=
 #: Tests that must pass on the compiled form of the request path, too.
