@@ -7,13 +7,14 @@ PY := .venv/bin/python
 ROOTS := kserve_ext autoscaler_shim activator_replacement runtimes tools tests bench examples e2e
 BENCHES := bench-rpc bench-dataplane bench-activator bench-from-zero bench-coldstart bench-kv bench-kv-ttft bench-kv-gpu
 FUZZ_SECONDS ?= 60
+REQUESTS ?= 10000
 E2E ?=
 #: Tests that must pass on the compiled form of the request path, too.
 ON_COMPILED := tests/wire/test_http1.py tests/wire/test_knative_head.py tests/wire/http2 tests/shell/test_dataplane.py \
   tests/shell/http2 tests/shell/knative/test_activator.py tests/shell/knative/test_request_log.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check unit e2e rdma fuzz golden compiled clean $(BENCHES)
+.PHONY: help setup demo test check unit e2e rdma storm fuzz golden compiled clean $(BENCHES)
 
 help:
 	@echo 'make demo [KEEP=1]   an embedded cluster: from zero to the first token (KEEP=1 leaves it running)'
@@ -22,6 +23,7 @@ help:
 	@echo 'make e2e             real etcd, Kubernetes and Knative: every behaviour against stock and against ours'
 	@echo '                     (E2E="--impl ours -k websocket" are options of pytest; needs root and Go, see e2e/README.md)'
 	@echo 'make rdma            KV over real verbs under a kernel with soft-RoCE (built once: six minutes)'
+	@echo 'make storm           REQUESTS=10000 through a pair in which every step fails at times (quarter of an hour)'
 	@echo 'make compiled        the request path through mypyc, in the cache; used from then on (decision 8)'
 	@echo 'make fuzz            every parser by coverage, FUZZ_SECONDS each'
 	@echo 'make golden          rewrite the golden scripts from what the code does now; then read the diff'
@@ -69,6 +71,9 @@ e2e: setup
 
 rdma: setup
 	@$(PY) -m tools.rdma_vm run --links pair --memory 8G --seconds 900 -- $(PY) -m pytest tests/rdma
+
+storm: setup
+	@$(PY) -m tests.engine.storm --requests $(REQUESTS)
 
 fuzz: setup
 	@$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS)

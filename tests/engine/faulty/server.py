@@ -7,13 +7,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.engine.faulty import storm
+
 
 def main(argv: list[str]) -> int:
     from runtimes.vllm_pd import server
 
     fault = os.environ.get("FAULT", "")
     if fault:
-        {"die": _die, "hang": _hang, "flip": _flip, "stall": _stall}[fault]()
+        faults = {"die": _die, "hang": _hang, "flip": _flip, "stall": _stall}
+        storms = {"storm-prefill": storm.prefill, "storm-decode": storm.decode}
+        (faults | storms)[fault]()
     return server.main(argv)
 
 
