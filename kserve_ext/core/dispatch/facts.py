@@ -40,6 +40,7 @@ class Demand(NamedTuple):
     bound_s: float = 0.0  # in Knative: for so long its own slots are still lent to another home,
     bound_to: FunctionID = FunctionID("")  # this one
     shuns: tuple[InstanceID, ...] = ()  # those that it can't reach from where it is
+    prefers: tuple[tuple[InstanceID, int], ...] = ()  # idle slots of these would be better than of others
 
 
 class Grant(NamedTuple):

@@ -38,6 +38,8 @@ class Account:
     uses: Slots = field(default_factory=dict)
     #: none of these is of use to it
     shuns: frozenset[InstanceID] = frozenset()
+    #: idle slots that would serve it better than those of other instances
+    prefers: Slots = field(default_factory=dict)
     reported: Slots = field(default_factory=dict)
     #: what the next Grant says
     intended: Slots = field(default_factory=dict)
@@ -100,7 +102,7 @@ class Leases:
         account.seq, account.heard_at = demand.seq, now
         account.held, account.in_flight, account.wanted = demand.held, demand.in_flight, demand.wanted
         account.uses, account.reported = dict(demand.uses), dict(demand.leases)
-        account.shuns = frozenset(demand.shuns)
+        account.shuns, account.prefers = frozenset(demand.shuns), dict(demand.prefers)
         first = not account.joined
         account.joined = account.joined or demand.term == term or now >= self.frozen_until
         if demand.term == term:
@@ -211,6 +213,11 @@ class Leases:
             if account.unacked and account.left_at is None and now - account.sent_at > after_s
         ]
 
+    def listening(self, now: float) -> list[FunctionID]:
+        """Shards that have requests of the revision or slots for them, and obey this home."""
+        accounts = sorted(self.accounts.items())
+        return [s for s, a in accounts if a.joined and (a.need or a.total) and self._listens(a, now)]
+
     def check(self, instances: Sequence[InstanceID]) -> None:
         if self.limit:
             for instance in instances:
@@ -224,7 +231,7 @@ class Leases:
     def _share(self, usable: Sequence[InstanceID], frozen: Container[InstanceID], now: float) -> None:
         shards = [s for s, a in sorted(self.accounts.items()) if a.left_at is None and a.joined]
         waiting = [s for s in shards if self._lacks(s) > 0]
-        if not waiting:
+        if not waiting and not any(self.accounts[s].prefers for s in shards):
             return
         turn = int(now / TURN_S) % len(shards)
         order = [*shards[turn:], *shards[:turn]]
@@ -241,6 +248,8 @@ class Leases:
         spare = sum(free.values()) // (2 * len(shards))
         for shard in waiting:  # the next requests then need no word with home
             self._give(self.accounts[shard], min(spare, self.accounts[shard].need), free)
+        for shard in order:  # also beside idle ones of others, which are given back when they stay idle
+            self._prefer(self.accounts[shard], sum(free.values()), free)
         self._take_back(sum(below_fair().values()), fair, usable, order)
 
     def _take_back(
@@ -274,10 +283,25 @@ class Leases:
         return account.need - account.total if account.wanted > 0 else 0
 
     def _give(self, account: Account, count: int, free: dict[InstanceID, int]) -> None:
-        """Spread over the instances with most free slots; `free` is what is left."""
+        """What it prefers, and spread over the instances with most free slots; `free` is what is left."""
+        count -= self._prefer(account, count, free)
         shunned = {i: free.pop(i) for i in account.shuns if i in free}
         self._spread(account, count, free)
         free.update(shunned)
+
+    def _prefer(self, account: Account, most: int, free: dict[InstanceID, int]) -> int:
+        """How many slots it got of those instances that it prefers."""
+        given = 0
+        for instance, count in account.prefers.items():
+            idle = max(0, account.intended.get(instance, 0) - account.uses.get(instance, 0))
+            step = min(count - idle, free.get(instance, 0), most - given)
+            if step > 0:
+                account.intended[instance] = account.intended.get(instance, 0) + step
+                free[instance] -= step
+                if not free[instance]:
+                    del free[instance]
+                given += step
+        return given
 
     def _spread(self, account: Account, count: int, free: dict[InstanceID, int]) -> None:
         while count > 0 and free:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from kserve_ext.core.dispatch import facts as home_facts
+from kserve_ext.core.dispatch.choosing import chooses
 from kserve_ext.core.dispatch.facts import (
     AskNode,
     Demand,
@@ -60,6 +61,9 @@ class RevisionHome:
         self.leases = Leases(revision.concurrency, now)
         self.setbacks = Setbacks()
         self._nodes: set[NodeID] = set()
+        #: shards choose among all instances, so that they are told of those too of which they have no slot
+        self._named = bool(revision.concurrency) and chooses(revision)
+        self._roster: list[InstanceID] = []
         self.since = now
         self.deleted = False
         self.goal = 0
@@ -156,6 +160,8 @@ class RevisionHome:
         intended = account.intended if account is not None else {}
         known = self.fleet.known
         slots = [(known[i], n) for i, n in sorted(intended.items()) if i in known]
+        if self._named:
+            slots += [(known[i], 0) for i in self._roster if i in known and i not in intended]
         self._seq += 1
         refusal = self._refusal
         if account is not None:
@@ -341,7 +347,12 @@ class RevisionHome:
         """Slots to shards (not to the one whose answer follows), stops of what nobody uses, open questions."""
         if self.open:
             inherited = {k.id for k in self.fleet.known.values() if k.inherited}
-            for shard in self.leases.allot(self.fleet.usable(now), inherited, now):
+            usable = self.fleet.usable(now)
+            tell = self.leases.allot(usable, inherited, now)
+            if self._named and usable != self._roster:
+                self._roster = usable
+                tell = sorted({*tell, *self.leases.listening(now)})
+            for shard in tell:
                 if shard != answering:
                     out.append(SendGrant(shard, self.grant(shard, 0, now)))
             for shard, account in self.leases.accounts.items():

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, NamedTuple
 
+from kserve_ext.core.dispatch.choosing import Chooser, ChoosingThrottler
 from kserve_ext.core.dispatch.facts import LEASE_TTL_S, QUIET_S, REPORT_S, UNLIMITED, Demand, Grant
 from kserve_ext.core.dispatch.throttler import HELD, R, Throttler, Tracker
 from kserve_ext.core.facts import Instance, Revision
@@ -61,10 +62,21 @@ class Part(Generic[R]):
         "told",
     )
 
-    def __init__(self, revision: Revision, home: FunctionID | None, term: int, now: float) -> None:
+    def __init__(
+        self,
+        revision: Revision,
+        home: FunctionID | None,
+        term: int,
+        now: float,
+        chooser: Chooser[R] | None = None,
+    ) -> None:
         self.revision = revision
         self.home = home
-        self.throttler: Throttler[R] = Throttler(revision.hold, now)
+        self.throttler: Throttler[R] = (
+            Throttler(revision.hold, now)
+            if chooser is None
+            else ChoosingThrottler(revision.hold, now, chooser)
+        )
         #: nothing of an older home is obeyed
         self.term = term
         #: seq of the newest Grant of that term
@@ -93,6 +105,7 @@ class Part(Generic[R]):
         self.seq += 1
         self.asked = throttler.held
         area = throttler.area(now)
+        prefers = throttler.prefers(told is not None)
         told = told or _Told(now, throttler.arrived, throttler.completed, area)
         return Demand(
             self.revision.key,
@@ -109,6 +122,7 @@ class Part(Generic[R]):
             incarnation,
             self.term,
             self.granted,
+            prefers=prefers,
         )
 
     @property
@@ -122,8 +136,12 @@ class Part(Generic[R]):
 
 
 class Shard(Generic[R]):
-    def __init__(self, incarnation: int) -> None:
+    def __init__(
+        self, incarnation: int, chooser_of: Callable[[Revision], Chooser[R] | None] = lambda revision: None
+    ) -> None:
+        """`chooser_of`: what says where the requests of a revision should go; None: anywhere."""
         self.incarnation = incarnation
+        self._chooser_of = chooser_of
         self.parts: dict[RevisionKey, Part[R]] = {}
         #: revisions with a Demand to send
         self.pending: set[RevisionKey] = set()
@@ -138,7 +156,8 @@ class Shard(Generic[R]):
     def know(self, revision: Revision, now: float) -> None:
         if revision.key not in self.parts:
             home = self._home_of(revision.home_key)
-            self.parts[revision.key] = Part(revision, home, self._terms.get(revision.key, 0), now)
+            term = self._terms.get(revision.key, 0)
+            self.parts[revision.key] = Part(revision, home, term, now, self._chooser_of(revision))
 
     def forget(self, key: RevisionKey) -> list[R]:
         """The revision was deleted: its held requests, which nobody will serve.
@@ -249,6 +268,7 @@ class Shard(Generic[R]):
             throttler.valid_until = max(throttler.valid_until, part.open_since + LEASE_TTL_S)
             part.open_seq = part.retries = 0
             part.told = part.sending
+            throttler.heard()
 
     def unanswered(self, key: RevisionKey, seq: int, now: float) -> None:
         """It was lost, or whoever got it isn't the home: again soon."""

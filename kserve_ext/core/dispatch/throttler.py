@@ -240,6 +240,13 @@ class Throttler(Generic[R]):
     def leases(self) -> tuple[tuple[InstanceID, int], ...]:
         return tuple((t.id, t.lease) for t in self.trackers.values() if t.slots != UNLIMITED and t.lease)
 
+    def prefers(self, telling: bool) -> tuple[tuple[InstanceID, int], ...]:
+        """Of which instances slots are asked for, and how many. `telling`: heard() follows the answer to it."""
+        return ()
+
+    def heard(self) -> None:
+        """Home has answered what was told to it, and its Grant was obeyed: then drain."""
+
     def area(self, now: float) -> float:
         """Integral of held + in flight since the beginning."""
         self._integrate(now)

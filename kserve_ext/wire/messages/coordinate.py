@@ -41,6 +41,7 @@ class Demand(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
     bound_s: float = 0.0
     bound_to: FunctionID = FunctionID("")
     shuns: tuple[InstanceID, ...] = ()
+    prefers: tuple[tuple[InstanceID, int], ...] = ()
 
 
 class Grant(msgspec.Struct, array_like=True, frozen=True, tag=3, gc=False):
