@@ -20,6 +20,7 @@ import msgspec
 
 from activator_replacement.dispatch import TICK_S, Dispatcher
 from activator_replacement.homes import Homes, status_of
+from activator_replacement.peers import PeerWatches
 from activator_replacement.prefill import PrefillLeases
 from activator_replacement.routes import Routes
 from activator_replacement.server import Address, Server
@@ -45,7 +46,8 @@ class DispatchFunction:
         self.routes = Routes(self._revision, lambda key: self.homes.routed(key))
         self.dispatcher = Dispatcher(membership.me, membership.member.incarnation, rpc, self.routes)
         self.homes = Homes(rpc, membership, store, self.routes, self.dispatcher)
-        self.prefill = PrefillLeases(rpc, self.dispatcher, self.routes, self.homes.ready_instance)
+        self.prefill = PrefillLeases(rpc, self.dispatcher, self.routes, self.homes.generation_of)
+        self.peers = PeerWatches(rpc, self.routes, self.homes.ready_instances)
         self.server = Server(self.dispatcher, status=self.status, ready=self.not_ready)
         rpc.handle(Describe, self.describe)
         membership.on_view(self._view)

@@ -144,14 +144,20 @@ class Homes:
         if revision is not None and home is not None:
             self._carry(revision.home_key, home.route(self.routes.routed, self.loop.time()))
 
-    def ready_instance(self, key: RevisionKey) -> tuple[InstanceID, str] | None:
-        """Any instance of a revision of ours that is ready, and its address; it costs no slot."""
+    def ready_instances(self, key: RevisionKey) -> tuple[m.PrefillPeer, ...] | None:
+        """Those of a revision of ours that may be used, in order; None while that isn't known."""
         found = self.of_revision(key)
-        if found is None:
+        if found is None or not found[1].revisions[key].open:
             return None
         fleet = found[1].revisions[key].fleet
-        ready = fleet.usable(self.loop.time())
-        return (chosen := self._random.choice(ready), fleet.known[chosen].addr) if ready else None
+        ready = (fleet.known[instance] for instance in sorted(fleet.usable(self.loop.time())))
+        return tuple(m.PrefillPeer(k.id, k.addr, k.generation) for k in ready)
+
+    def generation_of(self, key: RevisionKey, instance: InstanceID) -> int:
+        """Of an instance's process; 0 where that isn't known."""
+        found = self.of_revision(key)
+        known = found[1].revisions[key].fleet.known.get(instance) if found is not None else None
+        return known.generation if known is not None else 0
 
     def tick(self) -> None:
         now = self.loop.time()

@@ -2,8 +2,7 @@
 
 The home of a group answers LeasePrefill through its own shard: the wait counts as demand on the prefill revision, so
 it wakes and scales it. A lease ends by ReturnPrefill, with the connection of the decode instance that has it, or
-after the revision's timeout; a slot that comes when the caller has given up goes back at once. Who asks for no tokens
-only wants a peer to dial ahead: that takes no slot and is no demand.
+after the revision's timeout; a slot that comes when the caller has given up goes back at once.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from kserve_ext.wire.messages import Ack, LeasePrefill, PrefillLease, ReturnPref
 
 MARGIN_S = 0.05  # for the answer's way to the caller
 PASS_ON_S = 1.0
-LOOK_AGAIN_S = 0.1
 NOT_IN_TIME = "no prefill instance was free in time"
 
 
@@ -51,7 +49,8 @@ class PrefillWait:
         self.instance = instance
         loop = self.answer.get_loop()
         if not self.answer.done() and loop.time() < self.until:
-            self.answer.set_result(PrefillLease(self.lease, instance, addr))
+            generation = self.leases.generation_of(self.revision, instance)
+            self.answer.set_result(PrefillLease(self.lease, instance, addr, generation))
         else:  # nobody would hear of it; not from within the throttler's own call
             self.refuse(503, NOT_IN_TIME)
             loop.call_soon(self.leases.end, self, "")
@@ -69,11 +68,11 @@ class PrefillLeases:
         rpc: Rpc,
         dispatcher: Dispatcher,
         routes: Routes,
-        ready_instance: Callable[[RevisionKey], tuple[InstanceID, str] | None],
+        generation_of: Callable[[RevisionKey, InstanceID], int],
     ) -> None:
         self.dispatcher = dispatcher
         self.routes = routes
-        self.ready_instance = ready_instance
+        self.generation_of = generation_of
         #: what a former process of this name has given is never taken for one of ours
         prefix = f"{dispatcher.me}/{dispatcher.shard.incarnation:x}"
         self._ids = (f"{prefix}/{n:x}" for n in itertools.count(1))
@@ -86,8 +85,6 @@ class PrefillLeases:
         revision = self.routes.prefill_of(message.group)
         if revision is None or revision.key not in self.dispatcher.shard.parts:
             return PrefillLease("", reason=f"group {message.group} has no prefill revision here")
-        if message.tokens == 0:
-            return self._peer(revision.key, caller.expires - MARGIN_S)
         loop = asyncio.get_running_loop()
         wait = PrefillWait(self, next(self._ids), revision.key, caller, loop.create_future())
         self._open[wait.lease] = wait
@@ -124,17 +121,6 @@ class PrefillLeases:
             self.dispatcher.release(wait)
 
     # --- inside
-
-    async def _peer(self, key: RevisionKey, until: float) -> PrefillLease:
-        """A ready instance, as soon as there is one."""
-        loop = asyncio.get_running_loop()
-        while True:
-            peer = self.ready_instance(key)
-            if peer is not None:
-                return PrefillLease(f"{self.dispatcher.me}/peer", *peer)
-            if loop.time() + LOOK_AGAIN_S > until:
-                return PrefillLease("", reason="no prefill instance is ready yet")
-            await asyncio.sleep(LOOK_AGAIN_S)
 
     def _pass_on(self, message: ReturnPrefill) -> None:
         """The home has moved since: the lease is in the account of the shard whose name it begins with."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from kserve_ext.core.facts import Command, Hold, Model, Resources, Revision, Scale
 from kserve_ext.core.ids import InstanceID, RequestID, RevisionKey
 from kserve_ext.rpc import Caller, Rpc
-from kserve_ext.wire.messages import LeasePrefill, PrefillLease, ReturnPrefill
+from kserve_ext.wire.messages import LeasePrefill, PrefillLease, PrefillPeer, ReturnPrefill, WatchPrefill
 from tests.support.dataplane import run
 from tests.support.dispatch_cluster import KEY as CLUSTER_KEY
 from tests.support.dispatch_cluster import Cluster, Dispatch, cluster, until
@@ -127,22 +127,28 @@ def test_a_slot_that_comes_when_the_caller_has_given_up_goes_back(tmp_path: Path
     run(test())
 
 
-def test_a_peer_to_dial_takes_no_slot_and_is_no_demand(tmp_path: Path) -> None:
+def test_who_watches_hears_of_each_change_takes_no_slot_and_is_no_demand(tmp_path: Path) -> None:
     async def test() -> None:
-        async with cluster(tmp_path, "dispatch-0") as up:
+        async with cluster(tmp_path, "dispatch-0", "dispatch-1") as up:
             await applied(up)
             decode = Rpc("decode-1", CLUSTER_KEY)
-            addr = up.dispatch["dispatch-0"].membership.addr
-            dial = LeasePrefill(GROUP, RequestID("channel"), 0, InstanceID("decode-1"))
-            leases = up.dispatch["dispatch-0"].function.prefill
-            none: PrefillLease = await leases.lease(dial, within(0.3))
-            assert (none.lease, none.reason) == ("", "no prefill instance is ready yet")
+            home = up.home(member("prefill").key)
+            addr = up.dispatch[home].membership.addr
+            watches = up.dispatch[home].function.peers
+            none = await decode.call(addr, WatchPrefill(GROUP), 30.0)
+            assert none.tag
+            assert none.peers == ()
+            assert await watches.watch(WatchPrefill(GROUP, none.tag), within(0.3)) == none, "at its deadline"
             assert not up.instances, "nothing is started for it"
+            news = asyncio.create_task(decode.call(addr, WatchPrefill(GROUP, none.tag), 60.0))
             first = await lease(decode, addr, 1)
-            peer: PrefillLease = await decode.call(addr, dial, 30.0)
-            assert (peer.instance, peer.addr) == (first.instance, first.addr)
-            await decode.call(addr, ReturnPrefill(GROUP, peer.lease, ""), 30.0)
+            found = await news
+            assert found.peers == (PrefillPeer(first.instance, first.addr, first.generation),)
             assert in_use(up) == 1
+            other = next(d.membership.addr for n, d in up.dispatch.items() if n != home)
+            for nobody in (WatchPrefill("ns/other"), WatchPrefill(GROUP)):
+                unknown = await decode.call(other, nobody, 30.0)
+                assert (unknown.tag, unknown.peers) == ("", ())
             await decode.close()
 
     run(test())

@@ -20,7 +20,16 @@ from kserve_ext.wire.messages.coordinate import (
     Greeted,
     Room,
 )
-from kserve_ext.wire.messages.instances import LeasePrefill, Locate, Located, PrefillLease, ReturnPrefill
+from kserve_ext.wire.messages.instances import (
+    LeasePrefill,
+    Locate,
+    Located,
+    PrefillLease,
+    PrefillPeer,
+    PrefillPeers,
+    ReturnPrefill,
+    WatchPrefill,
+)
 from kserve_ext.wire.messages.membership import (
     Apply,
     ApplyReply,
@@ -89,6 +98,8 @@ __all__ = [
     "Placed",
     "Placements",
     "PrefillLease",
+    "PrefillPeer",
+    "PrefillPeers",
     "Probe",
     "PublishView",
     "Recall",
@@ -111,4 +122,5 @@ __all__ = [
     "StoreWatch",
     "Update",
     "Wake",
+    "WatchPrefill",
 ]

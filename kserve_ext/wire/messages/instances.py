@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from kserve_ext.core.ids import FunctionID, InstanceID, RequestID
 from kserve_ext.wire.messages.base import Message
 
@@ -36,6 +38,29 @@ class PrefillLease(Message, frozen=True):
     addr: str = ""  # host:port of the prefill instance's HTTP server
     generation: int = 0
     reason: str = ""
+
+
+class PrefillPeer(NamedTuple):
+    """A prefill instance that may be given out."""
+
+    instance: InstanceID
+    addr: str  # host:port of its HTTP server
+    generation: int = 0
+
+
+class WatchPrefill(Message, frozen=True):
+    """Decode -> home of the group: which prefill instances there are, as soon as the answer has another tag.
+
+    At the call's deadline it is answered in any case.
+    """
+
+    group: str
+    tag: str = ""  # of the last answer
+
+
+class PrefillPeers(Message, frozen=True):
+    tag: str  # "" = not known (yet), which says nothing of any peer; ask again later
+    peers: tuple[PrefillPeer, ...] = ()
 
 
 class ReturnPrefill(Message, frozen=True):

@@ -6,7 +6,15 @@ from typing import Final
 
 from kserve_ext.wire.messages.base import Ack, Message
 from kserve_ext.wire.messages.coordinate import Coordinate, CoordinateReply, Greet, Greeted
-from kserve_ext.wire.messages.instances import LeasePrefill, Locate, Located, PrefillLease, ReturnPrefill
+from kserve_ext.wire.messages.instances import (
+    LeasePrefill,
+    Locate,
+    Located,
+    PrefillLease,
+    PrefillPeers,
+    ReturnPrefill,
+    WatchPrefill,
+)
 from kserve_ext.wire.messages.membership import (
     Apply,
     ApplyReply,
@@ -63,6 +71,7 @@ METHODS: Final[dict[int, tuple[type[Message], type[Message]]]] = {
     40: (Locate, Located),
     41: (LeasePrefill, PrefillLease),
     42: (ReturnPrefill, Ack),
+    43: (WatchPrefill, PrefillPeers),
     50: (StorePut, StorePutReply),
     51: (StoreScan, StoreItems),
     52: (StoreWatch, StoreChanges),

@@ -1,0 +1,46 @@
+"""Which prefill instances a group has: the home tells each decode instance that asks, as soon as the answer changes.
+
+That takes no slot and is no demand: decode dials them before a request needs them, and lets go of those that are no
+longer among them. Who isn't the home of the group, or doesn't know yet what runs, says that it doesn't know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from hashlib import blake2b
+
+from activator_replacement.routes import Routes
+from kserve_ext.core.ids import RevisionKey
+from kserve_ext.rpc import Caller, Rpc
+from kserve_ext.wire.messages import PrefillPeer, PrefillPeers, WatchPrefill
+
+MARGIN_S = 0.05  # for the answer's way to the caller
+LOOK_AGAIN_S = 0.1
+
+Ready = Callable[[RevisionKey], tuple[PrefillPeer, ...] | None]
+
+
+class PeerWatches:
+    """The rpc handler of WatchPrefill. `ready`: a revision's usable instances; None: not known."""
+
+    def __init__(self, rpc: Rpc, routes: Routes, ready: Ready) -> None:
+        self._routes = routes
+        self._ready = ready
+        rpc.handle(WatchPrefill, self.watch)
+
+    async def watch(self, message: WatchPrefill, caller: Caller) -> PrefillPeers:
+        loop = asyncio.get_running_loop()
+        while True:
+            answer = self._peers(message.group)
+            late = loop.time() + LOOK_AGAIN_S > caller.expires - MARGIN_S
+            if late or not answer.tag or answer.tag != message.tag:
+                return answer
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    def _peers(self, group: str) -> PrefillPeers:
+        revision = self._routes.prefill_of(group)
+        ready = self._ready(revision.key) if revision is not None else None
+        if ready is None:
+            return PrefillPeers("")
+        return PrefillPeers(blake2b(repr(ready).encode(), digest_size=8).hexdigest(), ready)
