@@ -12,7 +12,6 @@ import contextlib
 import faulthandler
 import os
 import signal
-import socket
 import sys
 import traceback
 from argparse import Namespace
@@ -20,6 +19,7 @@ from typing import Any
 
 from runtimes.vllm_pd import options
 from runtimes.vllm_pd.hang import LOOK_S, Steps
+from runtimes.vllm_pd.http_server import http_server, listen
 from runtimes.vllm_pd.status import StartRefused, Status
 
 #: Kept from being collected: tearing an engine down takes a second, ending the process does it at once.
@@ -107,13 +107,16 @@ class Instance:
             loop.add_signal_handler(number, self._on_signal)
         self.status.enter("loading")
         try:
-            listener = _listen(self.args)
+            listener = listen(self.args.host, self.args.port)
         except OSError as error:
             return _refuse(
                 self.status,
                 StartRefused(str(error), "--port", "choose another port, or 0", permanent=False),
             )
-        server = self.server = _http_server(self.args, self.entrance)
+        level = self.args.uvicorn_log_level
+        server = self.server = http_server(
+            self.entrance, self.args.drain_seconds, level if level != "info" else "warning"
+        )
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         self.status.listening(listener.getsockname()[1])
         try:
@@ -213,38 +216,6 @@ class Instance:
         self.args.drain_seconds = _LAST_WORDS_S
         self.server.config.timeout_graceful_shutdown = _LAST_WORDS_S
         self.stop.set()
-
-
-def _listen(args: Namespace) -> socket.socket:
-    family = socket.AF_INET6 if ":" in (args.host or "") else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((args.host or "0.0.0.0", args.port))
-    listener.listen(1024)
-    return listener
-
-
-def _http_server(args: Namespace, app: Any) -> Any:
-    import uvicorn
-
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        lifespan="off",
-        log_level=args.uvicorn_log_level if args.uvicorn_log_level != "info" else "warning",
-        access_log=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, round(args.drain_seconds)),
-    )
-
-    class Server(uvicorn.Server):  # type: ignore[misc]
-        """Leaves the signals to Instance."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Any:
-            yield
-
-    return Server(config)
 
 
 async def _first_token(engine: Any) -> None:
