@@ -2,7 +2,8 @@
 
 Matches vLLM 0.32's distributed/kv_transfer/kv_connector/v1/base.py. Decode: blocks are reserved in
 update_state_after_alloc and awaited (an asynchronous load). Prefill: blocks are pushed after each step, and
-kept after the request until they are sent. Failed loads are recomputed (kv_load_failure_policy=recompute).
+kept after the request until they are sent; what decode holds of a prompt is awaited likewise. Failed loads are
+recomputed (kv_load_failure_policy=recompute).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
     KVConnectorTransferResults,
 )
+from vllm.platforms import current_platform
 
 from runtimes.vllm_pd import worker_side
 from runtimes.vllm_pd.scheduler_side import DecodeSide, Plan, PrefillSide
@@ -32,18 +34,27 @@ class GalaxyConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         size = vllm_config.cache_config.block_size
-        self._producer = self._kv_transfer_config.is_kv_producer
-        self._side: DecodeSide | PrefillSide = PrefillSide(size) if self._producer else DecodeSide(size)
-        self._worker = worker_side.CURRENT[0] if role == KVConnectorRole.WORKER else None
+        here = worker_side.CURRENT[0]
+        self._prefill = self._kv_transfer_config.is_kv_producer
+        self._side: DecodeSide | PrefillSide = PrefillSide(size, here) if self._prefill else DecodeSide(size)
+        self._worker = here if role == KVConnectorRole.WORKER else None
+
+    @classmethod
+    def get_required_kvcache_layout(cls, vllm_config: Any) -> str | None:
+        """On a GPU the layers of a block behind each other, where the attention backend can: few large writes.
+
+        vLLM drops the wish, with a warning, where it can't; the CPU's attention never can.
+        """
+        return None if current_platform.is_cpu() else "BLHNC"
 
     # --- scheduler
 
     def on_new_request(self, request: Any) -> None:
         self._side.arrived(request)
 
-    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         tokens = self._side.matched(request, num_computed_tokens)
-        return tokens, tokens > 0
+        return tokens, bool(tokens)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         self._side.allocated(request, blocks.get_block_ids()[0], num_external_tokens)

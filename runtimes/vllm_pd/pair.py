@@ -77,7 +77,11 @@ class PrefillPair:
     """Listens; runs jobs once the engine answers."""
 
     def __init__(self, args: Namespace, status: Status, timelines: Timelines) -> None:
-        self.kv_transfer: dict[str, Any] | None = {**_CONNECTOR, "kv_role": "kv_producer"}
+        self.kv_transfer: dict[str, Any] | None = {
+            **_CONNECTOR,
+            "kv_role": "kv_both",  # it fetches from decode what that one holds
+            "kv_load_failure_policy": "recompute",
+        }
         self._args = args
         self._status = status
         self._timelines = timelines

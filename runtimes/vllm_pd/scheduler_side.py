@@ -1,13 +1,14 @@
 """The scheduler's half of the KV connector: which blocks to reserve, and which are computed. Moves nothing.
 
 Works on what vLLM's scheduler tells a connector (kv_connector/v1/base.py); the outcome is a Plan that travels to
-the worker's half with the step. Two classes, one a role; neither imports vLLM.
+the worker's half with the step. Two classes, one a role; neither imports vLLM. Blocks go both ways: decode waits for
+what prefill computes, and prefill may first fetch what decode holds of the prompt (an earlier turn and its answer).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 #: Key in kv_transfer_params: the number of a transfer into decode, and of a push out of prefill.
 TRANSFER = "galaxy_transfer"
@@ -15,9 +16,19 @@ PUSH = "galaxy_push"
 
 
 class Reservation(NamedTuple):
-    """Decode's blocks for one request. `skip`: blocks at the prompt's start that decode has already."""
+    """Decode's blocks for one request. `held`: those at the prompt's start that it has already, in order."""
 
     transfer: int
+    request: str
+    held: list[int]
+    targets: list[int]
+    tokens: int
+
+
+class Fetch(NamedTuple):
+    """Prefill's blocks for what decode holds of a prompt, from its block number `skip` on."""
+
+    push: int
     request: str
     skip: int
     targets: list[int]
@@ -39,6 +50,8 @@ class Plan(NamedTuple):
 
     reserve: tuple[Reservation, ...] = ()
     unused: tuple[int, ...] = ()  # transfers that decode doesn't need (any more)
+    fetch: tuple[Fetch, ...] = ()
+    dropped: tuple[int, ...] = ()  # pushes whose fetch prefill doesn't need any more
     progress: tuple[Progress, ...] = ()
     preempted: tuple[int, ...] = ()
 
@@ -58,7 +71,7 @@ class DecodeSide:
         if transfer is not None:
             self._asked[request.request_id] = transfer
 
-    def matched(self, request: Any, computed: int) -> int:
+    def matched(self, request: Any, computed: int) -> int | None:
         """Tokens that will come from outside. May be asked repeatedly; a failed transfer isn't tried again."""
         if request.request_id not in self._asked:
             return 0
@@ -74,8 +87,8 @@ class DecodeSide:
         skip = (request.num_prompt_tokens - external) // self._block_size
         end = -(-request.num_prompt_tokens // self._block_size)
         self._waiting[request.request_id] = transfer
-        reservation = Reservation(transfer, request.request_id, skip, blocks[skip:end], external)
-        self._reserve.append(reservation)
+        held, targets = blocks[:skip], blocks[skip:end]
+        self._reserve.append(Reservation(transfer, request.request_id, held, targets, external))
 
     def finished(self, request: Any) -> bool:
         for known in (self._asked, self._waiting):
@@ -90,30 +103,70 @@ class DecodeSide:
         return plan
 
 
-class PrefillSide:
-    """Computes prompts whose blocks another engine waits for."""
+class Holdings(Protocol):
+    """What decode has of a prompt already: blocks that need not be computed here."""
 
-    def __init__(self, block_size: int) -> None:
+    def held(self, push: int) -> int | None:
+        """How many blocks at the prompt's start decode keeps for us; None: it hasn't said yet, ask again."""
+
+    def pays(self, tokens: int) -> bool:
+        """Whether so many tokens are better fetched from there than computed here. Asked once a request."""
+
+
+class PrefillSide:
+    """Computes prompts whose blocks another engine waits for, after fetching what that one holds of them."""
+
+    def __init__(self, block_size: int, holdings: Holdings) -> None:
         self._block_size = block_size
+        self._holdings = holdings
         self._pushes: dict[str, tuple[int, int]] = {}  # request -> push, prompt tokens
         self._begun: set[str] = set()  # requests that the worker's half knows
+        self._asked: dict[
+            str, bool | None
+        ] = {}  # requests not allocated yet: whether to fetch, None = undecided
+        self._fetching: dict[str, int] = {}  # requests whose blocks are reserved -> push
+        self._fetch: list[Fetch] = []
+        self._dropped: list[int] = []
 
     def arrived(self, request: Any) -> None:
         push = (request.kv_transfer_params or {}).get(PUSH)
         if push is not None:
             self._pushes[request.request_id] = (push, request.num_prompt_tokens)
+            self._asked[request.request_id] = None
 
-    def matched(self, request: Any, computed: int) -> int:
-        return 0
+    def matched(self, request: Any, computed: int) -> int | None:
+        """Tokens that decode holds and we lack; None: ask again. A failed fetch isn't tried again."""
+        name = request.request_id
+        if name not in self._asked or self._asked[name] is False:
+            return 0
+        held = self._holdings.held(self._pushes[name][0])
+        if held is None:
+            return None
+        lacking = max(0, held * self._block_size - computed)
+        if self._asked[name] is None:
+            self._asked[name] = lacking > 0 and self._holdings.pays(lacking)
+        return lacking if self._asked[name] else 0
 
     def allocated(self, request: Any, blocks: list[int], external: int) -> None:
-        return
+        name = request.request_id
+        if self._asked.pop(name, None) is None or external <= 0:
+            return
+        push = self._pushes[name][0]
+        held = self._holdings.held(push) or 0
+        skip = held - external // self._block_size
+        self._fetching[name] = push
+        self._fetch.append(Fetch(push, name, skip, blocks[skip:held], external))
 
     def finished(self, request: Any) -> bool:
         """True: keep its blocks until the worker's half says that they are sent."""
-        self._pushes.pop(request.request_id, None)
-        begun = request.request_id in self._begun
-        self._begun.discard(request.request_id)
+        name = request.request_id
+        self._pushes.pop(name, None)
+        self._asked.pop(name, None)
+        fetching = self._fetching.pop(name, None)
+        if fetching is not None:
+            self._dropped.append(fetching)
+        begun = name in self._begun
+        self._begun.discard(name)
         return begun
 
     def step(self, output: Any) -> Plan:
@@ -124,11 +177,19 @@ class PrefillSide:
         lost = tuple(self._pushes.pop(name)[0] for name in sorted(preempted))
         progress = []
         for name, start in before.items():
+            self._fetching.pop(name, None)
             if name in self._pushes:
                 push, prompt = self._pushes[name]
                 done = start + output.num_scheduled_tokens.get(name, 0)
                 progress.append(self._progress(name, push, prompt, done, output.kv_connector_block_state))
-        return Plan(progress=tuple(p for p in progress if p is not None), preempted=lost)
+        plan = Plan(
+            fetch=tuple(self._fetch),
+            dropped=tuple(self._dropped),
+            progress=tuple(p for p in progress if p is not None),
+            preempted=lost,
+        )
+        self._fetch, self._dropped = [], []
+        return plan
 
     def _progress(self, name: str, push: int, prompt: int, done: int, state: Any) -> Progress | None:
         resolve: Callable[[str], tuple[list[int], ...] | None] = state.get_block_ids

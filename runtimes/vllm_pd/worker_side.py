@@ -24,6 +24,16 @@ class Worker:
         self._landings = landings
         self._pushes = pushes
 
+    # --- asked by the scheduler's half
+
+    def held(self, push: int) -> int | None:
+        return 0
+
+    def pays(self, tokens: int) -> bool:
+        return False
+
+    # --- the engine's steps
+
     def register(self, tensors: dict[str, Any]) -> None:
         self._memory.register(tensors)
 
@@ -38,7 +48,7 @@ class Worker:
             for transfer in plan.unused:
                 self._landings.cancel(transfer, "not needed")
             for r in plan.reserve:
-                self._landings.reserve(r.transfer, r.request, r.skip, r.targets, r.tokens)
+                self._landings.reserve(r.transfer, r.request, len(r.held), r.targets, r.tokens)
         if self._pushes is not None:
             for p in plan.progress:
                 self._pushes.computed(p.push, p.request, p.blocks, p.whole, p.final)
