@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from activator_replacement.accounts import grant_facts
+from activator_replacement.affinity import AffinityChooser, keys_of
 from activator_replacement.refusals import NEVER
 from activator_replacement.requests import Record, Requests
 from activator_replacement.routes import Routes
 from activator_replacement.seam import CLIENT_GONE, OK, OUTCOMES, TIMEOUT, Exchange, Refusal
+from kserve_ext.core.dispatch.affinity import PrefixTree
+from kserve_ext.core.dispatch.choosing import Chooser
 from kserve_ext.core.dispatch.shard import MOST_ATTEMPTS, Shard
 from kserve_ext.core.dispatch.throttler import TOO_MANY, Tracker
 from kserve_ext.core.facts import Hold, Instance, Revision, View
@@ -47,7 +50,8 @@ class Dispatcher:
         self.me = me
         self.rpc = rpc
         self.routes = routes
-        self.shard: Shard[Waiting] = Shard(incarnation)
+        self._affinity = AffinityChooser(PrefixTree())
+        self.shard: Shard[Waiting] = Shard(incarnation, self._chooser)
         self.requests = Requests()
         self.loop = asyncio.get_running_loop()
         self.submitted = 0
@@ -74,14 +78,22 @@ class Dispatcher:
         return found
 
     def submit(self, exchange: Exchange) -> None:
-        self.submitted += 1
         key = exchange.revision
         revision = self.routes.revisions.get(key)
         if revision is None or key not in self.shard.parts:
             exchange.refuse(503, f"revision {key} was deleted", 1.0)
             return
-        exchange.timeout_s = revision.timeout_s
-        exchange.note = self.requests.open(exchange.request_id, key, exchange.held_bytes)
+        if exchange.note is None:
+            self.submitted += 1
+            exchange.timeout_s = revision.timeout_s
+            exchange.continues = revision.continuation
+            exchange.note = self.requests.open(exchange.request_id, key, exchange.held_bytes)
+        if revision.affinity != "none":
+            keys = keys_of(exchange, revision.affinity, revision.service)
+            if keys is None:
+                return
+            exchange.note.keys = keys
+            exchange.note.held_bytes = exchange.held_bytes
         self.place(exchange, revision.hold)
 
     def sent(self, exchange: Exchange) -> None:
@@ -288,6 +300,9 @@ class Dispatcher:
             if record.held:
                 record.mark("slot", tracker.id)
                 # Cold: it waited for this instance to become ready, not just for a slot.
+    def _chooser(self, revision: Revision) -> Chooser[Any] | None:
+        return self._affinity if revision.affinity != "none" else None
+
                 record.cold = waiting.started <= tracker.ready_at  # type: ignore[attr-defined]
             waiting.cold = record.cold  # type: ignore[attr-defined]
         waiting.go(tracker.addr, tracker.id)

@@ -50,6 +50,7 @@ class HttpExchange:
         "attempts",
         "body_done",
         "client",
+        "_wanted",
         "cold",
         "facts",
         "head",
@@ -101,6 +102,7 @@ class HttpExchange:
     def receive(self, data: bytes) -> bytes:
         """Takes body bytes; returns those that follow the body. Raises Malformed."""
         rest = b""
+        self._wanted = 0  # bytes of the body that Dispatch waits for, 0 = it doesn't
         if self._walker is not None:
             end = self._walker.feed(data)
             if end >= 0:
@@ -130,13 +132,16 @@ class HttpExchange:
         self._pause_if_held()
 
     def _pause_if_held(self) -> None:
-        if self.state <= CONNECTING and not self.body_done and not self._fits:
+        if self.state <= CONNECTING and not self.body_done and not self._fits and not self._wanted:
             self.client.pause_reading()
 
     # --- Dispatch's side of the seam
 
     @property
     def request_id(self) -> bytes:
+        elif self._wanted and (self.body_done or self._body_bytes >= self._wanted):
+            self._wanted = 0
+            self.client.plane.loop.call_soon(self._submit_again)
         """The client's, or one that is made when somebody asks."""
         if not self._request_id:
             self._request_id = self.client.plane.next_id()
@@ -144,6 +149,10 @@ class HttpExchange:
 
     def header(self, name: bytes) -> bytes | None:
         return header(self.head, name)
+
+    def _submit_again(self) -> None:
+        if self.state == HELD:
+            self.submit(self.revision)
 
     def go(self, addr: str, instance: InstanceID) -> None:
         if self.state != HELD:
@@ -161,6 +170,15 @@ class HttpExchange:
     def refuse(self, status: int, reason: str, retry_after_s: float = 0.0) -> None:
         if self.state == DONE:
             return
+    def read(self, wanted: int) -> bytes | None:
+        never = (
+            self._walker is not None or self.facts.expect or (wanted > self.facts.length and not self._fits)
+        )
+        if self.body_done or self._body_bytes >= wanted or never:
+            return b"".join(self._body or ())
+        self._wanted = wanted
+        return None
+
         self.state = DONE
         self.client.answer(self, status, reason, retry_after_s)
 

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from time import time
 from typing import Any, Final
 
+from kserve_ext.core.dispatch.affinity import Keys
 from kserve_ext.core.ids import InstanceID, RevisionKey
 
 KEPT: Final = 1000
@@ -17,7 +18,17 @@ KEPT: Final = 1000
 class Record:
     """One request: marks are (name, unix seconds, detail)."""
 
-    __slots__ = ("cold", "held", "held_bytes", "instance", "marks", "outcome", "request_id", "revision")
+    __slots__ = (
+        "cold",
+        "held",
+        "held_bytes",
+        "instance",
+        "keys",
+        "marks",
+        "outcome",
+        "request_id",
+        "revision",
+    )
 
     def __init__(self, request_id: bytes, revision: RevisionKey, held_bytes: int) -> None:
         self.request_id = request_id
@@ -27,6 +38,7 @@ class Record:
         self.outcome = ""
         self.cold = False
         self.held = False
+        self.keys = Keys()
         self.marks: list[tuple[str, float, str]] = [("arrived", time(), "")]
 
     def mark(self, name: str, detail: str = "") -> None:

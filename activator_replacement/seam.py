@@ -8,7 +8,7 @@ it returns (`submit` usually calls `go`).
 Life of an exchange, and who calls what (each line once, in this order; no call ever follows the last one):
 
     resolve -> Refusal                                  answered by the data plane, never submitted
-    resolve -> revision, submit, then one of
+    resolve -> revision, submit (again after read has returned None), then one of
         refuse                                          Dispatch answers; nothing is called afterwards
         cancelled                                       client went, or deadline passed, while it was held
         go, sent?, first_byte?, then one of
@@ -73,6 +73,12 @@ class Exchange(Protocol):
         """Sends it to the instance at host:port now."""
 
     def refuse(self, status: int, reason: str, retry_after_s: float = 0.0) -> None:
+    def read(self, wanted: int) -> bytes | None:
+        """The first bytes of its body: `wanted` of them, or as many as it has, or as can be read while it is held.
+
+        Only from within submit. None: they aren't here; submit is called once more when they are.
+        """
+
         """Answers it with the JSON error of that status (refusals.py); ends the exchange."""
 
 
@@ -89,7 +95,7 @@ class Dispatch(Protocol):
         """Its head was written to the instance."""
 
     def first_byte(self, exchange: Exchange) -> None:
-        """The head of its response was read."""
+        """The head of its response was read; of a continued one, that of the next instance."""
 
     def finished(self, exchange: Exchange, outcome: int) -> None:
         """Its slot is free. May call go on other exchanges."""

@@ -75,7 +75,7 @@ class Http2Exchange(RequestHalf):
         self._request_id = facts.request_id
         self._body = []
         self._trailers = None
-        self._received = self._sent = self._credited = 0
+        self._received = self._sent = self._credited = self._wanted = 0
         self.revision = RevisionKey("")
         self.instance = InstanceID("")
         self.addr = ""
@@ -107,6 +107,10 @@ class Http2Exchange(RequestHalf):
 
     def go(self, addr: str, instance: InstanceID) -> None:
         if self.state != HELD:
+    def submit_again(self) -> None:
+        if self.state == HELD:
+            self.submit(self.revision)
+
             raise RuntimeError(f"go() on {self.request_id!r}, which is not held (state {self.state})")
         self.addr = addr
         self.instance = instance

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from activator_replacement.exchange import SENT
 from kserve_ext.wire.http1 import Malformed
 from kserve_ext.wire.http2.fields import fields
+from kserve_ext.wire.http2.frames import DEFAULT_WINDOW
 from kserve_ext.wire.http2.headers import RequestBlock, check_trailers
 from kserve_ext.wire.http2.streams import Stream
 
@@ -35,6 +36,7 @@ class RequestHalf(ABC):
         "_request_id",
         "_sent",
         "_trailers",
+        "_wanted",
         "body_done",
         "client",
         "down",
@@ -58,6 +60,7 @@ class RequestHalf(ABC):
     _received: int
     _sent: int  # of it, to the instance that has it now
     _credited: int  # of it, to any instance
+    _wanted: int  # bytes of the body that Dispatch waits for, 0 = it doesn't
 
     @property
     def request_id(self) -> bytes:
@@ -92,6 +95,18 @@ class RequestHalf(ABC):
             sent = self.upstream.connection.send_data(self.up, payload, end)
             if sent:
                 self.went(sent)
+        elif self._wanted and (end or received >= self._wanted):
+            self._wanted = 0
+            self.client.plane.loop.call_soon(self.submit_again)
+
+    def read(self, wanted: int) -> bytes | None:
+        """See seam.py."""
+        length = self.facts.length
+        never = length < 0 or (wanted > DEFAULT_WINDOW and length > DEFAULT_WINDOW)
+        if self.body_done or self._received >= wanted or never:
+            return b"".join(self._body or ())
+        self._wanted = wanted
+        return None
 
     def receive_trailers(self, block: bytes) -> None:
         """The end of the body."""
@@ -108,6 +123,9 @@ class RequestHalf(ABC):
             return
         self.body_done = True
         self._trailers = block
+        if self._wanted:
+            self._wanted = 0
+            self.client.plane.loop.call_soon(self.submit_again)
         if self.up is not None and self.upstream is not None:
             if self.upstream.connection.takes(block):
                 self.upstream.connection.send_trailers(self.up, block)
@@ -160,6 +178,10 @@ class RequestHalf(ABC):
             connection.send_trailers(up, trailers)
         if sent:
             self.went(sent)
+
+    @abstractmethod
+    def submit_again(self) -> None:
+        """What Dispatch wanted to read is here."""
 
     @abstractmethod
     def malformed(self) -> None:
