@@ -86,7 +86,6 @@ class Dispatcher:
         if exchange.note is None:
             self.submitted += 1
             exchange.timeout_s = revision.timeout_s
-            exchange.continues = revision.continuation
             exchange.note = self.requests.open(exchange.request_id, key, exchange.held_bytes)
         if revision.affinity != "none":
             keys = keys_of(exchange, revision.affinity, revision.service)

@@ -46,11 +46,11 @@ class HttpExchange:
         "_request_id",
         "_retried",
         "_walker",
+        "_wanted",
         "addr",
         "attempts",
         "body_done",
         "client",
-        "_wanted",
         "cold",
         "facts",
         "head",
@@ -90,6 +90,7 @@ class HttpExchange:
         self._body_bytes = 0
         length = facts.length
         self._left = length
+        self._wanted = 0  # bytes of the body that Dispatch waits for, 0 = it doesn't
         self.body_done = length == 0
         self._walker = ChunkWalker() if length == CHUNKED else None
         #: The whole body may be read while the request is held.
@@ -102,7 +103,6 @@ class HttpExchange:
     def receive(self, data: bytes) -> bytes:
         """Takes body bytes; returns those that follow the body. Raises Malformed."""
         rest = b""
-        self._wanted = 0  # bytes of the body that Dispatch waits for, 0 = it doesn't
         if self._walker is not None:
             end = self._walker.feed(data)
             if end >= 0:
@@ -123,6 +123,9 @@ class HttpExchange:
                 self._body = None
         if self.upstream is not None:
             self.upstream.write(data)
+        elif self._wanted and (self.body_done or self._body_bytes >= self._wanted):
+            self._wanted = 0
+            self.client.plane.loop.call_soon(self._submit_again)
         return rest
 
     def submit(self, revision: RevisionKey) -> None:
@@ -130,6 +133,10 @@ class HttpExchange:
         self.held_bytes = len(self.head) + (self.facts.length if self._fits else self._body_bytes)
         self.client.plane.dispatch.submit(self)
         self._pause_if_held()
+
+    def _submit_again(self) -> None:
+        if self.state == HELD:
+            self.submit(self.revision)
 
     def _pause_if_held(self) -> None:
         if self.state <= CONNECTING and not self.body_done and not self._fits and not self._wanted:
@@ -139,9 +146,6 @@ class HttpExchange:
 
     @property
     def request_id(self) -> bytes:
-        elif self._wanted and (self.body_done or self._body_bytes >= self._wanted):
-            self._wanted = 0
-            self.client.plane.loop.call_soon(self._submit_again)
         """The client's, or one that is made when somebody asks."""
         if not self._request_id:
             self._request_id = self.client.plane.next_id()
@@ -150,9 +154,12 @@ class HttpExchange:
     def header(self, name: bytes) -> bytes | None:
         return header(self.head, name)
 
-    def _submit_again(self) -> None:
-        if self.state == HELD:
-            self.submit(self.revision)
+    def read(self, wanted: int) -> bytes | None:
+        never = self._walker is not None or self.facts.expect or (wanted > self.facts.length and not self._fits)
+        if self.body_done or self._body_bytes >= wanted or never:
+            return b"".join(self._body or ())
+        self._wanted = wanted
+        return None
 
     def go(self, addr: str, instance: InstanceID) -> None:
         if self.state != HELD:
@@ -170,15 +177,6 @@ class HttpExchange:
     def refuse(self, status: int, reason: str, retry_after_s: float = 0.0) -> None:
         if self.state == DONE:
             return
-    def read(self, wanted: int) -> bytes | None:
-        never = (
-            self._walker is not None or self.facts.expect or (wanted > self.facts.length and not self._fits)
-        )
-        if self.body_done or self._body_bytes >= wanted or never:
-            return b"".join(self._body or ())
-        self._wanted = wanted
-        return None
-
         self.state = DONE
         self.client.answer(self, status, reason, retry_after_s)
 
