@@ -22,6 +22,7 @@ from typing import Final
 MODULES: Final = (
     "kserve_ext.core.knative.activation",
     "kserve_ext.core.knative.request_stats",
+    "kserve_ext.wire.continuation",
     "kserve_ext.wire.http1",
     "kserve_ext.wire.http1_body",
     "kserve_ext.wire.http1_forward",
@@ -38,6 +39,7 @@ MODULES: Final = (
     "kserve_ext.wire.http2.translate",
     "kserve_ext.wire.knative_head",
     "activator_replacement.connections",
+    "activator_replacement.continuing",
     "activator_replacement.exchange",
     "activator_replacement.http1",
     "activator_replacement.http2.client",

@@ -4,6 +4,7 @@ It owns the request's bytes until a response begins (so that it can be sent agai
 before that), and knows which of the calls in seam.py comes next. It never looks at a response: upstream.py does.
 An instance that broke off may have begun to work on the request; model calls may be repeated, so that is
 accepted: at most once without Dispatch (a kept connection that turned out to be closed), then as Dispatch says.
+A marked stream (continuing.py) that breaks off is held like a request before its response, and goes on elsewhere.
 
 Hot dialect, see kserve_ext/wire/http1.py.
 """
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from activator_replacement.continuing import ASKED, MOST_CONTINUATIONS, may_stream, resumes, resumption
 from activator_replacement.refusals import event_stream_error
 from activator_replacement.seam import CLIENT_GONE, OK, TIMEOUT, UPSTREAM_FAILED
 from kserve_ext.core.ids import InstanceID, RevisionKey
+from kserve_ext.wire.continuation import END, SEAM, MarkedStream, chunk
 from kserve_ext.wire.http1 import CHUNKED, RequestHead, ResponseHead, header
 from kserve_ext.wire.http1_body import ChunkWalker
 from kserve_ext.wire.http1_forward import forward_request
@@ -42,6 +45,7 @@ class HttpExchange:
         "_body_bytes",
         "_fits",
         "_fresh",
+        "_kept",
         "_left",
         "_request_id",
         "_retried",
@@ -52,6 +56,8 @@ class HttpExchange:
         "body_done",
         "client",
         "cold",
+        "continued",
+        "continues",
         "facts",
         "head",
         "held_bytes",
@@ -61,6 +67,7 @@ class HttpExchange:
         "revision",
         "started",
         "state",
+        "stream",
         "timeout_s",
         "upstream",
     )
@@ -85,6 +92,11 @@ class HttpExchange:
         self.addr = ""
         self._fresh = False
         self._retried = False
+        #: Dispatch sets it in submit: its stream may go on at another instance.
+        self.continues = False
+        self.continued = 0  # so often it did
+        self.stream: MarkedStream | None = None  # its response, if that is marked
+        self._kept = 0  # bytes of its body that are kept for this
         #: What came of the body, None once some of it can't be sent again.
         self._body: list[bytes] | None = None
         self._body_bytes = 0
@@ -117,7 +129,11 @@ class HttpExchange:
             self.body_done = self._left == 0
         self._body_bytes += len(data)
         if self._body is not None:
-            if self._body_bytes <= self.client.plane.limits.held_body_bytes or self.state < SENT:
+            if (
+                self._kept
+                or self._body_bytes <= self.client.plane.limits.held_body_bytes
+                or self.state < SENT
+            ):
                 self._body.append(data)
             else:
                 self._body = None
@@ -155,7 +171,9 @@ class HttpExchange:
         return header(self.head, name)
 
     def read(self, wanted: int) -> bytes | None:
-        never = self._walker is not None or self.facts.expect or (wanted > self.facts.length and not self._fits)
+        never = (
+            self._walker is not None or self.facts.expect or (wanted > self.facts.length and not self._fits)
+        )
         if self.body_done or self._body_bytes >= wanted or never:
             return b"".join(self._body or ())
         self._wanted = wanted
@@ -177,8 +195,8 @@ class HttpExchange:
     def refuse(self, status: int, reason: str, retry_after_s: float = 0.0) -> None:
         if self.state == DONE:
             return
-        self.state = DONE
-        self.client.answer(self, status, reason, retry_after_s)
+        self._close()
+        self._answer(status, reason, retry_after_s)
 
     # --- sending
 
@@ -202,8 +220,14 @@ class HttpExchange:
         upstream.exchange = self
         self.state = SENT
         client = self.client
+        if self.continues and not self._kept:
+            self._keep()
         head = self.forwarded()
-        if not self._body:
+        if self.stream is not None:
+            upstream.transport.write(resumption(head, self._body or [], self.stream.record))
+            if client.write_paused:
+                upstream.pause_reading()
+        elif not self._body:
             upstream.transport.write(head)
         elif self._body_bytes > COPIED:
             upstream.transport.write(head)
@@ -218,7 +242,32 @@ class HttpExchange:
     def forwarded(self) -> bytes:
         """The request's head as the instance gets it."""
         facts = self.facts
-        return forward_request(facts, self.client.hop, b"" if facts.request_id else self.request_id)
+        more = b""
+        if self._kept:
+            more = ASKED if self.stream is None else resumes(facts)
+        return forward_request(facts, self.client.hop, b"" if facts.request_id else self.request_id, more)
+
+    def _keep(self) -> None:
+        """Its body is kept for as long as its stream can be continued, if there is room."""
+        facts = self.facts
+        plane = self.client.plane
+        length = facts.length
+        if (
+            may_stream(facts)
+            and self._body is not None
+            and length <= plane.limits.continued_body_bytes
+            and plane.kept_bytes + length <= plane.limits.continued_bytes
+        ):
+            self._kept = length
+            plane.kept_bytes += length
+        else:
+            self.continues = False
+
+    def _let_go(self) -> None:
+        if self._kept:
+            self.client.plane.kept_bytes -= self._kept
+            self._kept = 0
+        self._body = None
 
     def marks(self, head: ResponseHead) -> bytes:
         """The header lines that are added to the response's."""
@@ -238,15 +287,22 @@ class HttpExchange:
 
     # --- what becomes of it
 
-    def responding(self) -> None:
-        """A final response head was read: from here on the request can't be sent again."""
+    def responding(self, begins: bytes = b"") -> bool:
+        """A final response head was read: the request can't be sent again, unless its stream is marked (True).
+
+        `begins`: how the record of a marked stream does.
+        """
         self.state = RESPONDING
-        self._body = None
+        if begins and self._kept:
+            self.stream = MarkedStream(begins)
+        else:
+            self._let_go()
         self.client.plane.dispatch.first_byte(self)
+        return self.stream is not None
 
     def completed(self) -> None:
         """The whole response was passed on."""
-        self.state = DONE
+        self._close()
         plane = self.client.plane
         plane.counters.outcomes[OK] += 1
         plane.dispatch.finished(self, OK)
@@ -266,9 +322,33 @@ class HttpExchange:
                 self._failed(reason, again and self.repeatable(False))
         elif self.state == PIPED:
             self.completed()
+        elif self.stream is not None:
+            self._break_off(self.stream, reason)
         else:
             self._end(UPSTREAM_FAILED)
             self.broken_off(upstream, reason)
+
+    def _break_off(self, stream: MarkedStream, reason: str) -> None:
+        """In the middle of a marked stream: another instance goes on with it, held until there is one."""
+        plane = self.client.plane
+        if stream.done:
+            self.client.write(END)
+            self.completed()
+            return
+        again = stream.open and self.body_done and self.continued < MOST_CONTINUATIONS
+        if again:
+            stream.break_off()
+            self.continued += 1
+            self.timeout_s += plane.now() - self.started  # what Dispatch set, from now on
+        self._failed(reason, again)
+
+    def goes_on(self) -> None:
+        """Another instance has taken the stream up."""
+        self.state = RESPONDING
+        plane = self.client.plane
+        plane.counters.continued += 1
+        plane.dispatch.first_byte(self)
+        self.client.write(chunk(SEAM))
 
     def broken_off(self, upstream: UpstreamProtocol, reason: str) -> None:
         """In mid-response: a stream of events says so in an event, all others end as abruptly as they did."""
@@ -286,20 +366,30 @@ class HttpExchange:
         if plane.dispatch.failed(self, reason, retriable):
             self._pause_if_held()
         else:
-            self.state = DONE
-            self.client.answer(self, 502, reason)
+            self._close()
+            self._answer(502, reason)
+
+    def _answer(self, status: int, reason: str, retry_after_s: float = 0.0) -> None:
+        """An error of our own; where a stream has begun, as its last event."""
+        if self.stream is None:
+            self.client.answer(self, status, reason, retry_after_s)
+        else:
+            self.client.plane.counters.not_continued += 1
+            self.client.write(event_stream_error(reason))
+            self.client.exchange_done(self)
 
     def client_gone(self) -> None:
         if self.state != DONE:
-            upstream = self.upstream
-            self._end(OK if upstream is not None and upstream.said_done else CLIENT_GONE)
+            upstream, stream = self.upstream, self.stream
+            whole = stream.done if stream is not None else upstream is not None and upstream.said_done
+            self._end(OK if whole else CLIENT_GONE)
 
     def timed_out(self) -> None:
         """Its deadline passed before a response began."""
         held = self.state == HELD
         self._end(TIMEOUT)
         where = "no instance was free" if held else f"instance {self.instance} did not answer"
-        self.client.answer(self, 504, f"{where} within {self.timeout_s:g} s")
+        self._answer(504, f"{where} within {self.timeout_s:g} s")
 
     def stalled(self) -> None:
         """Its client does not send the body."""
@@ -317,7 +407,7 @@ class HttpExchange:
 
     def _end(self, outcome: int) -> None:
         held = self.state == HELD
-        self.state = DONE
+        self._close()
         self.outcome = outcome
         upstream = self.upstream
         if upstream is not None:
@@ -329,3 +419,7 @@ class HttpExchange:
         else:
             plane.counters.outcomes[outcome] += 1
             plane.dispatch.finished(self, outcome)
+
+    def _close(self) -> None:
+        self.state = DONE
+        self._let_go()

@@ -53,6 +53,21 @@ class PlaneCollector(Collector):
             counters.retried,
         )
         yield CounterMetricFamily(
+            "galaxy_streams_continued",
+            "Streams that another instance went on with in the middle, each time.",
+            counters.continued,
+        )
+        yield CounterMetricFamily(
+            "galaxy_streams_not_continued",
+            "Streams that could have been continued and ended with an error event.",
+            counters.not_continued,
+        )
+        yield GaugeMetricFamily(
+            "galaxy_kept_body_bytes",
+            "Request bodies that are kept for continuing their streams.",
+            plane.kept_bytes,
+        )
+        yield CounterMetricFamily(
             "galaxy_connections_accepted", "Client connections accepted.", counters.accepted
         )
         yield CounterMetricFamily(

@@ -49,6 +49,9 @@ class Limits:
     head_bytes: int = 32_768  # of a request or a response head
     #: What is read of a request's body while it is held; a longer one waits in the kernel's buffers.
     held_body_bytes: int = 65_536
+    #: Bodies that are kept while their stream can go on at another instance: the longest, and all together.
+    continued_body_bytes: int = 1_048_576
+    continued_bytes: int = 67_108_864
     pipelined_bytes: int = 65_536  # read ahead of the exchange that is under way
     write_buffer_bytes: int = 262_144  # per connection; above it the other side is not read
     timeout_s: float = 300.0  # until the response's head, when Dispatch sets no other
@@ -68,8 +71,10 @@ class Counters:
 
     __slots__ = (
         "accepted",
+        "continued",
         "first_byte_buckets",
         "first_byte_sum_s",
+        "not_continued",
         "outcomes",
         "refused_connections",
         "requests",
@@ -83,6 +88,8 @@ class Counters:
         self.requests = 0
         self.responses: dict[int, int] = {}  # by status, of instances and our own
         self.outcomes = [0, 0, 0, 0]  # by seam.OUTCOMES, of exchanges that were sent
+        self.continued = 0  # streams that went on at another instance, each time
+        self.not_continued = 0  # marked streams that ended with an error event all the same
         self.retried = 0  # on a fresh connection, unseen by client and Dispatch
         self.first_byte_buckets = [0] * (len(BUCKETS_S) + 1)
         self.first_byte_sum_s = 0.0
@@ -117,6 +124,7 @@ class Plane:
         "dispatch",
         "draining",
         "http2_cache",
+        "kept_bytes",
         "limits",
         "loop",
         "now",
@@ -139,6 +147,7 @@ class Plane:
         self.counters = Counters()
         self.clients: set[Client] = set()
         self.draining = False
+        self.kept_bytes = 0  # of bodies whose stream can be continued
         self.unhealthy = ""  # why probes of this process fail, where the request path answers them
         self.cache = ConnectionCache(
             loop,

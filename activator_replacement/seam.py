@@ -13,7 +13,8 @@ Life of an exchange, and who calls what (each line once, in this order; no call 
         cancelled                                       client went, or deadline passed, while it was held
         go, sent?, first_byte?, then one of
             finished                                    slot free again, also after a failure in mid-response
-            failed                                      no byte of a response came; slot free again.
+            failed                                      no byte of a response came, or its stream broke off and can
+                                                        be continued; slot free again.
                 returns True                            re-queued: held again, as after submit
                 returns False                           answered with 502 by the data plane
 """
@@ -54,6 +55,9 @@ class Exchange(Protocol):
     #: `started`; it covers holding, and ends when the response's head has been sent.
     timeout_s: float
     cold: bool  # set by Dispatch before go: answered as x-cold-start
+    #: Set by Dispatch in submit: its stream may go on at another instance. Over HTTP/2 it never does.
+    continues: bool
+    continued: int  # so often it did
     note: Any  # Dispatch's own, e.g. the record of marks; the data plane never reads it
 
     @property
@@ -69,16 +73,16 @@ class Exchange(Protocol):
     def header(self, name: bytes) -> bytes | None:
         """First value of a request header, `name` in lower case; slow, for affinity and tenant headers."""
 
-    def go(self, addr: str, instance: InstanceID) -> None:
-        """Sends it to the instance at host:port now."""
-
-    def refuse(self, status: int, reason: str, retry_after_s: float = 0.0) -> None:
     def read(self, wanted: int) -> bytes | None:
         """The first bytes of its body: `wanted` of them, or as many as it has, or as can be read while it is held.
 
         Only from within submit. None: they aren't here; submit is called once more when they are.
         """
 
+    def go(self, addr: str, instance: InstanceID) -> None:
+        """Sends it to the instance at host:port now."""
+
+    def refuse(self, status: int, reason: str, retry_after_s: float = 0.0) -> None:
         """Answers it with the JSON error of that status (refusals.py); ends the exchange."""
 
 
@@ -101,7 +105,7 @@ class Dispatch(Protocol):
         """Its slot is free. May call go on other exchanges."""
 
     def failed(self, exchange: Exchange, reason: str, retriable: bool) -> bool:
-        """The instance refused or reset before any byte of a response.
+        """The instance refused or reset before any byte of a response, or in mid-stream (`first_byte` was called).
 
         `retriable`: the data plane still has every byte of the request. True = held again (go may already
         have been called); False, always when not retriable = the data plane answers 502.

@@ -26,6 +26,7 @@ _LENGTH: Final = 1
 _CHUNKED: Final = 2
 _UNTIL_CLOSE: Final = 3
 _PIPE: Final = 4
+_MARKED: Final = 5
 _TAIL: Final = 20  # what is kept of the end of an event stream: an end mark with its line ends
 
 
@@ -86,6 +87,8 @@ class UpstreamProtocol(asyncio.Protocol):
             self._head(exchange, data)
         elif framing == _CHUNKED:
             self._chunks(exchange, data)
+        elif framing == _MARKED:
+            self._marked(exchange, data)
         elif framing == _LENGTH:
             n = len(data)
             if n < self._left:
@@ -152,6 +155,8 @@ class UpstreamProtocol(asyncio.Protocol):
     @property
     def ends_between_events(self) -> bool:
         """The response so far could be continued with an event of our own."""
+        if self._framing == _MARKED:
+            return True
         if not self._events or self._walker is None or not self._walker.between_chunks:
             return False
         return self._tail == b"" or self._tail.endswith((b"\n\n\r\n", b"\r\n\r\n\r\n"))
@@ -189,17 +194,20 @@ class UpstreamProtocol(asyncio.Protocol):
             if head.status == 101:
                 self._switch(exchange, data, head)
                 return
-            if exchange.facts.minor:
+            if exchange.facts.minor and exchange.stream is None:
                 exchange.client.write(data[:size])
             data = data[size:]
             if not data:
                 return
+        if exchange.stream is not None:
+            self._goes_on(exchange, data, head)
+            return
         client = exchange.client
         length = head.length
         if length == CHUNKED and not exchange.facts.minor:
             self._refuse(exchange, "answered an HTTP/1.0 request with a chunked body")
             return
-        exchange.responding()
+        marked = exchange.responding(head.continuation if length == CHUNKED else b"")
         plane.counters.first_byte(head.status, plane.now() - exchange.started)
         if length == UNTIL_CLOSE or plane.draining:
             client.close_after = True
@@ -225,7 +233,9 @@ class UpstreamProtocol(asyncio.Protocol):
                 self._complete(exchange)
         else:
             client.write(out)
-            if length == CHUNKED:
+            if marked:
+                self._framing = _MARKED
+            elif length == CHUNKED:
                 self._framing = _CHUNKED
                 self._walker = ChunkWalker()
                 self._events = head.event_stream
@@ -256,6 +266,37 @@ class UpstreamProtocol(asyncio.Protocol):
             self._keep = False
         exchange.client.write(data)
         self._complete(exchange)
+
+    def _goes_on(self, exchange: HttpExchange, data: bytes, head: ResponseHead) -> None:
+        """The head of a response that another instance had begun."""
+        if head.status != 200 or not head.continuation or head.length != CHUNKED:
+            self._heard = head.status != 503  # loading or draining: perhaps another one takes it
+            self.exchange = None
+            self.close()
+            what = f"instance {exchange.instance} at {self.addr} did not go on with the stream"
+            exchange.upstream_lost(self, f"{what} (status {head.status})", self._heard)
+            return
+        self._keep = head.keep_alive
+        self._framing = _MARKED
+        exchange.goes_on()
+        if len(data) > head.size:
+            self.data_received(data[head.size :])
+
+    def _marked(self, exchange: HttpExchange, data: bytes) -> None:
+        stream = exchange.stream
+        if stream is None:
+            return
+        try:
+            out = stream.feed(data)
+        except Malformed as malformed:
+            self._refuse(exchange, f"answered with a broken body: {malformed.reason}")
+            return
+        if out:
+            exchange.client.write(out)
+        if stream.ended:
+            if stream.surplus:
+                self._keep = False
+            self._complete(exchange)
 
     def _complete(self, exchange: HttpExchange) -> None:
         self.exchange = None

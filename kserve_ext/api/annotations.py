@@ -180,6 +180,15 @@ TABLE: Final = (
         _bytes,
     ),
     Annotation(
+        "continuation",
+        "",
+        "on",
+        "Dispatch",
+        "`on`: a stream of tokens whose instance dies goes on at another instance; `off`: it ends with an error.",
+        {"on": True, "off": False}.__getitem__,
+        choices=("on", "off"),
+    ),
+    Annotation(
         "standby",
         "an integer >= 0",
         "0",
@@ -235,6 +244,7 @@ class Settings(NamedTuple):
     preload: Preload = "none"
     affinity: Affinity = "none"
     tenant_header: str = ""
+    continuation: bool = True
 
 
 def read(annotations: Mapping[str, str], findings: Findings, path: str = "metadata.annotations") -> Settings:

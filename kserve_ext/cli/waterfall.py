@@ -23,6 +23,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "first_byte": "first byte of the answer",
         "last_byte": "last byte of the answer",
         "failed": "its instance broke off",
+        "continued": "another instance goes on",
     },
     "node": {
         "decided": "home decided to start it",

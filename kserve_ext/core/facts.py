@@ -132,6 +132,7 @@ class Revision(NamedTuple):
     affinity: Affinity = "none"
     tenant_header: str = ""
     created_at: float = 0.0  # unix seconds
+    continuation: bool = True  # a stream whose instance dies goes on at another
 
     @property
     def home_key(self) -> str:

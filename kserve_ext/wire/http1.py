@@ -18,11 +18,13 @@ from kserve_ext.wire.http1_lines import (
     CODING,
     COLD,
     CONNECTION,
+    CONTINUATION,
     ENCODED,
     EXPECT,
     FORWARDED,
     FORWARDED_FOR,
     FORWARDED_PROTO,
+    HOP,
     HOST,
     HOST_PORT,
     LENGTH,
@@ -152,6 +154,7 @@ EMBEDDED: Final = Grammar(
         {
             **REQUEST_NAMES,
             b"forwarded": FORWARDED,
+            b"x-galaxy-continuation": HOP,
             b"x-forwarded-proto": FORWARDED_PROTO,
             b"x-request-id": REQUEST_ID,
         },
@@ -167,6 +170,7 @@ class ResponseHead:
 
     __slots__ = (
         "cold",
+        "continuation",
         "cuts",
         "event_stream",
         "keep_alive",
@@ -189,6 +193,7 @@ class ResponseHead:
         self.event_stream = False  # text/event-stream without a content coding
         self.request_id = False
         self.cold = False
+        self.continuation = b""  # how the record of its stream begins, if that is marked (continuation.py)
 
 
 def scan_request(data: bytes, size: int, grammar: Grammar = EMBEDDED) -> RequestHead:
@@ -309,6 +314,9 @@ def scan_response(data: bytes, size: int, to_head: bool) -> ResponseHead:
             head.request_id = True
         elif kind == COLD:
             head.cold = True
+        elif kind == CONTINUATION:
+            head.continuation = value
+            cuts.append(at)
         elif kind == TYPE:
             events = value != b""
         elif kind == ENCODED:

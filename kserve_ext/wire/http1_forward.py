@@ -38,8 +38,8 @@ class Hop:
         self.end_for = b"K-Proxy-Request: activator\r\n" + self.line_for + b"\r\n"
 
 
-def forward_request(head: RequestHead, hop: Hop, request_id: bytes) -> bytes:
-    """The head as the instance gets it. `request_id` b"": the client's own stays."""
+def forward_request(head: RequestHead, hop: Hop, request_id: bytes, more: bytes = b"") -> bytes:
+    """The head as the instance gets it. `request_id` b"": the client's own stays; `more`: whole lines of ours."""
     lines = head.lines.copy()
     end = b"K-Proxy-Request: activator\r\n"
     if head.for_at:
@@ -58,7 +58,7 @@ def forward_request(head: RequestHead, hop: Hop, request_id: bytes) -> bytes:
         end += b"X-Request-Id: " + request_id + b"\r\n"
     for at in reversed(head.cuts):
         del lines[at]
-    lines.append(end + b"\r\n")
+    lines.append(end + more + b"\r\n")
     return b"\r\n".join(lines)
 
 

@@ -41,6 +41,7 @@ HASH: Final = 19
 ORIGINAL_HOST: Final = 20
 TE: Final = 21
 USER_AGENT: Final = 22  # value b"": not the kubelet's
+CONTINUATION: Final = 23
 
 Line = tuple[int, bytes]
 
@@ -59,6 +60,7 @@ _NEVER_KEPT: Final = frozenset(
         b"proxy-authorization",
         b"set-cookie",
         b"traceparent",
+        b"x-galaxy-continuation",
         b"x-api-key",
         b"x-b3-spanid",
         b"x-b3-traceid",
@@ -167,6 +169,7 @@ RESPONSE_NAMES: Final = {
     b"transfer-encoding": CODING,
     b"upgrade": UPGRADE,
     b"x-cold-start": COLD,
+    b"x-galaxy-continuation": CONTINUATION,
     b"x-request-id": REQUEST_ID,
 }
 

@@ -112,6 +112,7 @@ def render(
         affinity=settings.affinity,
         tenant_header=settings.tenant_header,
         created_at=created_at,
+        continuation=settings.continuation,
     )
 
 
