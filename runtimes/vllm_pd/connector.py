@@ -68,7 +68,7 @@ class GalaxyConnector(KVConnectorBase_V1):  # type: ignore[misc]
     # --- worker
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
-        self._halves().register(kv_caches)
+        self._halves().register(kv_caches, self._kv_cache_config.num_blocks)
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         self._halves().before_forward(kv_connector_metadata.plan)

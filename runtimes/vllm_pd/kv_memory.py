@@ -1,12 +1,15 @@
 """The KV cache of this engine as bytes: block by block, one buffer a layer, without copies.
 
 A block is opaque (its inside depends on the attention backend); equal layouts on both sides (layout.py) are what
-makes it portable. Never touches torch beyond reading a tensor's address.
+makes it portable. Where a block's layers lie behind each other, that is one buffer of larger blocks. Never touches
+torch beyond reading where a tensor lies.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from kserve_ext.core.kv_pages import Strided, pages
 
 
 class KvMemory:
@@ -14,25 +17,26 @@ class KvMemory:
 
     def __init__(self) -> None:
         self._layers: list[memoryview] = []
+        self._extents: tuple[Extent, ...] = ()
+        self._waiting: list[Callable[[Sequence[Extent]], None]] = []
+        self._lock = threading.Lock()
         self.block_bytes = 0
         self.blocks = 0
+        #: KV heads that lie behind each other in a block; 0 = they don't: only whole blocks can be sent.
+        self.heads = 0
 
     @property
     def layers(self) -> int:
         return len(self._layers)
 
-    def register(self, tensors: dict[str, Any]) -> None:
-        """`tensors`: the paged cache of each layer; the first dimension counts blocks."""
-        import torch
-
-        views, blocks = [], 0
-        for name in sorted(tensors):
-            tensor = tensors[name]
-            if tensor.device.type != "cpu" or not tensor.is_contiguous():
-                raise ValueError(f"{name}: only contiguous KV caches in host memory can be transferred")
-            views.append(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
-            blocks = tensor.shape[0]
-        self.register_views(views, blocks)
+    def register(self, tensors: dict[str, Any], blocks: int) -> None:
+        """`tensors`: the paged cache of each layer; `blocks`: how many the engine counts in it."""
+        placed = {name: _placed(name, tensor) for name, tensor in tensors.items()}
+        found = pages(placed, blocks)
+        owners = {placed[name].address: tensor for name, tensor in tensors.items()}
+        size = found.block_bytes * blocks
+        self.register_views([_bytes(owners[start], start, size) for start in found.regions], blocks)
+        self.heads = found.heads
 
     def register_views(self, layers: list[memoryview], blocks: int) -> None:
         if len({len(layer) for layer in layers}) != 1:
@@ -40,8 +44,41 @@ class KvMemory:
         self.block_bytes = len(layers[0]) // blocks
         self.blocks = blocks
         self._layers = layers
+        with self._lock:
+            self._extents = tuple(Extent(_address(layer), len(layer), owner=layer) for layer in layers)
+            waiting, self._waiting = self._waiting, []
+        for tell in waiting:
+            tell(self._extents)
+
+    def once(self, tell: Callable[[Sequence[Extent]], None]) -> None:
+        """Tells where it lies: now, or when the engine has allocated it."""
+        with self._lock:
+            if not self._extents:
+                self._waiting.append(tell)
+                return
+        tell(self._extents)
 
     def view(self, layer: int, first: int, blocks: int) -> memoryview:
         if not (0 <= layer < len(self._layers) and first >= 0 and first + blocks <= self.blocks):
             raise ValueError(f"no blocks {first}+{blocks} in layer {layer}")
         return self._layers[layer][first * self.block_bytes : (first + blocks) * self.block_bytes]
+
+
+def _placed(name: str, tensor: Any) -> Strided:
+    if tensor.device.type != "cpu":
+        raise ValueError(f"{name}: only KV caches in host memory can be transferred")
+    return Strided(tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.itemsize)
+
+
+def _bytes(tensor: Any, start: int, size: int) -> memoryview:
+    """`size` bytes from address `start` on, where this tensor begins."""
+    import torch
+
+    storage = tensor.untyped_storage()
+    first = start - storage.data_ptr()
+    every = torch.empty(0, dtype=torch.uint8).set_(storage)
+    return memoryview(every.numpy())[first : first + size]
+
+
+def _address(layer: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(layer))

@@ -34,8 +34,8 @@ class Worker:
 
     # --- the engine's steps
 
-    def register(self, tensors: dict[str, Any]) -> None:
-        self._memory.register(tensors)
+    def register(self, tensors: dict[str, Any], blocks: int) -> None:
+        self._memory.register(tensors, blocks)
 
     def before_forward(self, plan: Plan) -> None:
         """Blocks may be overwritten by this step: nobody may be sending them."""
