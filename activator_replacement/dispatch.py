@@ -86,6 +86,7 @@ class Dispatcher:
         if exchange.note is None:
             self.submitted += 1
             exchange.timeout_s = revision.timeout_s
+            exchange.continues = revision.continuation
             exchange.note = self.requests.open(exchange.request_id, key, exchange.held_bytes)
         if revision.affinity != "none":
             keys = keys_of(exchange, revision.affinity, revision.service)
@@ -99,7 +100,11 @@ class Dispatcher:
         exchange.note.mark("sent")
 
     def first_byte(self, exchange: Exchange) -> None:
-        exchange.note.mark("first_byte")
+        record: Record = exchange.note
+        if exchange.continued:
+            record.mark("continued", exchange.instance)
+        else:
+            record.mark("first_byte")
 
     def finished(self, exchange: Exchange, outcome: int) -> None:
         _close(exchange.note, outcome)
@@ -108,7 +113,9 @@ class Dispatcher:
     def failed(self, exchange: Exchange, reason: str, retriable: bool) -> bool:
         again = retriable and exchange.attempts < MOST_ATTEMPTS
         here = exchange.revision in self.routes.revisions
-        successor = self._successor(exchange.revision) if again and not here else None
+        # Another model's tokens don't continue a stream.
+        moves = again and not here and not exchange.continued
+        successor = self._successor(exchange.revision) if moves else None
         record: Record = exchange.note
         record.mark("failed", reason)
         if again and here:
@@ -204,7 +211,7 @@ class Dispatcher:
             return
         successor = self._successor(key)
         for waiting in self.shard.forget(key):
-            if successor is not None:
+            if successor is not None and not getattr(waiting, "continued", 0):
                 self._move(waiting, successor)
             else:
                 self._refuse(waiting, 503, f"revision {key} was deleted while the request was held", 1.0)

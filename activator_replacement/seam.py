@@ -13,7 +13,8 @@ Life of an exchange, and who calls what (each line once, in this order; no call 
         cancelled                                       client went, or deadline passed, while it was held
         go, sent?, first_byte?, then one of
             finished                                    slot free again, also after a failure in mid-response
-            failed                                      no byte of a response came; slot free again.
+            failed                                      no byte of a response came, or its stream broke off and can
+                                                        be continued; slot free again.
                 returns True                            re-queued: held again, as after submit
                 returns False                           answered with 502 by the data plane
 """
@@ -54,6 +55,9 @@ class Exchange(Protocol):
     #: `started`; it covers holding, and ends when the response's head has been sent.
     timeout_s: float
     cold: bool  # set by Dispatch before go: answered as x-cold-start
+    #: Set by Dispatch in submit: its stream may go on at another instance. Over HTTP/2 it never does.
+    continues: bool
+    continued: int  # so often it did
     note: Any  # Dispatch's own, e.g. the record of marks; the data plane never reads it
 
     @property
@@ -95,13 +99,13 @@ class Dispatch(Protocol):
         """Its head was written to the instance."""
 
     def first_byte(self, exchange: Exchange) -> None:
-        """The head of its response was read."""
+        """The head of its response was read; of a continued one, that of the next instance."""
 
     def finished(self, exchange: Exchange, outcome: int) -> None:
         """Its slot is free. May call go on other exchanges."""
 
     def failed(self, exchange: Exchange, reason: str, retriable: bool) -> bool:
-        """The instance refused or reset before any byte of a response.
+        """The instance refused or reset before any byte of a response, or in mid-stream (`first_byte` was called).
 
         `retriable`: the data plane still has every byte of the request. True = held again (go may already
         have been called); False, always when not retriable = the data plane answers 502.

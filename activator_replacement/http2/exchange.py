@@ -49,6 +49,8 @@ class Http2Exchange(RequestHalf):
         "addr",
         "attempts",
         "cold",
+        "continued",
+        "continues",
         "held_bytes",
         "instance",
         "note",
@@ -84,6 +86,8 @@ class Http2Exchange(RequestHalf):
         self.outcome = OK
         self.attempts = 0
         self.cold = False
+        self.continues = False
+        self.continued = 0
         self.note: Any = None
         self.quiet_s = 0.0  # since what waits for the client's window last moved
         self.waited = 0  # bytes that waited then
