@@ -52,6 +52,7 @@ class HoldingDispatch:
         self.requeue = False
         self.timeout_s: float | None = None
         self.cold = False
+        self.continues = False
         self.changed = asyncio.Event()
         self.exchanges: list[Exchange] = []
         self.submitted = self.refused = self.finally_failed = 0
@@ -67,6 +68,7 @@ class HoldingDispatch:
         if self.timeout_s is not None:
             exchange.timeout_s = self.timeout_s
         exchange.cold = self.cold
+        exchange.continues = self.continues
         if len(self.exchanges) < 1000:
             self.exchanges.append(exchange)
         if self.addr:
