@@ -62,7 +62,7 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
 
     def _run(self, vllm_config: Any, executor_class: Any, log_stats: bool, built: Future[None]) -> None:
         try:
-            core = EngineCore(vllm_config, executor_class, log_stats)
+            core = EngineCore(vllm_config, executor_class, log_stats, self._worker_ended)
         except BaseException as error:
             built.set_exception(error)
             return
@@ -143,6 +143,10 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
             return  # the loop has ended: nobody waits for it any more
 
     # --- the event loop's side: whether the thread is well
+
+    def _worker_ended(self) -> None:
+        """Of an engine whose ranks are processes; called by the thread that watches them."""
+        self.give_up(RuntimeError("a worker process has ended"))
 
     @property
     def at_rest(self) -> bool:
