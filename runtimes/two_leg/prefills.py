@@ -1,15 +1,25 @@
 """Where the router gets a prefill engine for one request: the least loaded of a fixed list, by the tokens under way.
 
-In a group the home leases them instead (vllm_pd/home_client.py); both are Leases.
+In a group the home leases them instead (vllm_pd/home_client.py); both are Leasing.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Protocol
 
 from kserve_ext.core.two_leg.engines import Engines
 from runtimes.vllm_pd.home_client import Lease, NoPrefill
+
+
+class Leasing(Protocol):
+    async def lease(self, request_id: str, tokens: int, wait_s: float | None = None) -> Lease:
+        """Raises NoPrefill."""
+
+    async def release(self, lease: Lease, failed: str = "") -> None: ...
+
+    async def close(self) -> None: ...
 
 
 class LeastLoaded:

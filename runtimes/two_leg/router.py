@@ -20,6 +20,7 @@ from kserve_ext.core.two_leg.course import (
     Course,
     Decode,
     GiveBack,
+    Linger,
     Pass,
     Prefill,
     Refuse,
@@ -30,13 +31,16 @@ from kserve_ext.core.two_leg.course import (
 from kserve_ext.core.two_leg.engines import Engines
 from runtimes.two_leg import metrics
 from runtimes.two_leg.calls import Address, Call, Header, Lost, NotReached, reachable
+from runtimes.two_leg.prefills import Leasing
 from runtimes.vllm_pd.decide import Setting, decide
-from runtimes.vllm_pd.home_client import Lease, Leases, NoPrefill
+from runtimes.vllm_pd.home_client import Lease, NoPrefill
 from runtimes.vllm_pd.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
 RELEASE_S: Final = 10.0
+#: How long a leg outlives its client where it is not known yet who holds KV: engines see requests when they see them.
+LINGER_S: Final = 0.25
 _NOTHING_HANDED: Final = (
     "prefill engine %s keeps no KV for others; start it with --kv-transfer-config and a connector that speaks "
     'kv_transfer_params, for example {"kv_connector": "NixlConnector", "kv_role": "kv_both"}'
@@ -63,6 +67,13 @@ class Settings(NamedTuple):
     required: bool = False
 
 
+class _Prefilled(NamedTuple):
+    addr: str
+    handed: bodies.Handed
+    failed: str  # what the engine is to blame for
+    took: float
+
+
 class Answer(NamedTuple):
     """Decode's, from its head on: its body is read from `call`."""
 
@@ -73,7 +84,7 @@ class Answer(NamedTuple):
 @dataclass
 class Router:
     decodes: Engines
-    leases: Leases
+    leases: Leasing
     settings: Settings = field(default_factory=Settings)
     addresses: dict[str, Address] = field(default_factory=dict)
 
@@ -154,6 +165,7 @@ class Legs:
         self._timeline = timeline
         self._lease: Lease | None = None
         self._call: Call | None = None
+        self._asking: asyncio.Task[_Prefilled] | None = None
         self._now = asyncio.get_running_loop().time
 
     async def run(self) -> Answer:
@@ -176,8 +188,19 @@ class Legs:
         self._timeline.mark("client_gone")
         for step in self.course.client_gone(self._call is None or self._call.sent):
             self._at_once(step)
-        if self._lease is not None:  # granted, and not asked yet
+        if self._lease is not None and self._asking is None:
             self._at_once(GiveBack(""))
+
+    async def _linger(self, call: Call | None) -> None:
+        await asyncio.sleep(LINGER_S)
+        if self._asking is None:
+            if call is not None:
+                call.cancel()
+            return
+        if not self._asking.done():
+            self._asking.cancel()
+        for step in await self._prefilled():
+            self._at_once(step)
 
     def ended(self) -> None:
         """The answer is over, whole or not."""
@@ -208,6 +231,9 @@ class Legs:
         elif isinstance(step, Cancel) and self._call is not None:
             self._call.cancel()
             self._call = None
+        elif isinstance(step, Linger):
+            call, self._call = self._call, None
+            self._router.behind(asyncio.get_running_loop().create_task(self._linger(call)))
 
     async def _take(self) -> list[Step]:
         settings, leases = self._router.settings, self._router.leases
@@ -231,37 +257,49 @@ class Legs:
             self._at_once(GiveBack(""))
 
     async def _prefill(self, step: Prefill) -> list[Step]:
-        call = self._call = Call()
-        began = self._now()
         self._timeline.mark("prefill_start")
+        self._asking = asyncio.get_running_loop().create_task(self._ask_prefill(step.addr))
+        return await self._prefilled()
+
+    async def _ask_prefill(self, addr: str) -> _Prefilled:
+        """Goes on for a moment when its client has gone."""
+        began, call = self._now(), Call()
         reason, failed, answer = "", "", b""
         try:
             async with asyncio.timeout(self._router.settings.prefill_s):
-                await self._send(call, step.addr, bodies.for_prefill(self._asked), self._leg_headers())
+                await self._send(call, addr, bodies.for_prefill(self._asked), self._leg_headers())
                 status = await call.head()
                 answer = await call.all()
         except TimeoutError:
             reason, failed = "prefill-timeout", f"no answer within {self._router.settings.prefill_s:g} s"
         except (NotReached, Lost) as error:
             reason, failed = "prefill-failed", str(error)
+        except asyncio.CancelledError:
+            reason = "client-gone"
         else:
             if status >= 500:
                 reason, failed = "prefill-failed", f"answered {status}: {_text(answer)}"
             elif status >= 400:
                 reason = "prefill-rejected"  # decode's own words go to the client
-        self._at_once(Cancel())
-        took = self._now() - began
-        self._timeline.mark("prefill_end", reason)
-        handed = bodies.handed(answer) if not reason else bodies.Handed(None, 0, reason)
-        metrics.LEGS.labels("prefill", step.addr, handed.reason or "handed").inc()
+        call.cancel()
+        handed = bodies.Handed(None, 0, reason) if reason else bodies.handed(answer)
+        return _Prefilled(addr, handed, failed, self._now() - began)
+
+    async def _prefilled(self) -> list[Step]:
+        assert self._asking is not None
+        addr, handed, failed, took = await asyncio.shield(self._asking)
+        self._asking = None
+        self._timeline.mark("prefill_end", handed.reason)
+        metrics.LEGS.labels("prefill", addr, handed.reason or "handed").inc()
         if handed.params is not None:
             metrics.SECONDS.labels("prefill").observe(took)
             tokens = handed.tokens or self._asked.tokens
             return self.course.prefilled(handed.params, tokens, took * 1000, self._now())
         if handed.reason == "nothing-handed":
-            self._router.log_once(_NOTHING_HANDED, step.addr)
-        why = failed or handed.reason
-        log.warning("%s is computed by decode alone: prefill engine %s: %s", self._request.id, step.addr, why)
+            self._router.log_once(_NOTHING_HANDED, addr)
+        if handed.reason != "client-gone":
+            why = failed or handed.reason
+            log.warning("%s is computed by decode alone: prefill engine %s: %s", self._request.id, addr, why)
         return self.course.prefill_failed(handed.reason, failed, self._now())
 
     async def _decode(self, step: Decode) -> list[Step]:

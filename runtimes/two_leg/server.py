@@ -22,9 +22,9 @@ from runtimes.two_leg import metrics, options
 from runtimes.two_leg.app import App, get
 from runtimes.two_leg.calls import Lost, NotReached
 from runtimes.two_leg.child import Child
-from runtimes.two_leg.prefills import LeastLoaded
+from runtimes.two_leg.prefills import Leasing, LeastLoaded
 from runtimes.two_leg.router import Router, Settings
-from runtimes.vllm_pd.home_client import Leases, make_leases
+from runtimes.vllm_pd.home_client import make_leases
 from runtimes.vllm_pd.http_server import http_server, listen
 from runtimes.vllm_pd.status import StartRefused, Status
 from runtimes.vllm_pd.timeline import Timelines
@@ -106,7 +106,7 @@ class Front:
             args.prefill_wait_seconds,
             args.kv_transfer_required,
         )
-        leases: Leases
+        leases: Leasing
         if args.prefill or args.role != "decode":
             self._prefills = Engines(args.prefill)
             leases = LeastLoaded(self._prefills, asyncio.get_running_loop().time)

@@ -59,7 +59,14 @@ class Cancel(NamedTuple):
     """End the leg that is under way: its engine sees that nobody listens, and frees what it holds."""
 
 
-Step = Take | GiveBack | Prefill | Decode | Release | Pass | Refuse | Cancel
+class Linger(NamedTuple):
+    """The client has gone, but the leg's engine may be about to keep KV, or to take it over: look a moment later.
+
+    A prefill leg ends with `prefilled` or `prefill_failed` as ever, a decode leg is cancelled then.
+    """
+
+
+Step = Take | GiveBack | Prefill | Decode | Release | Pass | Refuse | Cancel | Linger
 
 
 class Course:
@@ -68,7 +75,7 @@ class Course:
     def __init__(self, decodes: Engines, reason: str, *, required: bool = False) -> None:
         self._decodes = decodes
         self._required = required
-        self.state: Literal["new", "taking", "prefilling", "decoding", "passing", "over"] = "new"
+        self.state: Literal["new", "taking", "prefilling", "decoding", "passing", "lingering", "over"] = "new"
         self.prefill = ""
         self.decode = ""
         #: Said in x-kv-transfer: the word, or why there was none.
@@ -100,11 +107,18 @@ class Course:
         return self._alone(reason, now)
 
     def prefilled(self, params: dict[str, Any], tokens: int, ms: float, now: float) -> list[Step]:
+        if self.state == "lingering":
+            self.state = "over"
+            helper = self._decodes.pick(now, unwell=True)
+            return [GiveBack(""), *([Release(helper, params)] if helper else [])]
         self._params, self.tokens, self.ms = params, tokens, ms
         return [GiveBack(""), *self._decode(now)]
 
     def prefill_failed(self, reason: str, failed: str, now: float) -> list[Step]:
         """`failed`: what the engine is to blame for; "": it refused the request, or handed nothing over."""
+        if self.state == "lingering":
+            self.state = "over"
+            return [GiveBack(failed)]
         return [GiveBack(failed), *self._alone(reason, now)]
 
     def answered(self, status: int, now: float) -> list[Step]:
@@ -146,19 +160,22 @@ class Course:
         """Decode's answer is over, whole or not."""
         if self.state == "passing":
             self._leave()
-        self.state = "over"
+            self.state = "over"
         return []
 
     def client_gone(self, sent: bool) -> list[Step]:
-        """`sent`: the leg under way has reached its engine, which frees by itself what it holds for it."""
+        """`sent`: the leg under way is on its way to its engine, which frees by itself what it holds for it."""
         state, self.state = self.state, "over"
         if state == "prefilling":
-            return [Cancel(), GiveBack("")]
+            self.state = "lingering"
+            return [Linger()]
         if state not in ("decoding", "passing"):
             return []
         params = self._params
         self._leave()
-        return [Cancel()] if params is None or sent else [Cancel(), Release(self.decode, params)]
+        if params is None or state == "passing":
+            return [Cancel()]
+        return [Linger()] if sent else [Cancel(), Release(self.decode, params)]
 
     # --- inside
 

@@ -17,6 +17,7 @@ from kserve_ext.core.two_leg.course import (
     Course,
     Decode,
     GiveBack,
+    Linger,
     Pass,
     Prefill,
     Refuse,
@@ -119,7 +120,14 @@ class Model:
 
     def gone(self, sent: bool) -> list[Step]:
         self.outcome = "client gone"
-        for step in self.course.client_gone(sent):
+        steps = self.course.client_gone(sent)
+        if Linger() in steps and self.leased:
+            self.kept = self.draw("kept", "aborted") == "kept"
+            if self.kept:
+                steps = self.course.prefilled(PARAMS, 9, 1.0, 0.0)
+            else:
+                steps = self.course.prefill_failed("client-gone", "", 0.0)
+        for step in steps:
             if isinstance(step, Release | GiveBack):
                 self.carry_out(step)
         self.course.ended()
@@ -212,4 +220,12 @@ def test_a_refusal_is_the_clients_and_frees_prefill() -> None:
 
 def test_a_client_that_goes_before_decode_was_reached_frees_prefill_through_it() -> None:
     assert started("d0").client_gone(False) == [Cancel(), Release("d0", PARAMS)]
-    assert started("d0").client_gone(True) == [Cancel()], "decode frees what it has been given"
+    assert started("d0").client_gone(True) == [Linger()], "decode frees what it has been given"
+
+
+def test_a_client_that_goes_while_prefill_computes_frees_what_it_may_have_kept_by_then() -> None:
+    course = Course(Engines(["d0"]), "")
+    course.begin(0.0)
+    course.taken("p")
+    assert course.client_gone(True) == [Linger()]
+    assert course.prefilled(PARAMS, 9, 1.0, 0.0) == [GiveBack(""), Release("d0", PARAMS)]
