@@ -38,7 +38,6 @@ class Model:
         self.leased = False
         self.kept = False  # KV at prefill, that nobody has been told of yet
         self.pulling: set[str] = set()
-        self.forgiven = False  # left to the lease, for a reason
         self.outcome = ""
         self.decoded: list[Decode] = []
 
@@ -112,7 +111,8 @@ class Model:
         if kind in ("dead", "cut off"):
             alive = kind == "cut off"
             others = [addr for addr in self.engines.all if addr not in {each.addr for each in self.decoded}]
-            self.forgiven |= alive or not others
+            if alive or not others:
+                self.pulling.clear()  # left to prefill's lease
             return self.course.lost(True, alive, now)
         if kind == "fine":
             self.pulling.clear()
@@ -136,8 +136,7 @@ class Model:
     def check(self) -> None:
         assert not self.leased
         assert all((engine.legs, engine.load) == (0, 0) for engine in self.engines.all.values())
-        if self.pulling:
-            assert self.forgiven
+        assert not self.pulling
         if self.kept:
             assert self.outcome.startswith("refused"), "no decode engine is left that could give it back"
         with_kv = [step for step in self.decoded if step.params is not None]
