@@ -1,4 +1,4 @@
-"""The rungs whose frames travel on two sockets: TCP, and shared memory with only the blocks beside them."""
+"""What travels on the two sockets of a channel: messages, frames, and blocks with them or beside them in a ring."""
 
 from __future__ import annotations
 
@@ -7,84 +7,118 @@ import threading
 from collections.abc import Sequence
 
 from runtimes.transport import sockets
-from runtimes.transport.channel import FRAME, MAX_BLOCKS, WRITE, ChannelError, Frame, Rung
+from runtimes.transport.channel import (
+    FRAME,
+    MAX_BLOCKS,
+    MAX_NOTE,
+    NOTE,
+    WRITE,
+    ChannelError,
+    Frame,
+    Rung,
+    Way,
+)
+from runtimes.transport.credit import Credit, give_back
 from runtimes.transport.shm import Ring, copy_in, copy_out
 
 _SCRATCH = 1 << 20
 SEND_TIMEOUT_S = 2.0  # of a control message: senders include event loops, which a stopped peer must not stop
 
 
-class Sockets:
-    """Everything on the sockets."""
-
-    rung: Rung = "tcp"
-
-    def __init__(self, control: socket.socket, bulk: socket.socket, size: int) -> None:
-        self.size = size
-        self._control = control
-        self._bulk = bulk
-        self._control_lock = threading.Lock()
-        self._bulk_lock = threading.Lock()
-        sockets.limit_sends(control, SEND_TIMEOUT_S)
+class SocketControl:
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._lock = threading.Lock()
+        sockets.limit_sends(connection, SEND_TIMEOUT_S)
 
     def send(self, body: bytes) -> None:
-        with self._control_lock:
-            sockets.write_message(self._control, body)
+        with self._lock:
+            sockets.write_message(self._socket, body)
 
     def receive(self) -> bytes:
-        return sockets.read_message(self._control)
+        return sockets.read_message(self._socket)
 
-    def put(self, head: bytes, checksums: bytes, blocks: Sequence[memoryview], offset: int) -> None:
-        with self._bulk_lock:
-            sockets.write(self._bulk, [head, checksums, *blocks])
 
-    def tell(self, head: bytes) -> None:
-        with self._bulk_lock:
-            sockets.write(self._bulk, [head])
+class SocketStream:
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self._lock = threading.Lock()
+
+    def tell(self, frame: Frame, body: bytes = b"", blocks: Sequence[memoryview] = ()) -> None:
+        with self._lock:
+            sockets.write(self.socket, [FRAME.pack(*frame), body, *blocks])
 
     def frame(self) -> tuple[Frame, bytes]:
-        frame = Frame(*FRAME.unpack(sockets.read(self._bulk, FRAME.size)))
+        frame = Frame(*FRAME.unpack(sockets.read(self.socket, FRAME.size)))
+        if frame.kind == NOTE:
+            if frame.size > MAX_NOTE:
+                raise ChannelError("protocol", f"a note of {frame.size} bytes")
+            return frame, bytes(sockets.read(self.socket, frame.size))
         if frame.kind != WRITE:
             return frame, b""
         if frame.blocks > MAX_BLOCKS:
             raise ChannelError("protocol", f"a write of {frame.blocks} blocks")
-        return frame, bytes(sockets.read(self._bulk, 4 * frame.blocks))
+        return frame, bytes(sockets.read(self.socket, 4 * frame.blocks))
 
-    def fetch(self, frame: Frame, window: memoryview | None) -> None:
+
+class _Credited(Way):
+    """On the bulk socket, with so many bytes under way at most."""
+
+    def __init__(self, stream: SocketStream, size: int) -> None:
+        self.streams = (stream,)
+        self._stream = stream
+        self._credit = Credit(size)
+
+    @property
+    def largest(self) -> int:
+        return self._credit.largest
+
+    def free(self) -> int:
+        return self._credit.free()
+
+    def credited(self, lane: int, size: int) -> None:
+        self._credit.give_back(size)
+
+    def lose(self, error: ChannelError) -> None:
+        self._credit.lose(error)
+
+
+class Tcp(_Credited):
+    """Blocks behind their frame."""
+
+    rung: Rung = "tcp"
+
+    def write(self, frame: Frame, checksums: bytes, blocks: Sequence[memoryview]) -> None:
+        self._credit.reserve(frame.size)
+        self._stream.tell(frame, checksums, blocks)
+
+    def fetch(self, lane: int, frame: Frame, window: memoryview | None) -> None:
         if window is not None:
-            sockets.read_into(self._bulk, window)
-            return
-        size = frame.size
-        scratch = memoryview(bytearray(min(size, _SCRATCH)))
-        while size > 0:
-            piece = scratch[: min(size, len(scratch))]
-            sockets.read_into(self._bulk, piece)
-            size -= len(piece)
-
-    def end(self) -> None:
-        sockets.close(self._control)
-        sockets.close(self._bulk)
-
-    def close(self) -> None:
-        return
+            sockets.read_into(self._stream.socket, window)
+        else:
+            size = frame.size
+            scratch = memoryview(bytearray(min(size, _SCRATCH)))
+            while size > 0:
+                piece = scratch[: min(size, len(scratch))]
+                sockets.read_into(self._stream.socket, piece)
+                size -= len(piece)
+        give_back(self._stream, frame)
 
 
-class SharedMemory(Sockets):
+class SharedMemory(_Credited):
     """Blocks in a ring that both sides see."""
 
     rung: Rung = "shm"
 
-    def __init__(self, control: socket.socket, bulk: socket.socket, ring: Ring) -> None:
-        super().__init__(control, bulk, ring.size)
+    def __init__(self, stream: SocketStream, ring: Ring) -> None:
+        super().__init__(stream, ring.size)
         self._ring = ring
 
-    def put(self, head: bytes, checksums: bytes, blocks: Sequence[memoryview], offset: int) -> None:
+    def write(self, frame: Frame, checksums: bytes, blocks: Sequence[memoryview]) -> None:
+        offset = self._credit.reserve(frame.size)
         copy_in(self._ring.view, blocks, offset)
-        with self._bulk_lock:
-            sockets.write(self._bulk, [head, checksums])
+        self._stream.tell(frame._replace(offset=offset), checksums)
 
-    def fetch(self, frame: Frame, window: memoryview | None) -> None:
+    def fetch(self, lane: int, frame: Frame, window: memoryview | None) -> None:
         copy_out(self._ring.view, frame.offset, frame.size, window)
-
-    def close(self) -> None:
-        self._ring.close()
+        give_back(self._stream, frame)

@@ -1,17 +1,21 @@
 """The seam between whoever has KV blocks to move and the ways to move them: names, frames and errors.
 
-A channel is two full-duplex connections between a pair of ranks: control (small messages, in order) and bulk
-(writes of blocks one way, credits the other way). It is stamped with both sides' generation: a restarted peer
-is another channel. Rungs differ in how bytes travel, and in nothing else: each is a Carrier. Usable without vLLM.
+A channel is what connects a pair of ranks: one connection for control (small messages, in order), and streams of
+frames (writes of blocks one way, credits the other way). It is stamped with both sides' generation: a restarted peer
+is another channel. It has several rungs at once; each transfer names the one that it takes. Rungs differ in how bytes
+travel, and in nothing else: each is a Way. Usable without vLLM.
 """
 
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol, get_args
 
-Rung = Literal["shm", "rdma", "tcp"]
+#: `rdma` goes from the sender's KV memory into the receiver's (on a GPU: GPUDirect), `rdma-staged` from ring to ring.
+Rung = Literal["rdma", "rdma-staged", "ipc", "shm", "nixl", "tcp"]
+RUNG_NAMES: Final[tuple[Rung, ...]] = get_args(Rung)
 
 Reason = Literal[
     "closed",  # the peer has ended the connection, or we have
@@ -36,62 +40,137 @@ class ChannelError(Exception):
 
 
 class Frame(NamedTuple):
-    """Head of every message on the bulk connection."""
+    """Head of every message on a stream."""
 
     kind: int
-    layer: int
-    transfer: int
-    blocks: int  # in this write; in DONE, blocks of the whole transfer
-    target: int
-    size: int  # bytes that follow (tcp) or lie in the ring (shm, rdma); in CREDIT, bytes given back
-    offset: int  # in the ring
+    way: int  # number of its rung in RUNG_NAMES
+    layer: int = 0
+    transfer: int = 0
+    blocks: int = 0  # in this write; in DONE, blocks of the whole transfer
+    target: int = 0
+    size: int = (
+        0  # bytes that follow (tcp), lie in the ring or were written; in CREDIT, given back; in NOTE, its own
+    )
+    offset: int = 0  # in the ring
+
+    @property
+    def rung(self) -> Rung:
+        return RUNG_NAMES[self.way]
 
 
-FRAME: Final = struct.Struct("<BxHIIIIQ")
+FRAME: Final = struct.Struct("<BBHIIIIQ")
 WRITE: Final = 1
 DONE: Final = 2
 CREDIT: Final = 3
+NOTE: Final = 4  # what the two ends of a way tell each other
 MAX_BLOCKS: Final = 65536  # in one write
+MAX_NOTE: Final = 1 << 20  # bytes
 
 
-class Carrier(Protocol):
-    """A rung: how the bytes of one channel travel. Two threads read, one each for control and bulk; any may send.
+class Extent(NamedTuple):
+    """The KV memory of one layer, which stays its owner's."""
 
-    Every method raises ChannelError when the connection is lost. Nothing here waits for credit or checks a block.
-    """
+    address: int
+    size: int
+    gpu: bool = False
+    owner: Any = None  # keeps it valid
 
-    rung: Rung
-    size: int  # bytes of writes that may be under way
 
-    def send(self, body: bytes) -> None:
-        """A control message."""
+class Control(Protocol):
+    """Small messages, in order. Any thread may send, one receives. ChannelError: the connection is lost."""
 
-    def receive(self) -> bytes:
-        """The next control message."""
+    def send(self, body: bytes) -> None: ...
 
-    def put(self, head: bytes, checksums: bytes, blocks: Sequence[memoryview], offset: int) -> None:
-        """A write: `head` is its Frame, `offset` its place in the ring. The blocks may change when it returns."""
+    def receive(self) -> bytes: ...
 
-    def tell(self, head: bytes) -> None:
+
+class Stream(Protocol):
+    """Frames, in order. Any thread may tell, one reads. ChannelError: the connection is lost."""
+
+    def tell(self, frame: Frame, body: bytes = b"") -> None:
         """A frame without blocks."""
 
     def frame(self) -> tuple[Frame, bytes]:
-        """The next frame, and the checksums if it is a write, whose bytes `fetch` then brings."""
+        """The next one, with the checksums of a write or the body of a note."""
 
-    def fetch(self, frame: Frame, window: memoryview | None) -> None:
-        """The bytes of a write into the window; None: they are thrown away."""
+
+class Way(ABC):
+    """A rung of one channel: how blocks travel. Methods raise ChannelError when the connection is lost.
+
+    One thread at a time writes; the frames of a stream are read by one thread, which then calls `fetch`, `credited`
+    and `told` with the stream's number in `streams`. Nothing here checks a block. A way through a ring or a socket
+    leaves most of it as it is here.
+    """
+
+    rung: Rung
+    streams: Sequence[Stream]
+    #: Whether the sender writes into the receiver's own memory, which the receiver then can't refuse.
+    direct = False
+    #: Why it can't be used (any more); "": it can be, or not yet.
+    why = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether blocks can be written now."""
+        return not self.why
+
+    @property
+    @abstractmethod
+    def largest(self) -> int:
+        """Bytes that any single write may have."""
+
+    @abstractmethod
+    def free(self) -> int:
+        """Bytes that can be written now without waiting."""
+
+    @abstractmethod
+    def write(self, frame: Frame, checksums: bytes, blocks: Sequence[memoryview]) -> None:
+        """Waits for credit. Unless `direct`, the blocks may change when it returns."""
+
+    @abstractmethod
+    def fetch(self, lane: int, frame: Frame, window: memoryview | None) -> None:
+        """The bytes of a write into the window; None: they are thrown away, where that is possible."""
+
+    def flush(self, transfer: int) -> None:
+        """Returns when nothing of this transfer is under way: its blocks may change, and nobody writes any more."""
+        return
+
+    def credited(self, lane: int, size: int) -> None:
+        raise ChannelError("protocol", f"credit for {self.rung}")
+
+    def told(self, lane: int, body: bytes) -> None:
+        raise ChannelError("protocol", f"a note for {self.rung}")
+
+    def expose(self, layers: Sequence[Extent]) -> None:
+        """The memory that the peer's blocks go to. May come long after the channel stands."""
+        return
+
+    def use(self, layers: Sequence[Extent]) -> None:
+        """The memory that blocks for the peer come from."""
+        return
+
+    def lose(self, error: ChannelError) -> None:
+        """Wakes whoever waits for credit."""
+        return
+
+
+class Link(Protocol):
+    """What a channel stands on: its connections, and what belongs to its ways."""
+
+    control: Control
+    ways: Sequence[Way]  # best first
 
     def end(self) -> None:
-        """Wakes both readers for the last time; called once, by any thread."""
+        """Wakes all readers for the last time; called once, by any thread."""
 
-    def close(self) -> None:
-        """Called once, when both readers have left."""
+    def close(self, gently: bool) -> None:
+        """Called once, when all readers have left. After it no peer writes here. `gently`: what was sent arrives."""
 
 
 class Landing(Protocol):
     """The receiving side of a channel: says where a write may go, and learns what became of it.
 
-    Called from the channel's reader thread. Between `window` and `landed` that memory is being written to.
+    Called from the readers of the channel's streams. Between `window` and `landed` that memory is being written to.
     """
 
     def window(self, frame: Frame) -> memoryview | None:
@@ -110,4 +189,4 @@ class Receiver(Protocol):
     def message(self, channel: object, body: bytes) -> None: ...
 
     def lost(self, channel: object, error: ChannelError) -> None:
-        """Exactly once, after which the channel is closed and nothing more is called."""
+        """Exactly once, last of all: the peer can't write here any more."""

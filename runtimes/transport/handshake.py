@@ -1,8 +1,8 @@
-"""How two sides of a connection prove to each other that they belong to this cluster, and agree on a rung.
+"""How two sides of a connection prove to each other that they belong to this cluster, and agree on rungs.
 
 Both show that they know the cluster key without sending it: an HMAC over both nonces and the whole offer, so
 that nothing of it can be changed on the way. Layouts and generations are compared here: after it, a channel can't
-connect the wrong incarnations or incompatible caches. The listener says which rung it is, and touches the offered
+connect the wrong incarnations or incompatible caches. The listener says which rungs it has, and touches the offered
 memory, only when the dialler has proved itself.
 """
 
@@ -20,7 +20,6 @@ from kserve_ext.wire.messages import UNREADABLE
 from runtimes.transport.channel import ChannelError, Reason, Rung
 from runtimes.transport.layout import Layout, differences
 from runtimes.transport.sockets import read_message, write_message
-from runtimes.transport.verbs.side import Side
 
 NO_RUNG: Final = "no rung that both sides may use"
 _MOST: Final = 64 << 10  # bytes of a message from somebody who has proved nothing yet
@@ -44,12 +43,9 @@ class Offer(msgspec.Struct, frozen=True):
     peer_generation: int  # of the listener, as the lease says; 0 = any
     nonce: bytes
     rungs: tuple[Rung, ...] = ()
-    ring: str = ""
-    ring_size: int = 0
-    ring_token: bytes = b""
+    ways: dict[str, bytes] = {}  # what each kind of connection (kinds.py) has to say
     window: int = 0
-    rdma: Side | None = None
-    passed: tuple[str, ...] = ()  # rungs that the dialler would have liked better, and why it can't
+    passed: tuple[str, ...] = ()  # kinds that the dialler would have liked, and why it can't
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -71,9 +67,9 @@ class Proof(msgspec.Struct, frozen=True):
 class Ready(msgspec.Struct, frozen=True):
     """Listener -> dialler, once the connection is in use."""
 
-    rung: Rung | Literal["none"]  # of a control connection; "none": no rung fits
-    rdma: Side | None = None
-    passed: tuple[str, ...] = ()  # better rungs that were not taken, and why
+    rungs: tuple[Rung, ...]  # that both can have, best first; of a control connection
+    ways: dict[str, bytes] = {}
+    passed: tuple[str, ...] = ()  # those that can't be had, and why
     proof: bytes = b""
 
 
@@ -82,8 +78,8 @@ def prove(key: bytes, side: str, offer: bytes, answer_nonce: bytes, choice: str)
     return hmac.new(key, text, hashlib.sha256).digest()
 
 
-def dial(connection: socket.socket, key: bytes, offer: Offer) -> tuple[Identity, Rung, Ready]:
-    """Who the listener is, the rung, and its last word. Raises ChannelError if it refuses or lacks the key."""
+def dial(connection: socket.socket, key: bytes, offer: Offer) -> tuple[Identity, Ready]:
+    """Who the listener is, and its last word. Raises ChannelError if it refuses or lacks the key."""
     sent = msgspec.msgpack.encode(offer)
     write_message(connection, sent)
     answer = _read(connection, Answer)
@@ -98,10 +94,10 @@ def dial(connection: socket.socket, key: bytes, offer: Offer) -> tuple[Identity,
     )
     ready = _read(connection, Ready)
     if not hmac.compare_digest(ready.proof, prove(key, "ready", sent, answer.nonce, _said(ready))):
-        raise ChannelError("unauthenticated", "the rung was changed on the way")
-    if ready.rung == "none":
+        raise ChannelError("unauthenticated", "the rungs were changed on the way")
+    if not ready.rungs:
         raise ChannelError("incompatible", "; ".join((NO_RUNG, *ready.passed)))
-    return answer.who, ready.rung, ready
+    return answer.who, ready
 
 
 def read_offer(connection: socket.socket, key: bytes, who: Identity) -> tuple[Offer, bytes]:

@@ -1,7 +1,7 @@
 """Setting channels up: a listener that joins control and bulk connections to pairs, and `dial` for the other side.
 
-The dialler receives blocks, so it makes the ring; the listener picks the best rung that both can use, once the
-dialler has proved that it may offer one. A connection that doesn't finish its handshake in time is dropped. Half a
+The dialler receives blocks, so it makes the rings; the listener says which rungs both can use, once the dialler has
+proved that it may offer any. A connection that doesn't finish its handshake in time is dropped. Half a
 pair is not kept for longer either, whether or not anybody else dials.
 """
 
@@ -29,6 +29,7 @@ from runtimes.transport.handshake import (
     refuse,
 )
 from runtimes.transport.handshake import dial as shake
+from runtimes.transport.kinds import Setting
 from runtimes.transport.pair import WINDOW, Channel
 from runtimes.transport.rungs import RUNGS, Begun, Offered, begin
 from runtimes.transport.verbs.choice import Wanted
@@ -71,8 +72,7 @@ class Listener:
         self._key = key
         self._who = who
         self._accepted = accepted
-        self._rungs = tuple(rungs)
-        self._rdma = rdma
+        self._setting = Setting(tuple(rungs), WINDOW, rdma)
         self._handshake_s = handshake_s
         self._half: dict[str, _Half] = {}
         #: connections in their handshake, by the thread that does it
@@ -141,9 +141,9 @@ class Listener:
         if refused is not None:
             refuse(connection, self._key, sent, who, refused)
         nonce = answer(connection, self._key, sent, who)
-        begun = begin(offer, self._rungs, WINDOW, self._rdma)
-        word = Ready(begun.rung, None if begun.ends is None else begun.ends.side(), tuple(begun.passed))
-        if begun.rung == "none":
+        begun = begin(offer, self._setting)
+        word = Ready(begun.rungs, begun.words(), tuple(begun.passed))
+        if not begun.rungs:
             ready(connection, self._key, sent, nonce, word)
             raise ChannelError("incompatible", NO_RUNG)
         half = _Half(time.monotonic(), connection, offer.who, begun)
@@ -164,11 +164,14 @@ class Listener:
             raise ChannelError("protocol", "a bulk connection without its control connection")
         for each in (half.control, connection):
             each.settimeout(None)
-        carrier = half.begun.carrier(half.control, connection)
-        self._accepted(Channel(carrier, half.peer, half.begun.passed))
-        ready(connection, self._key, sent, nonce, Ready(carrier.rung))
-        if carrier.rung == "rdma":
-            sockets.close(connection)
+        link = half.begun.link(half.control, connection)
+        channel = Channel(link, half.peer, half.begun.passed)
+        try:  # the last word that isn't a frame, thus before whoever gets the channel can send one
+            ready(connection, self._key, sent, nonce, Ready(half.begun.rungs))
+        except ChannelError:
+            channel.close()
+            raise
+        self._accepted(channel)
 
     def _forget_old(self) -> None:
         limit = time.monotonic() - self._handshake_s
@@ -191,30 +194,27 @@ def dial(
     rdma: Wanted | None = None,
 ) -> Channel:
     """Blocks until both connections stand. The channel is not started."""
-    offered = Offered(rungs, window, rdma)
+    offered = Offered(Setting(tuple(rungs), window, rdma))
     control: socket.socket | None = None
     bulk: socket.socket | None = None
     try:
         pair = secrets.token_hex(16)
         control = _connect(addr, timeout_s)
-        peer, rung, word = shake(control, key, offered.offer(pair, who, peer_generation))
-        offered.chosen(rung, word)
+        peer, word = shake(control, key, offered.offer(pair, who, peer_generation))
+        offered.agreed(word)
         bulk = _connect(addr, timeout_s)
         shake(bulk, key, Offer(pair, "bulk", who, peer_generation, secrets.token_bytes(16)))
     except BaseException:
         for connection in (control, bulk):
             if connection is not None:
                 sockets.close(connection)
+        offered.forget()
         offered.close()
         raise
-    finally:
-        offered.forget_name()
+    offered.forget()
     for connection in (control, bulk):
         connection.settimeout(None)
-    channel = Channel(offered.carrier(control, bulk), peer, offered.passed)
-    if channel.rung == "rdma":
-        sockets.close(bulk)
-    return channel
+    return Channel(offered.link(control, bulk), peer, offered.passed)
 
 
 def _connect(addr: str, timeout_s: float) -> socket.socket:

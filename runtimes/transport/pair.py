@@ -1,8 +1,9 @@
-"""A channel: the control and the bulk connection of one pair, with a reader thread each.
+"""A channel: the connections of one pair of ranks, with a reader thread each, and the rungs that blocks may take.
 
-Either side may send control messages; blocks are written by `write` on one side and land, checked, on the
-other, which gives the credit back. Bytes in flight are bounded by what the rung can hold. Losing either
-connection loses the channel, and its owner is told once. Never retries: that is the owner's decision.
+Either side may send control messages; blocks are written by `write` on one side and land, checked, on the other.
+Bytes under way are bounded by what the rung can hold. Losing any connection loses the channel, and its owner is told
+once, when the peer can't write here any more. Never chooses a rung when it is told one, never retries: these are the
+owner's decisions.
 """
 
 from __future__ import annotations
@@ -11,38 +12,40 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from runtimes.transport.channel import (
     CREDIT,
     DONE,
-    FRAME,
+    NOTE,
+    RUNG_NAMES,
     WRITE,
-    Carrier,
     ChannelError,
+    Extent,
     Frame,
     Landing,
+    Link,
     Receiver,
     Rung,
+    Stream,
+    Way,
 )
 from runtimes.transport.handshake import Identity
-from runtimes.transport.shm import Space
 
 WINDOW = 16 << 20
-_CREDIT_TIMEOUT_S = 10.0
 
 
 class Channel:
     """Made by listener.py; `start` begins reading."""
 
-    def __init__(self, carrier: Carrier, peer: Identity, passed: Sequence[str] = ()) -> None:
+    def __init__(self, link: Link, peer: Identity, passed: Sequence[str] = ()) -> None:
         self.peer = peer
-        self.rung: Rung = carrier.rung
-        #: Better rungs that were not taken, and why: "rdma: no RDMA device here".
-        self.passed = tuple(passed)
-        self._carrier = carrier
-        self._space = Space(carrier.size)
-        self._credit = threading.Condition()
+        self._link = link
+        self._ways = {way.rung: way for way in link.ways}
+        self._passed = tuple(passed)
+        self._done: dict[tuple[Rung, int], int] = {}  # streams that have said so, until all have
         self._lost: ChannelError | None = None
+        self._gently = False
         self._state = threading.Lock()
         self._receiver: Receiver | None = None
         self._landing: Landing | None = None
@@ -52,7 +55,10 @@ class Channel:
     def start(self, receiver: Receiver, landing: Landing | None) -> None:
         """`landing`: None on a side that only sends blocks."""
         self._receiver, self._landing = receiver, landing
-        readers = {"control": self._read_control, "bulk": self._read_bulk}
+        readers: dict[str, Callable[[], None]] = {"control": self._read_control}
+        streams = dict.fromkeys(stream for way in self._ways.values() for stream in way.streams)
+        for number, stream in enumerate(streams):
+            readers[f"bulk{number}"] = lambda stream=stream: self._read_frames(stream)  # type: ignore[misc]
         self._reading = len(readers)
         for name, read in readers.items():
             label = f"kv-{name}-{self.peer.name}"
@@ -60,54 +66,110 @@ class Channel:
             self._threads.append(thread)
             thread.start()
 
+    # --- rungs
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """Those that can be used now, best first."""
+        return tuple(rung for rung, way in self._ways.items() if way.usable)
+
+    @property
+    def rung(self) -> Rung | Literal["none"]:
+        """The best of them."""
+        return next(iter(self.rungs), "none")
+
+    @property
+    def passed(self) -> tuple[str, ...]:
+        """Rungs that can't be used, and why: "rdma: no RDMA device here"."""
+        return self._passed + tuple(f"{rung}: {way.why}" for rung, way in self._ways.items() if way.why)
+
+    def direct(self, rung: Rung | Literal[""] = "") -> bool:
+        """Whether the sender writes into the receiver's own memory, which the receiver then can't refuse."""
+        return self._way(rung).direct
+
+    def expose(self, layers: Sequence[Extent]) -> None:
+        """Blocks of the peer may go straight into this memory. At any time, once."""
+        self._with_ways(lambda way: way.expose(layers))
+
+    def use(self, layers: Sequence[Extent]) -> None:
+        """Blocks for the peer lie in this memory. At any time, once."""
+        self._with_ways(lambda way: way.use(layers))
+
+    # --- what is sent
+
     @property
     def lost(self) -> ChannelError | None:
         return self._lost
 
-    @property
-    def largest_write(self) -> int:
-        """Bytes that any single write may have."""
-        return self._space.size // 2
-
     def send(self, body: bytes) -> None:
         self._raise_if_lost()
         try:
-            self._carrier.send(body)
+            self._link.control.send(body)
         except ChannelError as error:
             self.lose(error)
             raise self._lost or error from error
 
-    def free(self) -> int:
-        """Bytes that can be written now without waiting for credit."""
-        with self._credit:
-            return self._space.largest
+    def largest_write(self, rung: Rung | Literal[""] = "") -> int:
+        """Bytes that any single write may have."""
+        return self._way(rung).largest
 
-    def write(self, transfer: int, layer: int, target: int, blocks: Sequence[memoryview]) -> int:
+    def free(self, rung: Rung | Literal[""] = "") -> int:
+        """Bytes that can be written now without waiting for credit."""
+        return self._way(rung).free()
+
+    def write(
+        self,
+        transfer: int,
+        layer: int,
+        target: int,
+        blocks: Sequence[memoryview],
+        rung: Rung | Literal[""] = "",
+    ) -> int:
         """Writes these blocks to `target`, `target` + 1, ... on the other side; waits for credit.
 
-        All blocks have one size and lie behind each other. When it returns, the source may change. To be called
-        from one thread at a time: credit comes back in the order of the writes.
+        All blocks have one size. When it returns, the source may change, unless the rung is direct: then not before
+        `flush`. To be called from one thread at a time: credit comes back in the order of the writes.
         """
+        self._raise_if_lost()
+        way = self._way(rung)
         size = sum(len(block) for block in blocks)
         checksums = struct.pack(f"<{len(blocks)}I", *(zlib.crc32(block) for block in blocks))
-        offset = self._reserve(size)
-        head = FRAME.pack(WRITE, layer, transfer, len(blocks), target, size, offset)
-        try:
-            self._carrier.put(head, checksums, blocks, offset)
-        except ChannelError as error:
-            self.lose(error)
-            raise self._lost or error from error
+        frame = Frame(WRITE, RUNG_NAMES.index(way.rung), layer, transfer, len(blocks), target, size)
+        self._losing(lambda: way.write(frame, checksums, blocks))
         return size
 
-    def finish(self, transfer: int, blocks: int) -> None:
+    def finish(self, transfer: int, blocks: int, rung: Rung | Literal[""] = "") -> None:
         """Tells the other side that this transfer is complete."""
-        self._tell(FRAME.pack(DONE, 0, transfer, blocks, 0, 0, 0))
+        self._raise_if_lost()
+        way = self._way(rung)
+        frame = Frame(DONE, RUNG_NAMES.index(way.rung), transfer=transfer, blocks=blocks)
+        for stream in way.streams:
+            self._losing(lambda stream=stream: stream.tell(frame))  # type: ignore[misc]
 
-    def close(self, reason: ChannelError | None = None) -> None:
-        self.lose(reason or ChannelError("closed", "closed on this side"))
+    def flush(self, transfer: int, rung: Rung | Literal[""] = "") -> None:
+        """Returns when nothing of this transfer is under way. Raises ChannelError: the channel is lost."""
+        self._raise_if_lost()
+        way = self._way(rung)
+        self._losing(lambda: way.flush(transfer))
+
+    def close(self) -> None:
+        self.lose(ChannelError("closed", "closed on this side"), gently=True)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(2.0)
+
+    def lose(self, error: ChannelError, gently: bool = False) -> None:
+        """Ends it, and does not wait for the readers. The first error counts. `gently`: what was sent arrives."""
+        with self._state:
+            if self._lost is not None:
+                return
+            self._lost, self._gently = error, gently
+            unread = self._receiver is None
+        self._link.end()
+        for way in self._ways.values():
+            way.lose(error)
+        if unread:
+            self._link.close(self._gently)
 
     # --- threads
 
@@ -119,40 +181,49 @@ class Channel:
         except ValueError as error:
             self.lose(ChannelError("protocol", str(error)))
         finally:
-            # By the reader of blocks, when it can't be writing any more: its owner may then reuse the memory.
-            if read == self._read_bulk and self._receiver is not None and self._lost is not None:
-                self._receiver.lost(self, self._lost)
             with self._state:
                 self._reading -= 1
                 last = not self._reading
-            if last:
-                self._carrier.close()
+            if last:  # nobody reads, and behind `close` nobody is written to: the owner may reuse the memory
+                self._link.close(self._gently)
+                if self._receiver is not None and self._lost is not None:
+                    self._receiver.lost(self, self._lost)
 
     def _read_control(self) -> None:
         assert self._receiver is not None
         while True:
-            self._receiver.message(self, self._carrier.receive())
+            self._receiver.message(self, self._link.control.receive())
 
-    def _read_bulk(self) -> None:
+    def _read_frames(self, stream: Stream) -> None:
+        """The ways of one stream, each with the stream's number among its own."""
+        ways = {
+            RUNG_NAMES.index(way.rung): (way, way.streams.index(stream))
+            for way in self._ways.values()
+            if stream in way.streams
+        }
         while True:
-            frame, checksums = self._carrier.frame()
+            frame, body = stream.frame()
+            if frame.way not in ways:
+                raise ChannelError("protocol", f"a frame of rung {frame.way}, which is not on this stream")
+            way, lane = ways[frame.way]
             if frame.kind == WRITE:
-                self._take(frame, checksums)
-            elif frame.kind == DONE and self._landing is not None:
-                self._landing.done(frame.transfer, frame.blocks)
+                self._take(way, lane, frame, body)
             elif frame.kind == CREDIT:
-                self._give_back(frame.size)
+                way.credited(lane, frame.size)
+            elif frame.kind == DONE and self._landing is not None:
+                self._count(way, frame)
+            elif frame.kind == NOTE:
+                way.told(lane, body)
             else:
-                raise ChannelError("protocol", f"bulk frame of kind {frame.kind}")
+                raise ChannelError("protocol", f"a frame of kind {frame.kind}")
 
-    def _take(self, frame: Frame, checksums: bytes) -> None:
+    def _take(self, way: Way, lane: int, frame: Frame, checksums: bytes) -> None:
         if self._landing is None or not 0 < frame.blocks == len(checksums) // 4 or frame.size % frame.blocks:
             raise ChannelError("protocol", "a write that makes no sense here")
         window = self._landing.window(frame)
         if window is not None and len(window) != frame.size:
             raise ChannelError("protocol", f"a write of {frame.size} bytes into {len(window)}")
-        self._carrier.fetch(frame, window)
-        self._tell(FRAME.pack(CREDIT, 0, frame.transfer, 0, 0, frame.size, 0))
+        way.fetch(lane, frame, window)
         if window is not None:
             each = frame.size // frame.blocks
             broken = [
@@ -162,52 +233,41 @@ class Channel:
             ]
             self._landing.landed(frame, broken)
 
-    # --- credit, loss
+    def _count(self, way: Way, frame: Frame) -> None:
+        """A transfer is done when each stream of its way has said so."""
+        assert self._landing is not None
+        key = way.rung, frame.transfer
+        with self._state:
+            said = self._done.pop(key, 0) + 1
+            if said < len(way.streams):
+                self._done[key] = said
+                return
+        self._landing.done(frame.transfer, frame.blocks)
 
-    def _reserve(self, size: int) -> int:
-        if size > self.largest_write:
-            raise ValueError(f"a write of {size} bytes; at most {self.largest_write}")
-        with self._credit:
-            while True:
-                self._raise_if_lost()
-                offset = self._space.reserve(size)
-                if offset is not None:
-                    return offset
-                if not self._credit.wait(_CREDIT_TIMEOUT_S):
-                    break
-        error = ChannelError("timeout", "the receiver gives no credit back")
-        self.lose(error)
-        raise error
+    # --- inside
 
-    def _give_back(self, size: int) -> None:
-        with self._credit:
+    def _way(self, rung: Rung | Literal[""]) -> Way:
+        wanted = rung or self.rung
+        way = self._ways.get(wanted) if wanted != "none" else None
+        if way is None or not way.usable:
+            why = "; ".join(self.passed) or "not on this channel"
+            raise ChannelError("incompatible", f"rung {wanted}: {why}")
+        return way
+
+    def _with_ways(self, call: Callable[[Way], None]) -> None:
+        for way in self._ways.values():
             try:
-                self._space.give_back(size)
-            except (IndexError, ValueError) as error:
-                raise ChannelError("protocol", f"credit that was never given: {error}") from error
-            self._credit.notify_all()
+                call(way)
+            except ChannelError as error:
+                self.lose(error)
 
-    def _tell(self, frame: bytes) -> None:
-        self._raise_if_lost()
+    def _losing(self, call: Callable[[], None]) -> None:
         try:
-            self._carrier.tell(frame)
+            call()
         except ChannelError as error:
             self.lose(error)
-            raise
+            raise self._lost or error from error
 
     def _raise_if_lost(self) -> None:
         if self._lost is not None:
             raise self._lost
-
-    def lose(self, error: ChannelError) -> None:
-        """Ends it, and does not wait for the readers. The first error counts."""
-        with self._state:
-            if self._lost is not None:
-                return
-            self._lost = error
-            unread = self._receiver is None
-        self._carrier.end()
-        with self._credit:
-            self._credit.notify_all()
-        if unread:
-            self._carrier.close()

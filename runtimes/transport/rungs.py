@@ -1,150 +1,121 @@
-"""Beginning a rung on either side: what the dialler has ready to offer, and what the listener makes of an offer.
+"""Which rungs a channel has: what the dialler has ready to offer, and what the listener makes of an offer.
 
-The dialler receives blocks, so rings are its own. A rung that can't be had is passed over with the reason; who set
-the channel up finds it on the channel. Nothing that was made for a rung outlives the choice of another one.
+A rung that can't be had is passed over with the reason; who set the channel up finds it on the channel. What was made
+for a kind that the other side won't have does not outlive the handshake.
 """
 
 from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
 
-from runtimes.transport.carriers import SharedMemory, Sockets
-from runtimes.transport.channel import Carrier, ChannelError, Rung
+from runtimes.transport.carriers import SocketStream
+from runtimes.transport.channel import ChannelError, Link, Rung
 from runtimes.transport.handshake import Identity, Offer, Ready
-from runtimes.transport.shm import Ring, unlink
-from runtimes.transport.verbs import cards
-from runtimes.transport.verbs.carrier import Ends, Verbs
-from runtimes.transport.verbs.choice import Wanted
-from runtimes.transport.verbs.side import Side, differs
+from runtimes.transport.kinds import Kind, Setting, ShmKind, TcpKind
+from runtimes.transport.link import Sockets
+from runtimes.transport.verbs.kind import VerbsKind
 
-#: Same-host memory before RDMA: while blocks are staged, a device only adds its own way to the same two copies.
-RUNGS: tuple[Rung, ...] = ("shm", "rdma", "tcp")
+#: Best first, for whoever doesn't choose (docs/decisions/0011). Memory of the same host comes before RDMA: through it
+#: go two copies and no device.
+RUNGS: Final[tuple[Rung, ...]] = ("ipc", "shm", "rdma", "rdma-staged", "nixl", "tcp")
+
+#: What an operator means by RDMA.
+VERBS: Final[tuple[Rung, ...]] = ("rdma", "rdma-staged")
+
+_Name = Literal["shm", "rdma", "tcp"]
+_OF: Final[dict[Rung, _Name]] = {"shm": "shm", "rdma": "rdma", "rdma-staged": "rdma", "tcp": "tcp"}
+_OFFER: Final[dict[_Name, Callable[[Setting], Kind]]] = {
+    "shm": ShmKind.offered,
+    "rdma": VerbsKind.offered,
+    "tcp": TcpKind,
+}
+_ANSWER: Final[dict[_Name, Callable[[bytes, Setting], Kind]]] = {
+    "shm": ShmKind.answered,
+    "rdma": VerbsKind.answered,
+    "tcp": lambda word, setting: TcpKind(setting),
+}
 
 
-@dataclass(eq=False)
 class Begun:
-    """What one side holds of a rung before the connections stand."""
+    """What one side holds of a channel before its connections stand."""
 
-    window: int
-    rung: Rung | Literal["none"] = "none"
-    ring: Ring | None = None
-    ends: Ends | None = None
-    passed: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.kinds: dict[str, Kind] = {}
+        self.rungs: tuple[Rung, ...] = ()
+        self.passed: list[str] = []
 
-    def carrier(self, control: socket.socket, bulk: socket.socket) -> Carrier:
-        """Of the rung that was chosen; what belongs to others is given up. RDMA has no use for `bulk`."""
-        ring, ends = self.ring, self.ends
-        if self.rung == "rdma" and ends is not None:
-            self.ends = None
-            self.close()
-            return Verbs(control, ends, self.window)
-        if self.rung == "shm" and ring is not None:
-            self.ring = None
-            self.close()
-            return SharedMemory(control, bulk, ring)
-        self.close()
-        return Sockets(control, bulk, self.window)
+    def try_kind(self, name: str, make: Callable[[], Kind]) -> None:
+        try:
+            self.kinds[name] = make()
+        except ChannelError as error:
+            self.passed.append(f"{name}: {error.detail or error.reason}")
+
+    def words(self) -> dict[str, bytes]:
+        return {name: kind.word() for name, kind in self.kinds.items()}
+
+    def link(self, control: socket.socket, bulk: socket.socket) -> Link:
+        stream = SocketStream(bulk)
+        ways = {way.rung: way for kind in self.kinds.values() for way in kind.ways(stream)}
+        kinds = tuple(self.kinds.values())
+        return Sockets(control, bulk, kinds, [ways[rung] for rung in self.rungs])
 
     def close(self) -> None:
-        ring, self.ring = self.ring, None
-        ends, self.ends = self.ends, None
-        if ring is not None:
-            ring.close()
-        if ends is not None:
-            ends.close()
+        kinds, self.kinds = self.kinds, {}
+        for kind in kinds.values():
+            kind.close()
 
 
 class Offered(Begun):
-    """The dialler's: everything that it offers at once, and the name of the ring for as long as it is needed."""
+    """The dialler's: everything that it can have."""
 
-    def __init__(self, rungs: Sequence[Rung], window: int, rdma: Wanted | None) -> None:
-        super().__init__(window)
-        self._rungs: list[Rung] = [rung for rung in rungs if rung != "rdma"]
-        self._name, self._token = "", b""
-        if "shm" in rungs:
-            try:
-                self.ring, self._name, self._token = Ring.create(window)
-            except ChannelError as error:
-                self._rungs.remove("shm")
-                self.passed.append(f"shm: {error.detail}")
-        if "rdma" in rungs:
-            try:
-                self.ends = Ends(cards.find(rdma)[0], window, receives=True)
-                self._rungs.append("rdma")
-            except ChannelError as error:
-                self.passed.append(f"rdma: {error.detail}")
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self._window = setting.window
+        for name in _names(setting.rungs):
+            self.try_kind(name, lambda name=name: _OFFER[name](setting))  # type: ignore[misc]
+        self._offered = tuple(rung for rung in setting.rungs if _OF.get(rung) in self.kinds)
 
     def offer(self, pair: str, who: Identity, peer_generation: int) -> Offer:
-        return Offer(
-            pair,
-            "control",
-            who,
-            peer_generation,
-            secrets.token_bytes(16),
-            tuple(self._rungs),
-            self._name,
-            self.window,
-            self._token,
-            self.window,
-            None if self.ends is None else self.ends.side(),
-            tuple(self.passed),
-        )
+        nonce = secrets.token_bytes(16)
+        facts = (self._offered, self.words(), self._window, tuple(self.passed))
+        return Offer(pair, "control", who, peer_generation, nonce, *facts)
 
-    def chosen(self, rung: Rung, word: Ready) -> None:
-        """By the listener."""
-        self.rung = rung
-        self.passed = list(word.passed)
-        if rung == "shm" and (self.ring is None or not self.ring.echoed(self._token)):
-            raise ChannelError("protocol", "the listener claims shared memory that it did not write to")
-        if rung == "rdma":
-            if self.ends is None or word.rdma is None:
-                raise ChannelError("protocol", "the listener claims RDMA that was not offered")
-            self.ends.connect(word.rdma)
+    def agreed(self, word: Ready) -> None:
+        """By the listener: `word` is its last one."""
+        self.rungs, self.passed = word.rungs, list(word.passed)
+        if not set(self.rungs) <= set(self._offered) or not {_OF[rung] for rung in self.rungs} <= set(
+            word.ways
+        ):
+            raise ChannelError(
+                "protocol", f"the listener claims {', '.join(self.rungs)}, which was not offered"
+            )
+        for name in set(self.kinds) - set(word.ways):
+            self.kinds.pop(name).close()
+        for name, kind in self.kinds.items():
+            kind.agreed(word.ways[name])
 
-    def forget_name(self) -> None:
-        if self._name:
-            unlink(self._name)
+    def forget(self) -> None:
+        for kind in self.kinds.values():
+            kind.forget()
 
 
-def begin(offer: Offer, rungs: Sequence[Rung], window: int, rdma: Wanted | None) -> Begun:
-    """The listener's: the first of its rungs that can be had; "none" if none can."""
-    begun = Begun(offer.window or window)
-    for rung in rungs:
-        if rung not in offer.rungs:
-            begun.passed += [why for why in offer.passed if why.startswith(f"{rung}:")]
-            continue
-        if rung == "shm":
-            begun.ring = Ring.attach(offer.ring, offer.ring_size, offer.ring_token) if offer.ring else None
-            if begun.ring is None:
-                begun.passed.append("shm: the two sides don't see the same memory")
-                continue
-        elif rung == "rdma":
-            try:
-                begun.ends = _answering(offer.rdma, begun.window, rdma)
-            except ChannelError as error:
-                begun.passed.append(f"rdma: {error.detail}")
-                continue
-        begun.rung = rung
-        break
+def begin(offer: Offer, setting: Setting) -> Begun:
+    """The listener's: every rung of the offer that it can have, too, in its own order."""
+    begun = Begun()
+    common = [rung for rung in setting.rungs if rung in offer.rungs]
+    agreed = setting._replace(rungs=common, window=offer.window or setting.window)
+    for name in _names(setting.rungs):
+        if name not in offer.ways:
+            begun.passed += [why for why in offer.passed if why.startswith(f"{name}:")]
+        elif any(_OF[rung] == name for rung in common):
+            begun.try_kind(name, lambda name=name: _ANSWER[name](offer.ways[name], agreed))  # type: ignore[misc]
+    begun.rungs = tuple(rung for rung in common if _OF[rung] in begun.kinds)
     return begun
 
 
-def _answering(theirs: Side | None, window: int, rdma: Wanted | None) -> Ends:
-    """Our side, connected to theirs."""
-    if theirs is None or not theirs.ring_key or theirs.ring_size != window:
-        raise ChannelError("protocol", "the offer has no ring of the window's size")
-    found = cards.find(rdma)
-    place = next((place for place in found if not differs(place, theirs)), None)
-    if place is None:
-        raise ChannelError("incompatible", differs(found[0], theirs))
-    ends = Ends(place, window, receives=False)
-    try:
-        ends.connect(theirs)
-    except BaseException:
-        ends.close()
-        raise
-    return ends
+def _names(rungs: Sequence[Rung]) -> list[_Name]:
+    """Of the kinds that bring them."""
+    return list(dict.fromkeys(_OF[rung] for rung in rungs if rung in _OF))

@@ -2,9 +2,8 @@
 
 The receiver makes the ring and offers its name with a random token; the sender opens it and answers with the
 token's echo, written into the ring: that proves that both see the same memory, which a name alone does not.
-The name is removed right after, so that nothing is left behind whoever dies. Credits are bytes of the ring. All of
-it is had before anybody writes: a process that writes where the folder has no room left (64 MiB, in many containers)
-is killed.
+The name is removed right after, so that nothing is left behind whoever dies. All of it is had before anybody writes:
+a process that writes where the folder has no room left (64 MiB, in many containers) is killed.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import contextlib
 import mmap
 import os
 import secrets
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,41 +100,3 @@ def copy_out(ring: memoryview, offset: int, size: int, window: memoryview | None
 def unlink(name: str) -> None:
     with contextlib.suppress(OSError):
         (_FOLDER / name).unlink()
-
-
-class Space:
-    """The sender's account of the ring: contiguous pieces in order, given back in the same order."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._head = 0
-        self._used = 0
-        self._pieces: deque[tuple[int, int]] = deque()  # bytes given back, bytes incl. what was skipped
-
-    @property
-    def largest(self) -> int:
-        """The largest piece that can be had now."""
-        if self._used == 0:
-            return self.size
-        free = self.size - self._used
-        to_end = self.size - self._head
-        return free if free <= to_end else max(to_end, free - to_end)
-
-    def reserve(self, size: int) -> int | None:
-        """The offset of a piece of `size` bytes; None: not now."""
-        if self._used == 0:
-            self._head = 0
-        skipped = 0 if self._head + size <= self.size else self.size - self._head
-        if self._used + skipped + size > self.size:
-            return None
-        offset = 0 if skipped else self._head
-        self._head = (offset + size) % self.size
-        self._used += skipped + size
-        self._pieces.append((size, skipped + size))
-        return offset
-
-    def give_back(self, size: int) -> None:
-        expected, total = self._pieces.popleft()
-        if expected != size:
-            raise ValueError(f"credit of {size} bytes for a piece of {expected}")
-        self._used -= total

@@ -17,6 +17,7 @@ class Prefill(_Job, frozen=True):
 
     request_id: str
     tokens: list[int]
+    rung: str = ""  # that its blocks shall take; "" = the channel's best
 
 
 class Reserve(_Job, frozen=True):
@@ -35,9 +36,13 @@ class Cancel(_Job, frozen=True):
 
 
 class Failed(_Job, frozen=True):
-    """Prefill -> decode: it won't come."""
+    """Prefill -> decode: it won't come, and nothing of it is under way any more."""
 
     reason: str
+
+
+class Stopped(_Job, frozen=True):
+    """Prefill -> decode: the answer to Cancel. Nothing of it is under way any more."""
 
 
 class Computed(_Job, frozen=True):
@@ -47,15 +52,13 @@ class Computed(_Job, frozen=True):
     ended: float
 
 
-class Ping(_Job, frozen=True):
-    """Decode -> prefill: is anybody there? Nothing has been heard while this transfer waits."""
+class Sent(_Job, frozen=True):
+    """Prefill -> decode: everything is written; during `overlap` of that time (0 to 1) blocks were still computed."""
+
+    overlap: float
 
 
-class Alive(_Job, frozen=True):
-    """Prefill -> decode: the answer. It says nothing about the transfer."""
-
-
-Job = Prefill | Reserve | Cancel | Failed | Computed | Ping | Alive
+Job = Prefill | Reserve | Cancel | Failed | Stopped | Computed | Sent
 
 _decoder = msgspec.msgpack.Decoder(Job)
 

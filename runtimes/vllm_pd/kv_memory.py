@@ -7,9 +7,13 @@ torch beyond reading where a tensor lies.
 
 from __future__ import annotations
 
+import ctypes
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kserve_ext.core.kv_pages import Strided, pages
+from runtimes.transport.channel import Extent
 
 
 class KvMemory:

@@ -3,8 +3,9 @@
 Called by three kinds of threads: the event loop opens a transfer, the engine reserves blocks and collects
 results, channel readers write. A transfer ends exactly once: whole (every block of every layer, checksums
 right, and the sender says that it is done) or failed with a reason; a failed one is recomputed, never used.
-Its blocks are reported to the engine only when no reader can be writing to them any more. A peer that is silent
-while transfers wait for it is asked, and its channel given up when it does not answer (peers.py).
+Its blocks are reported to the engine only when nobody can be writing to them any more: no reader here, and on a rung
+on which the peer itself writes into them, the peer has said so, or its channel is lost. Whether a peer still lives is
+not asked here (keepalive.py): losing the channel ends what is open on it.
 """
 
 from __future__ import annotations
@@ -16,17 +17,23 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from kserve_ext.core.kv_plan import LandingPlan
 from kserve_ext.wire.messages import UNREADABLE
-from runtimes.transport.channel import ChannelError, Frame
+from runtimes.transport.channel import ChannelError, Frame, Rung
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
+from runtimes.vllm_pd.keepalive import Wrap, plain
 from runtimes.vllm_pd.kv_memory import KvMemory
-from runtimes.vllm_pd.peers import ANSWER_S, Silence, transfer_s
+from runtimes.vllm_pd.peers import transfer_s
 
 _REMEMBERED = 64
+#: How long a peer that writes into our blocks itself may take to say that it has stopped: it waits for its device.
+STOP_S = 5.0
+
+#: Hears what prefill says of its side of a transfer, before or after it has ended.
+Told = Callable[[jobs.Computed | jobs.Sent], None]
 
 
 class Outcome(NamedTuple):
@@ -44,19 +51,29 @@ class Outcome(NamedTuple):
 class _Transfer:
     number: int
     channel: Channel
+    rung: str  # that it was asked to take, then the one it took
+    direct: bool  # the peer writes into our blocks itself
     prompt: int  # tokens
     opened: float
     deadline: float
     closed: Callable[[Outcome], None]
-    computed: Callable[[float, float], None]
+    told: Told
     plan: LandingPlan | None = None
     engine_request: str = ""
     tokens: int = 0
     blocks: int = 0
     bytes: int = 0
     first_at: float = 0.0
-    writing: bool = False
+    writing: int = 0  # readers that are
+    stopped: bool = False  # the peer writes nothing of it any more
     ending: str | None = None  # the reason with which it ends as soon as nobody is writing; "" = whole
+    ended: float = 0.0  # when that was decided
+
+    @property
+    def held(self) -> bool:
+        """Somebody may be writing into its blocks."""
+        under_way = self.direct and self.plan is not None and not self.stopped
+        return self.writing > 0 or (bool(self.ending) and under_way)
 
 
 class Landings:
@@ -71,16 +88,18 @@ class Landings:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._transfers: dict[int, _Transfer] = {}
-        self._silences: dict[Channel, Silence] = {}
         self._results: list[tuple[str, bool]] = []
         #: The last blocks may be here before the job's times: whom to tell these, of the last few transfers.
-        self._whole: OrderedDict[int, tuple[Channel, Callable[[float, float], None]]] = OrderedDict()
+        self._whole: OrderedDict[int, tuple[Channel, Told]] = OrderedDict()
 
-    def attach(self, channel: Channel) -> None:
-        with self._lock:
-            self._silences[channel] = Silence(self._clock())
+    def attach(self, channel: Channel, wrap: Wrap = plain) -> None:
         door = _Door(self, channel)
-        channel.start(door, door)
+        channel.start(*wrap(door, door))
+        self._memory.once(channel.expose)
+
+    def open_on(self, channel: Channel) -> int:
+        """How many transfers are open on it."""
+        return sum(transfer.channel is channel for transfer in list(self._transfers.values()))
 
     # --- event loop
 
@@ -90,17 +109,22 @@ class Landings:
         request_id: str,
         tokens: list[int],
         closed: Callable[[Outcome], None],
-        computed: Callable[[float, float], None],
+        told: Told,
+        rung: Rung | Literal[""] = "",
     ) -> int:
-        """Asks the peer to compute this prompt. Raises ChannelError."""
+        """Asks the peer to compute this prompt, and to send its blocks by this rung. Raises ChannelError."""
+        chosen = rung or channel.rung
+        direct = channel.direct(rung)
         with self._lock:
             number = next(self._numbers) & 0xFFFFFFFF
             now = self._clock()
             ahead = sum(t.prompt for t in self._transfers.values() if t.channel is channel)
             deadline = now + transfer_s(ahead + len(tokens), self._timeout_s)
-            self._transfers[number] = _Transfer(number, channel, len(tokens), now, deadline, closed, computed)
+            self._transfers[number] = _Transfer(
+                number, channel, chosen, direct, len(tokens), now, deadline, closed, told
+            )
         try:
-            channel.send(jobs.encode(jobs.Prefill(number, request_id, tokens)))
+            channel.send(jobs.encode(jobs.Prefill(number, request_id, tokens, chosen)))
         except ChannelError:
             with self._lock:
                 self._transfers.pop(number, None)
@@ -135,28 +159,13 @@ class Landings:
         now = self._clock()
         for transfer in [t for t in list(self._transfers.values()) if t.deadline < now]:
             self._end(transfer, "timeout")
-        self._listen(now)
+        for transfer in [t for t in list(self._transfers.values()) if t.held and now - t.ended > STOP_S]:
+            if transfer.ending and not transfer.writing:
+                why = f"it has not stopped writing for {STOP_S:g} s"
+                transfer.channel.lose(ChannelError("timeout", why))
         with self._lock:
             taken, self._results = self._results, []
         return {name for name, _ in taken}, {name for name, whole in taken if not whole}
-
-    def _listen(self, now: float) -> None:
-        """Asks peers that are silent although transfers wait for them, and gives up those that don't answer."""
-        asked: list[tuple[Channel, int]] = []
-        lost: list[Channel] = []
-        with self._lock:
-            for transfer in self._transfers.values():  # the oldest of a channel comes first
-                silence = self._silences.get(transfer.channel)
-                look = silence.look(transfer.opened, now) if silence is not None else ""
-                if look == "ask":
-                    asked.append((transfer.channel, transfer.number))
-                elif look == "lost" and transfer.channel not in lost:
-                    lost.append(transfer.channel)
-        for channel, number in asked:
-            with contextlib.suppress(ChannelError):  # losing the channel ends the transfer
-                channel.send(jobs.encode(jobs.Ping(number)))
-        for channel in lost:
-            channel.lose(ChannelError("timeout", f"no answer for {ANSWER_S:g} s"))
 
     @property
     def open_transfers(self) -> int:
@@ -166,7 +175,6 @@ class Landings:
 
     def window(self, channel: Channel, frame: Frame) -> memoryview | None:
         with self._lock:
-            self._heard(channel)
             transfer = self._transfers.get(frame.transfer)
             if transfer is None or transfer.channel is not channel or transfer.ending is not None:
                 return None
@@ -175,7 +183,8 @@ class Landings:
                 return None
             if not transfer.first_at:
                 transfer.first_at = self._clock()
-            transfer.writing = True
+            transfer.writing += 1
+            transfer.rung = frame.rung
             return self._memory.view(frame.layer, frame.target, frame.blocks)
 
     def landed(self, frame: Frame, broken: list[int]) -> None:
@@ -183,7 +192,7 @@ class Landings:
             transfer = self._transfers.get(frame.transfer)
             if transfer is None or transfer.plan is None:
                 return
-            transfer.writing = False
+            transfer.writing -= 1
             transfer.bytes += frame.size
             transfer.plan.landed(frame.layer, frame.target, frame.blocks, broken)
             ending = transfer.ending
@@ -203,31 +212,23 @@ class Landings:
         except UNREADABLE as error:
             raise ChannelError("protocol", str(error)) from error
         with self._lock:
-            self._heard(channel)
-            if isinstance(job, jobs.Alive):
-                return
             transfer = self._transfers.get(job.transfer)
-            owner, computed = self._whole.pop(job.transfer, (None, None))
+            owner, told = self._whole.get(job.transfer, (None, None))
         if transfer is not None:
-            owner, computed = transfer.channel, transfer.computed
-        if owner is not channel or computed is None:
+            owner, told = transfer.channel, transfer.told
+        if owner is not channel or told is None:
             return
-        if isinstance(job, jobs.Failed):
-            self._end(transfer, job.reason)
-        elif isinstance(job, jobs.Computed):
-            computed(job.started, job.ended)
+        if isinstance(job, jobs.Failed | jobs.Stopped):
+            if transfer is not None:
+                transfer.stopped = True
+            self._end(transfer, job.reason if isinstance(job, jobs.Failed) else "stopped")
+        elif isinstance(job, jobs.Computed | jobs.Sent):
+            told(job)
 
     def lost(self, channel: Channel, error: ChannelError) -> None:
-        with self._lock:
-            self._silences.pop(channel, None)
         for transfer in [t for t in list(self._transfers.values()) if t.channel is channel]:
-            transfer.writing = False
+            transfer.writing, transfer.stopped = 0, True
             self._end(transfer, f"channel-{error.reason}")
-
-    def _heard(self, channel: Channel) -> None:
-        silence = self._silences.get(channel)
-        if silence is not None:
-            silence.heard(self._clock())
 
     # --- the one way a transfer ends
 
@@ -237,25 +238,30 @@ class Landings:
         with self._lock:
             if self._transfers.get(transfer.number) is not transfer:
                 return
-            if transfer.ending is None:
-                transfer.ending = reason
-            if transfer.writing:
-                return  # landed() or lost() comes back to it
-            reason = transfer.ending
-            del self._transfers[transfer.number]
-            if not reason:
-                self._whole[transfer.number] = transfer.channel, transfer.computed
-                while len(self._whole) > _REMEMBERED:
-                    self._whole.popitem(last=False)
-            if transfer.engine_request:
-                self._results.append((transfer.engine_request, reason == ""))
-        if reason and not reason.startswith("channel-"):
+            first = transfer.ending is None
+            if first:
+                transfer.ending, transfer.ended = reason, self._clock()
+            reason, held = transfer.ending or "", transfer.held
+            if not held:
+                self._forget(transfer, reason)
+        if first and reason and not transfer.stopped:
             with contextlib.suppress(ChannelError):
                 transfer.channel.send(jobs.encode(jobs.Cancel(transfer.number, reason)))
+        if held:
+            return  # landed(), message() or lost() comes back to it
         ms = (self._clock() - transfer.first_at) * 1000 if transfer.first_at else 0.0
         tokens = transfer.tokens if not reason else 0
-        rung = transfer.channel.rung
-        transfer.closed(Outcome(reason, rung, transfer.bytes, transfer.blocks, tokens, ms))
+        transfer.closed(Outcome(reason, transfer.rung, transfer.bytes, transfer.blocks, tokens, ms))
+
+    def _forget(self, transfer: _Transfer, reason: str) -> None:
+        """With the lock held."""
+        del self._transfers[transfer.number]
+        if not reason:
+            self._whole[transfer.number] = transfer.channel, transfer.told
+            while len(self._whole) > _REMEMBERED:
+                self._whole.popitem(last=False)
+        if transfer.engine_request:
+            self._results.append((transfer.engine_request, reason == ""))
 
 
 class _Door:

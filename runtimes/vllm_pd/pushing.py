@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kserve_ext.core.kv_plan import PushPlan, Write
+from kserve_ext.core.kv_plan import PushPlan
+from kserve_ext.core.kv_transfer import Write
 from kserve_ext.wire.messages import UNREADABLE
-from runtimes.transport.channel import ChannelError
+from runtimes.transport.channel import ChannelError, Rung
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
+from runtimes.vllm_pd.keepalive import Wrap, plain
 from runtimes.vllm_pd.kv_memory import KvMemory
 
 StartJob = Callable[[int, jobs.Prefill], None]
@@ -29,10 +31,17 @@ class _Push:
     key: int
     number: int  # as decode calls it
     channel: Channel
+    rung: Rung
     deadline: float
     plan: PushPlan
     engine_request: str = ""
     sending: bool = False
+    #: Bytes may be under way although nobody is sending: to be flushed before its blocks may change.
+    unflushed: bool = False
+    cancelled: bool = False  # decode waits for the word that nothing is under way
+    bytes: int = 0
+    first_at: float = 0.0  # its first write began
+    final_at: float = 0.0  # its last block was computed
     ending: str | None = None  # "" = whole
 
 
@@ -59,6 +68,8 @@ class Pushes:
         self._ended_requests: set[str] = set()  # of these, the ones that the engine has finished
         self._open_requests: dict[str, int] = {}  # engine request -> key, while the transfer is open
         self._start_job: StartJob | None = None
+        #: A transfer has ended: its rung, reason ("" = whole), bytes and seconds of writing.
+        self.on_end: Callable[[Channel, Rung, str, int, float], None] = lambda *ended: None
         self._cancel_job: Callable[[int], None] = lambda key: None
 
     # --- set-up
@@ -70,17 +81,23 @@ class Pushes:
     def refuse_jobs(self) -> None:
         self._start_job = None
 
-    def attach(self, channel: Channel) -> None:
+    def attach(self, channel: Channel, wrap: Wrap = plain) -> None:
         peer = _Peer(channel)
         with self._work:
             self._peers[channel] = peer
-        channel.start(self, None)
+        channel.start(*wrap(self, None))
+        self._memory.once(channel.use)
         name = f"kv-sender-{channel.peer.name}"
         threading.Thread(target=self._send_all, args=(peer,), name=name, daemon=True).start()
 
     @property
     def open_transfers(self) -> int:
         return len(self._by_key)
+
+    def open_on(self, channel: Channel) -> int:
+        """How many transfers are open on it."""
+        peer = self._peers.get(channel)
+        return len(peer.pushes) if peer is not None else 0
 
     # --- channel readers
 
@@ -93,13 +110,12 @@ class Pushes:
         if isinstance(job, jobs.Prefill):
             self._open(channel, job)
             return
-        if isinstance(job, jobs.Ping):
-            channel.send(jobs.encode(jobs.Alive(job.transfer)))
-            return
         with self._work:
             peer = self._peers.get(channel)
             push = peer.pushes.get(job.transfer) if peer is not None else None
         if push is None:
+            if isinstance(job, jobs.Cancel):  # it has ended: all of it was flushed
+                _say(channel, jobs.Stopped(job.transfer))
             return
         if isinstance(job, jobs.Reserve):
             if (job.layers, job.block_bytes) != (self._memory.layers, self._memory.block_bytes):
@@ -110,6 +126,8 @@ class Pushes:
                     push.plan.reserved(job.skip, job.targets)
                 self._work.notify_all()
         elif isinstance(job, jobs.Cancel):
+            with self._work:
+                push.cancelled = True
             self._end(push, f"cancelled: {job.reason}", tell=False)
 
     def lost(self, channel: object, error: ChannelError) -> None:
@@ -127,8 +145,12 @@ class Pushes:
     def _open(self, channel: Channel, job: jobs.Prefill) -> None:
         start = self._start_job
         if start is None:
-            with contextlib.suppress(ChannelError):
-                channel.send(jobs.encode(jobs.Failed(job.transfer, "not-serving")))
+            _say(channel, jobs.Failed(job.transfer, "not-serving"))
+            return
+        rungs = channel.rungs
+        rung = next((rung for rung in rungs if job.rung in ("", rung)), None)
+        if rung is None:
+            _say(channel, jobs.Failed(job.transfer, "rung-unavailable"))
             return
         with self._work:
             peer = self._peers.get(channel)
@@ -136,7 +158,7 @@ class Pushes:
                 return
             key = next(self._keys)
             deadline = self._clock() + self._lease_s
-            push = _Push(key, job.transfer, channel, deadline, PushPlan(self._memory.layers))
+            push = _Push(key, job.transfer, channel, rung, deadline, PushPlan(self._memory.layers))
             self._by_key[key] = peer.pushes[job.transfer] = push
             self._asked[key] = channel, job.transfer
         start(key, job)
@@ -168,6 +190,8 @@ class Pushes:
             push.engine_request = engine_request
             self._open_requests[engine_request] = key
             push.plan.computed(blocks, whole, final)
+            if final:
+                push.final_at = self._clock()
             self._work.notify_all()
 
     def preempted(self, key: int) -> None:
@@ -175,7 +199,7 @@ class Pushes:
         push = self._by_key.get(key)
         self._end(push, "preempted")
         with self._work:
-            while push is not None and push.sending and not push.channel.lost:
+            while push is not None and (push.sending or push.unflushed) and not push.channel.lost:
                 self._work.wait(0.1)
 
     def results(self, ended_requests: set[str]) -> set[str]:
@@ -204,6 +228,8 @@ class Pushes:
                 push, writes = taken
                 push.sending = True
             error = self._write(push, writes)
+            if error or push.ending is not None or push.plan.finished:
+                error = self._flush(push) or error
             with self._work:
                 push.sending = False
                 self._work.notify_all()
@@ -216,10 +242,15 @@ class Pushes:
 
     def _next(self, peer: _Peer) -> tuple[_Push, list[Write]] | None:
         size = self._memory.block_bytes or 1
-        credit = max(1, peer.channel.free() // size)
-        limit = max(1, peer.channel.largest_write // size)
         for number, push in list(peer.pushes.items()):
             if push.ending is not None:
+                if push.unflushed:
+                    return push, []
+                continue
+            try:
+                credit = max(1, peer.channel.free(push.rung) // size)
+                limit = max(1, peer.channel.largest_write(push.rung) // size)
+            except ChannelError:  # lost: whoever hears of it ends the transfer
                 continue
             writes = push.plan.take(credit, limit)
             if writes or push.plan.finished:
@@ -235,17 +266,36 @@ class Pushes:
                 blocks = [
                     self._memory.view(write.layer, write.source + number, 1) for number in range(write.blocks)
                 ]
-                push.channel.write(push.number, write.layer, write.target, blocks)
-            if push.plan.finished and not push.plan.short:
-                push.channel.finish(push.number, push.plan.blocks)
+                push.first_at = push.first_at or self._clock()
+                push.unflushed = push.channel.direct(push.rung)
+                push.bytes += push.channel.write(push.number, write.layer, write.target, blocks, push.rung)
+            if push.ending is None and push.plan.finished and not push.plan.short:
+                push.channel.send(jobs.encode(jobs.Sent(push.number, self._overlap(push))))
+                push.channel.finish(push.number, push.plan.blocks, push.rung)
         except ChannelError as error:
             return f"channel-{error.reason}"
         except ValueError as error:
             return str(error)
         return ""
 
+    def _flush(self, push: _Push) -> str:
+        """Until nothing of it is under way, or its channel is lost."""
+        try:
+            if push.unflushed:
+                push.channel.flush(push.number, push.rung)
+        except ChannelError as error:
+            return f"channel-{error.reason}"
+        finally:
+            push.unflushed = False
+        return ""
+
+    def _overlap(self, push: _Push) -> float:
+        """Of the time in which it was written, the share in which blocks were still to be computed."""
+        took = self._clock() - push.first_at
+        return min(1.0, max(0.0, push.final_at - push.first_at) / took) if push.first_at and took > 0 else 0.0
+
     def _end(self, push: _Push | None, reason: str, tell: bool = True) -> None:
-        """The one way a transfer ends; deferred while its sender is reading the blocks."""
+        """The one way a transfer ends; deferred while its sender, or the device, is reading the blocks."""
         if push is None:
             return
         with self._work:
@@ -253,7 +303,10 @@ class Pushes:
                 return
             if push.ending is None:
                 push.ending = reason
-            if push.sending:
+            if push.channel.lost:
+                push.unflushed = False
+            if push.sending or push.unflushed:
+                self._work.notify_all()
                 return
             reason = push.ending
             del self._by_key[push.key]
@@ -262,8 +315,17 @@ class Pushes:
             if peer is not None:
                 peer.pushes.pop(push.number, None)
             self._work.notify_all()
+        seconds = self._clock() - push.first_at if push.first_at else 0.0
+        self.on_end(push.channel, push.rung, reason, push.bytes, seconds)
         if reason:
             self._cancel_job(push.key)
-            if tell and not reason.startswith(("channel-", "cancelled")):
-                with contextlib.suppress(ChannelError):
-                    push.channel.send(jobs.encode(jobs.Failed(push.number, reason)))
+            if tell and not reason.startswith("cancelled"):
+                _say(push.channel, jobs.Failed(push.number, reason))
+        if push.cancelled:
+            _say(push.channel, jobs.Stopped(push.number))
+
+
+def _say(channel: Channel, job: jobs.Job) -> None:
+    """A channel that is lost tells its owner itself."""
+    with contextlib.suppress(ChannelError):
+        channel.send(jobs.encode(job))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-from runtimes.transport.channel import ChannelError, Frame, Rung
+from runtimes.transport.channel import ChannelError, Extent, Frame, Rung
 from runtimes.transport.handshake import Identity
 from runtimes.transport.layout import Layout
+from runtimes.transport.link import Sockets
 from runtimes.transport.listener import Listener, dial
 from runtimes.transport.pair import Channel
+from runtimes.transport.verbs.ends import Ends
+from runtimes.transport.verbs.kind import VerbsKind
 from tests.rdma import machine
 from tests.rdma.machine import Nics
 
@@ -47,29 +55,52 @@ class Ear:
         return self.happened.get(timeout=WAIT_S)
 
 
+def extent(memory: memoryview) -> Extent:
+    return Extent(ctypes.addressof(ctypes.c_char.from_buffer(memory)), len(memory), owner=memory)
+
+
+def ends(channel: Channel) -> list[Ends]:
+    """What it has of each device."""
+    assert isinstance(channel._link, Sockets)
+    (kind,) = (kind for kind in channel._link._kinds if isinstance(kind, VerbsKind))
+    return kind._ends
+
+
 def prefill(**more: Any) -> tuple[Listener, SimpleQueue[Channel]]:
     """A listener at the far end, and the channels that it accepts."""
     accepted: SimpleQueue[Channel] = SimpleQueue()
-    given: dict[str, Any] = {"rungs": ("rdma", "tcp"), "rdma": Nics().at_far, **more}
+    given: dict[str, Any] = {"rungs": ("rdma", "rdma-staged", "tcp"), "rdma": Nics().at_far, **more}
     return Listener(KEY, lambda: Identity("p", 7, Layout()), accepted.put, **given), accepted
 
 
-def decode(addr: str, rungs: tuple[Rung, ...] = ("rdma",), **more: Any) -> Channel:
+def decode(addr: str, rungs: tuple[Rung, ...] = ("rdma-staged",), **more: Any) -> Channel:
     """A channel to it from the near end."""
     given: dict[str, Any] = {"peer_generation": 7, "rdma": Nics().at_near, "window": 4 << 20, **more}
     return dial(addr, KEY, Identity("d", 3, Layout()), rungs=rungs, **given)
 
 
 class Pair:
-    """Both sides in this process."""
+    """Both sides in this process, with one layer of memory each."""
 
-    def __init__(self, **more: Any) -> None:
-        self.listener, accepted = prefill()
-        self.decode = decode(self.listener.addr, **more)
+    def __init__(self, rung: Rung = "rdma-staged", **more: Any) -> None:
+        self.listener, accepted = prefill(**({"rdma": more["far"]} if "far" in more else {}))
+        more.pop("far", None)
+        self.decode = decode(self.listener.addr, (rung,), **more)
         self.prefill = accepted.get(timeout=WAIT_S)
-        self.at_decode, self.at_prefill = Ear(), Ear(1)
+        self.at_decode, self.at_prefill = Ear(), Ear()
         self.decode.start(self.at_decode, self.at_decode)
         self.prefill.start(self.at_prefill, None)
+        self.decode.expose([extent(self.at_decode.memory)])
+        self.prefill.use([extent(self.at_prefill.memory)])
+        self._next = itertools.count()
+        until(lambda: self.decode.rungs == self.prefill.rungs == (rung,))
+
+    def fill(self, count: int) -> list[memoryview]:
+        """Blocks behind each other in prefill's memory, with fresh bytes; the eighth call writes over the first."""
+        first = next(self._next) % 8 * 16
+        part = self.at_prefill.memory[first * BLOCK : (first + count) * BLOCK]
+        part[:] = os.urandom(len(part))
+        return [part[at : at + BLOCK] for at in range(0, len(part), BLOCK)]
 
     def close(self) -> None:
         self.decode.close()
@@ -77,11 +108,19 @@ class Pair:
         self.listener.close()
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Other threads bring it about."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 class Sender:
     """A prefill side in a process of its own, which writes blocks until it is killed (see peer.py)."""
 
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "tests.rdma.peer"]
+    def __init__(self, rung: Rung) -> None:
+        command = [sys.executable, "-m", "tests.rdma.peer", rung]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.addr = self.process.stdout.readline().strip()

@@ -1,20 +1,27 @@
-"""`python -m tests.rdma.peer`: prefill as a process of its own. Says its address, then writes blocks for ever."""
+"""`python -m tests.rdma.peer RUNG`: prefill as a process. Says its address, then writes blocks for ever."""
 
 from __future__ import annotations
 
 import itertools
+import sys
 
-from tests.rdma.channels import BLOCK, WAIT_S, Ear, prefill
+from tests.rdma.channels import BLOCK, WAIT_S, Ear, extent, prefill, until
 
 
 def main() -> None:
     listener, accepted = prefill()
     print(listener.addr, flush=True)
     channel = accepted.get(timeout=WAIT_S)
-    channel.start(Ear(1), None)
+    ear = Ear()
+    channel.start(ear, None)
+    channel.use([extent(ear.memory)])
+    until(lambda: channel.rungs == (sys.argv[1],))
+    blocks = [ear.memory[at : at + BLOCK] for at in range(0, 8 * BLOCK, BLOCK)]
     for turn in itertools.count():
-        block = bytes([turn % 256]) * BLOCK
-        channel.write(1, 0, turn % 16 * 8, [memoryview(block)] * 8)
+        channel.flush(1)
+        for block in blocks:
+            block[:] = bytes([turn % 256]) * BLOCK
+        channel.write(1, 0, turn % 16 * 8, blocks)
 
 
 if __name__ == "__main__":

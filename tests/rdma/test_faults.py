@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
 
-from runtimes.transport.channel import ChannelError
-from runtimes.transport.verbs.carrier import Verbs
-from tests.rdma.channels import BLOCK, WAIT_S, Ear, Pair, Sender, decode, prefill
+from runtimes.transport.channel import ChannelError, Rung
+from tests.rdma.channels import BLOCK, WAIT_S, Ear, Pair, Sender, decode, ends, extent, prefill
 from tests.rdma.machine import Nics
+
+RUNGS = pytest.mark.parametrize("rung", ["rdma", "rdma-staged"])
 
 
 def works(pair: Pair) -> bool:
-    sent = memoryview(os.urandom(BLOCK))
+    (sent,) = pair.fill(1)
     pair.prefill.write(9, 0, 3, [sent])
     landed = pair.at_decode.next()
     return landed == ("landed", 3, 1, []) and pair.at_decode.memory[3 * BLOCK : 4 * BLOCK] == sent
 
 
-def test_a_link_that_comes_back_at_once_loses_nothing(nics: Nics) -> None:
-    pair = Pair()
+@RUNGS
+def test_a_link_that_comes_back_at_once_loses_nothing(nics: Nics, rung: Rung) -> None:
+    pair = Pair(rung)
     nics.link_down()
-    pair.prefill.write(1, 0, 0, [memoryview(bytes([7]) * BLOCK)])
+    pair.prefill.write(1, 0, 0, pair.fill(1))
     nics.link_up()
     assert pair.at_decode.next() == ("landed", 0, 1, [])
     assert works(pair)
@@ -51,7 +52,7 @@ def test_a_peer_out_of_reach_loses_the_channel_with_the_reason(
     monkeypatch.setattr("runtimes.transport.verbs.queue.STALL_S", stall_s)
     pair = Pair()
     cut()
-    pair.prefill.write(1, 0, 0, [memoryview(bytes(BLOCK))])
+    pair.prefill.write(1, 0, 0, pair.fill(1))
     assert pair.at_prefill.next() == ("lost", "unreachable")
     assert says in str(pair.prefill.lost)
     assert pair.at_decode.next() == ("lost", "closed")
@@ -62,11 +63,10 @@ def test_a_peer_out_of_reach_loses_the_channel_with_the_reason(
     again.close()
 
 
-def test_a_queue_pair_in_error_loses_the_channel_on_both_sides() -> None:
-    pair = Pair()
-    carrier = pair.prefill._carrier
-    assert isinstance(carrier, Verbs)
-    carrier._ends.bulk.fail()
+@RUNGS
+def test_a_queue_pair_in_error_loses_the_channel_on_both_sides(rung: Rung) -> None:
+    pair = Pair(rung)
+    ends(pair.prefill)[0].bulk.fail()
     assert pair.at_prefill.next() == ("lost", "closed")
     assert pair.at_decode.next() == ("lost", "closed")
     pair.close()
@@ -74,21 +74,21 @@ def test_a_queue_pair_in_error_loses_the_channel_on_both_sides() -> None:
 
 def test_a_ring_that_is_withdrawn_is_never_written_to_again() -> None:
     pair = Pair()
-    carrier = pair.decode._carrier
-    assert isinstance(carrier, Verbs)
-    carrier._ends.ring._memory.close()  # type: ignore[union-attr]
-    pair.prefill.write(1, 0, 0, [memoryview(bytes(BLOCK))])
+    ends(pair.decode)[0].ring._memory.close()  # type: ignore[union-attr]
+    pair.prefill.write(1, 0, 0, pair.fill(1))
     assert pair.at_prefill.next() == ("lost", "memory")
     assert "not registered" in str(pair.prefill.lost)
     pair.close()
 
 
-def test_a_peer_that_is_killed_while_it_writes_is_noticed_and_replaced() -> None:
+@RUNGS
+def test_a_peer_that_is_killed_while_it_writes_is_noticed_and_replaced(rung: Rung) -> None:
     for _ in range(3):
-        sender = Sender()
-        channel = decode(sender.addr)
+        sender = Sender(rung)
+        channel = decode(sender.addr, (rung,))
         ear = Ear()
         channel.start(ear, ear)
+        channel.expose([extent(ear.memory)])
         for _ in range(5):
             happened = ear.next()
             assert (happened[0], happened[2:]) == ("landed", (8, []))
@@ -106,7 +106,7 @@ def test_locked_memory_that_is_used_up_says_so_and_leaves_nothing() -> None:
         "import os, resource, sys\n"
         "resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 20, 1 << 20))\n"
         "from runtimes.transport.verbs import cards\n"
-        "from runtimes.transport.verbs.carrier import Ends\n"
+        "from runtimes.transport.verbs.ends import Ends\n"
         "place = cards.find()[0]\n"
         "os.chmod('/dev/infiniband/uverbs0', 0o666)\n"
         "os.setuid(65534)\n"
@@ -123,7 +123,7 @@ def test_a_thousand_channels_set_up_and_torn_down_leave_nothing() -> None:
     for _ in range(1000):
         near = decode(listener.addr, window=64 << 10)
         far = accepted.get(timeout=WAIT_S)
-        assert near.rung == far.rung == "rdma"
+        assert near.rung == far.rung == "rdma-staged"
         near.close()
         far.close()
     listener.close()
@@ -134,6 +134,6 @@ def test_reason_of_a_lost_channel_reaches_whoever_writes_next() -> None:
     pair.decode.close()
     assert pair.at_prefill.next() == ("lost", "closed")
     with pytest.raises(ChannelError) as caught:
-        pair.prefill.write(1, 0, 0, [memoryview(bytes(BLOCK))])
+        pair.prefill.write(1, 0, 0, pair.fill(1))
     assert caught.value.reason == "closed"
     pair.close()

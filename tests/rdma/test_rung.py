@@ -1,9 +1,10 @@
-"""The rung `rdma` of a channel: bytes, order, credit, loss and its choice, over the wire between two devices."""
+"""The rungs over verbs, each by itself: bytes, order, credit, loss and choice, over the wire between two devices."""
 
 from __future__ import annotations
 
 import os
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from queue import SimpleQueue
@@ -13,28 +14,37 @@ import pytest
 from runtimes.transport.channel import ChannelError, Frame
 from runtimes.transport.handshake import Identity
 from runtimes.transport.layout import Layout
+from runtimes.transport.link import Sockets
 from runtimes.transport.listener import dial
-from runtimes.transport.verbs.carrier import Verbs
+from runtimes.transport.pair import Channel
 from runtimes.transport.verbs.choice import Wanted
-from tests.rdma.channels import BLOCK, KEY, WAIT_S, Ear, Pair, decode, prefill
+from tests.rdma.channels import BLOCK, KEY, WAIT_S, Ear, Pair, decode, ends, prefill
 from tests.rdma.machine import Nics, tcp_bytes_sent
 
 
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    made = Pair()
-    assert made.decode.rung == made.prefill.rung == "rdma"
+@pytest.fixture(params=["rdma", "rdma-staged"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    made = Pair(request.param)
     yield made
     made.close()
 
 
-def blocks(count: int) -> list[memoryview]:
-    return [memoryview(os.urandom(BLOCK)) for _ in range(count)]
+@pytest.fixture
+def staged() -> Iterator[Pair]:
+    made = Pair("rdma-staged")
+    yield made
+    made.close()
+
+
+def sockets(channel: Channel) -> tuple[socket.socket, ...]:
+    assert isinstance(channel._link, Sockets)
+    return channel._link._sockets
 
 
 def test_blocks_land_where_they_belong_while_the_ring_wraps_many_times(pair: Pair) -> None:
     for turn in range(30):
-        sent = blocks(11)
+        pair.prefill.flush(1)
+        sent = pair.fill(11)
         target = turn * 7 % 100
         pair.prefill.write(1, 0, target, sent)
         assert pair.at_decode.next() == ("landed", target, 11, [])
@@ -44,18 +54,17 @@ def test_blocks_land_where_they_belong_while_the_ring_wraps_many_times(pair: Pai
 
 
 def test_the_device_carries_the_bytes_and_tcp_does_not(pair: Pair, nics: Nics) -> None:
-    carriers = [channel._carrier for channel in (pair.prefill, pair.decode)]
-    assert all(isinstance(carrier, Verbs) for carrier in carriers)
-    lifelines = [carrier._lifeline for carrier in carriers if isinstance(carrier, Verbs)]
+    lifelines = [each for channel in (pair.prefill, pair.decode) for each in sockets(channel)]
     before, packets = nics.bytes_sent(nics.far), nics.packets_sent(nics.far)
     tcp = sum(map(tcp_bytes_sent, lifelines))
-    sent = blocks(16)
+    sent = pair.fill(16)
     for turn in range(10):
         pair.prefill.write(1, 0, turn % 4 * 16, sent)
         pair.at_decode.next()
     carried = 160 * BLOCK
     assert nics.bytes_sent(nics.far) - before >= carried
     assert nics.packets_sent(nics.far) - packets >= carried // 4096
+    assert len(lifelines) == 4
     assert sum(map(tcp_bytes_sent, lifelines)) - tcp < carried / 100
 
 
@@ -68,24 +77,23 @@ def test_messages_go_both_ways_in_order(pair: Pair) -> None:
     assert [pair.at_decode.next() for _ in bodies] == [("message", body) for body in bodies]
 
 
-def test_a_byte_that_changes_in_the_ring_is_caught(pair: Pair) -> None:
-    carrier = pair.decode._carrier
-    assert isinstance(carrier, Verbs)
-    fetch = carrier.fetch
+def test_a_byte_that_changes_in_the_ring_is_caught(staged: Pair) -> None:
+    way = staged.decode._ways["rdma-staged"]
+    fetch = way.fetch
 
-    def spoiled(frame: Frame, window: memoryview | None) -> None:
-        ring = carrier._ends.ring.view
+    def spoiled(lane: int, frame: Frame, window: memoryview | None) -> None:
+        ring = ends(staged.decode)[lane].ring.view
         assert ring is not None
         ring[frame.offset + BLOCK + 5] ^= 1
-        fetch(frame, window)
+        fetch(lane, frame, window)
 
-    carrier.fetch = spoiled  # type: ignore[method-assign]
-    pair.prefill.write(1, 0, 4, blocks(3))
-    assert pair.at_decode.next() == ("landed", 4, 3, [5])
+    way.fetch = spoiled  # type: ignore[method-assign]
+    staged.prefill.write(1, 0, 4, staged.fill(3))
+    assert staged.at_decode.next() == ("landed", 4, 3, [5])
 
 
 def test_bytes_under_way_are_bounded_by_credit() -> None:
-    pair = Pair(window=8 * BLOCK)
+    pair = Pair("rdma-staged", window=8 * BLOCK)
     gate = threading.Event()
 
     class Slow(Ear):
@@ -99,7 +107,7 @@ def test_bytes_under_way_are_bounded_by_credit() -> None:
 
     def push() -> None:
         for number in range(6):
-            pair.prefill.write(1, 0, number * 4, blocks(4))
+            pair.prefill.write(1, 0, number * 4, pair.fill(4))
             sent.put(number)
 
     thread = threading.Thread(target=push)
@@ -115,7 +123,7 @@ def test_bytes_under_way_are_bounded_by_credit() -> None:
 
 def test_what_was_sent_before_the_end_arrives_before_it(pair: Pair) -> None:
     pair.decode.send(b"last words")
-    pair.prefill.write(1, 0, 0, blocks(2))
+    pair.prefill.write(1, 0, 0, pair.fill(2))
     pair.prefill.finish(1, 2)
     pair.prefill.close()
     assert [pair.at_decode.next() for _ in range(3)] == [
@@ -128,7 +136,7 @@ def test_what_was_sent_before_the_end_arrives_before_it(pair: Pair) -> None:
 
 
 def test_a_peer_that_takes_no_messages_does_not_stop_the_sender(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtimes.transport.verbs.carrier._SEND_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("runtimes.transport.verbs.rail._SEND_TIMEOUT_S", 0.05)
     listener, accepted = prefill()
     channel = decode(listener.addr)
     ear = Ear(1)
@@ -151,7 +159,7 @@ def test_the_wrong_generation_is_refused_and_leaves_nothing() -> None:
             listener.addr,
             KEY,
             Identity("d", 3, Layout(dtype="float32")),
-            rungs=("rdma",),
+            rungs=("rdma-staged",),
             rdma=Nics().at_near,
         )
     assert caught.value.reason == "incompatible"
@@ -170,7 +178,7 @@ def test_a_side_without_a_usable_device_takes_another_rung_and_says_why(
     near: Wanted | None, far: Wanted | None, says: str
 ) -> None:
     listener, accepted = prefill(rdma=far)
-    channel = decode(listener.addr, rungs=("rdma", "tcp"), rdma=near)
+    channel = decode(listener.addr, rungs=("rdma-staged", "tcp"), rdma=near)
     other = accepted.get(timeout=WAIT_S)
     assert channel.rung == other.rung == "tcp"
     for side in (channel, other):
@@ -178,5 +186,5 @@ def test_a_side_without_a_usable_device_takes_another_rung_and_says_why(
     channel.close()
     other.close()
     with pytest.raises(ChannelError, match=says):
-        decode(listener.addr, rungs=("rdma",), rdma=near)
+        decode(listener.addr, rungs=("rdma-staged",), rdma=near)
     listener.close()

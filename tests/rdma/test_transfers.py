@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.rdma.channels import until
 from tests.runtimes import test_transfers
 from tests.runtimes.test_transfers import Setup
 
@@ -18,11 +19,11 @@ globals().update(
 )
 
 
-@pytest.fixture
-def setup() -> Iterator[Setup]:
+@pytest.fixture(params=["rdma", "rdma-staged"])
+def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
     """Over a device to itself: who is asked for none takes the first one."""
-    made = Setup("rdma")
-    assert made.channel.rung == made.far.rung == "rdma"
+    made = Setup(request.param)
+    until(lambda: made.channel.rungs == made.far.rungs == (request.param,))
     yield made
     made.close()
 

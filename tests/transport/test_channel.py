@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import pytest
@@ -19,6 +19,7 @@ import pytest
 from runtimes.transport import handshake, sockets
 from runtimes.transport.channel import ChannelError, Frame, Reason, Rung
 from runtimes.transport.handshake import Identity, Offer
+from runtimes.transport.kinds import Kind, Setting, ShmKind
 from runtimes.transport.layout import Layout
 from runtimes.transport.listener import Listener, dial
 from runtimes.transport.pair import Channel
@@ -27,6 +28,7 @@ from runtimes.transport.shm import Ring, unlink
 KEY = b"k" * 32
 BLOCK = 4096
 WAIT_S = 60.0
+SETTING = Setting(("shm",), 1 << 16)
 
 
 class Ear:
@@ -276,8 +278,11 @@ class Dialler:
         host, _, port = listener.addr.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), WAIT_S)
 
-    def offer(self, kind: Literal["control", "bulk"], pair: str, name: str = "d", **more: Any) -> Offer:
-        return Offer(pair, kind, Identity(name, 3, Layout()), 7, b"n" * 16, **more)
+    def offer(
+        self, kind: Literal["control", "bulk"], pair: str, ring: Kind | None = None, name: str = "d"
+    ) -> Offer:
+        facts = (("shm",), {"shm": ring.word()}) if ring is not None else ()
+        return Offer(pair, kind, Identity(name, 3, Layout()), 7, b"n" * 16, *facts)
 
     def ended(self) -> bool:
         """Waits until the listener has closed it."""
@@ -287,11 +292,10 @@ class Dialler:
 def test_half_a_pair_is_forgotten_although_nobody_else_dials() -> None:
     files, mapped = _open_files(), _mapped_rings()
     listener = Listener(KEY, lambda: Identity("p", 7, Layout()), lambda channel: None, handshake_s=1.0)
-    ring, name, token = Ring.create(1 << 16)
+    ring = ShmKind.offered(SETTING)
     dialler = Dialler(listener)
-    offer = dialler.offer("control", "a", rungs=("shm",), ring=name, ring_size=1 << 16, ring_token=token)
-    assert handshake.dial(dialler.socket, KEY, offer)[1] == "shm"
-    unlink(name)
+    assert handshake.dial(dialler.socket, KEY, dialler.offer("control", "a", ring))[1].rungs == ("shm",)
+    ring.forget()
     ring.close()
     assert dialler.ended()
     dialler.socket.close()
@@ -304,11 +308,10 @@ def test_a_bulk_connection_of_somebody_else_ends_the_pair() -> None:
     files, mapped = _open_files(), _mapped_rings()
     accepted: list[Channel] = []
     listener = Listener(KEY, lambda: Identity("p", 7, Layout()), accepted.append, handshake_s=1000.0)
-    ring, name, token = Ring.create(1 << 16)
+    ring = ShmKind.offered(SETTING)
     control, bulk = Dialler(listener), Dialler(listener)
-    offer = control.offer("control", "a", rungs=("shm",), ring=name, ring_size=1 << 16, ring_token=token)
-    handshake.dial(control.socket, KEY, offer)
-    unlink(name)
+    handshake.dial(control.socket, KEY, control.offer("control", "a", ring))
+    ring.forget()
     ring.close()
     with pytest.raises(ChannelError):
         handshake.dial(bulk.socket, KEY, bulk.offer("bulk", "a", name="somebody else"))
@@ -323,18 +326,19 @@ def test_a_bulk_connection_of_somebody_else_ends_the_pair() -> None:
 
 def test_offered_memory_is_touched_only_after_the_proof() -> None:
     listener = Listener(KEY, lambda: Identity("p", 7, Layout()), lambda channel: None)
-    ring, name, token = Ring.create(1 << 16)
+    ring = ShmKind.offered(SETTING)
     dialler = Dialler(listener)
-    offer = dialler.offer("control", "a", rungs=("shm",), ring=name, ring_size=1 << 16, ring_token=token)
-    sockets.write_message(dialler.socket, msgspec.msgpack.encode(offer))
+    sockets.write_message(dialler.socket, msgspec.msgpack.encode(dialler.offer("control", "a", ring)))
     sockets.read_message(dialler.socket)
-    assert not ring.echoed(token)
+    with pytest.raises(ChannelError, match="did not write to"):
+        ring.agreed(b"")
     sockets.write_message(dialler.socket, msgspec.msgpack.encode(handshake.Proof(b"a guess")))
     assert dialler.ended()
-    assert not ring.echoed(token)
+    with pytest.raises(ChannelError, match="did not write to"):
+        ring.agreed(b"")
     dialler.socket.close()
     listener.close()
-    unlink(name)
+    ring.forget()
     ring.close()
 
 
@@ -357,11 +361,11 @@ def test_a_better_rung_that_was_not_taken_says_why(monkeypatch: pytest.MonkeyPat
     def none(choice: object) -> list[object]:
         raise ChannelError("device", "mlx5_0:1 has no link")
 
-    monkeypatch.setattr("runtimes.transport.rungs.cards.find", none)
+    monkeypatch.setattr("runtimes.transport.verbs.kind.cards.find", none)
     arrived: SimpleQueue[Channel] = SimpleQueue()
     listener = Listener(KEY, lambda: Identity("p", 7, Layout()), arrived.put, ("shm", "rdma", "tcp"))
     for rungs, rung, passed in (
-        (("tcp", "rdma", "shm"), "shm", ()),
+        (("tcp", "rdma", "shm"), "shm", ("rdma: mlx5_0:1 has no link",)),
         (("rdma", "tcp"), "tcp", ("rdma: mlx5_0:1 has no link",)),
     ):
         near = dial(listener.addr, KEY, Identity("d", 3, Layout()), rungs=rungs)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtimes.transport.shm import Space
+from runtimes.transport.credit import Space
 
 
 @given(st.lists(st.one_of(st.integers(1, 40), st.none()), max_size=60))

@@ -18,8 +18,8 @@ from kserve_ext.cli.rdma.meeting import answer, call
 from runtimes.transport import sockets
 from runtimes.transport.channel import ChannelError
 from runtimes.transport.verbs import cards
-from runtimes.transport.verbs.carrier import Ends
 from runtimes.transport.verbs.choice import Place
+from runtimes.transport.verbs.ends import Ends
 from runtimes.transport.verbs.side import Side, differs
 from runtimes.transport.verbs.work import Piece
 

@@ -12,14 +12,19 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from runtimes.transport.channel import ChannelError
+from runtimes.transport.channel import ChannelError, Extent
+from runtimes.transport.verbs import memory
 from runtimes.transport.verbs.choice import Device, Place, Wanted, places
 
 if TYPE_CHECKING:
+    from runtimes.transport.verbs.memory import Region
     from runtimes.transport.verbs.native import Card
 
 #: How long what is known of devices, their links and addresses is believed: asking takes milliseconds for each.
 FRESH_S = 60.0
+
+
+_Shared = tuple["Card", int, int, bool]
 
 
 class _Cards:
@@ -31,6 +36,8 @@ class _Cards:
         self.asked = -FRESH_S
         #: By device and port, with the number of its users.
         self.open: dict[tuple[str, int], tuple[Card, int]] = {}
+        #: Registered KV memory, by device, address, size and right, with the number of its users.
+        self.shared: dict[_Shared, tuple[Region, int]] = {}
 
 
 _cards = _Cards()
@@ -92,3 +99,27 @@ def give_back(card: Card) -> None:
             return
         del _cards.open[key]
         card.close()
+
+
+def share(card: Card, extent: Extent, *, remote: bool) -> Region:
+    """This memory as the device knows it, registered for the first user. `remote`: whether peers may write it."""
+    key = card, extent.address, extent.size, remote
+    with _cards.lock:
+        region, users = _cards.shared.get(key) or (
+            memory.register_at(card, extent.address, extent.size, extent.owner, remote=remote),
+            0,
+        )
+        _cards.shared[key] = region, users + 1
+        return region
+
+
+def unshare(card: Card, region: Region) -> None:
+    """The last user's ends the registration."""
+    with _cards.lock:
+        key, users = next((key, users) for key, (known, users) in _cards.shared.items() if known is region)
+        assert key[0] is card
+        if users > 1:
+            _cards.shared[key] = region, users - 1
+            return
+        del _cards.shared[key]
+        region.close()

@@ -109,6 +109,13 @@ class QueuePair:
         with self._sending:
             self._until(lambda: self._completed >= ticket, timeout_s)
 
+    def carried_out(self) -> int:
+        """The ticket up to which everything has been."""
+        with self._sending:
+            self._reap()
+            self._raise()
+            return self._completed
+
     def settle(self, timeout_s: float) -> None:
         """Until everything that was posted has been carried out, or can't be any more."""
         if self._sending.acquire(timeout=timeout_s):  # not had: somebody waits for the same, in vain so far

@@ -1,0 +1,218 @@
+"""The rung `rdma`: WRITEs from the sender's registered KV memory into the receiver's, no copy on either side.
+
+Each side registers its layers once a device (cards.py). The receiver tells their addresses and keys, the sender
+answers when it has registered its own: from then on the rung is usable. What is under way is bounded by what the
+sender's device has not carried out yet. A write goes whole to the rail with the least under way, so those of one
+transfer may arrive in any order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+import msgspec
+
+from kserve_ext.wire.messages import UNREADABLE
+from runtimes.transport.channel import NOTE, RUNG_NAMES, ChannelError, Extent, Frame, Rung, Way
+from runtimes.transport.verbs import cards
+from runtimes.transport.verbs.memory import Region
+from runtimes.transport.verbs.rail import Rail
+from runtimes.transport.verbs.work import Piece, joined
+
+
+class _Layer(msgspec.Struct, frozen=True, array_like=True):
+    address: int
+    key: int
+    size: int
+
+
+class _Exposed(msgspec.Struct, frozen=True, tag=True):
+    """Receiver -> sender: its layers, as each rail's device knows them."""
+
+    rails: list[list[_Layer]]
+
+
+class _Agreed(msgspec.Struct, frozen=True, tag=True):
+    """Sender -> receiver. `why` it can't write there; "": it can."""
+
+    why: str = ""
+
+
+_notes = msgspec.msgpack.Decoder(_Exposed | _Agreed)
+
+
+class _Lane:
+    """A rail, and what is under way on it."""
+
+    def __init__(self, rail: Rail) -> None:
+        self.rail = rail
+        self.mine: list[Region] = []
+        self.theirs: list[_Layer] = []
+        self.bytes = 0
+        self._posted: deque[tuple[int, int]] = deque()  # ticket, bytes
+
+    def write(self, frame: Frame, checksums: bytes, pieces: Sequence[Piece]) -> int:
+        ticket = self.rail.write(frame, checksums, pieces)
+        self._posted.append((ticket, frame.size))
+        self.bytes += frame.size
+        return ticket
+
+    def reap(self, wait: bool = False) -> None:
+        """Forgets what has been carried out. `wait`: until something has."""
+        if not self._posted:
+            return
+        if wait:
+            self.rail.end.bulk.wait(self._posted[0][0])
+        done = self.rail.end.bulk.carried_out()
+        while self._posted and self._posted[0][0] <= done:
+            self.bytes -= self._posted.popleft()[1]
+
+
+class Direct(Way):
+    rung: Rung = "rdma"
+    direct = True
+
+    def __init__(self, rails: Sequence[Rail], window: int) -> None:
+        self.streams = rails
+        self._window = window
+        self._lanes = [_Lane(rail) for rail in rails]
+        self._lock = threading.Lock()
+        self._sources: Sequence[Extent] | None = None
+        self._tickets: dict[int, dict[int, int]] = {}  # transfer -> lane -> its last ticket
+        self._agreed = self._closed = False
+
+    @property
+    def usable(self) -> bool:
+        return self._agreed and not self.why
+
+    @property
+    def largest(self) -> int:
+        return self._window // 2
+
+    def free(self) -> int:
+        for lane in self._lanes:
+            lane.reap()
+        return max(0, self._window - sum(lane.bytes for lane in self._lanes))
+
+    # --- agreeing
+
+    def expose(self, layers: Sequence[Extent]) -> None:
+        with self._lock:
+            if not self._register(layers, remote=True):
+                return
+            rails = [
+                [_Layer(region.address, region.key.remote, region.length) for region in lane.mine]
+                for lane in self._lanes
+            ]
+        self._note(_Exposed(rails))
+
+    def use(self, layers: Sequence[Extent]) -> None:
+        with self._lock:
+            self._sources = layers
+        self._agree()
+
+    def told(self, lane: int, body: bytes) -> None:
+        try:
+            note: _Exposed | _Agreed = _notes.decode(body)
+        except UNREADABLE as error:
+            raise ChannelError("protocol", str(error)) from error
+        if isinstance(note, _Agreed):
+            self.why, self._agreed = self.why or note.why, not note.why
+            return
+        if len(note.rails) != len(self._lanes):
+            raise ChannelError("protocol", f"memory on {len(note.rails)} rails of {len(self._lanes)}")
+        with self._lock:
+            for mine, theirs in zip(self._lanes, note.rails, strict=True):
+                mine.theirs = theirs
+        self._agree()
+
+    def _agree(self) -> None:
+        """At the sender, once both sides' memory is known."""
+        with self._lock:
+            theirs = self._lanes[0].theirs
+            if self._sources is None or not theirs or self._agreed or self.why:
+                return
+            if len(theirs) != len(self._sources):
+                self.why = f"layers: {len(self._sources)} here, {len(theirs)} there"
+            else:
+                self._agreed = self._register(self._sources, remote=False)
+        self._note(_Agreed(self.why))
+
+    def _register(self, layers: Sequence[Extent], *, remote: bool) -> bool:
+        """With every rail's device, or with none. With the lock held."""
+        if self._closed:
+            return False
+        try:
+            for lane in self._lanes:
+                for layer in layers:
+                    lane.mine.append(cards.share(lane.rail.end.card, layer, remote=remote))
+        except ChannelError as error:
+            self.why = error.detail or error.reason
+            self._release()
+        return not self.why
+
+    def _release(self) -> None:
+        for lane in self._lanes:
+            mine, lane.mine = lane.mine, []
+            for region in mine:
+                cards.unshare(lane.rail.end.card, region)
+
+    def _note(self, note: _Exposed | _Agreed) -> None:
+        body = msgspec.msgpack.encode(note)
+        self.streams[0].tell(Frame(NOTE, RUNG_NAMES.index(self.rung), size=len(body)), body)
+
+    # --- writing
+
+    def write(self, frame: Frame, checksums: bytes, blocks: Sequence[memoryview]) -> None:
+        if self._sources is None or not 0 <= frame.layer < len(self._sources):
+            raise ValueError(f"no memory for layer {frame.layer} is in use")
+        source = self._sources[frame.layer]
+        offsets = [_address(block) - source.address for block in blocks]
+        self._room(frame.size)
+        number = min(range(len(self._lanes)), key=lambda number: self._lanes[number].bytes)
+        lane = self._lanes[number]
+        if not lane.mine:
+            raise ChannelError("closed", "closed on this side")
+        mine, theirs = lane.mine[frame.layer], lane.theirs[frame.layer]
+        each = frame.size // frame.blocks
+        at = frame.target * each
+        if at + frame.size > theirs.size:
+            raise ValueError(
+                f"block {frame.target + frame.blocks - 1} lies beyond the peer's layer {frame.layer}"
+            )
+        pieces = joined(
+            mine.piece(offset, each, theirs.address + at + number * each, theirs.key)
+            for number, offset in enumerate(offsets)
+        )
+        self._tickets.setdefault(frame.transfer, {})[number] = lane.write(frame, checksums, pieces)
+
+    def flush(self, transfer: int) -> None:
+        for number, ticket in self._tickets.pop(transfer, {}).items():
+            self._lanes[number].rail.end.bulk.wait(ticket)
+
+    def _room(self, size: int) -> None:
+        if size > self.largest:
+            raise ValueError(f"a write of {size} bytes; at most {self.largest}")
+        while self.free() < size:
+            max(self._lanes, key=lambda lane: lane.bytes).reap(wait=True)
+
+    # --- receiving: the bytes are there when their frame is
+
+    def fetch(self, lane: int, frame: Frame, window: memoryview | None) -> None:
+        return
+
+    def close(self) -> None:
+        """When the queue pairs are no more."""
+        with self._lock:
+            self._closed = True
+            self._release()
+
+
+def _address(block: memoryview) -> int:
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(block))
+    except TypeError as error:
+        raise ValueError("blocks that are written must lie in the memory that is in use") from error
