@@ -9,12 +9,12 @@ import ctypes
 import multiprocessing
 import random
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
-from kserve_ext.core.kv_chunks import Chunk, chunks
 from runtimes.transport.cuda import kernels, slots
 from runtimes.transport.cuda.blocks import Moves, PagedBlocks
 from runtimes.transport.cuda.pipeline import Inbound, Outbound
@@ -22,188 +22,178 @@ from runtimes.transport.cuda.pipeline import Inbound, Outbound
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU with CUDA")
 
 LAYERS, BLOCKS = 5, 64
+LAYOUTS = ("blocks", "keys and values apart", "blocks outside", "heads before tokens")
 
 
 def cache(
-    seed: int, shape: tuple[int, ...] = (2, 16, 3, 8), gpu: int = 0
+    seed: int, layout: str = "blocks", heads: int = 3, gpu: int = 0
 ) -> tuple[list[torch.Tensor], PagedBlocks]:
+    """Layers as attention backends lay them out: tensors of 16 tokens a block."""
     generator = torch.Generator().manual_seed(seed)
-    layers = [
-        torch.randn((BLOCKS, *shape), generator=generator).to(torch.bfloat16).to(f"cuda:{gpu}")
-        for _ in range(LAYERS)
+
+    def new(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(torch.bfloat16).to(f"cuda:{gpu}")
+
+    if layout == "keys and values apart":
+        layers = [new(2, BLOCKS, 16, heads, 8) for _ in range(LAYERS)]
+    elif layout == "blocks outside":
+        together = new(BLOCKS, LAYERS, 2, 16, heads, 8)
+        layers = [together[:, layer] for layer in range(LAYERS)]
+    elif layout == "heads before tokens":
+        layers = [new(BLOCKS, 2, heads, 16, 8).permute(0, 1, 3, 2, 4) for _ in range(LAYERS)]
+    else:
+        layers = [new(BLOCKS, 2, 16, heads, 8) for _ in range(LAYERS)]
+    return layers, PagedBlocks(layers, BLOCKS)
+
+
+def read(layers: Sequence[torch.Tensor], chosen: list[int]) -> list[torch.Tensor]:
+    return [
+        (x if x.shape[0] == BLOCKS else x.transpose(0, 1))[chosen].view(torch.int16).cpu() for x in layers
     ]
-    return layers, PagedBlocks(layers)
 
 
-def same(a: list[torch.Tensor], sources: list[int], b: list[torch.Tensor], targets: list[int]) -> bool:
-    pairs = zip(a, b, strict=True)
-    return all(
-        torch.equal(x[sources].view(torch.int16).cpu(), y[targets].view(torch.int16).cpu()) for x, y in pairs
-    )
+def same(
+    a: Sequence[torch.Tensor], sources: list[int], b: Sequence[torch.Tensor], targets: list[int]
+) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(read(a, sources), read(b, targets), strict=True))
 
 
-def move(
-    outbound: Outbound,
-    inbound: Inbound,
-    free: deque[int],
-    sources: list[int],
-    targets: list[int],
-    damage: int = -1,
-) -> list[int]:
-    """One transfer within this thread: what is posted is taken at once. `damage`: the chunk in which a bit flips."""
-    expected = inbound.expect(targets)
-    taken = 0
+class Loop:
+    """Both directions in this thread: what is filled is taken at once."""
 
-    def acquire(wait: bool) -> int | None:
-        if wait and not free:
-            inbound.flush()
-        return free.popleft() if free else None
+    def __init__(self, a: PagedBlocks, b: PagedBlocks, most: int, count: int = 3) -> None:
+        self.most = most
+        self.ring = slots.pinned(a.device, count, -(-a.piece_bytes(most) // 512) * 512)
+        self.free = deque(range(count))
+        self.broken: list[int] = []
+        self.outbound: Outbound[tuple[int, list[int]]] = Outbound(a, most, self._filled)
+        self.inbound: Inbound[int] = Inbound(b, most, self._landed)
+        self.damage = -1  # the piece in which a bit flips
 
-    def post(slot: int, chunk: Chunk) -> None:
-        nonlocal taken
-        if taken == damage:
-            byte = ctypes.c_ubyte.from_address(outbound._slots.addresses[slot] + 11)
-            byte.value ^= 4
-        taken += 1
-        inbound.take(slot, chunk, expected)
+    def move(self, sources: list[int], targets: list[int], damage: int = -1) -> list[int]:
+        self.broken, self.damage = [], damage
+        for start in range(0, len(sources), self.most):
+            if not self.free:
+                self.outbound.flush()
+                self.inbound.flush()
+            slot = self.free.popleft()
+            end = start + self.most
+            self.outbound.fill(self.ring.addresses[slot], sources[start:end], (slot, targets[start:end]))
+        self.outbound.flush()
+        self.inbound.flush()
+        return self.broken
 
-    outbound.send(sources, chunks(LAYERS, 0, len(sources), outbound.rows), acquire, post)
-    return inbound.finish(expected)
+    def _filled(self, tag: tuple[int, list[int]]) -> None:
+        slot, targets = tag
+        if self.damage == 0:
+            ctypes.c_ubyte.from_address(self.ring.addresses[slot] + 11).value ^= 4
+        self.damage -= 1
+        self.inbound.take(self.ring.addresses[slot], targets, slot)
+
+    def _landed(self, slot: int, broken: list[int]) -> None:
+        self.free.append(slot)
+        self.broken += broken
+
+    def close(self) -> None:
+        for end in (self.outbound, self.inbound, self.ring):
+            end.close()
 
 
 @needs_gpu
-@pytest.mark.parametrize("rows", [1, 7, 100])
-@pytest.mark.parametrize("shape", [(2, 16, 3, 8), (2, 16, 8, 128), (1, 1, 1, 8)])
-def test_scattered_blocks_arrive_byte_for_byte(rows: int, shape: tuple[int, ...]) -> None:
-    mine, a = cache(1, shape)
-    theirs, b = cache(2, shape)
-    ring = slots.pinned(a.device, 3, a.slot_bytes(rows))
-    free = deque(range(3))
-    outbound, inbound = Outbound(a, ring), Inbound(b, ring, free.append)
+@pytest.mark.parametrize("most", [1, 7, 100])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("heads", [3, 64])
+def test_scattered_blocks_arrive_byte_for_byte(most: int, layout: str, heads: int) -> None:
+    mine, a = cache(1, layout, heads)
+    theirs, b = cache(2, layout, heads)
+    loop = Loop(a, b, most)
     for seed in range(4):
         chosen = random.Random(seed)
         count = chosen.choice((1, 5, BLOCKS))
         sources, targets = chosen.sample(range(BLOCKS), count), chosen.sample(range(BLOCKS), count)
-        before = [layer.clone() for layer in theirs]
-        assert move(outbound, inbound, free, sources, targets) == []
-        assert same(mine, sources, theirs, targets)
         rest = [block for block in range(BLOCKS) if block not in targets]
-        assert same(before, rest, theirs, rest), "other blocks are untouched"
-        assert sorted(free) == [0, 1, 2]
-    for end in (outbound, inbound, ring):
-        end.close()
+        before = read(theirs, rest)
+        assert loop.move(sources, targets) == []
+        assert same(mine, sources, theirs, targets)
+        assert all(map(torch.equal, before, read(theirs, rest))), "other blocks are untouched"
+        assert sorted(loop.free) == [0, 1, 2]
+    loop.close()
 
 
 @needs_gpu
 def test_a_flipped_bit_is_found_and_only_its_block_is_bad() -> None:
     _, a = cache(1)
     _, b = cache(2)
-    ring = slots.pinned(a.device, 2, a.slot_bytes(4))
-    free = deque(range(2))
-    outbound, inbound = Outbound(a, ring), Inbound(b, ring, free.append)
-    assert move(outbound, inbound, free, [3, 1, 4, 15, 9], [0, 1, 2, 3, 4], damage=1) == [
-        4
-    ]  # row 4: block 4, layer 0
-    assert move(outbound, inbound, free, [3, 1], [0, 1]) == [], "the next transfer is whole"
+    loop = Loop(a, b, 4)
+    assert loop.move([3, 1, 4, 15, 9], [0, 1, 2, 3, 40], damage=1) == [40]
+    assert loop.move([3, 1], [0, 1]) == [], "the next transfer is whole"
+    loop.close()
 
 
 @needs_gpu
 def test_checksums_are_as_said() -> None:
-    layers, blocks = cache(3, (2, 16, 8, 128))
+    layers, blocks = cache(3, heads=64)
     row, words = blocks.row_bytes, blocks.words
-    buffer = slots.pinned(blocks.device, 1, blocks.slot_bytes(1))
-    blocks.device.enter()
-    index = torch.tensor([7], device="cuda")
+    buffer = slots.pinned(blocks.device, 1, blocks.piece_bytes(1))
     stream = blocks.device.stream()
     torch.cuda.synchronize()
-    Moves(blocks, blocks.gather)(Chunk(0, 1, 2, 1), index.data_ptr(), buffer.addresses[0], stream)
+    Moves(blocks, blocks.gather)([7], buffer.addresses[0], stream)
     blocks.device.drain(stream)
-    found = list((ctypes.c_uint64 * (row // 8)).from_address(buffer.addresses[0]))
-    plain = [value % (1 << 64) for value in layers[2][7].flatten().view(torch.int64).tolist()]
-    assert found[:words] == plain
-    parts = [plain[at : at + kernels.SEGMENT] for at in range(0, words, kernels.SEGMENT)]
-    assert found[words:] == [kernels.checksum(part) for part in parts]
+    found = list((ctypes.c_uint64 * (LAYERS * row // 8)).from_address(buffer.addresses[0]))
+    for number, layer in enumerate(layers):
+        plain = [value % (1 << 64) for value in layer[7].flatten().view(torch.int64).tolist()]
+        assert found[number * words : (number + 1) * words] == plain
+        parts = [plain[at : at + kernels.SEGMENT] for at in range(0, words, kernels.SEGMENT)]
+        sums = LAYERS * words + number * blocks.segments
+        assert found[sums : sums + blocks.segments] == [kernels.checksum(part) for part in parts]
 
 
 @needs_gpu
 def test_what_is_computed_on_another_stream_is_waited_for() -> None:
-    mine, a = cache(1, (2, 16, 8, 128))
-    theirs, b = cache(2, (2, 16, 8, 128))
-    ring = slots.pinned(a.device, 3, a.slot_bytes(16))
-    free = deque(range(3))
-    outbound, inbound = Outbound(a, ring), Inbound(b, ring, free.append)
+    mine, a = cache(1)
+    theirs, b = cache(2)
+    loop = Loop(a, b, 16)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(200_000_000)
         for layer in mine:
             layer.fill_(1.5)
-    expected = inbound.expect(range(BLOCKS))
-
-    def acquire(wait: bool) -> int | None:
-        if wait and not free:
-            inbound.flush()
-        return free.popleft() if free else None
-
-    todo = chunks(LAYERS, 0, BLOCKS, outbound.rows)
-    outbound.send(
-        range(BLOCKS),
-        todo,
-        acquire,
-        lambda slot, chunk: inbound.take(slot, chunk, expected),
-        stream.cuda_stream,
-    )
-    assert inbound.finish(expected) == []
+    a.mark(range(BLOCKS), stream.cuda_stream)
+    assert loop.move(list(range(BLOCKS)), list(range(BLOCKS))) == []
     assert all(bool((layer == 1.5).all()) for layer in theirs)
+    loop.close()
 
 
 @needs_gpu
 def test_bad_input_names_what_is_wrong() -> None:
     _, a = cache(1)
-    ring = slots.pinned(a.device, 2, a.slot_bytes(4))
-    outbound, inbound = Outbound(a, ring), Inbound(a, ring, lambda slot: None)
-    with pytest.raises(ValueError, match="block 64: the cache has 64"):
-        outbound.send([64], iter(()), lambda wait: 0, lambda slot, chunk: None)
-    expected = inbound.expect([1, 2])
-    for chunk in (Chunk(0, 3, 0, 1), Chunk(0, 2, 0, 5), Chunk(0, 2, 9, 2), Chunk(-1, 2, 0, 1)):
-        with pytest.raises(ValueError, match="beyond"):
-            inbound.take(0, chunk, expected)
-    with pytest.raises(ValueError, match="no room"):
-        Outbound(a, slots.pinned(a.device, 1, 512))
-    with pytest.raises(ValueError, match="a multiple of 512"):
-        Outbound(a, slots.pinned(a.device, 1, 2000))
-    with pytest.raises(ValueError, match=r"layers\[1\]: differs"):
-        PagedBlocks([torch.zeros(4, 64, device="cuda"), torch.zeros(8, 64, device="cuda")])
-    with pytest.raises(ValueError, match="not a multiple of 16"):
-        PagedBlocks([torch.zeros(4, 3, device="cuda")])
-    with pytest.raises(ValueError, match="not on a GPU"):
-        PagedBlocks([torch.zeros(4, 64)])
+    for layers, why in (
+        ([torch.zeros(4, 64, device="cuda"), torch.zeros(8, 64, device="cuda")], r"layers\[1\]: differs"),
+        ([torch.zeros(4, 3, device="cuda")], "not a multiple of 16"),
+        ([torch.zeros(4, 64)], "not on a GPU"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            PagedBlocks(layers, 4)
     with pytest.raises(slots.SlotError, match="don't share /dev/shm"):
         slots.attached(a.device, "galaxy-kv-slots-none", 1, 64)
     with pytest.raises(slots.SlotError, match="CUDA IPC"):
         slots.of_peer(a.device, bytes(64), 1, 64)
 
 
-def _send_to_peer(gpu: int, offer: Any, kind: str, rows: int, sources: list[int], pipe: Any) -> None:
+def _send_to_peer(gpu: int, offer: Any, kind: str, sources: list[int], pipe: Any) -> None:
     _, blocks = cache(1, gpu=gpu)
-    ring = (slots.of_peer if kind == "ipc" else slots.attached)(
-        blocks.device, offer, 2, blocks.slot_bytes(rows)
-    )
-    outbound = Outbound(blocks, ring)
-    free = [0, 1]
-
-    def acquire(wait: bool) -> int | None:
-        if wait and not free:
-            free.append(pipe.recv())
-        return free.pop() if free else None
-
-    outbound.send(
-        sources,
-        chunks(LAYERS, 0, len(sources), rows),
-        acquire,
-        lambda slot, chunk: pipe.send((slot, tuple(chunk))),
-    )
+    size = -(-blocks.piece_bytes(7) // 512) * 512
+    ring = (slots.of_peer if kind == "ipc" else slots.attached)(blocks.device, offer, 2, size)
+    outbound: Outbound[tuple[int, int]] = Outbound(blocks, 7, pipe.send, on_gpu=kind == "ipc")
+    for number, start in enumerate(range(0, len(sources), 7)):
+        if number >= 2:
+            outbound.flush()
+            pipe.recv()
+        outbound.fill(ring.addresses[number % 2], sources[start : start + 7], (number % 2, start))
+    outbound.flush()
     pipe.send(None)
-    pipe.recv()
+    for _ in ring.addresses:
+        pipe.recv()
     ring.close()
 
 
@@ -214,21 +204,27 @@ def test_two_processes(kind: str) -> None:
     mine, _ = cache(1)
     theirs, b = cache(2)
     sources, targets = random.Random(5).sample(range(BLOCKS), 40), random.Random(6).sample(range(BLOCKS), 40)
-    made, offer = (slots.on_gpu if kind == "ipc" else slots.shared)(b.device, 2, b.slot_bytes(7))
+    size = -(-b.piece_bytes(7) // 512) * 512
+    made, offer = (slots.on_gpu if kind == "ipc" else slots.shared)(b.device, 2, size)
     spawn = multiprocessing.get_context("spawn")
     pipe, other = spawn.Pipe()
     gpu = torch.cuda.device_count() - 1
-    process = spawn.Process(target=_send_to_peer, args=(gpu, offer, kind, 7, sources, other))
+    process = spawn.Process(target=_send_to_peer, args=(gpu, offer, kind, sources, other))
     process.start()
     other.close()
-    inbound = Inbound(b, made, pipe.send)
-    expected = inbound.expect(targets)
+    bad: list[int] = []
+
+    def landed(slot: int, broken: list[int]) -> None:
+        bad.extend(broken)
+        pipe.send(slot)
+
+    inbound: Inbound[int] = Inbound(b, 7, landed, on_gpu=kind == "ipc")
     while (message := pipe.recv()) is not None:
-        inbound.take(message[0], Chunk(*message[1]), expected)
+        slot, start = message
+        inbound.take(made.addresses[slot], targets[start : start + 7], slot)
         inbound.flush()
-    assert inbound.finish(expected) == []
+    assert bad == []
     assert same(mine, sources, theirs, targets)
-    pipe.send("done")
     process.join(30)
     assert process.exitcode == 0
     if kind == "shared":

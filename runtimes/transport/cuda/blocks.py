@@ -1,8 +1,8 @@
-"""The paged KV cache of one rank on its GPU: chunks of it gathered into a buffer, and scattered from one.
+"""The paged KV cache of one rank on its GPU: blocks of it gathered into a buffer, and scattered from one.
 
 Opaque blocks, as in vllm_pd/kv_memory.py: what is inside depends on the attention backend; equal layouts on both
-sides are what makes them portable. Knows no slots or peers. One object may be used by several threads, each with
-Moves of its own.
+sides are what makes them portable, and paging.py says where their rows lie. Knows no slots or peers. One object may
+be used by several threads, each with Moves of its own.
 """
 
 from __future__ import annotations
@@ -12,58 +12,87 @@ from collections.abc import Sequence
 from ctypes import c_uint, c_uint64, c_void_p
 from typing import Any
 
-from kserve_ext.core.kv_chunks import Chunk
 from runtimes.transport.cuda import kernels
 from runtimes.transport.cuda.compiler import compile_for
 from runtimes.transport.cuda.driver import Device
 from runtimes.transport.cuda.kernels import THREADS, WORD
+from runtimes.transport.cuda.paging import rows
 
-ALIGNED = 512  # bytes: where slots begin; the kernels read and write words in pairs
+ALIGNED = 512  # bytes: where pieces begin; the kernels read and write words in pairs
 _PAIR = 2 * WORD
+MARKS = 16  # that are told apart: of steps whose blocks are not all sent
 
 
 class PagedBlocks:
-    """`layers`: one contiguous tensor each on one GPU, whose first dimension counts blocks. Keeps them alive."""
+    """What an engine registers: `layers`, one tensor each on one GPU, equal in shape and strides. Keeps them alive.
 
-    def __init__(self, layers: Sequence[Any]) -> None:
+    `blocks`: how many the cache has; None: as many as the first dimension says. `parts`: rows that a block has in
+    all layers, each `words` long.
+    """
+
+    def __init__(
+        self, layers: Sequence[Any], blocks: int | None = None, device: Device | None = None
+    ) -> None:
+        """`device`: None = the tensors'."""
         if not layers:
             raise ValueError("layers: at least one is needed")
         first = layers[0]
-        self.layers = len(layers)
-        self.blocks: int = first.shape[0]
-        self.block_bytes: int = first.nbytes // self.blocks
-        if self.block_bytes % _PAIR:
-            raise ValueError(f"layers: a block has {self.block_bytes} bytes, not a multiple of {_PAIR}")
+        self.blocks: int = blocks or first.shape[0]
+        size = first.element_size()
+        found = rows(first.shape, first.stride(), size, self.blocks)
         for number, layer in enumerate(layers):
-            if layer.device.type != "cuda":
+            if device is None and layer.device.type != "cuda":
                 raise ValueError(f"layers[{number}]: on {layer.device}, not on a GPU")
-            if not layer.is_contiguous():
-                raise ValueError(f"layers[{number}]: not contiguous: its blocks can't be moved as bytes")
-            if (layer.shape[0], layer.nbytes, layer.device) != (self.blocks, first.nbytes, first.device):
-                raise ValueError(f"layers[{number}]: differs from layers[0] in blocks, size or device")
-        self.device = Device(first.device.index)
-        self.device.enter()
-        self.words = self.block_bytes // WORD
+            if layer.element_size() != size or rows(layer.shape, layer.stride(), size, self.blocks) != found:
+                raise ValueError(f"layers[{number}]: differs from layers[0] in shape, strides or type")
+            if layer.device != first.device:
+                raise ValueError(f"layers[{number}]: on {layer.device}, layers[0] on {first.device}")
+        bases = [layer.data_ptr() + offset for layer in layers for offset in found.offsets]
+        odd = next((at for at in (found.row_bytes, found.stride, *bases) if at % _PAIR), None)
+        if odd is not None:
+            raise ValueError(f"layers: {odd} (rows of {found.row_bytes} bytes) is not a multiple of {_PAIR}")
+        self.parts = len(bases)
+        self.block_bytes = found.row_bytes * self.parts  # in all layers
+        self.words, self.stride = found.row_bytes // WORD, found.stride // WORD
         self.segments = kernels.segments(self.words)
         self.row_bytes = (self.words + self.segments) * WORD  # in a buffer, with the checksums
+        self.device = device or Device(first.device.index)
+        self.device.enter()
         image = compile_for(kernels.SOURCE, self.device.architecture)
         self.gather, self.scatter = self.device.load(image, kernels.NAMES)
+        self._marks = [self.device.event() for _ in range(MARKS)]
+        self._marked = 0
+        self._mark_of: dict[int, int] = {}
         self._layers = list(layers)
-        self._bases = _addresses(layers)
+        self._bases = _on_device(bases, first.device)
 
     @property
     def bases(self) -> int:
-        """Where the GPU finds the layers' addresses."""
+        """Where the GPU finds the parts' addresses."""
         return int(self._bases.data_ptr())
 
-    def slot_bytes(self, rows: int) -> int:
-        """The size of a slot that takes so many rows."""
-        return int(-(-rows * self.row_bytes // ALIGNED)) * ALIGNED
+    def mark(self, chosen: Sequence[int], stream: int = 0) -> None:
+        """What was given to this stream (its handle) so far computes these blocks. By one thread."""
+        self.device.enter()
+        self.device.record(self._marks[(self._marked + 1) % MARKS], c_void_p(stream))
+        self._marked += 1
+        self._mark_of.update(dict.fromkeys(chosen, self._marked))
 
-    def check(self, blocks: Sequence[int]) -> None:
+    def marked(self, chosen: Sequence[int]) -> tuple[int, c_void_p]:
+        """Behind which mark all of these are computed (0: none), and its event: the mark's, or a later one's."""
+        mark = max(self._mark_of.get(block, 0) for block in chosen)
+        return mark, self._marks[mark % MARKS]
+
+    def piece_bytes(self, count: int) -> int:
+        """What so many blocks take in a buffer, with their checksums."""
+        return count * self.parts * self.row_bytes
+
+    def check(self, chosen: Sequence[int]) -> None:
         """A wrong id would be someone else's memory."""
-        wrong = next((block for block in blocks if not 0 <= block < self.blocks), None)
-        if wrong is not None:
+        if not 0 < len(chosen) <= kernels.BLOCKS:
+            raise ValueError(f"a piece of {len(chosen)} blocks: it has 1 to {kernels.BLOCKS}")
+        if min(chosen) < 0 or max(chosen) >= self.blocks:
+            wrong = next(block for block in chosen if not 0 <= block < self.blocks)
             raise ValueError(f"block {wrong}: the cache has {self.blocks}")
 
 
@@ -71,33 +100,26 @@ class Moves:
     """Launches of one of the two kernels, by one thread: the arguments are kept and only what differs is set."""
 
     def __init__(self, blocks: PagedBlocks, function: c_void_p) -> None:
-        self._device = blocks.device
-        self._function = function
-        self._segments = blocks.segments
-        self._index, self._buffer, self._broken = c_uint64(), c_uint64(), c_uint64()
-        self._row, self._rows, self._first, self._blocks = c_uint(), c_uint(), c_uint(), c_uint()
-        self._fixed = c_uint64(blocks.bases), c_uint(blocks.words), c_uint(blocks.segments)
-        bases, words, segments = self._fixed
-        order = (
-            bases, self._index, self._buffer, self._row, self._rows, self._first, self._blocks, words, segments,
-            self._broken,
+        self._device, self._function = blocks.device, function
+        self._parts, self._segments = blocks.parts, blocks.segments
+        self._buffer, self._count, self._broken = c_uint64(), c_uint(), c_uint64()
+        self._ids = (c_uint * kernels.BLOCKS)()
+        self._order = (
+            c_uint64(blocks.bases), self._buffer, c_uint64(blocks.stride), c_uint(blocks.words),
+            c_uint(blocks.segments), self._count, self._ids, self._broken,
         )  # fmt: skip
-        self._arguments = (c_void_p * len(order))(*map(ctypes.addressof, order))
+        self._arguments = (c_void_p * len(self._order))(*map(ctypes.addressof, self._order))
 
-    def __call__(self, chunk: Chunk, index: int, buffer: int, stream: c_void_p, broken: int = 0) -> None:
-        """`index`, `buffer` and `broken` are addresses on the GPU; see kernels.py for what lies there."""
-        first, end, row, rows = chunk
-        self._index.value, self._buffer.value, self._broken.value = index, buffer, broken
-        self._row.value, self._rows.value, self._first.value, self._blocks.value = (
-            row,
-            rows,
-            first,
-            end - first,
-        )
-        self._device.launch(self._function, (rows, self._segments), THREADS, self._arguments, stream)
+    def __call__(self, chosen: Sequence[int], buffer: int, stream: c_void_p, broken: int = 0) -> None:
+        """`buffer` and `broken` are addresses that the GPU knows; see kernels.py for what lies there."""
+        count = len(chosen)
+        self._buffer.value, self._count.value, self._broken.value = buffer, count, broken
+        self._ids[:count] = list(chosen)
+        grid = (self._parts * count, self._segments)
+        self._device.launch(self._function, grid, THREADS, self._arguments, stream)
 
 
-def _addresses(layers: Sequence[Any]) -> Any:
+def _on_device(addresses: Sequence[int], device: Any) -> Any:
     import torch
 
-    return torch.tensor([layer.data_ptr() for layer in layers], dtype=torch.int64).to(layers[0].device)
+    return torch.tensor(addresses, dtype=torch.int64).to(device)

@@ -1,4 +1,4 @@
-"""The few calls of CUDA's driver that transfers need, by ctypes: they release the interpreter while they run.
+"""The few calls of CUDA's driver that transfers need, by ctypes: those that wait release the interpreter.
 
 An order of magnitude cheaper a call than torch's streams and events, which decides how fast slots of a few MiB
 follow each other. Uses the primary context of a device, as torch does, so that its tensors can be read here. Every
@@ -18,6 +18,10 @@ _NO_TIMING = 2
 _NON_BLOCKING = 1
 _PORTABLE = 1
 _LAZY_PEER_ACCESS = 1
+_BEFORE_OTHERS = (
+    -100
+)  # the driver takes its highest: short kernels get in between the groups of an engine's long ones
+_WAITING: Final = frozenset(("cuEventSynchronize",))
 
 
 class CudaError(Exception):
@@ -38,7 +42,7 @@ _SIGNATURES: Final = {
     "cuModuleLoadData": [POINTER(c_void_p), c_char_p],
     "cuModuleGetFunction": [POINTER(c_void_p), c_void_p, c_char_p],
     "cuLaunchKernel": [c_void_p, *[c_uint] * 7, c_void_p, c_void_p, c_void_p],
-    "cuStreamCreate": [POINTER(c_void_p), c_uint],
+    "cuStreamCreateWithPriority": [POINTER(c_void_p), c_uint, c_int],
     "cuStreamDestroy_v2": [c_void_p],
     "cuStreamSynchronize": [c_void_p],
     "cuStreamWaitEvent": [c_void_p, c_void_p, c_uint],
@@ -68,9 +72,11 @@ class _Driver:
             self._library = ctypes.CDLL("libcuda.so.1")
         except OSError as error:
             raise CudaError("libcuda.so.1 can't be loaded: there is no NVIDIA driver here") from error
+        self._quick = ctypes.PyDLL("libcuda.so.1")
         for name, types in _SIGNATURES.items():
-            function = getattr(self._library, name)
-            function.argtypes, function.restype = types, c_int
+            for library in (self._library, self._quick):
+                function = getattr(library, name)
+                function.argtypes, function.restype = types, c_int
         self.call("cuInit", 0)
 
     def call(self, name: str, *arguments: object) -> None:
@@ -79,8 +85,12 @@ class _Driver:
             raise CudaError(f"{name}: {self._name(result)}")
 
     def function(self, name: str) -> Callable[..., int]:
-        """For calls that are made thousands of times a second; `check` looks at what they return."""
-        found: Callable[..., int] = getattr(self._library, name)
+        """For calls that are made thousands of times a second; `check` looks at what they return.
+
+        Those that only queue work keep the interpreter: with two busy threads, giving it up and getting it back costs
+        more than the call.
+        """
+        found: Callable[..., int] = getattr(self._library if name in _WAITING else self._quick, name)
         return found
 
     def check(self, result: int, name: str) -> None:
@@ -127,7 +137,7 @@ class Device:
 
     def stream(self) -> c_void_p:
         stream = c_void_p()
-        self._driver.call("cuStreamCreate", byref(stream), _NON_BLOCKING)
+        self._driver.call("cuStreamCreateWithPriority", byref(stream), _NON_BLOCKING, _BEFORE_OTHERS)
         return stream
 
     def event(self) -> c_void_p:

@@ -1,9 +1,10 @@
 """Two kernels: blocks of a paged cache into one buffer with their checksums, and back with the checksums compared.
 
-A buffer holds rows (core/kv_chunks.py), each the 64-bit words of one block, and behind them the rows' checksums:
-one a segment of 8 KiB, the sum of its words each times an odd weight of its place, modulo 2**64. One changed word
-always changes it; two that change places do too. It costs nothing where the words pass anyway (a CRC would
-need the bytes on the host), and is meant for faults of software and links, not for an adversary.
+A piece holds some blocks with all their parts: rows (paging.py) part by part, each part's in the order of the blocks,
+and behind them the rows' checksums: one a segment of 8 KiB, the sum of its words each times an odd weight of its
+place, modulo 2**64. One changed word always changes it; two that change places do too. It costs nothing where the
+words pass anyway (a CRC would need the bytes on the host), and is meant for faults of software and links, not for an
+adversary.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Final
 WORD: Final = 8  # bytes
 SEGMENT: Final = 1024  # words that a checksum covers
 THREADS: Final = 256
+BLOCKS: Final = 512  # of a piece, at most: their ids travel with the launch
 STEP: Final = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: neighbours get weights that are far apart
 NAMES: Final = ("gather", "scatter")
 
@@ -29,6 +31,7 @@ def checksum(words: list[int]) -> int:
 #: A group of threads a row and segment; words are read and written in pairs.
 SOURCE: Final = f"""
 typedef unsigned long long word;
+struct ids {{ unsigned at[{BLOCKS}]; }};
 
 __device__ word add_up(word sum) {{
   __shared__ word of_warp[{THREADS // 32}];
@@ -50,25 +53,24 @@ __device__ word move(const word* from, word* to, unsigned words) {{
   return add_up(sum);
 }}
 
-/* bases: address of each layer; index: block ids of the transfer; rows `row` on, of blocks first to first + blocks */
-extern "C" __global__ void gather(const word* bases, const word* index, word* buffer,
-    unsigned row, unsigned rows, unsigned first, unsigned blocks, unsigned words, unsigned segments) {{
-  unsigned flat = row + blockIdx.x, start = blockIdx.y * {SEGMENT}, count = min(words - start, {SEGMENT}u);
-  word* layer = (word*)bases[flat / blocks];
-  word block = index[first + flat % blocks];
-  word sum = move(layer + block * words + start, buffer + (word)blockIdx.x * words + start, count);
-  if (!threadIdx.x) buffer[(word)rows * words + (word)blockIdx.x * segments + blockIdx.y] = sum;
+/* bases: where block 0 of each part lies, and a block every `stride` words; a group of threads a row and segment */
+extern "C" __global__ void gather(const word* bases, word* buffer, word stride, unsigned words, unsigned segments,
+    unsigned blocks, const __grid_constant__ ids chosen) {{
+  unsigned start = blockIdx.y * {SEGMENT}, count = min(words - start, {SEGMENT}u);
+  word* part = (word*)bases[blockIdx.x / blocks];
+  word block = chosen.at[blockIdx.x % blocks];
+  word sum = move(part + block * stride + start, buffer + (word)blockIdx.x * words + start, count);
+  if (!threadIdx.x) buffer[(word)gridDim.x * words + (word)blockIdx.x * segments + blockIdx.y] = sum;
 }}
 
-/* broken: a byte a block of the transfer */
-extern "C" __global__ void scatter(const word* bases, const word* index, const word* buffer,
-    unsigned row, unsigned rows, unsigned first, unsigned blocks, unsigned words, unsigned segments,
-    unsigned char* broken) {{
-  unsigned flat = row + blockIdx.x, start = blockIdx.y * {SEGMENT}, count = min(words - start, {SEGMENT}u);
-  word* layer = (word*)bases[flat / blocks];
-  word block = index[first + flat % blocks];
-  word sum = move(buffer + (word)blockIdx.x * words + start, layer + block * words + start, count);
-  if (!threadIdx.x && sum != buffer[(word)rows * words + (word)blockIdx.x * segments + blockIdx.y])
-    broken[first + flat % blocks] = 1;
+/* broken: a byte a block of the piece */
+extern "C" __global__ void scatter(const word* bases, word* buffer, word stride, unsigned words, unsigned segments,
+    unsigned blocks, const __grid_constant__ ids chosen, unsigned char* broken) {{
+  unsigned start = blockIdx.y * {SEGMENT}, count = min(words - start, {SEGMENT}u);
+  word* part = (word*)bases[blockIdx.x / blocks];
+  word block = chosen.at[blockIdx.x % blocks];
+  word sum = move(buffer + (word)blockIdx.x * words + start, part + block * stride + start, count);
+  if (!threadIdx.x && sum != buffer[(word)gridDim.x * words + (word)blockIdx.x * segments + blockIdx.y])
+    broken[blockIdx.x % blocks] = 1;
 }}
 """
