@@ -1,7 +1,8 @@
 """AsyncLLM with its engine core on a thread of this process, and a hook before each request for prefill/decode.
 
 Matches vLLM's v1/engine/async_llm.py: everything that its HTTP handlers call is inherited. What is ours: which
-engine client is made, the marks on a request's timeline, and asking `pd` where a prompt is to be computed.
+engine client is made, the marks on a request's timeline, asking `pd` where a prompt is to be computed, and requests
+that begin with the output of another instance (resuming.py).
 """
 
 from __future__ import annotations
@@ -13,15 +14,21 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine import async_llm
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.executor import Executor
 
+from runtimes.vllm_pd import resuming
+from runtimes.vllm_pd.continuation import ASKED
 from runtimes.vllm_pd.inproc import InprocAsyncClient
 from runtimes.vllm_pd.options import kv_cache_bytes
 from runtimes.vllm_pd.timeline import CURRENT
+
+_WORKER = "runtimes.vllm_pd.worker.Worker"
 
 
 class Prepared(NamedTuple):
@@ -49,6 +56,8 @@ class Engine(AsyncLLM):  # type: ignore[misc]
     """One engine of this process."""
 
     placement: Placement | None = None
+    #: Streams may be gone on with: its workers know of requests that begin with output.
+    continues = True
 
     @property
     def client(self) -> InprocAsyncClient:
@@ -61,17 +70,32 @@ class Engine(AsyncLLM):  # type: ignore[misc]
         timeline = CURRENT.get()
         if timeline is not None:
             timeline.mark_once("tokenised", f"{len(prompt_tokens(prompt) or ())} tokens")
+        asked = ASKED.get()
+        record = None
+        if asked is not None:
+            asked.begins(self.continues and _continuable(prompt, sampling_params))
+            record = asked.record
+        tokens = record.tokens if record is not None else []
+        if record is not None:
+            self._check(prompt, sampling_params, tokens)
+            if timeline is not None:
+                timeline.mark("resumed", f"{len(tokens)} tokens of another instance")
         prepared = Prepared(sampling_params)
         if self.placement is not None:
             prepared = await self.placement.prepare(request_id, prompt, sampling_params, more)
         elif timeline is not None:
             timeline.local("one-engine")
-        outputs = super().generate(prompt, prepared.params, request_id, **more)
+        if tokens:
+            prepared = prepared._replace(tokens=0)
+        params = resuming.with_emitted(prepared.params, tokens)
+        outputs = super().generate(prompt, params, request_id, **more)
         cached = 0
         try:
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
                     cached = output.num_cached_tokens or 0
+                    if asked is not None:
+                        asked.put_out(output)
                     yield output
         finally:
             if timeline is not None:
@@ -80,11 +104,41 @@ class Engine(AsyncLLM):  # type: ignore[misc]
                 first_token = timeline.when("first_token") if timeline is not None else None
                 self.placement.finished(prepared, first_token, cached)
 
-    async def _add_request(self, request: Any, *rest: Any) -> None:
+    async def _add_request(self, request: Any, prompt: Any, parent: Any, index: int, queue: Any) -> None:
         timeline = CURRENT.get()
         if timeline is not None:
             self.client.first_token[request.request_id] = lambda: timeline.mark_once("first_token")
-        await super()._add_request(request, *rest)
+        asked = ASKED.get()
+        if asked is None or asked.record is None or not asked.record.outputs:
+            await super()._add_request(request, prompt, parent, index, queue)
+            return
+        self.check_admission(request_id=request.request_id)
+        self.output_processor.add_request(request, prompt, parent, index, queue)
+        finished = resuming.repeat(self.output_processor, request.request_id, asked.record, queue)
+        asked.repeated = len(queue.repeated)
+        if not finished:
+            await self.client.add_request_async(request)
+
+    def _check(self, prompt: Any, params: Any, tokens: list[int]) -> None:
+        """What a record says goes into the engine: it must be what such an engine can have put out."""
+        known = range(self.model_config.get_vocab_size())
+        length = len(prompt_tokens(prompt) or ()) + len(tokens)
+        if not all(token in known for token in tokens):
+            raise VLLMValidationError("the record of the stream has tokens that this model does not have")
+        if len(tokens) > (params.max_tokens or length) or length > self.model_config.max_model_len:
+            raise VLLMValidationError("the record of the stream has more tokens than it may have")
+
+
+def _continuable(prompt: Any, params: Any) -> bool:
+    """Whether an engine that is given the tokens so far gives the same as this one would."""
+    return (
+        prompt_tokens(prompt) is not None
+        and params.n == 1
+        and params.output_kind == RequestOutputKind.DELTA
+        and params.prompt_logprobs is None
+        and not params.logprob_token_ids
+        and not (params.extra_args or {}).get("kv_transfer_params")
+    )
 
 
 def prompt_tokens(prompt: Any) -> list[int] | None:
@@ -97,6 +151,7 @@ def prompt_tokens(prompt: Any) -> list[int] | None:
 def build_engine(args: Namespace, kv_transfer: dict[str, Any] | None, event: Callable[[str], None]) -> Engine:
     """Reads the model's config and loads it; blocks. Errors are vLLM's own (refusals.py makes sense of them)."""
     engine_args = AsyncEngineArgs.from_cli_args(args)
+    engine_args.worker_extension_cls = engine_args.worker_extension_cls or _WORKER
     if kv_transfer is not None:
         from vllm.config import KVTransferConfig
 
@@ -106,13 +161,16 @@ def build_engine(args: Namespace, kv_transfer: dict[str, Any] | None, event: Cal
         config.cache_config.kv_cache_memory_bytes = kv_cache_bytes(
             kv_bytes_per_token(config), config.model_config.max_model_len
         )
+    own_workers = config.parallel_config.worker_extension_cls == _WORKER
     with _engine_on_a_thread():
-        return Engine(
+        engine = Engine(
             vllm_config=config,
             executor_class=_telling(Executor.get_class(config), event),
             log_requests=engine_args.enable_log_requests,
             log_stats=not engine_args.disable_log_stats,
         )
+    engine.continues = own_workers
+    return engine
 
 
 def _telling(executor: Any, event: Callable[[str], None]) -> Any:
@@ -135,11 +193,12 @@ def kv_bytes_per_token(config: Any) -> int:
 
 @contextlib.contextmanager
 def _engine_on_a_thread() -> Iterator[None]:
-    """While this lasts, AsyncLLM makes our client instead of one with processes of its own."""
+    """While this lasts, AsyncLLM makes our client instead of one with processes of its own; our collectors stay."""
 
     def make(vllm_config: Any, executor_class: Any, log_stats: bool, **_ignored: Any) -> InprocAsyncClient:
         return InprocAsyncClient(vllm_config, executor_class, log_stats)
 
+    async_llm.RequestOutputCollector = resuming.Collector
     original = async_llm.EngineCoreClient
     async_llm.EngineCoreClient = SimpleNamespace(make_async_mp_client=make)
     try:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from runtimes.vllm_pd import continuation
 from runtimes.vllm_pd.status import Status
 from runtimes.vllm_pd.timeline import CURRENT, Timeline, Timelines
 
@@ -31,6 +32,7 @@ class Entrance:
     def __init__(self, status: Status, timelines: Timelines) -> None:
         self.app: App | None = None
         self.facts: dict[str, Any] = {}  # served at /galaxy/channel
+        self.channels: Callable[[], dict[str, Any]] = dict  # what is served at /galaxy/channels
         self._status = status
         self._timelines = timelines
 
@@ -63,6 +65,12 @@ class Entrance:
             scope = {**scope, "headers": [*scope["headers"], (b"x-request-id", request_id.encode())]}
         timeline = self._timelines.open(request_id)
         timeline.mark("received", scope["path"])
+        if asked := _header(scope, continuation.FIELD):
+            try:
+                scope, receive, send = await continuation.begin(scope, receive, send, asked)
+            except continuation.BadRecord as error:
+                await _answer(send, 400, {"error": {"message": str(error), "type": "invalid_request_error"}})
+                return
         token = CURRENT.set(timeline)
         try:
             await app(scope, receive, _Response(send, timeline))
@@ -89,6 +97,8 @@ class Entrance:
             await _answer(send, 200, self._status.facts())
         elif path == "/galaxy/channel":
             await _answer(send, 200, self.facts)
+        elif path == "/galaxy/channels":
+            await _answer(send, 200, self.channels())
         else:
             await _answer(send, 404, {"error": f"no such path: {path}"})
 

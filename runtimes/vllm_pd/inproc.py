@@ -23,6 +23,8 @@ from vllm.v1.engine.core import EngineCore
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from runtimes.vllm_pd import resuming
+
 _Job = Callable[[Any], Any]
 
 
@@ -63,6 +65,7 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
     def _run(self, vllm_config: Any, executor_class: Any, log_stats: bool, built: Future[None]) -> None:
         try:
             core = EngineCore(vllm_config, executor_class, log_stats, self._worker_ended)
+            resuming.advance_grammars(core)
         except BaseException as error:
             built.set_exception(error)
             return
@@ -187,6 +190,7 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
         def add(core: Any) -> None:
             try:
                 prepared, wave = core.preprocess_add_request(request)
+                resuming.begin(prepared)
                 core.add_request(prepared, wave)
             except Exception:
                 print(f"request {request.request_id} was not taken by the engine", file=sys.stderr)
