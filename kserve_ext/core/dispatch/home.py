@@ -124,6 +124,23 @@ class Home:
             home.broken(instance, now)
         return self._settle(now)
 
+    # --- tokens of a group
+
+    def prefill(
+        self, key: RevisionKey, arrived: int, queued: int, velocity: float, now: float
+    ) -> list[Instruction]:
+        """Prompt tokens for a prefill revision (revision_home.py)."""
+        home = self.revisions.get(key)
+        if home is not None:
+            home.prefill(arrived, queued, velocity, now)
+        return self._settle(now) if arrived else []
+
+    def decoded(self, instance: InstanceID, tokens: int, occupancy: float, span_s: float) -> None:
+        """What an instance of one of its decode revisions says of its work."""
+        for home in self.revisions.values():
+            if instance in home.fleet.known and home.revision.role == "decode":
+                home.decoded(tokens, occupancy, span_s)
+
     # --- nodes
 
     def observed(

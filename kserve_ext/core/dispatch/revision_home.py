@@ -32,6 +32,8 @@ from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.core.scaling import burst, scale_to_zero
 from kserve_ext.core.scaling.decide import TICK_S, Decision, Observed, ScalingSpec, ScalingState, decide
 from kserve_ext.core.scaling.scale_to_zero import Activity
+from kserve_ext.core.scaling.tokens import TokenDemand, by_instances
+from kserve_ext.core.scaling.velocity import DecodeVelocity
 from kserve_ext.core.scaling.window import MetricWindows, panic_window_s
 
 STOP_AGAIN_S = 2.0
@@ -55,6 +57,9 @@ class RevisionHome:
             panic_window_s(self.spec.stable_window_s, revision.scale.panic_window_percent),
             revision.scale.algorithm,
         )
+        #: of a group's member: what its stage has to do, in tokens
+        self.tokens = TokenDemand(revision.scale)
+        self._decoding = DecodeVelocity()
         self.state = ScalingState.start(self.spec, 0, now)
         self.activity = Activity.start(self.spec, now)
         self.fleet = Fleet()
@@ -153,6 +158,23 @@ class RevisionHome:
             if demand.held:
                 self.setbacks.demanded(now)
             self._burst(now)
+
+    # --- tokens
+
+    def prefill(self, arrived: int, queued: int, velocity: float, now: float) -> None:
+        """Prompt tokens that are new; all that are not computed; tokens a second of an instance, 0 = not known."""
+        self.tokens.arrived(arrived)
+        self.tokens.queued, self.tokens.velocity = queued, velocity
+        if arrived and self.open:
+            self._burst(now)
+
+    def decoded(self, tokens: int, occupancy: float, span_s: float) -> None:
+        """One of its instances has generated these in so long, and was so full (0 to 1)."""
+        self.tokens.arrived(tokens)
+        self._decoding.did(tokens, occupancy, span_s)
+        self.tokens.velocity = self._decoding.tokens_s
+
+    # --- instances and slots
 
     def grant(self, shard: FunctionID, answers: int, now: float) -> Grant:
         """What this shard may use; also to one that isn't in the account (then nothing)."""
@@ -272,6 +294,8 @@ class RevisionHome:
             return
         existing = self.fleet.wanted
         want = burst.burst(self.spec, burst.Demand(self.held, self.in_flight), existing, self.state, now)
+        by_tokens = min(self.tokens.burst(), self.held + self.in_flight)  # a prompt is computed in one place
+        want = burst.latch(self.spec.capped(by_tokens), want, self.state, now)
         if want > existing:
             self.goal = max(self.goal, want)
 
@@ -287,6 +311,7 @@ class RevisionHome:
             busy = bool(self.fleet.known or self.held or self.goal)
             if busy:
                 self.windows.record(now, self._sum / (now - self._recorded_at))
+                self.tokens.record(now - self._recorded_at, now)
             self._sum, self._recorded_at = 0.0, now
         if now >= self._decide_at:
             self._decide_at = max(self._decide_at + TICK_S, now)
@@ -295,7 +320,11 @@ class RevisionHome:
 
     def _decide(self, now: float) -> None:
         averages, ready = self.windows.averages(now), self.fleet.ready
-        decision = decide(self.spec, Observed(averages.stable, averages.panic, ready), self.state, now)
+        spec, observed = self.spec, Observed(averages.stable, averages.panic, ready)
+        tokens = self.tokens.counts(self.fleet.wanted, now)
+        if tokens is not None:
+            spec, observed = by_instances(spec, averages, tokens, ready, self.revision.role == "prefill")
+        decision = decide(spec, observed, self.state, now)
         busy = self.held + self.in_flight > 0
         verdict = scale_to_zero.step(
             self.spec,

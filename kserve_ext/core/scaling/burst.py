@@ -27,7 +27,11 @@ def burst(spec: ScalingSpec, demand: Demand, existing: int, state: ScalingState,
 
     Changes `state` only when these are too few, so that steady load is left to the windows.
     """
-    need = instances_for(spec, demand)
+    return latch(instances_for(spec, demand), existing, state, now)
+
+
+def latch(need: int, existing: int, state: ScalingState, now: float) -> int:
+    """The same for a need that is known already, within max-scale."""
     if need > existing:
         state.panic_since = now
         state.max_panic = max(state.max_panic, need)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 HALF_S: Final = 30.0  # of busy time after which a measurement counts half
-ENOUGH_S: Final = 0.05  # of busy time, below which nothing is known
+ENOUGH_S: Final = 0.5  # of busy time, below which nothing is known
 OCCUPIED: Final = 0.2
 _LONGEST_S: Final = 3600.0  # no job takes longer: a clock was set
 

@@ -15,20 +15,20 @@ def test_nothing_is_known_at_first_and_after_what_can_not_be() -> None:
         (5, 2.0, 2.0),
         (5, 3.0, 2.0),
         (5, 0.0, 1e6),
-        (5, 1.0, 1.001),
+        (5, 1.0, 1.4),
     ):
         velocity.ran(tokens, started, ended)
     assert velocity.tokens_s == 0.0
 
 
-@given(st.lists(st.floats(0.06, 5.0), min_size=1, max_size=30), st.integers(1, 8), st.floats(100, 50_000))
+@given(st.lists(st.floats(0.06, 5.0), min_size=10, max_size=30), st.integers(1, 8), st.floats(100, 50_000))
 def test_equals_the_rate_however_many_jobs_share_it(spans: list[float], together: int, rate: float) -> None:
     velocity, at = PrefillVelocity(), 1e9
     for span in spans:
         for _ in range(together):
             velocity.ran(max(1, round(rate * span / together)), at, at + span)
         at += span + 10.0
-    assert abs(velocity.tokens_s - rate) <= 0.2 * rate + together / 0.05
+    assert abs(velocity.tokens_s - rate) <= 0.2 * rate + together / 0.06
 
 
 def test_new_work_outweighs_old() -> None:
