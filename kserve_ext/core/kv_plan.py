@@ -1,10 +1,10 @@
 """What one side of a channel sends next: transfers take turns on each rung, block ranges become few large batches.
 
-The sender's whole policy, in one object a channel. A batch is writes of one transfer that travel together: what there
-is, up to what the rung takes at once, and never below LEAST while there is more. The transfer that has the fewest bytes
-left goes first, so that a short one waits for one batch of a long one; but of every SHARE bytes one goes to the eldest
-that is ready. So whoever stays ready has everything handed out before SHARE times the bytes left to it and its elders,
-and SHARE batches, have gone. Rungs don't wait for each other. Pure; `now` in seconds.
+The sender's whole policy, in one object a channel. A batch is writes of one transfer that travel together: what
+there is, up to what the rung takes at once, and never below LEAST while there is more. The transfer that has the
+fewest bytes left goes first, so that a short one waits for one batch of a long one; but of every SHARE bytes one
+goes to the eldest that is ready. So whoever stays ready has everything handed out before SHARE times the bytes left
+to it and its elders, and SHARE batches, have gone. Rungs don't wait for each other. Pure; `now` in seconds.
 """
 
 from __future__ import annotations

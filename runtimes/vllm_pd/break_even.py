@@ -11,53 +11,15 @@ from __future__ import annotations
 
 from typing import Final
 
+from kserve_ext.core.kv_line import Line
+
 FIRST: Final = 256  # tokens: while nothing is known
 LEAST: Final = 16  # a block
 MOST: Final = 1 << 20
 _FORGET: Final = 0.99  # what a request counts for after the next one
 _ENOUGH: Final = 5.0  # samples, by what they count for
-_SPREAD: Final = (
-    0.01  # least variance of the tokens, relative to their mean squared, for a slope to mean anything
-)
 _SHORTEST_S: Final = 1e-4  # no engine is as fast: a clock was set
 _TRY_EVERY: Final = 16
-
-
-class Line:
-    """Seconds as a line over tokens: least squares of the relative error, in which older samples count less."""
-
-    __slots__ = ("_count", "_n", "_x", "_xx", "_xy", "_y")
-
-    def __init__(self) -> None:
-        self._count = self._n = self._x = self._y = self._xx = self._xy = 0.0
-
-    def add(self, tokens: int, seconds: float) -> None:
-        weight = 1 / (seconds * seconds)  # else the longest prompts alone would say where short ones cross
-        self._count += 1
-        self._n += weight
-        self._x += weight * tokens
-        self._y += weight * seconds
-        self._xx += weight * tokens * tokens
-        self._xy += weight * tokens * seconds
-
-    def forget(self) -> None:
-        self._count *= _FORGET
-        self._n *= _FORGET
-        self._x *= _FORGET
-        self._y *= _FORGET
-        self._xx *= _FORGET
-        self._xy *= _FORGET
-
-    def fit(self) -> tuple[float, float] | None:
-        """(seconds at no tokens, seconds a token); None: not enough is known."""
-        if self._count < _ENOUGH:
-            return None
-        mean = self._x / self._n
-        variance = self._xx / self._n - mean * mean
-        if variance <= _SPREAD * mean * mean:
-            return None
-        slope = (self._xy / self._n - mean * self._y / self._n) / variance
-        return self._y / self._n - slope * mean, slope
 
 
 class BreakEven:
@@ -77,22 +39,33 @@ class BreakEven:
         if self._given is not None or tokens < LEAST:
             return threshold
         other = self._here if tokens >= threshold else self._elsewhere
-        if threshold // 4 <= tokens <= threshold * 4 or other.fit() is None:
+        if threshold // 4 <= tokens <= threshold * 4 or _known(other) is None:
             self._close += 1
             if self._close % _TRY_EVERY == 0:
                 return tokens + 1 if tokens >= threshold else tokens
         return threshold
 
+    def here_s(self, tokens: int) -> float | None:
+        """What so many tokens would take here; None: not known, or it doesn't matter."""
+        line = _known(self._here) if self._given is None else None
+        return None if line is None else max(_SHORTEST_S, line[0] + line[1] * tokens)
+
     def took(self, elsewhere: bool, tokens: int, seconds: float) -> None:
         """A prompt with so many uncached tokens had its first token after so long."""
         if self._given is not None or seconds < _SHORTEST_S:
             return
-        self._here.forget()
-        self._elsewhere.forget()
-        (self._elsewhere if elsewhere else self._here).add(tokens, seconds)
-        a, b = self._here.fit(), self._elsewhere.fit()
+        self._here.fade(_FORGET)
+        self._elsewhere.fade(_FORGET)
+        # By relative error: else the longest prompts alone would say where short ones cross.
+        (self._elsewhere if elsewhere else self._here).add(tokens, seconds, seconds)
+        a, b = _known(self._here), _known(self._elsewhere)
         if a is not None and b is not None:
             self.threshold = _crossing(b[0] - a[0], a[1] - b[1])
+
+
+def _known(line: Line) -> tuple[float, float] | None:
+    """(seconds at no tokens, seconds a token); None: not enough is known."""
+    return line.fit() if line.count >= _ENOUGH else None
 
 
 def _crossing(more: float, less: float) -> int:

@@ -77,6 +77,14 @@ def test_times_that_make_no_sense_are_left_out() -> None:
     assert even.threshold == FIRST
 
 
+def test_what_it_would_take_here() -> None:
+    even = BreakEven()
+    assert even.here_s(1000) is None
+    feed(even, (0.02, 1e-3), (0.2, 1e-4), 1000)
+    assert even.here_s(3000) == pytest.approx(3.02, rel=0.02)
+    assert BreakEven(64).here_s(1000) is None
+
+
 @pytest.mark.parametrize("tokens", [100, 5000])
 def test_one_length_alone_says_nothing_of_others(tokens: int) -> None:
     even = BreakEven()
