@@ -59,11 +59,11 @@ def extent(memory: memoryview) -> Extent:
     return Extent(ctypes.addressof(ctypes.c_char.from_buffer(memory)), len(memory), owner=memory)
 
 
-def ends(channel: Channel) -> list[Ends]:
+def ends(channel: Channel) -> tuple[Ends, ...]:
     """What it has of each device."""
     assert isinstance(channel._link, Sockets)
     (kind,) = (kind for kind in channel._link._kinds if isinstance(kind, VerbsKind))
-    return kind._ends
+    return kind.ends
 
 
 def prefill(**more: Any) -> tuple[Listener, SimpleQueue[Channel]]:
@@ -83,8 +83,7 @@ class Pair:
     """Both sides in this process, with one layer of memory each."""
 
     def __init__(self, rung: Rung = "rdma-staged", **more: Any) -> None:
-        self.listener, accepted = prefill(**({"rdma": more["far"]} if "far" in more else {}))
-        more.pop("far", None)
+        self.listener, accepted = prefill(rdma=more.pop("far", Nics().at_far))
         self.decode = decode(self.listener.addr, (rung,), **more)
         self.prefill = accepted.get(timeout=WAIT_S)
         self.at_decode, self.at_prefill = Ear(), Ear()

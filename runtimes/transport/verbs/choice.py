@@ -8,15 +8,18 @@ What is not usable says why, in words for whoever has to change it.
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, Protocol
 
 Link = Literal["ethernet", "infiniband"]
 GidKind = Literal["infiniband", "roce1", "roce2"]
 Family = Literal["ipv4", "ipv6", "link-local", "infiniband"]
 _PREFERENCE: Final[tuple[Family, ...]] = ("infiniband", "ipv4", "ipv6", "link-local")
 MTUS: Final = (256, 512, 1024, 2048, 4096)
+#: Devices of a channel: each holds its own registration of the KV memory, and a queue pair for every channel.
+MOST_RAILS: Final = 4
 
 
 class Gid(NamedTuple):
@@ -70,6 +73,17 @@ class Place:
     max_reads: int
 
 
+class Reach(Protocol):
+    """Where a side can be reached: a Place, or what a peer says of its own."""
+
+    @property
+    def link(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def gid(self) -> str: ...
+
+
 def places(devices: Sequence[Device], wanted: Wanted) -> tuple[list[Place], list[str]]:
     """Every usable place, best first, and why each of the others is none."""
     found, refused = [], []
@@ -98,6 +112,32 @@ def objection(mine: Place, link: str, family: str) -> str:
     if family != mine.family:
         return f"address family: {mine.family} here, {family} there"
     return ""
+
+
+def rails(mine: Sequence[Place], theirs: Sequence[Reach], named: bool) -> list[tuple[int, int]]:
+    """Which place of mine serves which of theirs, each at most once, by their numbers; [] when none can.
+
+    A pair that can't reach each other costs the whole channel, so only those count that evidently lie in one network
+    (/24, or /64). Where there is none, one pair is made all the same: networks are routed. Where mine are `named`, an
+    operator has said that they belong together, and every pair counts.
+    """
+    pairs: list[tuple[int, int]] = []
+    free = list(range(len(mine)))
+    for number, their in enumerate(theirs[:MOST_RAILS]):
+        fit = [at for at in free if not objection(mine[at], their.link, their.family)]
+        near = [at for at in fit if _one_network(mine[at], their)]
+        if near or (named and fit):
+            pairs.append(((near or fit)[0], number))
+            free.remove(pairs[-1][0])
+    if pairs:
+        return pairs
+    able = (
+        (at, n)
+        for n, their in enumerate(theirs)
+        for at in free
+        if not objection(mine[at], their.link, their.family)
+    )
+    return list(itertools.islice(able, 1))
 
 
 def common_mtu(mine: int, theirs: int) -> int:
@@ -150,6 +190,15 @@ def _place(device: Device, port: Port, wanted: Wanted) -> Place | str:
         device.max_work,
         device.max_reads,
     )
+
+
+def _one_network(mine: Reach, theirs: Reach) -> bool:
+    """As far as it can be seen: fabrics of InfiniBand mostly all have the same prefix, link-local networks too."""
+    bits = {"ipv4": 8, "ipv6": 64}.get(mine.family)
+    if bits is None:
+        return False
+    ours, others = (int(ipaddress.IPv6Address(each.gid)) >> bits for each in (mine, theirs))
+    return ours == others
 
 
 def _rank(place: Place, wanted: Wanted) -> int:

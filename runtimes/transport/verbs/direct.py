@@ -2,8 +2,8 @@
 
 Each side registers its layers once a device (cards.py). The receiver tells their addresses and keys, the sender
 answers when it has registered its own: from then on the rung is usable. What is under way is bounded by what the
-sender's device has not carried out yet. A write goes whole to the rail with the least under way, so those of one
-transfer may arrive in any order.
+sender's device has not carried out yet. A write goes whole to the rail with the least under way (if that is equal,
+to the one that has carried less), so those of one transfer may arrive in any order.
 """
 
 from __future__ import annotations
@@ -52,12 +52,14 @@ class _Lane:
         self.mine: list[Region] = []
         self.theirs: list[_Layer] = []
         self.bytes = 0
+        self.carried = 0  # in all
         self._posted: deque[tuple[int, int]] = deque()  # ticket, bytes
 
     def write(self, frame: Frame, checksums: bytes, pieces: Sequence[Piece]) -> int:
         ticket = self.rail.write(frame, checksums, pieces)
         self._posted.append((ticket, frame.size))
         self.bytes += frame.size
+        self.carried += frame.size
         return ticket
 
     def reap(self, wait: bool = False) -> None:
@@ -137,8 +139,10 @@ class Direct(Way):
                 return
             if len(theirs) != len(self._sources):
                 self.why = f"layers: {len(self._sources)} here, {len(theirs)} there"
-            else:
-                self._agreed = self._register(self._sources, remote=False)
+            elif self._register(self._sources, remote=False):
+                self._agreed = True
+            elif self._closed:
+                return
         self._note(_Agreed(self.why))
 
     def _register(self, layers: Sequence[Extent], *, remote: bool) -> bool:
@@ -172,8 +176,7 @@ class Direct(Way):
         source = self._sources[frame.layer]
         offsets = [_address(block) - source.address for block in blocks]
         self._room(frame.size)
-        number = min(range(len(self._lanes)), key=lambda number: self._lanes[number].bytes)
-        lane = self._lanes[number]
+        number, lane = min(enumerate(self._lanes), key=lambda each: (each[1].bytes, each[1].carried))
         if not lane.mine:
             raise ChannelError("closed", "closed on this side")
         mine, theirs = lane.mine[frame.layer], lane.theirs[frame.layer]

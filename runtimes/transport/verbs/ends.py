@@ -61,6 +61,12 @@ class Ends:
     def queues(self) -> tuple[QueuePair, ...]:
         return (self.bulk,) if self._control is None else (self._control, self.bulk)
 
+    def without_control(self) -> None:
+        """Messages go elsewhere."""
+        control, self._control = self._control, None
+        if control is not None:
+            control.close()
+
     def side(self) -> Side:
         place, ring = self.place, self._ring
         return Side(

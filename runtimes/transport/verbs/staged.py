@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runtimes.transport.channel import ChannelError, Frame, Rung, Way
-from runtimes.transport.credit import Credit, give_back
-from runtimes.transport.shm import copy_in, copy_out
+from runtimes.transport.channel import ChannelError, Frame, Rung
+from runtimes.transport.credit import Credit
+from runtimes.transport.ringed import Ringed
 from runtimes.transport.verbs.rail import Rail
 
 
-class Staged(Way):
+class Staged(Ringed):
     rung: Rung = "rdma-staged"
 
     def __init__(self, rails: Sequence[Rail]) -> None:
         self.streams = self._rails = rails
         self._credits = [Credit(rail.end.size) for rail in rails]
+        self._carried = [0 for _ in rails]
 
     @property
     def largest(self) -> int:
@@ -28,22 +29,22 @@ class Staged(Way):
     def free(self) -> int:
         return max(credit.free() for credit in self._credits)
 
-    def write(self, frame: Frame, checksums: bytes, blocks: Sequence[memoryview]) -> None:
-        lane = max(range(len(self._rails)), key=lambda lane: self._credits[lane].free())
-        end = self._rails[lane].end
-        offset = self._credits[lane].reserve(frame.size)
-        if not end.remote_ring or end.ring.view is None:
-            raise ChannelError("protocol", "blocks go to the side that dialled")
-        copy_in(end.ring.view, blocks, offset)
-        piece = end.ring.piece(offset, frame.size, end.remote_ring + offset, end.remote_key)
-        self._rails[lane].write(frame._replace(offset=offset), checksums, (piece,))
-
-    def fetch(self, lane: int, frame: Frame, window: memoryview | None) -> None:
-        rail = self._rails[lane]
-        if rail.end.ring.view is None:
+    def view(self, lane: int) -> memoryview:
+        view = self._rails[lane].end.ring.view
+        if view is None:
             raise ChannelError("closed", "closed on this side")
-        copy_out(rail.end.ring.view, frame.offset, frame.size, window)
-        give_back(rail, frame)
+        return view
+
+    def reserve(self, size: int) -> tuple[int, int]:
+        lane = max(range(len(self._rails)), key=lambda lane: self._credits[lane].free())
+        return lane, self._credits[lane].reserve(size)
+
+    def post(self, lane: int, frame: Frame, body: bytes) -> None:
+        end = self._rails[lane].end
+        if not end.remote_ring:
+            raise ChannelError("protocol", "blocks go to the side that dialled")
+        piece = end.ring.piece(frame.offset, frame.size, end.remote_ring + frame.offset, end.remote_key)
+        self._rails[lane].write(frame, body, (piece,))
 
     def credited(self, lane: int, size: int) -> None:
         self._credits[lane].give_back(size)

@@ -6,7 +6,17 @@ import dataclasses
 
 import pytest
 
-from runtimes.transport.verbs.choice import Device, Gid, Place, Port, Wanted, common_mtu, objection, places
+from runtimes.transport.verbs.choice import (
+    Device,
+    Gid,
+    Place,
+    Port,
+    Wanted,
+    common_mtu,
+    objection,
+    places,
+    rails,
+)
 
 LINK_LOCAL = "fe80:0000:0000:0000:0000:00ff:fe00:0001"
 IPV4 = "0000:0000:0000:0000:0000:ffff:0a08:0003"  # 10.8.0.3
@@ -113,3 +123,34 @@ def test_a_device_that_can_not_be_opened_does_not_hide_the_others() -> None:
     found, refused = places(devices, Wanted(("mlx5_0", "mlx5_1")))
     assert [place.device for place in found] == ["mlx5_1"]
     assert refused == ["mlx5_0 can't be opened: No such file or directory"]
+
+
+def at(address: str, family: str = "ipv4") -> Place:
+    place = only(ROCE)
+    assert isinstance(place, Place)
+    return dataclasses.replace(place, gid=address, family=family)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "named", "pairs"),
+    [
+        (["10.8.0.1", "10.8.1.1"], ["10.8.1.2", "10.8.0.2"], False, [(1, 0), (0, 1)]),
+        (["10.8.0.1", "10.8.1.1"], ["10.9.0.2", "10.8.1.2"], False, [(1, 1)]),
+        (["10.8.0.1", "10.8.1.1"], ["10.9.0.2", "10.9.1.2"], False, [(0, 0)]),  # routed, it is to be hoped
+        (["10.8.0.1", "10.8.1.1"], ["10.9.0.2", "10.8.1.2"], True, [(0, 0), (1, 1)]),
+        (["10.8.0.1"], ["10.8.0.2", "10.8.0.3"], True, [(0, 0)]),
+        ([], ["10.8.0.2"], True, []),
+    ],
+)
+def test_rails_are_pairs_of_devices(
+    mine: list[str], theirs: list[str], named: bool, pairs: list[tuple[int, int]]
+) -> None:
+    here, there = ([at(f"::ffff:{each}") for each in side] for side in (mine, theirs))
+    assert rails(here, there, named) == pairs
+
+
+def test_rails_of_another_kind_of_address_are_left_out() -> None:
+    both = [at("::ffff:10.8.0.1"), at("2001:db8::1", "ipv6")]
+    assert rails(both, both[::-1], named=True) == [(1, 0), (0, 1)]
+    assert rails(both, [at("2001:db8::2", "ipv6"), at("2001:db8::3", "ipv6")], named=True) == [(1, 0)]
+    assert rails(both[:1], both[1:], named=True) == []

@@ -1,4 +1,4 @@
-"""Pieces of a transfer, joined, cut and spread: every byte still goes where it went, once."""
+"""Pieces of a transfer, joined and cut: every byte still goes where it went, once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtimes.transport.verbs.work import Piece, cut, joined, spread
+from runtimes.transport.verbs.work import Piece, cut, joined
 
 SHIFT = 1 << 20  # remote = local + SHIFT unless a gap is drawn
 
@@ -44,17 +44,3 @@ def test_cut_pieces_move_the_same_bytes_and_none_is_too_long(given_pieces: list[
     out = cut(given_pieces, most)
     assert moves(out) == moves(given_pieces)
     assert all(0 < piece.size <= most for piece in out)
-
-
-@given(pieces(), st.integers(1, 5), st.integers(1, 40))
-def test_spread_pieces_move_the_same_bytes_in_even_shares(
-    given_pieces: list[Piece], rails: int, least: int
-) -> None:
-    out = spread(given_pieces, rails, least)
-    assert len(out) == rails
-    assert moves([piece for rail in out for piece in rail]) == moves(given_pieces)
-    shares = [sum(piece.size for piece in rail) for rail in out]
-    used = [share for share in shares if share]
-    if len(used) > 1:
-        assert max(used) - min(used) <= len(used)
-        assert sum(used) >= least * len(used)
