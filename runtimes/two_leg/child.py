@@ -35,7 +35,7 @@ class Child:
         if program is None:
             remedy = "install it, or correct the command after --"
             raise StartRefused(f"there is no program {command[0]!r} here", "command", remedy)
-        port, side = _free_ports(2)
+        port, side = free_ports(2)
         env = {**os.environ, _SIDE_CHANNEL: os.environ.get(_SIDE_CHANNEL, str(side))}
         env.pop("PORT", None)
         words = [*command[1:], "--host", "127.0.0.1", "--port", str(port)]
@@ -62,7 +62,7 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     held = [socket.socket() for _ in range(count)]
     try:
         for each in held:
