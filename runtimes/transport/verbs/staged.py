@@ -36,7 +36,8 @@ class Staged(Ringed):
         return view
 
     def reserve(self, size: int) -> tuple[int, int]:
-        lane = max(range(len(self._rails)), key=lambda lane: self._credits[lane].free())
+        lane = max(range(len(self._rails)), key=lambda lane: (self._credits[lane].free(), -self._carried[lane]))
+        self._carried[lane] += size
         return lane, self._credits[lane].reserve(size)
 
     def post(self, lane: int, frame: Frame, body: bytes) -> None:
