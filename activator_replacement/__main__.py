@@ -46,7 +46,7 @@ class DispatchFunction:
         self.routes = Routes(self._revision, lambda key: self.homes.routed(key))
         self.dispatcher = Dispatcher(membership.me, membership.member.incarnation, rpc, self.routes)
         self.homes = Homes(rpc, membership, store, self.routes, self.dispatcher)
-        self.prefill = PrefillLeases(rpc, self.dispatcher, self.routes, self.homes.generation_of)
+        self.prefill = PrefillLeases(rpc, self.dispatcher, self.routes, self.homes)
         self.peers = PeerWatches(rpc, self.routes, self.homes.ready_instances)
         self.server = Server(self.dispatcher, status=self.status, ready=self.not_ready)
         rpc.handle(Describe, self.describe)

@@ -56,6 +56,8 @@ class Dispatcher:
         self.loop = asyncio.get_running_loop()
         self.submitted = 0
         self.addr_of: Callable[[FunctionID], str] = lambda function: ""
+        #: what chooses among the instances of a prefill revision (prefill.py)
+        self.prefill_chooser: Callable[[Revision], Chooser[Any] | None] = lambda revision: None
         self._flush_at: asyncio.Handle | None = None
 
     # --- seam.Dispatch
@@ -300,6 +302,8 @@ class Dispatcher:
     # --- inside
 
     def _chooser(self, revision: Revision) -> Chooser[Any] | None:
+        if revision.role == "prefill":
+            return self.prefill_chooser(revision)
         return self._affinity if revision.affinity != "none" else None
 
     def _go(self, waiting: Waiting, tracker: Tracker) -> None:

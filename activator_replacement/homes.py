@@ -159,6 +159,25 @@ class Homes:
         known = found[1].revisions[key].fleet.known.get(instance) if found is not None else None
         return known.generation if known is not None else 0
 
+    def place_of(self, home_key: str, instance: InstanceID) -> str:
+        """The host that an instance of a home of ours is on, by its node's address; "" where that isn't known."""
+        home = self.homes.get(home_key)
+        for of_revision in home.revisions.values() if home is not None else ():
+            known = of_revision.fleet.known.get(instance)
+            if known is not None and known.node:
+                return self._addr(known.node).rpartition(":")[0]
+        return ""
+
+    def prefill_work(self, key: RevisionKey, arrived: int, queued: int, velocity: float) -> None:
+        found = self.of_revision(key)
+        if found is not None:
+            self._carry(found[0], found[1].prefill(key, arrived, queued, velocity, self.loop.time()))
+
+    def decode_work(self, home_key: str, work: m.Decoded) -> None:
+        home = self.homes.get(home_key)
+        if home is not None:
+            home.decoded(work.instance, work.generated, work.occupancy, work.span_s)
+
     def tick(self) -> None:
         now = self.loop.time()
         self._ticks += 1

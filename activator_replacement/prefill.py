@@ -1,22 +1,25 @@
 """Prefill leases: a decode instance's request for a slot of a prefill instance, held and granted like a request.
 
 The home of a group answers LeasePrefill through its own shard: the wait counts as demand on the prefill revision, so
-it wakes and scales it. A lease ends by ReturnPrefill, with the connection of the decode instance that has it, or
-after the revision's timeout; a slot that comes when the caller has given up goes back at once.
+it wakes and scales it. Which instance it is, core/dispatch/pairing.py chooses. A lease ends by ReturnPrefill, with
+the connection of the decode instance that has it, or after the revision's timeout; a slot that comes when the caller
+has given up goes back at once. What leases and decode instances say of tokens goes on to the home's scaling.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
-from typing import Any
+import random
+from typing import Any, Protocol
 
 from activator_replacement.dispatch import Dispatcher
 from activator_replacement.routes import Routes
+from kserve_ext.core.dispatch.pairing import Ask, Pairing
+from kserve_ext.core.facts import Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
 from kserve_ext.rpc import Caller, Rpc
-from kserve_ext.wire.messages import Ack, LeasePrefill, PrefillLease, ReturnPrefill
+from kserve_ext.wire.messages import Ack, Decoded, LeasePrefill, PrefillLease, ReturnPrefill
 
 MARGIN_S = 0.05  # for the answer's way to the caller
 PASS_ON_S = 1.0
@@ -33,9 +36,13 @@ class PrefillWait:
         leases: PrefillLeases,
         lease: str,
         revision: RevisionKey,
+        ask: Ask,
         caller: Caller,
         answer: asyncio.Future[PrefillLease],
     ) -> None:
+        self.ask = ask
+        self.why = ""
+        self.ahead = 0
         self.leases = leases
         self.lease = lease
         self.revision = revision
@@ -49,8 +56,7 @@ class PrefillWait:
         self.instance = instance
         loop = self.answer.get_loop()
         if not self.answer.done() and loop.time() < self.until:
-            generation = self.leases.generation_of(self.revision, instance)
-            self.answer.set_result(PrefillLease(self.lease, instance, addr, generation))
+            self.answer.set_result(self.leases.given(self, addr))
         else:  # nobody would hear of it; not from within the throttler's own call
             self.refuse(503, NOT_IN_TIME)
             loop.call_soon(self.leases.end, self, "")
@@ -60,34 +66,46 @@ class PrefillWait:
             self.answer.set_result(PrefillLease("", reason=reason))
 
 
-class PrefillLeases:
-    """The rpc handlers of LeasePrefill and ReturnPrefill."""
+class Accounts(Protocol):
+    """What homes know, and are told (homes.py)."""
 
-    def __init__(
-        self,
-        rpc: Rpc,
-        dispatcher: Dispatcher,
-        routes: Routes,
-        generation_of: Callable[[RevisionKey, InstanceID], int],
-    ) -> None:
+    def generation_of(self, key: RevisionKey, instance: InstanceID) -> int: ...
+    def place_of(self, home_key: str, instance: InstanceID) -> str: ...
+    def prefill_work(self, key: RevisionKey, arrived: int, queued: int, velocity: float) -> None: ...
+    def decode_work(self, home_key: str, work: Decoded) -> None: ...
+
+
+class PrefillLeases:
+    """The rpc handlers of LeasePrefill, ReturnPrefill and Decoded."""
+
+    def __init__(self, rpc: Rpc, dispatcher: Dispatcher, routes: Routes, accounts: Accounts) -> None:
         self.dispatcher = dispatcher
         self.routes = routes
-        self.generation_of = generation_of
+        self.accounts = accounts
+        self._random = random.Random(dispatcher.shard.incarnation)
+        self._pairings: dict[RevisionKey, Pairing] = {}
+        dispatcher.prefill_chooser = self._choose_for
         #: what a former process of this name has given is never taken for one of ours
         prefix = f"{dispatcher.me}/{dispatcher.shard.incarnation:x}"
         self._ids = (f"{prefix}/{n:x}" for n in itertools.count(1))
         self._open: dict[str, PrefillWait] = {}
         rpc.handle(LeasePrefill, self.lease)
         rpc.handle(ReturnPrefill, self.give_back)
+        rpc.handle(Decoded, self.decoded)
         rpc.on_lost(self.caller_gone)
 
     def lease(self, message: LeasePrefill, caller: Caller) -> Any:
         revision = self.routes.prefill_of(message.group)
         if revision is None or revision.key not in self.dispatcher.shard.parts:
             return PrefillLease("", reason=f"group {message.group} has no prefill revision here")
+        ask = self._ask(message)
+        known = self.dispatcher.shard.parts[revision.key].throttler.trackers
+        if known and known.keys() <= set(ask.excluded):
+            return PrefillLease("", reason="decode leaves every prefill instance alone for now")
         loop = asyncio.get_running_loop()
-        wait = PrefillWait(self, next(self._ids), revision.key, caller, loop.create_future())
+        wait = PrefillWait(self, next(self._ids), revision.key, ask, caller, loop.create_future())
         self._open[wait.lease] = wait
+        self._worked(revision.key, ask.tokens)
         wait.timer = loop.call_at(wait.until, self._late, wait.lease, revision.timeout_s)
         self.dispatcher.place(wait, revision.hold)
         if wait.answer.done() and not wait.instance:
@@ -97,7 +115,7 @@ class PrefillLeases:
     def give_back(self, message: ReturnPrefill, caller: Caller) -> Ack:
         wait = self._open.get(message.lease)
         if wait is not None:
-            self.end(wait, message.failed)
+            self.end(wait, message.failed, message)
         else:
             self._pass_on(message)
         return Ack(self.dispatcher.rpc.epoch())
@@ -108,11 +126,35 @@ class PrefillLeases:
         for wait in gone:
             self.end(wait, "")
 
-    def end(self, wait: PrefillWait, failed: str) -> None:
+    def decoded(self, message: Decoded, caller: Caller) -> Ack:
+        self.accounts.decode_work(message.group, message)
+        revision = self.routes.prefill_of(message.group)
+        if revision is not None and message.unsent:
+            self._worked(revision.key, message.unsent)
+        return Ack(self.dispatcher.rpc.epoch())
+
+    def given(self, wait: PrefillWait, addr: str) -> PrefillLease:
+        pairing = self._pairings[wait.revision]
+        return PrefillLease(
+            wait.lease,
+            wait.instance,
+            addr,
+            self.accounts.generation_of(wait.revision, wait.instance),
+            why=wait.why,
+            queued=wait.ahead,
+            tokens_s=pairing.velocity_of(wait.instance),
+        )
+
+    def end(self, wait: PrefillWait, failed: str, work: ReturnPrefill | None = None) -> None:
         """A wait is over, or a lease is back; to end one again changes nothing."""
         if self._open.get(wait.lease) is not wait:
             return
         self._drop(wait)
+        pairing = self._pairings.get(wait.revision)
+        if wait.instance and pairing is not None:
+            done = (work.tokens, work.started, work.ended) if work is not None else ()
+            pairing.released(wait.instance, wait.ask, *done)
+            self._worked(wait.revision, 0)
         if not wait.instance:
             self.dispatcher.forget(wait)
         elif failed:
@@ -121,6 +163,26 @@ class PrefillLeases:
             self.dispatcher.release(wait)
 
     # --- inside
+
+    def _choose_for(self, revision: Revision) -> Pairing:
+        def place_of(instance: InstanceID) -> str:
+            return self.accounts.place_of(revision.home_key, instance)
+
+        known = self.dispatcher.shard.parts
+        self._pairings = {key: pairing for key, pairing in self._pairings.items() if key in known}
+        pairing = self._pairings[revision.key] = Pairing(self._random, place_of)
+        return pairing
+
+    def _ask(self, message: LeasePrefill) -> Ask:
+        place = self.accounts.place_of(message.group, message.instance)
+        return Ask(
+            message.tokens, message.uncached, message.prefix, message.channels, message.excluded, place
+        )
+
+    def _worked(self, key: RevisionKey, arrived: int) -> None:
+        pairing = self._pairings.get(key)
+        if pairing is not None:
+            self.accounts.prefill_work(key, arrived, pairing.queued_tokens + arrived, pairing.tokens_s)
 
     def _pass_on(self, message: ReturnPrefill) -> None:
         """The home has moved since: the lease is in the account of the shard whose name it begins with."""

@@ -6,10 +6,19 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from kserve_ext.core.facts import Command, Hold, Model, Resources, Revision, Scale
 from kserve_ext.core.ids import InstanceID, RequestID, RevisionKey
 from kserve_ext.rpc import Caller, Rpc
-from kserve_ext.wire.messages import LeasePrefill, PrefillLease, PrefillPeer, ReturnPrefill, WatchPrefill
+from kserve_ext.wire.messages import (
+    Decoded,
+    LeasePrefill,
+    PrefillLease,
+    PrefillPeer,
+    ReturnPrefill,
+    WatchPrefill,
+)
 from tests.support.dataplane import run
 from tests.support.dispatch_cluster import KEY as CLUSTER_KEY
 from tests.support.dispatch_cluster import Cluster, Dispatch, cluster, until
@@ -171,3 +180,105 @@ def test_a_lease_of_a_former_process_is_not_taken_for_one_of_its_successor(tmp_p
             await decode.close()
 
     run(test())
+
+
+async def two_prefill(up: Cluster, concurrency: int) -> tuple[str, list[InstanceID]]:
+    """The home's address, and the prefill instances; the decode instance is theirs to ask for."""
+    scale = Scale(min=2, max=6, initial=2, target=100.0)
+    for role in ("decode", "prefill"):
+        up.apply(member(role)._replace(scale=scale, concurrency=concurrency), f"{role}.ns.galaxy.local")
+    await until(lambda: all(len(d.function.routes.revisions) == 2 for d in up.dispatch.values()), "known")
+    key = member("prefill").key
+    await until(lambda: sum(s.state == "ready" for s in up.instances.values()) == 4, "all are ready")
+    home = up.dispatch[up.home(key)]
+    await until(lambda: len(home.function.homes.ready_instances(key) or ()) == 2, "home knows them")
+    return home.membership.addr, sorted(i for i, s in up.instances.items() if s.revision.role == "prefill")
+
+
+async def asked(rpc: Rpc, addr: str, tokens: int, **facts: object) -> PrefillLease:
+    message = LeasePrefill(GROUP, RequestID("r"), tokens, InstanceID("decode-1"), **facts)  # type: ignore[arg-type]
+    reply: PrefillLease = await rpc.call(addr, message, 60.0)
+    return reply
+
+
+@pytest.mark.parametrize("concurrency", [0, 8])
+def test_a_prompt_goes_where_fewest_tokens_wait(tmp_path: Path, concurrency: int) -> None:
+    async def test() -> None:
+        async with cluster(tmp_path, "dispatch-0", "dispatch-1") as up:
+            addr, _ = await two_prefill(up, concurrency)
+            decode = Rpc("decode-1", CLUSTER_KEY)
+            long = await asked(decode, addr, 10_000)
+            short = [await asked(decode, addr, 100) for _ in range(4)]
+            assert {lease.instance for lease in short} == {short[0].instance}
+            assert short[0].instance != long.instance
+            assert [lease.queued for lease in short] == [0, 100, 200, 300]
+            assert "300 tokens wait there" in short[3].why
+            await decode.call(addr, ReturnPrefill(GROUP, long.lease), 30.0)
+            assert (await asked(decode, addr, 100)).instance == long.instance, (
+                "what is given back waits no more"
+            )
+            await decode.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("concurrency", [0, 8])
+def test_what_decode_says_of_its_channels_counts(tmp_path: Path, concurrency: int) -> None:
+    async def test() -> None:
+        async with cluster(tmp_path, "dispatch-0") as up:
+            addr, (one, other) = await two_prefill(up, concurrency)
+            decode = Rpc("decode-1", CLUSTER_KEY)
+            for _ in range(4):
+                lease = await asked(decode, addr, 10, channels=(other,))
+                assert lease.instance == other
+                assert "channel stands" in lease.why
+            assert (await asked(decode, addr, 10, excluded=(other,))).instance == one
+            none = await asked(decode, addr, 10, excluded=(one, other))
+            assert (none.lease, none.reason) == ("", "decode leaves every prefill instance alone for now")
+            await decode.close()
+
+    run(test())
+
+
+def test_prompt_tokens_over_velocity_scale_prefill(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with cluster(tmp_path, "dispatch-0") as up:
+            addr, _ = await two_prefill(up, 0)
+            decode = Rpc("decode-1", CLUSTER_KEY)
+            first = await asked(decode, addr, 1000)
+            await decode.call(addr, ReturnPrefill(GROUP, first.lease, "", 1000, 100.0, 101.0), 30.0)
+            leases = [await asked(decode, addr, 2000) for _ in range(4)]
+            assert leases[0].tokens_s == 1000.0
+            await until(lambda: prefill(up) == 4, "a queue of 8000 tokens at 1000 a second, in two seconds")
+            for lease in leases:
+                await decode.call(addr, ReturnPrefill(GROUP, lease.lease), 30.0)
+            assert len([i for i in up.instances.values() if i.revision.role == "decode"]) == 2
+            await decode.close()
+
+    run(test())
+
+
+def test_what_decode_generates_scales_decode(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with cluster(tmp_path, "dispatch-0") as up:
+            addr, _ = await two_prefill(up, 0)
+            decode = Rpc("decode-1", CLUSTER_KEY)
+            names = [s.id for s in up.instances.values() if s.revision.role == "decode"]
+
+            async def full() -> None:
+                while True:
+                    for name in names:
+                        await decode.call(addr, Decoded(GROUP, name, 500, 0.5, 1.0), 30.0)
+                    await asyncio.sleep(0.5)
+
+            working = asyncio.create_task(full())
+            await until(lambda: len(up.instances) - prefill(up) > 2, "two full ones are one too few")
+            working.cancel()
+            assert prefill(up) == 2
+            await decode.close()
+
+    run(test())
+
+
+def prefill(up: Cluster) -> int:
+    return sum(s.revision.role == "prefill" for s in up.instances.values())

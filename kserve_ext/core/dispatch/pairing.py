@@ -25,6 +25,7 @@ FIRST_TOKENS_S: Final = 2000.0  # velocity while nothing was measured anywhere
 SETUP_S: Final = 0.05  # of a channel
 AWAY_TOKEN_S: Final = 1e-5  # what another host costs a token that has to travel: 128 KiB at 12 GB/s
 KEPT_BLOCKS: Final = 65_536
+MOST_INSTANCES: Final = 1000
 
 
 class Ask(NamedTuple):
@@ -92,7 +93,9 @@ class Pairing:
 
     def chosen(self, request: Wanting, chosen: Chosen, now: float) -> None:
         instance = chosen.tracker.id
-        load = self._loads.setdefault(instance, _Load())
+        load = self._loads.pop(instance, None) or _Load()
+        self._loads[instance] = load
+        self._bound()
         request.why, request.ahead = chosen.why, load.queued
         load.queued += request.ask.tokens
         self._prefixes.note(request.ask.prefix, instance)
@@ -113,6 +116,11 @@ class Pairing:
     def cost(self, ask: Ask, instance: InstanceID) -> Cost:
         return self._cost(ask, instance, self._held(ask).get(instance, 0))
 
+    def velocity_of(self, instance: InstanceID) -> float:
+        """Tokens a second, 0 = neither its own nor that of others is known."""
+        load = self._loads.get(instance)
+        return (load.velocity.tokens_s if load is not None else 0.0) or self.tokens_s
+
     # --- what happens
 
     def released(
@@ -124,12 +132,6 @@ class Pairing:
             return
         load.queued = max(0, load.queued - ask.tokens)
         load.velocity.ran(tokens, started, ended)
-
-    def forget(self, present: Iterable[InstanceID]) -> None:
-        """Instances that are gone, and owe nothing."""
-        kept = set(present)
-        for instance in [i for i, load in self._loads.items() if i not in kept and not load.queued]:
-            del self._loads[instance]
 
     def queued(self, instance: InstanceID) -> int:
         load = self._loads.get(instance)
@@ -147,6 +149,13 @@ class Pairing:
 
     # --- inside
 
+    def _bound(self) -> None:
+        """Instances that are gone have owed nothing for long."""
+        if len(self._loads) > MOST_INSTANCES:
+            gone = next((i for i, load in self._loads.items() if not load.queued), None)
+            if gone is not None:
+                del self._loads[gone]
+
     def _held(self, ask: Ask) -> dict[InstanceID, int]:
         """Tokens of the prompt that instances are likely to hold; the last one is always computed."""
         most = max(0, ask.tokens - 1)
@@ -154,7 +163,7 @@ class Pairing:
 
     def _cost(self, ask: Ask, instance: InstanceID, held: int) -> Cost:
         load = self._loads.get(instance)
-        tokens_s = (load.velocity.tokens_s if load else 0.0) or self.tokens_s or FIRST_TOKENS_S
+        tokens_s = self.velocity_of(instance) or FIRST_TOKENS_S
         near = bool(ask.place) and ask.place == self._place_of(instance)
         return Cost(
             (load.queued if load else 0) / tokens_s,

@@ -21,6 +21,7 @@ from kserve_ext.wire.messages.coordinate import (
     Room,
 )
 from kserve_ext.wire.messages.instances import (
+    Decoded,
     LeasePrefill,
     Locate,
     Located,
@@ -78,6 +79,7 @@ __all__ = [
     "Commit",
     "Coordinate",
     "CoordinateReply",
+    "Decoded",
     "Demand",
     "Describe",
     "Description",

@@ -30,6 +30,10 @@ class LeasePrefill(Message, frozen=True):
     request: RequestID
     tokens: int  # that prefill would compute
     instance: InstanceID  # of the asking decode instance
+    uncached: int = 0  # of these, those that decode does not hold
+    prefix: tuple[int, ...] = ()  # hashes of its first blocks (core/dispatch/pairing.py)
+    channels: tuple[InstanceID, ...] = ()  # prefill instances to which decode has one that stands
+    excluded: tuple[InstanceID, ...] = ()  # prefill instances that are of no use to it now
 
 
 class PrefillLease(Message, frozen=True):
@@ -38,6 +42,9 @@ class PrefillLease(Message, frozen=True):
     addr: str = ""  # host:port of the prefill instance's HTTP server
     generation: int = 0
     reason: str = ""
+    why: str = ""  # this instance, for a person
+    queued: int = 0  # prompt tokens that were to be computed there already
+    tokens_s: float = 0.0  # that it computes, 0 = not known
 
 
 class PrefillPeer(NamedTuple):
@@ -67,3 +74,17 @@ class ReturnPrefill(Message, frozen=True):
     group: str
     lease: str
     failed: str = ""  # the instance did not answer: why
+    tokens: int = 0  # computed by it, from `started` until `ended` by its own clock (unix seconds)
+    started: float = 0.0
+    ended: float = 0.0
+
+
+class Decoded(Message, frozen=True):
+    """Decode -> home of the group, now and then while it works: what it has done since the last time."""
+
+    group: str
+    instance: InstanceID
+    generated: int  # tokens
+    span_s: float
+    occupancy: float  # of KV blocks or running requests, whichever is fuller, 0 to 1
+    unsent: int = 0  # prompt tokens that prefill instances were too busy to be sent

@@ -7,6 +7,7 @@ from typing import Final
 from kserve_ext.wire.messages.base import Ack, Message
 from kserve_ext.wire.messages.coordinate import Coordinate, CoordinateReply, Greet, Greeted
 from kserve_ext.wire.messages.instances import (
+    Decoded,
     LeasePrefill,
     Locate,
     Located,
@@ -72,6 +73,7 @@ METHODS: Final[dict[int, tuple[type[Message], type[Message]]]] = {
     41: (LeasePrefill, PrefillLease),
     42: (ReturnPrefill, Ack),
     43: (WatchPrefill, PrefillPeers),
+    44: (Decoded, Ack),
     50: (StorePut, StorePutReply),
     51: (StoreScan, StoreItems),
     52: (StoreWatch, StoreChanges),
