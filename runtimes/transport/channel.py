@@ -17,6 +17,9 @@ from typing import Any, Final, Literal, NamedTuple, Protocol, get_args
 Rung = Literal["rdma", "rdma-staged", "ipc", "shm", "nixl", "tcp"]
 RUNG_NAMES: Final[tuple[Rung, ...]] = get_args(Rung)
 
+#: Those on which blocks go either way; on the others only from the side that listened.
+EITHER_WAY: Final[frozenset[Rung]] = frozenset(("tcp",))
+
 Reason = Literal[
     "closed",  # the peer has ended the connection, or we have
     "unreachable",

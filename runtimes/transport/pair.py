@@ -17,6 +17,7 @@ from typing import Literal
 from runtimes.transport.channel import (
     CREDIT,
     DONE,
+    EITHER_WAY,
     NOTE,
     RUNG_NAMES,
     WRITE,
@@ -86,6 +87,10 @@ class Channel:
     def direct(self, rung: Rung | Literal[""] = "") -> bool:
         """Whether the sender writes into the receiver's own memory, which the receiver then can't refuse."""
         return self._way(rung).direct
+
+    def fits(self, rung: Rung, *, back: bool = False, parts: bool = False) -> bool:
+        """Whether it takes blocks from the side that dialled (`back`), and pieces of blocks (`parts`)."""
+        return (rung in EITHER_WAY or not back) and not (parts and self.direct(rung))
 
     def expose(self, layers: Sequence[Extent]) -> None:
         """Blocks of the peer may go straight into this memory. At any time, once."""

@@ -1,11 +1,14 @@
 """What decode and prefill say to each other on a channel's control connection. Token ids, never text.
 
-`transfer` is a number that decode has chosen; it is unique among the transfers of the decode process.
+`transfer` is a number that the receiver of the blocks has chosen; it is unique among the transfers into its process.
 """
 
 from __future__ import annotations
 
 import msgspec
+
+from kserve_ext.wire.messages import UNREADABLE
+from runtimes.transport.channel import ChannelError
 
 
 class _Job(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -18,6 +21,7 @@ class Prefill(_Job, frozen=True):
     request_id: str
     tokens: list[int]
     rung: str = ""  # that its blocks shall take; "" = the channel's best
+    held: int = 0  # blocks at the prompt's start that decode seems to have; Reserve says how many it keeps
 
 
 class Reserve(_Job, frozen=True):
@@ -29,20 +33,36 @@ class Reserve(_Job, frozen=True):
     block_bytes: int
 
 
+class Claim(_Job, frozen=True):
+    """Receiver -> sender: write what you have, or get, of blocks skip, skip + 1, ... of transfer `source` to these.
+
+    `source` is a number that was told otherwise: between ranks by their fronts; by prefill, which fetches what decode
+    holds, the number that decode gave the transfer. Of each block `block_bytes` from `offset` on are wanted.
+    """
+
+    source: int
+    skip: int
+    targets: list[int]
+    layers: int
+    block_bytes: int
+    offset: int
+    rung: str
+
+
 class Cancel(_Job, frozen=True):
-    """Decode -> prefill: nobody waits for it any more."""
+    """Receiver -> sender: nobody waits for it any more."""
 
     reason: str
 
 
 class Failed(_Job, frozen=True):
-    """Prefill -> decode: it won't come, and nothing of it is under way any more."""
+    """Sender -> receiver: it won't come, and nothing of it is under way any more."""
 
     reason: str
 
 
 class Stopped(_Job, frozen=True):
-    """Prefill -> decode: the answer to Cancel. Nothing of it is under way any more."""
+    """Sender -> receiver: the answer to Cancel. Nothing of it is under way any more."""
 
 
 class Computed(_Job, frozen=True):
@@ -53,12 +73,22 @@ class Computed(_Job, frozen=True):
 
 
 class Sent(_Job, frozen=True):
-    """Prefill -> decode: everything is written; during `overlap` of that time (0 to 1) blocks were still computed."""
+    """Sender -> receiver: everything is written; during `overlap` of that time (0 to 1) blocks were still computed."""
 
     overlap: float
 
 
-Job = Prefill | Reserve | Cancel | Failed | Stopped | Computed | Sent
+class Ranks(_Job, frozen=True):
+    """Prefill's front -> decode's front: where the ranks of the engine listen. Says nothing of a transfer."""
+
+    addrs: list[str]
+
+
+#: What the receiver of blocks says, and what their sender says: on a channel either side may be both.
+FromReceiver = Prefill | Reserve | Claim | Cancel
+FromSender = Failed | Stopped | Computed | Sent
+
+Job = FromReceiver | FromSender | Ranks
 
 _decoder = msgspec.msgpack.Decoder(Job)
 
@@ -71,3 +101,11 @@ def decode(body: bytes) -> Job:
     """Raises one of UNREADABLE (kserve_ext/wire/messages/)."""
     job: Job = _decoder.decode(body)
     return job
+
+
+def read(body: bytes) -> Job:
+    """Raises ChannelError."""
+    try:
+        return decode(body)
+    except UNREADABLE as error:
+        raise ChannelError("protocol", str(error)) from error

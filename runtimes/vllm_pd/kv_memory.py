@@ -67,6 +67,27 @@ class KvMemory:
             raise ValueError(f"no blocks {first}+{blocks} in layer {layer}")
         return self._layers[layer][first * self.block_bytes : (first + blocks) * self.block_bytes]
 
+    def part(self, offset: int, size: int) -> KvPart:
+        """Of every block `size` bytes from `offset` on."""
+        return KvPart(self, offset, size)
+
+
+class KvPart:
+    """A range of bytes of every block of a KV cache: some of its heads."""
+
+    def __init__(self, memory: KvMemory, offset: int, size: int) -> None:
+        if not (0 <= offset and 0 < size and offset + size <= memory.block_bytes):
+            raise ValueError(f"no {size} bytes at {offset} in a block of {memory.block_bytes}")
+        self._memory = memory
+        self._offset = offset
+        self.block_bytes = size
+        self.layers = memory.layers
+
+    def view(self, layer: int, first: int, blocks: int) -> memoryview:
+        if blocks != 1:
+            raise ValueError("parts of several blocks don't lie behind each other")
+        return self._memory.view(layer, first, 1)[self._offset : self._offset + self.block_bytes]
+
 
 def _placed(name: str, tensor: Any) -> Strided:
     if tensor.device.type != "cpu":

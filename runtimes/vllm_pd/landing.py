@@ -1,4 +1,7 @@
-"""Decode's half of transfers: reserved blocks, what has landed in them, and when to give up.
+"""The receiver's half of transfers: reserved blocks, what has landed in them, and when to give up.
+
+A transfer is opened by asking for a prompt to be computed (decode), or by claiming blocks that the peer has or gets
+anyway: those of a transfer that was opened elsewhere, or those that decode holds of a prompt (prefill).
 
 Called by three kinds of threads: the event loop opens a transfer, the engine reserves blocks and collects
 results, channel readers write. A transfer ends exactly once: whole (every block of every layer, checksums
@@ -20,12 +23,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from kserve_ext.core.kv_plan import LandingPlan
-from kserve_ext.wire.messages import UNREADABLE
 from runtimes.transport.channel import ChannelError, Frame, Rung
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.keepalive import Wrap, plain
-from runtimes.vllm_pd.kv_memory import KvMemory
+from runtimes.vllm_pd.kv_memory import KvMemory, KvPart
 from runtimes.vllm_pd.peers import transfer_s
 
 _REMEMBERED = 64
@@ -58,6 +60,7 @@ class _Transfer:
     deadline: float
     closed: Callable[[Outcome], None]
     told: Told
+    memory: KvMemory | KvPart
     plan: LandingPlan | None = None
     engine_request: str = ""
     tokens: int = 0
@@ -93,9 +96,13 @@ class Landings:
         self._whole: OrderedDict[int, tuple[Channel, Told]] = OrderedDict()
 
     def attach(self, channel: Channel, wrap: Wrap = plain) -> None:
-        door = _Door(self, channel)
+        door = self.door(channel)
         channel.start(*wrap(door, door))
         self._memory.once(channel.expose)
+
+    def door(self, channel: Channel) -> Door:
+        """What a channel that somebody else starts tells us."""
+        return Door(self, channel)
 
     def open_on(self, channel: Channel) -> int:
         """How many transfers are open on it."""
@@ -111,25 +118,45 @@ class Landings:
         closed: Callable[[Outcome], None],
         told: Told,
         rung: Rung | Literal[""] = "",
+        held: int = 0,
     ) -> int:
-        """Asks the peer to compute this prompt, and to send its blocks by this rung. Raises ChannelError."""
+        """Asks the peer to compute this prompt, and to send its blocks by this rung. Raises ChannelError.
+
+        `held`: blocks at its start that this engine seems to have, so that the peer may fetch them.
+        """
+        transfer = self._begin(channel, len(tokens), closed, told, rung)
+        number = transfer.number
+        self._ask(transfer, jobs.Prefill(number, request_id, tokens, transfer.rung, held))
+        return number
+
+    def _begin(
+        self,
+        channel: Channel,
+        tokens: int,
+        closed: Callable[[Outcome], None],
+        told: Told,
+        rung: Rung | Literal[""] = "",
+    ) -> _Transfer:
         chosen = rung or channel.rung
         direct = channel.direct(rung)
         with self._lock:
             number = next(self._numbers) & 0xFFFFFFFF
             now = self._clock()
             ahead = sum(t.prompt for t in self._transfers.values() if t.channel is channel)
-            deadline = now + transfer_s(ahead + len(tokens), self._timeout_s)
-            self._transfers[number] = _Transfer(
-                number, channel, chosen, direct, len(tokens), now, deadline, closed, told
+            deadline = now + transfer_s(ahead + tokens, self._timeout_s)
+            transfer = _Transfer(
+                number, channel, chosen, direct, tokens, now, deadline, closed, told, self._memory
             )
+            self._transfers[number] = transfer
+        return transfer
+
+    def _ask(self, transfer: _Transfer, job: jobs.FromReceiver) -> None:
         try:
-            channel.send(jobs.encode(jobs.Prefill(number, request_id, tokens, chosen)))
+            transfer.channel.send(jobs.encode(job))
         except ChannelError:
             with self._lock:
-                self._transfers.pop(number, None)
+                self._transfers.pop(transfer.number, None)
             raise
-        return number
 
     def cancel(self, number: int, reason: str) -> None:
         """The request is gone, or doesn't need it. Nothing happens if the transfer has ended."""
@@ -154,6 +181,41 @@ class Landings:
         with contextlib.suppress(ChannelError):  # losing the channel ends the transfer
             transfer.channel.send(jobs.encode(reserve))
 
+    def claim(
+        self,
+        channel: Channel,
+        source: int,
+        engine_request: str,
+        skip: int,
+        targets: Sequence[int],
+        tokens: int,
+        closed: Callable[[Outcome], None],
+        part: KvPart | None = None,
+        offset: int = 0,
+        *,
+        back: bool = False,
+    ) -> int:
+        """Asks for blocks of transfer `source` as the peer knows it, into these: `results` will name the request.
+
+        `part`: what is wanted of each of our blocks; it lies at `offset` in the peer's. `back`: the peer is the side
+        that dialled. Raises ChannelError.
+        """
+        memory = part or self._memory
+        rung = next((r for r in channel.rungs if channel.fits(r, back=back, parts=part is not None)), None)
+        if rung is None:
+            raise ChannelError("incompatible", f"no rung for these blocks: {'; '.join(channel.passed)}")
+        transfer = self._begin(channel, tokens, closed, _nothing, rung)
+        with self._lock:
+            transfer.memory = memory
+            transfer.plan = LandingPlan(memory.layers, targets)
+            transfer.engine_request = engine_request
+            transfer.tokens, transfer.blocks = tokens, len(targets)
+        size = memory.block_bytes
+        where = (source, skip, list(targets), memory.layers, size, offset)
+        claim = jobs.Claim(transfer.number, *where, rung)
+        self._ask(transfer, claim)
+        return transfer.number
+
     def results(self) -> tuple[set[str], set[str]]:
         """Requests whose transfer has ended since the last call, and those of them that failed."""
         now = self._clock()
@@ -171,7 +233,7 @@ class Landings:
     def open_transfers(self) -> int:
         return len(self._transfers)
 
-    # --- channel readers (through _Door)
+    # --- channel readers (through Door)
 
     def window(self, channel: Channel, frame: Frame) -> memoryview | None:
         with self._lock:
@@ -185,7 +247,7 @@ class Landings:
                 transfer.first_at = self._clock()
             transfer.writing += 1
             transfer.rung = frame.rung
-            return self._memory.view(frame.layer, frame.target, frame.blocks)
+            return transfer.memory.view(frame.layer, frame.target, frame.blocks)
 
     def landed(self, frame: Frame, broken: list[int]) -> None:
         with self._lock:
@@ -206,11 +268,7 @@ class Landings:
         if transfer is not None and transfer.channel is channel and transfer.plan is not None:
             self._end(transfer, "" if transfer.plan.whole else "incomplete")
 
-    def message(self, channel: Channel, body: bytes) -> None:
-        try:
-            job = jobs.decode(body)
-        except UNREADABLE as error:
-            raise ChannelError("protocol", str(error)) from error
+    def message(self, channel: Channel, job: jobs.Job) -> None:
         with self._lock:
             transfer = self._transfers.get(job.transfer)
             owner, told = self._whole.get(job.transfer, (None, None))
@@ -264,7 +322,7 @@ class Landings:
             self._results.append((transfer.engine_request, reason == ""))
 
 
-class _Door:
+class Door:
     """Ties what a channel says to that channel: a peer can't touch another peer's transfers."""
 
     __slots__ = ("_channel", "_landings")
@@ -274,7 +332,10 @@ class _Door:
         self._channel = channel
 
     def message(self, channel: object, body: bytes) -> None:
-        self._landings.message(self._channel, body)
+        self.take(jobs.read(body))
+
+    def take(self, job: jobs.Job) -> None:
+        self._landings.message(self._channel, job)
 
     def lost(self, channel: object, error: ChannelError) -> None:
         self._landings.lost(self._channel, error)
@@ -287,3 +348,7 @@ class _Door:
 
     def done(self, transfer: int, blocks: int) -> None:
         self._landings.done(self._channel, transfer)
+
+
+def _nothing(job: jobs.Computed | jobs.Sent) -> None:
+    """Nobody asks when what was claimed was computed."""

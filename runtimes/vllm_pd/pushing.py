@@ -1,8 +1,9 @@
-"""Prefill's half of transfers: jobs that come in, and finished blocks that go out as soon as both sides allow.
+"""The sender's half of transfers: jobs that come in, and finished blocks that go out as soon as both sides allow.
 
 Called by four kinds of threads: channel readers bring jobs, the event loop runs them, the engine says which
 blocks are whole, and one sender a channel writes. A transfer ends exactly once; until then the engine keeps its
-blocks, but never longer than the lease: a decode that has died or hangs can't hold them.
+blocks, but never longer than the lease: a decode that has died or hangs can't hold them. Blocks that a peer may claim
+without a job of its own are offered under a name that both sides can tell: a source.
 """
 
 from __future__ import annotations
@@ -11,19 +12,31 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from kserve_ext.core.kv_plan import PushPlan
 from kserve_ext.core.kv_transfer import Write
-from kserve_ext.wire.messages import UNREADABLE
 from runtimes.transport.channel import ChannelError, Rung
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.keepalive import Wrap, plain
-from runtimes.vllm_pd.kv_memory import KvMemory
+from runtimes.vllm_pd.kv_memory import KvMemory, KvPart
 
 StartJob = Callable[[int, jobs.Prefill], None]
+
+_REMEMBERED = 256
+
+
+@dataclass(slots=True, eq=False)
+class _Source:
+    """Blocks that may be claimed, as far as they are computed; and who has claimed them."""
+
+    blocks: Sequence[int] = ()
+    whole: int = 0
+    final: bool = False
+    pushes: set[int] = field(default_factory=set)  # keys
+    offered: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +47,8 @@ class _Push:
     rung: Rung
     deadline: float
     plan: PushPlan
+    memory: KvMemory | KvPart
+    source: Hashable = None  # that it was claimed of; None: it has a job
     engine_request: str = ""
     sending: bool = False
     #: Bytes may be under way although nobody is sending: to be flushed before its blocks may change.
@@ -50,6 +65,7 @@ class _Peer:
     channel: Channel
     pushes: dict[int, _Push] = field(default_factory=dict)  # by decode's number
     gone: bool = False
+    sends: bool = False  # its sender runs
 
 
 class Pushes:
@@ -67,6 +83,12 @@ class Pushes:
         self._kept: set[str] = set()  # requests whose blocks the engine keeps until `results` names them
         self._ended_requests: set[str] = set()  # of these, the ones that the engine has finished
         self._open_requests: dict[str, int] = {}  # engine request -> key, while the transfer is open
+        self._sources: dict[Hashable, _Source] = {}
+        self._withdrawn: dict[Hashable, str] = {}  # the last of them, and why
+        #: Which source a peer means by a number.
+        self.source_of: Callable[[Channel, int], Hashable] = lambda channel, number: (channel, number)
+        #: What was claimed of a source has ended: reason ("" = whole), bytes and seconds of writing.
+        self.on_claim_end: Callable[[Hashable, str, int, float], None] = lambda *ended: None
         self._start_job: StartJob | None = None
         #: A transfer has ended: its rung, reason ("" = whole), bytes and seconds of writing.
         self.on_end: Callable[[Channel, Rung, str, int, float], None] = lambda *ended: None
@@ -82,13 +104,14 @@ class Pushes:
         self._start_job = None
 
     def attach(self, channel: Channel, wrap: Wrap = plain) -> None:
-        peer = _Peer(channel)
-        with self._work:
-            self._peers[channel] = peer
+        self.join(channel)
         channel.start(*wrap(self, None))
         self._memory.once(channel.use)
-        name = f"kv-sender-{channel.peer.name}"
-        threading.Thread(target=self._send_all, args=(peer,), name=name, daemon=True).start()
+
+    def join(self, channel: Channel) -> None:
+        """A channel that somebody else starts."""
+        with self._work:
+            self._peers[channel] = _Peer(channel)
 
     @property
     def open_transfers(self) -> int:
@@ -103,12 +126,14 @@ class Pushes:
 
     def message(self, channel: object, body: bytes) -> None:
         assert isinstance(channel, Channel)
-        try:
-            job = jobs.decode(body)
-        except UNREADABLE as error:
-            raise ChannelError("protocol", str(error)) from error
+        self.take(channel, jobs.read(body))
+
+    def take(self, channel: Channel, job: jobs.Job) -> None:
         if isinstance(job, jobs.Prefill):
             self._open(channel, job)
+            return
+        if isinstance(job, jobs.Claim):
+            self._claim(channel, job)
             return
         with self._work:
             peer = self._peers.get(channel)
@@ -156,12 +181,77 @@ class Pushes:
             peer = self._peers.get(channel)
             if peer is None:
                 return
-            key = next(self._keys)
-            deadline = self._clock() + self._lease_s
-            push = _Push(key, job.transfer, channel, rung, deadline, PushPlan(self._memory.layers))
-            self._by_key[key] = peer.pushes[job.transfer] = push
+            key = self._begin(peer, job.transfer, rung, self._memory).key
             self._asked[key] = channel, job.transfer
         start(key, job)
+
+    def _begin(self, peer: _Peer, number: int, rung: Rung, memory: KvMemory | KvPart) -> _Push:
+        """With the lock held."""
+        deadline = self._clock() + self._lease_s
+        plan = PushPlan(memory.layers)
+        push = _Push(next(self._keys), number, peer.channel, rung, deadline, plan, memory)
+        self._by_key[push.key] = peer.pushes[number] = push
+        if not peer.sends:
+            peer.sends = True
+            name = f"kv-sender-{peer.channel.peer.name}"
+            threading.Thread(target=self._send_all, args=(peer,), name=name, daemon=True).start()
+        return push
+
+    # --- sources
+
+    def offer(self, source: Hashable, blocks: Sequence[int], whole: int, final: bool) -> None:
+        """The first `whole` of its blocks are there, and stay until it is withdrawn."""
+        with self._work:
+            known = self._sources.setdefault(source, _Source())
+            known.blocks, known.whole, known.final, known.offered = blocks, whole, final, True
+            for key in known.pushes:
+                self._feed(self._by_key[key], known)
+            self._work.notify_all()
+
+    def withdraw(self, source: Hashable, reason: str) -> None:
+        """Its blocks are about to change: returns when nobody reads them any more. Later claims are refused."""
+        with self._work:
+            known = self._sources.pop(source, None)
+            self._withdrawn[source] = reason
+            while len(self._withdrawn) > _REMEMBERED:
+                del self._withdrawn[next(iter(self._withdrawn))]
+            pushes = [self._by_key[key] for key in known.pushes] if known is not None else []
+        for push in pushes:
+            self._end(push, reason)
+            self._wait(push)
+
+    def _claim(self, channel: Channel, job: jobs.Claim) -> None:
+        source = self.source_of(channel, job.source)
+        rung = next((rung for rung in channel.rungs if rung == job.rung), None)
+        refusal = "" if rung is not None else "rung-unavailable"
+        memory: KvMemory | KvPart = self._memory
+        try:
+            if job.block_bytes != self._memory.block_bytes:
+                memory = self._memory.part(job.offset, job.block_bytes)
+        except ValueError:
+            refusal = "incompatible"
+        if job.layers != memory.layers:
+            refusal = "incompatible"
+        with self._work:
+            peer = self._peers.get(channel)
+            refusal = refusal or self._withdrawn.get(source, "")
+            if peer is not None and rung is not None and not refusal:
+                push = self._begin(peer, job.transfer, rung, memory)
+                push.source = source
+                push.plan.reserved(job.skip, job.targets)
+                known = self._sources.setdefault(source, _Source())
+                known.pushes.add(push.key)
+                self._feed(push, known)
+                self._work.notify_all()
+        if refusal:
+            _say(channel, jobs.Failed(job.transfer, refusal))
+
+    def _feed(self, push: _Push, source: _Source) -> None:
+        """With the lock held."""
+        if source.offered and push.ending is None:
+            push.plan.computed(source.blocks, source.whole, source.final)
+            if source.final:
+                push.final_at = self._clock()
 
     # --- event loop
 
@@ -198,6 +288,9 @@ class Pushes:
         """Its blocks are about to be overwritten: returns when nobody reads them any more."""
         push = self._by_key.get(key)
         self._end(push, "preempted")
+        self._wait(push)
+
+    def _wait(self, push: _Push | None) -> None:
         with self._work:
             while push is not None and (push.sending or push.unflushed) and not push.channel.lost:
                 self._work.wait(0.1)
@@ -241,8 +334,8 @@ class Pushes:
                 self._end(push, "short" if push.plan.short else "")
 
     def _next(self, peer: _Peer) -> tuple[_Push, list[Write]] | None:
-        size = self._memory.block_bytes or 1
         for number, push in list(peer.pushes.items()):
+            size = push.memory.block_bytes or 1
             if push.ending is not None:
                 if push.unflushed:
                     return push, []
@@ -263,12 +356,15 @@ class Pushes:
             for write in writes:
                 if push.ending is not None:
                     return push.ending
-                blocks = [
-                    self._memory.view(write.layer, write.source + number, 1) for number in range(write.blocks)
-                ]
                 push.first_at = push.first_at or self._clock()
                 push.unflushed = push.channel.direct(push.rung)
-                push.bytes += push.channel.write(push.number, write.layer, write.target, blocks, push.rung)
+                blocks = [
+                    push.memory.view(write.layer, write.source + number, 1) for number in range(write.blocks)
+                ]
+                together = 1 if isinstance(push.memory, KvPart) else len(blocks)  # they don't land as one
+                for at in range(0, len(blocks), together):
+                    place = push.number, write.layer, write.target + at
+                    push.bytes += push.channel.write(*place, blocks[at : at + together], push.rung)
             if push.ending is None and push.plan.finished and not push.plan.short:
                 push.channel.send(jobs.encode(jobs.Sent(push.number, self._overlap(push))))
                 push.channel.finish(push.number, push.plan.blocks, push.rung)
@@ -314,15 +410,27 @@ class Pushes:
             peer = self._peers.get(push.channel)
             if peer is not None:
                 peer.pushes.pop(push.number, None)
+            self._leave_source(push)
             self._work.notify_all()
         seconds = self._clock() - push.first_at if push.first_at else 0.0
         self.on_end(push.channel, push.rung, reason, push.bytes, seconds)
+        if push.source is not None:
+            self.on_claim_end(push.source, reason, push.bytes, seconds)
         if reason:
-            self._cancel_job(push.key)
+            if push.source is None:
+                self._cancel_job(push.key)
             if tell and not reason.startswith("cancelled"):
                 _say(push.channel, jobs.Failed(push.number, reason))
         if push.cancelled:
             _say(push.channel, jobs.Stopped(push.number))
+
+    def _leave_source(self, push: _Push) -> None:
+        """With the lock held."""
+        source = self._sources.get(push.source)
+        if source is not None:
+            source.pushes.discard(push.key)
+            if not source.pushes and not source.offered:
+                del self._sources[push.source]
 
 
 def _say(channel: Channel, job: jobs.Job) -> None:
