@@ -247,6 +247,11 @@ class Links:
             self._listen(link, now, out)
         return self._settle(now, out)
 
+    @property
+    def eligible(self) -> int | None:
+        """How many peers there are; None: nobody has said so yet."""
+        return len(self._peers) if self._listed_at > float("-inf") else None
+
     # --- inside
 
     def _meant(self, link: Link, addr: str, generation: int, now: float, out: list[Instruction]) -> None:

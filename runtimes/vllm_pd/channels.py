@@ -1,8 +1,9 @@
-"""Decode's cache of channels to prefill instances: one per peer, dialled once however many requests want it.
+"""Decode's channels to prefill instances: dialled ahead of requests, one per peer however many requests want it.
 
-A prefill instance says at GET /galaxy/channel where its channels listen. A lost channel is forgotten, and the
-next request dials again. Dialling blocks, so it happens on a thread. Why a peer's blocks are of no use here is logged
-once for each cause: every instance of a revision has the same.
+Home tells which prefill instances there are, and again when that changes; some of them are connected at any time,
+and whichever a lease names besides (core/kv_links.py says which). A prefill instance says at GET /galaxy/channel
+where its channels listen. Dialling blocks, so it happens on a thread. Why a peer's blocks are of no use here is
+logged once for each cause: every instance of a revision has the same.
 """
 
 from __future__ import annotations
@@ -11,76 +12,143 @@ import asyncio
 import contextlib
 import http.client
 import json
+import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from kserve_ext.core.kv_links import Dial, Key, Links
 from runtimes.transport.channel import ChannelError, Rung
 from runtimes.transport.handshake import Identity
 from runtimes.transport.listener import dial
 from runtimes.transport.pair import Channel
-from runtimes.vllm_pd.home_client import Lease
+from runtimes.vllm_pd import metrics
+from runtimes.vllm_pd.home_client import Lease, Leases, NoPrefill
+from runtimes.vllm_pd.keeper import Attach, Keeper, Kept
 
+PAIRS = 4
+MOST = 64
 _LOOKUP_S = 2.0
+_ASK_AGAIN_S = 1.0
 
 
-class Channels:
+class Channels(Keeper):
     def __init__(
-        self, key: bytes, who: Identity, rungs: Sequence[Rung], made: Callable[[Channel], None]
+        self,
+        key: bytes,
+        who: Identity,
+        rungs: Sequence[Rung],
+        attach: Attach,
+        open_on: Callable[[Channel], int],
+        changed: Callable[[], None] = lambda: None,
+        *,
+        pairs: int = PAIRS,
+        most: int = MOST,
     ) -> None:
+        links = Links(who.name, pairs, most, random.Random(who.generation))
+        super().__init__(links, attach, open_on, changed)
         self._key = key
         self._who = who
         self._rungs = tuple(rungs)
-        self._made = made
-        self._by_addr: dict[str, Channel] = {}
-        self._dialling: dict[str, asyncio.Task[Channel]] = {}
+        self._dials: dict[int, asyncio.Task[Channel]] = {}  # by number
+        self._errors: dict[Key, ChannelError] = {}  # why the last dial has failed
         self._logged: set[str] = set()
-        self._closed = False
+        self._following: asyncio.Task[Any] | None = None
+
+    def follow(self, leases: Leases) -> None:
+        """From now on the group's prefill instances are dialled without being asked for."""
+        self._following = self._task(self._follow(leases))
+
+    def unfollow(self) -> None:
+        """What stands goes on standing."""
+        if self._following is not None:
+            self._following.cancel()
 
     async def get(self, lease: Lease) -> tuple[Channel, bool]:
-        """The channel, and whether it had to be made. Raises ChannelError."""
-        channel = self._by_addr.get(lease.addr)
-        if channel is not None and channel.lost is None:
-            if lease.generation in (0, channel.peer.generation):
-                return channel, False
-            channel.close()
-        task = self._dialling.get(lease.addr)
-        if task is None:
-            task = self._dialling[lease.addr] = asyncio.create_task(self._make(lease))
-            task.add_done_callback(_look_at)
-        return await asyncio.shield(task), True
+        """The channel, and whether it had to be waited for. Raises ChannelError, or NoPrefill."""
+        key = Key(lease.instance)
+        refusal, out = self._links.want(key, lease.addr, lease.generation, self._now())
+        self._carry(out)
+        if refusal is not None:
+            if refusal.reason == "limit":
+                raise NoPrefill(refusal.detail, "channel-limit")
+            error = self._errors[key]
+            raise ChannelError(error.reason, error.detail)
+        number = self._links.known[key].number
+        kept = self._kept.get(number)
+        if kept is not None:
+            return kept.channel, False
+        return await asyncio.shield(self._dials[number]), True
 
-    def close(self) -> None:
-        """A channel that is being dialled is closed as soon as it stands."""
-        self._closed = True
-        for channel in self._by_addr.values():
-            channel.close()
-        self._by_addr.clear()
+    # --- dials
 
-    async def _make(self, lease: Lease) -> Channel:
+    def _dial(self, i: Dial) -> None:
+        task = self._dials[i.number] = self._loop.create_task(self._make(i))
+        task.add_done_callback(_look_at)
+
+    async def _make(self, i: Dial) -> Channel:
         """Dials and registers, whether or not somebody still waits for it."""
+        there = _There()
+        began = time.monotonic()
         try:
-            channel = await asyncio.to_thread(self._dial, lease)
+            channel = await asyncio.to_thread(self._connect, i, there, self._errors.get(i.key))
         except ChannelError as error:
-            self._log_once(lease, error)
+            self._failed(i, there.generation, error)
             raise
         finally:
-            del self._dialling[lease.addr]
+            del self._dials[i.number]
+        took = time.monotonic() - began
         if self._closed:
             channel.close()
             raise ChannelError("closed", "this instance ends")
-        self._by_addr[lease.addr] = channel
-        self._made(channel)
+        metrics.DIAL_SECONDS.observe(took)
+        self._errors.pop(i.key, None)
+        kept = Kept(i.key, channel, self._ended, took)
+        self._attach(channel, kept.ear.wrap)
+        self._add(kept, i.number)
+        self._carry(self._links.stood(i.key, i.number, channel.peer.generation, self._now()))
+        if channel.lost is not None:
+            raise channel.lost
         return channel
 
-    def _log_once(self, lease: Lease, error: ChannelError) -> None:
+    def _failed(self, i: Dial, generation: int, error: ChannelError) -> None:
+        metrics.CHANNEL_FAILURES.labels(error.reason).inc()
+        self._errors = {key: known for key, known in self._errors.items() if key in self._links.known}
+        self._errors[i.key] = error
         if error.reason == "incompatible" and error.detail not in self._logged:
             self._logged.add(error.detail)
-            print(f"warning: no KV transfer from {lease.instance}: {error}", file=sys.stderr, flush=True)
+            print(f"warning: no KV transfer from {i.key.peer}: {error}", file=sys.stderr, flush=True)
+        out = self._links.failed(i.key, i.number, error.reason, error.detail, generation, self._now())
+        self._carry(out)
 
-    def _dial(self, lease: Lease) -> Channel:
-        addr = lookup(lease.addr)
-        return dial(addr, self._key, self._who, peer_generation=lease.generation, rungs=self._rungs)
+    def _connect(self, i: Dial, there: _There, last: ChannelError | None) -> Channel:
+        """On a thread. Who has refused in this generation is not asked again."""
+        facts = lookup(i.addr)
+        there.generation = int(facts.get("generation") or 0)
+        if last is not None and there.generation == i.refused_by:
+            raise last
+        return dial(facts["channel"], self._key, self._who, peer_generation=i.generation, rungs=self._rungs)
+
+    # --- who there is
+
+    async def _follow(self, leases: Leases) -> None:
+        tag = ""
+        while True:
+            try:
+                tag, peers = await leases.peers(tag)
+            except NoPrefill:
+                tag = ""
+            if not tag:
+                await asyncio.sleep(_ASK_AGAIN_S)
+                continue
+            self._carry(self._links.peers(peers, self._now()))
+
+
+class _There:
+    """What a dial has found out by the time that it fails."""
+
+    generation = 0
 
 
 def _look_at(task: asyncio.Task[Channel]) -> None:
@@ -89,8 +157,8 @@ def _look_at(task: asyncio.Task[Channel]) -> None:
         task.exception()
 
 
-def lookup(http_addr: str, timeout_s: float = _LOOKUP_S) -> str:
-    """The address of the channel listener of the prefill instance at `http_addr`. Never through a proxy."""
+def lookup(http_addr: str, timeout_s: float = _LOOKUP_S) -> dict[str, Any]:
+    """Where the channel listener of the prefill instance at `http_addr` is, and who it is. Never through a proxy."""
     try:
         with contextlib.closing(http.client.HTTPConnection(http_addr, timeout=timeout_s)) as connection:
             connection.request("GET", "/galaxy/channel")
@@ -98,9 +166,9 @@ def lookup(http_addr: str, timeout_s: float = _LOOKUP_S) -> str:
             facts = json.loads(answer.read())
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise ChannelError("unreachable", f"{http_addr}: {error}") from error
-    if answer.status != 200 or not facts.get("channel"):
+    if answer.status != 200 or not isinstance(facts, dict) or not facts.get("channel"):
         raise ChannelError("unreachable", f"{http_addr} has no channel listener: not a prefill instance")
-    return str(facts["channel"])
+    return facts
 
 
 def generation() -> int:

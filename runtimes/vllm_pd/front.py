@@ -16,7 +16,7 @@ from typing import Any
 from vllm.exceptions import GracefulHTTPError
 
 from runtimes.transport.channel import ChannelError
-from runtimes.vllm_pd import metrics
+from runtimes.vllm_pd import jobs, metrics
 from runtimes.vllm_pd.break_even import BreakEven
 from runtimes.vllm_pd.channels import Channels
 from runtimes.vllm_pd.decide import Setting, decide
@@ -74,7 +74,7 @@ class Front:
         except (NoPrefill, ChannelError) as error:
             timeline.mark("recompute", str(error))
             timeline.local(error.reason)
-            metrics.TRANSFERS.labels("none", error.reason).inc()
+            metrics.TRANSFERS.labels(timeline.prefill.get("instance", ""), "none", error.reason).inc()
             self._refuse_if_required(str(error))
             return Prepared(params)
         params = params.clone()
@@ -124,14 +124,15 @@ class Front:
             channel, made = await self._channels.get(lease)
             how = f"{channel.rung}, {'dialled' if made else 'cached'}"
             timeline.mark("channel", "; ".join((how, *channel.passed)))
+            timeline.prefill |= {"generation": channel.peer.generation, "passed": list(channel.passed)}
 
             def closed(outcome: Outcome) -> None:
                 self._loop.call_soon_threadsafe(self._closed, lease, timeline, outcome)
 
-            def computed(started: float, ended: float) -> None:
-                self._loop.call_soon_threadsafe(_mark_prefill, timeline, started, ended)
+            def told(job: jobs.Computed | jobs.Sent) -> None:
+                self._loop.call_soon_threadsafe(_told, timeline, job)
 
-            return self._landings.open(channel, timeline.id, tokens, closed, computed)
+            return self._landings.open(channel, timeline.id, tokens, closed, told)
         except ChannelError as error:
             self._failed(lease, str(error))
             raise
@@ -146,14 +147,15 @@ class Front:
             self._release(lease, "")
         if not outcome.reason:
             self._backoff.succeeded(lease.instance)
-        metrics.TRANSFERS.labels(outcome.rung, outcome.reason or "whole").inc()
-        metrics.BYTES.labels(outcome.rung).inc(outcome.bytes)
+        word = _word(outcome.reason)
+        metrics.transferred(
+            lease.instance, outcome.rung, word, outcome.bytes, outcome.ms / 1000, outcome.tokens
+        )
+        self._channels.count(lease.instance, 0, outcome.bytes)
         if outcome.reason:
             timeline.mark("recompute", outcome.reason)
-            timeline.local(_word(outcome.reason), outcome.rung)
+            timeline.local(word, outcome.rung)
             return
-        metrics.TOKENS.labels(outcome.rung).inc(outcome.tokens)
-        metrics.SECONDS.labels(outcome.rung).observe(outcome.ms / 1000)
         detail = f"{outcome.rung}, {outcome.bytes} bytes, {outcome.blocks} blocks, {outcome.ms:.2f} ms"
         timeline.mark("transfer", detail)
         timeline.transferred(outcome.rung, outcome.bytes, outcome.tokens, outcome.blocks, outcome.ms)
@@ -210,9 +212,13 @@ def _obstacle(tokens: list[int] | None, prompt: Any, params: Any, more: dict[str
     return ""
 
 
-def _mark_prefill(timeline: Timeline, started: float, ended: float) -> None:
-    timeline.mark("prefill_start", at=started)
-    timeline.mark("prefill_end", at=ended)
+def _told(timeline: Timeline, job: jobs.Computed | jobs.Sent) -> None:
+    if isinstance(job, jobs.Sent):
+        timeline.overlapped(job.overlap)
+        metrics.OVERLAP.observe(job.overlap)
+        return
+    timeline.mark("prefill_start", at=job.started)
+    timeline.mark("prefill_end", at=job.ended)
 
 
 def _word(reason: str) -> str:

@@ -1,18 +1,23 @@
 """Where decode's front gets a prefill engine for one request: from the group's home, or from a fixed list.
 
-The home (a Dispatch function) accounts for prefill slots as it does for those of requests; the node agent knows
-which function that is. The fixed list serves an instance that runs without a cluster.
+The home (a Dispatch function) accounts for prefill slots as it does for those of requests, and tells which prefill
+instances there are; the node agent knows which function that is. The fixed list serves an instance that runs without
+a cluster.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from kserve_ext.core.kv_links import Peer
+
 _LOCATE_S = 1.0
+_WATCH_S = 10.0  # home answers earlier when its prefill instances change
 
 
 class Lease(NamedTuple):
@@ -38,6 +43,9 @@ class Leases(Protocol):
 
     async def release(self, lease: Lease, failed: str = "") -> None: ...
 
+    async def peers(self, tag: str) -> tuple[str, tuple[Peer, ...]]:
+        """Which prefill instances there are, when the answer has another tag; "" = not known. Raises NoPrefill."""
+
     async def close(self) -> None: ...
 
 
@@ -57,6 +65,11 @@ class FixedLeases:
 
     async def release(self, lease: Lease, failed: str = "") -> None:
         return
+
+    async def peers(self, tag: str) -> tuple[str, tuple[Peer, ...]]:
+        if tag:
+            await asyncio.get_running_loop().create_future()  # never
+        return "fixed", tuple(Peer(addr, addr) for addr in self.addrs)
 
     async def close(self) -> None:
         return
@@ -92,6 +105,12 @@ class HomeLeases:
             await self._call_home(ReturnPrefill(self._group, lease.id, failed), _LOCATE_S)
         except NoPrefill:
             return  # the home is gone, and its account of the lease with it
+
+    async def peers(self, tag: str) -> tuple[str, tuple[Peer, ...]]:
+        from kserve_ext.wire.messages import WatchPrefill
+
+        reply = await self._call_home(WatchPrefill(self._group, tag), _WATCH_S)
+        return reply.tag, tuple(Peer(peer.instance, peer.addr, peer.generation) for peer in reply.peers)
 
     async def close(self) -> None:
         await self._rpc.close()

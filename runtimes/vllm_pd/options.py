@@ -57,6 +57,8 @@ def parser() -> Any:
     group.add_argument("--kv-transfer", choices=["auto", "shm", "ipc", "tcp", "rdma", "none"], default=None)
     group.add_argument("--kv-transfer-seconds", type=float, default=None, help="then decode recomputes")
     group.add_argument("--kv-transfer-required", action="store_true", help="503 rather than recompute")
+    group.add_argument("--kv-pairs", type=int, default=None, help="prefill instances connected ahead of need")
+    group.add_argument("--kv-most-channels", type=int, default=None, help="the longest idle one makes room")
     group.add_argument("--prefill-wait-seconds", type=float, default=None, help="for a prefill slot")
     group.add_argument("--kv-host", default=None, help="address that KV channels listen on")
     return make_arg_parser(made)
@@ -93,6 +95,8 @@ def _from_environment(args: Namespace, environ: Mapping[str, str]) -> None:
     numbers: tuple[tuple[str, type, float | None], ...] = (
         ("pd_threshold_tokens", int, None),  # learned (break_even.py)
         ("kv_transfer_seconds", float, 20.0),
+        ("kv_pairs", int, 4),
+        ("kv_most_channels", int, 64),
         ("prefill_wait_seconds", float, 5.0),
         ("drain_seconds", float, 30.0),
         ("hung_seconds", float, 60.0),

@@ -15,14 +15,16 @@ from typing import Any, Protocol
 
 import msgspec
 
-from runtimes.transport.channel import ChannelError, Rung
+from runtimes.transport.channel import Rung
 from runtimes.transport.handshake import Identity
 from runtimes.transport.listener import Listener
 from runtimes.transport.pair import Channel
-from runtimes.transport.rungs import RUNGS
-from runtimes.vllm_pd import worker_side
+from runtimes.transport.rungs import RUNGS, VERBS
+from runtimes.vllm_pd import metrics, worker_side
+from runtimes.vllm_pd.accepted import Accepted
 from runtimes.vllm_pd.channels import Channels, generation
-from runtimes.vllm_pd.home_client import FixedLeases, NoPrefill, cluster_key, make_leases
+from runtimes.vllm_pd.home_client import cluster_key, make_leases
+from runtimes.vllm_pd.keeper import Keeper
 from runtimes.vllm_pd.kv_memory import KvMemory
 from runtimes.vllm_pd.landing import Landings
 from runtimes.vllm_pd.layout import layout
@@ -89,13 +91,19 @@ class PrefillPair:
         memory = KvMemory()
         self._pushes = Pushes(memory, lease_s=2 * args.kv_transfer_seconds)
         worker_side.CURRENT[:] = [Worker(memory, pushes=self._pushes)]
+        self._pushes.on_end = self._ended
         self._listener: Listener | None = None
-        self._channels: list[Channel] = []
+        self._channels: Accepted | None = None
 
     async def start(self, entrance: Any) -> None:
+        self._loop = asyncio.get_running_loop()
+        most = self._args.kv_most_channels
+        channels = self._channels = Accepted(
+            self._who, self._pushes.attach, self._pushes.open_on, self._changed, most=most
+        )
         try:
             self._listener = Listener(
-                cluster_key(), lambda: self._who, self._accepted, rungs(self._args), self._args.kv_host
+                cluster_key(), lambda: self._who, channels.take, rungs(self._args), self._args.kv_host
             )
         except (OSError, ValueError) as error:
             remedy = "give an address of this host, and a cluster key if it isn't loopback"
@@ -106,6 +114,8 @@ class PrefillPair:
             "generation": self._who.generation,
             "layout": msgspec.structs.asdict(self._who.layout),
         }
+        entrance.channels = self._facts
+        channels.start()
         self._status.event("channel_listening")
 
     def attach(self, engine: Any) -> None:
@@ -123,13 +133,23 @@ class PrefillPair:
     def close(self) -> None:
         if self._listener is not None:
             self._listener.close()
-        for channel in self._channels:
-            channel.close()
+        if self._channels is not None:
+            self._channels.close()
 
-    def _accepted(self, channel: Channel) -> None:
-        self._channels = [known for known in self._channels if known.lost is None]
-        self._channels.append(channel)
-        self._pushes.attach(channel)
+    def _facts(self) -> dict[str, Any]:
+        return kv_facts(self._args, self._channels)
+
+    def _changed(self) -> None:
+        self._status.tell_kv(self._facts())
+
+    def _ended(self, channel: Channel, rung: Rung, reason: str, size: int, seconds: float) -> None:
+        """By whichever thread has ended a transfer."""
+        self._loop.call_soon_threadsafe(self._count, channel.peer.name, rung, reason, size, seconds)
+
+    def _count(self, peer: str, rung: Rung, reason: str, size: int, seconds: float) -> None:
+        metrics.transferred(peer, rung, reason.partition(":")[0], size, seconds)
+        if self._channels is not None:
+            self._channels.count(peer, 0, size)
 
 
 class DecodePair:
@@ -147,36 +167,51 @@ class DecodePair:
         self._landings = Landings(memory, args.kv_transfer_seconds)
         worker_side.CURRENT[:] = [Worker(memory, landings=self._landings)]
         self._leases = make_leases(wait_s=args.prefill_wait_seconds)
-        self._channels = Channels(cluster_key(), _identity(args), rungs(args), self._landings.attach)
-        self._dialling: list[asyncio.Task[None]] = []
+        self._who = _identity(args)
+        self._channels: Channels | None = None
+        self._ready = False
 
     async def start(self, entrance: Any) -> None:
+        channels = self._channels = Channels(
+            cluster_key(),
+            self._who,
+            rungs(self._args),
+            self._landings.attach,
+            self._landings.open_on,
+            self._changed,
+            pairs=self._args.kv_pairs,
+            most=self._args.kv_most_channels,
+        )
+        entrance.channels = self._facts
+        channels.start()
         if self._args.kv_transfer != "none" and self._args.pd != "never":
-            self._dialling.append(asyncio.create_task(self._dial_ahead()))
+            channels.follow(self._leases)
+        self._changed()
 
     def attach(self, engine: Any) -> None:
         from runtimes.vllm_pd.front import Front
 
+        assert self._channels is not None
         engine.placement = Front(self._args, engine, self._leases, self._channels, self._landings)
 
     async def drain(self, seconds: float) -> None:
-        for task in self._dialling:
-            task.cancel()
+        if self._channels is not None:
+            self._channels.unfollow()
         await self._leases.close()
 
     def close(self) -> None:
-        self._channels.close()
+        if self._channels is not None:
+            self._channels.close()
 
-    async def _dial_ahead(self) -> None:
-        """A lease for no tokens tells a peer's address; one that isn't there yet is dialled when it is needed."""
-        for _ in range(len(self._leases.addrs) if isinstance(self._leases, FixedLeases) else 1):
-            with contextlib.suppress(ChannelError, NoPrefill):
-                lease = await self._leases.lease("channel", 0)
-                try:
-                    await self._channels.get(lease)
-                    self._status.event("channel_ready")
-                finally:
-                    await self._leases.release(lease)
+    def _facts(self) -> dict[str, Any]:
+        return kv_facts(self._args, self._channels)
+
+    def _changed(self) -> None:
+        facts = self._facts()
+        self._status.tell_kv(facts)
+        if not self._ready and any(pair["state"] == "up" for pair in facts["pairs"]):
+            self._ready = True
+            self._status.event("channel_ready")
 
 
 def make_pair(args: Namespace, status: Status, timelines: Timelines) -> Pair:
@@ -188,8 +223,19 @@ def make_pair(args: Namespace, status: Status, timelines: Timelines) -> Pair:
 
 
 def rungs(args: Namespace) -> Sequence[Rung]:
-    chosen: dict[str, Sequence[Rung]] = {"shm": ("shm",), "ipc": ("shm",), "tcp": ("tcp",), "rdma": ("rdma",)}
+    chosen: dict[str, Sequence[Rung]] = {"shm": ("shm",), "ipc": ("shm",), "tcp": ("tcp",), "rdma": VERBS}
     return chosen.get(args.kv_transfer, RUNGS)
+
+
+def kv_facts(args: Namespace, channels: Keeper | None) -> dict[str, Any]:
+    """What is told of the channels, at /galaxy/channels and to the node agent."""
+    return {
+        "role": args.role,
+        "kv_transfer": args.kv_transfer if args.pd != "never" else "none",
+        "required": args.kv_transfer_required,
+        "peers": channels.peers if channels is not None else None,
+        "pairs": channels.facts() if channels is not None else [],
+    }
 
 
 def _identity(args: Namespace) -> Identity:

@@ -1,19 +1,15 @@
-"""What decode makes of its prefill peers: which is left alone for a while, which is silent, how long one may take.
+"""What decode makes of its prefill peers' answers: which is left alone for a while, how long one may take.
 
-A peer that failed rests for a time that doubles with each failure in a row; after it, one request tries it again. A
-channel on which something is awaited and nothing is heard is asked whether anybody is there; one that does not answer
-is given up, long before its transfers are late. Pure: times come from the caller.
+A peer that failed rests for a time that doubles with each failure in a row; after it, one request tries it again.
+Whether its channel stands is another matter (core/kv_links.py). Pure: times come from the caller.
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
 LEAST_REST_S: Final = 1.0
 MOST_REST_S: Final = 30.0
-
-QUIET_S: Final = 1.0  # nothing heard for so long: ask
-ANSWER_S: Final = 2.0  # a process that lives answers within this, however busy its engine is
 
 LEAST_TRANSFER_S: Final = 5.0
 TOKEN_S: Final = 0.01  # a prompt that is computed more slowly than this is better off here
@@ -58,28 +54,6 @@ class Backoff:
 
     def succeeded(self, peer: str) -> None:
         self._rests.pop(peer, None)
-
-
-class Silence:
-    """Of one channel: whether its peer still answers."""
-
-    __slots__ = ("_asked_at", "_heard_at")
-
-    def __init__(self, now: float) -> None:
-        self._heard_at = now
-        self._asked_at: float | None = None
-
-    def heard(self, now: float) -> None:
-        self._heard_at, self._asked_at = now, None
-
-    def look(self, waiting_since: float, now: float) -> Literal["", "ask", "lost"]:
-        """To be called often while something is awaited: whether to ask now, or to give up."""
-        if self._asked_at is not None:
-            return "lost" if now - self._asked_at >= ANSWER_S else ""
-        if now - max(self._heard_at, waiting_since) < QUIET_S:
-            return ""
-        self._asked_at = now
-        return "ask"
 
 
 def transfer_s(tokens: int, most_s: float) -> float:

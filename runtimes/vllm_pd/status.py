@@ -54,6 +54,7 @@ class Status:
         self._phase: Phase = "importing"
         self._events: list[dict[str, Any]] = []
         self._error: dict[str, str] | None = None
+        self._kv: dict[str, Any] | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Status:
@@ -76,6 +77,12 @@ class Status:
         self._events.append({"name": name, "at": self._clock()})
         self._publish()
 
+    def tell_kv(self, facts: dict[str, Any]) -> None:
+        """Its channels to the other role's instances: what stands, and why nothing does."""
+        if facts != self._kv:
+            self._kv = facts
+            self._publish()
+
     def beat(self) -> None:
         """The event loop turns: without this for long, the node agent takes the process for hung."""
         if self._folder is not None:
@@ -94,6 +101,7 @@ class Status:
             "port": self._port,
             "events": self._events,
             "error": self._error,
+            "kv": self._kv,
         }
 
     def leave_behind(self, requests: dict[str, Any]) -> None:

@@ -21,14 +21,15 @@ class Timeline:
     `kv` says the same in parts (rung, bytes, tokens, blocks, ms, reason), `prefill` which instance was asked.
     """
 
-    __slots__ = ("_clock", "id", "kv", "marks", "prefill", "transfer")
+    __slots__ = ("_clock", "_overlap", "id", "kv", "marks", "prefill", "transfer")
 
     def __init__(self, request_id: str, clock: Callable[[], float] = time.time) -> None:
         self.id = request_id
         self.marks: list[tuple[str, float, str]] = []
         self.transfer = ""
         self.kv: dict[str, Any] = {}
-        self.prefill: dict[str, str] = {}
+        self.prefill: dict[str, Any] = {}
+        self._overlap: float | None = None
         self._clock = clock
 
     def mark(self, name: str, detail: str = "", at: float | None = None) -> None:
@@ -54,6 +55,18 @@ class Timeline:
         """The prompt's KV has come from `prefill`."""
         self.kv = {"rung": rung, "bytes": size, "tokens": tokens, "blocks": blocks, "ms": round(ms, 3)}
         self.transfer = f"{rung};bytes={size};tokens={tokens};ms={ms:.2f}"
+        self._add_overlap()
+
+    def overlapped(self, share: float) -> None:
+        """In this share of the time that the transfer took, prefill was still computing. Before or after the rest."""
+        self._overlap = share
+        if "bytes" in self.kv and "overlap" not in self.kv:
+            self._add_overlap()
+
+    def _add_overlap(self) -> None:
+        if self._overlap is not None:
+            self.kv["overlap"] = round(self._overlap, 3)
+            self.transfer += f";overlap={self._overlap:.2f}"
 
     def facts(self) -> dict[str, Any]:
         return {

@@ -8,8 +8,19 @@ from pathlib import Path
 import pytest
 
 from kserve_ext.core.ids import FunctionID, InstanceID
+from kserve_ext.core.kv_links import Peer
 from kserve_ext.rpc import Rpc
-from kserve_ext.wire.messages import Ack, LeasePrefill, Locate, Located, PrefillLease, ReturnPrefill
+from kserve_ext.wire.messages import (
+    Ack,
+    LeasePrefill,
+    Locate,
+    Located,
+    PrefillLease,
+    PrefillPeer,
+    PrefillPeers,
+    ReturnPrefill,
+    WatchPrefill,
+)
 from runtimes.vllm_pd.home_client import FixedLeases, HomeLeases, Lease, NoPrefill, make_leases
 
 KEY = b"k" * 32
@@ -55,6 +66,34 @@ def test_lease_and_return_also_after_the_home_has_moved(tmp_path: Path) -> None:
         await leases.release(lease)
         await leases.close()
         await agent.close()
+
+    asyncio.run(run())
+
+
+def test_the_home_tells_of_prefill_instances_and_a_fixed_list_never_changes(tmp_path: Path) -> None:
+    async def run() -> None:
+        rpc, addr = await home([], [])
+        asked: list[WatchPrefill] = []
+
+        def watch(message: WatchPrefill, caller: object) -> PrefillPeers:
+            asked.append(message)
+            return PrefillPeers("t1", (PrefillPeer(InstanceID("p-1"), "127.0.0.1:9", 7),))
+
+        rpc.handle(WatchPrefill, watch)
+        agent = Rpc("node-0", KEY)
+        agent.handle(Locate, lambda message, caller: Located(FunctionID("dispatch-0"), addr, 1))
+        leases = HomeLeases("ns/group", "d-1", await agent.listen_unix(str(tmp_path / "s")), KEY, 5.0)
+        assert await leases.peers("t0") == ("t1", (Peer("p-1", "127.0.0.1:9", 7),))
+        assert asked == [WatchPrefill("ns/group", "t0")]
+        await leases.close()
+        await rpc.close()
+        await agent.close()
+        fixed = FixedLeases(["a:1", "b:2"])
+        tag, peers = await fixed.peers("")
+        assert peers == (Peer("a:1", "a:1"), Peer("b:2", "b:2"))
+        later = asyncio.ensure_future(fixed.peers(tag))
+        assert not (await asyncio.wait([later], timeout=0))[0]
+        later.cancel()
 
     asyncio.run(run())
 

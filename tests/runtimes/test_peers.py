@@ -1,4 +1,4 @@
-"""Which prefill peers are left alone, which have fallen silent, and how long a transfer may take."""
+"""Which prefill peers are left alone, and how long a transfer may take."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtimes.vllm_pd.peers import (
-    ANSWER_S,
     LEAST_REST_S,
     MOST_REST_S,
-    QUIET_S,
     Backoff,
-    Silence,
     transfer_s,
 )
 
@@ -75,27 +72,6 @@ def test_whatever_happens_a_peer_is_asked_again_in_time(steps: list[tuple[str, f
             backoff.succeeded("p")
             assert backoff.may_ask("p", now)
     assert backoff.may_ask("p", now + MOST_REST_S)
-
-
-def test_a_silent_channel_is_asked_once_and_given_up_without_an_answer() -> None:
-    silence = Silence(0.0)
-    assert silence.look(0.0, QUIET_S / 2) == ""
-    assert silence.look(0.0, QUIET_S) == "ask"
-    assert silence.look(0.0, QUIET_S + ANSWER_S / 2) == ""
-    assert silence.look(0.0, QUIET_S + ANSWER_S) == "lost"
-
-
-def test_whatever_is_heard_is_an_answer() -> None:
-    silence = Silence(0.0)
-    assert silence.look(0.0, 1.0) == "ask"
-    silence.heard(1.5)
-    assert silence.look(0.0, 3.0) == "ask"
-    silence.heard(3.1)
-    assert silence.look(0.0, 4.0) == ""
-
-
-def test_a_channel_on_which_nothing_was_awaited_is_not_silent() -> None:
-    assert Silence(0.0).look(1000.0, 1000.5) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,208 @@
+"""The channels that this instance has, on either side: carries out what core/kv_links.py decides, and tells of it.
+
+Everything here runs on the event loop. Threads of channels only leave the time at which they heard something, or call
+back to the loop. What happens to a channel comes by `look`: its signs of life, its open transfers, its loss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from kserve_ext.core.kv_links import Close, Dial, Instruction, Key, Links, Ping
+from runtimes.transport.channel import ChannelError, Reason
+from runtimes.transport.pair import Channel
+from runtimes.vllm_pd import metrics
+from runtimes.vllm_pd.keepalive import Ear, Wrap, ask
+
+TICK_S: Final = 0.25
+SOON_S: Final = 0.05  # news of many channels at once is told once
+COUNTS_S: Final = 5.0  # that more has been transferred is told so often at most
+
+Attach = Callable[[Channel, Wrap], None]
+
+
+class Kept:
+    """One channel that stands, and its account."""
+
+    def __init__(
+        self, key: Key, channel: Channel, ended: Callable[[Kept], None], dial_s: float = 0.0
+    ) -> None:
+        self.key = key
+        self.channel = channel
+        self.number = 0
+        self.dial_s = dial_s
+        self.transfers = 0
+        self.bytes = 0
+        self.ear = Ear(lambda error: ended(self))
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "rungs": rungs_of(self.channel),
+            "passed": list(self.channel.passed),
+            "transfers": self.transfers,
+            "bytes": self.bytes,
+            "dial_ms": round(self.dial_s * 1000, 1),
+        }
+
+
+class Keeper:
+    """`attach` hands a channel to whoever moves blocks over it; `open_on` counts what is open there."""
+
+    def __init__(
+        self, links: Links, attach: Attach, open_on: Callable[[Channel], int], changed: Callable[[], None]
+    ) -> None:
+        self._links = links
+        self._attach = attach
+        self._open_on = open_on
+        self._changed = changed
+        self._loop = asyncio.get_running_loop()
+        self._kept: dict[int, Kept] = {}  # by number
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._telling: asyncio.TimerHandle | None = None
+        self._counted_at = 0.0
+        self._closed = False
+
+    def start(self) -> None:
+        self._task(self._tick())
+
+    def close(self) -> None:
+        """All channels end, and what is open on them."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        if self._telling is not None:
+            self._telling.cancel()
+        for kept in self._kept.values():
+            kept.channel.close()
+        self._kept.clear()
+
+    def count(self, peer: str, rank: int, size: int) -> None:
+        """A transfer has ended, after so many bytes."""
+        link = self._links.known.get(Key(peer, rank))
+        kept = self._kept.get(link.number) if link is not None else None
+        if kept is not None:
+            kept.transfers += 1
+            kept.bytes += size
+            now = self._loop.time()
+            if now - self._counted_at >= COUNTS_S:
+                self._counted_at = now
+                self._tell_soon()
+
+    @property
+    def peers(self) -> int | None:
+        """How many there are to be dialled; None: that isn't known."""
+        return self._links.eligible
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Of each peer and rank: what stands, or why nothing does."""
+        now, wall = time.monotonic(), time.time()
+        found = []
+        for key, link in sorted(self._links.known.items()):
+            kept = self._kept.get(link.number) if link.state == "up" else None
+            why = link.refusal
+            entry: dict[str, Any] = {
+                "peer": key.peer,
+                "rank": key.rank,
+                "generation": link.generation,
+                "state": link.state,
+                "since": round(wall - (now - link.since), 3),
+                "open": link.transfers,
+                **(kept.facts() if kept is not None else {}),
+            }
+            if why is not None:
+                entry["reason"], entry["detail"] = why
+            found.append(entry)
+        return found
+
+    # --- for whoever makes channels
+
+    def _add(self, kept: Kept, number: int) -> None:
+        kept.number = number
+        self._kept[number] = kept
+        self._tell_soon()
+
+    def _now(self) -> float:
+        """Brings the machine up to what has happened."""
+        now = time.monotonic()
+        for number, kept in list(self._kept.items()):
+            if number not in self._kept:
+                continue  # closed by what followed from another's loss
+            if kept.channel.lost is not None:
+                self._tell_soon()
+                metrics.CHANNEL_FAILURES.labels(kept.channel.lost.reason).inc()
+                del self._kept[number]
+                self._carry(self._links.lost(kept.key, number, now))
+            else:
+                self._links.seen(kept.key, number, kept.ear.heard_at, self._open_on(kept.channel))
+        return now
+
+    def _carry(self, instructions: Sequence[Instruction]) -> None:
+        for i in instructions:
+            match i:
+                case Dial():
+                    self._dial(i)
+                case Ping():
+                    if (kept := self._kept.get(i.number)) is not None:
+                        ask(kept.channel)
+                case Close():
+                    self._close(i)
+        if instructions:
+            self._tell_soon()
+
+    def _tell_soon(self) -> None:
+        if self._telling is None and not self._closed:
+            self._telling = self._loop.call_later(SOON_S, self._tell)
+
+    def _dial(self, i: Dial) -> None:
+        raise NotImplementedError  # a side that listens is never told to
+
+    def _close(self, i: Close) -> None:
+        kept = self._kept.pop(i.number, None)
+        if kept is not None:
+            if i.reason != "closed":
+                metrics.CHANNEL_FAILURES.labels(i.reason).inc()
+            kept.channel.lose(ChannelError(_reason(i.reason), i.detail))
+
+    def _ended(self, kept: Kept) -> None:
+        """From a channel's thread, or from whoever closed it."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and we with it
+            self._loop.call_soon_threadsafe(self._now)
+
+    def _task(self, work: Any) -> asyncio.Task[Any]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _tick(self) -> None:
+        while True:
+            self._carry(self._links.tick(self._now()))
+            await asyncio.sleep(TICK_S)
+
+    def _tell(self) -> None:
+        self._telling = None
+        states = Counter(link.state for link in self._links.known.values())
+        for state in ("up", "dialling", "down"):
+            metrics.CHANNELS.labels(state).set(states[state])
+        metrics.QUEUE_PAIRS.set(sum(queue_pairs(kept.channel) for kept in self._kept.values()))
+        metrics.keep({key.peer for key in self._links.known})
+        self._changed()
+
+
+def rungs_of(channel: Channel) -> list[dict[str, Any]]:
+    """Best first; of RDMA with the device and its address."""
+    return [{"rung": channel.rung}]
+
+
+def queue_pairs(channel: Channel) -> int:
+    return 2 if channel.rung == "rdma" else 0
+
+
+def _reason(word: str) -> Reason:
+    known: tuple[Reason, ...] = ("generation", "timeout")
+    return next((reason for reason in known if reason == word), "closed")
