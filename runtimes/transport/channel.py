@@ -79,6 +79,14 @@ class Extent(NamedTuple):
     owner: Any = None  # keeps it valid
 
 
+class Port(NamedTuple):
+    """Where a rung over a device begins on this side."""
+
+    device: str  # with the number of its port: "mlx5_0:1"
+    gid: str
+    mtu: int  # that both sides agreed on
+
+
 class Control(Protocol):
     """Small messages, in order. Any thread may send, one receives. ChannelError: the connection is lost."""
 
@@ -111,6 +119,7 @@ class Way(ABC):
     direct = False
     #: Why it can't be used (any more); "": it can be, or not yet.
     why = ""
+    ports: Sequence[Port] = ()
 
     @property
     def usable(self) -> bool:

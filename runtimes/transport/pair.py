@@ -26,6 +26,7 @@ from runtimes.transport.channel import (
     Frame,
     Landing,
     Link,
+    Port,
     Receiver,
     Rung,
     Stream,
@@ -78,6 +79,10 @@ class Channel:
     def rung(self) -> Rung | Literal["none"]:
         """The best of them."""
         return next(iter(self.rungs), "none")
+
+    def ports(self, rung: Rung) -> tuple[Port, ...]:
+        """On this side; of a rung without a device, none."""
+        return tuple(self._ways[rung].ports)
 
     @property
     def passed(self) -> tuple[str, ...]:

@@ -79,6 +79,7 @@ class Direct(Way):
 
     def __init__(self, rails: Sequence[Rail], window: int) -> None:
         self.streams = rails
+        self.ports = [rail.end.port for rail in rails]
         self._window = window
         self._lanes = [_Lane(rail) for rail in rails]
         self._lock = threading.Lock()

@@ -6,7 +6,7 @@ import mmap
 from collections.abc import Callable
 from typing import Final
 
-from runtimes.transport.channel import ChannelError
+from runtimes.transport.channel import ChannelError, Port
 from runtimes.transport.verbs import cards, memory
 from runtimes.transport.verbs.choice import Place, common_mtu
 from runtimes.transport.verbs.memory import Region
@@ -44,6 +44,11 @@ class Ends:
         self.place, self.size = place, size
         self._receives = receives
         self.remote_ring = self.remote_key = 0
+        self.mtu = place.mtu  # until both sides have agreed on one
+
+    @property
+    def port(self) -> Port:
+        return Port(f"{self.place.device}:{self.place.port}", self.place.gid, self.mtu)
 
     @property
     def ring(self) -> Region:
@@ -88,7 +93,7 @@ class Ends:
         if why:
             raise ChannelError("incompatible", why)
         self.remote_ring, self.remote_key = theirs.ring, theirs.ring_key
-        mtu = common_mtu(self.place.mtu, theirs.mtu)
+        mtu = self.mtu = common_mtu(self.place.mtu, theirs.mtu)
         reads = min(self.place.max_reads, theirs.reads)
         for queue, (number, packet) in zip(
             reversed(self.queues), (theirs.bulk, theirs.control), strict=False

@@ -19,6 +19,7 @@ class Staged(Ringed):
 
     def __init__(self, rails: Sequence[Rail]) -> None:
         self.streams = self._rails = rails
+        self.ports = [rail.end.port for rail in rails]
         self._credits = [Credit(rail.end.size) for rail in rails]
         self._carried = [0 for _ in rails]
 
