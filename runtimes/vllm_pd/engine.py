@@ -73,7 +73,7 @@ class Engine(AsyncLLM):  # type: ignore[misc]
         asked = ASKED.get()
         record = None
         if asked is not None:
-            asked.begins(self.continues and _continuable(prompt, sampling_params))
+            asked.begins(self._continues(prompt, sampling_params))
             record = asked.record
         tokens = record.tokens if record is not None else []
         if record is not None:
@@ -119,6 +119,22 @@ class Engine(AsyncLLM):  # type: ignore[misc]
         if not finished:
             await self.client.add_request_async(request)
 
+    def _continues(self, prompt: Any, params: Any) -> bool:
+        """Whether another engine that is given the tokens so far puts out what this one would."""
+        reasons = self.vllm_config.structured_outputs_config.reasoning_parser
+        return (
+            self.continues
+            and prompt_tokens(prompt) is not None
+            and params.n == 1
+            and params.output_kind == RequestOutputKind.DELTA
+            and params.prompt_logprobs is None
+            and not params.logprob_token_ids
+            and not (
+                params.structured_outputs is not None and reasons
+            )  # where the grammar began is not known
+            and not (params.extra_args or {}).get("kv_transfer_params")
+        )
+
     def _check(self, prompt: Any, params: Any, tokens: list[int]) -> None:
         """What a record says goes into the engine: it must be what such an engine can have put out."""
         known = range(self.model_config.get_vocab_size())
@@ -127,18 +143,6 @@ class Engine(AsyncLLM):  # type: ignore[misc]
             raise VLLMValidationError("the record of the stream has tokens that this model does not have")
         if len(tokens) > (params.max_tokens or length) or length > self.model_config.max_model_len:
             raise VLLMValidationError("the record of the stream has more tokens than it may have")
-
-
-def _continuable(prompt: Any, params: Any) -> bool:
-    """Whether an engine that is given the tokens so far gives the same as this one would."""
-    return (
-        prompt_tokens(prompt) is not None
-        and params.n == 1
-        and params.output_kind == RequestOutputKind.DELTA
-        and params.prompt_logprobs is None
-        and not params.logprob_token_ids
-        and not (params.extra_args or {}).get("kv_transfer_params")
-    )
 
 
 def prompt_tokens(prompt: Any) -> list[int] | None:
