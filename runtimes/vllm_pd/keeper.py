@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -195,12 +196,26 @@ class Keeper:
 
 
 def rungs_of(channel: Channel) -> list[dict[str, Any]]:
-    """Best first; of RDMA with the device and its address."""
-    return [{"rung": channel.rung}]
+    """Best first; of RDMA with the devices on this side, their addresses and packet size."""
+    found = []
+    for rung in channel.rungs:
+        ports = [
+            {"device": port.device, "gid": _spoken(port.gid), "mtu": port.mtu} for port in channel.ports(rung)
+        ]
+        found.append({"rung": rung, "ports": ports} if ports else {"rung": rung})
+    return found
 
 
 def queue_pairs(channel: Channel) -> int:
-    return 2 if channel.rung == "rdma" else 0
+    """One for messages, and one on each port for blocks."""
+    most = max((len(channel.ports(rung)) for rung in channel.rungs), default=0)
+    return most + 1 if most else 0
+
+
+def _spoken(gid: str) -> str:
+    """As people know it: 10.8.0.1, or fe80::1."""
+    address = ipaddress.IPv6Address(gid)
+    return str(address.ipv4_mapped or address)
 
 
 def _reason(word: str) -> Reason:
