@@ -83,9 +83,9 @@ class Pair:
     """Both sides in this process, with one layer of memory each."""
 
     def __init__(self, rung: Rung = "rdma-staged", **more: Any) -> None:
-        self.listener, accepted = prefill(rdma=more.pop("far", Nics().at_far))
+        self.listener, self.accepted = prefill(rdma=more.pop("far", Nics().at_far))
         self.decode = decode(self.listener.addr, (rung,), **more)
-        self.prefill = accepted.get(timeout=WAIT_S)
+        self.prefill = self.accepted.get(timeout=WAIT_S)
         self.at_decode, self.at_prefill = Ear(), Ear()
         self.decode.start(self.at_decode, self.at_decode)
         self.prefill.start(self.at_prefill, None)
