@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from runtimes.transport.channel import ChannelError, Extent
-from runtimes.transport.verbs import memory
+from runtimes.transport.verbs import gpu, memory
 from runtimes.transport.verbs.choice import Device, Place, Wanted, places
 
 if TYPE_CHECKING:
@@ -105,12 +105,15 @@ def share(card: Card, extent: Extent, *, remote: bool) -> Region:
     """This memory as the device knows it, registered for the first user. `remote`: whether peers may write it."""
     key = card, extent.address, extent.size, remote
     with _cards.lock:
-        region, users = _cards.shared.get(key) or (
-            memory.register_at(card, extent.address, extent.size, extent.owner, remote=remote),
-            0,
-        )
+        region, users = _cards.shared.get(key) or (_register(card, extent, remote), 0)
         _cards.shared[key] = region, users + 1
         return region
+
+
+def _register(card: Card, extent: Extent, remote: bool) -> Region:
+    if extent.gpu:
+        return gpu.register(card, extent, remote=remote)
+    return memory.register_at(card, extent.address, extent.size, extent.owner, remote=remote)
 
 
 def unshare(card: Card, region: Region) -> None:

@@ -175,12 +175,16 @@ class Direct(Way):
         if self._sources is None or not 0 <= frame.layer < len(self._sources):
             raise ValueError(f"no memory for layer {frame.layer} is in use")
         source = self._sources[frame.layer]
-        offsets = [_address(block) - source.address for block in blocks]
+        self.post(frame, checksums, [_address(block) - source.address for block in blocks])
+
+    def post(self, frame: Frame, checksums: bytes, offsets: Sequence[int]) -> None:
+        """Blocks known by where they lie in their layer, as those of a GPU are."""
         self._room(frame.size)
         number, lane = min(enumerate(self._lanes), key=lambda each: (each[1].bytes, each[1].carried))
-        if not lane.mine:
+        regions = lane.mine
+        if not regions:
             raise ChannelError("closed", "closed on this side")
-        mine, theirs = lane.mine[frame.layer], lane.theirs[frame.layer]
+        mine, theirs = regions[frame.layer], lane.theirs[frame.layer]
         each = frame.size // frame.blocks
         at = frame.target * each
         if at + frame.size > theirs.size:
@@ -188,8 +192,8 @@ class Direct(Way):
                 f"block {frame.target + frame.blocks - 1} lies beyond the peer's layer {frame.layer}"
             )
         pieces = joined(
-            mine.piece(offset, each, theirs.address + at + number * each, theirs.key)
-            for number, offset in enumerate(offsets)
+            mine.piece(offset, each, theirs.address + at + n * each, theirs.key)
+            for n, offset in enumerate(offsets)
         )
         self._tickets.setdefault(frame.transfer, {})[number] = lane.write(frame, checksums, pieces)
 

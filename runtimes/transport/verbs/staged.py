@@ -37,7 +37,9 @@ class Staged(Ringed):
         return view
 
     def reserve(self, size: int) -> tuple[int, int]:
-        lane = max(range(len(self._rails)), key=lambda lane: (self._credits[lane].free(), -self._carried[lane]))
+        lane = max(
+            range(len(self._rails)), key=lambda lane: (self._credits[lane].free(), -self._carried[lane])
+        )
         self._carried[lane] += size
         return lane, self._credits[lane].reserve(size)
 
