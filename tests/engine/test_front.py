@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from argparse import Namespace
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,7 +46,8 @@ def after_a_failure(reason: str, given: Given, check: Callable[[Any], Coroutine[
 
     async def run() -> None:
         nothing: Any = None
-        front = Front(ARGS, nothing, given, nothing, nothing)
+        channels: Any = SimpleNamespace(count=lambda peer, rank, size: None)
+        front = Front(ARGS, nothing, given, channels, nothing)
         outcome = Outcome(reason, "shm", 0, 0, 0, 0.0)
         front._closed(Lease("0", "p", "127.0.0.1:9"), Timeline("r"), outcome)
         await check(front)
