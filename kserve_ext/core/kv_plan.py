@@ -9,7 +9,7 @@ to it and its elders, and SHARE batches, have gone. Rungs don't wait for each ot
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from kserve_ext.core.kv_transfer import Geometry, TransferPlan, Write
@@ -39,12 +39,13 @@ class Batch(NamedTuple):
 class Ended(NamedTuple):
     """A transfer is over, and nobody reads its blocks. `reason` is "" when all of it was sent.
 
-    The rest tells what the link took, with the receiver's time from the first frame to the last: `lead_s` went by
-    until the first batch was out, in `starved_s` there was nothing to send, `ahead` bytes of others went in between.
+    The rest tells what the link took: `took_s` from the first batch until nobody read any more, less `starved_s` with
+    nothing to send; the first batch was out after `lead_s`; and `ahead` bytes of others went meanwhile.
     """
 
     transfer: int
     reason: str
+    took_s: float
     lead_s: float
     starved_s: float
     ahead: int
@@ -91,14 +92,29 @@ class _Queue:
         self.transfers: dict[int, _Transfer] = {}  # the eldest first
         self.owed = 0  # bytes that others had, less SHARE - 1 times what the eldest had
 
+    @property
+    def most(self) -> int:
+        """Bytes of a batch."""
+        return min(self.lane.largest, MOST)
+
+    @property
+    def eldests_turn(self) -> bool:
+        return self.owed >= (SHARE - 1) * self.most
+
+    def count(self, size: int, *, to_eldest: bool) -> None:
+        self.owed = max(0, self.owed - (SHARE - 1) * size if to_eldest else self.owed + size)
+
 
 class SendPlan:
     """All transfers to one peer, by the numbers that the receiver gave them."""
 
-    def __init__(self, lanes: Mapping[str, Lane]) -> None:
-        self._queues = {rung: _Queue(lane) for rung, lane in lanes.items()}
+    def __init__(self) -> None:
+        self._queues: dict[str, _Queue] = {}
         self._transfers: dict[int, _Transfer] = {}
-        self._turn = 0  # whose rung is looked at first
+
+    def know(self, rung: str, lane: Lane) -> None:
+        """There is such a rung."""
+        self._queues.setdefault(rung, _Queue(lane))
 
     @property
     def transfers(self) -> list[int]:
@@ -142,21 +158,35 @@ class SendPlan:
         if transfer is None:
             return None
         self._close(number, transfer, reason)
-        return self._over(number, transfer)
+        return self._over(number, transfer, None)
 
     # --- what goes next
 
-    def next(self, credits: Mapping[str, int], now: float) -> Batch | None:
-        """To be written now, and told to `sent`. None: nothing can be. `credits`: bytes that each rung takes now."""
-        queues = list(self._queues.items())
-        for offset in range(len(queues)):
-            turn = (self._turn + offset) % len(queues)
-            rung, queue = queues[turn]
-            batch = self._from(rung, queue, credits.get(rung, 0), now)
-            if batch is not None:
-                self._turn = turn + 1
-                return batch
-        return None
+    def next(self, rung: str, credit: int, now: float) -> Batch | None:
+        """To be written now, and told to `sent`. None: nothing can be. `credit`: bytes that this rung takes now."""
+        queue = self._queues[rung]
+        self._note_idle(queue, now)
+        ready = {n: t for n, t in queue.transfers.items() if t.plan.ready or t.plan.finished}
+        if not ready:
+            return None
+        number = self._first(queue, ready)
+        transfer = ready[number]
+        plan, row = transfer.plan, transfer.row
+        most = queue.most
+        least = min(plan.ready, max(1, min(LEAST, most) // row))
+        if credit // row < least:
+            return None  # nobody else either: whoever's turn it is would never get its credit together
+        writes = tuple(plan.take(min(credit, max(row, most)) // row, queue.lane.pieces))
+        size = row * sum(write.blocks for write in writes)
+        queue.count(size, to_eldest=number == next(iter(ready)))
+        for other in queue.transfers.values():
+            if other is not transfer and other.began is not None and other.idle is None:
+                other.ahead += size
+        transfer.began = now if transfer.began is None else transfer.began
+        transfer.under_way += 1
+        if plan.finished:
+            self._close(number, transfer, "short" if plan.short else "")
+        return Batch(number, rung, writes, size, transfer.ending)
 
     def sent(self, batch: Batch, now: float, failed: str = "") -> Ended | None:
         """Nobody reads the blocks of this batch any more. Its transfer, if it is over with that."""
@@ -167,38 +197,20 @@ class SendPlan:
         if failed:
             transfer.ending = transfer.ending or None
             self._close(number, transfer, failed)
-        if transfer.ending is None and not transfer.under_way and not transfer.plan.ready:
-            transfer.idle = now
-        return self._over(number, transfer)
+        return self._over(number, transfer, now)
 
     # --- inside
 
-    def _from(self, rung: str, queue: _Queue, credit: int, now: float) -> Batch | None:
-        ready = {n: t for n, t in queue.transfers.items() if t.plan.ready or t.plan.finished}
-        if not ready:
-            return None
-        eldest = next(iter(ready))
-        number = min(ready, key=lambda n: ready[n].left)  # of equals the eldest
-        most = min(queue.lane.largest, MOST)
-        if ready[number].left > 0 and queue.owed >= (SHARE - 1) * most:
-            number = eldest
-        transfer = ready[number]
-        plan, row = transfer.plan, transfer.row
-        least = min(plan.ready, max(1, min(LEAST, most) // row))
-        if credit // row < least:
-            return None  # nobody else either: whoever's turn it is would never get its credit together
-        writes = tuple(plan.take(min(credit, max(row, most)) // row, queue.lane.pieces))
-        size = row * sum(write.blocks for write in writes)
-        owed = -(SHARE - 1) * size if number == eldest else size
-        queue.owed = max(0, queue.owed + owed)
-        for other in queue.transfers.values():
-            if other is not transfer and other.began is not None and other.idle is None:
-                other.ahead += size
-        transfer.began = now if transfer.began is None else transfer.began
-        transfer.under_way += 1
-        if plan.finished:
-            self._close(number, transfer, "short" if plan.short else "")
-        return Batch(number, rung, writes, size, transfer.ending)
+    def _first(self, queue: _Queue, ready: Mapping[int, _Transfer]) -> int:
+        """Whose turn it is: what has nothing to send needs none."""
+        least = min(ready, key=lambda number: ready[number].left)  # of equals the eldest
+        return next(iter(ready)) if queue.eldests_turn and ready[least].left > 0 else least
+
+    def _note_idle(self, queue: _Queue, now: float) -> None:
+        for transfer in queue.transfers.values():
+            plan = transfer.plan
+            if transfer.began is not None and transfer.idle is None and not plan.ready and not plan.finished:
+                transfer.idle = now
 
     def _close(self, number: int, transfer: _Transfer, reason: str) -> None:
         """Nothing more of it; the first reason counts."""
@@ -206,151 +218,10 @@ class SendPlan:
             transfer.ending = reason
             self._queues[transfer.rung].transfers.pop(number, None)
 
-    def _over(self, number: int, transfer: _Transfer) -> Ended | None:
+    def _over(self, number: int, transfer: _Transfer, now: float | None) -> Ended | None:
         if transfer.ending is None or transfer.under_way:
             return None
         del self._transfers[number]
-        lead_s = transfer.lead_s or 0.0
-        return Ended(number, transfer.ending, lead_s, transfer.starved_s, transfer.ahead)
-
-
-class Span(NamedTuple):
-    """`blocks` of them, contiguous on both sides."""
-
-    source: int
-    target: int
-    blocks: int
-
-
-def coalesce(sources: Sequence[int], targets: Sequence[int], limit: int) -> Iterator[Span]:
-    """The fewest spans of at most `limit` blocks that pair sources with targets, in order."""
-    if limit < 1:
-        raise ValueError("limit: at least one block")
-    start = 0
-    for at in range(1, len(sources) + 1):
-        joined = (
-            at < len(sources)
-            and at - start < limit
-            and sources[at] == sources[at - 1] + 1
-            and targets[at] == targets[at - 1] + 1
-        )
-        if not joined:
-            yield Span(sources[start], targets[start], at - start)
-            start = at
-
-
-class PushPlan:
-    """The sender's plan of one transfer.
-
-    `computed` and `reserved` may come in either order; `take` hands out what both allow, within the credit.
-    """
-
-    __slots__ = ("_computed", "_final", "_layers", "_next", "_pending", "_skip", "_sources", "_targets")
-
-    def __init__(self, layers: int) -> None:
-        self._layers = layers
-        self._sources: list[int] = []
-        self._targets: list[int] | None = None  # None: not reserved yet
-        self._skip = 0  # blocks at the start of the prompt that the receiver has already
-        self._computed = 0  # of _sources, how many are whole
-        self._next = 0  # block (index in the prompt) from which nothing is planned yet
-        self._final = False
-        self._pending: list[Write] = []  # planned, not taken; reversed
-
-    def computed(self, sources: Sequence[int], count: int, final: bool) -> None:
-        """The first `count` of `sources` are whole now; after `final` there will be no more.
-
-        Source ids may differ from before (a preempted request comes back elsewhere): what has been taken stays
-        taken, the rest is planned from the new ones.
-        """
-        if count > len(sources):
-            raise ValueError("computed: more blocks than there are sources")
-        self._sources = list(sources)
-        self._computed = max(count, self._computed)
-        self._final = self._final or final
-
-    def reserved(self, skip: int, targets: Sequence[int]) -> None:
-        """Where blocks skip, skip + 1, ... of the prompt shall go."""
-        if self._targets is not None:
-            raise ValueError("reserved: twice")
-        self._skip = self._next = skip
-        self._targets = list(targets)
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks are to be written in all; 0 while that isn't known."""
-        return len(self._targets or ())
-
-    @property
-    def finished(self) -> bool:
-        """Everything that will ever be written has been taken."""
-        if self._targets is None or not self._final:
-            return False
-        return not self._pending and self._next >= min(self._computed, self._skip + len(self._targets))
-
-    @property
-    def short(self) -> bool:
-        """The sender computed fewer blocks than the receiver reserved: the transfer can't be whole."""
-        return self._final and self._targets is not None and self._computed < self._skip + len(self._targets)
-
-    def take(self, credit: int, limit: int) -> list[Write]:
-        """Writes of together at most `credit` blocks (of one layer each), each of at most `limit` blocks."""
-        if not self._pending:
-            self._plan(limit)
-        taken: list[Write] = []
-        while self._pending and self._pending[-1].blocks <= credit:
-            write = self._pending.pop()
-            credit -= write.blocks
-            taken.append(write)
-        if not taken and self._pending and credit > 0:  # a piece of a write that is larger than the credit
-            first = self._pending.pop()
-            rest = first.blocks - credit
-            self._pending.append(Write(first.layer, first.source + credit, first.target + credit, rest))
-            taken.append(first._replace(blocks=credit))
-        return taken
-
-    def _plan(self, limit: int) -> None:
-        if self._targets is None:
-            return
-        end = min(self._computed, self._skip + len(self._targets))
-        if self._next >= end:
-            return
-        sources = self._sources[self._next : end]
-        targets = self._targets[self._next - self._skip : end - self._skip]
-        spans = list(coalesce(sources, targets, limit))
-        writes = [Write(layer, *span) for layer in range(self._layers) for span in spans]
-        self._pending = writes[::-1]
-        self._next = end
-
-
-class LandingPlan:
-    """The receiver's account of one transfer: which blocks are whole, and which never came or came broken."""
-
-    __slots__ = ("_bad", "_layers", "_left", "_targets", "_total")
-
-    def __init__(self, layers: int, targets: Sequence[int]) -> None:
-        self._layers = layers
-        self._targets = tuple(targets)
-        self._left: dict[int, set[int]] = {block: set(range(layers)) for block in targets}
-        self._bad: set[int] = set()
-        self._total = len(targets)
-
-    def expects(self, layer: int, target: int, count: int) -> bool:
-        """Whether exactly these blocks of this layer are still to come: anything else must not be written."""
-        left = self._left
-        return count > 0 and all(
-            block in left and layer in left[block] for block in range(target, target + count)
-        )
-
-    def landed(self, layer: int, target: int, count: int, bad: Sequence[int] = ()) -> None:
-        for block in range(target, target + count):
-            self._left[block].discard(layer)
-        self._bad.update(bad)
-
-    @property
-    def whole(self) -> bool:
-        return not self._bad and not any(self._left.values())
-
-    def broken_blocks(self) -> set[int]:
-        """Blocks that must not be used."""
-        return self._bad | {block for block, layers in self._left.items() if layers}
+        began, starved_s = transfer.began, transfer.starved_s
+        took_s = now - began - starved_s if now is not None and began is not None else 0.0
+        return Ended(number, transfer.ending, took_s, transfer.lead_s or 0.0, starved_s, transfer.ahead)

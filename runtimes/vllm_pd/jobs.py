@@ -73,9 +73,17 @@ class Computed(_Job, frozen=True):
 
 
 class Sent(_Job, frozen=True):
-    """Sender -> receiver: everything is written; during `overlap` of that time (0 to 1) blocks were still computed."""
+    """Sender -> receiver: everything is written; during `overlap` of that time (0 to 1) blocks were still computed.
+
+    The rest is for the cost model: what the link took, where the sender knows it (0: it doesn't); else how long its
+    first batch took to go out, and how long there was nothing to send. `ahead`: bytes of others that went meanwhile.
+    """
 
     overlap: float
+    link_s: float = 0.0
+    lead_s: float = 0.0
+    starved_s: float = 0.0
+    ahead: int = 0
 
 
 class Ranks(_Job, frozen=True):

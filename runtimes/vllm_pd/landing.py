@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from kserve_ext.core.kv_plan import LandingPlan
+from kserve_ext.core.kv_landing import LandingPlan
 from runtimes.transport.channel import ChannelError, Frame, Rung
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
@@ -232,6 +232,11 @@ class Landings:
     @property
     def open_transfers(self) -> int:
         return len(self._transfers)
+
+    def channel(self, number: int) -> Channel | None:
+        """That an open transfer is on."""
+        transfer = self._transfers.get(number)
+        return transfer.channel if transfer is not None else None
 
     # --- channel readers (through Door)
 

@@ -1,7 +1,7 @@
 """The sender's half of transfers: jobs that come in, and finished blocks that go out as soon as both sides allow.
 
 Called by four kinds of threads: channel readers bring jobs, the event loop runs them, the engine says which
-blocks are whole, and one sender a channel writes. A transfer ends exactly once; until then the engine keeps its
+blocks are whole, and senders write (sending.py). A transfer ends exactly once; until then the engine keeps its
 blocks, but never longer than the lease: a decode that has died or hangs can't hold them. Blocks that a peer may claim
 without a job of its own are offered under a name that both sides can tell: a source.
 """
@@ -15,17 +15,17 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
-from kserve_ext.core.kv_plan import PushPlan
-from kserve_ext.core.kv_transfer import Write
 from runtimes.transport.channel import ChannelError, Rung
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.keepalive import Wrap, plain
 from runtimes.vllm_pd.kv_memory import KvMemory, KvPart
+from runtimes.vllm_pd.sending import Over, Sender
 
 StartJob = Callable[[int, jobs.Prefill], None]
 
 _REMEMBERED = 256
+PATIENCE_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +37,7 @@ class _Source:
     final: bool = False
     pushes: set[int] = field(default_factory=set)  # keys
     offered: bool = False
+    gone: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -45,27 +46,22 @@ class _Push:
     number: int  # as decode calls it
     channel: Channel
     rung: Rung
+    opened: float
     deadline: float
-    plan: PushPlan
-    memory: KvMemory | KvPart
+    sender: Sender
     source: Hashable = None  # that it was claimed of; None: it has a job
+    #: Blocks at the prompt's start that decode keeps for us; None: it has some, and hasn't said how many yet.
+    held: int | None = 0
     engine_request: str = ""
-    sending: bool = False
-    #: Bytes may be under way although nobody is sending: to be flushed before its blocks may change.
-    unflushed: bool = False
     cancelled: bool = False  # decode waits for the word that nothing is under way
-    bytes: int = 0
-    first_at: float = 0.0  # its first write began
-    final_at: float = 0.0  # its last block was computed
-    ending: str | None = None  # "" = whole
+    ending: str | None = None  # why it ends as soon as nobody reads its blocks
+    over: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class _Peer:
-    channel: Channel
+    sender: Sender
     pushes: dict[int, _Push] = field(default_factory=dict)  # by decode's number
-    gone: bool = False
-    sends: bool = False  # its sender runs
 
 
 class Pushes:
@@ -110,8 +106,10 @@ class Pushes:
 
     def join(self, channel: Channel) -> None:
         """A channel that somebody else starts."""
+        sender = Sender(channel, lambda over: self._over(peer, over), self._clock)
+        peer = _Peer(sender)
         with self._work:
-            self._peers[channel] = _Peer(channel)
+            self._peers[channel] = peer
 
     @property
     def open_transfers(self) -> int:
@@ -147,25 +145,21 @@ class Pushes:
                 self._end(push, "incompatible")
                 return
             with self._work:
-                with contextlib.suppress(ValueError):  # a second reservation changes nothing
-                    push.plan.reserved(job.skip, job.targets)
-                self._work.notify_all()
+                push.held = job.skip if push.held is None else push.held
+            push.sender.reserved(push.number, job.skip, job.targets)
         elif isinstance(job, jobs.Cancel):
             with self._work:
-                push.cancelled = True
-            self._end(push, f"cancelled: {job.reason}", tell=False)
+                push.cancelled, over = True, push.over
+            if over:  # meanwhile
+                _say(channel, jobs.Stopped(job.transfer))
+            self._end(push, f"cancelled: {job.reason}")
 
     def lost(self, channel: object, error: ChannelError) -> None:
         assert isinstance(channel, Channel)
         with self._work:
             peer = self._peers.pop(channel, None)
-            if peer is None:
-                return
-            peer.gone = True
-            pushes = list(peer.pushes.values())
-            self._work.notify_all()
-        for push in pushes:
-            self._end(push, f"channel-{error.reason}", tell=False)
+        if peer is not None:
+            peer.sender.close(f"channel-{error.reason}")
 
     def _open(self, channel: Channel, job: jobs.Prefill) -> None:
         start = self._start_job
@@ -181,20 +175,26 @@ class Pushes:
             peer = self._peers.get(channel)
             if peer is None:
                 return
-            key = self._begin(peer, job.transfer, rung, self._memory).key
-            self._asked[key] = channel, job.transfer
-        start(key, job)
+            push = self._begin(channel, peer, job.transfer, rung, self._memory)
+            if isinstance(push, _Push):
+                push.held = None if job.held else 0
+                self._asked[push.key] = channel, job.transfer
+        if isinstance(push, _Push):
+            start(push.key, job)
+        else:
+            _say(channel, jobs.Failed(job.transfer, push))
 
-    def _begin(self, peer: _Peer, number: int, rung: Rung, memory: KvMemory | KvPart) -> _Push:
-        """With the lock held."""
-        deadline = self._clock() + self._lease_s
-        plan = PushPlan(memory.layers)
-        push = _Push(next(self._keys), number, peer.channel, rung, deadline, plan, memory)
+    def _begin(
+        self, channel: Channel, peer: _Peer, number: int, rung: Rung, memory: KvMemory | KvPart
+    ) -> _Push | str:
+        """With the lock held. Or why not."""
+        try:
+            peer.sender.open(number, rung, memory)
+        except (ChannelError, ValueError) as error:
+            return f"rung-unavailable: {error}"
+        now = self._clock()
+        push = _Push(next(self._keys), number, channel, rung, now, now + self._lease_s, peer.sender)
         self._by_key[push.key] = peer.pushes[number] = push
-        if not peer.sends:
-            peer.sends = True
-            name = f"kv-sender-{peer.channel.peer.name}"
-            threading.Thread(target=self._send_all, args=(peer,), name=name, daemon=True).start()
         return push
 
     # --- sources
@@ -206,19 +206,23 @@ class Pushes:
             known.blocks, known.whole, known.final, known.offered = blocks, whole, final, True
             for key in known.pushes:
                 self._feed(self._by_key[key], known)
-            self._work.notify_all()
 
-    def withdraw(self, source: Hashable, reason: str) -> None:
-        """Its blocks are about to change: returns when nobody reads them any more. Later claims are refused."""
+    def withdraw(self, source: Hashable, reason: str) -> bool:
+        """Its blocks are to change; claims are refused from now on. Whether nobody reads them any more: else ask again."""
         with self._work:
-            known = self._sources.pop(source, None)
-            self._withdrawn[source] = reason
-            while len(self._withdrawn) > _REMEMBERED:
-                del self._withdrawn[next(iter(self._withdrawn))]
+            known = self._sources.get(source)
+            if known is not None and not known.gone:
+                known.gone = True
+                self._withdrawn[source] = reason
+                while len(self._withdrawn) > _REMEMBERED:
+                    del self._withdrawn[next(iter(self._withdrawn))]
             pushes = [self._by_key[key] for key in known.pushes] if known is not None else []
         for push in pushes:
             self._end(push, reason)
-            self._wait(push)
+        with self._work:
+            if known is not None and not known.pushes:
+                self._sources.pop(source, None)
+            return source not in self._sources
 
     def _claim(self, channel: Channel, job: jobs.Claim) -> None:
         source = self.source_of(channel, job.source)
@@ -236,22 +240,22 @@ class Pushes:
             peer = self._peers.get(channel)
             refusal = refusal or self._withdrawn.get(source, "")
             if peer is not None and rung is not None and not refusal:
-                push = self._begin(peer, job.transfer, rung, memory)
-                push.source = source
-                push.plan.reserved(job.skip, job.targets)
-                known = self._sources.setdefault(source, _Source())
-                known.pushes.add(push.key)
-                self._feed(push, known)
-                self._work.notify_all()
+                push = self._begin(channel, peer, job.transfer, rung, memory)
+                if isinstance(push, _Push):
+                    push.source = source
+                    push.sender.reserved(push.number, job.skip, job.targets)
+                    known = self._sources.setdefault(source, _Source())
+                    known.pushes.add(push.key)
+                    self._feed(push, known)
+                else:
+                    refusal = push
         if refusal:
             _say(channel, jobs.Failed(job.transfer, refusal))
 
     def _feed(self, push: _Push, source: _Source) -> None:
         """With the lock held."""
-        if source.offered and push.ending is None:
-            push.plan.computed(source.blocks, source.whole, source.final)
-            if source.final:
-                push.final_at = self._clock()
+        if source.offered:
+            push.sender.computed(push.number, source.blocks, source.whole, source.final)
 
     # --- event loop
 
@@ -270,6 +274,20 @@ class Pushes:
 
     # --- engine
 
+    def held(self, key: int) -> int | None:
+        """Blocks at the prompt's start that decode keeps for us. None: it is about to say, for PATIENCE_S at most."""
+        push = self._by_key.get(key)
+        if push is None or push.ending is not None:
+            return 0
+        if push.held is None and self._clock() - push.opened > PATIENCE_S:
+            push.held = 0  # it has no room for the prompt now: nobody waits for that
+        return push.held
+
+    def origin(self, key: int) -> tuple[Channel, int] | None:
+        """Whose job it is, and what that one calls it; None: it has ended."""
+        push = self._by_key.get(key)
+        return (push.channel, push.number) if push is not None and push.ending is None else None
+
     def computed(self, key: int, engine_request: str, blocks: Sequence[int], whole: int, final: bool) -> None:
         """The first `whole` of the request's blocks are computed."""
         with self._work:
@@ -279,10 +297,7 @@ class Pushes:
                 return
             push.engine_request = engine_request
             self._open_requests[engine_request] = key
-            push.plan.computed(blocks, whole, final)
-            if final:
-                push.final_at = self._clock()
-            self._work.notify_all()
+        push.sender.computed(push.number, blocks, whole, final)
 
     def preempted(self, key: int) -> None:
         """Its blocks are about to be overwritten: returns when nobody reads them any more."""
@@ -292,8 +307,8 @@ class Pushes:
 
     def _wait(self, push: _Push | None) -> None:
         with self._work:
-            while push is not None and (push.sending or push.unflushed) and not push.channel.lost:
-                self._work.wait(0.1)
+            while push is not None and not push.over:
+                self._work.wait()
 
     def results(self, ended_requests: set[str]) -> set[str]:
         """Of the requests that the engine has finished (told once), those kept for us that it may free now."""
@@ -307,119 +322,31 @@ class Pushes:
             self._kept -= free
         return free
 
-    # --- senders
+    # --- the one way a transfer ends
 
-    def _send_all(self, peer: _Peer) -> None:
-        while True:
-            with self._work:
-                taken = self._next(peer)
-                while taken is None and not peer.gone:
-                    self._work.wait()
-                    taken = self._next(peer)
-                if taken is None:
-                    return
-                push, writes = taken
-                push.sending = True
-            error = self._write(push, writes)
-            if error or push.ending is not None or push.plan.finished:
-                error = self._flush(push) or error
-            with self._work:
-                push.sending = False
-                self._work.notify_all()
-                ending = push.ending
-                whole = push.plan.finished
-            if error or ending is not None:
-                self._end(push, error or ending or "")
-            elif whole:
-                self._end(push, "short" if push.plan.short else "")
+    def _end(self, push: _Push | None, reason: str) -> None:
+        """As soon as neither its sender nor the device reads its blocks; the first reason counts."""
+        if push is not None:
+            push.ending = push.ending or reason
+            push.sender.cancel(push.number, reason)
 
-    def _next(self, peer: _Peer) -> tuple[_Push, list[Write]] | None:
-        for number, push in list(peer.pushes.items()):
-            size = push.memory.block_bytes or 1
-            if push.ending is not None:
-                if push.unflushed:
-                    return push, []
-                continue
-            try:
-                credit = max(1, peer.channel.free(push.rung) // size)
-                limit = max(1, peer.channel.largest_write(push.rung) // size)
-            except ChannelError:  # lost: whoever hears of it ends the transfer
-                continue
-            writes = push.plan.take(credit, limit)
-            if writes or push.plan.finished:
-                peer.pushes[number] = peer.pushes.pop(number)  # others get their turn
-                return push, writes
-        return None
-
-    def _write(self, push: _Push, writes: list[Write]) -> str:
-        try:
-            for write in writes:
-                if push.ending is not None:
-                    return push.ending
-                push.first_at = push.first_at or self._clock()
-                push.unflushed = push.channel.direct(push.rung)
-                blocks = [
-                    push.memory.view(write.layer, write.source + number, 1) for number in range(write.blocks)
-                ]
-                together = 1 if isinstance(push.memory, KvPart) else len(blocks)  # they don't land as one
-                for at in range(0, len(blocks), together):
-                    place = push.number, write.layer, write.target + at
-                    push.bytes += push.channel.write(*place, blocks[at : at + together], push.rung)
-            if push.ending is None and push.plan.finished and not push.plan.short:
-                push.channel.send(jobs.encode(jobs.Sent(push.number, self._overlap(push))))
-                push.channel.finish(push.number, push.plan.blocks, push.rung)
-        except ChannelError as error:
-            return f"channel-{error.reason}"
-        except ValueError as error:
-            return str(error)
-        return ""
-
-    def _flush(self, push: _Push) -> str:
-        """Until nothing of it is under way, or its channel is lost."""
-        try:
-            if push.unflushed:
-                push.channel.flush(push.number, push.rung)
-        except ChannelError as error:
-            return f"channel-{error.reason}"
-        finally:
-            push.unflushed = False
-        return ""
-
-    def _overlap(self, push: _Push) -> float:
-        """Of the time in which it was written, the share in which blocks were still to be computed."""
-        took = self._clock() - push.first_at
-        return min(1.0, max(0.0, push.final_at - push.first_at) / took) if push.first_at and took > 0 else 0.0
-
-    def _end(self, push: _Push | None, reason: str, tell: bool = True) -> None:
-        """The one way a transfer ends; deferred while its sender, or the device, is reading the blocks."""
-        if push is None:
-            return
+    def _over(self, peer: _Peer, over: Over) -> None:
+        """By whichever thread has ended it."""
+        reason = over.reason
         with self._work:
-            if self._by_key.get(push.key) is not push:
-                return
-            if push.ending is None:
-                push.ending = reason
-            if push.channel.lost:
-                push.unflushed = False
-            if push.sending or push.unflushed:
-                self._work.notify_all()
-                return
-            reason = push.ending
+            push = peer.pushes.pop(over.transfer)
+            push.over = True
             del self._by_key[push.key]
             self._open_requests.pop(push.engine_request, None)
-            peer = self._peers.get(push.channel)
-            if peer is not None:
-                peer.pushes.pop(push.number, None)
             self._leave_source(push)
             self._work.notify_all()
-        seconds = self._clock() - push.first_at if push.first_at else 0.0
-        self.on_end(push.channel, push.rung, reason, push.bytes, seconds)
+        self.on_end(push.channel, push.rung, reason, over.bytes, over.seconds)
         if push.source is not None:
-            self.on_claim_end(push.source, reason, push.bytes, seconds)
+            self.on_claim_end(push.source, reason, over.bytes, over.seconds)
         if reason:
             if push.source is None:
                 self._cancel_job(push.key)
-            if tell and not reason.startswith("cancelled"):
+            if not reason.startswith("cancelled"):
                 _say(push.channel, jobs.Failed(push.number, reason))
         if push.cancelled:
             _say(push.channel, jobs.Stopped(push.number))
@@ -429,7 +356,7 @@ class Pushes:
         source = self._sources.get(push.source)
         if source is not None:
             source.pushes.discard(push.key)
-            if not source.pushes and not source.offered:
+            if not source.pushes and (source.gone or not source.offered):
                 del self._sources[push.source]
 
 

@@ -148,7 +148,9 @@ def test_prefill_says_for_which_share_of_the_transfer_it_was_still_computing(
     setup.clock.now = 5.0
     last.set()
     assert setup.outcome().reason == ""
-    assert setup.told.get(timeout=WAIT_S) == jobs.Sent(number, 0.75)
+    told = setup.told.get(timeout=WAIT_S)
+    assert isinstance(told, jobs.Sent)
+    assert (told.transfer, told.overlap) == (number, 0.75)
 
 
 def test_the_times_of_the_computation_are_told(setup: Setup) -> None:
