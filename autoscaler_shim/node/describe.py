@@ -62,6 +62,7 @@ def _instance(machine: NodeMachine, instances: Instances, instance: InstanceID) 
         "log": str(instances.folder.instance(instance) / "log"),
         "fetched": {"done": progress.done, "total": progress.total} if progress else None,
         "marks": [[m.name, m.at, m.detail] for m in fact.marks],
+        "kv": running.said.kv if running and running.said else None,
     }
 
 

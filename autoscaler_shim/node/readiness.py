@@ -12,7 +12,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from autoscaler_shim.node.folders import read_json
 from kserve_ext.core.facts import Mark
@@ -30,6 +30,7 @@ class Said(NamedTuple):
     port: int
     marks: tuple[Mark, ...]
     error: str  # what is wrong, where, and the remedy
+    kv: dict[str, Any] | None = None  # its channels to the other role's instances
 
 
 class ReadySocket:
@@ -81,6 +82,7 @@ def read_status(folder: Path) -> Said | None:
         int(facts.get("port") or 0),
         tuple(marks),
         _error_text(facts.get("error")),
+        kv if isinstance(kv := facts.get("kv"), dict) else None,
     )
 
 

@@ -8,6 +8,7 @@ node; decides nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -17,7 +18,9 @@ import msgspec
 
 from autoscaler_shim.objects.book import Document
 from autoscaler_shim.objects.reconciler import Reconciler
+from kserve_ext.api.kserve import kv_transfer
 from kserve_ext.core.facts import Member, Resources, Revision
+from kserve_ext.core.ids import RevisionKey
 from kserve_ext.rpc.errors import RpcError
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.rpc import Rpc
@@ -27,6 +30,7 @@ ANSWER_S: Final = 1.0
 #: Instances whose marks are kept after they have ended.
 MOST_SEEN: Final = 1000
 LOOK_AFTER_S: Final = 0.3
+LOOK_AT_CHANNELS_S: Final = 2.0
 #: Instances that are asked for their marks of one request.
 MOST_ASKED: Final = 32
 NOTHING_LEFT: Final = "what it did with the request is not known"
@@ -43,25 +47,43 @@ class Overview:
         self._seen: OrderedDict[str, Document] = OrderedDict()
         #: What each node of the view is able to run when empty, as it last said.
         self._capacity: dict[str, Resources] = {}
+        #: What ready instances say of their KV channels, by node; each with its revision.
+        self._channels: dict[str, dict[str, tuple[str, Document]]] = {}
         self._news = asyncio.Event()
 
     def news(self) -> None:
         """Some revision's instances have changed, or the nodes have."""
         self._news.set()
 
-    async def follow(self, resized: Callable[[], None]) -> None:
+    async def follow(self, changed: Callable[[], None]) -> None:
         """Looks at nodes and instances soon after there is news of them; runs until cancelled.
 
-        `resized`: other nodes, or nodes of another size.
+        `changed`: other nodes, nodes of another size, other channels. Of channels no news comes, so that they are
+        looked at all the time that there are any.
         """
         while True:
-            await self._news.wait()
-            await asyncio.sleep(LOOK_AFTER_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_AT_CHANNELS_S if self._any_channels() else None):
+                    await self._news.wait()
+                    await asyncio.sleep(LOOK_AFTER_S)
             self._news.clear()
-            before = dict(self._capacity)
+            before = dict(self._capacity), self._channels_shown()
             await self.look()
-            if self._capacity != before:
-                resized()
+            if (self._capacity, self._channels_shown()) != before:
+                changed()
+
+    def channels(self, revision: RevisionKey) -> list[tuple[str, Document]]:
+        """What the ready instances of a revision say of their KV channels."""
+        every = (entry for of_node in self._channels.values() for entry in of_node.items())
+        return sorted((name, facts) for name, (key, facts) in every if key == revision)
+
+    def _any_channels(self) -> bool:
+        return any(self._channels.values())
+
+    def _channels_shown(self) -> dict[str, str]:
+        """As the condition says them: how much has been transferred is none of it."""
+        every = (entry for of_node in self._channels.values() for entry in of_node.items())
+        return {name: str(kv_transfer.verdict([(name, facts)])) for name, (_, facts) in every}
 
     async def status(self) -> Document:
         """Functions, partitions, nodes, slots, instances, revisions, held requests."""
@@ -176,11 +198,14 @@ class Overview:
         """Asks the nodes what they are and run."""
         nodes = self.membership.view.of("node")
         self._capacity = {m.id: self._capacity[m.id] for m in nodes if m.id in self._capacity}
+        self._channels = {m.id: self._channels[m.id] for m in nodes if m.id in self._channels}
         for member, facts in zip(nodes, await self._ask(nodes, "status"), strict=True):
             capacity = facts.get("capacity")
             if isinstance(capacity, dict):
                 sizes = {name: _count(capacity.get(name)) for name in Resources._fields}
                 self._capacity[member.id] = Resources(**sizes)
+            if "error" not in facts:
+                self._channels[member.id] = _kv_of(facts.get("instances") or ())
             for instance in facts.get("instances") or ():
                 if isinstance(instance, dict) and "id" in instance:
                     self._seen.pop(str(instance["id"]), None)
@@ -248,6 +273,14 @@ def _end(instance: Document, fact: Document) -> Document:
         return {}
     how = str(instance.get("reason") or state)
     return {"ended": how if fact.get("marks") else f"{how}; {NOTHING_LEFT}"}
+
+
+def _kv_of(instances: Iterable[object]) -> dict[str, tuple[str, Document]]:
+    return {
+        str(i["id"]): (str(i.get("revision")), i["kv"])
+        for i in instances
+        if isinstance(i, dict) and i.get("state") == "ready" and isinstance(i.get("kv"), dict) and "id" in i
+    }
 
 
 def _count(value: object) -> int:

@@ -8,7 +8,7 @@ this file's caller writes the keys objects/, rollouts/, revisions/ and routes/.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -17,9 +17,10 @@ import msgspec
 
 from autoscaler_shim.objects.book import Book, ObjectKey
 from kserve_ext.api.knative.autoscaler_config import EMBEDDED, AutoscalerConfig
-from kserve_ext.api.kserve import conditions, render, rollout, selection
+from kserve_ext.api.kserve import conditions, kv_transfer, render, rollout, selection
 from kserve_ext.api.kserve.conditions import Outcome
 from kserve_ext.api.kserve.inference_service import InferenceService
+from kserve_ext.api.kserve.kv_transfer import Facts, Verdict
 from kserve_ext.api.kserve.rollout import Observed, Rollout
 from kserve_ext.api.kserve.storage import Claims
 from kserve_ext.api.problems import Findings, Problem
@@ -44,6 +45,8 @@ class Reconciler:
     config: AutoscalerConfig = EMBEDDED
     #: Why no node could ever run an instance of it, "" if one could or if that isn't known.
     too_large: Callable[[Revision], str] = lambda revision: ""
+    #: What the ready instances of a revision say of their KV channels, by instance.
+    channels: Callable[[RevisionKey], Sequence[tuple[str, Facts]]] = lambda revision: ()
     rollouts: dict[ObjectKey, Rollout] = field(default_factory=dict)
     observed: dict[RevisionKey, Observed] = field(default_factory=dict)
     outcomes: dict[ObjectKey, Outcome] = field(default_factory=dict)
@@ -106,6 +109,7 @@ class Reconciler:
         if done.again_at:
             self.timers[key] = done.again_at
         outcome = outcome._replace(rollout=done.rollout)
+        outcome = outcome._replace(kv_transfer=self._kv_transfer(key, outcome))
         self.outcomes[key] = outcome
         document = self.book.documents[key]
         status = conditions.status(
@@ -187,6 +191,23 @@ class Reconciler:
         elif wrong:
             remedy = "correct the path, or put the model there"
             findings.problem(service.uri_field, wrong, remedy, service.storage_uri)
+
+    def _kv_transfer(self, key: ObjectKey, outcome: Outcome) -> Verdict | None:
+        """Of the decode service of its group, whichever of the two it is."""
+        revision = outcome.revision
+        if revision is None or not revision.group or outcome.incomplete:
+            return None
+        decode = [outcome] if revision.role == "decode" else []
+        decode += [
+            o
+            for k, o in self.outcomes.items()
+            if k != key
+            and o.revision is not None
+            and o.revision.group == revision.group
+            and o.revision.role == "decode"
+        ]
+        serving = next((o.rollout.serving for o in decode), None)
+        return kv_transfer.verdict(self.channels(serving) if serving else ())
 
     def _incomplete(self, key: ObjectKey, revision: Revision) -> str:
         """Why the group of this revision cannot serve yet, "" if it can."""

@@ -61,6 +61,7 @@ def main(args: argparse.Namespace) -> int:
         await desk.load()
         overview = Overview(rpc, membership, reconciler)
         reconciler.too_large = overview.too_large
+        reconciler.channels = overview.channels
         admin = Admin(desk, process.key(), overview.look)
 
         async def status(request: web.Request) -> web.Response:

@@ -134,6 +134,7 @@ def lines(document: Document) -> list[str]:
         # The other half of a group computes for itself: what counts is how it came to the one that answered.
         if transfer and lane["instance"] == document.get("instance"):
             head.append(f"KV transfer at {lane['instance']}: {_facts(transfer)}")
+            head += _pair(lane)
         if lane.get("ended"):
             head.append(f"instance {lane['instance']} has ended: {lane['ended']}")
     where = max((len(row.where) for row in found), default=0)
@@ -143,6 +144,16 @@ def lines(document: Document) -> list[str]:
         times = f"{row.at_ms:9.1f}  {row.took_ms:9.1f}  {bar(row, total)}"
         body.append(f"{times}  {row.name:{name}}  {row.where:{where}}  {row.detail}".rstrip())
     return [*head, "", *body]
+
+
+def _pair(lane: Document) -> list[str]:
+    """With whom, and why not by a better method."""
+    prefill = lane.get("prefill")
+    if not isinstance(prefill, dict) or not prefill.get("instance"):
+        return []
+    generation = f", generation {prefill['generation']}" if prefill.get("generation") else ""
+    found = [f"pair: {lane['instance']} – {prefill['instance']}{generation}"]
+    return found + [f"not by {why}" for why in prefill.get("passed") or ()]
 
 
 def _facts(value: object) -> str:

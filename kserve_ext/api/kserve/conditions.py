@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from kserve_ext.api.kserve import kv_transfer
+from kserve_ext.api.kserve.kv_transfer import Verdict
 from kserve_ext.api.kserve.rollout import Observed, Rollout
 from kserve_ext.api.problems import Problem
 from kserve_ext.core.facts import Revision
@@ -35,6 +37,7 @@ class Outcome(NamedTuple):
     address: str = ""
     incomplete: str = ""  # why its group cannot serve yet
     too_large: str = ""  # why no node of the cluster could run an instance of the rendered one
+    kv_transfer: Verdict | None = None  # of a service in a group that is whole
 
     @property
     def message(self) -> str:
@@ -121,6 +124,8 @@ def _conditions(outcome: Outcome, serving: Observed | None, latest: Observed | N
     )
     overall = worst._replace(type="Ready") if worst else _Condition("Ready", TRUE)
     found = [predictor, ingress, deployment, overall]
+    if outcome.kv_transfer is not None and not outcome.stopped:
+        found.append(_Condition(kv_transfer.TYPE, *outcome.kv_transfer))
     if outcome.stopped:
         found.append(_Condition("Stopped", TRUE, "Stopped"))
     return found

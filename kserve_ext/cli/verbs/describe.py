@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
 import yaml
 
+from kserve_ext.api.kserve import kv_transfer
 from kserve_ext.cli.client import Client, path_of
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.output import age, data_option, namespace_option, section
@@ -95,6 +97,26 @@ def _service(client: Client, document: Document) -> None:
         for i in instances
     ]
     click.echo(section("Instances", ("INSTANCE", "NODE", "STATE", "PID", "ADDRESS", "WHY"), processes))
+    channels = [row for i in instances for row in _channels(str(i["id"]), (i.get("kv") or {}).get("pairs"))]
+    if channels:
+        names = ("INSTANCE", "PEER", "STATE", "SINCE", "TRANSFERS", "MIB", "HOW")
+        click.echo(section("KV channels", names, channels))
+
+
+def _channels(instance: str, pairs: list[Document] | None) -> list[tuple[object, ...]]:
+    return [
+        (
+            instance,
+            pair["peer"],
+            pair["state"],
+            f"{max(0.0, time.time() - pair['since']):.0f}s",
+            pair.get("transfers", 0),
+            f"{pair.get('bytes', 0) / (1 << 20):.1f}",
+            ": ".join(str(pair[key]) for key in ("reason", "detail") if pair.get(key))
+            or kv_transfer.pair_text(pair).partition(": ")[2],
+        )
+        for pair in pairs or ()
+    ]
 
 
 def _indented(spec: Document) -> str:

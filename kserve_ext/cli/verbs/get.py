@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kserve_ext.api.kserve import conditions
+from kserve_ext.api.kserve import conditions, kv_transfer
 from kserve_ext.api.kserve.resources import KindOf, kind_of, kind_remedy
 from kserve_ext.cli.client import Client, path_of
 from kserve_ext.cli.embedded.folder import Folder
@@ -128,12 +128,21 @@ COLUMNS = {
         "ROLE",
         "MODEL",
         "RUNTIME",
+        "KV",
         "WHY",
     ),
     "ServingRuntime": ("NAME", "DISABLED", "MODELTYPE", "CONTAINERS", "AGE", "PROTOCOLS", "COMMAND"),
     "ClusterServingRuntime": ("NAME", "DISABLED", "MODELTYPE", "CONTAINERS", "AGE", "PROTOCOLS", "COMMAND"),
 }
 NARROW = {"InferenceService": 5, "ServingRuntime": 5, "ClusterServingRuntime": 5}
+
+
+def _kv(status: Document) -> str:
+    """How KV goes between the services of a group, or why it doesn't; "" of a service without one."""
+    for condition in status.get("conditions") or []:
+        if condition["type"] == kv_transfer.TYPE:
+            return str(condition.get("reason", condition["status"]))
+    return ""
 
 
 def _row(of: KindOf, item: Document) -> dict[str, str]:
@@ -162,5 +171,6 @@ def _row(of: KindOf, item: Document) -> dict[str, str]:
         "ROLE": notes.get("kserve-galaxy.io/role", "unified"),
         "MODEL": model.get("storageUri", ""),
         "RUNTIME": status.get("clusterServingRuntimeName") or status.get("servingRuntimeName") or "",
+        "KV": _kv(status),
         "WHY": conditions.why(status),
     }
