@@ -143,6 +143,11 @@ class Way(ABC):
     def fetch(self, lane: int, frame: Frame, window: memoryview | None) -> None:
         """The bytes of a write into the window; None: they are thrown away, where that is possible."""
 
+    def finish(self, frame: Frame) -> None:
+        """Says on every stream that a transfer is complete, behind its writes."""
+        for stream in self.streams:
+            stream.tell(frame)
+
     def flush(self, transfer: int) -> None:
         """Returns when nothing of this transfer is under way: its blocks may change, and nobody writes any more."""
         return

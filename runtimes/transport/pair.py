@@ -153,8 +153,7 @@ class Channel:
         self._raise_if_lost()
         way = self._way(rung)
         frame = Frame(DONE, RUNG_NAMES.index(way.rung), transfer=transfer, blocks=blocks)
-        for stream in way.streams:
-            self._losing(lambda stream=stream: stream.tell(frame))  # type: ignore[misc]
+        self._losing(lambda: way.finish(frame))
 
     def flush(self, transfer: int, rung: Rung | Literal[""] = "") -> None:
         """Returns when nothing of this transfer is under way. Raises ChannelError: the channel is lost."""

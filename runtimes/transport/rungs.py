@@ -16,6 +16,7 @@ from runtimes.transport.channel import ChannelError, Link, Rung
 from runtimes.transport.handshake import Identity, Offer, Ready
 from runtimes.transport.kinds import Kind, Setting, ShmKind, TcpKind
 from runtimes.transport.link import Sockets
+from runtimes.transport.nixl import NixlKind
 from runtimes.transport.verbs.kind import VerbsKind
 
 #: Best first, for whoever doesn't choose (docs/decisions/0011). Memory of the same host comes before RDMA: through it
@@ -25,16 +26,24 @@ RUNGS: Final[tuple[Rung, ...]] = ("ipc", "shm", "rdma", "rdma-staged", "nixl", "
 #: What an operator means by RDMA.
 VERBS: Final[tuple[Rung, ...]] = ("rdma", "rdma-staged")
 
-_Name = Literal["shm", "rdma", "tcp"]
-_OF: Final[dict[Rung, _Name]] = {"shm": "shm", "rdma": "rdma", "rdma-staged": "rdma", "tcp": "tcp"}
+_Name = Literal["shm", "rdma", "nixl", "tcp"]
+_OF: Final[dict[Rung, _Name]] = {
+    "shm": "shm",
+    "rdma": "rdma",
+    "rdma-staged": "rdma",
+    "nixl": "nixl",
+    "tcp": "tcp",
+}
 _OFFER: Final[dict[_Name, Callable[[Setting], Kind]]] = {
     "shm": ShmKind.offered,
     "rdma": VerbsKind.offered,
+    "nixl": NixlKind.offered,
     "tcp": TcpKind,
 }
 _ANSWER: Final[dict[_Name, Callable[[bytes, Setting], Kind]]] = {
     "shm": ShmKind.answered,
     "rdma": VerbsKind.answered,
+    "nixl": NixlKind.answered,
     "tcp": lambda word, setting: TcpKind(setting),
 }
 

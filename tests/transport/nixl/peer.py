@@ -1,0 +1,31 @@
+"""`python -m tests.transport.nixl.peer`: prefill as a process. Says its address, then writes blocks for ever."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+from tests.transport.nixl.channels import BLOCK, WAIT_S, Ear, extent, prefill, until
+
+
+def main() -> None:
+    listener, accepted = prefill()
+    print(listener.addr, flush=True)
+    channel = accepted.get(timeout=WAIT_S)
+    ear = Ear()
+    channel.start(ear, None)
+    channel.use([extent(ear.memory)])
+    until(lambda: channel.rungs == ("nixl",))
+    blocks = [ear.memory[at : at + BLOCK] for at in range(0, 8 * BLOCK, BLOCK)]
+    try:
+        for turn in itertools.count(1):
+            channel.flush(1)
+            for block in blocks:
+                block[:] = bytes([turn % 255 + 1]) * BLOCK
+            channel.write(1, 0, turn % 8 * 8, blocks)
+    finally:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
