@@ -38,7 +38,36 @@ STATUS: dict[str, Any] = {
             "instances": 1,
         }
     ],
-    "instances": [{"id": "i1", "node": "node-0", "revision": R1, "state": "ready", "addr": "h:1", "pid": 5}],
+    "instances": [
+        {
+            "id": "i1",
+            "node": "node-0",
+            "revision": R1,
+            "state": "ready",
+            "addr": "h:1",
+            "pid": 5,
+            "kv": {
+                "pairs": [
+                    {
+                        "peer": "p1",
+                        "state": "up",
+                        "since": 1.0,
+                        "transfers": 7,
+                        "bytes": 3 << 20,
+                        "rungs": [{"rung": "tcp"}],
+                        "passed": ["rdma: no RDMA device here"],
+                    },
+                    {
+                        "peer": "p2",
+                        "state": "down",
+                        "since": 1.0,
+                        "reason": "unreachable",
+                        "detail": "refused",
+                    },
+                ]
+            },
+        }
+    ],
     "revisions": [
         {
             "revision": R1,
@@ -215,6 +244,10 @@ def test_describe_and_status(galaxy: Running) -> None:
     described = galaxy("describe", "isvc", "tiny").output
     for part in ("Runtime:     galaxy-vllm", "storageUri: pvc://models/tiny", "AtZero", R1, "i1"):
         assert part in described
+    rows = {line.split()[1]: line for line in described.splitlines() if line.split()[:1] == ["i1"]}
+    assert "tcp [not rdma: no RDMA device here]" in rows["p1"]
+    assert rows["p1"].split()[2:6:2] == ["up", "7"]
+    assert rows["p2"].endswith("unreachable: refused")
     status = galaxy("status").output
     for part in ("epoch 7", "2 held requests", "500m/4", "2Gi/4Gi", "runtimes.vllm_pd:1", "ready"):
         assert part in status

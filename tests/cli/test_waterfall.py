@@ -59,6 +59,27 @@ def test_the_picture_says_what_it_is_of() -> None:
     assert "KV transfer at i1: shm;tokens=64" in text
 
 
+def test_the_pair_is_told_and_why_no_better_method_was_taken() -> None:
+    lane = {
+        "instance": "i1",
+        "kv": {"rung": "tcp", "bytes": 4096, "overlap": 0.75},
+        "prefill": {
+            "instance": "p1",
+            "addr": "a:1",
+            "generation": 7,
+            "passed": ["rdma: no RDMA device here"],
+        },
+    }
+    other = {"instance": "p1", "kv": {"rung": "none"}, "prefill": {"instance": "x"}}
+    text = lines({**COLD, "instances": [lane, other]})
+    assert text[2:5] == [
+        "KV transfer at i1: rung tcp, bytes 4096, overlap 0.75",
+        "pair: i1 – p1, generation 7",
+        "not by rdma: no RDMA device here",
+    ]
+    assert not any("x" in line for line in text[:5])
+
+
 def test_the_end_of_an_instance_is_told_and_is_no_part_of_the_time() -> None:
     ended = "the process was killed by SIGKILL"
     lane = {"instance": "i1", "ended": ended}

@@ -233,6 +233,32 @@ async def test_a_group_says_what_it_lacks(cluster: Cluster) -> None:
 
 
 @with_cluster
+async def test_both_services_of_a_group_say_whether_kv_reaches_decode(cluster: Cluster) -> None:
+    notes = {**ZERO, "kserve-galaxy.io/pd-group": "chat"}
+    said: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    cluster.desk.reconciler.channels = lambda revision: said.get(revision, [])
+    await cluster.apply(MODEL % "", "tiny", {**notes, "kserve-galaxy.io/role": "decode"})
+    assert "KVTransferReady" not in {c["type"] for c in cluster.status()["conditions"]}, "it is half a group"
+    await cluster.apply(MODEL % "", "half", {**notes, "kserve-galaxy.io/role": "prefill"})
+    await cluster.settle()
+    for name in ("tiny", "half"):
+        assert cluster.condition("KVTransferReady", name)[:2] == ("Unknown", "NoInstance")
+    pair = {"peer": "p-1", "state": "up", "rungs": [{"rung": "shm"}]}
+    said[R1] = [("d-1", {"pairs": [pair]})]
+    await cluster.look()
+    for name in ("tiny", "half"):
+        assert cluster.condition("KVTransferReady", name) == ("True", "Shm", "d-1 – p-1: shm")
+    detail = "dtype: 'a' at prefill, 'b' at decode; set --dtype equal"
+    pair = {"peer": "p-1", "state": "down", "reason": "incompatible", "detail": detail}
+    said[R1] = [("d-1", {"pairs": [pair], "required": True})]
+    await cluster.look()
+    assert cluster.condition("KVTransferReady") == ("False", "Incompatible", f"d-1 – p-1: {detail}")
+    assert cluster.condition()[0] == "True", "requests are answered, or refused with the reason"
+    await cluster.apply(MODEL % "", "other")
+    assert "KVTransferReady" not in {c["type"] for c in cluster.status("other")["conditions"]}
+
+
+@with_cluster
 async def test_a_service_that_no_node_can_run_says_so_at_once_and_heals_with_a_larger_node(
     cluster: Cluster,
 ) -> None:

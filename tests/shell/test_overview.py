@@ -7,6 +7,8 @@ import json
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from autoscaler_shim.objects.overview import Overview
 from kserve_ext.core.facts import Command, Member, Model, Resources, Revision, Scale, View
 from kserve_ext.core.ids import FunctionID, RevisionKey
@@ -172,3 +174,55 @@ def test_a_revision_larger_than_every_node() -> None:
     view.membership.view = View(6, ())
     gather(view.look())
     assert view.too_large(needing(2001)) == ""  # none is there, so none is too small
+
+
+def test_channels_are_looked_at_without_news_and_only_other_channels_are_a_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("autoscaler_shim.objects.overview.LOOK_AFTER_S", 0)
+    monkeypatch.setattr("autoscaler_shim.objects.overview.LOOK_AT_CHANNELS_S", 0.01)
+
+    async def run() -> None:
+        view = overview(await served())
+        node = cast(Answers, view.rpc).said
+        changes: asyncio.Queue[list[tuple[str, Any]]] = asyncio.Queue()
+        looks: asyncio.Queue[None] = asyncio.Queue()
+        right = view.look
+
+        async def look() -> None:
+            await right()
+            looks.put_nowait(None)
+
+        monkeypatch.setattr(view, "look", look)
+
+        def says(**pair: Any) -> list[tuple[str, Any]]:
+            kv = {"pairs": [{"peer": "p-1", **pair}]}
+            node["node-0", "status"] = {**NODE, "instances": [{**INSTANCE, "kv": kv}]}
+            return [("i1", kv)]
+
+        async def next_change() -> list[tuple[str, Any]]:
+            return await asyncio.wait_for(changes.get(), 60)
+
+        following = asyncio.create_task(
+            view.follow(lambda: changes.put_nowait(view.channels(RevisionKey(R1))))
+        )
+        expected = says(state="dialling")
+        view.news()
+        assert await next_change() == expected
+        expected = says(state="up", rungs=[{"rung": "tcp"}])
+        assert await next_change() == expected, "nobody has said that there is news"
+        says(state="up", rungs=[{"rung": "tcp"}], transfers=7, bytes=4096)
+        while not looks.empty():
+            looks.get_nowait()
+        for _ in range(3):
+            await asyncio.wait_for(looks.get(), 60)
+        assert changes.empty()
+        assert view.channels(RevisionKey(R1))[0][1]["pairs"][0]["transfers"] == 7
+        node["node-0", "status"] = None
+        await asyncio.wait_for(looks.get(), 60)
+        assert view.channels(RevisionKey(R1)), "what a silent node has said last"
+        node["node-0", "status"] = {**NODE, "instances": [{**INSTANCE, "state": "draining"}]}
+        assert await next_change() == []
+        following.cancel()
+
+    asyncio.run(run())
