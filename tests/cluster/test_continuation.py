@@ -1,0 +1,135 @@
+"""kill -9 of the instance that streams, with real engines: the client sees one whole stream."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import os
+import signal
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from kserve_ext.wire.continuation import SEAM
+from tests.cluster.test_at_zero import instances
+from tests.support.embedded import ROOT, Embedded
+from tools.setup.layout import Layout
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(
+        importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: run `make setup`"
+    ),
+]
+
+LONG_S = 120.0
+TOKENS = 600
+PROMPT = "Rivers run into the sea, and the sea is not full. " * 4
+SERVICES = [("tiny", "tiny"), ("tiny-pd-decode", "tiny-pd")]
+
+
+class Streamed(NamedTuple):
+    id: str
+    text: bytes
+    tokens: list[int]
+
+
+@pytest.fixture(scope="module")
+def galaxy(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Embedded]:
+    models = Layout.of_user().tiny_model_link.parent
+    size = ("--node-cpu", "6", "--node-memory", "12Gi", "--nodes", "1", "--pvc", f"models={models}")
+    with Embedded(tmp_path_factory.mktemp("galaxy") / "data", *size) as up:
+        for name in ("unified", "prefill-decode"):
+            manifest = (ROOT / "examples" / f"{name}.yaml").read_text()
+            up.galaxy("apply", "--no-wait", "-f", "-", stdin=manifest.replace("window: 6s", "window: 120s"))
+        yield up
+
+
+def stream(
+    galaxy: Embedded, service: str, model: str, path: str, kill_after: int = -1, **more: object
+) -> Streamed:
+    """One greedy stream; the instance that serves it is killed after so many of its lines."""
+    host, _, port = galaxy.run_file("dispatch-0")["http"].partition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=LONG_S)
+    body = {"model": model, "stream": True, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+    asked = (
+        {"prompt": PROMPT}
+        if path == "/v1/completions"
+        else {"messages": [{"role": "user", "content": PROMPT}]}
+    )
+    connection.request(
+        "POST",
+        path,
+        json.dumps({**body, **asked, "return_token_ids": True, **more}),
+        {"Host": f"{service}.default.galaxy.local", "content-type": "application/json"},
+    )
+    answer = connection.getresponse()
+    assert answer.status == 200, answer.read()
+    lines = []
+    for number, line in enumerate(answer):
+        lines.append(line)
+        if number == kill_after:
+            os.kill(serving(galaxy, service), signal.SIGKILL)
+    connection.close()
+    tokens: list[int] = []
+    for line in lines:
+        if line.startswith(b"data: {"):
+            for choice in json.loads(line[6:]).get("choices") or []:
+                tokens += choice.get("token_ids") or []
+    return Streamed(answer.headers["x-request-id"], b"".join(lines), tokens)
+
+
+def serving(galaxy: Embedded, service: str) -> int:
+    """The process of the one instance that is ready."""
+    [one] = [i["id"] for i in instances(galaxy, service) if i["state"] == "ready"]
+    [file] = galaxy.data.glob(f"nodes/*/instances/{one}/pid.json")
+    return int(json.loads(file.read_text())["pid"])
+
+
+def metric(galaxy: Embedded, name: str) -> float:
+    with urllib.request.urlopen(f"http://{galaxy.run_file('dispatch-0')['admin']}/metrics") as answer:
+        for line in answer.read().decode().splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.split()[1])
+    return 0.0
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize(("service", "model"), SERVICES)
+def test_the_instance_that_streams_is_killed(galaxy: Embedded, service: str, model: str, path: str) -> None:
+    whole = stream(galaxy, service, model, path)
+    assert len(whole.tokens) == TOKENS
+    before = metric(galaxy, "galaxy_streams_continued_total")
+    began = time.monotonic()
+    cut = stream(galaxy, service, model, path, kill_after=100)
+    took = time.monotonic() - began
+    assert cut.tokens == whole.tokens
+    assert cut.text.count(SEAM) == 1
+    assert cut.text.endswith(b"data: [DONE]\n\n")
+    assert cut.text.count(b'"role":') == whole.text.count(b'"role":')
+    heads = {(e["id"], e["created"], e["model"]) for e in map(json.loads, events(cut.text))}
+    assert len(heads) == 1
+    assert b"galaxy" not in cut.text
+    assert metric(galaxy, "galaxy_streams_continued_total") == before + 1
+    said = galaxy.galaxy("explain", cut.id)
+    assert "its instance broke off" in said
+    assert "another instance goes on" in said
+    print(f"{service}{path}: whole after {took:.1f} s")
+
+
+def events(text: bytes) -> list[bytes]:
+    return [line[6:] for line in text.split(b"\n") if line.startswith(b"data: {")]
+
+
+def test_a_service_that_asks_for_no_continuation(galaxy: Embedded) -> None:
+    manifest = (ROOT / "examples" / "unified.yaml").read_text().replace("name: tiny\n", "name: plain\n", 1)
+    off = '  annotations:\n    kserve-galaxy.io/continuation: "off"\n'
+    galaxy.galaxy("apply", "--no-wait", "-f", "-", stdin=manifest.replace("  annotations:\n", off))
+    cut = stream(galaxy, "plain", "plain", "/v1/completions", kill_after=100)
+    assert b'"code": "instance_failed"' in cut.text
+    assert b"[DONE]" not in cut.text
