@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -171,6 +172,22 @@ def test_the_rest_of_a_stream_cut_behind_any_event(unified: Instance, other: Ins
             twice.events.extend(rest.events[:2])
             twice.marks.extend(rest.marks[:2])
             same(resume(first, path, body, twice, name).events, rest.events[2:])
+
+
+def test_what_the_client_has_may_be_in_the_prefix_cache(unified: Instance) -> None:
+    """More of it than the prompt: vLLM knows no other new request of which that is true."""
+    path, body = request("text", prompt=prompt(6, 100), max_tokens=220, return_token_ids=True)
+    whole = ask(unified, path, body, "marks", "long")
+    count = next(n for n in range(220) if len(said([*whole.events[:n], b""]).tokens) > 180)
+    before = hits(unified)
+    rest = resume(unified, path, body, behind(whole, count), "long")
+    same(rest.events, whole.events[count:])
+    assert hits(unified) == before + 256
+
+
+def hits(instance: Instance) -> float:
+    text = instance.get("/metrics").body.decode()
+    return float(re.search(r"vllm:prefix_cache_hits_total\{[^}]*\} (\S+)", text)[1])  # type: ignore[index]
 
 
 def test_sampled_streams_go_on_with_a_sample_of_their_own(unified: Instance, other: Instance) -> None:
