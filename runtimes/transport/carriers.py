@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import socket
 import threading
 from collections.abc import Sequence
@@ -16,10 +17,10 @@ from runtimes.transport.channel import (
     ChannelError,
     Frame,
     Rung,
-    Way,
 )
 from runtimes.transport.credit import Credit, give_back
-from runtimes.transport.shm import Ring, copy_in, copy_out
+from runtimes.transport.ringed import Ringed
+from runtimes.transport.shm import Ring
 
 _SCRATCH = 1 << 20
 SEND_TIMEOUT_S = 2.0  # of a control message: senders include event loops, which a stopped peer must not stop
@@ -61,8 +62,8 @@ class SocketStream:
         return frame, bytes(sockets.read(self.socket, 4 * frame.blocks))
 
 
-class _Credited(Way):
-    """On the bulk socket, with so many bytes under way at most."""
+class OnBulk(Ringed):
+    """Frames on the bulk socket, with so many bytes under way at most."""
 
     def __init__(self, stream: SocketStream, size: int) -> None:
         self.streams = (stream,)
@@ -76,6 +77,9 @@ class _Credited(Way):
     def free(self) -> int:
         return self._credit.free()
 
+    def reserve(self, size: int) -> tuple[int, int]:
+        return 0, self._credit.reserve(size)
+
     def credited(self, lane: int, size: int) -> None:
         self._credit.give_back(size)
 
@@ -83,10 +87,27 @@ class _Credited(Way):
         self._credit.lose(error)
 
 
-class Tcp(_Credited):
-    """Blocks behind their frame."""
+class Tcp(OnBulk):
+    """Blocks behind their frame: from where they lie to where they belong, or between rings that each side has."""
 
     rung: Rung = "tcp"
+
+    def __init__(self, stream: SocketStream, size: int) -> None:
+        super().__init__(stream, size)
+        self._ring: memoryview | None = None
+
+    def view(self, lane: int) -> memoryview:
+        if self._ring is None:
+            self._ring = memoryview(mmap.mmap(-1, self._credit.size))
+        return self._ring
+
+    def post(self, lane: int, frame: Frame, body: bytes) -> None:
+        blocks = self.view(lane)[frame.offset : frame.offset + frame.size]
+        self._stream.tell(frame, body, (blocks,))
+
+    def arrive(self, lane: int, frame: Frame) -> None:
+        super().arrive(lane, frame)
+        sockets.read_into(self._stream.socket, self.view(lane)[frame.offset : frame.offset + frame.size])
 
     def write(self, frame: Frame, checksums: bytes, blocks: Sequence[memoryview]) -> None:
         self._credit.reserve(frame.size)
@@ -105,7 +126,7 @@ class Tcp(_Credited):
         give_back(self._stream, frame)
 
 
-class SharedMemory(_Credited):
+class SharedMemory(OnBulk):
     """Blocks in a ring that both sides see."""
 
     rung: Rung = "shm"
@@ -114,11 +135,8 @@ class SharedMemory(_Credited):
         super().__init__(stream, ring.size)
         self._ring = ring
 
-    def write(self, frame: Frame, checksums: bytes, blocks: Sequence[memoryview]) -> None:
-        offset = self._credit.reserve(frame.size)
-        copy_in(self._ring.view, blocks, offset)
-        self._stream.tell(frame._replace(offset=offset), checksums)
+    def view(self, lane: int) -> memoryview:
+        return self._ring.view
 
-    def fetch(self, lane: int, frame: Frame, window: memoryview | None) -> None:
-        copy_out(self._ring.view, frame.offset, frame.size, window)
-        give_back(self._stream, frame)
+    def post(self, lane: int, frame: Frame, body: bytes) -> None:
+        self._stream.tell(frame, body)

@@ -25,7 +25,7 @@ class Room(NamedTuple):
 
 
 class Ringed(Way):
-    """A lane is a stream and its ring. Credit is given back for each write, in the order of the writes of its lane."""
+    """A lane is a stream and its ring. Credit is given back for each write, in the order of the lane's writes."""
 
     @abstractmethod
     def view(self, lane: int) -> memoryview:
