@@ -47,13 +47,13 @@ class Prior(NamedTuple):
         return self.setup_s + size / self.rate
 
 
-#: By kind of rung: setup, rate where the link isn't known or is none, and the share of the link that it gets.
+#: Best first. By kind of rung: setup, rate where the link isn't known or is none, and the share of a link it gets.
 _KINDS: Final[Mapping[str, tuple[float, float, float]]] = {
     "ipc": (1e-4, 40e9, 0.0),
+    "shm": (1e-4, 6e9, 0.0),
     "rdma": (1e-4, 5e9, 0.9),
+    "rdma-staged": (2e-4, 4e9, 0.8),
     "nixl": (5e-4, 4e9, 0.9),
-    "shm": (2e-4, 2.5e9, 0.0),
-    "rdma-staged": (2e-4, 2e9, 0.8),
     "tcp": (5e-4, 1e9, 0.5),
 }
 
