@@ -6,7 +6,7 @@ import asyncio
 import gc
 import json
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,11 +15,12 @@ import pytest
 
 from kserve_ext.core import kv_links
 from kserve_ext.core.kv_links import Peer
-from runtimes.transport.channel import ChannelError, Frame
+from runtimes.transport.channel import ChannelError, Frame, Rung
 from runtimes.transport.handshake import Identity
 from runtimes.transport.layout import Layout
 from runtimes.transport.listener import Listener
 from runtimes.transport.pair import Channel
+from runtimes.transport.verbs.choice import Wanted
 from runtimes.vllm_pd import channels, keeper
 from runtimes.vllm_pd.accepted import Accepted
 from runtimes.vllm_pd.channels import Channels, lookup
@@ -79,13 +80,21 @@ def deaf(channel: Channel, wrap: Wrap) -> None:
 class Prefill:
     """A process of this name: its HTTP server, its listener and the channels that it has accepted."""
 
-    def __init__(self, name: str, generation: int = 1, attach: keeper.Attach = attach, **layout: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        generation: int = 1,
+        attach: keeper.Attach = attach,
+        rungs: Sequence[Rung] = ("tcp",),
+        rdma: Wanted | None = None,
+        **layout: Any,
+    ) -> None:
         self.who = Identity(name, generation, Layout(**layout))
         self.offers = self.lookups = 0
         self.accepted = Accepted(self.who, attach, lambda channel: 0, most=8)
         if attach is not deaf:
             self.accepted.start()
-        self.listener = Listener(KEY, self._identity, self.accepted.take, ("tcp",))
+        self.listener = Listener(KEY, self._identity, self.accepted.take, rungs, rdma=rdma)
         self.may_answer = threading.Event()
         self.may_answer.set()
         self.asked = threading.Event()
@@ -146,7 +155,7 @@ def decode(name: str = "d", generation: int = 1, attach: keeper.Attach = attach,
     made = Channels(
         KEY,
         Identity(name, generation, Layout()),
-        ("tcp",),
+        more.pop("rungs", ("tcp",)),
         attach,
         more.pop("open_on", lambda channel: 0),
         **more,
