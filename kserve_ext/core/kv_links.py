@@ -131,7 +131,7 @@ class Links:
         self._numbers = 0
         self._ticked_at: float | None = None
         self._listed_at = float("-inf")
-        self._peers: dict[str, Peer] = {}
+        self._peers: dict[str, Peer] = {}  # the eligible ones, in this instance's own order
         self.known: dict[Key, Link] = {}
 
     # --- who there is
@@ -140,7 +140,8 @@ class Links:
         """All that are eligible. Whoever is not is let go as soon as nothing is open on its channel."""
         out: list[Instruction] = []
         self._listed_at = now
-        self._peers = {peer.name: peer for peer in peers}
+        named = {peer.name: peer for peer in peers}
+        self._peers = {name: named[name] for name in rendezvous.ranked(self._me, named)}
         for peer in peers:
             for rank in range(peer.ranks):
                 key = Key(peer.name, rank)
@@ -215,7 +216,7 @@ class Links:
     # --- channels that stand
 
     def seen(self, key: Key, number: int, heard_at: float, transfers: int) -> None:
-        """When its peer was last heard of, and what is open on it: to be said before each other event."""
+        """When its peer was last heard of, and what is open on it: to be said before whatever may close one."""
         link = self.known.get(key)
         if link is None or link.number != number or link.state != "up":
             return
@@ -304,11 +305,11 @@ class Links:
         return link.named_at > self._listed_at and now - link.named_at < NAMED_S
 
     def _target(self, now: float) -> list[Link]:
-        """The links that should stand without being asked for, in this instance's own order of its peers."""
+        """The links that should stand without being asked for."""
         wanted: list[Link] = []
         left = self._pairs
-        for name in rendezvous.ranked(self._me, self._peers):
-            links = [self.known[Key(name, rank)] for rank in range(self._peers[name].ranks)]
+        for name, peer in self._peers.items():
+            links = [self.known[Key(name, rank)] for rank in range(peer.ranks)]
             if left and all(link.counts or not self._rests(link, now) for link in links):
                 wanted += links
                 left -= 1

@@ -68,7 +68,8 @@ class Channels(Keeper):
     async def get(self, lease: Lease) -> tuple[Channel, bool]:
         """The channel, and whether it had to be waited for. Raises ChannelError, or NoPrefill."""
         key = Key(lease.instance)
-        refusal, out = self._links.want(key, lease.addr, lease.generation, self._now())
+        now = time.monotonic() if self._stands(key) else self._now()
+        refusal, out = self._links.want(key, lease.addr, lease.generation, now)
         self._carry(out)
         if refusal is not None:
             if refusal.reason == "limit":

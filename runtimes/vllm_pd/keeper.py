@@ -62,6 +62,7 @@ class Keeper:
         self._open_on = open_on
         self._changed = changed
         self._loop = asyncio.get_running_loop()
+        self._epoch_s = time.time() - time.monotonic()
         self._kept: dict[int, Kept] = {}  # by number
         self._tasks: set[asyncio.Task[Any]] = set()
         self._telling: asyncio.TimerHandle | None = None
@@ -101,7 +102,6 @@ class Keeper:
 
     def facts(self) -> list[dict[str, Any]]:
         """Of each peer and rank: what stands, or why nothing does."""
-        now, wall = time.monotonic(), time.time()
         found = []
         for key, link in sorted(self._links.known.items()):
             kept = self._kept.get(link.number) if link.state == "up" else None
@@ -111,7 +111,7 @@ class Keeper:
                 "rank": key.rank,
                 "generation": link.generation,
                 "state": link.state,
-                "since": round(wall - (now - link.since), 3),
+                "since": round(self._epoch_s + link.since, 3),
                 "open": link.transfers,
                 **(kept.facts() if kept is not None else {}),
             }
@@ -126,6 +126,11 @@ class Keeper:
         kept.number = number
         self._kept[number] = kept
         self._tell_soon()
+
+    def _stands(self, key: Key) -> bool:
+        link = self._links.known.get(key)
+        kept = self._kept.get(link.number) if link is not None else None
+        return kept is not None and kept.channel.lost is None
 
     def _now(self) -> float:
         """Brings the machine up to what has happened."""
@@ -152,7 +157,7 @@ class Keeper:
                         ask(kept.channel)
                 case Close():
                     self._close(i)
-        if instructions:
+        if not all(isinstance(i, Ping) for i in instructions):
             self._tell_soon()
 
     def _tell_soon(self) -> None:
