@@ -117,7 +117,7 @@ def prefill() -> None:
         return finish(self, *rest)
 
     Pushes._open = open_  # type: ignore[method-assign]
-    Channel.write = written  # type: ignore[method-assign]
+    Channel.write = written  # type: ignore[method-assign, assignment]
     Channel.finish = finished  # type: ignore[method-assign, assignment]
 
 
