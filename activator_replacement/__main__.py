@@ -47,7 +47,7 @@ class DispatchFunction:
         self.dispatcher = Dispatcher(membership.me, membership.member.incarnation, rpc, self.routes)
         self.homes = Homes(rpc, membership, store, self.routes, self.dispatcher)
         self.prefill = PrefillLeases(rpc, self.dispatcher, self.routes, self.homes)
-        self.peers = PeerWatches(rpc, self.routes, self.homes.ready_instances)
+        self.peers = PeerWatches(rpc, self.routes, self.homes.peers_of)
         self.server = Server(self.dispatcher, status=self.status, ready=self.not_ready)
         rpc.handle(Describe, self.describe)
         membership.on_view(self._view)

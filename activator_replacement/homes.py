@@ -144,14 +144,13 @@ class Homes:
         if revision is not None and home is not None:
             self._carry(revision.home_key, home.route(self.routes.routed, self.loop.time()))
 
-    def ready_instances(self, key: RevisionKey) -> tuple[m.PrefillPeer, ...] | None:
-        """Those of a revision of ours that may be used, in order; None while that isn't known."""
+    def peers_of(self, key: RevisionKey) -> tuple[m.PrefillPeer, ...] | None:
+        """The instances of a revision of ours that are or will be used, in order; None while that isn't known."""
         found = self.of_revision(key)
         if found is None or not found[1].revisions[key].open:
             return None
-        fleet = found[1].revisions[key].fleet
-        ready = (fleet.known[instance] for instance in sorted(fleet.usable(self.loop.time())))
-        return tuple(m.PrefillPeer(k.id, k.addr, k.generation) for k in ready)
+        known = found[1].revisions[key].fleet.listening(self.loop.time())
+        return tuple(m.PrefillPeer(k.id, k.addr or k.listens, k.generation) for k in known)
 
     def generation_of(self, key: RevisionKey, instance: InstanceID) -> int:
         """Of an instance's process; 0 where that isn't known."""

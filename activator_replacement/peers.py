@@ -1,7 +1,7 @@
 """Which prefill instances a group has: the home tells each decode instance that asks, as soon as the answer changes.
 
-That takes no slot and is no demand: decode dials them before a request needs them, and lets go of those that are no
-longer among them. Who isn't the home of the group, or doesn't know yet what runs, says that it doesn't know.
+That takes no slot and is no demand: decode dials them before a request needs them, also while they load, and lets go of
+those that are no longer among them. Who isn't the home of the group, or doesn't know yet what runs, says that it doesn't know.
 """
 
 from __future__ import annotations

@@ -37,6 +37,8 @@ class Known:
     node: NodeID = NOWHERE
     addr: str = ""  # of its HTTP server, once it is ready
     generation: int = 0
+    #: it can be reached there, although it may not be ready
+    listens: str = ""
     ready_at: float = 0.0
     #: it was ready before this home heard of it
     inherited: bool = False
@@ -135,6 +137,7 @@ class Fleet:
                     continue
                 known = self.known[fact.id] = Known(fact.id, "unknown", now)
             known.node, known.generation, known.suspect_until = node, fact.generation, 0.0
+            known.listens = fact.addr
             known.asked_nodes.clear()
             self._advance(known, fact, now, change)
         if full:
@@ -214,6 +217,11 @@ class Fleet:
 
     def usable(self, now: float) -> list[InstanceID]:
         return [k.id for k in self.known.values() if k.usable(now)]
+
+    def listening(self, now: float) -> list[Known]:
+        """Those that may be used, and those that will be as soon as they are ready, in order of id."""
+        soon = (k for k in self.known.values() if k.state == "starting" and k.wanted and k.listens)
+        return sorted((*soon, *(k for k in self.known.values() if k.usable(now))), key=lambda k: k.id)
 
     @property
     def ready(self) -> int:

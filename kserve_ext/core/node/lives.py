@@ -31,6 +31,7 @@ from kserve_ext.core.node.instance_life import End, Life, how_it_ended
 from kserve_ext.core.node.slots import Slots
 
 KEEP_ENDED_S = 60.0  # an end that no home takes notice of is told this long
+CHANNEL_MARK = "channel_listening"  # of a prefill instance: its KV channels can be opened
 KEEP_IDS = 10_000  # ended ids remembered, so that a late duplicate of a Start starts nothing
 
 
@@ -107,6 +108,9 @@ class Lives:
             life.to("ready", now)
             self._changed(life, out)
             life.waiting = ()
+        elif life.state == "starting" and not life.addr and any(mark.name == CHANNEL_MARK for mark in marks):
+            life.addr = addr  # decode instances dial it while it loads
+            self._changed(life, out)
         elif phase == "draining" and life.state in ("starting", "ready"):
             limit = life.revision.command.drain_s + self.timing.kill_grace_s
             life.end = End(False, "it was asked to drain by somebody other than its node agent")
