@@ -1,7 +1,8 @@
 """Which prefill instances a group has: the home tells each decode instance that asks, as soon as the answer changes.
 
-That takes no slot and is no demand: decode dials them before a request needs them, also while they load, and lets go of
-those that are no longer among them. Who isn't the home of the group, or doesn't know yet what runs, says that it doesn't know.
+That takes no slot and is no demand: decode dials them before a request needs them, also while they load, and lets go
+of those that are no longer among them. Who isn't the home of the group, or doesn't know yet what runs, says that it
+doesn't know.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from kserve_ext.wire.messages import PrefillPeer, PrefillPeers, WatchPrefill
 MARGIN_S = 0.05  # for the answer's way to the caller
 LOOK_AGAIN_S = 0.1
 
-Ready = Callable[[RevisionKey], tuple[PrefillPeer, ...] | None]
+PeersOf = Callable[[RevisionKey], tuple[PrefillPeer, ...] | None]
 
 
 class PeerWatches:
-    """The rpc handler of WatchPrefill. `ready`: a revision's usable instances; None: not known."""
+    """The rpc handler of WatchPrefill. `peers_of`: a revision's instances; None: not known."""
 
-    def __init__(self, rpc: Rpc, routes: Routes, ready: Ready) -> None:
+    def __init__(self, rpc: Rpc, routes: Routes, peers_of: PeersOf) -> None:
         self._routes = routes
-        self._ready = ready
+        self._peers_of = peers_of
         rpc.handle(WatchPrefill, self.watch)
 
     async def watch(self, message: WatchPrefill, caller: Caller) -> PrefillPeers:
@@ -40,7 +41,7 @@ class PeerWatches:
 
     def _peers(self, group: str) -> PrefillPeers:
         revision = self._routes.prefill_of(group)
-        ready = self._ready(revision.key) if revision is not None else None
-        if ready is None:
+        found = self._peers_of(revision.key) if revision is not None else None
+        if found is None:
             return PrefillPeers("")
-        return PrefillPeers(blake2b(repr(ready).encode(), digest_size=8).hexdigest(), ready)
+        return PrefillPeers(blake2b(repr(found).encode(), digest_size=8).hexdigest(), found)

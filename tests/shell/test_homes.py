@@ -160,8 +160,8 @@ def test_a_node_answers_for_each_of_the_revisions_it_was_asked_for() -> None:
         (done,) = (done for addr, _, done in world.recalls() if addr == "node-0:1")
         fact = Instance(InstanceID("i"), second.key, NodeID("node-0"), "ready", "host:1")
         done(m.RecallReply((fact,), 1))
-        assert world.homes.ready_instances(first.key) == ()
-        assert world.homes.ready_instances(second.key) == (m.PrefillPeer(InstanceID("i"), "host:1", 0),)
+        assert world.homes.peers_of(first.key) == ()
+        assert world.homes.peers_of(second.key) == (m.PrefillPeer(InstanceID("i"), "host:1", 0),)
 
     run(test)
 

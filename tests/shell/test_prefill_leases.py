@@ -191,7 +191,7 @@ async def two_prefill(up: Cluster, concurrency: int) -> tuple[str, list[Instance
     key = member("prefill").key
     await until(lambda: sum(s.state == "ready" for s in up.instances.values()) == 4, "all are ready")
     home = up.dispatch[up.home(key)]
-    await until(lambda: len(home.function.homes.ready_instances(key) or ()) == 2, "home knows them")
+    await until(lambda: len(home.function.homes.peers_of(key) or ()) == 2, "home knows them")
     return home.membership.addr, sorted(i for i, s in up.instances.items() if s.revision.role == "prefill")
 
 

@@ -587,3 +587,17 @@ def test_an_instance_that_died_while_the_agent_was_away_is_reported() -> None:
     instance: Instance = full.instances[0]
     assert (instance.state, instance.reason) == ("failed", "its node agent was away")
     assert m.status().free == CAPACITY
+
+
+def test_home_hears_where_a_prefill_instance_listens_while_it_still_loads() -> None:
+    m = machine()
+    m.start(order("x"), 0.0)
+    m.lives.launched(InstanceID("x"), "exec", 1, 0.0)
+    early = m.lives.observed(InstanceID("x"), "loading", "a:1", (Mark("listening", 0.1),), 0.1)
+    assert tells(early) == [], "its channels can't be opened yet"
+    marks = (Mark("channel_listening", 0.2),)
+    told = tells(m.lives.observed(InstanceID("x"), "loading", "a:1", marks, 0.2))
+    assert [(i.state, i.addr) for tell in told for i in tell.instances] == [("starting", "a:1")]
+    assert not tells(m.lives.observed(InstanceID("x"), "loading", "a:1", marks, 0.3)), "once"
+    (ready,) = tells(m.lives.observed(InstanceID("x"), "ready", "a:1", marks, 0.4))[:1]
+    assert [(i.state, i.addr) for i in ready.instances] == [("ready", "a:1")]
