@@ -66,6 +66,7 @@ class Listener:
         host: str = "127.0.0.1",
         handshake_s: float = HANDSHAKE_S,
         rdma: Wanted | None = None,
+        port: int = 0,
     ) -> None:
         if not key and not host.startswith("127.") and host != "localhost":
             raise ValueError(f"listening on {host} needs a cluster key (GALAXY_CLUSTER_KEY_FILE)")
@@ -79,7 +80,7 @@ class Listener:
         self._meeting: dict[threading.Thread, socket.socket] = {}
         self._closed = False
         self._lock = threading.Lock()
-        self._socket = socket.create_server((host, 0), backlog=64)
+        self._socket = socket.create_server((host, port), backlog=64)
         self._socket.settimeout(handshake_s / 4)  # time to look for halves whose other half never came
         self.addr = f"{host}:{self._socket.getsockname()[1]}"
         self._thread = threading.Thread(target=self._accept, name="kv-listener", daemon=True)

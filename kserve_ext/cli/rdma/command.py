@@ -6,7 +6,6 @@ What it needs of the runtimes is imported when it is used, so that other verbs s
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 from pathlib import Path
 from typing import Final
 
@@ -16,24 +15,16 @@ from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.failure import Failure
 from kserve_ext.cli.findings import show
 from kserve_ext.cli.output import data_option, dump, format_option, table
+from kserve_ext.cli.peering import key_option, read_address, read_key, serving_options
 
 PORT: Final = 18599
-_LEAST_KEY: Final = 16
 
 
 @click.command("rdma")
 @data_option
-@click.option(
-    "--key-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="GALAXY_CLUSTER_KEY_FILE",
-    help="File with the cluster key, the same on both sides.  [default: cluster.key of the data folder]",
-)
+@key_option
 @click.option("--serve", is_flag=True, help="Wait for tests of the link from other machines.")
-@click.option("--host", default="0.0.0.0", show_default=True, help="Address to serve at.")
-@click.option(
-    "--port", default=PORT, show_default=True, type=click.IntRange(0, 65535), help="Port to serve at."
-)
+@serving_options(PORT)
 @click.option("--peer", metavar="HOST:PORT", help="Test the link to a machine that serves.")
 @format_option("json", "yaml")
 def command(
@@ -53,10 +44,10 @@ def command(
     if serve and peer is not None:
         raise click.UsageError("--serve is for one machine, --peer for the other")
     if serve:
-        _serve(_key(folder, key_file, host), host, port)
+        _serve(read_key(folder, key_file, host), host, port)
     elif peer is not None:
-        name, number = _address(peer)
-        _measure(_key(folder, key_file, name), name, number, output)
+        name, number = read_address(peer, PORT)
+        _measure(read_key(folder, key_file, name), name, number, output)
     else:
         _check(output)
 
@@ -132,34 +123,3 @@ def _measure(key: bytes, host: str, port: int, output: str | None) -> None:
 
 def _no_link(error: Exception) -> Failure:
     return Failure("the link can't be tested", str(error), "galaxy doctor rdma, on both machines")
-
-
-def _key(folder: Folder, key_file: Path | None, host: str) -> bytes:
-    """b"" is enough within one machine."""
-    path = key_file or folder.key
-    try:
-        key = path.read_bytes()
-    except OSError as error:
-        if key_file is None and _loopback(host):
-            return b""
-        do = "--key-file FILE: the cluster key, or 16 random bytes or more, the same on both machines"
-        raise Failure("no cluster key", f"{path}: {error.strerror}", do) from error
-    if len(key) < _LEAST_KEY:
-        raise Failure("the cluster key is too short", f"{path} has {len(key)} bytes", "16 bytes or more")
-    return key
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _address(peer: str) -> tuple[str, int]:
-    host, _, port = peer.rpartition(":")
-    if not host:
-        host, port = peer, str(PORT)
-    if not port.isdigit():
-        raise click.BadParameter(f"{peer} is not HOST:PORT", param_hint="--peer")
-    return host.strip("[]"), int(port)

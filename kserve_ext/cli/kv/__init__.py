@@ -1,0 +1,1 @@
+"""galaxy kv: what moves KV between instances, by itself."""
