@@ -171,6 +171,16 @@ class Links:
             self._dial(link, now, out)
         return refusal, self._settle(now, out)
 
+    def usable(self, now: float) -> tuple[set[str], set[str]]:
+        """Peers with a channel that stands, and those that no lease should name now."""
+        standing = {key.peer for key, link in self.known.items() if link.state == "up"}
+        resting = {
+            key.peer
+            for key, link in self.known.items()
+            if not link.counts and link.refusal is not None and self._rests(link, now)
+        }
+        return standing - resting, resting
+
     # --- what comes of dials, and who dials us
 
     def stood(self, key: Key, number: int, generation: int, now: float) -> list[Instruction]:

@@ -41,6 +41,7 @@ class Prepared(NamedTuple):
     transfer: int = 0
     tokens: int = 0
     at: float = 0.0
+    waiting: int = 0  # its number among the prompts that are computed here, 0 = none
 
 
 class Placement(Protocol):

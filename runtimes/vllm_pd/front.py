@@ -10,19 +10,24 @@ from __future__ import annotations
 import asyncio
 import time
 from argparse import Namespace
+from array import array
 from http import HTTPStatus
 from typing import Any
 
 from vllm.exceptions import GracefulHTTPError
 
+from kserve_ext.core.dispatch.affinity import READ_BYTES, prefix_blocks
+from kserve_ext.core.dispatch.pairing import TOKEN_BYTES
 from runtimes.transport.channel import ChannelError
 from runtimes.vllm_pd import jobs, metrics
+from runtimes.vllm_pd.backlog import Backlog
 from runtimes.vllm_pd.break_even import BreakEven
 from runtimes.vllm_pd.channels import Channels
-from runtimes.vllm_pd.decide import Setting, decide
+from runtimes.vllm_pd.decide import Channel, Facts, Setting, decide
 from runtimes.vllm_pd.engine import Engine, Prepared, prompt_tokens
-from runtimes.vllm_pd.home_client import Lease, Leases, NoPrefill
+from runtimes.vllm_pd.home_client import NO_WORK, Computed, Lease, Leases, NoPrefill, Wanted
 from runtimes.vllm_pd.landing import Landings, Outcome
+from runtimes.vllm_pd.load import LoadReports
 from runtimes.vllm_pd.peers import Backoff
 from runtimes.vllm_pd.scheduler_side import TRANSFER
 from runtimes.vllm_pd.timeline import CURRENT, Timeline
@@ -30,6 +35,7 @@ from runtimes.vllm_pd.timeline import CURRENT, Timeline
 #: While a peer rests, home is not waited for: what it would give is likely to be that peer.
 _SHORT_WAIT_S = 0.25
 _MOST_LEASES = 3
+_FRESH_S = 2.0  # what waits at prefill instances is known for so long
 RESTS = "backing-off"
 
 
@@ -49,6 +55,11 @@ class Front:
         self._loop = asyncio.get_running_loop()
         self._releases: set[asyncio.Task[None]] = set()
         self._backoff = Backoff()
+        self._given = args.pd_threshold_tokens is not None
+        self._backlog = Backlog()
+        self._there = (0, float("-inf"))  # tokens that waited at the best prefill instance, and when
+        self._load = LoadReports(engine.client, leases)
+        self._reporting = self._loop.create_task(self._load.run())
 
     async def prepare(self, request_id: str, prompt: Any, params: Any, more: dict[str, Any]) -> Prepared:
         timeline = CURRENT.get() or Timeline(request_id)
@@ -56,32 +67,36 @@ class Front:
         obstacle = _obstacle(tokens, prompt, params, more)
         count = len(tokens or ())
         needed = self._even.needed(count)
-        decision = decide(self._setting, needed, count, None, obstacle)
+        facts = self._facts(count)
+        decision = decide(self._setting, needed, facts, obstacle, given=self._given)
         cached = 0
         if decision is None:
             assert tokens is not None
             cached = await self._engine.client.call(lambda core: cached_tokens(core, tokens))
-            decision = decide(self._setting, needed, count, cached)
+            decision = decide(self._setting, needed, facts._replace(cached=cached), given=self._given)
             assert decision is not None
         comparable = Prepared(params, 0, 0 if obstacle else count, time.time())
         timeline.mark("decided", f"{'prefill' if decision.remote else 'local'}: {decision.reason}")
         metrics.DECISIONS.labels("prefill" if decision.remote else "local", _word(decision.reason)).inc()
         if not decision.remote or tokens is None:
             timeline.local(decision.reason)
-            return comparable
+            if _word(decision.reason) == "busy-there":
+                self._load.unsent(count - cached)
+            return comparable._replace(waiting=self._waits(timeline, count - cached))
         try:
-            transfer = await self._arrange(tokens, timeline)
+            transfer = await self._arrange(tokens, cached, timeline)
         except (NoPrefill, ChannelError) as error:
             timeline.mark("recompute", str(error))
             timeline.local(error.reason)
             metrics.TRANSFERS.labels(timeline.prefill.get("instance", ""), "none", error.reason).inc()
             self._refuse_if_required(str(error))
-            return Prepared(params)
+            return Prepared(params, waiting=self._waits(timeline, count - cached))
         params = params.clone()
         params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": {TRANSFER: transfer}}
         return Prepared(params, transfer, count - cached, comparable.at)
 
     def finished(self, prepared: Prepared, first_token: float | None, cached: int) -> None:
+        self._backlog.remove(prepared.waiting)
         if prepared.transfer:
             self._landings.cancel(prepared.transfer, "request ended")  # it usually has ended long before
         if first_token is None or not prepared.tokens:
@@ -90,12 +105,32 @@ class Front:
         self._even.took(bool(prepared.transfer), tokens, first_token - prepared.at)
         metrics.THRESHOLD.set(self._even.threshold)
 
-    async def _lease(self, timeline: Timeline, tokens: int) -> Lease:
+    def _facts(self, prompt: int) -> Facts:
+        queued, at = self._there
+        there = queued if self._loop.time() - at <= _FRESH_S else None
+        return Facts(prompt, None, self._backlog.tokens, there, self._channel())
+
+    def _channel(self) -> Channel:
+        standing, excluded = self._peers()
+        if standing or self._required:  # then it is tried, and refused if it can't be
+            return "standing"
+        return "resting" if excluded and len(excluded) == self._channels.peers else "none"
+
+    def _peers(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Those with a channel that stands, and those that are of no use now."""
+        standing, refused = self._channels.usable()
+        out = refused.union(self._backoff.resting(self._loop.time()))
+        return tuple(sorted(standing - out)), tuple(sorted(out))
+
+    def _waits(self, timeline: Timeline, tokens: int) -> int:
+        return self._backlog.add(tokens, lambda: timeline.when("first_token") is not None)
+
+    async def _lease(self, timeline: Timeline, tokens: int, wanted: Wanted) -> Lease:
         """Of a peer that does not rest."""
         for _ in range(_MOST_LEASES):
             wait_s = _SHORT_WAIT_S if self._backoff.anyone_rests(self._loop.time()) else None
             try:
-                lease = await self._next_lease(timeline, tokens, wait_s)
+                lease = await self._next_lease(timeline, tokens, wait_s, wanted)
             except NoPrefill as error:
                 raise NoPrefill(str(error), RESTS if wait_s is not None else error.reason) from error
             if self._backoff.may_ask(lease.instance, self._loop.time()):
@@ -103,9 +138,11 @@ class Front:
             self._release(lease, RESTS)  # so that home gives another one, if there is any
         raise NoPrefill(f"{lease.instance} has failed and is left alone for a while", RESTS)
 
-    async def _next_lease(self, timeline: Timeline, tokens: int, wait_s: float | None) -> Lease:
+    async def _next_lease(
+        self, timeline: Timeline, tokens: int, wait_s: float | None, wanted: Wanted
+    ) -> Lease:
         """A lease that is granted after its request has gone is given back."""
-        asking = asyncio.ensure_future(self._leases.lease(timeline.id, tokens, wait_s))
+        asking = asyncio.ensure_future(self._leases.lease(timeline.id, tokens, wait_s, wanted))
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
@@ -116,9 +153,11 @@ class Front:
         if not asked.cancelled() and asked.exception() is None:
             self._release(asked.result(), "")
 
-    async def _arrange(self, tokens: list[int], timeline: Timeline) -> int:
-        lease = await self._lease(timeline, len(tokens))
-        timeline.mark("prefill_leased", lease.instance)
+    async def _arrange(self, tokens: list[int], cached: int, timeline: Timeline) -> int:
+        wanted = Wanted(len(tokens) - cached, _prefix(tokens), *self._peers())
+        lease = await self._lease(timeline, len(tokens), wanted)
+        self._there = lease.queued, self._loop.time()
+        timeline.mark("prefill_leased", f"{lease.instance} ({lease.why})" if lease.why else lease.instance)
         timeline.prefill = {"instance": lease.instance, "addr": lease.addr}
         try:
             channel, made = await self._channels.get(lease)
@@ -126,10 +165,14 @@ class Front:
             timeline.mark("channel", "; ".join((how, *channel.passed)))
             timeline.prefill |= {"generation": channel.peer.generation, "passed": list(channel.passed)}
 
+            work: list[Computed] = []  # what prefill says of it, which it may do before or after the end
+
             def closed(outcome: Outcome) -> None:
-                self._loop.call_soon_threadsafe(self._closed, lease, timeline, outcome)
+                self._loop.call_soon_threadsafe(self._closed, lease, timeline, outcome, work)
 
             def told(job: jobs.Computed | jobs.Sent) -> None:
+                if isinstance(job, jobs.Computed):
+                    work.append(Computed(len(tokens), job.started, job.ended))
                 self._loop.call_soon_threadsafe(_told, timeline, job)
 
             return self._landings.open(channel, timeline.id, tokens, closed, told)
@@ -140,11 +183,11 @@ class Front:
             self._release(lease, "")
             raise
 
-    def _closed(self, lease: Lease, timeline: Timeline, outcome: Outcome) -> None:
+    def _closed(self, lease: Lease, timeline: Timeline, outcome: Outcome, work: list[Computed]) -> None:
         if outcome.reason == "timeout" or outcome.reason.startswith("channel-"):
             self._failed(lease, outcome.reason)
         else:
-            self._release(lease, "")
+            self._release(lease, "", work[0] if work else NO_WORK)
         if not outcome.reason:
             self._backoff.succeeded(lease.instance)
         word = _word(outcome.reason)
@@ -172,8 +215,8 @@ class Front:
         self._backoff.failed(lease.instance, self._loop.time())
         self._release(lease, why)
 
-    def _release(self, lease: Lease, failed: str) -> None:
-        task = self._loop.create_task(self._leases.release(lease, failed))
+    def _release(self, lease: Lease, failed: str, work: Computed = NO_WORK) -> None:
+        task = self._loop.create_task(self._leases.release(lease, failed, work))
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
 
@@ -210,6 +253,11 @@ def _obstacle(tokens: list[int] | None, prompt: Any, params: Any, more: dict[str
     if (getattr(params, "extra_args", None) or {}).get("kv_transfer_params"):
         return "own-transfer"
     return ""
+
+
+def _prefix(tokens: list[int]) -> tuple[int, ...]:
+    """What home knows the beginning of a prompt by."""
+    return prefix_blocks(array("I", tokens[: READ_BYTES // TOKEN_BYTES]).tobytes())
 
 
 def _told(timeline: Timeline, job: jobs.Computed | jobs.Sent) -> None:

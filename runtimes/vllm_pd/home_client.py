@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from kserve_ext.core.kv_links import Peer
+from runtimes.vllm_pd.load import Load
 
 _LOCATE_S = 1.0
 _WATCH_S = 10.0  # home answers earlier when its prefill instances change
@@ -27,6 +28,25 @@ class Lease(NamedTuple):
     instance: str
     addr: str  # host:port of its HTTP server
     generation: int = 0  # 0 = whichever it is
+    why: str = ""  # this one, for a person
+    queued: int = 0  # prompt tokens that wait there already
+
+
+class Wanted(NamedTuple):
+    """What home should know of a prompt, and of this instance's channels, to choose well."""
+
+    uncached: int = 0
+    prefix: tuple[int, ...] = ()
+    channels: tuple[str, ...] = ()  # that stand, by instance
+    excluded: tuple[str, ...] = ()  # instances that are of no use now
+
+
+class Computed(NamedTuple):
+    """What a lease was used for: tokens, and when, by the prefill instance's clock."""
+
+    tokens: int = 0
+    started: float = 0.0
+    ended: float = 0.0
 
 
 class NoPrefill(Exception):
@@ -37,11 +57,20 @@ class NoPrefill(Exception):
         self.reason = reason
 
 
+NOTHING = Wanted()
+NO_WORK = Computed()
+
+
 class Leases(Protocol):
-    async def lease(self, request_id: str, tokens: int, wait_s: float | None = None) -> Lease:
+    async def lease(
+        self, request_id: str, tokens: int, wait_s: float | None = None, wanted: Wanted = NOTHING
+    ) -> Lease:
         """Raises NoPrefill, after `wait_s` at the latest (None: after the time that is set)."""
 
-    async def release(self, lease: Lease, failed: str = "") -> None: ...
+    async def release(self, lease: Lease, failed: str = "", work: Computed = NO_WORK) -> None: ...
+
+    async def report(self, load: Load) -> None:
+        """Tells home what this engine has to do, if there is a home that hears it."""
 
     async def peers(self, tag: str) -> tuple[str, tuple[Peer, ...]]:
         """Which prefill instances there are, when the answer has another tag; "" = not known. Raises NoPrefill."""
@@ -57,13 +86,19 @@ class FixedLeases:
         self._turns = itertools.cycle(self.addrs)
         self._ids = itertools.count(1)
 
-    async def lease(self, request_id: str, tokens: int, wait_s: float | None = None) -> Lease:
-        if not self.addrs:
-            raise NoPrefill("no-peer")
-        addr = next(self._turns)
-        return Lease(str(next(self._ids)), addr, addr)
+    async def lease(
+        self, request_id: str, tokens: int, wait_s: float | None = None, wanted: Wanted = NOTHING
+    ) -> Lease:
+        for _ in self.addrs:
+            addr = next(self._turns)
+            if addr not in wanted.excluded:
+                return Lease(str(next(self._ids)), addr, addr)
+        raise NoPrefill("no-peer")
 
-    async def release(self, lease: Lease, failed: str = "") -> None:
+    async def release(self, lease: Lease, failed: str = "", work: Computed = NO_WORK) -> None:
+        return
+
+    async def report(self, load: Load) -> None:
         return
 
     async def peers(self, tag: str) -> tuple[str, tuple[Peer, ...]]:
@@ -88,23 +123,43 @@ class HomeLeases:
         self._rpc = Rpc(instance or f"instance-{os.getpid()}", key)
         self._home = ""
 
-    async def lease(self, request_id: str, tokens: int, wait_s: float | None = None) -> Lease:
+    async def lease(
+        self, request_id: str, tokens: int, wait_s: float | None = None, wanted: Wanted = NOTHING
+    ) -> Lease:
         from kserve_ext.core.ids import InstanceID, RequestID
         from kserve_ext.wire.messages import LeasePrefill
 
-        message = LeasePrefill(self._group, RequestID(request_id), tokens, InstanceID(self._instance))
+        message = LeasePrefill(
+            self._group,
+            RequestID(request_id),
+            tokens,
+            InstanceID(self._instance),
+            wanted.uncached,
+            wanted.prefix,
+            tuple(map(InstanceID, wanted.channels)),
+            tuple(map(InstanceID, wanted.excluded)),
+        )
         reply = await self._call_home(message, self._wait_s if wait_s is None else wait_s)
         if not reply.lease:
             raise NoPrefill(reply.reason or "no-peer")
-        return Lease(reply.lease, reply.instance, reply.addr, reply.generation)
+        return Lease(reply.lease, reply.instance, reply.addr, reply.generation, reply.why, reply.queued)
 
-    async def release(self, lease: Lease, failed: str = "") -> None:
+    async def release(self, lease: Lease, failed: str = "", work: Computed = NO_WORK) -> None:
         from kserve_ext.wire.messages import ReturnPrefill
 
         try:
-            await self._call_home(ReturnPrefill(self._group, lease.id, failed), _LOCATE_S)
+            await self._call_home(ReturnPrefill(self._group, lease.id, failed, *work), _LOCATE_S)
         except NoPrefill:
             return  # the home is gone, and its account of the lease with it
+
+    async def report(self, load: Load) -> None:
+        from kserve_ext.core.ids import InstanceID
+        from kserve_ext.wire.messages import Decoded
+
+        try:
+            await self._call_home(Decoded(self._group, InstanceID(self._instance), *load), _LOCATE_S)
+        except NoPrefill:
+            return  # the next one finds it
 
     async def peers(self, tag: str) -> tuple[str, tuple[Peer, ...]]:
         from kserve_ext.wire.messages import WatchPrefill

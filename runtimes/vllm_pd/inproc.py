@@ -47,6 +47,7 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
         self.on_death: Callable[[BaseException], None] = lambda error: None
         #: Turns of the engine's thread so far, and whether it waits for something to do.
         self.turns = 0
+        self.generated = 0  # tokens, likewise
         self._waits = False
         self._jobs: queue.SimpleQueue[tuple[_Job, Future[Any] | None] | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -74,6 +75,7 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
             while self._take_jobs(core):
                 outputs, executed = core.step_fn()
                 for output in (outputs or {}).values():
+                    self.generated += sum(len(one.new_token_ids) for one in output.outputs)
                     self._tell_first_tokens(output)
                     self._publish(output)
                 core.post_step(executed)

@@ -100,6 +100,10 @@ class Keeper:
         """How many there are to be dialled; None: that isn't known."""
         return self._links.eligible
 
+    def usable(self) -> tuple[set[str], set[str]]:
+        """Peers with a channel that stands, and those that no lease should name now."""
+        return self._links.usable(time.monotonic())
+
     def facts(self) -> list[dict[str, Any]]:
         """Of each peer and rank: what stands, or why nothing does."""
         found = []

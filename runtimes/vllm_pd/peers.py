@@ -43,6 +43,9 @@ class Backoff:
     def anyone_rests(self, now: float) -> bool:
         return any(now < rest.until for rest in self._rests.values())
 
+    def resting(self, now: float) -> tuple[str, ...]:
+        return tuple(sorted(name for name, rest in self._rests.items() if now < rest.until))
+
     def failed(self, peer: str, now: float) -> None:
         """Requests that were on their way together are one failure."""
         for name in [name for name, rest in self._rests.items() if now - rest.until > MOST_REST_S]:

@@ -395,3 +395,15 @@ class World(RuleBasedStateMachine):
 
 World.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestWorld = World.TestCase
+
+
+def test_who_stands_and_whom_no_lease_should_name() -> None:
+    links = Links("d", 4, 8, Random(1))
+    dials = [
+        i for i in links.peers([Peer(n, f"{n}:1", 1) for n in ("a", "b", "c")], 0.0) if isinstance(i, Dial)
+    ]
+    numbers = {i.key.peer: i.number for i in dials}
+    links.stood(Key("a"), numbers["a"], 1, 0.1)
+    links.failed(Key("b"), numbers["b"], "unreachable", "refused", 0, 0.1)
+    assert links.usable(0.2) == ({"a"}, {"b"})
+    assert links.usable(100.0) == ({"a"}, set()), "it may be tried again"

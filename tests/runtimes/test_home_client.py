@@ -12,6 +12,7 @@ from kserve_ext.core.kv_links import Peer
 from kserve_ext.rpc import Rpc
 from kserve_ext.wire.messages import (
     Ack,
+    Decoded,
     LeasePrefill,
     Locate,
     Located,
@@ -21,14 +22,31 @@ from kserve_ext.wire.messages import (
     ReturnPrefill,
     WatchPrefill,
 )
-from runtimes.vllm_pd.home_client import FixedLeases, HomeLeases, Lease, NoPrefill, make_leases
+from runtimes.vllm_pd.home_client import (
+    Computed,
+    FixedLeases,
+    HomeLeases,
+    Lease,
+    NoPrefill,
+    Wanted,
+    make_leases,
+)
+from runtimes.vllm_pd.load import Load
 
 KEY = b"k" * 32
 
 
-async def home(replies: list[PrefillLease], returned: list[ReturnPrefill]) -> tuple[Rpc, str]:
+async def home(
+    replies: list[PrefillLease], returned: list[ReturnPrefill], asked: list[LeasePrefill] | None = None
+) -> tuple[Rpc, str]:
     rpc = Rpc("dispatch-0", KEY)
-    rpc.handle(LeasePrefill, lambda message, caller: replies.pop(0))
+
+    def lease(message: LeasePrefill, caller: object) -> PrefillLease:
+        if asked is not None:
+            asked.append(message)
+        return replies.pop(0)
+
+    rpc.handle(LeasePrefill, lease)
 
     def back(message: ReturnPrefill, caller: object) -> Ack:
         returned.append(message)
@@ -41,7 +59,8 @@ async def home(replies: list[PrefillLease], returned: list[ReturnPrefill]) -> tu
 def test_lease_and_return_also_after_the_home_has_moved(tmp_path: Path) -> None:
     async def run() -> None:
         returned: list[ReturnPrefill] = []
-        first, addr = await home([PrefillLease("l1", InstanceID("p-1"), "127.0.0.1:9", 7)], returned)
+        asked: list[LeasePrefill] = []
+        first, addr = await home([PrefillLease("l1", InstanceID("p-1"), "127.0.0.1:9", 7)], returned, asked)
         second, other = await home(
             [PrefillLease("", reason="no capacity"), PrefillLease("l2", InstanceID("p-2"), "a:1", 8)],
             returned,
@@ -51,12 +70,16 @@ def test_lease_and_return_also_after_the_home_has_moved(tmp_path: Path) -> None:
         agent.handle(Locate, lambda message, caller: Located(FunctionID("dispatch-0"), current[0], 1))
         socket = await agent.listen_unix(str(tmp_path / "agent.sock"))
         leases = HomeLeases("ns/group", "d-1", socket, KEY, 5.0)
-        lease = await leases.lease("r", 300)
+        wanted = Wanted(200, (1 << 63, 5), ("p-1",), ("p-3",))
+        lease = await leases.lease("r", 300, wanted=wanted)
         assert lease == Lease("l1", "p-1", "127.0.0.1:9", 7)
+        [message] = asked
+        assert (message.tokens, message.uncached, message.prefix) == (300, 200, (1 << 63, 5))
+        assert (message.channels, message.excluded) == (("p-1",), ("p-3",))
         current[0] = other
         await first.close()
-        await leases.release(lease, "channel-closed")
-        assert returned == [ReturnPrefill("ns/group", "l1", "channel-closed")]
+        await leases.release(lease, "channel-closed", Computed(300, 1.0, 2.5))
+        assert returned == [ReturnPrefill("ns/group", "l1", "channel-closed", 300, 1.0, 2.5)]
         with pytest.raises(NoPrefill, match="no capacity"):
             await leases.lease("r", 300)
         assert (await leases.lease("r", 300)).id == "l2"
@@ -80,11 +103,20 @@ def test_the_home_tells_of_prefill_instances_and_a_fixed_list_never_changes(tmp_
             return PrefillPeers("t1", (PrefillPeer(InstanceID("p-1"), "127.0.0.1:9", 7),))
 
         rpc.handle(WatchPrefill, watch)
+        loads: list[Decoded] = []
+
+        def decoded(message: Decoded, caller: object) -> Ack:
+            loads.append(message)
+            return Ack()
+
+        rpc.handle(Decoded, decoded)
         agent = Rpc("node-0", KEY)
         agent.handle(Locate, lambda message, caller: Located(FunctionID("dispatch-0"), addr, 1))
         leases = HomeLeases("ns/group", "d-1", await agent.listen_unix(str(tmp_path / "s")), KEY, 5.0)
         assert await leases.peers("t0") == ("t1", (Peer("p-1", "127.0.0.1:9", 7),))
         assert asked == [WatchPrefill("ns/group", "t0")]
+        await leases.report(Load(100, 2.0, 0.5, 7))
+        assert loads == [Decoded("ns/group", InstanceID("d-1"), 100, 2.0, 0.5, 7)]
         await leases.close()
         await rpc.close()
         await agent.close()
@@ -102,6 +134,10 @@ def test_a_fixed_list_takes_turns() -> None:
     async def run() -> None:
         leases = FixedLeases(["a:1", "b:2"])
         assert [(await leases.lease("r", 1)).addr for _ in range(3)] == ["a:1", "b:2", "a:1"]
+        without = [await leases.lease("r", 1, wanted=Wanted(excluded=("a:1",))) for _ in range(3)]
+        assert {lease.addr for lease in without} == {"b:2"}
+        with pytest.raises(NoPrefill):
+            await leases.lease("r", 1, wanted=Wanted(excluded=("a:1", "b:2")))
         with pytest.raises(NoPrefill):
             await FixedLeases([]).lease("r", 1)
 
