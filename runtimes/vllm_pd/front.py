@@ -175,7 +175,8 @@ class Front:
                     work.append(Computed(len(tokens), job.started, job.ended))
                 self._loop.call_soon_threadsafe(_told, timeline, job)
 
-            return self._landings.open(channel, timeline.id, tokens, closed, told)
+            held = cached // self._engine.vllm_config.cache_config.block_size
+            return self._landings.open(channel, timeline.id, tokens, closed, told, held=held)
         except ChannelError as error:
             self._failed(lease, str(error))
             raise

@@ -54,6 +54,12 @@ def parser() -> Any:
     group.add_argument("--hung-seconds", type=float, default=None, help="longest time that a step may take")
     group.add_argument("--pd", choices=["auto", "always", "never"], default=None)
     group.add_argument("--pd-threshold-tokens", type=int, default=None)
+    group.add_argument(
+        "--kv-fetch-threshold-tokens",
+        type=int,
+        default=None,
+        help="that decode holds, and prefill fetches rather than computes",
+    )
     group.add_argument("--kv-transfer", choices=["auto", "shm", "ipc", "tcp", "rdma", "none"], default=None)
     group.add_argument("--kv-transfer-seconds", type=float, default=None, help="then decode recomputes")
     group.add_argument("--kv-transfer-required", action="store_true", help="503 rather than recompute")
@@ -94,6 +100,7 @@ def _from_environment(args: Namespace, environ: Mapping[str, str]) -> None:
     args.kv_transfer_required |= environ.get("GALAXY_KV_TRANSFER_REQUIRED") == "true"
     numbers: tuple[tuple[str, type, float | None], ...] = (
         ("pd_threshold_tokens", int, None),  # learned (break_even.py)
+        ("kv_fetch_threshold_tokens", int, None),  # likewise
         ("kv_transfer_seconds", float, 20.0),
         ("kv_pairs", int, 4),
         ("kv_most_channels", int, 64),

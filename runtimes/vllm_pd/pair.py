@@ -22,6 +22,8 @@ from runtimes.transport.pair import Channel
 from runtimes.transport.rungs import RUNGS, VERBS
 from runtimes.vllm_pd import metrics, worker_side
 from runtimes.vllm_pd.accepted import Accepted
+from runtimes.vllm_pd.both import BothWays
+from runtimes.vllm_pd.break_even import BreakEven
 from runtimes.vllm_pd.channels import Channels, generation
 from runtimes.vllm_pd.home_client import cluster_key, make_leases
 from runtimes.vllm_pd.keeper import Keeper
@@ -90,7 +92,10 @@ class PrefillPair:
         self._who = _identity(args)
         memory = KvMemory()
         self._pushes = Pushes(memory, lease_s=2 * args.kv_transfer_seconds)
-        worker_side.CURRENT[:] = [Worker(memory, pushes=self._pushes)]
+        landings = Landings(memory, args.kv_transfer_seconds)
+        self._ways = BothWays(landings, self._pushes)
+        self._worker = Worker(memory, landings, self._pushes, BreakEven(args.kv_fetch_threshold_tokens))
+        worker_side.CURRENT[:] = [self._worker]
         self._pushes.on_end = self._ended
         self._listener: Listener | None = None
         self._channels: Accepted | None = None
@@ -99,7 +104,7 @@ class PrefillPair:
         self._loop = asyncio.get_running_loop()
         most = self._args.kv_most_channels
         channels = self._channels = Accepted(
-            self._who, self._pushes.attach, self._pushes.open_on, self._changed, most=most
+            self._who, self._ways.attach_accepted, self._ways.open_on, self._changed, most=most
         )
         try:
             self._listener = Listener(
@@ -121,7 +126,7 @@ class PrefillPair:
     def attach(self, engine: Any) -> None:
         from runtimes.vllm_pd.prefill import PrefillJobs
 
-        self._jobs = PrefillJobs(engine, self._pushes, self._timelines)
+        self._jobs = PrefillJobs(engine, self._pushes, self._worker, self._timelines)
 
     async def drain(self, seconds: float) -> None:
         self._pushes.refuse_jobs()
@@ -165,7 +170,9 @@ class DecodePair:
         self._status = status
         memory = KvMemory()
         self._landings = Landings(memory, args.kv_transfer_seconds)
-        worker_side.CURRENT[:] = [Worker(memory, landings=self._landings)]
+        pushes = Pushes(memory, lease_s=2 * args.kv_transfer_seconds)
+        self._ways = BothWays(self._landings, pushes)
+        worker_side.CURRENT[:] = [Worker(memory, self._landings, pushes)]
         self._leases = make_leases(wait_s=args.prefill_wait_seconds)
         self._who = _identity(args)
         self._channels: Channels | None = None
@@ -176,8 +183,8 @@ class DecodePair:
             cluster_key(),
             self._who,
             rungs(self._args),
-            self._landings.attach,
-            self._landings.open_on,
+            self._ways.attach_dialled,
+            self._ways.open_on,
             self._changed,
             pairs=self._args.kv_pairs,
             most=self._args.kv_most_channels,

@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     reserve: tuple[Reservation, ...] = ()
     unused: tuple[int, ...] = ()  # transfers that decode doesn't need (any more)
     fetch: tuple[Fetch, ...] = ()
-    dropped: tuple[int, ...] = ()  # pushes whose fetch prefill doesn't need any more
+    dropped: tuple[str, ...] = ()  # requests whose fetch prefill doesn't need any more
     progress: tuple[Progress, ...] = ()
     preempted: tuple[int, ...] = ()
 
@@ -124,9 +124,9 @@ class PrefillSide:
         self._asked: dict[
             str, bool | None
         ] = {}  # requests not allocated yet: whether to fetch, None = undecided
-        self._fetching: dict[str, int] = {}  # requests whose blocks are reserved -> push
+        self._fetching: set[str] = set()  # requests whose blocks are reserved
         self._fetch: list[Fetch] = []
-        self._dropped: list[int] = []
+        self._dropped: list[str] = []
 
     def arrived(self, request: Any) -> None:
         push = (request.kv_transfer_params or {}).get(PUSH)
@@ -154,7 +154,7 @@ class PrefillSide:
         push = self._pushes[name][0]
         held = self._holdings.held(push) or 0
         skip = held - external // self._block_size
-        self._fetching[name] = push
+        self._fetching.add(name)
         self._fetch.append(Fetch(push, name, skip, blocks[skip:held], external))
 
     def finished(self, request: Any) -> bool:
@@ -162,9 +162,9 @@ class PrefillSide:
         name = request.request_id
         self._pushes.pop(name, None)
         self._asked.pop(name, None)
-        fetching = self._fetching.pop(name, None)
-        if fetching is not None:
-            self._dropped.append(fetching)
+        if name in self._fetching:
+            self._fetching.remove(name)
+            self._dropped.append(name)
         begun = name in self._begun
         self._begun.discard(name)
         return begun
@@ -177,7 +177,7 @@ class PrefillSide:
         lost = tuple(self._pushes.pop(name)[0] for name in sorted(preempted))
         progress = []
         for name, start in before.items():
-            self._fetching.pop(name, None)
+            self._fetching.discard(name)
             if name in self._pushes:
                 push, prompt = self._pushes[name]
                 done = start + output.num_scheduled_tokens.get(name, 0)
