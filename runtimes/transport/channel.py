@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, Protocol, get_args
 
 #: `rdma` goes from the sender's KV memory into the receiver's (on a GPU: GPUDirect), `rdma-staged` from ring to ring.
@@ -77,6 +78,18 @@ class Extent(NamedTuple):
     size: int
     gpu: bool = False
     owner: Any = None  # keeps it valid
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Blocks of a GPU's paged cache, in all layers: what a memoryview is of host memory."""
+
+    first: int
+    count: int
+    block_bytes: int
+
+    def __len__(self) -> int:
+        return self.count * self.block_bytes
 
 
 class Port(NamedTuple):
@@ -187,10 +200,11 @@ class Link(Protocol):
 class Landing(Protocol):
     """The receiving side of a channel: says where a write may go, and learns what became of it.
 
-    Called from the readers of the channel's streams. Between `window` and `landed` that memory is being written to.
+    Called from the readers of the channel's streams, `landed` also from whoever waits for a GPU. Between `window` and
+    `landed` that memory is being written to.
     """
 
-    def window(self, frame: Frame) -> memoryview | None:
+    def window(self, frame: Frame) -> memoryview | Pages | None:
         """The memory for this write; None: it isn't expected (any more), its bytes are thrown away."""
 
     def landed(self, frame: Frame, broken: list[int]) -> None:

@@ -26,13 +26,17 @@ from runtimes.transport.channel import (
     Frame,
     Landing,
     Link,
+    Pages,
     Port,
     Receiver,
     Rung,
     Stream,
     Way,
 )
+from runtimes.transport.cuda.blocks import PagedBlocks
+from runtimes.transport.cuda.mover import Mover
 from runtimes.transport.handshake import Identity
+from runtimes.transport.ringed import Ringed
 
 WINDOW = 16 << 20
 
@@ -46,6 +50,7 @@ class Channel:
         self._ways = {way.rung: way for way in link.ways}
         self._passed = tuple(passed)
         self._done: dict[tuple[Rung, int], int] = {}  # streams that have said so, until all have
+        self._mover: Mover | None = None  # of blocks on a GPU
         self._lost: ChannelError | None = None
         self._gently = False
         self._state = threading.Lock()
@@ -93,17 +98,35 @@ class Channel:
         """Whether the sender writes into the receiver's own memory, which the receiver then can't refuse."""
         return self._way(rung).direct
 
+    def lingers(self, rung: Rung | Literal[""] = "") -> bool:
+        """Whether blocks that were written may not change before `flush`."""
+        return self._mover is not None or self.direct(rung)
+
+    def batch(self, rung: Rung | Literal[""] = "") -> int:
+        """Bytes that are best written in one go, with `push` behind them; 0: any."""
+        return 0 if self._mover is None else self._mover.batch(self._way(rung))
+
     def fits(self, rung: Rung, *, back: bool = False, parts: bool = False) -> bool:
         """Whether it takes blocks from the side that dialled (`back`), and pieces of blocks (`parts`)."""
         return (rung in EITHER_WAY or not back) and not (parts and self.direct(rung))
 
     def expose(self, layers: Sequence[Extent]) -> None:
         """Blocks of the peer may go straight into this memory. At any time, once."""
+        self._adopt(layers)
         self._with_ways(lambda way: way.expose(layers))
 
     def use(self, layers: Sequence[Extent]) -> None:
         """Blocks for the peer lie in this memory. At any time, once."""
+        self._adopt(layers)
         self._with_ways(lambda way: way.use(layers))
+
+    def _adopt(self, layers: Sequence[Extent]) -> None:
+        """Of a paged cache on a GPU the blocks are moved by the GPU, in and out of rings."""
+        if layers and isinstance(layers[0].owner, PagedBlocks):
+            self._mover = self._mover or Mover(layers[0].owner, self.lose)
+            for way in self._ways.values():
+                if not isinstance(way, Ringed):
+                    way.why = way.why or "it does not carry the blocks of a paged cache on a GPU"
 
     # --- what is sent
 
@@ -132,20 +155,26 @@ class Channel:
         transfer: int,
         layer: int,
         target: int,
-        blocks: Sequence[memoryview],
+        blocks: Sequence[memoryview] | Sequence[Pages],
         rung: Rung | Literal[""] = "",
     ) -> int:
         """Writes these blocks to `target`, `target` + 1, ... on the other side; waits for credit.
 
-        All blocks have one size. When it returns, the source may change, unless the rung is direct: then not before
-        `flush`. To be called from one thread at a time: credit comes back in the order of the writes.
+        All blocks have one size. When it returns, the source may change, unless it lingers: then not before `flush`.
+        To be called from one thread at a time: credit comes back in the order of the writes.
         """
         self._raise_if_lost()
         way = self._way(rung)
         size = sum(len(block) for block in blocks)
-        checksums = struct.pack(f"<{len(blocks)}I", *(zlib.crc32(block) for block in blocks))
-        frame = Frame(WRITE, RUNG_NAMES.index(way.rung), layer, transfer, len(blocks), target, size)
-        self._losing(lambda: way.write(frame, checksums, blocks))
+        mover = self._mover
+        if mover is not None:
+            pages = [block for block in blocks if isinstance(block, Pages)]
+            self._losing(lambda: mover.write(way, transfer, target, pages))
+            return size
+        views = [block for block in blocks if isinstance(block, memoryview)]
+        checksums = struct.pack(f"<{len(views)}I", *(zlib.crc32(view) for view in views))
+        frame = Frame(WRITE, RUNG_NAMES.index(way.rung), layer, transfer, len(views), target, size)
+        self._losing(lambda: way.write(frame, checksums, views))
         return size
 
     def finish(self, transfer: int, blocks: int, rung: Rung | Literal[""] = "") -> None:
@@ -153,12 +182,20 @@ class Channel:
         self._raise_if_lost()
         way = self._way(rung)
         frame = Frame(DONE, RUNG_NAMES.index(way.rung), transfer=transfer, blocks=blocks)
+        self._flush(way)
         self._losing(lambda: way.finish(frame))
+
+    def push(self, rung: Rung | Literal[""] = "") -> None:
+        """What was written goes out now, if it was kept back."""
+        if self._mover is not None:
+            mover, way = self._mover, self._way(rung)
+            self._losing(lambda: mover.push(way))
 
     def flush(self, transfer: int, rung: Rung | Literal[""] = "") -> None:
         """Returns when nothing of this transfer is under way. Raises ChannelError: the channel is lost."""
         self._raise_if_lost()
         way = self._way(rung)
+        self._flush(way)
         self._losing(lambda: way.flush(transfer))
 
     def close(self) -> None:
@@ -178,7 +215,7 @@ class Channel:
         for way in self._ways.values():
             way.lose(error)
         if unread:
-            self._link.close(self._gently)
+            self._close()
 
     # --- threads
 
@@ -194,7 +231,7 @@ class Channel:
                 self._reading -= 1
                 last = not self._reading
             if last:  # nobody reads, and behind `close` nobody is written to: the owner may reuse the memory
-                self._link.close(self._gently)
+                self._close()
                 if self._receiver is not None and self._lost is not None:
                     self._receiver.lost(self, self._lost)
 
@@ -227,9 +264,16 @@ class Channel:
                 raise ChannelError("protocol", f"a frame of kind {frame.kind}")
 
     def _take(self, way: Way, lane: int, frame: Frame, checksums: bytes) -> None:
-        if self._landing is None or not 0 < frame.blocks == len(checksums) // 4 or frame.size % frame.blocks:
+        if self._landing is None or not 0 < frame.blocks == len(checksums) // 4:
             raise ChannelError("protocol", "a write that makes no sense here")
+        if self._mover is not None:
+            self._mover.take(way, lane, frame, checksums, self._landing)
+            return
+        if frame.size % frame.blocks:
+            raise ChannelError("protocol", f"{frame.blocks} blocks in {frame.size} bytes")
         window = self._landing.window(frame)
+        if isinstance(window, Pages):
+            raise ChannelError("protocol", "blocks before the cache that they are for")
         if window is not None and len(window) != frame.size:
             raise ChannelError("protocol", f"a write of {frame.size} bytes into {len(window)}")
         way.fetch(lane, frame, window)
@@ -251,9 +295,21 @@ class Channel:
             if said < len(way.streams):
                 self._done[key] = said
                 return
+        if self._mover is not None:
+            self._mover.settle(way)
         self._landing.done(frame.transfer, frame.blocks)
 
     # --- inside
+
+    def _flush(self, way: Way) -> None:
+        mover = self._mover
+        if mover is not None:
+            self._losing(lambda: mover.flush(way))
+
+    def _close(self) -> None:
+        if self._mover is not None:
+            self._mover.close()
+        self._link.close(self._gently)
 
     def _way(self, rung: Rung | Literal[""]) -> Way:
         wanted = rung or self.rung

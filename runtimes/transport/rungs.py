@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from runtimes.transport.carriers import SocketStream
 from runtimes.transport.channel import ChannelError, Link, Rung
+from runtimes.transport.cuda.ipc import IpcKind
 from runtimes.transport.handshake import Identity, Offer, Ready
 from runtimes.transport.kinds import Kind, Setting, ShmKind, TcpKind
 from runtimes.transport.link import Sockets
@@ -26,8 +27,9 @@ RUNGS: Final[tuple[Rung, ...]] = ("ipc", "shm", "rdma", "rdma-staged", "nixl", "
 #: What an operator means by RDMA.
 VERBS: Final[tuple[Rung, ...]] = ("rdma", "rdma-staged")
 
-_Name = Literal["shm", "rdma", "nixl", "tcp"]
+_Name = Literal["ipc", "shm", "rdma", "nixl", "tcp"]
 _OF: Final[dict[Rung, _Name]] = {
+    "ipc": "ipc",
     "shm": "shm",
     "rdma": "rdma",
     "rdma-staged": "rdma",
@@ -35,12 +37,14 @@ _OF: Final[dict[Rung, _Name]] = {
     "tcp": "tcp",
 }
 _OFFER: Final[dict[_Name, Callable[[Setting], Kind]]] = {
+    "ipc": IpcKind,
     "shm": ShmKind.offered,
     "rdma": VerbsKind.offered,
     "nixl": NixlKind.offered,
     "tcp": TcpKind,
 }
 _ANSWER: Final[dict[_Name, Callable[[bytes, Setting], Kind]]] = {
+    "ipc": lambda word, setting: IpcKind(setting),
     "shm": ShmKind.answered,
     "rdma": VerbsKind.answered,
     "nixl": NixlKind.answered,

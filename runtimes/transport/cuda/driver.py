@@ -104,6 +104,16 @@ class _Driver:
 
 
 @cache
+def present() -> bool:
+    """Whether there is a driver. Does not begin to use it: a process that has can't be forked any more."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+@cache
 def _driver() -> _Driver:
     return _Driver()
 

@@ -63,14 +63,14 @@ class _Side(Generic[Tag]):
         return len(self._pending)
 
     def next(self) -> None:
-        """Waits for the piece that was begun first, and tells that it is done."""
+        """Waits for the piece that was begun first, and tells that it is done. By whichever thread."""
+        self._device.enter()
         tag, chosen, done, broken = self._pending.popleft()
         self._device.synchronize(done)
         self._tell(tag, chosen, broken)
 
     def flush(self) -> None:
         """Waits for everything that was begun."""
-        self._device.enter()
         while self._pending:
             self.next()
 
