@@ -197,6 +197,9 @@ class _Requests:
         self._slots = [self._slot(element) for element in self._elements]
         for before, after in zip(self._slots, self._slots[1:], strict=False):
             before.next_wr = after
+        self._short_element = SGE(0, 0, 0)
+        self._short = self._slot(self._short_element)
+        self._short.opcode, self._short.send_flags = _OPCODES["send"], e.IBV_SEND_SIGNALED
 
     @staticmethod
     def _slot(element: SGE) -> SendWR:
@@ -218,8 +221,15 @@ class _Requests:
         last.wr_id, last.send_flags = last_id, e.IBV_SEND_SIGNALED
         return self._slots[first]
 
+    def message(self, local: int, lkey: int, size: int, last_id: int) -> SendWR:
+        """One that is all of a message; with the lock held until it is posted."""
+        element, short = self._short_element, self._short
+        element.addr, element.lkey, element.length = local, lkey, size
+        short.wr_id = last_id
+        return short
+
     def close(self) -> None:
-        for element in self._elements:
+        for element in (*self._elements, self._short_element):
             element.close()
         self._elements, self._slots = [], []
 
@@ -280,6 +290,10 @@ class Queue:
         """At most BATCH of them; only the last one is completed, under `last_id`."""
         with self._requests.lock:
             self._pair.post_send(self._requests.chain(requests, last_id))
+
+    def post_message(self, local: int, lkey: int, size: int, last_id: int) -> None:
+        with self._requests.lock:
+            self._pair.post_send(self._requests.message(local, lkey, size, last_id))
 
     def add_buffers(self, address: int, lkey: int, size: int, count: int) -> None:
         """Behind each other; each is posted by `post_buffer`, by its number, counted from 0."""

@@ -67,8 +67,8 @@ class QueuePair:
         self.number, self.first_packet = self._queue.number, self._queue.first_packet
         first = self._kept.address + self._depth * buffer
         self._queue.add_buffers(first, self._kept.key.local, buffer, buffers)
-        self._waiting = select.poll()
-        self._waiting.register(self._queue.received.descriptor, select.POLLIN)
+        self._waiting = select.epoll()
+        self._waiting.register(self._queue.received.descriptor, select.EPOLLIN)
         self._room = select.poll()
         self._room.register(self._queue.sent.descriptor, select.POLLIN)
 
@@ -98,6 +98,8 @@ class QueuePair:
 
     def send(self, body: bytes | memoryview, behind: Sequence[Piece] = (), timeout_s: float = WAIT_S) -> int:
         """A message. It arrives behind the pieces, which are written before it."""
+        if len(body) <= self._buffer and not behind:
+            return self._send_short(body, timeout_s)
         if len(body) > _MAX_MESSAGE:
             raise ChannelError("protocol", f"a message of {len(body)} bytes; at most {_MAX_MESSAGE}")
         view = memoryview(body)
@@ -130,7 +132,7 @@ class QueuePair:
     def watch(self, descriptor: int) -> None:
         """`receive` also ends when this becomes readable: the peer has gone. What has arrived comes first."""
         self._watched = descriptor
-        self._waiting.register(descriptor, select.POLLIN)
+        self._waiting.register(descriptor, select.EPOLLIN)
 
     def receive(self) -> bytes | int:
         """The next message (bytes) or immediate (int); waits for it."""
@@ -169,6 +171,7 @@ class QueuePair:
             if self._closed:
                 return
             self._closed = True
+            self._waiting.close()
             self._queue.close()
             self._kept.close()
 
@@ -196,6 +199,21 @@ class QueuePair:
                     batch.append(self._copied(part, self._posted + len(batch), left))
                 self._queue.post(batch, self._posted + count)
                 self._posted += count
+            return self._posted
+
+    def _send_short(self, body: bytes | memoryview, timeout_s: float) -> int:
+        """What fits one buffer, in as few steps as can be: each costs more than the device's part."""
+        with self._sending:
+            if self._closed or self._error is not None or self._flushed:
+                self._raise()
+            if self._posted - self._completed >= self._depth:
+                self._until(lambda: self._posted - self._completed < self._depth, timeout_s)
+            kept, size = self._kept, len(body)
+            assert kept.view is not None
+            at = self._posted % self._depth * self._buffer
+            kept.view[at : at + size] = body
+            self._posted += 1
+            self._queue.post_message(kept.address + at, kept.key.local, size, self._posted)
             return self._posted
 
     def _copied(self, part: memoryview, number: int, left: int) -> Request:
@@ -237,13 +255,14 @@ class QueuePair:
     def _arrivals(self) -> list[Completion]:
         queue = self._queue
         while True:
-            if not self._receive_armed:  # first, so that what comes after the look wakes us
-                queue.received.arm()
-                self._receive_armed = True
             found = queue.poll(queue.received, self._buffers)
             if found:
                 return found
-            ready = [descriptor for descriptor, _ in self._waiting.poll(STALL_S * 250)]
+            if not self._receive_armed:
+                queue.received.arm()
+                self._receive_armed = True
+                continue  # what came before the device was asked to tell
+            ready = [descriptor for descriptor, _ in self._waiting.poll(STALL_S / 4)]
             if not ready:
                 self._look()
             elif queue.received.descriptor in ready:

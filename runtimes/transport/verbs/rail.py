@@ -28,12 +28,13 @@ def watch(ends: Sequence[Ends], lifeline: socket.socket) -> None:
 class VerbsControl:
     def __init__(self, ends: Sequence[Ends]) -> None:
         self._ends = ends
+        self._queue = ends[0].control
 
     def send(self, body: bytes) -> None:
-        self._ends[0].control.send(body, timeout_s=_SEND_TIMEOUT_S)
+        self._queue.send(body, timeout_s=_SEND_TIMEOUT_S)
 
     def receive(self) -> bytes:
-        return _message(self._ends[0].control, self._ends)
+        return _message(self._queue, self._ends)
 
 
 class Rail:
