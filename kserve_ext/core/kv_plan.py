@@ -24,6 +24,7 @@ class Lane(NamedTuple):
 
     largest: int  # bytes of a batch; so many can be had whenever nothing is under way
     pieces: int  # writes of a batch
+    best: int = MOST  # bytes of a batch, where there are so many
 
 
 class Batch(NamedTuple):
@@ -95,7 +96,7 @@ class _Queue:
     @property
     def most(self) -> int:
         """Bytes of a batch."""
-        return min(self.lane.largest, MOST)
+        return min(self.lane.largest, self.lane.best)
 
     @property
     def eldests_turn(self) -> bool:

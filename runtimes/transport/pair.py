@@ -155,7 +155,7 @@ class Channel:
         transfer: int,
         layer: int,
         target: int,
-        blocks: Sequence[memoryview] | Sequence[Pages],
+        blocks: Sequence[memoryview | Pages],
         rung: Rung | Literal[""] = "",
     ) -> int:
         """Writes these blocks to `target`, `target` + 1, ... on the other side; waits for credit.

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from runtimes.transport.channel import ChannelError, Frame, Landing, Receiver
+from runtimes.transport.channel import ChannelError, Frame, Landing, Pages, Receiver
 from runtimes.transport.pair import Channel
 
 #: No job is encoded as one byte (jobs.py).
@@ -59,7 +59,7 @@ class Ear:
         self._receiver.lost(channel, error)
         self._lost(error)
 
-    def window(self, frame: Frame) -> memoryview | None:
+    def window(self, frame: Frame) -> memoryview | Pages | None:
         self.heard_at = self._clock()
         return self._landing.window(frame)
 

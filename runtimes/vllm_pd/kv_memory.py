@@ -1,8 +1,9 @@
 """The KV cache of this engine as bytes: block by block, one buffer a layer, without copies.
 
 A block is opaque (its inside depends on the attention backend); equal layouts on both sides (layout.py) are what
-makes it portable. Where a block's layers lie behind each other, that is one buffer of larger blocks. Never touches
-torch beyond reading where a tensor lies.
+makes it portable. Where a block's layers lie behind each other, that is one buffer of larger blocks; on a GPU a block
+is all its layers, wherever they lie, and only named here (transport/cuda). Never touches torch beyond reading where a
+tensor lies.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kserve_ext.core.kv_pages import Strided, pages
-from runtimes.transport.channel import Extent
+from runtimes.transport.channel import Extent, Pages
+from runtimes.transport.cuda.blocks import PagedBlocks
 
 
 class KvMemory:
@@ -21,6 +23,7 @@ class KvMemory:
 
     def __init__(self) -> None:
         self._layers: list[memoryview] = []
+        self._paged: PagedBlocks | None = None  # on a GPU
         self._extents: tuple[Extent, ...] = ()
         self._waiting: list[Callable[[Sequence[Extent]], None]] = []
         self._lock = threading.Lock()
@@ -31,10 +34,18 @@ class KvMemory:
 
     @property
     def layers(self) -> int:
-        return len(self._layers)
+        return len(self._layers) if self._paged is None else 1
+
+    @property
+    def on_gpu(self) -> bool:
+        return self._paged is not None
 
     def register(self, tensors: dict[str, Any], blocks: int) -> None:
         """`tensors`: the paged cache of each layer; `blocks`: how many the engine counts in it."""
+        first = next(iter(tensors.values()))
+        if first.device.type == "cuda":
+            self.register_paged(PagedBlocks([tensors[name] for name in sorted(tensors)], blocks))
+            return
         placed = {name: _placed(name, tensor) for name, tensor in tensors.items()}
         found = pages(placed, blocks)
         owners = {placed[name].address: tensor for name, tensor in tensors.items()}
@@ -48,11 +59,20 @@ class KvMemory:
         self.block_bytes = len(layers[0]) // blocks
         self.blocks = blocks
         self._layers = layers
+        self._there(tuple(Extent(_address(layer), len(layer), owner=layer) for layer in layers))
+
+    def register_paged(self, paged: PagedBlocks) -> None:
+        """Blocks that only the GPU sees, each with all its layers."""
+        self._paged = paged
+        self.block_bytes, self.blocks = paged.block_bytes, paged.blocks
+        self._there((Extent(0, 0, gpu=True, owner=paged),))
+
+    def _there(self, extents: tuple[Extent, ...]) -> None:
         with self._lock:
-            self._extents = tuple(Extent(_address(layer), len(layer), owner=layer) for layer in layers)
+            self._extents = extents
             waiting, self._waiting = self._waiting, []
         for tell in waiting:
-            tell(self._extents)
+            tell(extents)
 
     def once(self, tell: Callable[[Sequence[Extent]], None]) -> None:
         """Tells where it lies: now, or when the engine has allocated it."""
@@ -62,9 +82,18 @@ class KvMemory:
                 return
         tell(self._extents)
 
-    def view(self, layer: int, first: int, blocks: int) -> memoryview:
-        if not (0 <= layer < len(self._layers) and first >= 0 and first + blocks <= self.blocks):
+    def mark(self, blocks: Sequence[int]) -> None:
+        """What this thread has given to its GPU so far computes these: they are not read before."""
+        if self._paged is not None and blocks:
+            import torch
+
+            self._paged.mark(blocks, torch.cuda.current_stream(self._paged.device.ordinal).cuda_stream)
+
+    def view(self, layer: int, first: int, blocks: int) -> memoryview | Pages:
+        if not (0 <= layer < self.layers and first >= 0 and first + blocks <= self.blocks):
             raise ValueError(f"no blocks {first}+{blocks} in layer {layer}")
+        if self._paged is not None:
+            return Pages(first, blocks, self.block_bytes)
         return self._layers[layer][first * self.block_bytes : (first + blocks) * self.block_bytes]
 
     def part(self, offset: int, size: int) -> KvPart:
@@ -76,8 +105,10 @@ class KvPart:
     """A range of bytes of every block of a KV cache: some of its heads."""
 
     def __init__(self, memory: KvMemory, offset: int, size: int) -> None:
-        if not (0 <= offset and 0 < size and offset + size <= memory.block_bytes):
+        if not (offset >= 0 and size > 0 and offset + size <= memory.block_bytes):
             raise ValueError(f"no {size} bytes at {offset} in a block of {memory.block_bytes}")
+        if memory.on_gpu:
+            raise ValueError("parts of blocks on a GPU can't be transferred: give both sides the same degree")
         self._memory = memory
         self._offset = offset
         self.block_bytes = size
@@ -86,7 +117,9 @@ class KvPart:
     def view(self, layer: int, first: int, blocks: int) -> memoryview:
         if blocks != 1:
             raise ValueError("parts of several blocks don't lie behind each other")
-        return self._memory.view(layer, first, 1)[self._offset : self._offset + self.block_bytes]
+        block = self._memory.view(layer, first, 1)
+        assert isinstance(block, memoryview)
+        return block[self._offset : self._offset + self.block_bytes]
 
 
 def _placed(name: str, tensor: Any) -> Strided:

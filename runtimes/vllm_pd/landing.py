@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from kserve_ext.core.kv_landing import LandingPlan
-from runtimes.transport.channel import ChannelError, Frame, Rung
+from runtimes.transport.channel import ChannelError, Frame, Pages, Rung
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.keepalive import Wrap, plain
@@ -240,7 +240,7 @@ class Landings:
 
     # --- channel readers (through Door)
 
-    def window(self, channel: Channel, frame: Frame) -> memoryview | None:
+    def window(self, channel: Channel, frame: Frame) -> memoryview | Pages | None:
         with self._lock:
             transfer = self._transfers.get(frame.transfer)
             if transfer is None or transfer.channel is not channel or transfer.ending is not None:
@@ -345,7 +345,7 @@ class Door:
     def lost(self, channel: object, error: ChannelError) -> None:
         self._landings.lost(self._channel, error)
 
-    def window(self, frame: Frame) -> memoryview | None:
+    def window(self, frame: Frame) -> memoryview | Pages | None:
         return self._landings.window(self._channel, frame)
 
     def landed(self, frame: Frame, broken: list[int]) -> None:

@@ -53,6 +53,7 @@ class _Push:
     #: Blocks at the prompt's start that decode keeps for us; None: it has some, and hasn't said how many yet.
     held: int | None = 0
     engine_request: str = ""
+    marked: int = 0  # of its blocks, how many it is known of which step computes them
     cancelled: bool = False  # decode waits for the word that nothing is under way
     ending: str | None = None  # why it ends as soon as nobody reads its blocks
     over: bool = False
@@ -203,6 +204,7 @@ class Pushes:
         """The first `whole` of its blocks are there, and stay until it is withdrawn."""
         with self._work:
             known = self._sources.setdefault(source, _Source())
+            self._memory.mark(blocks[known.whole : whole])
             known.blocks, known.whole, known.final, known.offered = blocks, whole, final, True
             for key in known.pushes:
                 self._feed(self._by_key[key], known)
@@ -297,6 +299,8 @@ class Pushes:
                 return
             push.engine_request = engine_request
             self._open_requests[engine_request] = key
+            self._memory.mark(blocks[push.marked : whole])
+            push.marked = whole
         push.sender.computed(push.number, blocks, whole, final)
 
     def preempted(self, key: int) -> None:

@@ -1,8 +1,8 @@
 """The writing side of one channel: carries out what the planner says (core/kv_plan.py), with one thread a rung.
 
-Blocks are written as soon as they are computed and reserved. On a rung that reads them later than `write` returns
-(direct), a transfer is not over before that has been waited for. Decides nothing; whoever owns the transfers is told
-once of each that it is over, and nobody reads its blocks.
+Blocks are written as soon as they are computed and reserved. Where they are read later than `write` returns (on a
+direct rung, or by a GPU), a transfer is not over before that has been waited for. Decides nothing; whoever owns the
+transfers is told once of each that it is over, and nobody reads its blocks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from kserve_ext.core.kv_plan import LEAST, Batch, Ended, Lane, SendPlan
+from kserve_ext.core.kv_plan import LEAST, MOST, Batch, Ended, Lane, SendPlan
 from kserve_ext.core.kv_transfer import Geometry, Write
 from runtimes.transport.channel import ChannelError, Rung
 from runtimes.transport.pair import Channel
@@ -37,7 +37,7 @@ class Over(NamedTuple):
 class _Going:
     number: int
     rung: Rung
-    direct: bool
+    direct: bool  # blocks that were written are read until `flush`
     memory: KvMemory | KvPart
     blocks: int = 0
     posted: list[Batch] = field(default_factory=list)  # that the device may still read
@@ -58,18 +58,21 @@ class Sender:
         self._plan = SendPlan()
         self._going: dict[int, _Going] = {}
         self._rungs: set[Rung] = set()  # that have a thread
+        self._waits: dict[Rung, int] = {}  # bytes for which a write waits
         self._gone = False
 
     def open(self, number: int, rung: Rung, memory: KvMemory | KvPart) -> None:
         """Raises ChannelError when the rung can't be used, ValueError when blocks don't fit."""
-        lane = Lane(self._channel.largest_write(rung), _PIECES)
-        going = _Going(number, rung, self._channel.direct(rung), memory)
+        best = self._channel.batch(rung)
+        lane = Lane(self._channel.largest_write(rung), _PIECES, best or MOST)
+        going = _Going(number, rung, self._channel.lingers(rung), memory)
         with self._changed:
             if number in self._going:
                 raise ValueError(f"transfer {number} is open already")
             self._plan.know(rung, lane)
             self._plan.open(number, rung, Geometry(memory.layers, memory.block_bytes))
             self._going[number] = going
+            self._waits[rung] = max(LEAST, best, memory.block_bytes, self._waits.get(rung, 0))
             if rung not in self._rungs:
                 self._rungs.add(rung)
                 name = f"kv-sender-{rung}-{self._channel.peer.name}"
@@ -133,7 +136,7 @@ class Sender:
         for going in self._going.values():
             if going.stopping and going.posted and going.rung == rung:
                 return going, None
-        credit = LEAST  # a write waits for so much
+        credit = self._waits.get(rung, LEAST)
         with contextlib.suppress(ChannelError):  # it will say so itself
             credit = max(min(credit, self._channel.largest_write(rung)), self._channel.free(rung))
         batch = self._plan.next(rung, credit, self._clock())
@@ -160,6 +163,7 @@ class Sender:
                 if going.stopping:
                     break
                 self._put(going, write)
+            self._channel.push(going.rung)
         except ChannelError as error:
             return f"channel-{error.reason}"
         except ValueError as error:
