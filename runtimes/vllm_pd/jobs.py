@@ -55,6 +55,12 @@ class Cancel(_Job, frozen=True):
     reason: str
 
 
+class Renew(_Job, frozen=True):
+    """Receiver -> sender: it still wants these, which its engine said just now. Says nothing of `transfer`."""
+
+    transfers: list[int]
+
+
 class Failed(_Job, frozen=True):
     """Sender -> receiver: it won't come, and nothing of it is under way any more."""
 
@@ -93,7 +99,7 @@ class Ranks(_Job, frozen=True):
 
 
 #: What the receiver of blocks says, and what their sender says: on a channel either side may be both.
-FromReceiver = Prefill | Reserve | Claim | Cancel
+FromReceiver = Prefill | Reserve | Claim | Cancel | Renew
 FromSender = Failed | Stopped | Computed | Sent
 
 Job = FromReceiver | FromSender | Ranks

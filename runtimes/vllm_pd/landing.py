@@ -31,6 +31,8 @@ from runtimes.vllm_pd.kv_memory import KvMemory, KvPart
 from runtimes.vllm_pd.peers import transfer_s
 
 _REMEMBERED = 64
+#: How often the peers hear that their blocks are still wanted. By the engine's thread: one that hangs says nothing.
+HEARTBEAT_S = 5.0
 #: How long a peer that writes into our blocks itself may take to say that it has stopped: it waits for its device.
 STOP_S = 5.0
 
@@ -92,6 +94,7 @@ class Landings:
         self._numbers = itertools.count(1)
         self._transfers: dict[int, _Transfer] = {}
         self._results: list[tuple[str, bool]] = []
+        self._renewed_at = clock()
         #: The last blocks may be here before the job's times: whom to tell these, of the last few transfers.
         self._whole: OrderedDict[int, tuple[Channel, Told]] = OrderedDict()
 
@@ -225,9 +228,22 @@ class Landings:
             if transfer.ending and not transfer.writing:
                 why = f"it has not stopped writing for {STOP_S:g} s"
                 transfer.channel.lose(ChannelError("timeout", why))
+        if now - self._renewed_at >= HEARTBEAT_S:
+            self._renewed_at = now
+            self._renew()
         with self._lock:
             taken, self._results = self._results, []
         return {name for name, _ in taken}, {name for name, whole in taken if not whole}
+
+    def _renew(self) -> None:
+        """One message to each peer, whose lease on the blocks that we wait for begins anew."""
+        open_on: dict[Channel, list[int]] = {}
+        for transfer in list(self._transfers.values()):
+            if transfer.ending is None:
+                open_on.setdefault(transfer.channel, []).append(transfer.number)
+        for channel, numbers in open_on.items():
+            with contextlib.suppress(ChannelError):  # losing the channel ends its transfers
+                channel.send(jobs.encode(jobs.Renew(0, numbers)))
 
     @property
     def open_transfers(self) -> int:

@@ -62,6 +62,7 @@ def parser() -> Any:
     )
     group.add_argument("--kv-transfer", choices=["auto", "shm", "ipc", "tcp", "rdma", "none"], default=None)
     group.add_argument("--kv-transfer-seconds", type=float, default=None, help="then decode recomputes")
+    group.add_argument("--kv-lease-seconds", type=float, default=None, help="of blocks nobody asks after")
     group.add_argument("--kv-transfer-required", action="store_true", help="503 rather than recompute")
     group.add_argument("--kv-pairs", type=int, default=None, help="prefill instances connected ahead of need")
     group.add_argument("--kv-most-channels", type=int, default=None, help="the longest idle one makes room")
@@ -102,6 +103,7 @@ def _from_environment(args: Namespace, environ: Mapping[str, str]) -> None:
         ("pd_threshold_tokens", int, None),  # learned (break_even.py)
         ("kv_fetch_threshold_tokens", int, None),  # likewise
         ("kv_transfer_seconds", float, 20.0),
+        ("kv_lease_seconds", float, 30.0),
         ("kv_pairs", int, 4),
         ("kv_most_channels", int, 64),
         ("prefill_wait_seconds", float, 5.0),

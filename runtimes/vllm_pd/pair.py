@@ -91,7 +91,7 @@ class PrefillPair:
         self._timelines = timelines
         self._who = _identity(args)
         memory = KvMemory()
-        self._pushes = Pushes(memory, lease_s=2 * args.kv_transfer_seconds)
+        self._pushes = Pushes(memory, lease_s=args.kv_lease_seconds)
         landings = Landings(memory, args.kv_transfer_seconds)
         self._ways = BothWays(landings, self._pushes)
         self._worker = Worker(memory, landings, self._pushes, BreakEven(args.kv_fetch_threshold_tokens))
@@ -170,7 +170,7 @@ class DecodePair:
         self._status = status
         memory = KvMemory()
         self._landings = Landings(memory, args.kv_transfer_seconds)
-        pushes = Pushes(memory, lease_s=2 * args.kv_transfer_seconds)
+        pushes = Pushes(memory, lease_s=args.kv_lease_seconds)
         self._ways = BothWays(self._landings, pushes)
         worker_side.CURRENT[:] = [Worker(memory, self._landings, pushes)]
         self._leases = make_leases(wait_s=args.prefill_wait_seconds)

@@ -2,8 +2,9 @@
 
 Called by four kinds of threads: channel readers bring jobs, the event loop runs them, the engine says which
 blocks are whole, and senders write (sending.py). A transfer ends exactly once; until then the engine keeps its
-blocks, but never longer than the lease: a decode that has died or hangs can't hold them. Blocks that a peer may claim
-without a job of its own are offered under a name that both sides can tell: a source.
+blocks, but never longer than the lease, which decode's engine renews as long as it steps: one that has died or hangs
+can't hold them. Blocks that a peer may claim without a job of its own are offered under a name that both sides can
+tell: a source.
 """
 
 from __future__ import annotations
@@ -134,6 +135,9 @@ class Pushes:
         if isinstance(job, jobs.Claim):
             self._claim(channel, job)
             return
+        if isinstance(job, jobs.Renew):
+            self._renew(channel, job.transfers)
+            return
         with self._work:
             peer = self._peers.get(channel)
             push = peer.pushes.get(job.transfer) if peer is not None else None
@@ -161,6 +165,13 @@ class Pushes:
             peer = self._peers.pop(channel, None)
         if peer is not None:
             peer.sender.close(f"channel-{error.reason}")
+
+    def _renew(self, channel: Channel, numbers: Sequence[int]) -> None:
+        with self._work:
+            peer = self._peers.get(channel)
+            for number in numbers if peer is not None else ():
+                if peer is not None and (push := peer.pushes.get(number)) is not None:
+                    push.deadline = self._clock() + self._lease_s
 
     def _open(self, channel: Channel, job: jobs.Prefill) -> None:
         start = self._start_job
