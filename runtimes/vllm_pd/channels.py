@@ -20,9 +20,10 @@ from typing import Any
 
 from kserve_ext.core.kv_links import Dial, Key, Links
 from runtimes.transport.channel import ChannelError, Rung
+from runtimes.transport.cuda import driver, mover
 from runtimes.transport.handshake import Identity
 from runtimes.transport.listener import dial
-from runtimes.transport.pair import Channel
+from runtimes.transport.pair import WINDOW, Channel
 from runtimes.vllm_pd import metrics
 from runtimes.vllm_pd.home_client import Lease, Leases, NoPrefill
 from runtimes.vllm_pd.keeper import Attach, Keeper, Kept
@@ -129,7 +130,15 @@ class Channels(Keeper):
         there.generation = int(facts.get("generation") or 0)
         if last is not None and there.generation == i.refused_by:
             raise last
-        return dial(facts["channel"], self._key, self._who, peer_generation=i.generation, rungs=self._rungs)
+        window = mover.WINDOW if driver.present() else WINDOW
+        return dial(
+            facts["channel"],
+            self._key,
+            self._who,
+            peer_generation=i.generation,
+            rungs=self._rungs,
+            window=window,
+        )
 
     # --- who there is
 

@@ -1,23 +1,28 @@
-"""The staged path and CUDA IPC on a real GPU: scattered blocks arrive byte for byte, and a flipped bit is found.
+"""Blocks of a real GPU's cache: pieces in this process, and the runtime's halves between two, over every rung.
 
-Skipped where there is no GPU; `python -m pytest tests/transport/test_cuda.py` on a machine that has one.
+Skipped where there is no GPU; `python -m pytest tests/transport/test_cuda.py` on a machine that has one. With two of
+them each process has its own.
 """
 
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import random
+import socket
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
 
-from runtimes.transport.cuda import kernels, slots
+from runtimes.transport.carriers import SocketStream
+from runtimes.transport.channel import Extent, Frame, Rung
+from runtimes.transport.cuda import kernels
 from runtimes.transport.cuda.blocks import Moves, PagedBlocks
+from runtimes.transport.cuda.ipc import Ipc
 from runtimes.transport.cuda.pipeline import Inbound, Outbound
+from runtimes.transport.ringed import Ringed
+from tests.support.gpu_pair import WAIT_S, Pair, Shape, until
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU with CUDA")
 
@@ -63,7 +68,11 @@ class Loop:
 
     def __init__(self, a: PagedBlocks, b: PagedBlocks, most: int, count: int = 3) -> None:
         self.most = most
-        self.ring = slots.pinned(a.device, count, -(-a.piece_bytes(most) // 512) * 512)
+        size = -(-a.piece_bytes(most) // 512) * 512
+        a.device.enter()
+        self.ring = a.device.allocate_host(count * size)
+        self.slots = [self.ring + number * size for number in range(count)]
+        self.device = a.device
         self.free = deque(range(count))
         self.broken: list[int] = []
         self.outbound: Outbound[tuple[int, list[int]]] = Outbound(a, most, self._filled)
@@ -78,7 +87,7 @@ class Loop:
                 self.inbound.flush()
             slot = self.free.popleft()
             end = start + self.most
-            self.outbound.fill(self.ring.addresses[slot], sources[start:end], (slot, targets[start:end]))
+            self.outbound.fill(self.slots[slot], sources[start:end], (slot, targets[start:end]))
         self.outbound.flush()
         self.inbound.flush()
         return self.broken
@@ -86,17 +95,18 @@ class Loop:
     def _filled(self, tag: tuple[int, list[int]]) -> None:
         slot, targets = tag
         if self.damage == 0:
-            ctypes.c_ubyte.from_address(self.ring.addresses[slot] + 11).value ^= 4
+            ctypes.c_ubyte.from_address(self.slots[slot] + 11).value ^= 4
         self.damage -= 1
-        self.inbound.take(self.ring.addresses[slot], targets, slot)
+        self.inbound.take(self.slots[slot], targets, slot)
 
     def _landed(self, slot: int, broken: list[int]) -> None:
         self.free.append(slot)
         self.broken += broken
 
     def close(self) -> None:
-        for end in (self.outbound, self.inbound, self.ring):
-            end.close()
+        self.outbound.close()
+        self.inbound.close()
+        self.device.free_host(self.ring)
 
 
 @needs_gpu
@@ -134,12 +144,12 @@ def test_a_flipped_bit_is_found_and_only_its_block_is_bad() -> None:
 def test_checksums_are_as_said() -> None:
     layers, blocks = cache(3, heads=64)
     row, words = blocks.row_bytes, blocks.words
-    buffer = slots.pinned(blocks.device, 1, blocks.piece_bytes(1))
+    buffer = blocks.device.allocate_host(blocks.piece_bytes(1))
     stream = blocks.device.stream()
     torch.cuda.synchronize()
-    Moves(blocks, blocks.gather)([7], buffer.addresses[0], stream)
+    Moves(blocks, blocks.gather)([7], buffer, stream)
     blocks.device.drain(stream)
-    found = list((ctypes.c_uint64 * (LAYERS * row // 8)).from_address(buffer.addresses[0]))
+    found = list((ctypes.c_uint64 * (LAYERS * row // 8)).from_address(buffer))
     for number, layer in enumerate(layers):
         plain = [value % (1 << 64) for value in layer[7].flatten().view(torch.int64).tolist()]
         assert found[number * words : (number + 1) * words] == plain
@@ -166,7 +176,6 @@ def test_what_is_computed_on_another_stream_is_waited_for() -> None:
 
 @needs_gpu
 def test_bad_input_names_what_is_wrong() -> None:
-    _, a = cache(1)
     for layers, why in (
         ([torch.zeros(4, 64, device="cuda"), torch.zeros(8, 64, device="cuda")], r"layers\[1\]: differs"),
         ([torch.zeros(4, 3, device="cuda")], "not a multiple of 16"),
@@ -174,60 +183,113 @@ def test_bad_input_names_what_is_wrong() -> None:
     ):
         with pytest.raises(ValueError, match=why):
             PagedBlocks(layers, 4)
-    with pytest.raises(slots.SlotError, match="don't share /dev/shm"):
-        slots.attached(a.device, "galaxy-kv-slots-none", 1, 64)
-    with pytest.raises(slots.SlotError, match="CUDA IPC"):
-        slots.of_peer(a.device, bytes(64), 1, 64)
 
 
-def _send_to_peer(gpu: int, offer: Any, kind: str, sources: list[int], pipe: Any) -> None:
-    _, blocks = cache(1, gpu=gpu)
-    size = -(-blocks.piece_bytes(7) // 512) * 512
-    ring = (slots.of_peer if kind == "ipc" else slots.attached)(blocks.device, offer, 2, size)
-    outbound: Outbound[tuple[int, int]] = Outbound(blocks, 7, pipe.send, on_gpu=kind == "ipc")
-    for number, start in enumerate(range(0, len(sources), 7)):
-        if number >= 2:
-            outbound.flush()
-            pipe.recv()
-        outbound.fill(ring.addresses[number % 2], sources[start : start + 7], (number % 2, start))
-    outbound.flush()
-    pipe.send(None)
-    for _ in ring.addresses:
-        pipe.recv()
-    ring.close()
+RUNGS: tuple[Rung, ...] = ("ipc", "shm", "tcp")
+SHAPE = Shape(layers=LAYERS, heads=4, blocks=BLOCKS)
+LARGE = Shape(layers=32, heads=8, blocks=1100)
+
+
+def gpus() -> tuple[int, int]:
+    return 0, torch.cuda.device_count() - 1
+
+
+def shuffled(seed: int, count: int, blocks: int) -> tuple[list[int], list[int]]:
+    chosen = random.Random(seed)
+    return chosen.sample(range(blocks), count), chosen.sample(range(blocks), count)
 
 
 @needs_gpu
-@pytest.mark.parametrize("kind", ["ipc", "shared"])
-def test_two_processes(kind: str) -> None:
-    """Each on a GPU of its own where there are two."""
-    mine, _ = cache(1)
-    theirs, b = cache(2)
-    sources, targets = random.Random(5).sample(range(BLOCKS), 40), random.Random(6).sample(range(BLOCKS), 40)
-    size = -(-b.piece_bytes(7) // 512) * 512
-    made, offer = (slots.on_gpu if kind == "ipc" else slots.shared)(b.device, 2, size)
-    spawn = multiprocessing.get_context("spawn")
-    pipe, other = spawn.Pipe()
-    gpu = torch.cuda.device_count() - 1
-    process = spawn.Process(target=_send_to_peer, args=(gpu, offer, kind, sources, other))
-    process.start()
-    other.close()
-    bad: list[int] = []
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("rung", RUNGS)
+def test_between_processes_every_byte_arrives(rung: Rung, apart: bool) -> None:
+    pair = Pair(SHAPE._replace(apart=apart), rung, gpus(), window=4 << 20)
+    assert pair.channel.rungs == (rung,), pair.channel.passed
+    for seed, count in enumerate((1, BLOCKS, 17, BLOCKS)):
+        sources, targets = shuffled(seed, count, BLOCKS)
+        _, outcome = pair.move(sources, targets)
+        assert (outcome.reason, outcome.rung) == ("", rung)
+        assert outcome.bytes == count * SHAPE.block_bytes
+        assert pair.differing(sources, targets) == 0
+        assert pair.landings.results()[1] == set()
+    assert pair.close() == 0
 
-    def landed(slot: int, broken: list[int]) -> None:
-        bad.extend(broken)
-        pipe.send(slot)
 
-    inbound: Inbound[int] = Inbound(b, 7, landed, on_gpu=kind == "ipc")
-    while (message := pipe.recv()) is not None:
-        slot, start = message
-        inbound.take(made.addresses[slot], targets[start : start + 7], slot)
-        inbound.flush()
-    assert bad == []
-    assert same(mine, sources, theirs, targets)
-    process.join(30)
-    assert process.exitcode == 0
-    if kind == "shared":
-        slots.unlink(str(offer))
-    inbound.close()
-    made.close()
+@needs_gpu
+@pytest.mark.parametrize("rung", RUNGS)
+def test_between_processes_damage_fails_the_transfer_and_not_the_next(rung: Rung) -> None:
+    pair = Pair(SHAPE, rung, gpus())
+    way = pair.channel._ways[rung]
+    assert isinstance(way, Ringed)
+    arrive, device = way.arrive, PagedBlocks(list(pair.cache.values()), BLOCKS).device
+
+    def damaged(lane: int, frame: Frame) -> None:
+        arrive(lane, frame)
+        byte = (ctypes.c_ubyte * 1)()
+        place, here = way.room(lane).address + frame.offset + 100, ctypes.addressof(byte)
+        device.enter()
+        for target, source in ((here, place), (place, here)):
+            stream = device.stream()
+            device.copy(target, source, 1, stream)
+            device.drain(stream)
+            byte[0] ^= 16
+
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(way, "arrive", damaged)
+    sources, targets = shuffled(3, 20, BLOCKS)
+    assert pair.move(sources, targets)[1].reason == "checksum"
+    assert len(pair.landings.results()[1]) == 1
+    monkey.undo()
+    assert pair.move(sources, targets)[1].reason == ""
+    assert pair.differing(sources, targets) == 0
+    assert pair.close() == 0
+
+
+@needs_gpu
+@pytest.mark.parametrize("rung", RUNGS)
+def test_between_processes_a_transfer_is_cancelled_in_the_middle(rung: Rung) -> None:
+    pair = Pair(LARGE, rung, gpus())
+    sources, targets = shuffled(4, 1000, LARGE.blocks)
+    number, ended = pair.begin(sources, targets)
+    until(lambda: number not in pair.landings._transfers or pair.landings._transfers[number].bytes > 0)
+    pair.landings.cancel(number, "gone")
+    outcome = ended.get(timeout=WAIT_S)[1]
+    assert outcome.reason == "gone"
+    assert outcome.bytes < 1000 * LARGE.block_bytes
+    _, outcome = pair.move(sources[:50], targets[:50])
+    assert outcome.reason == ""
+    assert pair.differing(sources[:50], targets[:50]) == 0
+    assert pair.close() == 0
+
+
+@needs_gpu
+@pytest.mark.parametrize("rung", RUNGS)
+def test_between_processes_the_peer_is_killed_in_the_middle(rung: Rung) -> None:
+    pair = Pair(LARGE, rung, gpus())
+    sources, targets = shuffled(5, 1000, LARGE.blocks)
+    number, ended = pair.begin(sources, targets)
+    until(lambda: number not in pair.landings._transfers or pair.landings._transfers[number].bytes > 0)
+    pair.kill()
+    assert ended.get(timeout=WAIT_S)[1].reason.startswith("channel-")
+    assert pair.landings.results()[1] == {f"engine-{number}"}
+    pair.channel.close()
+    torch.cuda.synchronize()
+    again = Pair(SHAPE, rung, gpus())
+    assert again.move([1, 2], [3, 4])[1].reason == ""
+    assert again.differing([1, 2], [3, 4]) == 0
+    assert again.close() == 0
+
+
+@needs_gpu
+def test_within_one_process_ipc_says_why_it_cannot_be_had() -> None:
+    _, blocks = cache(1)
+    ends = socket.socketpair()
+    ways = [Ipc(SocketStream(end), 1 << 20) for end in ends]
+    ways[0].expose([Extent(0, 0, True, blocks)])
+    ways[1].use([Extent(0, 0, True, blocks)])
+    for way in (ways[1], ways[0]):
+        way.told(0, way.streams[0].frame()[1])
+        assert not way.usable
+        assert "share the PID and IPC namespaces" in way.why
+    for end in ends:
+        end.close()

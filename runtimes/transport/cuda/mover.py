@@ -24,6 +24,7 @@ from runtimes.transport.cuda.pipeline import DEPTH, Inbound, Outbound
 from runtimes.transport.ringed import Ringed, Room
 
 PIECE: Final = 8 << 20  # bytes: below, the calls for a piece take longer than its copies
+WINDOW: Final = 64 << 20  # bytes of a ring: enough pieces of that size to keep every stage busy
 _IN_RING: Final = 4  # pieces, at least
 
 Lose = Callable[[ChannelError], None]
