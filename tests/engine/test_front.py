@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from runtimes.vllm_pd.home_client import Lease, NoPrefill
+from kserve_ext.core.kv_links import Peer
+from runtimes.vllm_pd.home_client import NO_WORK, NOTHING, Computed, Lease, NoPrefill, Wanted
 from runtimes.vllm_pd.landing import Outcome
+from runtimes.vllm_pd.load import Load
 from runtimes.vllm_pd.timeline import Timeline
 
 pytestmark = pytest.mark.engine
@@ -27,14 +29,23 @@ class Given:
         self.waits: list[float | None] = []
         self.released: list[tuple[str, str]] = []
 
-    async def lease(self, request_id: str, tokens: int, wait_s: float | None = None) -> Lease:
+    async def lease(
+        self, request_id: str, tokens: int, wait_s: float | None = None, wanted: Wanted = NOTHING
+    ) -> Lease:
         self.waits.append(wait_s)
+        self.wanted = wanted
         if not self.instances:
             raise NoPrefill("none was free in time")
         return Lease(str(len(self.waits)), self.instances.pop(0), "127.0.0.1:9")
 
-    async def release(self, lease: Lease, failed: str = "") -> None:
+    async def release(self, lease: Lease, failed: str = "", work: Computed = NO_WORK) -> None:
         self.released.append((lease.instance, failed))
+
+    async def peers(self, tag: str) -> tuple[str, tuple[Peer, ...]]:
+        raise AssertionError("only channels ask")
+
+    async def report(self, load: Load) -> None:
+        raise AssertionError("an engine at rest says nothing")
 
     async def close(self) -> None:
         return
@@ -46,10 +57,13 @@ def after_a_failure(reason: str, given: Given, check: Callable[[Any], Coroutine[
 
     async def run() -> None:
         nothing: Any = None
-        channels: Any = SimpleNamespace(count=lambda peer, rank, size: None)
-        front = Front(ARGS, nothing, given, channels, nothing)
+        channels: Any = SimpleNamespace(
+            count=lambda peer, rank, size: None, usable=lambda: ({"p", "q"}, {"r"}), peers=3
+        )
+        engine: Any = SimpleNamespace(client=SimpleNamespace(at_rest=True, generated=0))
+        front = Front(ARGS, engine, given, channels, nothing)
         outcome = Outcome(reason, "shm", 0, 0, 0, 0.0)
-        front._closed(Lease("0", "p", "127.0.0.1:9"), Timeline("r"), outcome)
+        front._closed(Lease("0", "p", "127.0.0.1:9"), Timeline("r"), outcome, [])
         await check(front)
         await asyncio.gather(*front._releases)
 
@@ -61,7 +75,7 @@ def test_a_peer_that_failed_is_reported_and_passed_over(reason: str) -> None:
     given = Given("p", "q")
 
     async def check(front: Any) -> None:
-        assert (await front._lease(Timeline("r"), 300)).instance == "q"
+        assert (await front._lease(Timeline("r"), 300, NOTHING)).instance == "q"
 
     after_a_failure(reason, given, check)
     assert given.released == [("p", reason), ("p", "backing-off")]
@@ -73,7 +87,7 @@ def test_without_another_peer_nothing_is_waited_for(instances: tuple[str, ...]) 
 
     async def check(front: Any) -> None:
         with pytest.raises(NoPrefill) as caught:
-            await front._lease(Timeline("r"), 300)
+            await front._lease(Timeline("r"), 300, NOTHING)
         assert caught.value.reason == "backing-off"
 
     after_a_failure("timeout", given, check)
@@ -86,8 +100,48 @@ def test_what_is_not_the_peers_fault_is_no_failure(reason: str) -> None:
     given = Given("p")
 
     async def check(front: Any) -> None:
-        assert (await front._lease(Timeline("r"), 300)).instance == "p"
+        assert (await front._lease(Timeline("r"), 300, NOTHING)).instance == "p"
 
     after_a_failure(reason, given, check)
     assert given.released == [("p", "")]
     assert given.waits == [None]
+
+
+def test_a_peer_that_rests_is_named_to_home_and_without_any_other_prefill_is_not_asked() -> None:
+    given = Given()
+
+    async def check(front: Any) -> None:
+        assert front._peers() == (("q",), ("p", "r"))
+        assert front._channel() == "standing"
+        front._channels.usable = lambda: (set(), {"q", "r"})
+        assert front._channel() == "resting"
+        assert (await front.prepare("r", prompt(200), None, {})).waiting
+        assert front._backlog.tokens == 200
+        front._required = True
+        assert front._channel() == "standing", "it is tried, and refused with the reason"
+
+    after_a_failure("timeout", given, check)
+    assert not given.waits
+
+
+def test_a_prompt_stays_here_while_more_waits_at_prefill_instances_and_home_hears_of_it() -> None:
+    given = Given()
+
+    async def check(front: Any) -> None:
+        front._engine.client.call = no_tokens
+        front._there = (5000, front._loop.time())
+        prepared = await front.prepare("r", prompt(200), None, {})
+        assert (prepared.transfer, front._load._unsent) == (0, 200)
+        assert not given.waits
+        front.finished(prepared, None, 0)
+        assert front._backlog.tokens == 0
+
+    after_a_failure("", given, check)
+
+
+def prompt(tokens: int) -> dict[str, Any]:
+    return {"type": "token", "prompt_token_ids": [7] * tokens}
+
+
+async def no_tokens(job: Any) -> int:
+    return 0
