@@ -85,8 +85,10 @@ class Refusal(NamedTuple):
 class Link:
     key: Key
     addr: str
-    #: the one that is meant, and of a channel that stands, the one that it leads to
-    generation: int
+    #: the generation that home or a lease has told, 0 = whichever it is
+    meant: int
+    #: of the channel that stands or stood last
+    generation: int = 0
     state: State = "down"
     #: of its last dial, or acceptance: what comes of an earlier one is void
     number: int = 0
@@ -200,7 +202,7 @@ class Links:
         self._down(link, now)
         link.refusal = Refusal(reason, detail)
         if reason in self._refusals:
-            link.refused_by, link.retry_at = generation or link.generation, now + MOST_REST_S
+            link.refused_by, link.retry_at = generation or link.meant, now + MOST_REST_S
         return self._settle(now, [])
 
     def accepted(self, key: Key, generation: int, now: float) -> tuple[int, list[Instruction]]:
@@ -268,15 +270,20 @@ class Links:
     def _meant(self, link: Link, addr: str, generation: int, now: float, out: list[Instruction]) -> None:
         """Word of a later generation ends what is there of an earlier one; word of an earlier one is old."""
         link.addr = addr or link.addr
-        if generation <= link.generation:
+        before = link.generation if link.state == "up" else link.meant
+        if not generation:
+            link.meant = 0
+        if generation <= link.meant or generation < before:
             return
-        if link.generation and link.counts:
-            why = f"generation {link.generation} has gone, this is {generation}"
+        link.meant = generation
+        if link.counts and not 0 < before < generation:
+            return  # it leads there already, or is being dialled whichever it is
+        if link.counts:
+            why = f"generation {before} has gone, this is {generation}"
             out.append(Close(link.key, link.number, "generation", why))
-        if link.generation or not link.counts:
-            link.state, link.since, link.transfers = "down", now, 0
+        link.state, link.since, link.transfers = "down", now, 0
+        if generation != link.refused_by:
             link.failures, link.retry_at, link.refusal, link.refused_by = 0, now, None, None
-            link.generation = generation
 
     def _listen(self, link: Link, now: float, out: list[Instruction]) -> None:
         quiet_s, answer_s = (QUIET_S, ANSWER_S) if link.transfers else (IDLE_QUIET_S, IDLE_ANSWER_S)
@@ -327,7 +334,7 @@ class Links:
 
     def _rests(self, link: Link, now: float) -> bool:
         """Not to be dialled now. Who has refused without a generation to remember it by is asked again, rarely."""
-        if link.refused_by is not None and link.refused_by == link.generation != 0:
+        if link.refused_by is not None and link.refused_by == link.meant != 0:
             return True
         return now < link.retry_at
 
@@ -348,7 +355,7 @@ class Links:
     def _dial(self, link: Link, now: float, out: list[Instruction]) -> None:
         self._numbers += 1
         link.number, link.state, link.since, link.refusal = self._numbers, "dialling", now, None
-        out.append(Dial(link.key, link.number, link.addr, link.generation, link.refused_by))
+        out.append(Dial(link.key, link.number, link.addr, link.meant, link.refused_by))
 
     def _up(self, link: Link, generation: int, now: float) -> None:
         link.state, link.since, link.heard_at, link.asked_at = "up", now, now, None

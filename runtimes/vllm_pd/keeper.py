@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from kserve_ext.core.kv_links import Close, Dial, Instruction, Key, Links, Ping
-from runtimes.transport.channel import ChannelError, Reason
+from runtimes.transport.channel import ChannelError, Reason, Rung
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import metrics
 from runtimes.vllm_pd.keepalive import Ear, Wrap, ask
@@ -94,6 +94,15 @@ class Keeper:
             if now - self._counted_at >= COUNTS_S:
                 self._counted_at = now
                 self._tell_soon()
+
+    def ended(self, channel: Channel, rung: Rung, reason: str, size: int, seconds: float) -> None:
+        """A transfer out of this engine has; told by any thread."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._sent, channel.peer.name, rung, reason, size, seconds)
+
+    def _sent(self, peer: str, rung: Rung, reason: str, size: int, seconds: float) -> None:
+        metrics.transferred(peer, rung, reason.partition(":")[0], size, seconds)
+        self.count(peer, 0, size)
 
     @property
     def peers(self) -> int | None:

@@ -18,9 +18,8 @@ import msgspec
 from runtimes.transport.channel import Rung
 from runtimes.transport.handshake import Identity
 from runtimes.transport.listener import Listener
-from runtimes.transport.pair import Channel
 from runtimes.transport.rungs import RUNGS, VERBS
-from runtimes.vllm_pd import metrics, worker_side
+from runtimes.vllm_pd import worker_side
 from runtimes.vllm_pd.accepted import Accepted
 from runtimes.vllm_pd.both import BothWays
 from runtimes.vllm_pd.break_even import BreakEven
@@ -96,12 +95,10 @@ class PrefillPair:
         self._ways = BothWays(landings, self._pushes)
         self._worker = Worker(memory, landings, self._pushes, BreakEven(args.kv_fetch_threshold_tokens))
         worker_side.CURRENT[:] = [self._worker]
-        self._pushes.on_end = self._ended
         self._listener: Listener | None = None
         self._channels: Accepted | None = None
 
     async def start(self, entrance: Any) -> None:
-        self._loop = asyncio.get_running_loop()
         most = self._args.kv_most_channels
         channels = self._channels = Accepted(
             self._who, self._ways.attach_accepted, self._ways.open_on, self._changed, most=most
@@ -119,6 +116,7 @@ class PrefillPair:
             "generation": self._who.generation,
             "layout": msgspec.structs.asdict(self._who.layout),
         }
+        self._pushes.on_end = channels.ended
         entrance.channels = self._facts
         channels.start()
         self._status.event("channel_listening")
@@ -147,15 +145,6 @@ class PrefillPair:
     def _changed(self) -> None:
         self._status.tell_kv(self._facts())
 
-    def _ended(self, channel: Channel, rung: Rung, reason: str, size: int, seconds: float) -> None:
-        """By whichever thread has ended a transfer."""
-        self._loop.call_soon_threadsafe(self._count, channel.peer.name, rung, reason, size, seconds)
-
-    def _count(self, peer: str, rung: Rung, reason: str, size: int, seconds: float) -> None:
-        metrics.transferred(peer, rung, reason.partition(":")[0], size, seconds)
-        if self._channels is not None:
-            self._channels.count(peer, 0, size)
-
 
 class DecodePair:
     """Dials; its front asks for prefill engines once the engine answers."""
@@ -170,9 +159,9 @@ class DecodePair:
         self._status = status
         memory = KvMemory()
         self._landings = Landings(memory, args.kv_transfer_seconds)
-        pushes = Pushes(memory, lease_s=args.kv_lease_seconds)
-        self._ways = BothWays(self._landings, pushes)
-        worker_side.CURRENT[:] = [Worker(memory, self._landings, pushes)]
+        self._pushes = Pushes(memory, lease_s=args.kv_lease_seconds)
+        self._ways = BothWays(self._landings, self._pushes)
+        worker_side.CURRENT[:] = [Worker(memory, self._landings, self._pushes)]
         self._leases = make_leases(wait_s=args.prefill_wait_seconds)
         self._who = _identity(args)
         self._channels: Channels | None = None
@@ -189,6 +178,7 @@ class DecodePair:
             pairs=self._args.kv_pairs,
             most=self._args.kv_most_channels,
         )
+        self._pushes.on_end = channels.ended
         entrance.channels = self._facts
         channels.start()
         if self._args.kv_transfer != "none" and self._args.pd != "never":

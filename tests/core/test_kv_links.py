@@ -159,6 +159,19 @@ def test_where_no_generation_is_known_who_refused_is_looked_at_again_but_rarely(
     assert again.refused_by == 7, "to be compared with who is there now"
 
 
+def test_where_no_generation_is_told_whoever_is_there_after_a_restart_is_taken() -> None:
+    made = links()
+    [dial] = dials(made.peers([peer("p", 0)], 0.0))
+    made.stood(dial.key, dial.number, 7, 0.0)
+    made.lost(dial.key, dial.number, 20.0)
+    [again] = dials(made.tick(30.0))
+    assert again.generation == 0
+    made.stood(again.key, again.number, 8, 30.0)
+    assert made.known[Key("p")].generation == 8
+    assert made.peers([peer("p", 8)], 31.0) == [], "a word that comes later and says the same"
+    assert closes(made.peers([peer("p", 9)], 32.0)) == [("p", "generation")]
+
+
 def test_the_longest_idle_channel_makes_room_and_one_with_open_transfers_never() -> None:
     made = links(pairs=0, most=2)
     for now, name in enumerate("pq"):
@@ -258,8 +271,10 @@ NAMES = st.sampled_from(["p", "q", "r", "s", "t"])
 class World(RuleBasedStateMachine):
     """Peers that restart, vanish, refuse and fall silent; a shell that carries out whatever it is told."""
 
-    @initialize(pairs=st.integers(0, 3), most=st.integers(1, 4), seed=st.integers(0, 99))
-    def begin(self, pairs: int, most: int, seed: int) -> None:
+    @initialize(pairs=st.integers(0, 3), most=st.integers(1, 4), seed=st.integers(0, 99), told=st.booleans())
+    def begin(self, pairs: int, most: int, seed: int, told: bool) -> None:
+        """`told`: in the end, with the generations."""
+        self.told = told
         self.now = 0.0
         self.pairs, self.most = min(pairs, most), most
         self.made = Links("me", pairs, most, Random(seed))
@@ -292,12 +307,13 @@ class World(RuleBasedStateMachine):
             here = self.alive[key.peer] and self.of[number] == self.generation[key.peer]
             self.made.seen(key, number, self.now if here else 0.0, self.open.get(number, 0))
 
-    @rule(names=st.sets(NAMES))
-    def list(self, names: set[str]) -> None:
+    @rule(names=st.sets(NAMES), known=st.booleans())
+    def list(self, names: set[str], known: bool) -> None:
         self.look()
         self.listed = names
         self.refused = {(name, there) for name, there in self.refused if name in names}  # else forgotten
-        self.carry(self.made.peers([peer(name, self.generation[name]) for name in sorted(names)], self.now))
+        generation = self.generation if known else dict.fromkeys(names, 0)
+        self.carry(self.made.peers([peer(name, generation[name]) for name in sorted(names)], self.now))
 
     @rule(name=NAMES, known=st.booleans())
     def lease(self, name: str, known: bool) -> None:
@@ -336,9 +352,11 @@ class World(RuleBasedStateMachine):
             self.carry(self.made.failed(dial.key, dial.number, "generation", "", there, self.now))
         elif not self.fits[name]:
             before = self.made.known.get(dial.key)
-            if dial.generation and before is not None and before.number == dial.number:
+            current = dial.generation and before is not None and before.number == dial.number
+            out = self.made.failed(dial.key, dial.number, "incompatible", "", there, self.now)
+            if current and dial.key in self.made.known:  # else nobody names it any more
                 self.refused.add((name, there))
-            self.carry(self.made.failed(dial.key, dial.number, "incompatible", "", there, self.now))
+            self.carry(out)
         else:
             self.channels[dial.number], self.of[dial.number] = dial.key, there
             self.carry(self.made.stood(dial.key, dial.number, there, self.now))
@@ -378,7 +396,7 @@ class World(RuleBasedStateMachine):
         for name in self.fits:
             self.change(name, True, True)
         self.open.clear()
-        self.list(self.listed)
+        self.list(self.listed, self.told)
         for _ in range(200):
             self.now += 0.5
             self.look()
