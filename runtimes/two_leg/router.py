@@ -32,7 +32,6 @@ from kserve_ext.core.two_leg.engines import Engines
 from runtimes.two_leg import metrics
 from runtimes.two_leg.calls import Address, Call, Header, Lost, NotReached, reachable
 from runtimes.two_leg.prefills import Leasing
-from runtimes.vllm_pd.decide import Setting, decide
 from runtimes.vllm_pd.home_client import Lease, NoPrefill
 from runtimes.vllm_pd.timeline import Timeline
 
@@ -59,8 +58,8 @@ class Request(NamedTuple):
 
 
 class Settings(NamedTuple):
-    pd: Setting = "auto"
-    threshold: int = 256  # tokens
+    pd: bodies.Setting = "auto"
+    threshold: float = 256  # tokens
     chars_per_token: float = bodies.CHARS_PER_TOKEN
     prefill_s: float = 60.0
     wait_s: float = 5.0  # for a prefill engine
@@ -97,12 +96,9 @@ class Router:
         asked = Asked({}, 0, "not-generation")
         if request.legs:
             asked = bodies.read(request.body, request.legs == "chat", self.settings.chars_per_token)
-        decision = decide(self.settings.pd, self.settings.threshold, asked.tokens, 0, asked.obstacle)
-        assert decision is not None
+        reason = bodies.why_alone(self.settings.pd, self.settings.threshold, asked)
         if request.legs:
-            where = "prefill" if decision.remote else "local"
-            metrics.DECISIONS.labels(where, decision.reason.partition("=")[0]).inc()
-        reason = "" if decision.remote else decision.reason
+            metrics.DECISIONS.labels("local" if reason else "prefill", reason or "long").inc()
         return Course(self.decodes, reason, required=self.settings.required), asked
 
     async def drain(self) -> None:

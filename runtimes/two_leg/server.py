@@ -100,7 +100,7 @@ class Front:
         args = self._args
         settings = Settings(
             args.pd,
-            int(args.pd_threshold_tokens),
+            args.pd_threshold_tokens,
             args.chars_per_token,
             args.prefill_seconds,
             args.prefill_wait_seconds,

@@ -2,17 +2,19 @@
 it.
 
 As vLLM's do: a decode engine frees what it was given when it pulls, when it refuses the request, and when its
-client goes. An engine can be told what goes wrong with its next request.
+client goes. An engine can be told what goes wrong with its next request. `python -m tests.support.plain_engine
+--host H --port N` runs one as a process: what another process keeps is pulled over HTTP.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import json
 from typing import Any
 
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 
 class PlainEngine:
@@ -41,6 +43,7 @@ class PlainEngine:
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/pull/{key}", self._pull)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", port)
@@ -97,16 +100,29 @@ class PlainEngine:
         if params.get("do_remote_decode"):
             kept = f"{self.name}-{next(self._numbers)}"
             self.kept[kept] = json.dumps(body.get("prompt") or body.get("messages"))
-            handed = {"do_remote_prefill": True, "remote_block_ids": [[1]], "remote_request_id": kept}
+            handed = {
+                "do_remote_prefill": True,
+                "remote_block_ids": [[1]],
+                "remote_request_id": kept,
+                "url": self.url,
+            }
             return web.json_response({"kv_transfer_params": {**handed, "remote_num_tokens": 7}})
         if params.get("do_remote_prefill"):
-            assert self.kept.pop(key) == json.dumps(body.get("prompt") or body.get("messages"))
+            prompt = self.kept.pop(key, None) or await self._fetch(f"{params['url']}/pull/{key}")
+            assert prompt == json.dumps(body.get("prompt") or body.get("messages"))
             self.pulled.append(key)
         if body.get("stream"):
             return await self._stream(request, body, fault)
         if fault == "cut":
             return await self._cut_off(request)
         return web.json_response({"by": self.name, "text": "x" * body.get("max_tokens", 1)})
+
+    async def _pull(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.kept.pop(request.match_info["key"]))
+
+    async def _fetch(self, url: str) -> str:
+        async with ClientSession() as session, session.get(url) as answer:
+            return await answer.text()
 
     async def _cut_off(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "application/json", "content-length": "99"})
@@ -129,3 +145,17 @@ class PlainEngine:
             await self.go.wait()
         await response.write(b"data: [DONE]\n\n")
         return response
+
+
+async def serve(name: str, port: int) -> None:
+    await PlainEngine(name, {}).start(port)
+    await asyncio.get_running_loop().create_future()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--name", default="plain")
+    given = parser.parse_args()
+    asyncio.run(serve(given.name, given.port))

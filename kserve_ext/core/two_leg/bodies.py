@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
+
+Setting = Literal["auto", "always", "never"]
 
 PARAMS: Final = "kv_transfer_params"
 CHARS_PER_TOKEN: Final = 4.0
@@ -59,6 +61,16 @@ def read(body: bytes, chat: bool, chars_per_token: float = CHARS_PER_TOKEN) -> A
         return Asked({}, 0, "unreadable")  # decode says what is wrong with it
     tokens, obstacle = _chat_length(fields, chars_per_token) if chat else _length(fields, chars_per_token)
     return Asked(fields, tokens, _obstacle(fields) or obstacle)
+
+
+def why_alone(setting: Setting, threshold: float, asked: Asked) -> str:
+    """Why decode computes this prompt itself; "": prefill is to be asked."""
+    if asked.obstacle:
+        return asked.obstacle
+    if setting == "never":
+        return "disabled"
+    # One token is always computed by decode: a prompt of one has nothing to hand over.
+    return "below-threshold" if asked.tokens < max(2.0, 0.0 if setting == "always" else threshold) else ""
 
 
 def for_prefill(asked: Asked) -> bytes:

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_ext.core.two_leg.bodies import LONG, for_decode, for_prefill, for_release, handed, read
+from kserve_ext.core.two_leg.bodies import (
+    LONG,
+    Asked,
+    Setting,
+    for_decode,
+    for_prefill,
+    for_release,
+    handed,
+    read,
+    why_alone,
+)
 
 PARAMS = {"do_remote_prefill": True, "remote_block_ids": [[1, 2]], "remote_host": "h", "remote_num_tokens": 9}
 
@@ -119,6 +129,21 @@ def test_what_prefill_hands_over(answer: bytes, reason: str) -> None:
     got = handed(answer)
     assert got.reason == reason
     assert (got.params, got.tokens) == ((None, 0) if reason else (PARAMS, 9))
+
+
+@pytest.mark.parametrize(
+    ("setting", "tokens", "obstacle", "reason"),
+    [
+        ("auto", 64, "", ""),
+        ("auto", 63, "", "below-threshold"),
+        ("always", 2, "", ""),
+        ("always", 1, "", "below-threshold"),
+        ("never", 5000, "", "disabled"),
+        ("always", 5000, "several-choices", "several-choices"),
+    ],
+)
+def test_who_computes_a_prompt(setting: Setting, tokens: int, obstacle: str, reason: str) -> None:
+    assert why_alone(setting, 64, Asked({}, tokens, obstacle)) == reason
 
 
 def test_a_release_names_the_kv_and_no_model_that_anybody_has() -> None:
