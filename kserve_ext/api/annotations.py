@@ -209,10 +209,10 @@ TABLE: Final = (
         "affinity",
         "",
         "none",
-        "Dispatch, decode's front",
-        "Requests of one session, or with one prefix, prefer the same instance.",
+        "Dispatch",
+        "Requests of one session (header `x-session-id`, or the body's `user`), or whose prompts begin alike, go to "
+        "the same instance until it is much busier than others (docs/routing.md).",
         choices=("none", "session", "prefix"),
-        acted_on=False,
     ),
     Annotation(
         "tenant-header",
