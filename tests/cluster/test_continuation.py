@@ -10,6 +10,7 @@ import signal
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,10 +51,8 @@ def galaxy(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
         yield up
 
 
-def stream(
-    galaxy: Embedded, service: str, model: str, path: str, kill_after: int = -1, **more: object
-) -> Streamed:
-    """One greedy stream; the instance that serves it is killed after so many of its lines."""
+def stream(galaxy: Embedded, service: str, model: str, path: str, kills: int = 0, **more: object) -> Streamed:
+    """One greedy stream; so many of the instances that serve it are killed, each after a hundred lines."""
     host, _, port = galaxy.run_file("dispatch-0")["http"].partition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=LONG_S)
     body = {"model": model, "stream": True, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
@@ -70,10 +69,13 @@ def stream(
     )
     answer = connection.getresponse()
     assert answer.status == 200, answer.read()
-    lines = []
-    for number, line in enumerate(answer):
+    lines: list[bytes] = []
+    since = 0
+    for line in answer:
         lines.append(line)
-        if number == kill_after:
+        since = 0 if line.strip() == SEAM.strip() else since + 1
+        if since == 100 and kills:
+            kills -= 1
             os.kill(serving(galaxy, service), signal.SIGKILL)
     connection.close()
     tokens: list[int] = []
@@ -106,7 +108,7 @@ def test_the_instance_that_streams_is_killed(galaxy: Embedded, service: str, mod
     assert len(whole.tokens) == TOKENS
     before = metric(galaxy, "galaxy_streams_continued_total")
     began = time.monotonic()
-    cut = stream(galaxy, service, model, path, kill_after=100)
+    cut = stream(galaxy, service, model, path, kills=1)
     took = time.monotonic() - began
     assert cut.tokens == whole.tokens
     assert cut.text.count(SEAM) == 1
@@ -122,6 +124,24 @@ def test_the_instance_that_streams_is_killed(galaxy: Embedded, service: str, mod
     print(f"{service}{path}: whole after {took:.1f} s")
 
 
+def test_six_streams_at_once_and_two_deaths(galaxy: Embedded) -> None:
+    """Tokens of one batch need not be those of another: how many of them there are is what counts."""
+    service, model = SERVICES[0]
+    stream(galaxy, service, model, "/v1/completions", max_tokens=1)
+    with ThreadPoolExecutor(6) as pool:
+        others = [
+            pool.submit(stream, galaxy, service, model, "/v1/completions", prompt=f"{n}: {PROMPT}")
+            for n in range(5)
+        ]
+        killing = stream(galaxy, service, model, "/v1/completions", kills=2)
+        streams = [killing, *(other.result() for other in others)]
+    for one in streams:
+        assert len(one.tokens) == TOKENS
+        assert one.text.endswith(b"data: [DONE]\n\n")
+    assert killing.text.count(SEAM) == 2
+    print(f"seams: {[one.text.count(SEAM) for one in streams]}")
+
+
 def events(text: bytes) -> list[bytes]:
     return [line[6:] for line in text.split(b"\n") if line.startswith(b"data: {")]
 
@@ -130,6 +150,6 @@ def test_a_service_that_asks_for_no_continuation(galaxy: Embedded) -> None:
     manifest = (ROOT / "examples" / "unified.yaml").read_text().replace("name: tiny\n", "name: plain\n", 1)
     off = '  annotations:\n    kserve-galaxy.io/continuation: "off"\n'
     galaxy.galaxy("apply", "--no-wait", "-f", "-", stdin=manifest.replace("  annotations:\n", off))
-    cut = stream(galaxy, "plain", "plain", "/v1/completions", kill_after=100)
+    cut = stream(galaxy, "plain", "plain", "/v1/completions", kills=1)
     assert b'"code": "instance_failed"' in cut.text
     assert b"[DONE]" not in cut.text
