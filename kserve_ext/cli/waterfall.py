@@ -51,6 +51,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "decided": "decided where to prefill",
         "prefill_leased": "prefill slot leased",
         "channel": "KV channel at hand",
+        "rung": "way of the KV chosen",
         "prefill_received": "prefill asked for",
         "prefill_start": "prefill began",
         "prefill_end": "prefill done",

@@ -150,6 +150,9 @@ class Costs:
         """There is such a rung. What was learned of it before stays."""
         self._rungs.setdefault(rung, _Learned(known))
 
+    def knows(self, rung: str) -> bool:
+        return rung in self._rungs
+
     def expected_s(self, rung: str, size: int, now: float) -> float:
         """Until a transfer of so many bytes that begins now is whole."""
         learned = self._rungs[rung]

@@ -6,6 +6,7 @@ on the event loop. The rate of a link is what the kernel says of the device; one
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -35,35 +36,46 @@ class Trip:
     """One transfer on the rung that was chosen for it."""
 
     def __init__(
-        self, costs: Costs, number: int, rung: str, learn: Callable[[Outcome], None], now: float
+        self,
+        costs: Costs,
+        number: int,
+        rung: Rung,
+        learn: Callable[[Outcome], None],
+        clock: Callable[[], float],
     ) -> None:
         self._costs = costs
         self._number = number
         self._rung = rung
         self._learn = learn
-        self._began = now
+        self._clock = clock
+        self._began = clock()
         self._outcome: Outcome | None = None
         self._sent: jobs.Sent | None = None
 
-    def closed(self, outcome: Outcome, now: float) -> None:
+    def end(self) -> None:
+        """Nothing more is under way."""
         self._costs.end(self._number)
+
+    def closed(self, outcome: Outcome) -> None:
+        now = self._clock()
+        self.end()
         self._outcome = outcome
         if not outcome.reason:
             self._learn(outcome)
         elif outcome.reason in ("timeout", "checksum") or outcome.reason.startswith(("channel-", "rung-")):
             self._costs.failed(self._rung, now - self._began, now)
-        self._measure(now)
+        self._measure()
 
-    def sent(self, job: jobs.Sent, now: float) -> None:
+    def sent(self, job: jobs.Sent) -> None:
         self._sent = job
-        self._measure(now)
+        self._measure()
 
-    def _measure(self, now: float) -> None:
+    def _measure(self) -> None:
         outcome, sent = self._outcome, self._sent
         if outcome is None or sent is None or outcome.reason or not outcome.bytes:
             return
         seconds = sent.link_s or sent.lead_s + outcome.ms / 1000 - sent.starved_s
-        self._costs.took(outcome.rung, outcome.bytes + sent.ahead, seconds, now)
+        self._costs.took(outcome.rung, outcome.bytes + sent.ahead, seconds, self._clock())
 
 
 class Choosing:
@@ -74,6 +86,7 @@ class Choosing:
         self._devices = devices
         self._pairs: OrderedDict[str, Costs] = OrderedDict()
         self._token_bytes = float(_TOKEN_BYTES)
+        self._numbers = itertools.count()
 
     def choose(self, peer: str, channel: Rungs, tokens: int, here_s: float | None) -> Choice | None:
         """For so many tokens' KV from this peer. None: the channel has no rung now.
@@ -83,17 +96,17 @@ class Choosing:
         costs = self._costs(peer)
         rungs = channel.rungs
         for rung in rungs:
-            costs.know(
-                rung, prior(rung, sum(link_rate(port.device, self._devices) for port in channel.ports(rung)))
-            )
+            if not costs.knows(rung):
+                link = sum(link_rate(port.device, self._devices) for port in channel.ports(rung))
+                costs.know(rung, prior(rung, link))
         if not rungs:
             return None
         return costs.choose(self._size(tokens), rungs, self._clock(), here_s)
 
-    def begin(self, peer: str, number: int, rung: str, tokens: int) -> Trip:
-        costs = self._costs(peer)
+    def begin(self, peer: str, rung: Rung, tokens: int) -> Trip:
+        costs, number = self._costs(peer), next(self._numbers)
         costs.begin(number, rung, self._size(tokens))
-        return Trip(costs, number, rung, self._learn, self._clock())
+        return Trip(costs, number, rung, self._learn, self._clock)
 
     def _size(self, tokens: int) -> int:
         return int(tokens * self._token_bytes)

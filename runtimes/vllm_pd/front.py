@@ -11,18 +11,21 @@ import asyncio
 import time
 from argparse import Namespace
 from array import array
+from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from vllm.exceptions import GracefulHTTPError
 
 from kserve_ext.core.dispatch.affinity import READ_BYTES, prefix_blocks
 from kserve_ext.core.dispatch.pairing import TOKEN_BYTES
-from runtimes.transport.channel import ChannelError
+from kserve_ext.core.kv_cost import RECOMPUTE
+from runtimes.transport.channel import ChannelError, Rung
 from runtimes.vllm_pd import jobs, metrics
 from runtimes.vllm_pd.backlog import Backlog
 from runtimes.vllm_pd.break_even import BreakEven
 from runtimes.vllm_pd.channels import Channels
+from runtimes.vllm_pd.choosing import Choosing, Rungs, Trip
 from runtimes.vllm_pd.decide import Channel, Facts, Setting, decide
 from runtimes.vllm_pd.engine import Engine, Prepared, prompt_tokens
 from runtimes.vllm_pd.home_client import NO_WORK, Computed, Lease, Leases, NoPrefill, Wanted
@@ -55,6 +58,7 @@ class Front:
         self._loop = asyncio.get_running_loop()
         self._releases: set[asyncio.Task[None]] = set()
         self._backoff = Backoff()
+        self._choosing = Choosing()
         self._given = args.pd_threshold_tokens is not None
         self._backlog = Backlog()
         self._there = (0, float("-inf"))  # tokens that waited at the best prefill instance, and when
@@ -164,19 +168,26 @@ class Front:
             how = f"{channel.rung}, {'dialled' if made else 'cached'}"
             timeline.mark("channel", "; ".join((how, *channel.passed)))
             timeline.prefill |= {"generation": channel.peer.generation, "passed": list(channel.passed)}
-
+            rung, why = self._choose(lease, channel, len(tokens) - cached)
+            timeline.mark("rung", why)
+            timeline.prefill["rung"] = why
+            trip = self._choosing.begin(lease.instance, rung, len(tokens) - cached)
             work: list[Computed] = []  # what prefill says of it, which it may do before or after the end
 
             def closed(outcome: Outcome) -> None:
-                self._loop.call_soon_threadsafe(self._closed, lease, timeline, outcome, work)
+                self._loop.call_soon_threadsafe(self._closed, lease, timeline, outcome, work, trip)
 
             def told(job: jobs.Computed | jobs.Sent) -> None:
                 if isinstance(job, jobs.Computed):
                     work.append(Computed(len(tokens), job.started, job.ended))
-                self._loop.call_soon_threadsafe(_told, timeline, job)
+                self._loop.call_soon_threadsafe(_told, timeline, job, trip)
 
             held = cached // self._engine.vllm_config.cache_config.block_size
-            return self._landings.open(channel, timeline.id, tokens, closed, told, held=held)
+            try:
+                return self._landings.open(channel, timeline.id, tokens, closed, told, rung, held=held)
+            except BaseException:
+                trip.end()
+                raise
         except ChannelError as error:
             self._failed(lease, str(error))
             raise
@@ -184,7 +195,26 @@ class Front:
             self._release(lease, "")
             raise
 
-    def _closed(self, lease: Lease, timeline: Timeline, outcome: Outcome, work: list[Computed]) -> None:
+    def _choose(self, lease: Lease, channel: Rungs, tokens: int) -> tuple[Rung, str]:
+        """The rung, and why. Raises NoPrefill: this engine would compute so many tokens before they were moved."""
+        here_s = self._even.here_s(tokens) if self._setting == "auto" and not self._required else None
+        choice = self._choosing.choose(lease.instance, channel, tokens, here_s)
+        if choice is None:
+            raise ChannelError("incompatible", "no rung can be used now")
+        if choice.rung == RECOMPUTE:
+            raise NoPrefill(choice.reason, "faster-here")
+        return cast(Rung, choice.rung), choice.reason
+
+    def _closed(
+        self,
+        lease: Lease,
+        timeline: Timeline,
+        outcome: Outcome,
+        work: Sequence[Computed] = (),
+        trip: Trip | None = None,
+    ) -> None:
+        if trip is not None:
+            trip.closed(outcome)
         if outcome.reason == "timeout" or outcome.reason.startswith("channel-"):
             self._failed(lease, outcome.reason)
         else:
@@ -261,8 +291,9 @@ def _prefix(tokens: list[int]) -> tuple[int, ...]:
     return prefix_blocks(array("I", tokens[: READ_BYTES // TOKEN_BYTES]).tobytes())
 
 
-def _told(timeline: Timeline, job: jobs.Computed | jobs.Sent) -> None:
+def _told(timeline: Timeline, job: jobs.Computed | jobs.Sent, trip: Trip) -> None:
     if isinstance(job, jobs.Sent):
+        trip.sent(job)
         timeline.overlapped(job.overlap)
         metrics.OVERLAP.observe(job.overlap)
         return

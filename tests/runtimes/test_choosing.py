@@ -38,14 +38,14 @@ def trips(
     choosing: Choosing, clock: Clock, rung: Rung, ms: float, sent: jobs.Sent, first: str = "sent"
 ) -> None:
     assert choosing.choose("p", Channel(rung), TOKENS, None) is not None
-    for number in range(8):
+    for _ in range(8):
         clock.now += 1.0
-        trip = choosing.begin("p", number, rung, TOKENS)
+        trip = choosing.begin("p", rung, TOKENS)
         if first == "sent":
-            trip.sent(sent, clock.now)
-        trip.closed(whole(rung, ms), clock.now)
+            trip.sent(sent)
+        trip.closed(whole(rung, ms))
         if first != "sent":
-            trip.sent(sent, clock.now)
+            trip.sent(sent)
 
 
 @pytest.mark.parametrize("first", ["sent", "closed"])
@@ -83,12 +83,12 @@ def test_what_is_under_way_counts_until_it_has_ended() -> None:
     choosing, channel = Choosing(clock), Channel("shm", "tcp")
     trips(choosing, clock, "shm", 10.0, jobs.Sent(0, 0.0))
     trips(choosing, clock, "tcp", 15.0, jobs.Sent(0, 0.0))
-    trip = choosing.begin("p", 99, "shm", TOKENS)
+    trip = choosing.begin("p", "shm", TOKENS)
     queued = choosing.choose("p", channel, TOKENS, None)
     assert queued is not None
     assert queued.rung == "tcp"
     assert "ahead" in queued.reason
-    trip.closed(Outcome("cancelled", "shm", 0, 0, 0, 0.0), clock.now)
+    trip.closed(Outcome("cancelled", "shm", 0, 0, 0, 0.0))
     after = choosing.choose("p", channel, TOKENS, None)
     assert after is not None
     assert after.rung == "shm"
@@ -109,8 +109,8 @@ def test_a_failure_is_a_cost_if_the_rung_is_to_blame(reason: str, blamed: bool) 
     choosing, channel = Choosing(clock), Channel("shm", "tcp")
     before = choosing.choose("p", channel, 100, None)
     assert before is not None
-    trip = choosing.begin("p", 1, before.rung, 100)
-    trip.closed(Outcome(reason, "shm", 0, 0, 0, 0.0), clock.now)
+    trip = choosing.begin("p", "shm", 100)
+    trip.closed(Outcome(reason, "shm", 0, 0, 0, 0.0))
     choice = choosing.choose("p", channel, 100, None)
     other = choosing.choose("another peer", channel, 100, None)
     assert choice is not None
