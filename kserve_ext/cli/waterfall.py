@@ -18,6 +18,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "arrived": "request head read",
         "held": "held: no free slot",
         "demand": "demand told to home",
+        "chosen": "instance that it prefers",
         "slot": "slot given",
         "sent": "sent to the instance",
         "first_byte": "first byte of the answer",
