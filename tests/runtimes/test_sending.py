@@ -40,8 +40,14 @@ class Gate:
     def free(self, rung: str) -> int:
         return 1 << 20
 
-    def direct(self, rung: str) -> bool:
+    def batch(self, rung: str) -> int:
+        return 0
+
+    def lingers(self, rung: str) -> bool:
         return self._direct
+
+    def push(self, rung: str) -> None:
+        return
 
     def write(self, transfer: int, layer: int, target: int, blocks: Sequence[memoryview], rung: str) -> int:
         self._pass("write", transfer, rung)
@@ -115,7 +121,7 @@ def test_a_rung_that_stands_still_stops_no_other_one(setup: Setup) -> None:
     assert setup.gate.doing.get(timeout=WAIT_S) == ("write", 1)
     setup.open(2, 4, "b")
     assert setup.gate.let("b") == ("write", 2)
-    if setup.gate.direct("b"):
+    if setup.gate.lingers("b"):
         assert setup.gate.let("b") == ("flush", 2)
     assert setup.ended().transfer == 2
 
@@ -126,7 +132,7 @@ def test_a_cancelled_transfer_is_over_when_nobody_reads_its_blocks(setup: Setup)
     setup.sender.cancel(1, "cancelled: gone")
     assert setup.over.empty()
     setup.gate.gates["a"].put("")
-    if setup.gate.direct("a"):
+    if setup.gate.lingers("a"):
         assert setup.gate.doing.get(timeout=WAIT_S) == ("flush", 1)
         assert setup.over.empty()
         setup.gate.gates["a"].put("")
@@ -170,7 +176,7 @@ def test_a_lost_channel_ends_all_of_it(setup: Setup) -> None:
 def test_a_write_that_fails_is_why(setup: Setup) -> None:
     setup.open(1, 4)
     assert setup.gate.let(word="no credit") == ("write", 1)
-    if setup.gate.direct("a"):
+    if setup.gate.lingers("a"):
         assert setup.gate.let(word="no credit") == ("flush", 1)
     assert setup.ended().reason == "channel-timeout"
 
