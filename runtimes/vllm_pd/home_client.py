@@ -165,6 +165,8 @@ class HomeLeases:
         from kserve_ext.wire.messages import WatchPrefill
 
         reply = await self._call_home(WatchPrefill(self._group, tag), _WATCH_S)
+        if not reply.tag:
+            self._home = ""  # it may be the home no longer
         return reply.tag, tuple(Peer(peer.instance, peer.addr, peer.generation) for peer in reply.peers)
 
     async def close(self) -> None:

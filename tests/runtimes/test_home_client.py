@@ -97,10 +97,11 @@ def test_the_home_tells_of_prefill_instances_and_a_fixed_list_never_changes(tmp_
     async def run() -> None:
         rpc, addr = await home([], [])
         asked: list[WatchPrefill] = []
+        replies = [PrefillPeers(""), PrefillPeers("t1", (PrefillPeer(InstanceID("p-1"), "127.0.0.1:9", 7),))]
 
         def watch(message: WatchPrefill, caller: object) -> PrefillPeers:
             asked.append(message)
-            return PrefillPeers("t1", (PrefillPeer(InstanceID("p-1"), "127.0.0.1:9", 7),))
+            return replies.pop(0)
 
         rpc.handle(WatchPrefill, watch)
         loads: list[Decoded] = []
@@ -111,10 +112,18 @@ def test_the_home_tells_of_prefill_instances_and_a_fixed_list_never_changes(tmp_
 
         rpc.handle(Decoded, decoded)
         agent = Rpc("node-0", KEY)
-        agent.handle(Locate, lambda message, caller: Located(FunctionID("dispatch-0"), addr, 1))
+        located: list[str] = []
+
+        def locate(message: Locate, caller: object) -> Located:
+            located.append(message.home_key)
+            return Located(FunctionID("dispatch-0"), addr, 1)
+
+        agent.handle(Locate, locate)
         leases = HomeLeases("ns/group", "d-1", await agent.listen_unix(str(tmp_path / "s")), KEY, 5.0)
+        assert await leases.peers("") == ("", ())
         assert await leases.peers("t0") == ("t1", (Peer("p-1", "127.0.0.1:9", 7),))
-        assert asked == [WatchPrefill("ns/group", "t0")]
+        assert asked == [WatchPrefill("ns/group", ""), WatchPrefill("ns/group", "t0")]
+        assert located == ["ns/group"] * 2, "a home that doesn't know may be one no longer"
         await leases.report(Load(100, 2.0, 0.5, 7))
         assert loads == [Decoded("ns/group", InstanceID("d-1"), 100, 2.0, 0.5, 7)]
         await leases.close()
