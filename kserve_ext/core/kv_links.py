@@ -173,15 +173,15 @@ class Links:
             self._dial(link, now, out)
         return refusal, self._settle(now, out)
 
-    def usable(self, now: float) -> tuple[set[str], set[str]]:
-        """Peers with a channel that stands, and those that no lease should name now."""
+    def usable(self, now: float) -> tuple[set[str], dict[str, Refusal]]:
+        """Peers with a channel that stands, and those that no lease should name now, with why."""
         standing = {key.peer for key, link in self.known.items() if link.state == "up"}
         resting = {
-            key.peer
+            key.peer: link.refusal
             for key, link in self.known.items()
             if not link.counts and link.refusal is not None and self._rests(link, now)
         }
-        return standing - resting, resting
+        return standing - resting.keys(), resting
 
     # --- what comes of dials, and who dials us
 

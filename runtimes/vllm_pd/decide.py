@@ -25,6 +25,7 @@ class Facts(NamedTuple):
     here: int = 0  # tokens of other prompts that wait here for their first token
     there: int | None = None  # that wait at the best prefill instance; None = not known
     channel: Channel = "standing"
+    rests: str = "backing-off"  # the word for why there is none that can be used
 
 
 class Decision(NamedTuple):
@@ -41,7 +42,7 @@ def decide(
     if setting == "never":
         return Decision(False, "disabled")
     if facts.channel == "resting":
-        return Decision(False, "backing-off")
+        return Decision(False, facts.rests)
     usual = SHORTEST if setting == "always" else max(threshold, SHORTEST)
     needed = usual if setting == "always" else _needed(usual, facts, given)
     if facts.prompt < needed:

@@ -86,6 +86,8 @@ class Front:
             timeline.local(decision.reason)
             if _word(decision.reason) == "busy-there":
                 self._load.unsent(count - cached)
+            elif decision.reason == facts.rests:
+                self._mark_refusals(timeline)
             return comparable._replace(waiting=self._waits(timeline, count - cached))
         try:
             transfer = await self._arrange(tokens, cached, timeline)
@@ -112,7 +114,11 @@ class Front:
     def _facts(self, prompt: int) -> Facts:
         queued, at = self._there
         there = queued if self._loop.time() - at <= _FRESH_S else None
-        return Facts(prompt, None, self._backlog.tokens, there, self._channel())
+        facts = Facts(prompt, None, self._backlog.tokens, there, self._channel())
+        if facts.channel != "resting":
+            return facts
+        words = {why.reason for why in self._channels.usable()[1].values()}
+        return facts._replace(rests="incompatible") if words == {"incompatible"} else facts
 
     def _channel(self) -> Channel:
         standing, excluded = self._peers()
@@ -120,10 +126,15 @@ class Front:
             return "standing"
         return "resting" if excluded and len(excluded) == self._channels.peers else "none"
 
+    def _mark_refusals(self, timeline: Timeline) -> None:
+        """Why no peer can be used, as the last one that was asked has said."""
+        for reason, detail in set(self._channels.usable()[1].values()):
+            timeline.mark("recompute", f"{reason}: {detail}")
+
     def _peers(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Those with a channel that stands, and those that are of no use now."""
         standing, refused = self._channels.usable()
-        out = refused.union(self._backoff.resting(self._loop.time()))
+        out = refused.keys() | set(self._backoff.resting(self._loop.time()))
         return tuple(sorted(standing - out)), tuple(sorted(out))
 
     def _waits(self, timeline: Timeline, tokens: int) -> int:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from kserve_ext.core.kv_links import Close, Dial, Instruction, Key, Links, Ping
+from kserve_ext.core.kv_links import Close, Dial, Instruction, Key, Links, Ping, Refusal
 from runtimes.transport.channel import ChannelError, Reason, Rung
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import metrics
@@ -109,8 +109,8 @@ class Keeper:
         """How many there are to be dialled; None: that isn't known."""
         return self._links.eligible
 
-    def usable(self) -> tuple[set[str], set[str]]:
-        """Peers with a channel that stands, and those that no lease should name now."""
+    def usable(self) -> tuple[set[str], dict[str, Refusal]]:
+        """Peers with a channel that stands, and those that no lease should name now, with why."""
         return self._links.usable(time.monotonic())
 
     def facts(self) -> list[dict[str, Any]]:

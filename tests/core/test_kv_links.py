@@ -423,5 +423,5 @@ def test_who_stands_and_whom_no_lease_should_name() -> None:
     numbers = {i.key.peer: i.number for i in dials}
     links.stood(Key("a"), numbers["a"], 1, 0.1)
     links.failed(Key("b"), numbers["b"], "unreachable", "refused", 0, 0.1)
-    assert links.usable(0.2) == ({"a"}, {"b"})
-    assert links.usable(100.0) == ({"a"}, set()), "it may be tried again"
+    assert links.usable(0.2) == ({"a"}, {"b": Refusal("unreachable", "refused")})
+    assert links.usable(100.0) == ({"a"}, {}), "it may be tried again"

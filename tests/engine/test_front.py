@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from kserve_ext.core.kv_links import Peer
+from kserve_ext.core.kv_links import Peer, Refusal
 from runtimes.vllm_pd.home_client import NO_WORK, NOTHING, Computed, Lease, NoPrefill, Wanted
 from runtimes.vllm_pd.landing import Outcome
 from runtimes.vllm_pd.load import Load
-from runtimes.vllm_pd.timeline import Timeline
+from runtimes.vllm_pd.timeline import CURRENT, Timeline
 
 pytestmark = pytest.mark.engine
 
+REFUSED = Refusal("incompatible", "dtype")
 ARGS = Namespace(pd="auto", pd_threshold_tokens=64, kv_transfer="auto", kv_transfer_required=False)
 
 
@@ -58,7 +59,7 @@ def after_a_failure(reason: str, given: Given, check: Callable[[Any], Coroutine[
     async def run() -> None:
         nothing: Any = None
         channels: Any = SimpleNamespace(
-            count=lambda peer, rank, size: None, usable=lambda: ({"p", "q"}, {"r"}), peers=3
+            count=lambda peer, rank, size: None, usable=lambda: ({"p", "q"}, {"r": REFUSED}), peers=3
         )
         engine: Any = SimpleNamespace(client=SimpleNamespace(at_rest=True, generated=0))
         front = Front(ARGS, engine, given, channels, nothing)
@@ -113,9 +114,12 @@ def test_a_peer_that_rests_is_named_to_home_and_without_any_other_prefill_is_not
     async def check(front: Any) -> None:
         assert front._peers() == (("q",), ("p", "r"))
         assert front._channel() == "standing"
-        front._channels.usable = lambda: (set(), {"q", "r"})
+        front._channels.usable = lambda: (set(), {"q": REFUSED, "r": REFUSED})
         assert front._channel() == "resting"
+        CURRENT.set(timeline := Timeline("r"))
         assert (await front.prepare("r", prompt(200), None, {})).waiting
+        assert timeline.transfer == "none;reason=incompatible"
+        assert [mark[::2] for mark in timeline.marks][1:] == [("recompute", "incompatible: dtype")]
         assert front._backlog.tokens == 200
         front._required = True
         assert front._channel() == "standing", "it is tried, and refused with the reason"
