@@ -12,6 +12,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Literal
 
 from runtimes.transport.channel import (
@@ -166,16 +167,26 @@ class Channel:
         self._raise_if_lost()
         way = self._way(rung)
         size = sum(len(block) for block in blocks)
-        mover = self._mover
-        if mover is not None:
+        if self._mover is not None:
             pages = [block for block in blocks if isinstance(block, Pages)]
-            self._losing(lambda: mover.write(way, transfer, target, pages))
-            return size
+            starts = accumulate((page.count for page in pages), initial=target)
+            return self.write_pages(transfer, list(zip(pages, starts, strict=False)), rung)
         views = [block for block in blocks if isinstance(block, memoryview)]
         checksums = struct.pack(f"<{len(views)}I", *(zlib.crc32(view) for view in views))
         frame = Frame(WRITE, RUNG_NAMES.index(way.rung), layer, transfer, len(views), target, size)
         self._losing(lambda: way.write(frame, checksums, views))
         return size
+
+    def write_pages(
+        self, transfer: int, runs: Sequence[tuple[Pages, int]], rung: Rung | Literal[""] = ""
+    ) -> int:
+        """As `write`, for a cache on a GPU: each run with the first of its blocks on the other side."""
+        self._raise_if_lost()
+        way, mover = self._way(rung), self._mover
+        if mover is None:
+            raise ValueError("pages of a cache that is not in use")
+        self._losing(lambda: mover.write(way, transfer, runs))
+        return sum(len(pages) for pages, _ in runs)
 
     def finish(self, transfer: int, blocks: int, rung: Rung | Literal[""] = "") -> None:
         """Tells the other side that this transfer is complete."""

@@ -27,6 +27,9 @@ class Room(NamedTuple):
 class Ringed(Way):
     """A lane is a stream and its ring. Credit is given back for each write, in the order of the lane's writes."""
 
+    #: Whether its rings are in a GPU's memory: the host copies nothing in or out.
+    on_gpu = False
+
     @abstractmethod
     def view(self, lane: int) -> memoryview:
         """Its ring. Raises ChannelError when it has gone: closed by another thread."""

@@ -102,7 +102,9 @@ class KvMemory:
 
 
 class KvPart:
-    """A range of bytes of every block of a KV cache: some of its heads."""
+    """A range of bytes of every block of a KV cache in host memory: some of its heads."""
+
+    on_gpu = False
 
     def __init__(self, memory: KvMemory, offset: int, size: int) -> None:
         if not (offset >= 0 and size > 0 and offset + size <= memory.block_bytes):

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from kserve_ext.core.kv_plan import LEAST, MOST, Batch, Ended, Lane, SendPlan
 from kserve_ext.core.kv_transfer import Geometry, Write
-from runtimes.transport.channel import ChannelError, Rung
+from runtimes.transport.channel import ChannelError, Pages, Rung
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.kv_memory import KvMemory, KvPart
@@ -159,11 +159,12 @@ class Sender:
     def _write(self, going: _Going, batch: Batch) -> str:
         going.first_at = going.first_at or self._clock()
         try:
-            for write in batch.writes:
+            if going.memory.on_gpu:
+                self._put_pages(going, batch.writes)
+            for write in batch.writes if not going.memory.on_gpu else ():
                 if going.stopping:
                     break
                 self._put(going, write)
-            self._channel.push(going.rung)
         except ChannelError as error:
             return f"channel-{error.reason}"
         except ValueError as error:
@@ -176,6 +177,13 @@ class Sender:
         for at in range(0, len(blocks), together):
             place = going.number, write.layer, write.target + at
             going.bytes += self._channel.write(*place, blocks[at : at + together], going.rung)
+
+    def _put_pages(self, going: _Going, writes: Sequence[Write]) -> None:
+        """In one piece, or a few."""
+        size = going.memory.block_bytes
+        runs = [(Pages(write.source, write.blocks, size), write.target) for write in writes]
+        going.bytes += self._channel.write_pages(going.number, runs, going.rung)
+        self._channel.push(going.rung)
 
     def _flush(self, going: _Going) -> str:
         """Until nothing of it is under way, or its channel is lost."""

@@ -50,6 +50,7 @@ _notes = msgspec.msgpack.Decoder(_Offered | _Agreed)
 
 class Ipc(OnBulk):
     rung: Rung = "ipc"
+    on_gpu = True
 
     def __init__(self, stream: SocketStream, size: int) -> None:
         super().__init__(stream, size)

@@ -23,11 +23,15 @@ from runtimes.transport.cuda.kernels import BLOCKS
 from runtimes.transport.cuda.pipeline import DEPTH, Inbound, Outbound
 from runtimes.transport.ringed import Ringed, Room
 
-PIECE: Final = 8 << 20  # bytes: below, the calls for a piece take longer than its copies
+PIECE: Final = (
+    8 << 20
+)  # bytes: below, the calls for a piece take longer than its copies; twice it, between GPUs
 WINDOW: Final = 64 << 20  # bytes of a ring: enough pieces of that size to keep every stage busy
 _IN_RING: Final = 4  # pieces, at least
 
 Lose = Callable[[ChannelError], None]
+#: Blocks, each run with the first of those that it is for.
+Runs = Sequence[tuple[Pages, int]]
 
 
 class _Piece(NamedTuple):
@@ -55,9 +59,10 @@ class Mover:
         """Bytes of blocks that are best written in one go."""
         return self._most(way) * self._blocks.block_bytes
 
-    def write(self, way: Way, transfer: int, target: int, pages: Sequence[Pages]) -> None:
+    def write(self, way: Way, transfer: int, runs: Runs) -> None:
         """One thread a way. Raises ValueError: this way can't carry them."""
-        self._giving(way).write(transfer, target, pages)
+        giving = self._out.get(way) or self._giving(way)
+        giving.write(transfer, runs)
 
     def push(self, way: Way) -> None:
         """What was written is not kept back to become a larger piece."""
@@ -138,7 +143,8 @@ class Mover:
             raise ValueError(
                 f"{way.rung} takes {way.largest} bytes at once, a block has {size}: widen the window"
             )
-        room = min(PIECE, 2 * way.largest // _IN_RING)
+        best = 2 * PIECE if isinstance(way, Ringed) and way.on_gpu else PIECE
+        room = min(best, 2 * way.largest // _IN_RING)  # `largest` is half of a ring
         return max(1, min(BLOCKS, room // self._blocks.block_bytes))
 
     def _raise_if_closed(self) -> None:
@@ -160,15 +166,14 @@ class _Giving:
             blocks, most, self._filled, on_gpu=rooms[0].on_gpu
         )
 
-    def write(self, transfer: int, target: int, pages: Sequence[Pages]) -> None:
+    def write(self, transfer: int, runs: Runs) -> None:
         with self._lock:
             if self._transfer != transfer:
                 self._begin()
                 self._transfer = transfer
-            for page in pages:
-                self._sources += range(page.first, page.first + page.count)
-                self._targets += range(target, target + page.count)
-                target += page.count
+            for pages, target in runs:
+                self._sources += range(pages.first, pages.first + pages.count)
+                self._targets += range(target, target + pages.count)
             while len(self._sources) >= self._most:
                 self._begin()
 
