@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from kserve_ext.core import rendezvous
+from kserve_ext.core.dispatch import affinity
+from kserve_ext.core.dispatch.choosing import Chosen
 from kserve_ext.core.dispatch.facts import (
     LEASE_TTL_S,
     AskNode,
@@ -31,12 +33,26 @@ if TYPE_CHECKING:
     from tests.support.world import World
 
 
+class Sessions:
+    """Every seventh request is of the same session."""
+
+    def choose(self, request: Request, there: Sequence[Tracker], now: float) -> Chosen | None:
+        loads = {t.id: t.in_flight for t in there}
+        choice = affinity.choose(affinity.Keys(f"s-{request.id % 7}"), loads, affinity.PrefixTree())
+        return None if choice is None else Chosen(next(t for t in there if t.id == choice.instance))
+
+    def chosen(self, request: Request, chosen: Chosen, now: float) -> None:
+        """Nothing is learned of it."""
+
+
 class Proc:
     """One Dispatch process."""
 
     def __init__(self, world: World, name: FunctionID, incarnation: int) -> None:
         self.world, self.id, self.incarnation = world, name, incarnation
-        self.shard: Shard[Request] = Shard(incarnation)
+        self.shard: Shard[Request] = Shard(
+            incarnation, lambda revision: Sessions() if revision.affinity == "session" else None
+        )
         self.homes: dict[str, Home] = {}
         self.dead = False
         self.epoch = 0

@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from kserve_ext.core.facts import Affinity
 from kserve_ext.core.ids import FunctionID, NodeID
 from tests.support.world import World
 from tests.support.world_nodes import revision
@@ -22,10 +23,13 @@ LIVELY = st.integers(0, 10_000)
 
 class Cluster(RuleBasedStateMachine):
     concurrency = 2
+    affinity: Affinity = "none"
 
     @initialize()
     def begin(self) -> None:
-        self.world = World(3, dict.fromkeys(NODES, 3), [revision(concurrency=self.concurrency)])
+        self.world = World(
+            3, dict.fromkeys(NODES, 3), [revision(concurrency=self.concurrency, affinity=self.affinity)]
+        )
         self.world.flush()
 
     @rule(shard=st.sampled_from(SHARDS), count=st.integers(1, 6))
@@ -141,8 +145,16 @@ class Unlimited(Cluster):
     concurrency = 0
 
 
+class Preferring(Cluster):
+    """Requests wait for a slot of the instance that they prefer."""
+
+    affinity = "session"
+
+
 bounds = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestLimited = pytest.mark.timeout(240)(Cluster.TestCase)
 TestLimited.settings = bounds
 TestUnlimited = pytest.mark.timeout(240)(Unlimited.TestCase)
 TestUnlimited.settings = bounds
+TestPreferring = pytest.mark.timeout(240)(Preferring.TestCase)
+TestPreferring.settings = bounds
