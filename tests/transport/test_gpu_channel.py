@@ -48,13 +48,14 @@ class Ear:
         self.happened.put(("lost", error.reason))
 
     def window(self, frame: Frame) -> Pages | None:
-        if not self.wanted(frame.target):
+        if not all(map(self.wanted, range(frame.target, frame.target + frame.blocks))):
             return None
         return Pages(frame.target, frame.blocks, self.blocks.block_bytes)
 
     def landed(self, frame: Frame, broken: list[int]) -> None:
         assert frame.size == self.blocks.block_bytes * frame.blocks
-        self.happened.put(("landed", frame.target, broken))
+        for block in range(frame.target, frame.target + frame.blocks):
+            self.happened.put(("landed", block, [block] if block in broken else []))
 
     def done(self, transfer: int, blocks: int) -> None:
         self.happened.put(("done", transfer, blocks))
@@ -192,11 +193,12 @@ def test_damage_on_the_way_is_found(pair: Pair, monkeypatch: pytest.MonkeyPatch)
 def test_a_piece_with_a_block_that_is_not_wanted_changes_nothing(pair: Pair) -> None:
     before = [layer.clone() for layer in pair.target]
     pair.at_decode.wanted = lambda target: target != 11
-    pair.write(1, [(0, 10), (1, 11), (2, 12)])
+    pair.write(1, [(0, 10), (1, 15), (2, 11)])
+    pair.prefill.push()
     pair.write(1, [(3, 20), (4, 21), (5, 22)])
     pair.prefill.finish(1, 6)
     landed, broken = pair.at_decode.until_done()
-    assert (landed, broken) == ([10, 12, 20, 21, 22], [10, 12])
+    assert (landed, broken) == ([10, 15, 20, 21, 22], [10, 15])
     for old, new in zip(before, pair.target, strict=True):
         assert torch.equal(old[:20], new[:20])
     pair.at_decode.wanted = lambda target: False

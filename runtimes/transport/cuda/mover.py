@@ -35,7 +35,7 @@ Runs = Sequence[tuple[Pages, int]]
 
 
 class _Piece(NamedTuple):
-    """One that was taken: its lane and frame, and what the landing knows of it, block by block."""
+    """One that was taken: its lane and frame, and what the landing knows of it, a frame for each run of blocks."""
 
     lane: int
     frame: Frame
@@ -243,11 +243,14 @@ class _Taking:
         if len(set(targets)) != count or max(targets) >= self._blocks.blocks:
             raise ChannelError("protocol", f"blocks {targets} of {self._blocks.blocks}")
         self._way.arrive(lane, frame)
-        each = frame._replace(blocks=1, size=self._blocks.block_bytes)
-        parts = [each._replace(target=target) for target in targets]
+        size = self._blocks.block_bytes
+        parts = [
+            frame._replace(target=first, blocks=blocks, size=blocks * size)
+            for first, blocks in _runs(targets)
+        ]
         wanted = [part for part in parts if landing.window(part) is not None]
         with self._lock:
-            if len(wanted) == count:
+            if len(wanted) == len(parts):
                 self._wait(1)
                 address = self._rooms[lane].address + frame.offset
                 try:
@@ -259,7 +262,7 @@ class _Taking:
             self._settle()
         give_back(self._way.streams[lane], frame)
         for part in wanted:
-            landing.landed(part, [part.target])
+            landing.landed(part, list(range(part.target, part.target + part.blocks)))
 
     def settle(self) -> None:
         with self._lock:
@@ -295,7 +298,19 @@ class _Taking:
     def _landed(self, piece: _Piece, broken: list[int]) -> None:
         give_back(self._way.streams[piece.lane], piece.frame)
         for part in piece.parts:
-            piece.landing.landed(part, [part.target] if part.target in broken else [])
+            own = range(part.target, part.target + part.blocks)
+            piece.landing.landed(part, [block for block in broken if block in own])
+
+
+def _runs(targets: Sequence[int]) -> list[tuple[int, int]]:
+    """First and number of neighbours."""
+    runs: list[tuple[int, int]] = []
+    for target in targets:
+        if runs and sum(runs[-1]) == target:
+            runs[-1] = runs[-1][0], runs[-1][1] + 1
+        else:
+            runs.append((target, 1))
+    return runs
 
 
 def _rounded(size: int) -> int:
