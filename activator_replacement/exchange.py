@@ -47,6 +47,7 @@ class HttpExchange:
         "_fresh",
         "_kept",
         "_left",
+        "_limit_s",
         "_request_id",
         "_retried",
         "_walker",
@@ -97,6 +98,7 @@ class HttpExchange:
         self.continued = 0  # so often it did
         self.stream: MarkedStream | None = None  # its response, if that is marked
         self._kept = 0  # bytes of its body that are kept for this
+        self._limit_s = 0.0  # how long it may be held, each time
         #: What came of the body, None once some of it can't be sent again.
         self._body: list[bytes] | None = None
         self._body_bytes = 0
@@ -295,6 +297,7 @@ class HttpExchange:
         self.state = RESPONDING
         if begins and self._kept:
             self.stream = MarkedStream(begins)
+            self._limit_s = self.timeout_s
         else:
             self._let_go()
         self.client.plane.dispatch.first_byte(self)
@@ -339,7 +342,7 @@ class HttpExchange:
         if again:
             stream.break_off()
             self.continued += 1
-            self.timeout_s += plane.now() - self.started  # what Dispatch set, from now on
+            self.timeout_s = self._limit_s + plane.now() - self.started
         self._failed(reason, again)
 
     def goes_on(self) -> None:

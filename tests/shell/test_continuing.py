@@ -89,10 +89,11 @@ async def streaming(engine: Engine) -> AsyncIterator[tuple[HoldingDispatch, Clie
     async with instance(engine.serve) as addr:
         dispatch = HoldingDispatch(addr)
         dispatch.continues = dispatch.requeue = True
-        async with dataplane(dispatch) as (_, host, port, _):
+        async with dataplane(dispatch) as (server, host, port, _):
             client = await Client.connect(host, port)
             client.send(post(BODY))
             yield dispatch, client, addr
+            assert server.plane.kept_bytes == 0
 
 
 def test_marks_are_taken_out_of_a_stream_that_ends_as_it_should() -> None:
