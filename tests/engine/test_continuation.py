@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
+import socket
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -234,6 +236,26 @@ def test_a_record_with_tokens_that_the_model_has_not(unified: Instance) -> None:
 def test_a_client_can_not_put_output_into_the_engine(unified: Instance) -> None:
     expected, _ = unified.tokens(prompt(5, 20), 6)
     assert unified.tokens(prompt(5, 20), 6, vllm_xargs={"galaxy_emitted": [5, 6, 7]})[0] == expected
+
+
+def test_a_stream_that_is_cut_off_by_the_end_of_its_drain_has_no_end(nursery: Nursery) -> None:
+    """No error event, no end of the body: whoever reads it can only take it for broken off, and go on."""
+    instance = nursery.start("--drain-seconds", "1").ready()
+    path, body = request("text", max_tokens=1800)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"X-Galaxy-Continuation: marks\r\nContent-Length: {len(body)}\r\n\r\n"
+    text = b""
+    with socket.create_connection(("127.0.0.1", instance.port), WAIT_S) as connection:
+        connection.sendall(head.encode() + body)
+        with contextlib.suppress(ConnectionResetError):
+            while data := connection.recv(65536):
+                if not text:
+                    instance.kill()
+                text += data
+    assert text.count(MARK) > 10
+    assert b'"error"' not in text
+    assert b"[DONE]" not in text
+    assert not text.endswith(b"0\r\n\r\n")
 
 
 def test_decode_goes_on_with_what_another_decode_began(pd: PD) -> None:
