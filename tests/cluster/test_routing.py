@@ -1,0 +1,148 @@
+"""Affinity, the choice of a prefill instance, and a pair's scaling by tokens, on a cluster of real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from runtimes.vllm_pd.home_client import Computed, HomeLeases, Lease, NoPrefill, Wanted
+from runtimes.vllm_pd.load import Load
+from tests.support.embedded import Embedded, echo_service
+
+pytestmark = pytest.mark.cluster
+
+GROUP = "default/tokens"
+
+
+def instances(cluster: Embedded, service: str) -> list[str]:
+    found = cluster.json("status")["instances"]
+    return sorted(
+        i["id"]
+        for i in found
+        if i["revision"].startswith(f"default/{service}-predictor-") and i["state"] == "ready"
+    )
+
+
+def asked(cluster: Embedded, shard: int, host: str, session: str) -> tuple[int, str]:
+    """Who answered, and the request's id."""
+    request = urllib.request.Request(
+        f"http://{cluster.run_file(f'dispatch-{shard}')['http']}/",
+        json.dumps({"user": session}).encode(),
+        {"host": host, "content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())["pid"], answer.headers["x-request-id"]
+
+
+def test_sessions_keep_their_instance_on_every_shard_and_move_only_when_it_dies(
+    cluster: Embedded, model: str
+) -> None:
+    host = "chat.default.galaxy.local"
+    three = "    minReplicas: 3\n    maxReplicas: 3\n    containerConcurrency: 4\n"
+    manifest = echo_service("chat", model, spec=three, annotations={"kserve-galaxy.io/affinity": "session"})
+    cluster.apply(manifest.replace("    minReplicas: 0\n", ""))
+    cluster.wait("three instances", lambda: len(instances(cluster, "chat")) == 3)
+    sessions = [f"user-{k}" for k in range(24)]
+    before = {s: asked(cluster, k % 2, host, s) for k, s in enumerate(sessions)}
+    assert {s: asked(cluster, (k + 1) % 2, host, s)[0] for k, s in enumerate(sessions)} == {
+        s: pid for s, (pid, _) in before.items()
+    }
+    assert len({pid for pid, _ in before.values()}) == 3
+    explained = cluster.galaxy("explain", before[sessions[0]][1])
+    assert "session: its first choice" in explained
+    victim = before[sessions[0]][0]
+    os.kill(victim, signal.SIGKILL)
+    cluster.wait(
+        "another in its place", lambda: victim not in {asked(cluster, 0, host, s)[0] for s in sessions}
+    )
+    cluster.wait("three again", lambda: len(instances(cluster, "chat")) == 3)
+    after = {s: asked(cluster, 1, host, s)[0] for s in sessions}
+    stayed = [s for s, (pid, _) in before.items() if pid != victim and after[s] == pid]
+    others = [s for s, (pid, _) in before.items() if pid != victim]
+    new = set(after.values()) - {pid for pid, _ in before.values()}
+    assert len(new) == 1
+    assert all(after[s] in new for s in others if s not in stayed), (
+        "the new one has taken what it wins, and no more"
+    )
+    assert stayed
+    cluster.galaxy("delete", "isvc", "chat")
+
+
+def member(role: str, model: str) -> str:
+    notes = {
+        "kserve-galaxy.io/role": role,
+        "kserve-galaxy.io/pd-group": "tokens",
+        "kserve-galaxy.io/pd-ratio": "1:2..2:1",
+        "autoscaling.knative.dev/initial-scale": "1",
+        "autoscaling.knative.dev/window": "6s",
+    }
+    bounds = "    minReplicas: 1\n    maxReplicas: 6\n"
+    manifest = echo_service(f"tokens-{role}", model, spec=bounds, annotations=notes)
+    return manifest.replace("    minReplicas: 0\n", "")
+
+
+@asynccontextmanager
+async def decode(cluster: Embedded, instance: str) -> AsyncIterator[HomeLeases]:
+    """What a decode instance's front has."""
+    socket = str(next((cluster.data / "nodes").glob("*/agent.sock"), ""))
+    leases = HomeLeases(GROUP, instance, f"unix:{socket}", (cluster.data / "cluster.key").read_bytes(), 30.0)
+    try:
+        yield leases
+    finally:
+        await leases.close()
+
+
+def test_a_pair_chooses_and_scales_by_tokens(cluster: Embedded, model: str) -> None:
+    for role in ("prefill", "decode"):
+        cluster.apply(member(role, model))
+
+    def count(role: str) -> int:
+        return len(instances(cluster, f"tokens-{role}"))
+
+    cluster.wait("one of each", lambda: count("prefill") >= 1 and count("decode") >= 1)
+    [name] = instances(cluster, "tokens-decode")
+
+    async def many_prompts() -> tuple[list[Lease], int]:
+        """Prompts for ten seconds of one instance's work come at once."""
+        async with decode(cluster, name) as leases:
+            first = await leases.lease("r", 1000)
+            await leases.release(first, "", Computed(1000, 100.0, 101.0))
+            given = [await leases.lease(f"r{k}", 1000) for k in range(10)]
+            while count("prefill") < 5:  # noqa: ASYNC110  (it happens in other processes)
+                await asyncio.sleep(0.1)
+            later = [await leases.lease(f"s{k}", 1000) for k in range(4)]
+            out = later[0].instance
+            elsewhere = await leases.lease("t", 10, wanted=Wanted(excluded=(out,)))
+            assert elsewhere.instance != out
+            everyone = tuple(instances(cluster, "tokens-prefill"))
+            with pytest.raises(NoPrefill, match="leaves every prefill instance alone"):
+                await leases.lease("u", 10, wanted=Wanted(excluded=everyone))
+            for lease in (*given, *later, elsewhere):
+                await leases.release(lease)
+            return later, count("decode")
+
+    later, decoding = asyncio.run(many_prompts())
+    assert len({lease.instance for lease in later}) == 4, "each goes to one where nothing waits"
+    assert all("0 tokens wait there" in lease.why for lease in later)
+    cluster.wait("pd-ratio raises decode", lambda: count("decode") >= 3)
+    assert decoding <= count("decode") <= 6
+
+    async def long_answers() -> None:
+        """Every decode instance says that it is full."""
+        async with decode(cluster, name) as leases:
+            while count("decode") < 6 or count("prefill") > 5:
+                for full in instances(cluster, "tokens-decode"):
+                    leases._instance = full
+                    await leases.report(Load(900, 1.0, 1.0, 0))
+                await asyncio.sleep(0.5)
+
+    asyncio.run(asyncio.wait_for(long_answers(), 120))
+    for role in ("prefill", "decode"):
+        cluster.galaxy("delete", "isvc", f"tokens-{role}")
