@@ -17,10 +17,12 @@ import msgspec
 import pytest
 
 from runtimes.transport import handshake, sockets
+from runtimes.transport.carriers import SharedMemory
 from runtimes.transport.channel import ChannelError, Frame, Reason, Rung
 from runtimes.transport.handshake import Identity, Offer
 from runtimes.transport.kinds import Kind, Setting, ShmKind
 from runtimes.transport.layout import Layout
+from runtimes.transport.link import Sockets
 from runtimes.transport.listener import Listener, dial
 from runtimes.transport.pair import Channel
 from runtimes.transport.shm import Ring, unlink
@@ -433,4 +435,69 @@ def test_a_listener_outlives_a_time_without_free_descriptors(monkeypatch: pytest
     pair.prefill.write(1, 0, 0, blocks(1, 1))
     assert pair.at_decode.next() == ("landed", 0, 1, [])
     assert refused
+    pair.close()
+
+
+# --- several rungs at once
+
+
+def test_each_transfer_takes_the_rung_that_it_names() -> None:
+    pair = Pair(("tcp", "shm"))
+    assert pair.decode.rungs == pair.prefill.rungs == ("shm", "tcp")  # the listener's order
+    way = pair.prefill._ways["shm"]
+    assert isinstance(way, SharedMemory)
+    ring = way.view(0)
+    before = bytes(ring)
+    pair.prefill.write(1, 0, 0, blocks(1, 14), "tcp")
+    pair.prefill.finish(1, 14, "tcp")
+    assert [pair.at_decode.next() for _ in range(2)] == [("landed", 0, 14, []), ("done", 1, 14)]
+    assert ring == before
+    pair.prefill.write(2, 0, 20, blocks(21, 14), "shm")
+    pair.prefill.finish(2, 14, "shm")
+    assert [pair.at_decode.next() for _ in range(2)] == [("landed", 20, 14, []), ("done", 2, 14)]
+    assert ring[: 14 * BLOCK] == b"".join(blocks(21, 14))
+    assert pair.at_decode.memory[: 14 * BLOCK] == b"".join(blocks(1, 14))
+    assert pair.at_decode.memory[20 * BLOCK : 34 * BLOCK] == b"".join(blocks(21, 14))
+    pair.close()
+
+
+def test_a_rung_that_has_no_credit_left_does_not_hold_up_another() -> None:
+    pair = Pair(("shm", "tcp"), window=8 * BLOCK)
+    gate = threading.Event()
+
+    class Slow(Ear):
+        def window(self, frame: Frame) -> memoryview | None:
+            gate.wait(WAIT_S)
+            return super().window(frame)
+
+    pair.decode._landing = slow = Slow()
+    for number in range(2):
+        pair.prefill.write(1, 0, number * 4, blocks(number, 4), "shm")
+    assert (pair.prefill.free("shm"), pair.prefill.free("tcp")) == (0, 8 * BLOCK)
+    pair.prefill.write(2, 0, 8, blocks(9, 4), "tcp")
+    assert pair.prefill.free("tcp") == 4 * BLOCK
+    gate.set()
+    assert [slow.next()[1] for _ in range(3)] == [0, 4, 8]
+    pair.close()
+
+
+def test_a_rung_that_is_not_there_is_refused_and_the_channel_lives_on() -> None:
+    pair = Pair(("tcp",))
+    with pytest.raises(ChannelError, match="rung shm") as caught:
+        pair.prefill.write(1, 0, 0, blocks(0, 1), "shm")
+    assert caught.value.reason == "incompatible"
+    pair.prefill.write(1, 0, 0, blocks(3, 1), "tcp")
+    assert pair.at_decode.next() == ("landed", 0, 1, [])
+    pair.close()
+
+
+def test_losing_one_connection_loses_all_rungs() -> None:
+    pair = Pair(("shm", "tcp"))
+    assert isinstance(pair.prefill._link, Sockets)
+    sockets.wake(pair.prefill._link._sockets[1])
+    assert pair.at_decode.next() == ("lost", "closed")
+    assert pair.at_prefill.next() == ("lost", "closed")
+    for rung in ("shm", "tcp"):
+        with pytest.raises(ChannelError):
+            pair.prefill.write(1, 0, 0, blocks(0, 1), rung)
     pair.close()
