@@ -123,6 +123,7 @@ class Channels(Keeper):
             print(f"warning: no KV transfer from {i.key.peer}: {error}", file=sys.stderr, flush=True)
         out = self._links.failed(i.key, i.number, error.reason, error.detail, generation, self._now())
         self._carry(out)
+        self._tell_soon()
 
     def _connect(self, i: Dial, there: _There, last: ChannelError | None) -> Channel:
         """On a thread. Who has refused in this generation is not asked again."""
@@ -153,6 +154,7 @@ class Channels(Keeper):
                 await asyncio.sleep(_ASK_AGAIN_S)
                 continue
             self._carry(self._links.peers(peers, self._now()))
+            self._tell_soon()
 
 
 class _There:

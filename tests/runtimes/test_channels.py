@@ -521,6 +521,24 @@ def test_what_is_told_of_a_pair() -> None:
     run(test())
 
 
+def test_it_is_told_that_there_is_nobody_and_that_somebody_refuses() -> None:
+    async def test() -> None:
+        told: list[tuple[int | None, list[dict[str, Any]]]] = []
+        p = Prefill("p", dtype="float16")
+        side: Channels = decode(changed=lambda: told.append((side.peers, side.facts())))
+        home = Told()
+        side.follow(home)
+        home.tell()
+        await until(lambda: told and told[-1] == (0, []))
+        home.tell(p)
+        await until(lambda: told[-1][1] and told[-1][1][0].get("reason") == "incompatible")
+        assert told[-1][0] == 1
+        side.close()
+        p.end()
+
+    run(test())
+
+
 class _Answers(BaseHTTPRequestHandler):
     answer = b'{"channel": "127.0.0.1:4711", "generation": 3}'
 
