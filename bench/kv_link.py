@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
-from runtimes.transport.channel import ChannelError, Frame, Rung
+from runtimes.transport.channel import ChannelError, Extent, Frame, Rung
 from runtimes.transport.handshake import Identity
 from runtimes.transport.layout import Layout
 from runtimes.transport.listener import Listener, dial
@@ -40,6 +40,7 @@ SET_UPS = 10
 CHANNEL_BYTES = 192 * MIB
 BLOCK = 64 << 10
 BLOCKS = 16  # in one write of a channel
+RUNGS: tuple[Rung, ...] = ("rdma", "rdma-staged", "tcp")
 _POPULATE = 23  # MADV_POPULATE_WRITE
 _FAR_QUEUE_PAIRS = 2  # the kernel's own, and the one of far_queue
 
@@ -204,9 +205,13 @@ def _listens(port: int) -> None:
 # --- channels
 
 
+def extent(buffer: memoryview) -> Extent:
+    return Extent(ctypes.addressof(ctypes.c_char.from_buffer(buffer)), len(buffer), owner=buffer)
+
+
 class Ear:
     def __init__(self) -> None:
-        self._memory = memoryview(resident(BLOCK * BLOCKS))
+        self.memory = memoryview(resident(BLOCK * BLOCKS))
         self.done_with: SimpleQueue[int] = SimpleQueue()
 
     def message(self, channel: object, body: bytes) -> None:
@@ -216,7 +221,7 @@ class Ear:
         self.done_with.put(-1)
 
     def window(self, frame: Frame) -> memoryview | None:
-        return self._memory
+        return self.memory
 
     def landed(self, frame: Frame, broken: list[int]) -> None:
         if broken:
@@ -234,23 +239,22 @@ def far_channel() -> None:
             assert isinstance(channel, Channel)
             asked.put((channel, int(body)))
 
+    def accepted(channel: Channel) -> None:
+        channel.start(Asked(), None)
+        channel.use([extent(source)])
+
     asked: SimpleQueue[tuple[Channel, int]] = SimpleQueue()
-    listener = Listener(
-        KEY,
-        lambda: Identity("far", 1, Layout()),
-        lambda c: c.start(Asked(), None),
-        ("rdma", "tcp"),
-        FAR_ADDRESS,
-        rdma=FAR,
-    )
-    print(listener.addr, flush=True)
     source = memoryview(resident(BLOCK * BLOCKS))
+    who = Identity("far", 1, Layout())
+    listener = Listener(KEY, lambda: who, accepted, RUNGS, FAR_ADDRESS, rdma=FAR)
+    print(listener.addr, flush=True)
     blocks = [source[at : at + BLOCK] for at in range(0, len(source), BLOCK)]
     while True:
         channel, writes = asked.get()
         try:
             for _ in range(writes):
                 channel.write(1, 0, 0, blocks)
+            channel.flush(1)
             channel.finish(1, writes * BLOCKS)
         except ChannelError:
             continue
@@ -261,6 +265,9 @@ def channel(addr: str, rung: Rung) -> tuple[float, float]:
     made = dial(addr, KEY, Identity("near", 1, Layout()), rungs=(rung,), rdma=NEAR)
     ear = Ear()
     made.start(ear, ear)
+    made.expose([extent(ear.memory)])
+    while not made.rungs:
+        time.sleep(0.001)
     made.send(b"16")  # touches the rings
     ear.done_with.get()
     busy, began = busy_seconds(), time.perf_counter()
@@ -273,9 +280,9 @@ def channel(addr: str, rung: Rung) -> tuple[float, float]:
 
 
 def set_up_ms(addr: str) -> float:
-    """Until it can be used, its ring apart: of one page."""
+    """Until it can be used, its ring apart: of two pages."""
     began = time.perf_counter()
-    made = dial(addr, KEY, Identity("near", 1, Layout()), rungs=("rdma",), rdma=NEAR, window=4096)
+    made = dial(addr, KEY, Identity("near", 1, Layout()), rungs=("rdma-staged",), rdma=NEAR, window=8192)
     took = time.perf_counter() - began
     made.close()
     while _queue_pairs("rxe1") > _FAR_QUEUE_PAIRS:
@@ -314,8 +321,7 @@ def one_round(end: End, remote: tuple[int, int], addr: str) -> None:
         say(f"ib_write_bw {size}", ib_write_bw(size))
     say("send", one_way_us(end.queue))
     say("ib_send_lat", ib_send_lat())
-    rungs: tuple[Rung, ...] = ("rdma", "tcp")
-    for rung in rungs:
+    for rung in RUNGS:
         rate, cpu = channel(addr, rung)
         say(f"channel {rung}", rate)
         say(f"cpu {rung}", cpu)
