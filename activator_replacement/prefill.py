@@ -170,7 +170,7 @@ class PrefillLeases:
 
         known = self.dispatcher.shard.parts
         self._pairings = {key: pairing for key, pairing in self._pairings.items() if key in known}
-        pairing = self._pairings[revision.key] = Pairing(self._random, place_of)
+        pairing = self._pairings[revision.key] = Pairing(self._random.choice, place_of)
         return pairing
 
     def _ask(self, message: LeasePrefill) -> Ask:

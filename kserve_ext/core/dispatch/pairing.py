@@ -3,13 +3,12 @@
 What is known of each is brought into one unit, seconds: the prompt tokens that wait there already (tokens, not
 requests: one long prompt outweighs many short ones) and this prompt's own, less what the instance is likely to hold
 of it, over its token velocity; the set-up of a channel where none stands; the way of the KV. Instances that decode
-leaves alone or can't use are out. Equal costs are drawn by the given generator. Pure: loads come from leases and
-releases, and nothing is asked of anybody.
+leaves alone or can't use are out. Which of equal ones it is, the given function draws. Pure: loads come from leases
+and releases, and nothing is asked of anybody.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
@@ -74,9 +73,11 @@ class Pairing:
     """Of one prefill revision; a Chooser. `place_of` says where an instance is, "" = not known."""
 
     def __init__(
-        self, rng: random.Random, place_of: Callable[[InstanceID], str] = lambda instance: ""
+        self,
+        draw: Callable[[Sequence[InstanceID]], InstanceID],
+        place_of: Callable[[InstanceID], str] = lambda instance: "",
     ) -> None:
-        self._rng = rng
+        self._draw = draw
         self._place_of = place_of
         self._loads: dict[InstanceID, _Load] = {}
         self._prefixes = PrefixTree(KEPT_BLOCKS)
@@ -110,7 +111,7 @@ class Pairing:
             return None
         least = min(cost.total_s for cost in costs.values())
         equal = sorted(i for i, cost in costs.items() if cost.total_s <= least + 1e-9)
-        instance = equal[0] if len(equal) == 1 else self._rng.choice(equal)
+        instance = equal[0] if len(equal) == 1 else self._draw(equal)
         return instance, self._why(ask, instance, costs[instance], held.get(instance, 0))
 
     def cost(self, ask: Ask, instance: InstanceID) -> Cost:
