@@ -154,7 +154,7 @@ class PrefillLeases:
         if wait.instance and pairing is not None:
             done = (work.tokens, work.started, work.ended) if work is not None else ()
             pairing.released(wait.instance, wait.ask, *done)
-            self._worked(wait.revision, 0)
+        self._worked(wait.revision, 0)
         if not wait.instance:
             self.dispatcher.forget(wait)
         elif failed:
@@ -180,9 +180,11 @@ class PrefillLeases:
         )
 
     def _worked(self, key: RevisionKey, arrived: int) -> None:
+        """Tells home of prompt tokens that are new, of all that wait or are computed, and how fast that goes."""
         pairing = self._pairings.get(key)
         if pairing is not None:
-            self.accounts.prefill_work(key, arrived, pairing.queued_tokens + arrived, pairing.tokens_s)
+            queued = sum(wait.ask.tokens for wait in self._open.values() if wait.revision == key)
+            self.accounts.prefill_work(key, arrived, queued, pairing.tokens_s)
 
     def _pass_on(self, message: ReturnPrefill) -> None:
         """The home has moved since: the lease is in the account of the shard whose name it begins with."""

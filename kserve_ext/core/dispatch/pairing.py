@@ -139,10 +139,6 @@ class Pairing:
         return load.queued if load is not None else 0
 
     @property
-    def queued_tokens(self) -> int:
-        return sum(load.queued for load in self._loads.values())
-
-    @property
     def tokens_s(self) -> float:
         """Velocity of an instance on average, 0 = not known yet."""
         known = [v for load in self._loads.values() if (v := load.velocity.tokens_s)]
