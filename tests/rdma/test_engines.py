@@ -1,4 +1,4 @@
-"""Two real vLLM engines, KV over verbs and the wire between two devices: the tokens are those of one engine."""
+"""Two real vLLM engines, KV from cache to cache over a wire between two devices: the tokens are those of one engine."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ def pd(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[P
             "--max-num-batched-tokens",
             "512",
             *words,
-            env={"GALAXY_RDMA_DEVICES": Nics.far},
+            env={"GALAXY_RDMA_DEVICES": Nics.far, "RUNG": "rdma"},
         ).ready()
         env = {"GALAXY_PREFILL_PEERS": f"127.0.0.1:{prefill.port}", "GALAXY_RDMA_DEVICES": Nics.near}
+        env["RUNG"] = "rdma"
         decode = nursery.start("--role", "decode", "--pd-threshold-tokens", "64", *words, env=env)
         yield PD(prefill, decode.ready(), "rdma")
     finally:
