@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import msgspec
 
 from kserve_ext.wire.messages import UNREADABLE
-from runtimes.transport.channel import NOTE, RUNG_NAMES, ChannelError, Extent, Frame, Rung, Way
+from runtimes.transport.channel import NOTE, RUNG_NAMES, ChannelError, Extent, Frame, Row, Rung, Way
 from runtimes.transport.verbs import cards
 from runtimes.transport.verbs.memory import Region
 from runtimes.transport.verbs.rail import Rail
@@ -76,6 +76,7 @@ class _Lane:
 class Direct(Way):
     rung: Rung = "rdma"
     direct = True
+    scatters = True
 
     def __init__(self, rails: Sequence[Rail], window: int) -> None:
         self.streams = rails
@@ -142,13 +143,13 @@ class Direct(Way):
                 self.why = f"layers: {len(self._sources)} here, {len(theirs)} there"
             elif self._register(self._sources, remote=False):
                 self._agreed = True
-            elif self._closed:
+            if self._closed:
                 return
         self._note(_Agreed(self.why))
 
     def _register(self, layers: Sequence[Extent], *, remote: bool) -> bool:
         """With every rail's device, or with none. With the lock held."""
-        if self._closed:
+        if self._closed or self.why:
             return False
         try:
             for lane in self._lanes:
@@ -172,30 +173,35 @@ class Direct(Way):
     # --- writing
 
     def write(self, frame: Frame, checksums: bytes, blocks: Sequence[memoryview]) -> None:
-        if self._sources is None or not 0 <= frame.layer < len(self._sources):
-            raise ValueError(f"no memory for layer {frame.layer} is in use")
-        source = self._sources[frame.layer]
-        self.post(frame, checksums, [_address(block) - source.address for block in blocks])
+        rows = [Row(frame.layer, frame.target + number, block) for number, block in enumerate(blocks)]
+        self.write_rows(frame, checksums, rows)
+
+    def write_rows(self, frame: Frame, places: bytes, rows: Sequence[Row]) -> None:
+        starts = [source.address for source in self._sources or ()]
+        if any(not 0 <= row.layer < len(starts) for row in rows):
+            raise ValueError(f"no memory for layer {max(row.layer for row in rows)} is in use")
+        found = [(row.layer, _address(row.block) - starts[row.layer], row.target) for row in rows]
+        self._post(frame, places, found)
 
     def post(self, frame: Frame, checksums: bytes, offsets: Sequence[int]) -> None:
         """Blocks known by where they lie in their layer, as those of a GPU are."""
+        self._post(frame, checksums, [(frame.layer, at, frame.target + n) for n, at in enumerate(offsets)])
+
+    def _post(self, frame: Frame, body: bytes, places: Sequence[tuple[int, int, int]]) -> None:
+        """Of each block: its layer, its offset there, and the block that it becomes."""
         self._room(frame.size)
         number, lane = min(enumerate(self._lanes), key=lambda each: (each[1].bytes, each[1].carried))
         regions = lane.mine
         if not regions:
             raise ChannelError("closed", "closed on this side")
-        mine, theirs = regions[frame.layer], lane.theirs[frame.layer]
         each = frame.size // frame.blocks
-        at = frame.target * each
-        if at + frame.size > theirs.size:
-            raise ValueError(
-                f"block {frame.target + frame.blocks - 1} lies beyond the peer's layer {frame.layer}"
-            )
-        pieces = joined(
-            mine.piece(offset, each, theirs.address + at + n * each, theirs.key)
-            for n, offset in enumerate(offsets)
-        )
-        self._tickets.setdefault(frame.transfer, {})[number] = lane.write(frame, checksums, pieces)
+        pieces = []
+        for layer, offset, target in places:
+            theirs = lane.theirs[layer]
+            if (target + 1) * each > theirs.size:
+                raise ValueError(f"block {target} lies beyond the peer's layer {layer}")
+            pieces.append(regions[layer].piece(offset, each, theirs.address + target * each, theirs.key))
+        self._tickets.setdefault(frame.transfer, {})[number] = lane.write(frame, body, joined(pieces))
 
     def flush(self, transfer: int) -> None:
         for number, ticket in self._tickets.pop(transfer, {}).items():
@@ -210,6 +216,9 @@ class Direct(Way):
     # --- receiving: the bytes are there when their frame is
 
     def fetch(self, lane: int, frame: Frame, window: memoryview | None) -> None:
+        return
+
+    def fetch_rows(self, lane: int, frame: Frame, windows: Sequence[memoryview | None]) -> None:
         return
 
     def close(self) -> None:
