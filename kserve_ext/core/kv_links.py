@@ -10,9 +10,8 @@ gone. Both sides run it: the side that listens has no eligible peers, and dials 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from random import Random
 from typing import Final, Literal, NamedTuple
 
 from kserve_ext.core import rendezvous
@@ -115,20 +114,20 @@ class Link:
 
 
 class Links:
-    """`me` spreads the instances of a service over their peers; `refusals` are the reasons that no time mends."""
+    """`me` spreads a service's instances over their peers. `chance`: 0 to 1. `refusals`: what no time mends."""
 
     def __init__(
         self,
         me: str,
         pairs: int,
         most: int,
-        rng: Random,
+        chance: Callable[[], float],
         refusals: Iterable[str] = ("incompatible",),
     ) -> None:
         self._me = me
         self._pairs = min(pairs, most)
         self._most = most
-        self._rng = rng
+        self._chance = chance
         self._refusals = frozenset(refusals)
         self._numbers = 0
         self._ticked_at: float | None = None
@@ -370,7 +369,7 @@ class Links:
         """Something is."""
         link.failures += 1
         link.state, link.since, link.transfers, link.refusal = "down", now, 0, None
-        link.retry_at = now + pause_s(link.failures, LEAST_REST_S, MOST_REST_S, self._rng.random())
+        link.retry_at = now + pause_s(link.failures, LEAST_REST_S, MOST_REST_S, self._chance())
 
     def check(self) -> None:
         """Invariants, for tests."""

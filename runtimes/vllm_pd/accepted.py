@@ -25,7 +25,7 @@ class Accepted(Keeper):
         *,
         most: int,
     ) -> None:
-        links = Links(who.name, 0, most, random.Random(who.generation))
+        links = Links(who.name, 0, most, random.Random(who.generation).random)
         super().__init__(links, attach, open_on, changed)
 
     def take(self, channel: Channel) -> None:

@@ -47,7 +47,7 @@ class Channels(Keeper):
         pairs: int = PAIRS,
         most: int = MOST,
     ) -> None:
-        links = Links(who.name, pairs, most, random.Random(who.generation))
+        links = Links(who.name, pairs, most, random.Random(who.generation).random)
         super().__init__(links, attach, open_on, changed)
         self._key = key
         self._who = who

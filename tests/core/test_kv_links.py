@@ -29,7 +29,7 @@ from kserve_ext.core.kv_links import (
 
 
 def links(pairs: int = 2, most: int = 4) -> Links:
-    return Links("d-1", pairs, most, Random(1))
+    return Links("d-1", pairs, most, Random(1).random)
 
 
 def peer(name: str, generation: int = 1) -> Peer:
@@ -58,7 +58,7 @@ def test_as_many_peers_as_are_wanted_are_dialled_and_each_instance_has_its_own()
     names = [f"p-{n}" for n in range(8)]
     chosen = set()
     for me in range(30):
-        made = Links(f"d-{me}", 2, 8, Random(1))
+        made = Links(f"d-{me}", 2, 8, Random(1).random)
         out = dials(made.peers([peer(name) for name in names], 0.0))
         assert len(out) == 2
         chosen |= {dial.key.peer for dial in out}
@@ -135,7 +135,7 @@ def test_who_cannot_be_reached_rests_for_longer_each_time_and_others_take_its_pl
 
 def _each_alone() -> list[Dial]:
     """p and q in the order in which this instance prefers them."""
-    made = Links("d-1", 2, 4, Random(1))
+    made = Links("d-1", 2, 4, Random(1).random)
     return dials(made.peers([peer("p"), peer("q")], 0.0))
 
 
@@ -258,7 +258,7 @@ def test_a_listener_takes_the_later_of_two_channels_and_never_an_older_generatio
 
 @pytest.mark.parametrize("pairs", [1, 3])
 def test_all_ranks_of_a_peer_are_one_pair(pairs: int) -> None:
-    made = Links("d", pairs, 99, Random(1))
+    made = Links("d", pairs, 99, Random(1).random)
     out = dials(made.peers([Peer(name, name, 1, ranks=4) for name in "pqrst"], 0.0))
     assert len(out) == pairs * 4
     assert len({dial.key.peer for dial in out}) == pairs
@@ -277,7 +277,7 @@ class World(RuleBasedStateMachine):
         self.told = told
         self.now = 0.0
         self.pairs, self.most = min(pairs, most), most
-        self.made = Links("me", pairs, most, Random(seed))
+        self.made = Links("me", pairs, most, Random(seed).random)
         self.generation = dict.fromkeys("pqrst", 1)
         self.alive = dict.fromkeys("pqrst", True)
         self.fits = dict.fromkeys("pqrst", True)
@@ -416,7 +416,7 @@ TestWorld = World.TestCase
 
 
 def test_who_stands_and_whom_no_lease_should_name() -> None:
-    links = Links("d", 4, 8, Random(1))
+    links = Links("d", 4, 8, Random(1).random)
     dials = [
         i for i in links.peers([Peer(n, f"{n}:1", 1) for n in ("a", "b", "c")], 0.0) if isinstance(i, Dial)
     ]
