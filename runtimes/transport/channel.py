@@ -67,8 +67,18 @@ WRITE: Final = 1
 DONE: Final = 2
 CREDIT: Final = 3
 NOTE: Final = 4  # what the two ends of a way tell each other
+ROWS: Final = 5  # a write of blocks each of which has a place of its own
+PLACE: Final = struct.Struct("<III")  # of such a block: layer, target, checksum
 MAX_BLOCKS: Final = 65536  # in one write
 MAX_NOTE: Final = 1 << 20  # bytes
+
+
+class Row(NamedTuple):
+    """A block of one layer, and the block that it becomes on the other side."""
+
+    layer: int
+    target: int
+    block: memoryview
 
 
 class Extent(NamedTuple):
@@ -115,7 +125,7 @@ class Stream(Protocol):
         """A frame without blocks."""
 
     def frame(self) -> tuple[Frame, bytes]:
-        """The next one, with the checksums of a write or the body of a note."""
+        """The next one, with the checksums or places of a write, or the body of a note."""
 
 
 class Way(ABC):
@@ -130,6 +140,8 @@ class Way(ABC):
     streams: Sequence[Stream]
     #: Whether the sender writes into the receiver's own memory, which the receiver then can't refuse.
     direct = False
+    #: Whether it takes blocks for places of their own in one write.
+    scatters = False
     #: Why it can't be used (any more); "": it can be, or not yet.
     why = ""
     ports: Sequence[Port] = ()
@@ -152,9 +164,17 @@ class Way(ABC):
     def write(self, frame: Frame, checksums: bytes, blocks: Sequence[memoryview]) -> None:
         """Waits for credit. Unless `direct`, the blocks may change when it returns."""
 
+    def write_rows(self, frame: Frame, places: bytes, rows: Sequence[Row]) -> None:
+        """As `write`; a way that scatters."""
+        self.write(frame, places, [row.block for row in rows])
+
     @abstractmethod
     def fetch(self, lane: int, frame: Frame, window: memoryview | None) -> None:
         """The bytes of a write into the window; None: they are thrown away, where that is possible."""
+
+    def fetch_rows(self, lane: int, frame: Frame, windows: Sequence[memoryview | None]) -> None:
+        """As `fetch`, of blocks one after the other."""
+        raise ChannelError("protocol", f"blocks for places of their own by {self.rung}")
 
     def finish(self, frame: Frame) -> None:
         """Says on every stream that a transfer is complete, behind its writes."""
