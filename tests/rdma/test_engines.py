@@ -1,4 +1,4 @@
-"""Two real vLLM engines, KV from cache to cache over a wire between two devices: the tokens are those of one engine."""
+"""Two real vLLM engines, KV from cache to cache over a wire: the tokens are those of one engine."""
 
 from __future__ import annotations
 

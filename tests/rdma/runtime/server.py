@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
 
     rung = os.environ.get("RUNG")
     if rung:
-        pair.VERBS = (rung,)  # type: ignore[attr-defined]
+        pair.VERBS = (rung,)  # type: ignore[attr-defined, assignment]
     asked = cpu_resource_utils.get_memory_affinity
     cpu_resource_utils.get_memory_affinity = lambda pid=0: asked(pid) or [0]
     return server.main(argv)
