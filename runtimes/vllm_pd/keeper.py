@@ -1,7 +1,8 @@
 """The channels that this instance has, on either side: carries out what core/kv_links.py decides, and tells of it.
 
 Everything here runs on the event loop. Threads of channels only leave the time at which they heard something, or call
-back to the loop. What happens to a channel comes by `look`: its signs of life, its open transfers, its loss.
+back to the loop. The machine hears what has happened to a channel (signs of life, open transfers, loss) before whatever
+else it is told.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from runtimes.vllm_pd.keepalive import Ear, Wrap, ask
 
 TICK_S: Final = 0.25
 SOON_S: Final = 0.05  # news of many channels at once is told once
-COUNTS_S: Final = 5.0  # that more has been transferred is told so often at most
+COUNTS_S: Final = 5.0  # that more has been transferred is told after so long
 
 Attach = Callable[[Channel, Wrap], None]
 
@@ -66,7 +67,7 @@ class Keeper:
         self._kept: dict[int, Kept] = {}  # by number
         self._tasks: set[asyncio.Task[Any]] = set()
         self._telling: asyncio.TimerHandle | None = None
-        self._counted_at = 0.0
+        self._counting: asyncio.TimerHandle | None = None
         self._closed = False
 
     def start(self) -> None:
@@ -77,8 +78,9 @@ class Keeper:
         self._closed = True
         for task in self._tasks:
             task.cancel()
-        if self._telling is not None:
-            self._telling.cancel()
+        for timer in (self._telling, self._counting):
+            if timer is not None:
+                timer.cancel()
         for kept in self._kept.values():
             kept.channel.close()
         self._kept.clear()
@@ -90,10 +92,8 @@ class Keeper:
         if kept is not None:
             kept.transfers += 1
             kept.bytes += size
-            now = self._loop.time()
-            if now - self._counted_at >= COUNTS_S:
-                self._counted_at = now
-                self._tell_soon()
+            if self._counting is None and not self._closed:
+                self._counting = self._loop.call_later(COUNTS_S, self._tell_counts)
 
     def ended(self, channel: Channel, rung: Rung, reason: str, size: int, seconds: float) -> None:
         """A transfer out of this engine has; told by any thread."""
@@ -202,6 +202,10 @@ class Keeper:
         while True:
             self._carry(self._links.tick(self._now()))
             await asyncio.sleep(TICK_S)
+
+    def _tell_counts(self) -> None:
+        self._counting = None
+        self._tell_soon()
 
     def _tell(self) -> None:
         self._telling = None

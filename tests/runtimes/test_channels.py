@@ -178,6 +178,7 @@ def channel_of(side: Channels | Accepted, peer: str) -> Channel:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody rests for long here."""
     monkeypatch.setattr(keeper, "TICK_S", 0.01)
+    monkeypatch.setattr(keeper, "COUNTS_S", 0.05)
     monkeypatch.setattr(kv_links, "LEAST_REST_S", 0.02)
 
 
@@ -513,7 +514,7 @@ def test_what_is_told_of_a_pair() -> None:
             "bytes": 8192,
         }
         assert [rung["rung"] for rung in pair["rungs"]] == ["tcp"]
-        await until(lambda: any(pair["state"] == "up" for facts in told for pair in facts))
+        await until(lambda: any(pair.get("transfers") == 2 for facts in told for pair in facts))
         p.end()
         await until(lambda: told[-1][0]["state"] != "up" if told[-1] else True)
         side.close()
