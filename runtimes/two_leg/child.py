@@ -36,8 +36,9 @@ class Child:
             remedy = "install it, or correct the command after --"
             raise StartRefused(f"there is no program {command[0]!r} here", "command", remedy)
         port, side = free_ports(2)
-        env = {**os.environ, _SIDE_CHANNEL: os.environ.get(_SIDE_CHANNEL, str(side))}
+        env = {name: value for name, value in os.environ.items() if not name.startswith("GALAXY_")}
         env.pop("PORT", None)
+        env.setdefault(_SIDE_CHANNEL, str(side))
         words = [*command[1:], "--host", "127.0.0.1", "--port", str(port)]
         process = await asyncio.create_subprocess_exec(program, *words, env=env, preexec_fn=_end_with_parent)
         return cls(process, f"http://127.0.0.1:{port}")

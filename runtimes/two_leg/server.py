@@ -11,6 +11,7 @@ import contextlib
 import logging
 import re
 import signal
+import socket
 import sys
 from argparse import Namespace
 from typing import Any, Final
@@ -71,6 +72,11 @@ class Front:
         except OSError as error:
             remedy = "choose another port, or 0"
             raise StartRefused(str(error), "--port", remedy, permanent=False) from error
+        with listener:
+            return await self._serve(listener)
+
+    async def _serve(self, listener: socket.socket) -> int:
+        args, status = self._args, self._status
         child = await Child.start(args.engine) if args.engine else None
         own = child.url if child is not None else args.engine_url
         router = self._router([own] if own else args.decode)

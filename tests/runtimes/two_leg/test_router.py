@@ -310,7 +310,9 @@ def test_load_is_spread_over_both_kinds() -> None:
     story(run)
 
 
-def test_clients_that_hang_up_at_any_moment_leave_nothing() -> None:
+def test_clients_that_hang_up_at_any_moment_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtimes.two_leg.router.LINGER_S", 3.0)  # however slow this machine is
+
     async def run() -> None:
         async with group(prefills=2, decodes=2) as g:
 
