@@ -1,8 +1,8 @@
 """The channels that this instance has, on either side: carries out what core/kv_links.py decides, and tells of it.
 
 Everything here runs on the event loop. Threads of channels only leave the time at which they heard something, or call
-back to the loop. The machine hears what has happened to a channel (signs of life, open transfers, loss) before whatever
-else it is told.
+back to the loop. The machine hears what has happened to channels (signs of life, open transfers, losses) before
+whatever else it is told.
 """
 
 from __future__ import annotations
