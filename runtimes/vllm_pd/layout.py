@@ -45,9 +45,13 @@ def layout(args: Namespace, environ: Mapping[str, str] = os.environ) -> Layout:
 
 
 def _cpu() -> str:
-    """AMX is apart: vLLM's CPU attention packs a block in another way for it."""
+    """AMX is apart: vLLM's CPU attention packs a block in another way for it. Of GPUs what backends are chosen by."""
     import torch
+    from vllm.platforms import current_platform
 
+    if current_platform.is_cuda():
+        capability = current_platform.get_device_capability()
+        return f"cuda {capability.as_version_str() if capability else ''}"
     amx = "+AMX" if torch.cpu._is_amx_tile_supported() else ""
     return f"{torch.backends.cpu.get_cpu_capability()}{amx}"
 
