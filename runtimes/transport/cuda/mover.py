@@ -298,7 +298,7 @@ class _Taking:
     def _landed(self, piece: _Piece, broken: list[int]) -> None:
         give_back(self._way.streams[piece.lane], piece.frame)
         for part in piece.parts:
-            own = range(part.target, part.target + part.blocks)
+            own = range(part.target, part.target + part.blocks) if broken else ()
             piece.landing.landed(part, [block for block in broken if block in own])
 
 
