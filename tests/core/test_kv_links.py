@@ -411,8 +411,89 @@ class World(RuleBasedStateMachine):
         assert not self.dialling
 
 
-World.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+class Listening(RuleBasedStateMachine):
+    """The side that is dialled: decode instances that come again, fall silent and have transfers."""
+
+    @initialize(most=st.integers(1, 3))
+    def begin(self, most: int) -> None:
+        self.now, self.most = 0.0, most
+        self.made = Links("me", 0, most, Random(1).random)
+        self.channels: dict[int, tuple[str, int]] = {}  # peer and generation
+        self.open: dict[int, int] = {}
+        self.silent: set[int] = set()
+
+    def carry(self, out: list[Instruction], new: int = 0, peer: str = "") -> None:
+        for each in out:
+            assert not isinstance(each, Dial)
+            if isinstance(each, Close):
+                held = self.channels.pop(each.number)
+                full = each.reason == "closed" and held[0] != peer
+                assert not (full and each.number != new and self.open.get(each.number)), "it had transfers"
+                self.open.pop(each.number, None)
+                self.silent.discard(each.number)
+
+    def look(self) -> None:
+        for number, (name, _) in self.channels.items():
+            heard = 0.0 if number in self.silent else self.now
+            self.made.seen(Key(name), number, heard, self.open.get(number, 0))
+
+    @rule(name=NAMES, generation=st.integers(1, 3))
+    def dialled(self, name: str, generation: int) -> None:
+        self.look()
+        known = {held[0]: held[1] for held in self.channels.values()}
+        number, out = self.made.accepted(Key(name), generation, self.now)
+        self.channels[number] = name, generation
+        self.carry(out, number, name)
+        if number not in self.channels:
+            full = len(self.channels) == self.most
+            assert full or generation < known.get(name, 0), "nobody is turned away without need"
+
+    @precondition(lambda self: self.channels)
+    @rule(data=st.data(), transfers=st.integers(0, 2), silent=st.booleans())
+    def use(self, data: st.DataObject, transfers: int, silent: bool) -> None:
+        number = data.draw(st.sampled_from(sorted(self.channels)))
+        self.open[number] = transfers
+        (self.silent.add if silent else self.silent.discard)(number)
+
+    @precondition(lambda self: self.channels)
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.channels)))
+        name, _ = self.channels.pop(number)
+        self.open.pop(number, None)
+        self.carry(self.made.lost(Key(name), number, self.now))
+
+    @rule(seconds=st.sampled_from([0.25, 0.5, 2.0, 30.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.look()
+        self.carry(self.made.tick(self.now))
+
+    @invariant()
+    def sane(self) -> None:
+        if hasattr(self, "made"):
+            self.made.check()
+            assert {link.number for link in self.made.known.values()} == set(self.channels)
+            assert len({name for name, _ in self.channels.values()}) == len(self.channels) <= self.most
+
+    def teardown(self) -> None:
+        """Nothing is held for long for those that have gone without a word."""
+        if not hasattr(self, "made"):
+            return
+        self.silent = set(self.channels)
+        for _ in range(40):
+            self.now += 0.5
+            self.look()
+            self.carry(self.made.tick(self.now))
+        assert not self.channels
+        assert not self.made.known
+
+
+World.TestCase.settings = Listening.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None
+)
 TestWorld = World.TestCase
+TestListening = Listening.TestCase
 
 
 def test_who_stands_and_whom_no_lease_should_name() -> None:
