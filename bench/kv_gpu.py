@@ -30,11 +30,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bench import kv_gpu_slots as kinds
+from bench.kv_gpu_slots import Slots
 from bench.record import record
-from runtimes.transport.cuda import slots as kinds
 from runtimes.transport.cuda.blocks import ALIGNED, PagedBlocks
 from runtimes.transport.cuda.pipeline import Inbound, Outbound
-from runtimes.transport.cuda.slots import Slots
 
 LAYERS, BLOCK_BYTES, SLOTS = 32, 64 << 10, 8
 MIB = 1 << 20
