@@ -77,9 +77,10 @@ class Front:
 
     async def _serve(self, listener: socket.socket) -> int:
         args, status = self._args, self._status
+        leases = self._leases()
         child = await Child.start(args.engine) if args.engine else None
         own = child.url if child is not None else args.engine_url
-        router = self._router([own] if own else args.decode)
+        router = self._router([own] if own else args.decode, leases)
         server = http_server(App(router, status, Timelines(), own), args.drain_seconds)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         ending = asyncio.create_task(self._ending(child))
@@ -102,7 +103,14 @@ class Front:
             status.close()
         return code
 
-    def _router(self, decodes: list[str]) -> Router:
+    def _leases(self) -> Leasing:
+        args = self._args
+        if args.prefill or args.role != "decode":
+            self._prefills = Engines(args.prefill)
+            return LeastLoaded(self._prefills, asyncio.get_running_loop().time)
+        return make_leases(wait_s=args.prefill_wait_seconds)
+
+    def _router(self, decodes: list[str], leases: Leasing) -> Router:
         args = self._args
         settings = Settings(
             args.pd,
@@ -112,12 +120,6 @@ class Front:
             args.prefill_wait_seconds,
             args.kv_transfer_required,
         )
-        leases: Leasing
-        if args.prefill or args.role != "decode":
-            self._prefills = Engines(args.prefill)
-            leases = LeastLoaded(self._prefills, asyncio.get_running_loop().time)
-        else:
-            leases = make_leases(wait_s=args.prefill_wait_seconds)
         return Router(Engines(decodes), leases, settings)
 
     async def _ending(self, child: Child | None) -> int:
