@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from kserve_ext.core.dispatch.affinity import (
     BLOCK_BYTES,
     MOST_BLOCKS,
+    READ_BYTES,
     Choice,
     Keys,
     PrefixTree,
@@ -116,3 +117,57 @@ def test_the_tree_is_bounded_and_forgets_what_is_deepest_and_oldest() -> None:
     tree.note(prefix_blocks(random.Random(2).randbytes(BLOCK_BYTES * 5)), INSTANCES[1])
     assert len(tree) == 10
     assert tree.depths(blocks) == {INSTANCES[0]: 5}
+
+
+class Cache:
+    """An engine's prefix cache: the blocks that it has used lately."""
+
+    def __init__(self, kept: int) -> None:
+        self.kept, self.blocks = kept, dict[int, None]()
+
+    def serve(self, blocks: tuple[int, ...]) -> int:
+        """How many of the first ones it held."""
+        hit = next((k for k, block in enumerate(blocks) if block not in self.blocks), len(blocks))
+        for block in blocks:
+            self.blocks.pop(block, None)
+            self.blocks[block] = None
+        while len(self.blocks) > self.kept:
+            del self.blocks[next(iter(self.blocks))]
+        return hit
+
+
+def hits(conversations: int, turns: int, policy: str) -> tuple[float, float]:
+    """Share of the conversations' own blocks that were held where they went; the busiest instance's of the requests.
+
+    Their first six blocks are one of three system prompts.
+    """
+    rng = random.Random(5)
+    system = [rng.randbytes(BLOCK_BYTES * 6) for _ in range(3)]
+    texts = [system[rng.randrange(3)] for _ in range(conversations)]
+    caches = {i: Cache(250) for i in INSTANCES}
+    flying: list[InstanceID] = []
+    trees = [PrefixTree(), PrefixTree()]  # of two shards, which say nothing to each other
+    asked = held = 0
+    went = dict.fromkeys(INSTANCES, 0)
+    for turn in range(turns * conversations):
+        k = rng.randrange(conversations)
+        texts[k] = (texts[k] + rng.randbytes(BLOCK_BYTES))[:READ_BYTES]
+        blocks = prefix_blocks(texts[k])
+        loads = {i: flying.count(i) for i in INSTANCES}
+        tree = trees[rng.randrange(2)]
+        keys = {"prefix": Keys(blocks=blocks), "session": Keys(session=str(k))}.get(policy, Keys())
+        choice = choose(keys, loads, tree)
+        instance = choice.instance if choice is not None else INSTANCES[turn % len(INSTANCES)]
+        tree.note(blocks, instance)
+        flying = [*flying[-23:], instance]
+        went[instance] += 1
+        asked += len(blocks) - 6
+        held += max(0, caches[instance].serve(blocks) - 6)
+    return held / asked, max(went.values()) / sum(went.values())
+
+
+def test_more_of_each_prompt_is_held_where_it_goes_and_none_is_crowded() -> None:
+    found = {policy: hits(90, 12, policy) for policy in ("prefix", "session", "round robin")}
+    assert found["prefix"][0] > 2 * found["round robin"][0]
+    assert found["session"][0] > 2 * found["round robin"][0]
+    assert max(share for _, share in found.values()) < 0.35
