@@ -144,7 +144,7 @@ TABLE: Final = (
         "auto",
         "control engine",
         "By which method the KV cache goes from prefill to decode; `none` recomputes.",
-        choices=("auto", "rdma", "ipc", "tcp", "none"),
+        choices=("auto", "rdma", "ipc", "tcp", "nixl", "none"),
     ),
     Annotation(
         "kv-transfer-required",

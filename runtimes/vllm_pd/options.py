@@ -27,6 +27,7 @@ ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
 
+KV_TRANSFER = ["auto", "shm", "ipc", "tcp", "rdma", "nixl", "none"]
 _MIN_KV_BYTES = 64 << 20
 _MAX_KV_BYTES = 4 << 30
 _KV_CONTEXTS = 4
@@ -60,7 +61,7 @@ def parser() -> Any:
         default=None,
         help="that decode holds, and prefill fetches rather than computes",
     )
-    group.add_argument("--kv-transfer", choices=["auto", "shm", "ipc", "tcp", "rdma", "none"], default=None)
+    group.add_argument("--kv-transfer", choices=KV_TRANSFER, default=None)
     group.add_argument("--kv-transfer-seconds", type=float, default=None, help="then decode recomputes")
     group.add_argument("--kv-lease-seconds", type=float, default=None, help="of blocks nobody asks after")
     group.add_argument("--kv-transfer-required", action="store_true", help="503 rather than recompute")

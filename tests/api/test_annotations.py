@@ -66,7 +66,7 @@ BAD = [
     ("pd-threshold-tokens", "many", "an integer >= 0"),
     ("pd-ratio", "4:1..1:4", "1:4..2:1"),
     ("pd-ratio", "1:0..2:1", "1:4..2:1"),
-    ("kv-transfer", "infiniband", "auto, rdma, ipc, tcp, none"),
+    ("kv-transfer", "infiniband", "auto, rdma, ipc, tcp, nixl, none"),
     ("kv-transfer-required", "yes", "true, false"),
     ("hold-seconds", "0", "a number of seconds"),
     ("hold-seconds", "nan", "a number of seconds"),
