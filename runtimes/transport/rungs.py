@@ -20,9 +20,9 @@ from runtimes.transport.link import Sockets
 from runtimes.transport.nixl import NixlKind
 from runtimes.transport.verbs.kind import VerbsKind
 
-#: Best first, for whoever doesn't choose (docs/decisions/0011). Memory of the same host comes before RDMA: through it
-#: go two copies and no device.
-RUNGS: Final[tuple[Rung, ...]] = ("ipc", "shm", "rdma", "rdma-staged", "nixl", "tcp")
+#: Best first, for whoever doesn't choose (docs/decisions/0011): no copies, then copies within one host, then copies and
+#: a network.
+RUNGS: Final[tuple[Rung, ...]] = ("rdma", "ipc", "shm", "rdma-staged", "nixl", "tcp")
 
 #: What an operator means by RDMA.
 VERBS: Final[tuple[Rung, ...]] = ("rdma", "rdma-staged")
