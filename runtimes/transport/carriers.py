@@ -13,6 +13,8 @@ from runtimes.transport.channel import (
     MAX_BLOCKS,
     MAX_NOTE,
     NOTE,
+    PLACE,
+    ROWS,
     WRITE,
     ChannelError,
     Frame,
@@ -55,11 +57,12 @@ class SocketStream:
             if frame.size > MAX_NOTE:
                 raise ChannelError("protocol", f"a note of {frame.size} bytes")
             return frame, bytes(sockets.read(self.socket, frame.size))
-        if frame.kind != WRITE:
+        if frame.kind not in (WRITE, ROWS):
             return frame, b""
         if frame.blocks > MAX_BLOCKS:
             raise ChannelError("protocol", f"a write of {frame.blocks} blocks")
-        return frame, bytes(sockets.read(self.socket, 4 * frame.blocks))
+        each = 4 if frame.kind == WRITE else PLACE.size
+        return frame, bytes(sockets.read(self.socket, each * frame.blocks))
 
 
 class OnBulk(Ringed):
@@ -113,17 +116,20 @@ class Tcp(OnBulk):
         self._credit.reserve(frame.size)
         self._stream.tell(frame, checksums, blocks)
 
-    def fetch(self, lane: int, frame: Frame, window: memoryview | None) -> None:
-        if window is not None:
-            sockets.read_into(self._stream.socket, window)
-        else:
-            size = frame.size
-            scratch = memoryview(bytearray(min(size, _SCRATCH)))
-            while size > 0:
-                piece = scratch[: min(size, len(scratch))]
-                sockets.read_into(self._stream.socket, piece)
-                size -= len(piece)
+    def fetch_rows(self, lane: int, frame: Frame, windows: Sequence[memoryview | None]) -> None:
+        for window in windows:
+            if window is not None:
+                sockets.read_into(self._stream.socket, window)
+            else:
+                self._throw_away(frame.size // len(windows))
         give_back(self._stream, frame)
+
+    def _throw_away(self, size: int) -> None:
+        scratch = memoryview(bytearray(min(size, _SCRATCH)))
+        while size > 0:
+            piece = scratch[: min(size, len(scratch))]
+            sockets.read_into(self._stream.socket, piece)
+            size -= len(piece)
 
 
 class SharedMemory(OnBulk):

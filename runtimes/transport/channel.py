@@ -220,8 +220,7 @@ class Link(Protocol):
 class Landing(Protocol):
     """The receiving side of a channel: says where a write may go, and learns what became of it.
 
-    Called from the readers of the channel's streams, `landed` also from whoever waits for a GPU. Between `window` and
-    `landed` that memory is being written to.
+    Called from the readers of the channel's streams. Between `window` and `landed` that memory is being written to.
     """
 
     def window(self, frame: Frame) -> memoryview | Pages | None:
@@ -232,6 +231,16 @@ class Landing(Protocol):
 
     def done(self, transfer: int, blocks: int) -> None:
         """The sender has written everything of this transfer."""
+
+
+class PieceLanding(Landing, Protocol):
+    """One of a cache on a GPU, whose blocks come many at once, for anywhere. All of a piece are wanted, or none."""
+
+    def expects(self, frame: Frame, targets: Sequence[int]) -> bool:
+        """As `window`; between it and `arrived` these blocks are being written to."""
+
+    def arrived(self, frame: Frame, targets: Sequence[int], broken: Sequence[int]) -> None:
+        """As `landed`, by whoever waits for the GPU."""
 
 
 class Receiver(Protocol):

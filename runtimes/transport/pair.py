@@ -20,6 +20,8 @@ from runtimes.transport.channel import (
     DONE,
     EITHER_WAY,
     NOTE,
+    PLACE,
+    ROWS,
     RUNG_NAMES,
     WRITE,
     ChannelError,
@@ -30,6 +32,7 @@ from runtimes.transport.channel import (
     Pages,
     Port,
     Receiver,
+    Row,
     Rung,
     Stream,
     Way,
@@ -177,6 +180,20 @@ class Channel:
         self._losing(lambda: way.write(frame, checksums, views))
         return size
 
+    def scatters(self, rung: Rung | Literal[""] = "") -> bool:
+        """Whether `write_rows` is for it."""
+        return self._mover is None and self._way(rung).scatters
+
+    def write_rows(self, transfer: int, rows: Sequence[Row], rung: Rung | Literal[""] = "") -> int:
+        """As `write`, for blocks of any layers, each for a place of its own; in one frame."""
+        self._raise_if_lost()
+        way = self._way(rung)
+        size = sum(len(row.block) for row in rows)
+        places = b"".join(PLACE.pack(row.layer, row.target, zlib.crc32(row.block)) for row in rows)
+        frame = Frame(ROWS, RUNG_NAMES.index(way.rung), 0, transfer, len(rows), 0, size)
+        self._losing(lambda: way.write_rows(frame, places, rows))
+        return size
+
     def write_pages(
         self, transfer: int, runs: Sequence[tuple[Pages, int]], rung: Rung | Literal[""] = ""
     ) -> int:
@@ -265,6 +282,8 @@ class Channel:
             way, lane = ways[frame.way]
             if frame.kind == WRITE:
                 self._take(way, lane, frame, body)
+            elif frame.kind == ROWS:
+                self._take_rows(way, lane, frame, body)
             elif frame.kind == CREDIT:
                 way.credited(lane, frame.size)
             elif frame.kind == DONE and self._landing is not None:
@@ -296,6 +315,23 @@ class Channel:
                 if zlib.crc32(window[number * each : (number + 1) * each]) != checksum
             ]
             self._landing.landed(frame, broken)
+
+    def _take_rows(self, way: Way, lane: int, frame: Frame, places: bytes) -> None:
+        landing = self._landing
+        if landing is None or self._mover is not None or not frame.blocks or frame.size % frame.blocks:
+            raise ChannelError("protocol", "blocks that make no sense here")
+        each = frame.size // frame.blocks
+        rows: list[tuple[Frame, int, memoryview | None]] = []
+        for layer, target, checksum in PLACE.iter_unpack(places):
+            row = Frame(WRITE, frame.way, layer, frame.transfer, 1, target, each)
+            window = landing.window(row)
+            if window is not None and (isinstance(window, Pages) or len(window) != each):
+                raise ChannelError("protocol", f"a block of {each} bytes where another one belongs")
+            rows.append((row, checksum, window))
+        way.fetch_rows(lane, frame, [window for _, _, window in rows])
+        for row, checksum, window in rows:
+            if window is not None:
+                landing.landed(row, [] if zlib.crc32(window) == checksum else [row.target])
 
     def _count(self, way: Way, frame: Frame) -> None:
         """A transfer is done when each stream of its way has said so."""

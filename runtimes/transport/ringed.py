@@ -27,6 +27,7 @@ class Room(NamedTuple):
 class Ringed(Way):
     """A lane is a stream and its ring. Credit is given back for each write, in the order of the lane's writes."""
 
+    scatters = True
     #: Whether its rings are in a GPU's memory: the host copies nothing in or out.
     on_gpu = False
 
@@ -58,6 +59,11 @@ class Ringed(Way):
         self.post(lane, frame._replace(offset=offset), checksums)
 
     def fetch(self, lane: int, frame: Frame, window: memoryview | None) -> None:
+        self.fetch_rows(lane, frame, (window,))
+
+    def fetch_rows(self, lane: int, frame: Frame, windows: Sequence[memoryview | None]) -> None:
         self.arrive(lane, frame)
-        copy_out(self.view(lane), frame.offset, frame.size, window)
+        view, each = self.view(lane), frame.size // len(windows)
+        for number, window in enumerate(windows):
+            copy_out(view, frame.offset + number * each, each, window)
         give_back(self.streams[lane], frame)

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from kserve_ext.core.kv_plan import LEAST, MOST, Batch, Ended, Lane, SendPlan
 from kserve_ext.core.kv_transfer import Geometry, Write
-from runtimes.transport.channel import ChannelError, Pages, Rung
+from runtimes.transport.channel import ChannelError, Pages, Row, Rung
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.kv_memory import KvMemory, KvPart
@@ -161,10 +161,13 @@ class Sender:
         try:
             if going.memory.on_gpu:
                 self._put_pages(going, batch.writes)
-            for write in batch.writes if not going.memory.on_gpu else ():
-                if going.stopping:
-                    break
-                self._put(going, write)
+            elif len(batch.writes) > 1 and self._channel.scatters(going.rung):
+                self._put_rows(going, batch.writes)
+            else:
+                for write in batch.writes:
+                    if going.stopping:
+                        break
+                    self._put(going, write)
         except ChannelError as error:
             return f"channel-{error.reason}"
         except ValueError as error:
@@ -177,6 +180,16 @@ class Sender:
         for at in range(0, len(blocks), together):
             place = going.number, write.layer, write.target + at
             going.bytes += self._channel.write(*place, blocks[at : at + together], going.rung)
+
+    def _put_rows(self, going: _Going, writes: Sequence[Write]) -> None:
+        """All in one frame: on a rung through a ring one piece, on a direct one a write for each run."""
+        rows = []
+        for write in writes:
+            for at in range(write.blocks):
+                block = going.memory.view(write.layer, write.source + at, 1)
+                assert isinstance(block, memoryview)
+                rows.append(Row(write.layer, write.target + at, block))
+        going.bytes += self._channel.write_rows(going.number, rows, going.rung)
 
     def _put_pages(self, going: _Going, writes: Sequence[Write]) -> None:
         """In one piece, or a few."""

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from runtimes.transport.channel import ChannelError
+from runtimes.transport.channel import ChannelError, Row
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.kv_memory import KvMemory
@@ -33,6 +33,8 @@ class Gate:
         self.gates: dict[str, SimpleQueue[str]] = {"a": SimpleQueue(), "b": SimpleQueue()}
         self.said: SimpleQueue[Any] = SimpleQueue()
         self.finished: list[int] = []
+        self.rows: list[list[tuple[int, int]]] = []
+        self.over = ""
 
     def largest_write(self, rung: str) -> int:
         return 1 << 20
@@ -49,6 +51,14 @@ class Gate:
     def push(self, rung: str) -> None:
         return
 
+    def scatters(self, rung: str) -> bool:
+        return True
+
+    def write_rows(self, transfer: int, rows: Sequence[Row], rung: str) -> int:
+        self.rows.append([(row.layer, row.target) for row in rows])
+        self._pass("rows", transfer, rung)
+        return sum(len(row.block) for row in rows)
+
     def write(self, transfer: int, layer: int, target: int, blocks: Sequence[memoryview], rung: str) -> int:
         self._pass("write", transfer, rung)
         return sum(map(len, blocks))
@@ -64,7 +74,7 @@ class Gate:
 
     def _pass(self, what: str, transfer: int, rung: str) -> None:
         self.doing.put((what, transfer))
-        word = self.gates[rung].get(timeout=WAIT_S)
+        word = self.over or self.gates[rung].get(timeout=WAIT_S)
         if word:
             raise ChannelError("timeout", word)
 
@@ -96,8 +106,9 @@ class Setup:
 def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
     made = Setup(request.param)
     yield made
+    made.gate.over = "the test is over"
     for gate in made.gate.gates.values():
-        gate.put("the test is over")
+        gate.put(made.gate.over)
     made.sender.close("closed")
 
 
@@ -179,6 +190,17 @@ def test_a_write_that_fails_is_why(setup: Setup) -> None:
     if setup.gate.lingers("a"):
         assert setup.gate.let(word="no credit") == ("flush", 1)
     assert setup.ended().reason == "channel-timeout"
+
+
+def test_scattered_blocks_travel_in_one_frame() -> None:
+    setup = Setup()
+    setup.sender.open(1, cast(Any, "a"), setup.memory)
+    setup.sender.reserved(1, 0, [9, 4, 5, 2, 40])
+    setup.sender.computed(1, range(5), 5, True)
+    assert setup.gate.let() == ("rows", 1)
+    assert setup.gate.let() == ("write", 1)  # the last one is alone
+    assert setup.ended()[:3] == (1, "", 5 * ROW)
+    assert setup.gate.rows == [[(0, 9), (0, 4), (0, 5), (0, 2)]]
 
 
 def test_a_number_is_used_once() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from runtimes.transport import handshake, sockets
 from runtimes.transport.carriers import SharedMemory
-from runtimes.transport.channel import ChannelError, Frame, Reason, Rung
+from runtimes.transport.channel import PLACE, ROWS, RUNG_NAMES, ChannelError, Frame, Reason, Row, Rung
 from runtimes.transport.handshake import Identity, Offer
 from runtimes.transport.kinds import Kind, Setting, ShmKind
 from runtimes.transport.layout import Layout
@@ -146,6 +146,60 @@ def test_unexpected_writes_are_thrown_away_and_the_channel_lives_on(pair: Pair) 
     pair.at_decode.open = True
     pair.prefill.write(2, 0, 0, blocks(9, 1))
     assert pair.at_decode.next() == ("landed", 0, 1, [])
+
+
+def test_blocks_for_places_of_their_own_travel_in_one_write(pair: Pair) -> None:
+    """As often as the ring wraps; what isn't expected any more is thrown away, and the rest of the write lands."""
+    for turn in range(40):
+        targets = [(turn + 7 * number) % 50 for number in range(14)]
+        rows = [Row(0, target, block) for target, block in zip(targets, blocks(turn, 14), strict=True)]
+        assert pair.prefill.write_rows(1, rows) == 14 * BLOCK
+        assert [pair.at_decode.next() for _ in targets] == [("landed", target, 1, []) for target in targets]
+        for target, block in zip(targets, blocks(turn, 14), strict=True):
+            assert pair.at_decode.memory[target * BLOCK : (target + 1) * BLOCK] == block
+    window = pair.at_decode.window
+    pair.at_decode.window = lambda frame: None if frame.target == 5 else window(frame)  # type: ignore[method-assign]
+    pair.prefill.write_rows(
+        1, [Row(0, 50 + n, block) if n else Row(0, 5, block) for n, block in enumerate(blocks(90, 3))]
+    )
+    assert [pair.at_decode.next() for _ in range(2)] == [("landed", 51, 1, []), ("landed", 52, 1, [])]
+    assert bytes(pair.at_decode.memory[51 * BLOCK : 53 * BLOCK]) == bytes(blocks(91, 1)[0]) + bytes(
+        blocks(92, 1)[0]
+    )
+
+
+def test_a_flipped_byte_among_blocks_for_places_of_their_own_is_caught(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = [memoryview(bytearray(block)) for block in blocks(1, 3)]
+    right = zlib.crc32
+    made: list[int] = []
+
+    class Crc:
+        @staticmethod
+        def crc32(data: memoryview) -> int:
+            value = right(data)
+            made.append(value)
+            if len(made) == 2:
+                source[1][100] ^= 1
+            return value
+
+    monkeypatch.setattr("runtimes.transport.pair.zlib", Crc)
+    pair.prefill.write_rows(1, [Row(0, 30 - n, block) for n, block in enumerate(source)])
+    assert [pair.at_decode.next() for _ in source] == [
+        ("landed", 30, 1, []),
+        ("landed", 29, 1, [29]),
+        ("landed", 28, 1, []),
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_blocks_that_make_no_sense_lose_the_channel(pair: Pair, count: int) -> None:
+    """None at all, or of a size that can't be shared out."""
+    way = pair.prefill._way("")
+    frame = Frame(ROWS, RUNG_NAMES.index(way.rung), 0, 1, count, 0, BLOCK)
+    way.write(frame, bytes(count * PLACE.size), [memoryview(bytes(BLOCK))])
+    assert pair.at_decode.next() == ("lost", "protocol")
 
 
 def test_bytes_in_flight_are_bounded_by_credit() -> None:

@@ -77,22 +77,35 @@ def forked(rung: Rung) -> Iterator[tuple[str, int]]:
             process.wait()
 
 
-def measure(host: str, port: int, key: bytes, rung: Rung, size: int, block: int, seconds: float) -> Measured:
+def measure(
+    host: str,
+    port: int,
+    key: bytes,
+    rung: Rung,
+    size: int,
+    block: int,
+    seconds: float,
+    *,
+    scattered: bool = False,
+) -> Measured:
     """Raises ChannelError: the rung can't be had, or a transfer failed."""
     channel = dial(f"{host}:{port}", key, identity(), rungs=(rung,))
     try:
-        return _Bench(channel, rung, block, max(1, size // block)).run(seconds)
+        return _Bench(channel, rung, block, max(1, size // block), scattered=scattered).run(seconds)
     finally:
         channel.close()
 
 
 class _Bench:
-    def __init__(self, channel: Channel, rung: Rung, block: int, blocks: int) -> None:
+    def __init__(self, channel: Channel, rung: Rung, block: int, blocks: int, *, scattered: bool) -> None:
         self._channel = channel
         self._rung = rung
         self._blocks = blocks
+        # Scattered: the last one first, so that no two are neighbours on both sides.
+        self._targets = range(blocks)[::-1] if scattered else range(blocks)
         self._view = made(block, blocks)
-        self._right = contents(len(self._view))
+        right = contents(len(self._view))
+        self._right = b"".join(right[at * block : (at + 1) * block] for at in self._targets)
         memory = KvMemory()
         memory.register_views([self._view], blocks)
         self._landings = Landings(memory, _MOST_S)
@@ -107,7 +120,7 @@ class _Bench:
         self._await_rung()
 
     def run(self, seconds: float) -> Measured:
-        everything, first = range(self._blocks), range(1)
+        everything, first = self._targets, range(1)
         intact = self._intact()
         single = _times(lambda: self._one(first), seconds / 6)
         serial = _times(lambda: self._one(everything), seconds / 3)
@@ -146,7 +159,7 @@ class _Bench:
 
     def _intact(self) -> bool:
         self._view[:] = bytes(len(self._view))
-        self._one(range(self._blocks))
+        self._one(self._targets)
         return self._view == self._right
 
     def _claim(self, blocks: Sequence[int]) -> None:

@@ -49,6 +49,7 @@ def _size(context: click.Context, param: click.Parameter, value: str) -> int:
 @click.option("--peer", metavar="HOST:PORT", help="A machine that serves.  [default: a process of this one]")
 @click.option("--bytes", "size", callback=_size, default="64Mi", show_default=True, help="Of a transfer.")
 @click.option("--block", callback=_size, default="256Ki", show_default=True, help="Bytes of a block.")
+@click.option("--scattered", is_flag=True, help="No two blocks are neighbours on both sides.")
 @click.option(
     "--seconds", type=click.FloatRange(0.1, 3600), default=3, show_default=True, help="To measure for."
 )
@@ -63,6 +64,7 @@ def bench(
     peer: str | None,
     size: int,
     block: int,
+    scattered: bool,
     seconds: float,
     output: str | None,
 ) -> None:
@@ -81,10 +83,11 @@ def bench(
     if block > size:
         raise click.UsageError(f"a block of {block} bytes in a transfer of {size}")
     if peer is None:
-        got = _measure(b"", None, rung, size, block, seconds)
+        got = _measure(b"", None, rung, size, block, seconds, scattered=scattered)
     else:
         there = read_address(peer, PORT)
-        got = _measure(read_key(folder, key_file, there[0]), there, rung, size, block, seconds)
+        key = read_key(folder, key_file, there[0])
+        got = _measure(key, there, rung, size, block, seconds, scattered=scattered)
     if output:
         dump(got._asdict(), output)
     else:
@@ -110,16 +113,23 @@ def _serve(key: bytes, host: str, port: int) -> None:
 
 
 def _measure(
-    key: bytes, there: tuple[str, int] | None, rung: Any, size: int, block: int, seconds: float
+    key: bytes,
+    there: tuple[str, int] | None,
+    rung: Any,
+    size: int,
+    block: int,
+    seconds: float,
+    *,
+    scattered: bool,
 ) -> Measured:
     from kserve_ext.cli.kv import bench as side
     from runtimes.transport.channel import ChannelError
 
     try:
         if there is not None:
-            return side.measure(*there, key, rung, size, block, seconds)
+            return side.measure(*there, key, rung, size, block, seconds, scattered=scattered)
         with side.forked(rung) as (host, port):
-            return side.measure(host, port, key, rung, size, block, seconds)
+            return side.measure(host, port, key, rung, size, block, seconds, scattered=scattered)
     except ChannelError as error:
         do = "the same cluster key on both sides" if error.reason == "unauthenticated" else _DO[rung]
         raise Failure(f"rung {rung} can't be measured", error.detail or error.reason, do) from error

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
-from runtimes.transport.channel import FRAME, NOTE, WRITE, ChannelError, Frame
+from runtimes.transport.channel import FRAME, NOTE, PLACE, ROWS, WRITE, ChannelError, Frame
 from runtimes.transport.verbs.ends import Ends
 from runtimes.transport.verbs.queue import QueuePair
 from runtimes.transport.verbs.work import Piece
@@ -57,7 +57,8 @@ class Rail:
             raise ChannelError("protocol", f"a frame of {len(message)} bytes")
         frame = Frame(*FRAME.unpack_from(message))
         body = message[FRAME.size :]
-        expected = {WRITE: 4 * frame.blocks, NOTE: frame.size}.get(frame.kind, 0)
+        lengths = {WRITE: 4 * frame.blocks, ROWS: PLACE.size * frame.blocks, NOTE: frame.size}
+        expected = lengths.get(frame.kind, 0)
         if len(body) != expected:
             raise ChannelError("protocol", f"{len(body)} bytes behind a frame, instead of {expected}")
         return frame, body

@@ -24,8 +24,9 @@ def run(*words: str) -> Result:
 
 
 @pytest.mark.parametrize("rung", ["shm", "tcp"])
-def test_a_rung_between_two_processes(rung: str) -> None:
-    done = run("--rung", rung, *SMALL, "-o", "json")
+@pytest.mark.parametrize("more", [(), ("--scattered",)])
+def test_a_rung_between_two_processes(rung: str, more: tuple[str, ...]) -> None:
+    done = run("--rung", rung, *SMALL, *more, "-o", "json")
     assert done.exit_code == 0, done.output
     got = json.loads(done.stdout)
     assert (got["rung"], got["device"], got["intact"]) == (rung, "", True)
