@@ -28,7 +28,7 @@ class Verdict(NamedTuple):
 def verdict(instances: Sequence[tuple[str, Facts]]) -> Verdict:
     """`instances`: the ready decode instances of the group, with what they say of their channels."""
     if not instances:
-        return Verdict("Unknown", "NoInstance", "no decode instance is ready: its channels are not known")
+        return Verdict("Unknown", "NoInstance", "no ready decode instance tells of its channels")
     if all(facts.get("kv_transfer") == "none" for _, facts in instances):
         return Verdict(
             "False", "Disabled", "kv-transfer is none, or pd is never: decode computes all prompts"
