@@ -131,6 +131,14 @@ class Front:
         for reason, detail in set(self._channels.usable()[1].values()):
             timeline.mark("recompute", f"{reason}: {detail}")
 
+    def _raise_if_all_refuse(self) -> None:
+        """Home has nobody else to give: it isn't waited for."""
+        refused = self._channels.usable()[1]
+        if refused and len(refused) == self._channels.peers:
+            words = {why.reason for why in refused.values()}
+            says = sorted({f"{why.reason}: {why.detail}" for why in refused.values()})
+            raise NoPrefill("; ".join(says), words.pop() if len(words) == 1 else RESTS)
+
     def _peers(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Those with a channel that stands, and those that are of no use now."""
         standing, refused = self._channels.usable()
@@ -169,6 +177,7 @@ class Front:
             self._release(asked.result(), "")
 
     async def _arrange(self, tokens: list[int], cached: int, timeline: Timeline) -> int:
+        self._raise_if_all_refuse()
         wanted = Wanted(len(tokens) - cached, _prefix(tokens), *self._peers())
         lease = await self._lease(timeline, len(tokens), wanted)
         self._there = lease.queued, self._loop.time()
