@@ -149,3 +149,16 @@ def prompt(tokens: int) -> dict[str, Any]:
 
 async def no_tokens(job: Any) -> int:
     return 0
+
+
+def test_where_all_peers_refuse_home_is_not_asked_and_what_they_say_is_told() -> None:
+    given = Given("p")
+
+    async def check(front: Any) -> None:
+        front._channels = SimpleNamespace(usable=lambda: (set(), {"p": REFUSED}), peers=1)
+        with pytest.raises(NoPrefill, match="incompatible: dtype") as caught:
+            await front._arrange([1] * 300, 0, Timeline("r"))
+        assert caught.value.reason == "incompatible"
+
+    after_a_failure("", given, check)
+    assert given.waits == []
