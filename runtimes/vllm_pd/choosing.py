@@ -39,13 +39,13 @@ class Trip:
         self,
         costs: Costs,
         number: int,
-        rung: Rung,
+        alike: Sequence[Rung],
         learn: Callable[[Outcome], None],
         clock: Callable[[], float],
     ) -> None:
         self._costs = costs
         self._number = number
-        self._rung = rung
+        self._alike = alike
         self._learn = learn
         self._clock = clock
         self._began = clock()
@@ -62,8 +62,9 @@ class Trip:
         self._outcome = outcome
         if not outcome.reason:
             self._learn(outcome)
-        elif outcome.reason in ("timeout", "checksum") or outcome.reason.startswith(("channel-", "rung-")):
-            self._costs.failed(self._rung, now - self._began, now)
+        elif blamed(outcome.reason):
+            for rung in self._alike:
+                self._costs.failed(rung, now - self._began, now)
         self._measure()
 
     def sent(self, job: jobs.Sent) -> None:
@@ -85,6 +86,7 @@ class Choosing:
         self._clock = clock
         self._devices = devices
         self._pairs: OrderedDict[str, Costs] = OrderedDict()
+        self._ports: dict[str, dict[Rung, tuple[Port, ...]]] = {}
         self._token_bytes = float(_TOKEN_BYTES)
         self._numbers = itertools.count()
 
@@ -95,18 +97,24 @@ class Choosing:
         """
         costs = self._costs(peer)
         rungs = channel.rungs
+        ports = self._ports[peer] = {rung: tuple(channel.ports(rung)) for rung in rungs}
         for rung in rungs:
             if not costs.knows(rung):
-                link = sum(link_rate(port.device, self._devices) for port in channel.ports(rung))
+                link = sum(link_rate(port.device, self._devices) for port in ports[rung])
                 costs.know(rung, prior(rung, link))
         if not rungs:
             return None
         return costs.choose(self._size(tokens), rungs, self._clock(), here_s)
 
     def begin(self, peer: str, rung: Rung, tokens: int) -> Trip:
+        """On the rung that was chosen."""
         costs, number = self._costs(peer), next(self._numbers)
+        ports = self._ports.get(peer, {})
+        mine = ports.get(rung)
+        # What fails is the device: rungs over the same one are as bad.
+        alike = [rung, *(other for other in ports if mine and other != rung and ports[other] == mine)]
         costs.begin(number, rung, self._size(tokens))
-        return Trip(costs, number, rung, self._learn, self._clock)
+        return Trip(costs, number, alike, self._learn, self._clock)
 
     def _size(self, tokens: int) -> int:
         return int(tokens * self._token_bytes)
@@ -119,8 +127,15 @@ class Choosing:
         costs = self._pairs.pop(peer, None) or Costs()
         self._pairs[peer] = costs
         while len(self._pairs) > _PAIRS:
-            self._pairs.popitem(last=False)
+            self._ports.pop(self._pairs.popitem(last=False)[0], None)
         return costs
+
+
+def blamed(reason: str) -> bool:
+    """Whether a transfer that ended like this says something of its rung: a peer that has gone does not."""
+    if reason == "channel-closed":
+        return False
+    return reason in ("timeout", "checksum") or reason.startswith(("channel-", "rung-"))
 
 
 def link_rate(device: str, devices: Path = _DEVICES) -> float:

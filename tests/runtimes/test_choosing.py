@@ -102,6 +102,7 @@ def test_what_is_under_way_counts_until_it_has_ended() -> None:
         ("timeout", True),
         ("preempted", False),
         ("short", False),
+        ("channel-closed", False),
     ],
 )
 def test_a_failure_is_a_cost_if_the_rung_is_to_blame(reason: str, blamed: bool) -> None:
@@ -116,6 +117,19 @@ def test_a_failure_is_a_cost_if_the_rung_is_to_blame(reason: str, blamed: bool) 
     assert choice is not None
     assert other is not None
     assert (choice.rung, other.rung) == ("tcp" if blamed else "shm", "shm")
+
+
+def test_a_device_that_fails_is_the_same_for_all_rungs_over_it() -> None:
+    clock = Clock()
+    choosing, channel = Choosing(clock), Channel("rdma", "rdma-staged", "tcp")
+    before = choosing.choose("p", channel, 100, None)
+    assert before is not None
+    choosing.begin("p", "rdma", 100).closed(Outcome("channel-unreachable", "rdma", 0, 0, 0, 0.0))
+    after = choosing.choose("p", channel, 100, None)
+    verbs = choosing.choose("p", Channel("rdma", "rdma-staged"), 100, None)
+    assert after is not None
+    assert verbs is not None
+    assert (before.rung, after.rung, verbs.rung) == ("rdma", "tcp", "rdma")
 
 
 def test_it_may_be_faster_here() -> None:
