@@ -204,7 +204,8 @@ class Landings:
         that dialled. Raises ChannelError.
         """
         memory = part or self._memory
-        rung = next((r for r in channel.rungs if channel.fits(r, back=back, parts=part is not None)), None)
+        rungs = () if back and self._memory.on_gpu else channel.rungs  # a GPU's blocks go through rings: one way
+        rung = next((r for r in rungs if channel.fits(r, back=back, parts=part is not None)), None)
         if rung is None:
             raise ChannelError("incompatible", f"no rung for these blocks: {'; '.join(channel.passed)}")
         transfer = self._begin(channel, tokens, closed, _nothing, rung)
