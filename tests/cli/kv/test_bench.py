@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from kserve_ext.cli.__main__ import main
 from kserve_ext.cli.kv import bench as side
-from kserve_ext.cli.kv.command import bench
 
 SMALL = ("--bytes", "1Mi", "--block", "64Ki", "--seconds", "0.2")
 
 
 def run(*words: str) -> Result:
-    return CliRunner().invoke(bench, words)
+    return CliRunner().invoke(main, ["kv", "bench", *words])
 
 
 @pytest.mark.parametrize("rung", ["shm", "tcp"])
