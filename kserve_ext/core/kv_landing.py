@@ -21,13 +21,20 @@ class LandingPlan:
 
     def expects(self, layer: int, target: int, count: int) -> bool:
         """Whether exactly these blocks of this layer are still to come: anything else must not be written."""
+        return count > 0 and self.expects_all(layer, range(target, target + count))
+
+    def expects_all(self, layer: int, targets: Sequence[int]) -> bool:
+        """The same of blocks anywhere."""
         left = self._left
-        return count > 0 and all(left.get(at, 0) >> layer & 1 for at in range(target, target + count))
+        return all(left.get(at, 0) >> layer & 1 for at in targets)
 
     def landed(self, layer: int, target: int, count: int, bad: Iterable[int] = ()) -> None:
         """They are expected, and written now; of them, the blocks `bad` are not what was sent."""
+        self.landed_all(layer, range(target, target + count), bad)
+
+    def landed_all(self, layer: int, targets: Sequence[int], bad: Iterable[int] = ()) -> None:
         bit = 1 << layer
-        for block in range(target, target + count):
+        for block in targets:
             if self._left[block] & bit:
                 self._left[block] ^= bit
                 self._rows -= 1

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, cast
 
-from runtimes.transport.channel import ChannelError, Frame, Landing, Pages, Receiver
+from runtimes.transport.channel import ChannelError, Frame, Landing, Pages, PieceLanding, Receiver
 from runtimes.transport.pair import Channel
 
 #: No job is encoded as one byte (jobs.py).
@@ -65,6 +65,13 @@ class Ear:
 
     def landed(self, frame: Frame, broken: list[int]) -> None:
         self._landing.landed(frame, broken)
+
+    def expects(self, frame: Frame, targets: Sequence[int]) -> bool:
+        self.heard_at = self._clock()
+        return cast(PieceLanding, self._landing).expects(frame, targets)
+
+    def arrived(self, frame: Frame, targets: Sequence[int], broken: Sequence[int]) -> None:
+        cast(PieceLanding, self._landing).arrived(frame, targets, broken)
 
     def done(self, transfer: int, blocks: int) -> None:
         self.heard_at = self._clock()

@@ -259,31 +259,51 @@ class Landings:
 
     def window(self, channel: Channel, frame: Frame) -> memoryview | Pages | None:
         with self._lock:
-            transfer = self._transfers.get(frame.transfer)
-            if transfer is None or transfer.channel is not channel or transfer.ending is not None:
+            transfer = self._expecting(channel, frame)
+            if transfer is None or transfer.plan is None:
                 return None
-            plan = transfer.plan
-            if plan is None or not plan.expects(frame.layer, frame.target, frame.blocks):
+            if not transfer.plan.expects(frame.layer, frame.target, frame.blocks):
                 return None
-            if not transfer.first_at:
-                transfer.first_at = self._clock()
-            transfer.writing += 1
-            transfer.rung = frame.rung
+            self._begun(transfer, frame)
             return transfer.memory.view(frame.layer, frame.target, frame.blocks)
 
-    def landed(self, frame: Frame, broken: list[int]) -> None:
+    def expects(self, channel: Channel, frame: Frame, targets: Sequence[int]) -> bool:
+        """Blocks with all their layers, many at once: for a cache on a GPU."""
+        with self._lock:
+            transfer = self._expecting(channel, frame)
+            if transfer is None or transfer.plan is None or not transfer.plan.expects_all(0, targets):
+                return False
+            self._begun(transfer, frame)
+            return True
+
+    def landed(self, frame: Frame, broken: Sequence[int], targets: Sequence[int] | None = None) -> None:
+        """`targets`: None = neighbours, as the frame says."""
+        blocks = range(frame.target, frame.target + frame.blocks) if targets is None else targets
         with self._lock:
             transfer = self._transfers.get(frame.transfer)
             if transfer is None or transfer.plan is None:
                 return
             transfer.writing -= 1
-            transfer.bytes += frame.size
-            transfer.plan.landed(frame.layer, frame.target, frame.blocks, broken)
+            transfer.bytes += len(blocks) * transfer.memory.block_bytes
+            transfer.plan.landed_all(frame.layer, blocks, broken)
             ending = transfer.ending
         if broken:
             self._end(transfer, "checksum")
         elif ending is not None:
             self._end(transfer, ending)
+
+    def _expecting(self, channel: Channel, frame: Frame) -> _Transfer | None:
+        """With the lock held."""
+        transfer = self._transfers.get(frame.transfer)
+        gone = transfer is None or transfer.channel is not channel or transfer.ending is not None
+        return None if gone else transfer
+
+    def _begun(self, transfer: _Transfer, frame: Frame) -> None:
+        """With the lock held: somebody writes."""
+        if not transfer.first_at:
+            transfer.first_at = self._clock()
+        transfer.writing += 1
+        transfer.rung = frame.rung
 
     def done(self, channel: Channel, number: int) -> None:
         transfer = self._transfers.get(number)
@@ -367,6 +387,12 @@ class Door:
 
     def landed(self, frame: Frame, broken: list[int]) -> None:
         self._landings.landed(frame, broken)
+
+    def expects(self, frame: Frame, targets: Sequence[int]) -> bool:
+        return self._landings.expects(self._channel, frame, targets)
+
+    def arrived(self, frame: Frame, targets: Sequence[int], broken: Sequence[int]) -> None:
+        self._landings.landed(frame, broken, targets)
 
     def done(self, transfer: int, blocks: int) -> None:
         self._landings.done(self._channel, transfer)

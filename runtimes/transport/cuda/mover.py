@@ -3,7 +3,7 @@
 Written blocks are collected to pieces of some MiB, whichever blocks of the other side they are for; a piece's frame
 names these instead of checksums, which travel with the bytes. On each way several pieces are in flight in both
 directions: one is gathered while others are copied, travel, or are checked and scattered. Blocks that were written
-may not change before `flush`. A piece that isn't expected, or of which a block isn't, is not scattered at all.
+may not change before `flush`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,19 @@ import struct
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
-from runtimes.transport.channel import RUNG_NAMES, WRITE, ChannelError, Frame, Landing, Pages, Reason, Way
+from runtimes.transport.channel import (
+    RUNG_NAMES,
+    WRITE,
+    ChannelError,
+    Frame,
+    Landing,
+    Pages,
+    PieceLanding,
+    Reason,
+    Way,
+)
 from runtimes.transport.credit import give_back
 from runtimes.transport.cuda.blocks import ALIGNED, PagedBlocks
 from runtimes.transport.cuda.driver import CudaError
@@ -35,12 +45,12 @@ Runs = Sequence[tuple[Pages, int]]
 
 
 class _Piece(NamedTuple):
-    """One that was taken: its lane and frame, and what the landing knows of it, a frame for each run of blocks."""
+    """One that was taken."""
 
     lane: int
     frame: Frame
-    parts: Sequence[Frame]
-    landing: Landing
+    targets: Sequence[int]
+    landing: PieceLanding
 
 
 class Mover:
@@ -243,26 +253,20 @@ class _Taking:
         if len(set(targets)) != count or max(targets) >= self._blocks.blocks:
             raise ChannelError("protocol", f"blocks {targets} of {self._blocks.blocks}")
         self._way.arrive(lane, frame)
-        size = self._blocks.block_bytes
-        parts = [
-            frame._replace(target=first, blocks=blocks, size=blocks * size)
-            for first, blocks in _runs(targets)
-        ]
-        wanted = [part for part in parts if landing.window(part) is not None]
+        pieces = cast(PieceLanding, landing)  # as of whoever has a cache on a GPU
+        wanted = pieces.expects(frame, targets)
         with self._lock:
-            if len(wanted) == len(parts):
+            if wanted:
                 self._wait(1)
                 address = self._rooms[lane].address + frame.offset
                 try:
-                    self._inbound.take(address, targets, _Piece(lane, frame, parts, landing))
+                    self._inbound.take(address, targets, _Piece(lane, frame, targets, pieces))
                 except CudaError as error:
                     raise ChannelError("device", str(error)) from error
                 self._begun.put(True)
-                return
-            self._settle()
-        give_back(self._way.streams[lane], frame)
-        for part in wanted:
-            landing.landed(part, list(range(part.target, part.target + part.blocks)))
+            else:
+                self._settle()  # credit comes back in order
+                give_back(self._way.streams[lane], frame)
 
     def settle(self) -> None:
         with self._lock:
@@ -297,20 +301,7 @@ class _Taking:
 
     def _landed(self, piece: _Piece, broken: list[int]) -> None:
         give_back(self._way.streams[piece.lane], piece.frame)
-        for part in piece.parts:
-            own = range(part.target, part.target + part.blocks) if broken else ()
-            piece.landing.landed(part, [block for block in broken if block in own])
-
-
-def _runs(targets: Sequence[int]) -> list[tuple[int, int]]:
-    """First and number of neighbours."""
-    runs: list[tuple[int, int]] = []
-    for target in targets:
-        if runs and sum(runs[-1]) == target:
-            runs[-1] = runs[-1][0], runs[-1][1] + 1
-        else:
-            runs.append((target, 1))
-    return runs
+        piece.landing.arrived(piece.frame, piece.targets, broken)
 
 
 def _rounded(size: int) -> int:
