@@ -139,12 +139,14 @@ def decode() -> None:
                 block[len(block) // 3] ^= 0x10
             return zlib.crc32(block)
 
-    def open_(self: Any, channel: Any, request_id: str, *rest: Any) -> int:
-        number = opened(self, channel, request_id, *rest)
+    def open_(self: Any, channel: Any, request_id: str, *rest: Any, **more: Any) -> int:
+        number = opened(self, channel, request_id, *rest, **more)
         requests[number] = request_id
         return number
 
-    def reserved(self: Any, number: int, engine_request: str, skip: int, blocks: Any, *rest: Any) -> None:
+    def reserved(
+        self: Any, number: int, engine_request: str, skip: int, blocks: Any, *rest: Any, **more: Any
+    ) -> None:
         targets[number] = list(blocks)
         transfer = self._transfers.get(number)
         if storm.strikes("reservation late"):
@@ -155,7 +157,7 @@ def decode() -> None:
         silent = channel is not None and storm.strikes("reservation never said")
         if silent:
             transfer.channel = _Mute(channel)
-        reserve(self, number, engine_request, skip, blocks, *rest)
+        reserve(self, number, engine_request, skip, blocks, *rest, **more)
         if silent:
             transfer.channel = channel
         if storm.strikes("cancelled while blocks come"):
@@ -170,7 +172,7 @@ def decode() -> None:
         end(self, transfer, reason)
 
     pair.zlib = Crc  # type: ignore[attr-defined, assignment]
-    Landings.open = open_  # type: ignore[method-assign, assignment]
+    Landings.open = open_  # type: ignore[method-assign]
     Landings.reserve = reserved  # type: ignore[method-assign, assignment]
     Landings._end = ended  # type: ignore[method-assign]
 
