@@ -1,9 +1,10 @@
 """A whole cluster in one process and virtual time: Dispatch processes (shard and homes), nodes that admit, one
 Schedule function, a controller, and a network that loses and delays what the test wants it to.
 
-The Dispatch process here does what the shells in activator_replacement do, so a run is as good as a real one as
-far as decisions go. Nodes count for themselves what runs and how many requests each instance sees at once, and
-the world keeps account of every request: this is what invariants are checked against.
+The Dispatch process is the simulator's (kserve_ext/sim/parts/dispatch.py), which does what the shells in
+activator_replacement do, so a run is as good as a real one as far as decisions go. Nodes count for themselves what
+runs and how many requests each instance sees at once, and the world keeps account of every request: this is what
+invariants are checked against.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from kserve_ext.core import rendezvous
-from kserve_ext.core.dispatch.facts import Outcome, Place, Remember
+from kserve_ext.core.dispatch.facts import AskNode, Outcome, Place, Remember, StopInstance
 from kserve_ext.core.dispatch.take_over import Copy
 from kserve_ext.core.facts import Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
-from tests.support.world_dispatch import Proc
+from kserve_ext.sim.parts.dispatch import Dispatch, Told
+from tests.support.world_dispatch import sessions
 from tests.support.world_nodes import REVISION, Node, Request, Running
 
 TICK_S = 0.25
+Proc = Dispatch[Request]
 
 
 class World:
@@ -44,6 +47,32 @@ class World:
 
     def send(self, message: Callable[[], None], lost: Callable[[], None] = lambda: None) -> None:
         self.queue.append((message, lost))
+
+    def call(
+        self, caller: Proc, to: FunctionID, kind: str, ask: Callable[[Proc], object], told: Told | None
+    ) -> None:
+        if told is None:
+            proc = self.procs[to]
+            self.send(lambda: (ask(proc), None)[1])
+        else:
+            self._there_and_back(partial(ask, self.procs[to]), told)
+
+    def _there_and_back(self, ask: Callable[[], object], told: Told) -> None:
+        def request() -> None:
+            answer = ask()
+            self.send(partial(told, answer), lost=partial(told, "lost"))
+
+        self.send(request, lost=partial(told, "lost"))
+
+    def place(self, caller: Proc, place: Place, told: Told) -> None:
+        self._there_and_back(partial(self.schedule, place, caller.epoch), told)
+
+    def stop(self, caller: Proc, stop: StopInstance, epoch: int) -> None:
+        self.send(partial(self.nodes[stop.node].stop, stop.instance, stop.revision, epoch))
+
+    def recall(self, caller: Proc, ask: AskNode, epoch: int, told: Told) -> None:
+        node = self.nodes[ask.node]
+        self._there_and_back(lambda: node.recall(epoch, ask.revision) if node.agent else "lost", told)
 
     def deliver(self, which: int = 0) -> None:
         message, _ = self.queue.pop(which % len(self.queue))
@@ -92,7 +121,7 @@ class World:
 
     def boot(self, name: FunctionID) -> None:
         self.incarnations += 1
-        self.procs[name] = Proc(self, name, self.incarnations)
+        self.procs[name] = Dispatch(self, name, self.incarnations, sessions, validate=True)
 
     def kill(self, name: FunctionID) -> None:
         """Its clients see a reset, its instances see their requests go; the view follows."""

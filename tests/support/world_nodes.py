@@ -10,8 +10,8 @@ from kserve_ext.core.facts import Command, Hold, Instance, InstanceState, Model,
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 
 if TYPE_CHECKING:
+    from kserve_ext.sim.parts.dispatch import Dispatch
     from tests.support.world import World
-    from tests.support.world_dispatch import Proc
 
 FULL_S = 2.0
 NOBODY = InstanceID("")
@@ -136,7 +136,9 @@ class Node:
         if home is not None:
             self.world.send(partial(self._deliver, self.world.procs[home], key, facts, full))
 
-    def _deliver(self, proc: Proc, key: RevisionKey, facts: tuple[Instance, ...], full: bool) -> None:
+    def _deliver(
+        self, proc: Dispatch[Request], key: RevisionKey, facts: tuple[Instance, ...], full: bool
+    ) -> None:
         if proc.dead:
             return
         for instance in proc.mod_instance(key, self.id, facts, full):
