@@ -173,7 +173,8 @@ class Channel:
         if self._mover is not None:
             pages = [block for block in blocks if isinstance(block, Pages)]
             starts = accumulate((page.count for page in pages), initial=target)
-            return self.write_pages(transfer, list(zip(pages, starts, strict=False)), rung)
+            runs = [(page.first, start, page.count) for page, start in zip(pages, starts, strict=False)]
+            return self.write_pages(transfer, runs, rung)
         views = [block for block in blocks if isinstance(block, memoryview)]
         checksums = struct.pack(f"<{len(views)}I", *(zlib.crc32(view) for view in views))
         frame = Frame(WRITE, RUNG_NAMES.index(way.rung), layer, transfer, len(views), target, size)
@@ -195,15 +196,15 @@ class Channel:
         return size
 
     def write_pages(
-        self, transfer: int, runs: Sequence[tuple[Pages, int]], rung: Rung | Literal[""] = ""
+        self, transfer: int, runs: Sequence[tuple[int, int, int]], rung: Rung | Literal[""] = ""
     ) -> int:
-        """As `write`, for a cache on a GPU: each run with the first of its blocks on the other side."""
+        """As `write`, for a cache on a GPU: runs of blocks, each by its first here, its first there and how many."""
         self._raise_if_lost()
         way, mover = self._way(rung), self._mover
         if mover is None:
             raise ValueError("pages of a cache that is not in use")
         self._losing(lambda: mover.write(way, transfer, runs))
-        return sum(len(pages) for pages, _ in runs)
+        return mover.block_bytes * sum(count for _, _, count in runs)
 
     def finish(self, transfer: int, blocks: int, rung: Rung | Literal[""] = "") -> None:
         """Tells the other side that this transfer is complete."""

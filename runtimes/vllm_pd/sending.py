@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from kserve_ext.core.kv_plan import LEAST, MOST, Batch, Ended, Lane, SendPlan
 from kserve_ext.core.kv_transfer import Geometry, Write
-from runtimes.transport.channel import ChannelError, Pages, Row, Rung
+from runtimes.transport.channel import ChannelError, Row, Rung
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.kv_memory import KvMemory, KvPart
@@ -193,8 +193,7 @@ class Sender:
 
     def _put_pages(self, going: _Going, writes: Sequence[Write]) -> None:
         """In one piece, or a few."""
-        size = going.memory.block_bytes
-        runs = [(Pages(write.source, write.blocks, size), write.target) for write in writes]
+        runs = [(write.source, write.target, write.blocks) for write in writes]
         going.bytes += self._channel.write_pages(going.number, runs, going.rung)
         self._channel.push(going.rung)
 

@@ -21,7 +21,6 @@ from runtimes.transport.channel import (
     ChannelError,
     Frame,
     Landing,
-    Pages,
     PieceLanding,
     Reason,
     Way,
@@ -40,8 +39,8 @@ WINDOW: Final = 64 << 20  # bytes of a ring: enough pieces of that size to keep 
 _IN_RING: Final = 4  # pieces, at least
 
 Lose = Callable[[ChannelError], None]
-#: Blocks, each run with the first of those that it is for.
-Runs = Sequence[tuple[Pages, int]]
+#: Neighbours on both sides: the first here, the first over there, how many.
+Runs = Sequence[tuple[int, int, int]]
 
 
 class _Piece(NamedTuple):
@@ -58,6 +57,7 @@ class Mover:
 
     def __init__(self, blocks: PagedBlocks, lose: Lose) -> None:
         self._blocks = blocks
+        self.block_bytes = blocks.block_bytes
         self._lose = lose
         self._lock = threading.Lock()
         self._out: dict[Way, _Giving] = {}
@@ -116,7 +116,7 @@ class Mover:
         with self._lock:
             self._raise_if_closed()
             if way not in self._out:
-                self._out[way] = _Giving(self._blocks, *self._lanes(way))
+                self._out[way] = _Giving(self._blocks, *self._lanes(way), self._most(way))
             return self._out[way]
 
     def _taking(self, way: Way) -> _Taking:
@@ -124,13 +124,13 @@ class Mover:
             self._raise_if_closed()
             if way not in self._in:
                 try:
-                    self._in[way] = _Taking(self._blocks, *self._lanes(way), self._lose)
+                    self._in[way] = _Taking(self._blocks, *self._lanes(way), self._best(way), self._lose)
                 except ValueError as error:
                     raise ChannelError("memory", str(error)) from error
             return self._in[way]
 
-    def _lanes(self, way: Way) -> tuple[Ringed, Sequence[Room], int]:
-        """With the lock held. Its rings, page-locked, and blocks of a piece."""
+    def _lanes(self, way: Way) -> tuple[Ringed, Sequence[Room]]:
+        """With the lock held. Its rings, page-locked."""
         if not isinstance(way, Ringed):
             raise ValueError(f"{way.rung} does not carry blocks of a GPU")
         rooms = self._pinned.setdefault(way, {})
@@ -145,17 +145,22 @@ class Mover:
                     way.why = f"{room.size} bytes can't be page-locked ({error}): raise `ulimit -l`"
                     raise ValueError(way.why) from error
             rooms[lane] = room
-        return way, [rooms[lane] for lane in range(len(way.streams))], self._most(way)
+        return way, [rooms[lane] for lane in range(len(way.streams))]
+
+    def _best(self, way: Way) -> int:
+        """Blocks of the largest piece that either side makes."""
+        size = 2 * PIECE if isinstance(way, Ringed) and way.on_gpu else PIECE
+        return max(1, min(BLOCKS, size // self._blocks.block_bytes))
 
     def _most(self, way: Way) -> int:
+        """Of those that this side makes, so that a ring holds several."""
         size = self._blocks.piece_bytes(1)
         if size + ALIGNED > way.largest:
             raise ValueError(
                 f"{way.rung} takes {way.largest} bytes at once, a block has {size}: widen the window"
             )
-        best = 2 * PIECE if isinstance(way, Ringed) and way.on_gpu else PIECE
-        room = min(best, 2 * way.largest // _IN_RING)  # `largest` is half of a ring
-        return max(1, min(BLOCKS, room // self._blocks.block_bytes))
+        ring = 2 * way.largest
+        return max(1, min(self._best(way), ring // _IN_RING // self._blocks.block_bytes))
 
     def _raise_if_closed(self) -> None:
         if self._closed:
@@ -181,9 +186,9 @@ class _Giving:
             if self._transfer != transfer:
                 self._begin()
                 self._transfer = transfer
-            for pages, target in runs:
-                self._sources += range(pages.first, pages.first + pages.count)
-                self._targets += range(target, target + pages.count)
+            for source, target, count in runs:
+                self._sources += range(source, source + count)
+                self._targets += range(target, target + count)
             while len(self._sources) >= self._most:
                 self._begin()
 
