@@ -12,10 +12,18 @@ from queue import SimpleQueue
 import pytest
 
 from runtimes.transport.channel import ChannelError, Extent, Rung
+from runtimes.transport.pair import Channel
 from runtimes.transport.verbs.direct import Direct
+from runtimes.vllm_pd import jobs
+from runtimes.vllm_pd.kv_memory import KvMemory
+from runtimes.vllm_pd.landing import Landings
+from runtimes.vllm_pd.pushing import Pushes
+from tests.rdma import machine
 from tests.rdma.channels import BLOCK, WAIT_S, Ear, Pair, decode, ends, extent, prefill, until
 from tests.rdma.machine import Nics, resources
 from tests.runtimes.test_transfers import SIZE, Setup
+
+WINDOW = 4 << 20
 
 
 @pytest.fixture
@@ -171,15 +179,13 @@ def test_flush_returns_only_when_the_blocks_may_change(pair: Pair, nics: Nics) -
 
     sent = pair.fill(4)
     before = b"".join(sent)
-    nics.lose_packets(100)
-    packets = nics.packets_sent(nics.far)
+    nics.link_down()
     pair.prefill.write(1, 0, 0, sent)
     thread = threading.Thread(target=flush)
     thread.start()
-    until(lambda: nics.packets_sent(nics.far) > packets + 2 * 4 * BLOCK // 4096)  # it tries again
     assert not flushed.is_set()
     assert pair.at_decode.happened.empty()
-    nics.lose_none()
+    nics.link_up()
     thread.join(WAIT_S)
     assert flushed.is_set()
     for block in sent:
@@ -197,13 +203,13 @@ def test_bytes_under_way_are_bounded_by_what_has_not_arrived(nics: Nics) -> None
             pair.prefill.write(1, 0, number * 4, pair.fill(4))
             sent.put(number)
 
-    nics.lose_packets(100)
+    nics.link_down()
     thread = threading.Thread(target=push)
     thread.start()
     assert [sent.get(timeout=WAIT_S) for _ in range(2)] == [0, 1]
     assert pair.prefill.free() == 0
     assert sent.empty()
-    nics.lose_none()
+    nics.link_up()
     assert [sent.get(timeout=WAIT_S) for _ in range(2)] == [2, 3]
     assert [pair.at_decode.next() for _ in range(4)] == [("landed", at, 4, []) for at in (0, 4, 8, 12)]
     thread.join(WAIT_S)
@@ -245,6 +251,49 @@ def setup() -> Iterator[Setup]:
     made.close()
 
 
+class OverTheWire:
+    """Prefill's and decode's halves at its two ends, one layer of memory each."""
+
+    def __init__(self) -> None:
+        self.reserved = threading.Event()
+        self._memory = [memoryview(machine.memory(40 * SIZE)) for _ in range(2)]
+        caches = [KvMemory(), KvMemory()]
+        for cache, layer in zip(caches, self._memory, strict=True):
+            cache.register_views([layer], 40)
+        self.source = os.urandom(SIZE)
+        self._memory[1][8 * SIZE : 9 * SIZE] = self.source
+        self.landings, self.pushes = Landings(caches[0], 30.0), Pushes(caches[1], 60.0)
+        self.jobs: SimpleQueue[int] = SimpleQueue()
+        self.pushes.accept_jobs(lambda key, job: self.jobs.put(key), lambda key: None)
+        listener, accepted = prefill()
+        near = decode(listener.addr, ("rdma",), window=WINDOW)
+        far = accepted.get(timeout=WAIT_S)
+        self.channel, self._ends = near, (near, far, listener)
+        take = self.pushes.take
+
+        def taken(channel: Channel, job: jobs.Job) -> None:
+            take(channel, job)
+            if isinstance(job, jobs.Reserve):
+                self.reserved.set()
+
+        self.pushes.take = taken  # type: ignore[method-assign]
+        self.writes = lambda: far._ways["rdma"].free() < WINDOW
+        self.pushes.attach(far)
+        self.landings.attach(near)
+        until(lambda: near.rungs == far.rungs == ("rdma",))
+
+    def open(self) -> tuple[int, int]:
+        number = self.landings.open(self.channel, "r", [1], lambda outcome: None, lambda job: None)
+        return number, self.jobs.get(timeout=WAIT_S)
+
+    def at(self, block: int) -> memoryview:
+        return self._memory[0][block * SIZE : (block + 1) * SIZE]
+
+    def close(self) -> None:
+        for each in self._ends:
+            each.close()
+
+
 def test_blocks_of_a_cancelled_transfer_are_held_until_prefill_has_stopped(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +327,27 @@ def test_blocks_of_a_cancelled_transfer_are_held_until_prefill_has_stopped(
     setup.pushes.computed(key, "engine-p2", [9], 1, True)
     assert setup.outcome().reason == ""
     assert not any(any(layer[SIZE : 3 * SIZE]) for layer in setup.target)
+
+
+def test_a_write_that_arrives_after_the_cancel_finds_its_blocks_still_held(
+    nics: Nics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device tries again and again while the network is away, and nothing can call its bytes back."""
+    monkeypatch.setattr("runtimes.transport.verbs.native._TIMEOUT", 18)  # for seven seconds
+    wire = OverTheWire()
+    number, key = wire.open()
+    wire.landings.reserve(number, "engine-d", 0, [1], 20)
+    until(lambda: wire.reserved.is_set())
+    nics.lose_packets(100)
+    wire.pushes.computed(key, "engine-p", [8], 1, True)
+    until(wire.writes)
+    wire.landings.cancel(number, "the client has gone")
+    assert wire.landings.results() == (set(), set())
+    assert not any(wire.at(1))
+    nics.lose_none()
+    until(lambda: wire.landings.results() == ({"engine-d"}, {"engine-d"}))
+    assert wire.at(1) == wire.source  # late, and nobody else's yet
+    wire.close()
 
 
 def test_a_peer_that_does_not_say_that_it_has_stopped_loses_its_channel(

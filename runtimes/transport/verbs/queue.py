@@ -8,7 +8,9 @@ how many bytes are still to come. The first error counts: it ends the queue pair
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
+import os
 import select
 import threading
 import time
@@ -32,6 +34,9 @@ WAIT_S: Final = 10.0
 STALL_S = 10.0
 _MAX_MESSAGE: Final = 16 << 20
 _SHORT_S: Final = 0.2
+#: How long a thread may sleep behind a notice that another one has taken.
+_SHARED_S: Final = 0.02
+_DESCRIPTORS: Final = 3  # of completions, of the clock, and the one that is watched
 
 
 class QueuePair:
@@ -67,8 +72,11 @@ class QueuePair:
         self.number, self.first_packet = self._queue.number, self._queue.first_packet
         first = self._kept.address + self._depth * buffer
         self._queue.add_buffers(first, self._kept.key.local, buffer, buffers)
+        #: Looks at the clock by itself: a timeout would make whoever waits look at it for every message.
+        self._clock = _ticks(STALL_S / 4)
         self._waiting = select.epoll()
         self._waiting.register(self._queue.received.descriptor, select.EPOLLIN)
+        self._waiting.register(self._clock, select.EPOLLIN)
         self._room = select.poll()
         self._room.register(self._queue.sent.descriptor, select.POLLIN)
 
@@ -107,9 +115,27 @@ class QueuePair:
         return self._post(self._requests("write", behind), parts, timeout_s)
 
     def wait(self, ticket: int, timeout_s: float = WAIT_S) -> None:
-        """Until everything up to the ticket has been carried out."""
-        with self._sending:
-            self._until(lambda: self._completed >= ticket, timeout_s)
+        """Until everything up to the ticket has been carried out. Others may send meanwhile."""
+        told = select.poll()
+        told.register(self._queue.sent.descriptor, select.POLLIN)
+        end = time.monotonic() + timeout_s
+        while True:
+            with self._sending:
+                self._reap()
+                if self._completed >= ticket:
+                    return
+                self._raise()
+                if self._send_armed and told.poll(0):  # unless another thread has taken notice of it
+                    self._queue.sent.clear()
+                    self._send_armed = False
+                if not self._send_armed:
+                    self._queue.sent.arm()
+                    self._send_armed = True
+                    continue  # what was carried out before the device was asked to tell
+            left = end - time.monotonic()
+            if left <= 0:
+                raise self._late(timeout_s)
+            told.poll(min(left, _SHARED_S) * 1000)
 
     def carried_out(self) -> int:
         """The ticket up to which everything has been."""
@@ -172,6 +198,7 @@ class QueuePair:
                 return
             self._closed = True
             self._waiting.close()
+            os.close(self._clock)
             self._queue.close()
             self._kept.close()
 
@@ -237,11 +264,12 @@ class QueuePair:
                 continue  # what was carried out before the device was asked to tell
             left = end - time.monotonic()
             if left <= 0 or not self._room.poll(left * 1000):
-                raise ChannelError(
-                    "timeout", f"{self.place}: the peer's device takes nothing for {timeout_s:g} s"
-                )
+                raise self._late(timeout_s)
             self._queue.sent.clear()
             self._send_armed = False
+
+    def _late(self, seconds: float) -> ChannelError:
+        return ChannelError("timeout", f"{self.place}: the peer's device takes nothing for {seconds:g} s")
 
     def _reap(self) -> None:
         if self._closed:
@@ -262,12 +290,13 @@ class QueuePair:
                 queue.received.arm()
                 self._receive_armed = True
                 continue  # what came before the device was asked to tell
-            ready = [descriptor for descriptor, _ in self._waiting.poll(STALL_S / 4)]
-            if not ready:
-                self._look()
-            elif queue.received.descriptor in ready:
+            ready = [descriptor for descriptor, _ in self._waiting.poll(None, _DESCRIPTORS)]
+            if queue.received.descriptor in ready:
                 queue.received.clear()
                 self._receive_armed = False
+            elif self._clock in ready:
+                os.read(self._clock, 8)
+                self._look()
             elif self._watched in ready:
                 found = queue.poll(queue.received, self._buffers)
                 if not found:
@@ -331,3 +360,14 @@ class QueuePair:
         failure = self._failure()
         if failure is not None:
             raise failure
+
+
+def _ticks(seconds: float) -> int:
+    """A descriptor that becomes readable so often (timerfd, which Python has from 3.13 on)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = int(libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_CLOEXEC))
+    whole, part = divmod(int(seconds * 1_000_000_000), 1_000_000_000)
+    period = (ctypes.c_long * 4)(whole, part, whole, part)  # struct itimerspec: again, and first
+    if descriptor < 0 or libc.timerfd_settime(descriptor, 0, period, None):
+        raise ChannelError("device", f"no timer: {os.strerror(ctypes.get_errno())}")
+    return descriptor
