@@ -61,22 +61,17 @@ def test_ways_that_the_receiver_cannot_end_are_left_out(given: str, allowed: str
     assert nixl.allowed_ways(given) == allowed
 
 
-@pytest.mark.parametrize("ways", ["tcp", "tcp,sm,self"])
-def test_for_real(ways: str) -> None:
+@pytest.mark.parametrize(
+    ("ways", "which"), [("tcp", ""), ("tcp,sm,self", "land_where or after_the_end or dies")]
+)
+def test_for_real(ways: str, which: str) -> None:
     """`ways`: what UCX may use."""
     folder = "" if importlib.util.find_spec("nixl") else str(packages.folder("nixl"))
     if folder and not os.path.isdir(folder):
         pytest.skip(f"nixl is not installed: pip install --no-deps {' '.join(packages.PACKAGES['nixl'])}")
     path = os.pathsep.join(filter(None, (folder, str(ROOT))))
     env = {**os.environ, "PYTHONPATH": path, "UCX_TLS": ways, "UCX_NET_DEVICES": "lo"}
-    command = [
-        sys.executable,
-        "-c",
-        PROGRAM,
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "tests/transport/nixl/checks.py",
-    ]
+    words = ["-q", "-p", "no:cacheprovider", "tests/transport/nixl/checks.py", "-k", which]
+    command = [sys.executable, "-c", PROGRAM, *words]
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
