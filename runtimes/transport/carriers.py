@@ -133,13 +133,18 @@ class Tcp(OnBulk):
 
 
 class SharedMemory(OnBulk):
-    """Blocks in a ring that both sides see."""
+    """Blocks in memory that both sides see, of which this side writes `own`."""
 
     rung: Rung = "shm"
 
-    def __init__(self, stream: SocketStream, ring: Ring) -> None:
-        super().__init__(stream, ring.size)
+    def __init__(self, stream: SocketStream, ring: Ring, own: range) -> None:
+        super().__init__(stream, len(own))
         self._ring = ring
+        self._own = own
+
+    def reserve(self, size: int) -> tuple[int, int]:
+        lane, offset = super().reserve(size)
+        return lane, self._own.start + offset
 
     def view(self, lane: int) -> memoryview:
         return self._ring.view

@@ -19,7 +19,7 @@ Rung = Literal["rdma", "rdma-staged", "ipc", "shm", "nixl", "tcp"]
 RUNG_NAMES: Final[tuple[Rung, ...]] = get_args(Rung)
 
 #: Those on which blocks go either way; on the others only from the side that listened.
-EITHER_WAY: Final[frozenset[Rung]] = frozenset(("tcp",))
+EITHER_WAY: Final[frozenset[Rung]] = frozenset(("shm", "tcp"))
 
 Reason = Literal[
     "closed",  # the peer has ended the connection, or we have

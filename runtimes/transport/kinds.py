@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -18,6 +18,9 @@ from runtimes.transport.carriers import SharedMemory, SocketStream, Tcp
 from runtimes.transport.channel import ChannelError, Control, Rung, Way
 from runtimes.transport.shm import Ring, unlink
 from runtimes.transport.verbs.choice import Wanted
+
+#: What the dialler writes of shared memory is so many times smaller than what the listener does.
+_BACK: Final = 4
 
 
 class Setting(NamedTuple):
@@ -75,7 +78,10 @@ class _Offer(msgspec.Struct, frozen=True):
 
 
 class ShmKind(Kind):
-    """The dialler makes the ring, since it receives blocks; the listener's echo in it proves that it sees it."""
+    """The dialler makes the memory; the listener's echo in it proves that it sees it.
+
+    Most blocks go to the dialler: so the listener writes most of it.
+    """
 
     def __init__(self, ring: Ring, name: str = "", token: bytes = b"") -> None:
         self._ring = ring
@@ -83,7 +89,7 @@ class ShmKind(Kind):
 
     @classmethod
     def offered(cls, setting: Setting) -> ShmKind:
-        return cls(*Ring.create(setting.window))
+        return cls(*Ring.create(setting.window + setting.window // _BACK))
 
     @classmethod
     def answered(cls, word: bytes, setting: Setting) -> ShmKind:
@@ -107,7 +113,10 @@ class ShmKind(Kind):
         unlink(self._name)
 
     def ways(self, bulk: SocketStream) -> Sequence[Way]:
-        return (SharedMemory(bulk, self._ring),)
+        size = self._ring.size
+        listeners = size - size // (_BACK + 1)
+        own = range(listeners, size) if self._name else range(listeners)
+        return (SharedMemory(bulk, self._ring, own),)
 
     def close(self) -> None:
         self._ring.close()

@@ -7,7 +7,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from runtimes.transport.channel import ChannelError
+from runtimes.transport.channel import ChannelError, Rung
 from runtimes.transport.handshake import Identity
 from runtimes.transport.layout import Layout
 from runtimes.transport.listener import Listener, dial
@@ -41,7 +41,7 @@ class Side:
 class Two:
     """Decode has dialled prefill; every job that comes is taken down."""
 
-    def __init__(self) -> None:
+    def __init__(self, rung: Rung = "tcp") -> None:
         self.clock = Clock()
         self.prefill, self.decode = Side(1, self.clock), Side(9, self.clock)
         accepted: SimpleQueue[Channel] = SimpleQueue()
@@ -50,7 +50,7 @@ class Two:
         self.prefill.pushes.accept_jobs(lambda key, job: self.jobs.put(key), self.cancelled.put)
         self.listener = Listener(b"key", lambda: Identity("p", 1, Layout()), accepted.put)
         window = LAYERS * SIZE * 8
-        self.near = dial(self.listener.addr, b"key", Identity("d", 1, Layout()), window=window)
+        self.near = dial(self.listener.addr, b"key", Identity("d", 1, Layout()), rungs=(rung,), window=window)
         self.far = accepted.get(timeout=WAIT_S)
         self.prefill.ways.attach_accepted(self.far)
         self.decode.ways.attach_dialled(self.near)
@@ -74,9 +74,9 @@ class Two:
         self.listener.close()
 
 
-@pytest.fixture
-def two() -> Iterator[Two]:
-    made = Two()
+@pytest.fixture(params=["shm", "tcp"])
+def two(request: pytest.FixtureRequest) -> Iterator[Two]:
+    made = Two(request.param)
     yield made
     made.close()
 
@@ -210,6 +210,8 @@ def test_memory_for_parts() -> None:
     part = made.part(4, 8)
     assert (part.layers, part.block_bytes) == (1, 8)
     part.view(0, 2, 1)[:] = b"x" * 8
-    assert bytes(made.view(0, 2, 1)) == bytes(4) + b"x" * 8 + bytes(4)
+    block = made.view(0, 2, 1)
+    assert isinstance(block, memoryview)
+    assert bytes(block) == bytes(4) + b"x" * 8 + bytes(4)
     with pytest.raises(ValueError, match="parts of several blocks"):
         part.view(0, 0, 2)
