@@ -85,8 +85,8 @@ class Pushes:
         self._withdrawn: dict[Hashable, str] = {}  # the last of them, and why
         #: Which source a peer means by a number.
         self.source_of: Callable[[Channel, int], Hashable] = lambda channel, number: (channel, number)
-        #: What was claimed of a source has ended: reason ("" = whole), bytes and seconds of writing.
-        self.on_claim_end: Callable[[Hashable, str, int, float], None] = lambda *ended: None
+        #: What was claimed of a source has ended: its rung, reason ("" = whole), bytes and seconds of writing.
+        self.on_claim_end: Callable[[Hashable, Rung, str, int, float], None] = lambda *ended: None
         self._start_job: StartJob | None = None
         #: A transfer has ended: its rung, reason ("" = whole), bytes and seconds of writing.
         self.on_end: Callable[[Channel, Rung, str, int, float], None] = lambda *ended: None
@@ -221,14 +221,14 @@ class Pushes:
                 self._feed(self._by_key[key], known)
 
     def withdraw(self, source: Hashable, reason: str) -> bool:
-        """Its blocks are to change; claims are refused from now on. Whether nobody reads them any more: else ask again."""
+        """Its blocks are to change: claims are refused from now on. False: somebody reads them still, ask again."""
         with self._work:
             known = self._sources.get(source)
-            if known is not None and not known.gone:
+            if known is not None:
                 known.gone = True
-                self._withdrawn[source] = reason
-                while len(self._withdrawn) > _REMEMBERED:
-                    del self._withdrawn[next(iter(self._withdrawn))]
+            self._withdrawn.setdefault(source, reason)
+            while len(self._withdrawn) > _REMEMBERED:
+                del self._withdrawn[next(iter(self._withdrawn))]
             pushes = [self._by_key[key] for key in known.pushes] if known is not None else []
         for push in pushes:
             self._end(push, reason)
@@ -236,6 +236,11 @@ class Pushes:
             if known is not None and not known.pushes:
                 self._sources.pop(source, None)
             return source not in self._sources
+
+    def claimed(self, source: Hashable) -> bool:
+        """Somebody has claimed it, and hasn't got it yet."""
+        known = self._sources.get(source)
+        return known is not None and bool(known.pushes)
 
     def _claim(self, channel: Channel, job: jobs.Claim) -> None:
         source = self.source_of(channel, job.source)
@@ -357,7 +362,7 @@ class Pushes:
             self._work.notify_all()
         self.on_end(push.channel, push.rung, reason, over.bytes, over.seconds)
         if push.source is not None:
-            self.on_claim_end(push.source, reason, over.bytes, over.seconds)
+            self.on_claim_end(push.source, push.rung, reason, over.bytes, over.seconds)
         if reason:
             if push.source is None:
                 self._cancel_job(push.key)
