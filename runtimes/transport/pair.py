@@ -116,21 +116,24 @@ class Channel:
 
     def expose(self, layers: Sequence[Extent]) -> None:
         """Blocks of the peer may go straight into this memory. At any time, once."""
-        self._adopt(layers)
+        self._adopt(layers, out=False)
         self._with_ways(lambda way: way.expose(layers))
 
     def use(self, layers: Sequence[Extent]) -> None:
         """Blocks for the peer lie in this memory. At any time, once."""
-        self._adopt(layers)
+        self._adopt(layers, out=True)
         self._with_ways(lambda way: way.use(layers))
 
-    def _adopt(self, layers: Sequence[Extent]) -> None:
+    def _adopt(self, layers: Sequence[Extent], *, out: bool) -> None:
         """Of a paged cache on a GPU the blocks are moved by the GPU, in and out of rings."""
         if layers and isinstance(layers[0].owner, PagedBlocks):
             self._mover = self._mover or Mover(layers[0].owner, self.lose)
             for way in self._ways.values():
                 if not isinstance(way, Ringed):
                     way.why = way.why or "it does not carry the blocks of a paged cache on a GPU"
+            best = self.rung
+            if best != "none":
+                self._mover.prepare(self._ways[best], out=out)
 
     # --- what is sent
 

@@ -68,6 +68,15 @@ class Mover:
         """Bytes of blocks that are best written in one go."""
         return self._most(way) * self._blocks.block_bytes
 
+    def prepare(self, way: Way, *, out: bool) -> None:
+        """What the first transfer would have to wait for, some tens of milliseconds: it is done behind the caller."""
+
+        def make() -> None:
+            with contextlib.suppress(CudaError, ChannelError, ValueError):  # the first transfer says it
+                _ = self._giving(way) if out else self._taking(way)
+
+        threading.Thread(target=make, name=f"kv-gpu-{way.rung}-prepares", daemon=True).start()
+
     def write(self, way: Way, transfer: int, runs: Runs) -> None:
         """One thread a way. Raises ValueError: this way can't carry them."""
         giving = self._out.get(way) or self._giving(way)
