@@ -135,12 +135,14 @@ def test_a_pair_chooses_and_scales_by_tokens(cluster: Embedded, model: str) -> N
     assert decoding <= count("decode") <= 6
 
     async def long_answers() -> None:
-        """Every decode instance says that it is full."""
+        """Every decode instance says that it is full, and generates 900 tokens a second."""
+        clock = asyncio.get_running_loop().time
         async with decode(cluster, name) as leases:
-            while count("decode") < 6 or count("prefill") > 5:
-                for full in instances(cluster, "tokens-decode"):
-                    leases._instance = full
-                    await leases.report(Load(900, 1.0, 1.0, 0))
+            since = clock()
+            while len(names := instances(cluster, "tokens-decode")) < 6:
+                span_s, since = max(clock() - since, 0.1), clock()
+                for leases._instance in names:
+                    await leases.report(Load(round(900 * span_s), span_s, 1.0, 0))
                 await asyncio.sleep(0.5)
 
     asyncio.run(asyncio.wait_for(long_answers(), 120))
