@@ -56,6 +56,9 @@ class ClusterMgrMachine:
     def __init__(self, me: FunctionID, now: float = 0.0) -> None:
         self.me = me
         self._view = View()
+        #: Schedule functions and ClusterMgr functions of the view, and who of them has which node
+        self._functions: tuple[list[FunctionID], list[FunctionID]] = ([], [])
+        self._owners: dict[NodeID, FunctionID] = {}
         self._nodes: dict[NodeID, _Node] = {}
         #: nodes of ours in the view that have not spoken to us yet, and since when we wait
         self._awaited: dict[NodeID, float] = {}
@@ -82,7 +85,8 @@ class ClusterMgrMachine:
 
     def view(self, view: View, now: float) -> list[Instruction]:
         """A new view: other owners, other nodes of ours."""
-        self._view = view
+        self._view, self._owners = view, {}
+        self._functions = [m.id for m in view.of("schedule")], [m.id for m in view.of("cluster_mgr")]
         ours = {NodeID(m.id) for m in view.of("node") if self._manager(NodeID(m.id)) == self.me}
         for node in [n for n in self._nodes if self._manager(n) != self.me]:
             del self._nodes[node]
@@ -146,7 +150,9 @@ class ClusterMgrMachine:
         return ""
 
     def _owner(self, node: NodeID) -> FunctionID:
-        return rendezvous.owner(node, [m.id for m in self._view.of("schedule")]) or FunctionID("")
+        if node not in self._owners:
+            self._owners[node] = rendezvous.owner(node, self._functions[0]) or FunctionID("")
+        return self._owners[node]
 
     def _manager(self, node: NodeID) -> FunctionID:
-        return rendezvous.owner(node, [m.id for m in self._view.of("cluster_mgr")]) or FunctionID("")
+        return rendezvous.owner(node, self._functions[1]) or FunctionID("")

@@ -187,8 +187,9 @@ class Fleet:
 
     def back(self, nodes: Iterable[NodeID]) -> None:
         """They are in the view, or have been heard of."""
-        for node in nodes:
-            self._away.pop(node, None)
+        if self._away:
+            for node in nodes:
+                self._away.pop(node, None)
 
     def _given_up(self, node: NodeID, present: set[NodeID], now: float) -> bool:
         return node not in present and now - self._away.get(node, now) > NODE_GRACE_S
