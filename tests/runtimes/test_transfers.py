@@ -10,7 +10,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from runtimes.transport.channel import ChannelError, Rung
+from runtimes.transport.channel import ChannelError, Pages, Rung
 from runtimes.transport.handshake import Identity
 from runtimes.transport.layout import Layout
 from runtimes.transport.listener import Listener, dial
@@ -133,7 +133,7 @@ def test_prefill_says_for_which_share_of_the_transfer_it_was_still_computing(
 ) -> None:
     last, right = threading.Event(), KvMemory.view
 
-    def view(memory: KvMemory, layer: int, block: int, count: int) -> memoryview:
+    def view(memory: KvMemory, layer: int, block: int, count: int) -> memoryview | Pages:
         assert (memory, block) != (setup.prefill_memory, 9) or last.wait(WAIT_S)
         return right(memory, layer, block, count)
 
@@ -278,3 +278,31 @@ def _eventually(result: Callable[[], set[str]]) -> set[str]:
             return got
         time.sleep(0.005)
     return set()
+
+
+def test_blocks_larger_than_a_usual_batch_wait_for_room_and_go_on() -> None:
+    size, count = 512 << 10, 12
+    sides = []
+    for seed in (1, 2):
+        made = KvMemory()
+        layer = memoryview(bytearray(random.Random(seed).randbytes(size * count)))
+        made.register_views([layer], count)
+        sides.append((made, layer))
+    pushes, landings = Pushes(sides[0][0], 60.0), Landings(sides[1][0], 30.0)
+    started: SimpleQueue[int] = SimpleQueue()
+    outcomes: SimpleQueue[Outcome] = SimpleQueue()
+    pushes.accept_jobs(lambda key, job: started.put(key), lambda key: None)
+    accepted: SimpleQueue[Channel] = SimpleQueue()
+    listener = Listener(b"key", lambda: Identity("p", 1, Layout()), accepted.put)
+    channel = dial(listener.addr, b"key", Identity("d", 1, Layout()), rungs=("tcp",), window=2 * size)
+    far = accepted.get(timeout=WAIT_S)
+    pushes.attach(far)
+    landings.attach(channel)
+    number = landings.open(channel, "request", [1], outcomes.put, lambda job: None)
+    landings.reserve(number, "engine-d", 0, list(range(count)), 90)
+    pushes.computed(started.get(timeout=WAIT_S), "engine-p", list(range(count)), count, True)
+    assert outcomes.get(timeout=WAIT_S).reason == ""
+    assert sides[0][1] == sides[1][1]
+    channel.close()
+    far.close()
+    listener.close()
