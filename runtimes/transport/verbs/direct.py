@@ -54,23 +54,28 @@ class _Lane:
         self.bytes = 0
         self.carried = 0  # in all
         self._posted: deque[tuple[int, int]] = deque()  # ticket, bytes
+        self._lock = threading.Lock()  # one thread writes, any may ask what is free
 
     def write(self, frame: Frame, checksums: bytes, pieces: Sequence[Piece]) -> int:
         ticket = self.rail.write(frame, checksums, pieces)
-        self._posted.append((ticket, frame.size))
-        self.bytes += frame.size
-        self.carried += frame.size
+        with self._lock:
+            self._posted.append((ticket, frame.size))
+            self.bytes += frame.size
+            self.carried += frame.size
         return ticket
 
     def reap(self, wait: bool = False) -> None:
         """Forgets what has been carried out. `wait`: until something has."""
-        if not self._posted:
-            return
+        with self._lock:
+            if not self._posted:
+                return
+            oldest, _ = self._posted[0]
         if wait:
-            self.rail.end.bulk.wait(self._posted[0][0])
+            self.rail.end.bulk.wait(oldest)
         done = self.rail.end.bulk.carried_out()
-        while self._posted and self._posted[0][0] <= done:
-            self.bytes -= self._posted.popleft()[1]
+        with self._lock:
+            while self._posted and self._posted[0][0] <= done:
+                self.bytes -= self._posted.popleft()[1]
 
 
 class Direct(Way):
