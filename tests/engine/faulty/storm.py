@@ -40,6 +40,8 @@ DECODE: Final = {
     "channel lost with a reservation": 0.001,
 }
 
+_NOWHERE: Final = 1 << 20  # no cache has so many blocks
+
 
 class Storm:
     def __init__(self, chances: dict[str, float]) -> None:
@@ -72,12 +74,14 @@ def _lose(channel: Any, what: str) -> None:
 
 
 def prefill() -> None:
+    from runtimes.transport.channel import Row
     from runtimes.transport.pair import Channel
     from runtimes.vllm_pd.pushing import Pushes
 
     storm = Storm(PREFILL)
     requests: dict[tuple[int, int], str] = {}
     opened, write, finish = Pushes._open, Channel.write, Channel.finish
+    write_rows = Channel.write_rows
 
     def open_(self: Any, channel: Any, job: Any) -> None:
         requests[id(channel), job.transfer] = job.request_id
@@ -93,19 +97,32 @@ def prefill() -> None:
                 if push.channel is channel and push.number == job.transfer:
                     self.preempted(key)
 
-    def written(self: Any, transfer: int, layer: int, target: int, blocks: Any, *rest: Any) -> Any:
+    def disturbed(channel: Any, name: str, rows: Sequence[Row]) -> list[Row]:
         if storm.strikes("channel lost before a write"):
-            _lose(self, "write")
+            _lose(channel, "write")
         if storm.strikes("write late"):
             time.sleep(0.05)
-        if storm.strikes("write left out"):
-            return sum(len(block) for block in blocks)
-        if storm.strikes("write to a block that is not expected"):
-            return write(self, transfer, layer, target + 1, blocks, *rest)
-        storm.saw(requests[id(self), transfer], layer, target, blocks)
-        if storm.strikes("write twice"):
-            write(self, transfer, layer, target, blocks, *rest)
-        return write(self, transfer, layer, target, blocks, *rest)
+        kept: list[Row] = []
+        for row in rows:
+            if storm.strikes("write left out"):
+                continue
+            if storm.strikes("write to a block that is not expected"):
+                kept.append(row._replace(target=_NOWHERE))
+                continue
+            storm.saw(name, row.layer, row.target, [row.block])
+            kept += [row, row] if storm.strikes("write twice") else [row]
+        return kept
+
+    def written(self: Any, transfer: int, layer: int, target: int, blocks: Any, *rest: Any) -> int:
+        rows = [Row(layer, target + number, block) for number, block in enumerate(blocks)]
+        kept = disturbed(self, requests[id(self), transfer], rows)
+        if kept == rows:
+            return write(self, transfer, layer, target, blocks, *rest)
+        return sum(write(self, transfer, layer, row.target, [row.block], *rest) for row in kept)
+
+    def rows_written(self: Any, transfer: int, rows: Any, *rest: Any) -> int:
+        kept = disturbed(self, requests[id(self), transfer], rows)
+        return write_rows(self, transfer, kept, *rest) if kept else 0
 
     def finished(self: Any, *rest: Any) -> Any:
         if storm.strikes("channel lost behind the last write"):
@@ -118,6 +135,7 @@ def prefill() -> None:
 
     Pushes._open = open_  # type: ignore[method-assign]
     Channel.write = written  # type: ignore[method-assign, assignment]
+    Channel.write_rows = rows_written  # type: ignore[method-assign, assignment]
     Channel.finish = finished  # type: ignore[method-assign, assignment]
 
 
