@@ -13,13 +13,17 @@ from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
+    KVConnectorHandshakeMetadata,
     KVConnectorMetadata,
     KVConnectorRole,
     KVConnectorTransferResults,
+    KVConnectorWorkerMetadata,
 )
 from vllm.platforms import current_platform
 
 from runtimes.vllm_pd import worker_side
+from runtimes.vllm_pd.ranks.process import make_rank
+from runtimes.vllm_pd.ranks.words import News
 from runtimes.vllm_pd.scheduler_side import DecodeSide, Plan, PrefillSide
 
 
@@ -28,16 +32,41 @@ class PlanMetadata(KVConnectorMetadata):  # type: ignore[misc]
     plan: Plan = field(default_factory=Plan)
 
 
+@dataclass
+class RankNews(KVConnectorWorkerMetadata):  # type: ignore[misc]
+    """What ranks that are processes tell their front with a step."""
+
+    news: tuple[News, ...]
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
+        return RankNews((*self.news, *other.news))
+
+
+@dataclass
+class RankAddr(KVConnectorHandshakeMetadata):  # type: ignore[misc]
+    """Where a rank of prefill listens."""
+
+    addr: str
+
+
 class GalaxyConnector(KVConnectorBase_V1):  # type: ignore[misc]
     """One object per half, as vLLM wants it."""
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         size = vllm_config.cache_config.block_size
-        here = worker_side.CURRENT[0]
+        worker = role == KVConnectorRole.WORKER
+        here = worker_side.CURRENT[0] if worker_side.CURRENT else self._rank()
         self._prefill = self._kv_transfer_config.is_kv_producer
         self._side: DecodeSide | PrefillSide = PrefillSide(size, here) if self._prefill else DecodeSide(size)
-        self._worker = here if role == KVConnectorRole.WORKER else None
+        self._here = here
+        self._worker = here if worker else None
+
+    def _rank(self) -> Any:
+        """In a process of its own."""
+        from vllm.distributed.parallel_state import get_tp_group
+
+        return make_rank(self._kv_transfer_config.kv_connector_extra_config, get_tp_group().rank_in_group)
 
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config: Any) -> str | None:
@@ -60,7 +89,16 @@ class GalaxyConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._side.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
-        return PlanMetadata(self._side.step(scheduler_output))
+        return PlanMetadata(self._here.outgoing(self._side.step(scheduler_output)))
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        if connector_output.kv_connector_worker_meta is not None:
+            for news in connector_output.kv_connector_worker_meta.news:
+                self._here.incoming(news)
+
+    def set_xfer_handshake_metadata(self, metadata: dict[int, Any]) -> None:
+        if metadata:
+            self._here.listening([metadata[rank].addr for rank in sorted(metadata)])
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         return self._side.finished(request), None
@@ -91,6 +129,18 @@ class GalaxyConnector(KVConnectorBase_V1):  # type: ignore[misc]
             finished_sending=sent, finished_recving=received, failed_recving=failed
         )
 
-    def _halves(self) -> worker_side.Worker:
+    def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
+        news = self._halves().news()
+        return RankNews((news,)) if news is not None else None
+
+    def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
+        addr = self._halves().addr
+        return RankAddr(addr) if addr else None
+
+    def shutdown(self) -> None:
+        if self._worker is not None and not worker_side.CURRENT:  # else the instance closes what it has made
+            self._worker.close()
+
+    def _halves(self) -> Any:
         assert self._worker is not None, "a worker's call on the scheduler's half"
         return self._worker

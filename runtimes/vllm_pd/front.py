@@ -29,9 +29,11 @@ from runtimes.vllm_pd.choosing import Choosing, Rungs, Trip
 from runtimes.vllm_pd.decide import Channel, Facts, Setting, decide
 from runtimes.vllm_pd.engine import Engine, Prepared, prompt_tokens
 from runtimes.vllm_pd.home_client import NO_WORK, Computed, Lease, Leases, NoPrefill, Wanted
-from runtimes.vllm_pd.landing import Landings, Outcome
+from runtimes.vllm_pd.landing import Outcome
 from runtimes.vllm_pd.load import LoadReports
 from runtimes.vllm_pd.peers import Backoff
+from runtimes.vllm_pd.ranks.decode_front import FrontLandings
+from runtimes.vllm_pd.ranks.mixed import MixedDecode
 from runtimes.vllm_pd.scheduler_side import TRANSFER
 from runtimes.vllm_pd.timeline import CURRENT, Timeline
 
@@ -46,7 +48,12 @@ class Front:
     """A Placement (engine.py) for role decode."""
 
     def __init__(
-        self, args: Namespace, engine: Engine, leases: Leases, channels: Channels, landings: Landings
+        self,
+        args: Namespace,
+        engine: Engine,
+        leases: Leases,
+        channels: Channels,
+        landings: MixedDecode | FrontLandings,
     ) -> None:
         self._setting: Setting = args.pd if args.kv_transfer != "none" else "never"
         self._even = BreakEven(args.pd_threshold_tokens)

@@ -39,9 +39,31 @@ def layout(args: Namespace, environ: Mapping[str, str] = os.environ) -> Layout:
         block_size=args.block_size,
         attention_backend=_backend(args.attention_backend or args.attention_config.backend),
         cache_order=_text(environ.get("VLLM_KV_CACHE_LAYOUT")),
+        kv_heads=kv_heads(folder),
+        heads_apart=_heads_apart(),
         tensor_parallel=args.tensor_parallel_size,
         pipeline_parallel=args.pipeline_parallel_size,
     )
+
+
+def kv_heads(folder: Path) -> int | None:
+    """As the model's config says; None: it doesn't, or another folder's does. A latent cache counts as one head."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    config = config.get("text_config") or config
+    if config.get("kv_lora_rank"):
+        return 1
+    found = config.get("num_key_value_heads") or config.get("num_attention_heads")
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def _heads_apart() -> bool:
+    """The CPU's attention has no other order; blocks of a GPU are sent whole, with all their layers."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
 
 
 def _cpu() -> str:

@@ -21,18 +21,15 @@ from runtimes.transport.listener import Listener
 from runtimes.transport.rungs import RUNGS, VERBS
 from runtimes.vllm_pd import worker_side
 from runtimes.vllm_pd.accepted import Accepted
-from runtimes.vllm_pd.both import BothWays
-from runtimes.vllm_pd.break_even import BreakEven
 from runtimes.vllm_pd.channels import Channels, generation
+from runtimes.vllm_pd.halves import decode_half, prefill_half
 from runtimes.vllm_pd.home_client import cluster_key, make_leases
 from runtimes.vllm_pd.keeper import Keeper
-from runtimes.vllm_pd.kv_memory import KvMemory
-from runtimes.vllm_pd.landing import Landings
 from runtimes.vllm_pd.layout import layout
-from runtimes.vllm_pd.pushing import Pushes
+from runtimes.vllm_pd.ranks.ahead import dial_ahead
+from runtimes.vllm_pd.ranks.decode_front import FrontLandings
 from runtimes.vllm_pd.status import StartRefused, Status
 from runtimes.vllm_pd.timeline import Timelines
-from runtimes.vllm_pd.worker_side import Worker
 
 _CONNECTOR = {
     "kv_connector": "GalaxyConnector",
@@ -89,19 +86,16 @@ class PrefillPair:
         self._status = status
         self._timelines = timelines
         self._who = _identity(args)
-        memory = KvMemory()
-        self._pushes = Pushes(memory, lease_s=args.kv_lease_seconds)
-        landings = Landings(memory, args.kv_transfer_seconds)
-        self._ways = BothWays(landings, self._pushes)
-        self._worker = Worker(memory, landings, self._pushes, BreakEven(args.kv_fetch_threshold_tokens))
-        worker_side.CURRENT[:] = [self._worker]
+        self._half = prefill_half(args, self._who, rungs(args), cluster_key())
+        self.kv_transfer["kv_connector_extra_config"] = self._half.extra
+        worker_side.CURRENT[:] = [self._half.worker]
         self._listener: Listener | None = None
         self._channels: Accepted | None = None
 
     async def start(self, entrance: Any) -> None:
         most = self._args.kv_most_channels
         channels = self._channels = Accepted(
-            self._who, self._ways.attach_accepted, self._ways.open_on, self._changed, most=most
+            self._who, self._half.attach, self._half.open_on, self._changed, most=most
         )
         try:
             self._listener = Listener(
@@ -116,7 +110,7 @@ class PrefillPair:
             "generation": self._who.generation,
             "layout": msgspec.structs.asdict(self._who.layout),
         }
-        self._pushes.on_end = channels.ended
+        self._half.pushes.on_end = channels.ended
         entrance.channels = self._facts
         channels.start()
         self._status.event("channel_listening")
@@ -124,13 +118,13 @@ class PrefillPair:
     def attach(self, engine: Any) -> None:
         from runtimes.vllm_pd.prefill import PrefillJobs
 
-        self._jobs = PrefillJobs(engine, self._pushes, self._worker, self._timelines)
+        self._jobs = PrefillJobs(engine, self._half.pushes, self._timelines)
 
     async def drain(self, seconds: float) -> None:
-        self._pushes.refuse_jobs()
+        self._half.pushes.refuse_jobs()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._pushes.open_transfers:  # noqa: ASYNC110  (ended by threads)
+                while self._half.pushes.open_transfers:  # noqa: ASYNC110  (ended by threads)
                     await asyncio.sleep(_POLL_S)
 
     def close(self) -> None:
@@ -157,13 +151,11 @@ class DecodePair:
         }
         self._args = args
         self._status = status
-        memory = KvMemory()
-        self._landings = Landings(memory, args.kv_transfer_seconds)
-        self._pushes = Pushes(memory, lease_s=args.kv_lease_seconds)
-        self._ways = BothWays(self._landings, self._pushes)
-        worker_side.CURRENT[:] = [Worker(memory, self._landings, self._pushes)]
         self._leases = make_leases(wait_s=args.prefill_wait_seconds)
         self._who = _identity(args)
+        self._half = decode_half(args, self._who, rungs(args), cluster_key())
+        self.kv_transfer["kv_connector_extra_config"] = self._half.extra
+        worker_side.CURRENT[:] = [self._half.worker]
         self._channels: Channels | None = None
         self._ready = False
 
@@ -172,13 +164,14 @@ class DecodePair:
             cluster_key(),
             self._who,
             rungs(self._args),
-            self._ways.attach_dialled,
-            self._ways.open_on,
+            self._half.attach,
+            self._half.open_on,
             self._changed,
             pairs=self._args.kv_pairs,
             most=self._args.kv_most_channels,
         )
-        self._pushes.on_end = channels.ended
+        if self._half.pushes is not None:
+            self._half.pushes.on_end = channels.ended
         entrance.channels = self._facts
         channels.start()
         if self._args.kv_transfer != "none" and self._args.pd != "never":
@@ -189,7 +182,9 @@ class DecodePair:
         from runtimes.vllm_pd.front import Front
 
         assert self._channels is not None
-        engine.placement = Front(self._args, engine, self._leases, self._channels, self._landings)
+        engine.placement = Front(self._args, engine, self._leases, self._channels, self._half.landings)
+        if isinstance(self._half.landings, FrontLandings):
+            dial_ahead(engine, self._half.landings)
 
     async def drain(self, seconds: float) -> None:
         if self._channels is not None:

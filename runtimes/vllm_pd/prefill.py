@@ -12,24 +12,28 @@ import time
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.engine import Engine
 from runtimes.vllm_pd.landing import Outcome
-from runtimes.vllm_pd.pushing import Pushes
+from runtimes.vllm_pd.ranks.mixed import MixedPrefill
+from runtimes.vllm_pd.ranks.prefill_front import FrontPushes
 from runtimes.vllm_pd.scheduler_side import PUSH
 from runtimes.vllm_pd.timeline import CURRENT, Timeline, Timelines
-from runtimes.vllm_pd.worker_side import Worker
 
 
 class PrefillJobs:
     """`start` and `cancel` are called from other threads."""
 
-    def __init__(self, engine: Engine, pushes: Pushes, worker: Worker, timelines: Timelines) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        pushes: MixedPrefill | FrontPushes,
+        timelines: Timelines,
+    ) -> None:
         self._engine = engine
         self._pushes = pushes
-        self._worker = worker
         self._timelines = timelines
         self._loop = asyncio.get_running_loop()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._running: dict[int, Timeline] = {}
-        worker.on_fetched = self._fetched_soon
+        pushes.on_fetched = self._fetched_soon
         pushes.accept_jobs(self._start_soon, self._cancel_soon)
 
     def _start_soon(self, key: int, job: jobs.Prefill) -> None:
@@ -85,5 +89,5 @@ class PrefillJobs:
             ended = time.time()
             timeline.mark("prefill_end", error, at=ended)
             if not error and timeline.when("fetched") is None:
-                self._worker.computed(len(job.tokens) - cached, ended - started)
+                self._pushes.computed(len(job.tokens) - cached, ended - started)
             self._pushes.job_ended(key, started, ended, error)

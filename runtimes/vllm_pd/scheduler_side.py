@@ -8,7 +8,10 @@ what prefill computes, and prefill may first fetch what decode holds of the prom
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from runtimes.vllm_pd.ranks.words import Begin, PeerRanks
 
 #: Key in kv_transfer_params: the number of a transfer into decode, and of a push out of prefill.
 TRANSFER = "galaxy_transfer"
@@ -23,6 +26,7 @@ class Reservation(NamedTuple):
     held: list[int]
     targets: list[int]
     tokens: int
+    peer: PeerRanks | None = None  # where to claim them, if the engine's ranks are processes
 
 
 class Fetch(NamedTuple):
@@ -54,6 +58,11 @@ class Plan(NamedTuple):
     dropped: tuple[str, ...] = ()  # requests whose fetch prefill doesn't need any more
     progress: tuple[Progress, ...] = ()
     preempted: tuple[int, ...] = ()
+    # Said by the front to ranks that are processes (ranks/): its jobs, those that won't be computed, and requests
+    # whose transfer has ended before it was reserved.
+    begin: tuple[Begin, ...] = ()
+    ended: tuple[int, ...] = ()
+    failed: tuple[str, ...] = ()
 
 
 class DecodeSide:

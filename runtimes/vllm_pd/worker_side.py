@@ -33,7 +33,13 @@ class Worker:
         #: A fetch has ended, of this push.
         self.on_fetched: Callable[[int, Outcome], None] = lambda push, outcome: None
 
-    # --- asked by the scheduler's half
+    # --- the scheduler's half, which is in this process
+
+    def outgoing(self, plan: Plan) -> Plan:
+        return plan
+
+    def incoming(self, news: Any) -> None:
+        return
 
     def held(self, push: int) -> int | None:
         return self._pushes.held(push)
@@ -46,6 +52,8 @@ class Worker:
         self._fetching.took(False, tokens, seconds)
 
     # --- the engine's steps
+
+    addr = ""  # where a rank listens that is a process
 
     def register(self, tensors: dict[str, Any], blocks: int) -> None:
         self._memory.register(tensors, blocks)
@@ -77,6 +85,10 @@ class Worker:
             del self._results[name]
             self._fetches.pop(name, None)
         return sent, set(told), {name for name, whole in told.items() if not whole}
+
+    def news(self) -> None:
+        """For the front, which is in this process: it hears of everything at once."""
+        return
 
     def _reserve(self, r: Reservation) -> None:
         channel = self._landings.channel(r.transfer) if r.held else None
@@ -113,5 +125,6 @@ class Worker:
             self.on_fetched(f.push, Outcome(error.reason, "none", 0, 0, 0, 0.0))
 
 
-#: Set by the instance before its engine is built.
-CURRENT: list[Worker] = []
+#: Set by the instance before its engine is built: a Worker, or the front's half of ranks that are processes. Such a
+#: process finds none, and makes its own.
+CURRENT: list[Any] = []

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.engine.conftest import PD
 from tests.engine.instances import Instance, Nursery, until
-from tests.engine.test_pair import prompt
+from tests.engine.test_pair import BLOCK, _settled, prompt, transfer
 
 pytestmark = pytest.mark.engine
 
@@ -54,3 +57,54 @@ def test_an_instance_whose_rank_dies_ends(two_ranks: Instance) -> None:
     os.kill(workers(two_ranks)[1], signal.SIGKILL)
     assert two_ranks.exited()["code"] == 1
     assert "a worker process has ended" in two_ranks.log
+
+
+class Ranks:
+    """A pair of so many ranks each."""
+
+    def __init__(self, nursery: Nursery, prefill: int, decode: int, *options: str) -> None:
+        batch = ("--role", "prefill", "--max-num-batched-tokens", "512")
+        self.prefill = nursery.start(*batch, "--tensor-parallel-size", str(prefill)).ready()
+        env = {"GALAXY_PREFILL_PEERS": f"127.0.0.1:{self.prefill.port}"}
+        role = ("--role", "decode", "--pd-threshold-tokens", "64", "--tensor-parallel-size", str(decode))
+        self.pd = PD(self.prefill, nursery.start(*role, *options, env=env).ready())
+
+    def close(self) -> None:
+        for instance in (self.pd.prefill, self.pd.decode):
+            instance.kill()
+            instance.exited()
+
+
+@pytest.mark.parametrize(("prefill", "decode"), [(2, 2), (2, 1), (1, 2)])
+def test_ranks_send_each_other_the_blocks_of_their_heads(
+    nursery: Nursery, unified: Instance, prefill: int, decode: int
+) -> None:
+    """A prompt that decode computes after all (several processes spin on two cores) has right tokens, too."""
+    ranks = Ranks(nursery, prefill, decode)
+    pd = ranks.pd
+    seeds = itertools.count(1)
+
+    def sent(length: int) -> bool:
+        tokens = prompt(10_000 * next(seeds), length)
+        before = pd.decode.sources().get("external_kv_transfer", 0)
+        got, answer = pd.decode.tokens(tokens, 16)
+        came = pd.decode.sources().get("external_kv_transfer", 0) - before
+        assert got == unified.tokens(tokens, 16)[0]
+        rung, facts = transfer(answer)
+        if rung == "none":
+            assert came == 0
+            return False
+        blocks = -(-length // BLOCK)
+        size = blocks * 4 * BLOCK * 2 * 2 * 64 * 4  # all heads of all ranks
+        assert (came, int(facts["tokens"]), int(facts["bytes"])) == (length, length, size)
+        return True
+
+    for length in (64, 129, 700, 1900):
+        until(lambda length=length: sent(length), f"a transfer of {length} tokens")
+    with ThreadPoolExecutor(4) as pool:
+        many = list(pool.map(lambda seed: pd.decode.tokens(prompt(seed, 300), 4)[0], range(5000, 5008)))
+    assert many == [unified.tokens(prompt(seed, 300), 4)[0] for seed in range(5000, 5008)]
+    for seed in range(3):
+        next(pd.decode.stream({"prompt": prompt(6000 + seed, 1800), "max_tokens": 40, "ignore_eos": True}))
+    _settled(pd)
+    ranks.close()

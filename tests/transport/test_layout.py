@@ -13,20 +13,22 @@ from hypothesis import strategies as st
 from runtimes.transport import handshake
 from runtimes.transport.channel import ChannelError
 from runtimes.transport.handshake import Answer, Identity, Offer, prove
-from runtimes.transport.layout import MOST_TEXT, REMEDIES, Layout, differences
+from runtimes.transport.layout import MOST_RANKS, MOST_TEXT, REMEDIES, Layout, differences
 from runtimes.transport.listener import Listener, dial
 from runtimes.transport.sockets import read_message, write_message
 
 KEY = b"k" * 32
 WAIT_S = 30.0
-COUNTS = {"block_size", "tensor_parallel", "pipeline_parallel"}
+COUNTS = {"block_size", "kv_heads", "tensor_parallel", "pipeline_parallel"}
 NEEDED = {"tensor_parallel", "pipeline_parallel"}
 
 
 def fact(name: str) -> st.SearchStrategy[Any]:
     value: st.SearchStrategy[Any] = st.text(max_size=MOST_TEXT)
+    if name == "heads_apart":
+        return st.booleans()
     if name in COUNTS:
-        value = st.integers(1, 1 << 20)
+        value = st.integers(1, MOST_RANKS if name == "tensor_parallel" else 1 << 20)
     return value if name in NEEDED else st.none() | value
 
 
@@ -43,7 +45,10 @@ def test_each_fact_has_a_remedy() -> None:
 def test_exactly_the_facts_that_differ_are_named_in_order(prefill: Layout, decode: Layout) -> None:
     named = [text.partition(":")[0] for text in differences(prefill, decode)]
     facts, others = msgspec.structs.asdict(prefill), msgspec.structs.asdict(decode)
-    assert named == [name for name in REMEDIES if facts[name] != others[name]]
+    differ = [name for name in REMEDIES if facts[name] != others[name]]
+    degree = "tensor_parallel"  # may differ, sometimes
+    assert [name for name in named if name != degree] == [name for name in differ if name != degree]
+    assert named == [name for name in differ if name in named]
     assert [text.partition(":")[0] for text in differences(decode, prefill)] == named
 
 
@@ -84,6 +89,28 @@ def test_a_difference_tells_both_values_and_the_remedy(
     assert differences(Layout(**prefill), Layout(**decode)) == says
 
 
+@pytest.mark.parametrize(
+    ("facts", "degrees", "says"),
+    [
+        ({"kv_heads": 8, "heads_apart": True}, (2, 4), ""),
+        ({"kv_heads": 8, "heads_apart": True}, (4, 1), ""),
+        ({"kv_heads": 2, "heads_apart": True}, (4, 2), ""),
+        ({"kv_heads": 1}, (4, 2), ""),  # each rank has the whole of it
+        ({"kv_heads": 8}, (2, 4), "2 at prefill, 4 at decode; parts of these blocks can't be sent"),
+        ({"kv_heads": 8, "heads_apart": True}, (3, 1), "8 KV heads can't be divided among 3 ranks"),
+        ({}, (2, 1), "2 at prefill, 1 at decode; set --tensor-parallel-size equal"),
+        ({}, (2, 2), ""),
+    ],
+)
+def test_degrees_may_differ_where_heads_can_be_sent_apart(
+    facts: dict[str, Any], degrees: tuple[int, int], says: str
+) -> None:
+    sides = [Layout(**facts, tensor_parallel=degree) for degree in degrees]
+    told = differences(*sides)
+    assert len(told) == bool(says)
+    assert all(text.startswith("tensor_parallel: ") and says in text for text in told)
+
+
 def refused(theirs: Layout, ours: Layout) -> ChannelError:
     """What a dialler learns from a listener."""
     listener = Listener(KEY, lambda: Identity("p", 7, ours), lambda channel: None)
@@ -105,7 +132,7 @@ def test_the_dialler_learns_what_differs() -> None:
 
 
 def test_the_longest_layouts_are_still_compared() -> None:
-    text = [name for name in Layout.__struct_fields__ if name not in COUNTS]
+    text = [name for name in Layout.__struct_fields__ if name not in {*COUNTS, "heads_apart"}]
     facts: list[dict[str, Any]] = [dict.fromkeys(text, mark * MOST_TEXT) for mark in "\U0001f600\U0001f601"]
     error = refused(*(Layout(**each) for each in facts))
     assert error.reason == "incompatible"
