@@ -362,9 +362,9 @@ def test_a_peer_that_does_not_say_that_it_has_stopped_loses_its_channel(
     setup.landings.cancel(number, "the client has gone")
     assert setup.landings.results() == (set(), set())
     setup.clock.now = 6.0
-    setup.landings.results()
+    _, failed = setup.landings.results()
     assert setup.outcome().reason == "the client has gone"
-    assert setup.landings.results() == ({"engine-d"}, {"engine-d"})
+    assert failed | setup.landings.results()[1] == {"engine-d"}
     assert setup.channel.lost is not None
     gate.set()
 
