@@ -61,6 +61,11 @@ class Core:
         self.busy += seconds
         self._clock.at(self._free_at, then)
 
+    def spend(self, seconds: float) -> None:
+        """Work that nobody waits for, but all that follows does."""
+        self._free_at = max(self._free_at, self._clock.now) + seconds
+        self.busy += seconds
+
     @property
     def backlog(self) -> float:
         """Seconds until it would begin with something new."""

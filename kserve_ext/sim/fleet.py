@@ -107,9 +107,16 @@ class Fleet:
     # --- instances
 
     def start(
-        self, node: Node, function: str, ready: Callable[[Instance], None] | None = None
+        self,
+        node: Node,
+        function: str,
+        ready: Callable[[Instance], None] | None = None,
+        seconds: float | None = None,
     ) -> Instance | None:
-        """Admitted, or None: the node is full. `ready` instead of System.idle, if given."""
+        """Admitted, or None: the node is full. `ready` instead of System.idle, if given.
+
+        `seconds`: of a start that goes another way than the others, and waits for none of them (a standby slot).
+        """
         self.count("starts asked")
         if node.free <= 0:
             self.count("starts refused")
@@ -117,7 +124,9 @@ class Fleet:
         self.count("starts")
         instance = Instance(function, node, since=self.clock.now)
         node.instances.append(instance)
-        if self._starting.get(node.number, 0) < self.world.parallel_starts:
+        if seconds is not None:
+            self.clock.after(seconds, lambda: self._is_ready(instance, ready))
+        elif self._starting.get(node.number, 0) < self.world.parallel_starts:
             self._begin_start(instance, ready)
         else:
             queued = self._queued.setdefault(node.number, [])
@@ -132,15 +141,18 @@ class Fleet:
             self._starting[number] -= 1
             if self._queued.get(number):
                 self._queued[number].pop(0)()
-            if instance.state == "gone":
-                return
-            instance.state, instance.since = "idle", self.clock.now
-            if ready is not None:
-                ready(instance)
-            elif self.system is not None:
-                self.system.idle(instance)
+            self._is_ready(instance, ready)
 
         self.clock.after(self.world.start_s, done)
+
+    def _is_ready(self, instance: Instance, ready: Callable[[Instance], None] | None) -> None:
+        if instance.state == "gone":
+            return
+        instance.state, instance.since = "idle", self.clock.now
+        if ready is not None:
+            ready(instance)
+        elif self.system is not None:
+            self.system.idle(instance)
 
     def end(self, instance: Instance) -> None:
         if instance.state == "busy":

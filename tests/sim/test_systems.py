@@ -10,20 +10,24 @@ from hypothesis import strategies as st
 
 from kserve_ext.sim.clock import Clock, Core
 from kserve_ext.sim.fleet import Fleet, System, World
+from kserve_ext.sim.systems.atoll import Atoll
 from kserve_ext.sim.systems.central import Central
 from kserve_ext.sim.systems.knative import STOCK, TUNED, Knative
+from kserve_ext.sim.systems.ray import Ray
+from kserve_ext.sim.systems.sparrow import Sparrow
 from kserve_ext.sim.traces import Arrival
 
 SYSTEMS: dict[str, Callable[[Fleet], System]] = {
     "knative": lambda fleet: Knative(fleet, STOCK),
     "tuned knative": lambda fleet: Knative(fleet, TUNED, "tuned knative"),
     "central": Central,
+    "sparrow": Sparrow,
+    "ray": Ray,
+    "atoll": Atoll,
 }
 
 
-def run(
-    make: Callable[[Fleet], System], arrivals: list[Arrival], seconds: float, world: World
-) -> Fleet:
+def run(make: Callable[[Fleet], System], arrivals: list[Arrival], seconds: float, world: World) -> Fleet:
     clock = Clock()
     fleet = Fleet(clock, world)
     fleet.system = make(fleet)

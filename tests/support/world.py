@@ -192,7 +192,7 @@ class World:
         self.procs[shard].submit(request)
         return request
 
-    def arrive(self, request: Request) -> None:
+    def serve(self, request: Request) -> None:
         run = next((r for r in self.all_running() if r.id == request.instance), None)
         if run is None or run.state != "ready":
             request.state = "sent"

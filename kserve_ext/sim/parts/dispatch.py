@@ -59,7 +59,7 @@ class Around(Protocol[R]):
     @property
     def revisions(self) -> Mapping[RevisionKey, Revision]: ...
 
-    def arrive(self, request: R) -> None:
+    def serve(self, request: R) -> None:
         """The request goes to its instance."""
 
     def call(
@@ -147,12 +147,18 @@ class Dispatch(Generic[R]):
         self.recall_shards()
         self.flush()
 
-    def know(self, revision: Revision) -> None:
-        """A revision has been applied; the shard learns of it, and its home begins to account for it."""
-        self.shard.know(revision, self.around.now)
-        self._own(revision.home_key, [revision])
+    def found(self, revision: Revision) -> None:
+        """A revision that was applied before there were nodes: its home has nobody to ask."""
+        now, home_key = self.around.now, revision.home_key
+        self.shard.know(revision, now)
+        if owner(home_key, self._order) != self.id:
+            return
+        home = self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id)
+        home.view((), {}, (), now)
+        self.carry(home_key, home.add(revision, True, (), now))
+        self.carry(home_key, home.view(self.nodes, self.members, self.left, now))
 
-    def _own(self, home_key: str, revisions: Iterable[Revision] | None = None) -> None:
+    def _own(self, home_key: str) -> None:
         now = self.around.now
         if owner(home_key, self._order) != self.id:
             self.homes.pop(home_key, None)
@@ -161,10 +167,9 @@ class Dispatch(Generic[R]):
         if fresh:
             self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id)
         home = self.homes[home_key]
-        if revisions is None or fresh:
-            self.carry(home_key, home.view(self.nodes, self.members, self.left, now))
-        if fresh or revisions is not None:
-            for rev in self.around.revisions.values() if revisions is None else revisions:
+        self.carry(home_key, home.view(self.nodes, self.members, self.left, now))
+        if fresh:
+            for rev in self.around.revisions.values():
                 if rev.home_key == home_key:
                     self.carry(home_key, home.add(rev, *self.around.stored(rev.key), now))
 
@@ -209,7 +214,7 @@ class Dispatch(Generic[R]):
         request.to("sent")
         request.instance = tracker.id
         request.attempts += 1
-        self.around.arrive(request)
+        self.around.serve(request)
 
     def finished(self, request: R) -> None:
         following = self.shard.finished(request.key, request.instance, self.around.now)

@@ -1,0 +1,186 @@
+"""One Schedule function in virtual time: the real machine, carried out as autoscaler_shim/schedule.py does it.
+
+Without a probe cache it asks PROBES nodes of its partition before each placement, as a scheduler that keeps no answer
+has to; with one it decides from what it has been told and from the answers to its own starts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Final
+
+from kserve_ext.core.dispatch.facts import Outcome, Place
+from kserve_ext.core.facts import NodeStatus, Resources
+from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
+from kserve_ext.core.node.facts import Order, Verdict
+from kserve_ext.core.schedule import machine as core
+from kserve_ext.sim.parts.network import Network, Process
+from kserve_ext.sim.parts.node import NodeAgent
+
+PROBES: Final = 3  # per decision, as Prequal's per query
+Reply = Callable[[core.Answer], None]
+
+
+class Call:
+    """One Schedule call: for whom."""
+
+    __slots__ = ("epoch", "home", "reply", "waiting")
+
+    def __init__(self, home: FunctionID, epoch: int, waiting: tuple[str, ...], reply: Reply) -> None:
+        self.home, self.epoch, self.waiting, self.reply = home, epoch, waiting, reply
+
+
+class Schedule:
+    def __init__(
+        self,
+        network: Network,
+        name: FunctionID,
+        nodes: Mapping[NodeID, NodeAgent],
+        others: Mapping[FunctionID, Schedule],
+        *,
+        probe_cache: bool,
+        rng: random.Random,
+    ) -> None:
+        self.network, self.id, self.nodes, self.others = network, name, nodes, others
+        self.process: Process = network.process(name)
+        self.machine = core.ScheduleMachine(name)
+        self.probe_cache, self._rng = probe_cache, rng
+        self._calls: dict[int, Call] = {}
+        self._room: tuple[Resources, Resources, int] | None = None
+
+    # --- placement
+
+    def schedule(self, wanted: list[core.Wanted], gang: bool, reserve: bool, hops: int, call: Call) -> None:
+        def decide() -> None:
+            op, out = self.machine.schedule(wanted, gang=gang, reserve=reserve, hops=hops)
+            self._calls[op] = call
+            self._carry(out)
+
+        if self.probe_cache:
+            self.network.do(self.process, "schedule", decide)
+        else:
+            self._probe(lambda: self.network.do(self.process, "schedule", decide))
+
+    def place(self, place: Place, home: FunctionID, epoch: int, reply: Reply) -> None:
+        wanted = [core.Wanted(i, revision) for revision, ids in place.items for i in ids]
+        self.network.fleet.count("decisions", len(wanted))
+        self.schedule(wanted, place.gang, False, 0, Call(home, epoch, tuple(place.waiting), reply))
+
+    def learn(self, status: NodeStatus) -> None:
+        self.machine.partition.learn(status)
+
+    def _probe(self, then: Callable[[], None]) -> None:
+        known = [c.status.node for c in self.machine.partition.candidates()]
+        asked = self._rng.sample(known, min(PROBES, len(known)))
+        self.network.fleet.count("probes", len(asked))
+        left = len(asked)
+        if not left:
+            then()
+
+        def answered(status: object) -> None:
+            nonlocal left
+            assert isinstance(status, NodeStatus)
+            self.machine.partition.refresh(status)
+            left -= 1
+            if not left:
+                then()
+
+        for name in asked:
+            node = self.nodes[name]
+            self.network.call(self.process, node.process, "probe", node.machine.status, answered, "probed")
+
+    def _carry(self, instructions: Iterable[core.Instruction]) -> None:
+        for i in instructions:
+            match i:
+                case core.SendStart():
+                    self._start(i)
+                case core.SendCommit():
+                    self._commit(i)
+                case core.Forward():
+                    self._forward(i)
+                case core.Answer():
+                    self._calls.pop(i.op).reply(i)
+
+    def _start(self, i: core.SendStart) -> None:
+        call, node = self._calls[i.op], self.nodes[i.node]
+        order = Order(i.instance, i.revision, call.epoch, call.home, call.home, call.waiting, i.reserve)
+
+        def answered(said: object) -> None:
+            verdict, status = _verdict(said)
+            reason = verdict.reason or None
+            self._carry(self.machine.started(i.op, i.instance, i.node, i.addr, reason, status))
+
+        self.network.call(
+            self.process, node.process, "start", partial(node.start, order), answered, "started"
+        )
+
+    def _commit(self, i: core.SendCommit) -> None:
+        node = self.nodes[NodeID(i.addr)]
+        epoch = self._calls[i.op].epoch
+
+        def answered(said: object) -> None:
+            verdict, status = _verdict(said)
+            if i.cancel:
+                self.machine.partition.refresh(status)
+            else:
+                out = self.machine.committed(i.op, i.instances, verdict.reason or None, status)
+                self._carry(out)
+
+        ask = partial(node.commit, i.instances, epoch, i.cancel)
+        self.network.call(self.process, node.process, "commit", ask, answered, "started")
+
+    def _forward(self, i: core.Forward) -> None:
+        call, other = self._calls[i.op], self.others[i.function]
+        self.network.fleet.count("borrowed", len(i.wanted))
+
+        def reply(answer: core.Answer) -> None:
+            self.network.tell(
+                other.process,
+                self.process,
+                "started",
+                lambda: self._carry(self.machine.forwarded(i.op, i.function, answer.placed, answer.refused)),
+            )
+
+        ask = partial(
+            other.schedule,
+            list(i.wanted),
+            False,
+            i.reserve,
+            i.hops,
+            Call(call.home, call.epoch, call.waiting, reply),
+        )
+        self.network.call(self.process, other.process, "ack", ask, None)
+
+    # --- gossip
+
+    def gossip(self, always: bool) -> None:
+        """How much room there is here, to all others: on change, and when `always`."""
+        room = self.machine.partition.room()
+        if room == self._room and not always:
+            return
+        self._room = room
+        capacity = self.machine.partition.capacity()
+        for other in self.others.values():
+            if other is not self:
+                self.network.aside(other.process, "room")
+                other.machine.heard_room(self.id, room[0], room[1], capacity)
+
+
+def outcomes(answer: core.Answer) -> dict[InstanceID, Outcome]:
+    """As a home wants to hear of it."""
+    placed = {p.instance: Outcome(p.instance, p.node) for p in answer.placed}
+    refused = {
+        r.instance: Outcome(r.instance, reason=r.reason, unknown=r.unknown, never=r.never)
+        for r in answer.refused
+    }
+    return placed | refused
+
+
+def _verdict(said: object) -> tuple[Verdict, NodeStatus]:
+    assert isinstance(said, tuple)
+    verdict, status = said
+    assert isinstance(verdict, Verdict)
+    assert isinstance(status, NodeStatus)
+    return verdict, status
