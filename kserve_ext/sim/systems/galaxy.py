@@ -101,6 +101,9 @@ class Galaxy:
         self.membership = MembershipMachine(View(0, self._members()), self.now)
         for push in self.membership.tick(self.now):
             self._show(push)
+            self.membership.acked(push.member.id, push.view.epoch)
+        self.grown_at = self.now
+        self.settled_at: float | None = self.now
         self._start_clocks()
 
     @property
@@ -337,6 +340,8 @@ class Galaxy:
         name, view = push.member.id, push.view
         if view.epoch > self.view.epoch:
             self.view, self._orders, self._subsets = view, {}, {}
+        if self.network.taken is not None:
+            owner.cache_clear()  # what a real process has to compute itself
         nodes = {NodeID(m.id) for m in view.of("node")}
         if name in self.shards:
             members = {m.id: m.incarnation for m in view.of("dispatch")}
@@ -350,15 +355,47 @@ class Galaxy:
         else:
             dispatch = {m.id: str(m.id) for m in view.of("dispatch")}
             self.nodes[NodeID(name)].machine.view(view.epoch, dispatch, self.now)
-        self.membership.pushed(name, self.now)
-        self.membership.acked(name, view.epoch)
+
+    def grow(self, kind: Kind) -> None:
+        """One more function of this kind; `settled_at` is when everybody has the view with it."""
+        name = FunctionID(f"{kind.replace('_', '-')}-{len(self._order(kind))}")
+        self._boot(kind, name)
+        if kind == "dispatch":
+            self._tick_every(name, DISPATCH_TICK_S)
+        self.grown_at, self.settled_at = self.now, None
+        member = Member(name, kind, name, 1)
+        self._push(self.membership.join(member, self.view.epoch, 1, self.now))
+
+    def _push(self, pushes: Sequence[Push]) -> None:
+        """The view, to each member by a message of its own; as in the shell, what it acknowledged comes back."""
+        for push in pushes:
+            self.membership.pushed(push.member.id, self.now)
+            process = self._process(push.member.id)
+            kind = f"view-{push.member.kind}"
+            show, acked = partial(self._show, push), partial(self._acked, push)
+            self.network.call(self.controller, process, kind, show, lambda _, acked=acked: acked())  # type: ignore[misc]
+
+    def _acked(self, push: Push) -> None:
+        self.membership.acked(push.member.id, push.view.epoch)
+        if self.settled_at is None and self.membership.consistent():
+            self.settled_at = self.now
+
+    def _process(self, name: FunctionID) -> Process:
+        found = self.processes.get(name)
+        return found if found is not None else self.nodes[NodeID(name)].process
+
+    def control_core_s(self) -> float:
+        """Processor time of all functions and the controller, agents on nodes left out."""
+        return sum(p.core.busy for p in self.processes.values()) + self.controller.core.busy
 
     # --- time
 
+    def _tick_every(self, name: FunctionID, first: float) -> None:
+        self.clock.every(DISPATCH_TICK_S, partial(self._tick, name), first)
+
     def _start_clocks(self) -> None:
         for number, name in enumerate(self.shards):
-            first = DISPATCH_TICK_S * (number + 1) / len(self.shards)
-            self.clock.every(DISPATCH_TICK_S, partial(self._tick, name), first)
+            self._tick_every(name, DISPATCH_TICK_S * (number + 1) / len(self.shards))
         for group in range(GROUPS):
             self._beat(group)
             self.clock.every(HEARTBEAT_S, partial(self._beat, group), HEARTBEAT_S * (group + 1) / GROUPS)
@@ -388,5 +425,4 @@ class Galaxy:
         for member in self.view.members:
             self.network.aside(self.controller, "report")
             self.membership.report(member.id, member.incarnation, self.view.epoch, 1, self.now)
-        for push in self.membership.tick(self.now):
-            self._show(push)
+        self._push(self.membership.tick(self.now))
