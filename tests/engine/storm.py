@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ PROMPTS = 150
 TOKENS = 6
 OPTIONS = ("--block-size", "32", "--max-model-len", "1024", "--no-enable-prefix-caching")
 LONGEST = 700
+Env = Mapping[str, str]
 
 
 def prompt(number: int) -> list[int]:
@@ -62,20 +63,21 @@ class Outcome:
 class Pair:
     """Both engines in the storm, and one that is not."""
 
-    def __init__(self, nursery: Nursery, rung: str, seed: int) -> None:
-        self._nursery, self._seed = nursery, seed
+    def __init__(self, nursery: Nursery, rung: str, seed: int, env: tuple[Env, Env]) -> None:
+        self._nursery, self._seed, self._env = nursery, seed, env[0]
         self._port = free_port()
         self.alone = nursery.start(*OPTIONS)
         self.prefills = [self._prefill()]
-        env = {"FAULT": "storm-decode", "STORM": str(seed), "GALAXY_PREFILL_PEERS": f"127.0.0.1:{self._port}"}
+        peers = {"GALAXY_PREFILL_PEERS": f"127.0.0.1:{self._port}"}
+        given = {"FAULT": "storm-decode", "STORM": str(seed), **peers, **env[1]}
         words = ("--role", "decode", "--pd-threshold-tokens", "64", "--pd", "always", "--kv-transfer", rung)
-        self.decode = nursery.start(*OPTIONS, *words, "--kv-transfer-seconds", "1", env=env)
+        self.decode = nursery.start(*OPTIONS, *words, "--kv-transfer-seconds", "1", env=given)
         for instance in (self.alone, self.prefills[0], self.decode):
             instance.ready()
 
     def _prefill(self) -> Instance:
         seed = self._seed + 1 + len(getattr(self, "prefills", ()))
-        env = {"FAULT": "storm-prefill", "STORM": str(seed)}
+        env = {"FAULT": "storm-prefill", "STORM": str(seed), **self._env}
         words = ("--role", "prefill", "--max-num-batched-tokens", "256", "--port", str(self._port))
         return self._nursery.start(*OPTIONS, *words, env=env)
 
@@ -103,8 +105,15 @@ class Pair:
                 return
 
 
-def run(nursery: Nursery, requests: int, rung: str = "auto", seed: int = 1) -> Outcome:
-    pair = Pair(nursery, rung, seed)
+def run(
+    nursery: Nursery,
+    requests: int,
+    rung: str = "auto",
+    seed: int = 1,
+    env: tuple[Env, Env] = ({}, {}),
+) -> Outcome:
+    """`env`: more environment for prefill, and for decode."""
+    pair = Pair(nursery, rung, seed, env)
     outcome = Outcome()
     expected = [pair.alone.tokens(prompt(number), TOKENS)[0] for number in range(PROMPTS)]
     rng = random.Random(seed)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine import storm
 from tests.engine.conftest import PD
 from tests.engine.instances import Nursery, until
 from tests.rdma.machine import Nics
@@ -84,3 +85,17 @@ def test_a_network_that_fails_costs_time_and_no_token(pd: PD, nics: Nics) -> Non
     until(
         lambda: pd.decode.tokens(next(fresh), 1)[1].headers["x-kv-transfer"].startswith("rdma;"), "rdma again"
     )
+
+
+def test_a_storm_over_verbs_costs_no_token_and_no_block(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, nics: Nics
+) -> None:
+    nursery = OnVerbs(tmp_path_factory.mktemp("storm"), tiny_model)
+    far, near = ({"GALAXY_RDMA_DEVICES": device, "RUNG": "rdma"} for device in (Nics.far, Nics.near))
+    try:
+        outcome = storm.run(nursery, 60, "rdma", seed=3, env=(far, near))
+    finally:
+        nursery.close()
+    assert outcome.wrong == []
+    assert outcome.unequal == []
+    assert outcome.rungs["rdma"] > 20, outcome.rungs

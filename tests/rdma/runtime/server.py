@@ -11,7 +11,8 @@ import os
 def main(argv: list[str]) -> int:
     from vllm.utils import cpu_resource_utils
 
-    from runtimes.vllm_pd import pair, server
+    from runtimes.vllm_pd import pair
+    from tests.engine.faulty import server
 
     rung = os.environ.get("RUNG")
     if rung:
