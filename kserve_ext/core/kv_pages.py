@@ -1,8 +1,8 @@
 """How the blocks of a paged KV cache lie in memory, from the addresses and strides of its layers. Pure.
 
-vLLM lays a cache out layer by layer, or block by block with a block's layers behind each other (kv_cache_layout.py).
-The second is one layer of larger blocks: what travels is the same, in fewer pieces. A block of a layer must be one run
-of bytes; within it, heads lie behind each other or don't (then only whole blocks can travel).
+vLLM lays a cache out layer by layer, or block by block with a block's layers behind each other
+(kv_cache_layout.py). The second is one layer of larger blocks: what travels is the same, in fewer pieces. A block of
+a layer must be one run of bytes; within it, heads lie behind each other or don't (then only whole blocks travel).
 """
 
 from __future__ import annotations

@@ -23,10 +23,12 @@ def test_a_view_is_the_tensors_own_bytes(order: str) -> None:
     memory.register({f"layer.{at}": layer for at, layer in enumerate(layers)}, BLOCKS)
     assert (memory.layers, memory.heads) == ((LAYERS, HEADS) if order == "LBHNC" else (1, 0))
     for block in range(BLOCKS):
-        sent = b"".join(memory.view(layer, block, 1) for layer in range(memory.layers))
+        views = [memory.view(layer, block, 1) for layer in range(memory.layers)]
+        sent = b"".join(view for view in views if isinstance(view, memoryview))
         assert sent == b"".join(layer[block].numpy().tobytes() for layer in layers)
-        for layer in range(memory.layers):
-            memory.view(layer, block, 1)[:] = bytes(memory.block_bytes)
+        for view in views:
+            assert isinstance(view, memoryview)
+            view[:] = bytes(memory.block_bytes)
         assert not any(layer[block].any() for layer in layers)
 
 
