@@ -20,8 +20,8 @@ from runtimes.transport.link import Sockets
 from runtimes.transport.nixl import NixlKind
 from runtimes.transport.verbs.kind import VerbsKind
 
-#: Best first, for whoever doesn't choose (docs/decisions/0011): no copies, then copies within one host, then copies and
-#: a network.
+#: Best first, for whoever doesn't choose (docs/decisions/0011): no copies, then copies within one host, then copies
+#: and a network.
 RUNGS: Final[tuple[Rung, ...]] = ("rdma", "ipc", "shm", "rdma-staged", "nixl", "tcp")
 
 #: What an operator means by RDMA.
