@@ -204,7 +204,8 @@ class Landings:
         that dialled. Raises ChannelError.
         """
         memory = part or self._memory
-        rungs = () if back and self._memory.on_gpu else channel.rungs  # a GPU's blocks go through rings: one way
+        # A GPU's blocks go through rings, and these go one way.
+        rungs = () if back and self._memory.on_gpu else channel.rungs
         rung = next((r for r in rungs if channel.fits(r, back=back, parts=part is not None)), None)
         if rung is None:
             raise ChannelError("incompatible", f"no rung for these blocks: {'; '.join(channel.passed)}")
