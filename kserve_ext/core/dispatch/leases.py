@@ -68,6 +68,12 @@ class Account:
     def total(self) -> int:
         return sum(self.intended.values())
 
+    @property
+    def occupied(self) -> int:
+        """With what it still uses of slots that were taken back: they serve its need as long as they do."""
+        intended, uses = self.intended, self.uses
+        return self.total + sum(max(0, n - intended.get(i, 0)) for i, n in uses.items())
+
     def may_use(self, instance: InstanceID, now: float) -> bool:
         """It may still send requests there, or hasn't finished those it sent."""
         if self.leased(instance):
@@ -240,7 +246,7 @@ class Leases:
         fair = fair_shares({s: self.accounts[s].need for s in shards}, capacity, order)
 
         def below_fair() -> dict[FunctionID, int]:
-            return {s: max(0, min(self._lacks(s), fair[s] - self.accounts[s].total)) for s in order}
+            return {s: max(0, min(self._lacks(s), fair[s] - self.accounts[s].occupied)) for s in order}
 
         for lacks in (below_fair, lambda: {s: max(0, self._lacks(s)) for s in order}):
             for shard, count in fair_shares(lacks(), sum(free.values()), order).items():
@@ -280,7 +286,7 @@ class Leases:
 
     def _lacks(self, shard: FunctionID) -> int:
         account = self.accounts[shard]
-        return account.need - account.total if account.wanted > 0 else 0
+        return account.need - account.occupied if account.wanted > 0 else 0
 
     def _give(self, account: Account, count: int, free: dict[InstanceID, int]) -> None:
         """What it prefers, and spread over the instances with most free slots; `free` is what is left."""

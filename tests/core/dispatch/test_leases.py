@@ -68,6 +68,30 @@ def test_what_one_has_too_much_comes_back_and_only_then_goes_on() -> None:
     assert leases.free(A) == 0
 
 
+def test_new_slots_go_past_one_that_still_uses_what_it_was_told_to_give_back() -> None:
+    """Found in the simulator: it got both new ones, one of them idle, and another shard's request waited on."""
+    c = [InstanceID(f"c{k}") for k in range(6)]
+    leases = opened(1)
+    leases.report(S[0], demand(1, wanted=1), 1, 0.0)
+    leases.allot([c[0]], (), 0.0)
+    leases.sent(S[0], 1, 0.0)
+    leases.report(S[0], demand(2, leases={c[0]: 1}, granted=1), 1, 0.1)
+    leases.report(S[1], demand(1, wanted=3), 1, 0.2)
+    leases.allot(c[:4], (), 0.2)
+    leases.sent(S[1], 1, 0.2)
+    busy = dict.fromkeys(c[1:4], 1)
+    leases.report(S[1], demand(2, wanted=1, leases=busy, granted=1), 1, 0.3)
+    leases.report(S[0], demand(3, wanted=1, leases={c[0]: 1}, granted=1), 1, 0.3)
+    leases.allot(c[:4], (), 0.3)
+    assert leases.accounts[S[1]].total == 2, "a fair half, when one of its requests has ended"
+    leases.allot(c[:5], (), 0.6)  # the turn of the one that gives back
+    leases.allot(c, (), 0.6)
+    given = {i for shard in S[:2] for i in leases.accounts[shard].intended if i in c[4:]}
+    assert given == set(c[4:])
+    assert leases.accounts[S[0]].total == 2
+    assert leases.accounts[S[1]].occupied == 4
+
+
 def test_a_grant_that_was_not_acknowledged_counts_even_after_a_smaller_one() -> None:
     leases = opened(4)
     leases.report(S[0], demand(1, wanted=9), 1, 0.0)
