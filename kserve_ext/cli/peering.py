@@ -63,9 +63,9 @@ def loopback(host: str) -> bool:
 
 def read_address(peer: str, port: int) -> tuple[str, int]:
     """`port`: where it serves unless it says otherwise."""
-    host, _, number = peer.rpartition(":")
-    if not host:
+    host, colon, number = peer.rpartition(":")
+    if not colon:
         host, number = peer, str(port)
-    if not number.isdigit():
-        raise click.BadParameter(f"{peer} is not HOST:PORT", param_hint="--peer")
+    if not host or not number.isdecimal() or not 0 < int(number) < 1 << 16:
+        raise click.BadParameter(f"{peer!r} is not HOST:PORT", param_hint="--peer")
     return host.strip("[]"), int(number)

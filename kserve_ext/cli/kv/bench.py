@@ -22,10 +22,14 @@ from runtimes.transport.pair import Channel
 from runtimes.vllm_pd.kv_memory import KvMemory
 from runtimes.vllm_pd.landing import Landings, Outcome
 
-_USABLE_S: Final = 10.0
+_USABLE_S: Final = 60.0  # what can't be had is said at once; memory of many devices is registered slowly
 _LOOK_S: Final = 0.01
 _MOST_S: Final = 60.0  # for one transfer
 _AHEAD: Final = 2  # transfers under way when bandwidth is measured
+
+
+class BlockRefused(ChannelError):
+    """The rung is there, and does not take blocks of this size."""
 
 
 class Measured(NamedTuple):
@@ -171,6 +175,8 @@ class _Bench:
         except Empty:
             raise ChannelError("timeout", f"a transfer has not ended in {_MOST_S:g} s") from None
         self._landings.results()
+        if outcome.reason.startswith("rung-unavailable: "):
+            raise BlockRefused("protocol", outcome.reason.partition(": ")[2])
         if outcome.reason:
             raise self._channel.lost or ChannelError("protocol", f"a transfer failed: {outcome.reason}")
 

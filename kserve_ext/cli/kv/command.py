@@ -123,13 +123,18 @@ def _measure(
     scattered: bool,
 ) -> Measured:
     from kserve_ext.cli.kv import bench as side
+    from kserve_ext.cli.kv.peer import MOST
     from runtimes.transport.channel import ChannelError
 
+    if size > MOST:
+        raise click.BadParameter(f"a transfer of {size} bytes: at most {MOST}", param_hint="--bytes")
     try:
         if there is not None:
             return side.measure(*there, key, rung, size, block, seconds, scattered=scattered)
         with side.forked(rung) as (host, port):
             return side.measure(host, port, key, rung, size, block, seconds, scattered=scattered)
+    except side.BlockRefused as error:
+        raise Failure(f"rung {rung} can't be measured", error.detail, "a smaller --block") from error
     except ChannelError as error:
         do = "the same cluster key on both sides" if error.reason == "unauthenticated" else _DO[rung]
         raise Failure(f"rung {rung} can't be measured", error.detail or error.reason, do) from error

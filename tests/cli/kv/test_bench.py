@@ -75,6 +75,7 @@ def test_a_block_that_no_write_holds_is_an_error_with_the_reason() -> None:
     done = run("--rung", "tcp", "--bytes", "16Mi", "--block", "16Mi", "--seconds", "0.2")
     assert done.exit_code == 1
     assert "at once, a block has 16777216" in done.stderr
+    assert done.stderr.endswith("  do: a smaller --block\n")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,11 @@ def test_a_block_that_no_write_holds_is_an_error_with_the_reason() -> None:
         (("--rung", "tcp", "--bytes", "many"), "many is no size"),
         (("--rung", "tcp", "--bytes", "0"), "0 is no size"),
         (("--serve", "--rung", "tcp"), "--serve is for one machine"),
-        (("--rung", "tcp", "--peer", "host:port"), "is not HOST:PORT"),
+        (("--rung", "tcp", "--bytes", "5Gi"), "a transfer of 5368709120 bytes: at most 4294967296"),
+        (("--rung", "tcp", "--peer", "host:port"), "'host:port' is not HOST:PORT"),
+        (("--rung", "tcp", "--peer", "host:65536"), "'host:65536' is not HOST:PORT"),
+        (("--rung", "tcp", "--peer", ":80"), "':80' is not HOST:PORT"),
+        (("--rung", "tcp", "--peer", ""), "'' is not HOST:PORT"),
     ],
 )
 def test_wrong_usage(words: tuple[str, ...], said: str) -> None:
