@@ -69,6 +69,8 @@ CREDIT: Final = 3
 NOTE: Final = 4  # what the two ends of a way tell each other
 ROWS: Final = 5  # a write of blocks each of which has a place of its own
 PLACE: Final = struct.Struct("<III")  # of such a block: layer, target, checksum
+PAGES: Final = 6  # a write of blocks of a GPU's paged cache, each in all layers, into those of another one
+PAGE: Final = struct.Struct("<IQ")  # of such a block: target, what it sums up to (cuda/kernels.py)
 MAX_BLOCKS: Final = 65536  # in one write
 MAX_NOTE: Final = 1 << 20  # bytes
 
@@ -142,6 +144,8 @@ class Way(ABC):
     direct = False
     #: Whether it takes blocks for places of their own in one write.
     scatters = False
+    #: Whether it takes blocks of a GPU's paged cache from where they lie to where they belong.
+    pages = False
     #: Why it can't be used (any more); "": it can be, or not yet.
     why = ""
     ports: Sequence[Port] = ()
@@ -167,6 +171,10 @@ class Way(ABC):
     def write_rows(self, frame: Frame, places: bytes, rows: Sequence[Row]) -> None:
         """As `write`; a way that scatters."""
         self.write(frame, places, [row.block for row in rows])
+
+    def write_pages(self, frame: Frame, places: bytes, runs: Sequence[tuple[int, int, int]]) -> None:
+        """As `write`; a way for pages. Runs are blocks' first here, first over there and how many."""
+        raise ChannelError("protocol", f"pages by {self.rung}")
 
     @abstractmethod
     def fetch(self, lane: int, frame: Frame, window: memoryview | None) -> None:

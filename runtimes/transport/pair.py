@@ -20,6 +20,7 @@ from runtimes.transport.channel import (
     DONE,
     EITHER_WAY,
     NOTE,
+    PAGES,
     PLACE,
     ROWS,
     RUNG_NAMES,
@@ -125,15 +126,18 @@ class Channel:
         self._with_ways(lambda way: way.use(layers))
 
     def _adopt(self, layers: Sequence[Extent], *, out: bool) -> None:
-        """Of a paged cache on a GPU the blocks are moved by the GPU, in and out of rings."""
+        """Of a paged cache on a GPU the blocks are moved by the GPU, in and out of rings, or go from page to page."""
         if layers and isinstance(layers[0].owner, PagedBlocks):
             self._mover = self._mover or Mover(layers[0].owner, self.lose)
             for way in self._ways.values():
-                if not isinstance(way, Ringed):
+                if not (isinstance(way, Ringed) or way.pages):
                     way.why = way.why or "it does not carry the blocks of a paged cache on a GPU"
             best = self.rung
             if best != "none":
                 self._mover.prepare(self._ways[best], out=out)
+            for way in self._ways.values():  # not usable before both sides' memory is known, and ready then
+                if way.pages and not way.why:
+                    self._mover.prepare(way, out=out)
 
     # --- what is sent
 
@@ -258,6 +262,8 @@ class Channel:
             self.lose(error)
         except ValueError as error:
             self.lose(ChannelError("protocol", str(error)))
+        except Exception as error:  # a channel that nobody reads any more is none
+            self.lose(ChannelError("device", f"{type(error).__name__}: {error}"))
         finally:
             with self._state:
                 self._reading -= 1
@@ -284,7 +290,7 @@ class Channel:
             if frame.way not in ways:
                 raise ChannelError("protocol", f"a frame of rung {frame.way}, which is not on this stream")
             way, lane = ways[frame.way]
-            if frame.kind == WRITE:
+            if frame.kind in (WRITE, PAGES):
                 self._take(way, lane, frame, body)
             elif frame.kind == ROWS:
                 self._take_rows(way, lane, frame, body)
@@ -298,11 +304,13 @@ class Channel:
                 raise ChannelError("protocol", f"a frame of kind {frame.kind}")
 
     def _take(self, way: Way, lane: int, frame: Frame, checksums: bytes) -> None:
-        if self._landing is None or not 0 < frame.blocks == len(checksums) // 4:
+        if self._landing is None or not frame.blocks:
             raise ChannelError("protocol", "a write that makes no sense here")
         if self._mover is not None:
             self._mover.take(way, lane, frame, checksums, self._landing)
             return
+        if frame.kind == PAGES or frame.blocks != len(checksums) // 4:
+            raise ChannelError("protocol", "a write that makes no sense here")
         if frame.size % frame.blocks:
             raise ChannelError("protocol", f"{frame.blocks} blocks in {frame.size} bytes")
         window = self._landing.window(frame)

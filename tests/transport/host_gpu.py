@@ -20,12 +20,15 @@ from runtimes.transport.cuda.driver import Device
 
 
 class HostGpu(Device):
-    """`held`: what was allocated and not freed yet."""
+    """`held`: what was allocated and not freed yet; `seen`: how often a network card's writes were asked for."""
+
+    flushable = True
 
     def __init__(self) -> None:
         self.ordinal, self.architecture = 0, 0
         self.held: dict[int, Any] = {}
         self.pinned: set[int] = set()
+        self.seen = 0
 
     def enter(self) -> None:
         return
@@ -71,6 +74,12 @@ class HostGpu(Device):
     def drain(self, stream: c_void_p) -> None:
         return
 
+    def see_writes(self) -> None:
+        self.seen += 1
+
+    def zero(self, address: int, size: int, stream: c_void_p) -> None:
+        ctypes.memset(address, 0, size)
+
     def copy(self, target: int, source: int, size: int, stream: c_void_p) -> None:
         ctypes.memmove(target, source, size)
 
@@ -106,6 +115,12 @@ class HostGpu(Device):
         assert grid[1] == segments
         for row in range(grid[0]):
             place = bases[row // count] + ids[row % count] * stride * 8
+            if function.value == 3:
+                total = c_uint64.from_address(buffer + row % count * 8)
+                for segment, found in enumerate(_sums(place, words)):
+                    weight = (row // count * segments + segment) * kernels.STEP | 1
+                    total.value += found * weight
+                continue
             at = buffer + row * words * 8
             sums = buffer + (grid[0] * words + row * segments) * 8
             if function.value == 1:

@@ -1,4 +1,4 @@
-"""The paged KV cache of one rank on its GPU: blocks of it gathered into a buffer, and scattered from one.
+"""The paged KV cache of one rank on its GPU: blocks of it gathered into a buffer, scattered from one, or summed.
 
 Opaque blocks, as in vllm_pd/kv_memory.py: what is inside depends on the attention backend; equal layouts on both
 sides are what makes them portable, and paging.py says where their rows lie. Knows no slots or peers. One object may
@@ -27,7 +27,7 @@ class PagedBlocks:
     """What an engine registers: `layers`, one tensor each on one GPU, equal in shape and strides. Keeps them alive.
 
     `blocks`: how many the cache has; None: as many as the first dimension says. `parts`: rows that a block has in
-    all layers, each `words` long.
+    all layers, each `words` long; `addresses`: where those of block 0 are.
     """
 
     def __init__(
@@ -47,19 +47,20 @@ class PagedBlocks:
                 raise ValueError(f"layers[{number}]: differs from layers[0] in shape, strides or type")
             if layer.device != first.device:
                 raise ValueError(f"layers[{number}]: on {layer.device}, layers[0] on {first.device}")
-        bases = [layer.data_ptr() + offset for layer in layers for offset in found.offsets]
+        bases = self.addresses = [layer.data_ptr() + offset for layer in layers for offset in found.offsets]
         odd = next((at for at in (found.row_bytes, found.stride, *bases) if at % _PAIR), None)
         if odd is not None:
             raise ValueError(f"layers: {odd} (rows of {found.row_bytes} bytes) is not a multiple of {_PAIR}")
         self.parts = len(bases)
         self.block_bytes = found.row_bytes * self.parts  # in all layers
+        self.part_bytes, self.step = found.row_bytes, found.stride  # from block to block
         self.words, self.stride = found.row_bytes // WORD, found.stride // WORD
         self.segments = kernels.segments(self.words)
         self.row_bytes = (self.words + self.segments) * WORD  # in a buffer, with the checksums
         self.device = device or Device(first.device.index)
         self.device.enter()
         image = compile_for(kernels.SOURCE, self.device.architecture)
-        self.gather, self.scatter = self.device.load(image, kernels.NAMES)
+        self.gather, self.scatter, self.sum = self.device.load(image, kernels.NAMES)
         self._marks = [self.device.event() for _ in range(MARKS)]
         self._marked = 0
         self._mark_of: dict[int, int] = {}
@@ -70,6 +71,19 @@ class PagedBlocks:
     def bases(self) -> int:
         """Where the GPU finds the parts' addresses."""
         return int(self._bases.data_ptr())
+
+    def memory(self) -> list[tuple[int, int]]:
+        """Address and size of what the blocks lie in: a layer's, or several layers' where their blocks are mixed."""
+        parts = self.parts // len(self._layers)
+        behind = (self.blocks - 1) * self.step + self.part_bytes
+        layers = [self.addresses[at : at + parts] for at in range(0, self.parts, parts)]
+        found: list[tuple[int, int]] = []
+        for start, end in sorted((min(layer), max(layer) + behind) for layer in layers):
+            if found and start < sum(found[-1]):
+                found[-1] = found[-1][0], max(sum(found[-1]), end) - found[-1][0]
+            else:  # neighbours may be allocations of their own, which are registered by themselves
+                found.append((start, end - start))
+        return found
 
     def mark(self, chosen: Sequence[int], stream: int = 0) -> None:
         """What was given to this stream (its handle) so far computes these blocks. By one thread."""
@@ -97,7 +111,7 @@ class PagedBlocks:
 
 
 class Moves:
-    """Launches of one of the two kernels, by one thread: the arguments are kept and only what differs is set."""
+    """Launches of one of the kernels, by one thread: the arguments are kept and only what differs is set."""
 
     def __init__(self, blocks: PagedBlocks, function: c_void_p) -> None:
         self._device, self._function = blocks.device, function

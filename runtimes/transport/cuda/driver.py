@@ -18,6 +18,10 @@ _NO_TIMING = 2
 _NON_BLOCKING = 1
 _PORTABLE = 1
 _LAZY_PEER_ACCESS = 1
+_FLUSH_OPTIONS, _ORDERING = 117, 118  # attributes: how a card's writes are flushed, and who sees them without
+_BY_HOST = 1
+_OWNER = 100  # this GPU, in both attributes and flushes
+_CURRENT_CONTEXT = 0
 _BEFORE_OTHERS = (
     -100
 )  # the driver takes its highest: short kernels get in between the groups of an engine's long ones
@@ -58,6 +62,7 @@ _SIGNATURES: Final = {
     "cuMemFreeHost": [c_void_p],
     "cuMemHostRegister_v2": [c_void_p, c_size_t, c_uint],
     "cuMemHostUnregister": [c_void_p],
+    "cuFlushGPUDirectRDMAWrites": [c_int, c_int],
     "cuIpcGetMemHandle": [POINTER(_Handle), c_uint64],
     "cuIpcOpenMemHandle_v2": [POINTER(c_uint64), _Handle, c_uint],
     "cuIpcCloseMemHandle": [c_uint64],
@@ -132,6 +137,12 @@ class Device:
         driver.call("cuDeviceGetAttribute", byref(major), 75, device)
         driver.call("cuDeviceGetAttribute", byref(minor), 76, device)
         self.architecture = major.value * 10 + minor.value
+        options, ordering = c_int(), c_int()
+        driver.call("cuDeviceGetAttribute", byref(options), _FLUSH_OPTIONS, device)
+        driver.call("cuDeviceGetAttribute", byref(ordering), _ORDERING, device)
+        #: Whether what a network card writes must be flushed before a kernel may read it, and whether it can be.
+        self.flushes = ordering.value < _OWNER
+        self.flushable = not self.flushes or bool(options.value & _BY_HOST)
         self._set_current = driver.function("cuCtxSetCurrent")
         self._copy = driver.function("cuMemcpyAsync")
         self._launch = driver.function("cuLaunchKernel")
@@ -222,6 +233,11 @@ class Device:
         self._driver.call("cuStreamSynchronize", stream)
 
     # --- for every chunk
+
+    def see_writes(self) -> None:
+        """What a network card has written into this GPU's memory is there for whatever is launched from now on."""
+        if self.flushes:
+            self._driver.call("cuFlushGPUDirectRDMAWrites", _CURRENT_CONTEXT, _OWNER)
 
     def copy(self, target: int, source: int, size: int, stream: c_void_p) -> None:
         """Between any two of: memory of this GPU, of a peer, page-locked memory."""

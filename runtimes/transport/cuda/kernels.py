@@ -1,14 +1,17 @@
-"""Two kernels: blocks of a paged cache into one buffer with their checksums, and back with the checksums compared.
+"""Kernels: blocks of a paged cache into one buffer with their checksums, back with the checksums compared, or summed
+where they are.
 
 A piece holds some blocks with all their parts: rows (paging.py) part by part, each part's in the order of the blocks,
 and behind them the rows' checksums: one a segment of 8 KiB, the sum of its words each times an odd weight of its
 place, modulo 2**64. One changed word always changes it; two that change places do too. It costs nothing where the
 words pass anyway (a CRC would need the bytes on the host), and is meant for faults of software and links, not for an
-adversary.
+adversary. Where nothing is gathered, a block has one sum: of its segments' checksums, each times the weight of its
+place, in whatever order they are added.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 WORD: Final = 8  # bytes
@@ -16,7 +19,7 @@ SEGMENT: Final = 1024  # words that a checksum covers
 THREADS: Final = 256
 BLOCKS: Final = 512  # of a piece, at most: their ids travel with the launch
 STEP: Final = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: neighbours get weights that are far apart
-NAMES: Final = ("gather", "scatter")
+NAMES: Final = ("gather", "scatter", "sum")
 
 
 def segments(words: int) -> int:
@@ -26,6 +29,12 @@ def segments(words: int) -> int:
 def checksum(words: list[int]) -> int:
     """Of one segment, as the kernels compute it."""
     return sum(word * (place * STEP | 1) for place, word in enumerate(words)) % (1 << 64)
+
+
+def block_sum(rows: Sequence[list[int]]) -> int:
+    """Of one block, whose parts are these words."""
+    parts = [row[at : at + SEGMENT] for row in rows for at in range(0, len(row), SEGMENT)]
+    return checksum([checksum(part) for part in parts])
 
 
 #: A group of threads a row and segment; words are read and written in pairs.
@@ -53,6 +62,15 @@ __device__ word move(const word* from, word* to, unsigned words) {{
   return add_up(sum);
 }}
 
+__device__ word read(const word* from, unsigned words) {{
+  word sum = 0;
+  for (unsigned at = 2 * threadIdx.x; at < words; at += 2 * {THREADS}) {{
+    ulonglong2 pair = *(const ulonglong2*)(from + at);
+    sum += pair.x * (at * {STEP}ull | 1) + pair.y * ((at + 1) * {STEP}ull | 1);
+  }}
+  return add_up(sum);
+}}
+
 /* bases: where block 0 of each part lies, and a block every `stride` words; a group of threads a row and segment */
 extern "C" __global__ void gather(const word* bases, word* buffer, word stride, unsigned words, unsigned segments,
     unsigned blocks, const __grid_constant__ ids chosen) {{
@@ -72,5 +90,16 @@ extern "C" __global__ void scatter(const word* bases, word* buffer, word stride,
   word sum = move(buffer + (word)blockIdx.x * words + start, part + block * stride + start, count);
   if (!threadIdx.x && sum != buffer[(word)gridDim.x * words + (word)blockIdx.x * segments + blockIdx.y])
     broken[blockIdx.x % blocks] = 1;
+}}
+
+/* sums: a word a block, zero before */
+extern "C" __global__ void sum(const word* bases, word* sums, word stride, unsigned words, unsigned segments,
+    unsigned blocks, const __grid_constant__ ids chosen) {{
+  unsigned start = blockIdx.y * {SEGMENT}, count = min(words - start, {SEGMENT}u);
+  word* part = (word*)bases[blockIdx.x / blocks];
+  word block = chosen.at[blockIdx.x % blocks];
+  word found = read(part + block * stride + start, count);
+  word place = (word)(blockIdx.x / blocks) * segments + blockIdx.y;
+  if (!threadIdx.x) atomicAdd(sums + blockIdx.x % blocks, found * (place * {STEP}ull | 1));
 }}
 """

@@ -2,7 +2,8 @@
 
 Outbound: blocks are gathered into a staging buffer on one stream and copied into page-locked memory on another; into
 memory of a peer's GPU they are gathered at once. Inbound: a piece is copied into a staging buffer (unless it is on
-this GPU already), checked and scattered. What is done is told in order. Each side is driven by one thread, which
+this GPU already), checked and scattered. Sums: blocks stay where they are, and only their checksums come to the host.
+What is done is told in order. Each side is driven by one thread, which
 never holds the interpreter while it waits for the GPU. What carries the bytes on (nothing, a network card, NVLink),
 and who says where they may lie, is the caller's. Retries nothing.
 """
@@ -28,29 +29,28 @@ class _Stage(NamedTuple):
     buffer: int
     filled: c_void_p
     emptied: c_void_p
-    broken: int  # a byte a block, in page-locked memory
+    broken: int  # what is said of each block, in page-locked memory
 
 
-class _Side(Generic[Tag]):
+class Side(Generic[Tag]):
     """What both directions have: two streams, and staging buffers used in turn."""
 
-    def __init__(self, blocks: PagedBlocks, most: int, on_gpu: bool) -> None:
-        """`most`: blocks of a piece. `on_gpu`: pieces lie in a GPU's memory, and need no staging."""
+    def __init__(self, blocks: PagedBlocks, most: int, size: int, said: int) -> None:
+        """`most`: blocks of a piece. `size`: bytes of a buffer on the GPU. `said`: bytes that it tells of a block."""
         self._blocks = blocks
         self._most = min(most, kernels.BLOCKS)
-        self._on_gpu = on_gpu
         self._device = device = blocks.device
         device.enter()
         self._first, self._second = device.stream(), device.stream()
-        size = 0 if on_gpu else -(-blocks.piece_bytes(most) // ALIGNED) * ALIGNED
+        self._seen = 0  # the last mark that the first stream has waited for
         self._memory = device.allocate(DEPTH * size) if size else 0
-        self._broken = device.allocate_host(DEPTH * kernels.BLOCKS)
+        self._broken = device.allocate_host(DEPTH * kernels.BLOCKS * said)
         self._stages = [
             _Stage(
                 self._memory + number * size,
                 device.event(),
                 device.event(),
-                self._broken + number * kernels.BLOCKS,
+                self._broken + number * kernels.BLOCKS * said,
             )
             for number in range(DEPTH)
         ]
@@ -84,6 +84,13 @@ class _Side(Generic[Tag]):
         self._turn = (self._turn + 1) % DEPTH
         return self._stages[self._turn]
 
+    def _behind(self, chosen: Sequence[int]) -> None:
+        """The first stream goes on when these are computed."""
+        mark, computed = self._blocks.marked(chosen)
+        if mark > self._seen:
+            self._device.wait(self._first, computed)
+            self._seen = mark
+
     def _tell(self, tag: Tag, chosen: Sequence[int], broken: int) -> None:
         raise NotImplementedError
 
@@ -101,24 +108,21 @@ class _Side(Generic[Tag]):
             device.free(self._memory)
 
 
-class Outbound(_Side[Tag]):
+class Outbound(Side[Tag]):
     """From the cache to addresses. `filled` is told each piece's tag when its bytes are there, in order."""
 
     def __init__(
         self, blocks: PagedBlocks, most: int, filled: Callable[[Tag], None], *, on_gpu: bool = False
     ) -> None:
-        super().__init__(blocks, most, on_gpu)
+        super().__init__(blocks, most, _staging(blocks, most, on_gpu), 1)
+        self._on_gpu = on_gpu
         self._gather = Moves(blocks, blocks.gather)
         self._filled = filled
-        self._seen = 0  # the last mark that the stream has waited for
 
     def fill(self, address: int, chosen: Sequence[int], tag: Tag) -> None:
         """These blocks, behind what they were marked with. Returns at once, or when one is done."""
         device, (buffer, filled, emptied, broken) = self._device, self._begin(chosen)
-        mark, computed = self._blocks.marked(chosen)
-        if mark > self._seen:
-            device.wait(self._first, computed)
-            self._seen = mark
+        self._behind(chosen)
         if self._on_gpu:
             self._gather(chosen, address, self._first)
             device.record(emptied, self._first)
@@ -135,7 +139,7 @@ class Outbound(_Side[Tag]):
         self._filled(tag)
 
 
-class Inbound(_Side[Tag]):
+class Inbound(Side[Tag]):
     """From addresses into the cache. `landed` is told each piece's tag, and which of its blocks must not be used."""
 
     def __init__(
@@ -146,7 +150,9 @@ class Inbound(_Side[Tag]):
         *,
         on_gpu: bool = False,
     ) -> None:
-        super().__init__(blocks, most, on_gpu)
+        """`on_gpu`: pieces lie in a GPU's memory, and need no staging."""
+        super().__init__(blocks, most, _staging(blocks, most, on_gpu), 1)
+        self._on_gpu = on_gpu
         self._scatter = Moves(blocks, blocks.scatter)
         self._landed = landed
 
@@ -170,3 +176,36 @@ class Inbound(_Side[Tag]):
         self._landed(
             tag, [block for block, bad in zip(chosen, said, strict=True) if bad] if any(said) else []
         )
+
+
+class Sums(Side[Tag]):
+    """Of blocks where they are. `summed` is told each piece's tag and what its blocks sum up to, in order."""
+
+    def __init__(self, blocks: PagedBlocks, most: int, summed: Callable[[Tag, Sequence[int]], None]) -> None:
+        super().__init__(blocks, most, kernels.BLOCKS * kernels.WORD, kernels.WORD)
+        self._sum = Moves(blocks, blocks.sum)
+        self._summed = summed
+
+    def add(self, chosen: Sequence[int], tag: Tag, *, written: bool = False) -> None:
+        """These blocks, behind what they were marked with; `written`: a network card has put them here.
+
+        Returns at once, or when one is done.
+        """
+        device, (buffer, _, done, sums) = self._device, self._begin(chosen)
+        if written:
+            device.see_writes()
+        else:
+            self._behind(chosen)
+        device.zero(buffer, len(chosen) * kernels.WORD, self._first)
+        self._sum(chosen, buffer, self._first)
+        device.copy(sums, buffer, len(chosen) * kernels.WORD, self._first)
+        device.record(done, self._first)
+        self._pending.append((tag, chosen, done, sums))
+
+    def _tell(self, tag: Tag, chosen: Sequence[int], broken: int) -> None:
+        self._summed(tag, (ctypes.c_uint64 * len(chosen)).from_address(broken)[:])
+
+
+def _staging(blocks: PagedBlocks, most: int, on_gpu: bool) -> int:
+    """Bytes of a buffer for a piece; none where it lies in a GPU's memory already."""
+    return 0 if on_gpu else -(-blocks.piece_bytes(most) // ALIGNED) * ALIGNED
