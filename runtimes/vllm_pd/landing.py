@@ -33,7 +33,8 @@ from runtimes.vllm_pd.peers import transfer_s
 _REMEMBERED = 64
 #: How often the peers hear that their blocks are still wanted. By the engine's thread: one that hangs says nothing.
 HEARTBEAT_S = 5.0
-#: How long a peer that writes into our blocks itself may take to say that it has stopped: it waits for its device.
+#: How long blocks of a transfer that has ended may still be written to: by a peer that waits for its device before it
+#: says that it has stopped, or by a reader that waits for the rest of a write. Then the channel is lost.
 STOP_S = 5.0
 
 #: Hears what prefill says of its side of a transfer, before or after it has ended.
@@ -141,7 +142,7 @@ class Landings:
         rung: Rung | Literal[""] = "",
     ) -> _Transfer:
         chosen = rung or channel.rung
-        direct = channel.direct(rung)
+        direct = channel.direct(chosen) if chosen != "none" else channel.direct()  # the second says why not
         with self._lock:
             number = next(self._numbers) & 0xFFFFFFFF
             now = self._clock()
@@ -227,7 +228,7 @@ class Landings:
         for transfer in [t for t in list(self._transfers.values()) if t.deadline < now]:
             self._end(transfer, "timeout")
         for transfer in [t for t in list(self._transfers.values()) if t.held and now - t.ended > STOP_S]:
-            if transfer.ending and not transfer.writing:
+            if transfer.ending:
                 why = f"it has not stopped writing for {STOP_S:g} s"
                 transfer.channel.lose(ChannelError("timeout", why))
         if now - self._renewed_at >= HEARTBEAT_S:
@@ -263,19 +264,28 @@ class Landings:
             transfer = self._expecting(channel, frame)
             if transfer is None or transfer.plan is None:
                 return None
-            if not transfer.plan.expects(frame.layer, frame.target, frame.blocks):
-                return None
-            self._begun(transfer, frame)
-            return transfer.memory.view(frame.layer, frame.target, frame.blocks)
+            if transfer.plan.expects(frame.layer, frame.target, frame.blocks):
+                self._begun(transfer, frame)
+                return transfer.memory.view(frame.layer, frame.target, frame.blocks)
+        self._unexpected(transfer)
+        return None
 
     def expects(self, channel: Channel, frame: Frame, targets: Sequence[int]) -> bool:
         """Blocks with all their layers, many at once: for a cache on a GPU."""
         with self._lock:
             transfer = self._expecting(channel, frame)
-            if transfer is None or transfer.plan is None or not transfer.plan.expects_all(0, targets):
+            if transfer is None or transfer.plan is None:
                 return False
-            self._begun(transfer, frame)
-            return True
+            if transfer.plan.expects_all(0, targets):
+                self._begun(transfer, frame)
+                return True
+        self._unexpected(transfer)
+        return False
+
+    def _unexpected(self, transfer: _Transfer) -> None:
+        """Directly, it is written all the same: perhaps over what was checked."""
+        if transfer.direct:
+            self._end(transfer, "unexpected")
 
     def landed(self, frame: Frame, broken: Sequence[int], targets: Sequence[int] | None = None) -> None:
         """`targets`: None = neighbours, as the frame says."""
