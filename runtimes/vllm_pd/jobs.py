@@ -1,18 +1,24 @@
 """What decode and prefill say to each other on a channel's control connection. Token ids, never text.
 
 `transfer` is a number that the receiver of the blocks has chosen; it is unique among the transfers into its process.
+Numbers have the bounds that a frame gives them: what does not fit is no word of a peer.
 """
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import msgspec
 
 from kserve_ext.wire.messages import UNREADABLE
 from runtimes.transport.channel import ChannelError
 
+_Number = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+_Blocks = Annotated[list[_Number], msgspec.Meta(max_length=1 << 20)]
+
 
 class _Job(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    transfer: int
+    transfer: _Number
 
 
 class Prefill(_Job, frozen=True):
@@ -21,14 +27,16 @@ class Prefill(_Job, frozen=True):
     request_id: str
     tokens: list[int]
     rung: str = ""  # that its blocks shall take; "" = the channel's best
-    held: int = 0  # blocks at the prompt's start that decode seems to have; Reserve says how many it keeps
+    held: _Number = (
+        0  # blocks at the prompt's start that decode seems to have; Reserve says how many it keeps
+    )
 
 
 class Reserve(_Job, frozen=True):
     """Decode -> prefill: write blocks skip, skip + 1, ... of the prompt to these."""
 
-    skip: int
-    targets: list[int]
+    skip: _Number
+    targets: _Blocks
     layers: int
     block_bytes: int
 
@@ -40,9 +48,9 @@ class Claim(_Job, frozen=True):
     holds, the number that decode gave the transfer. Of each block `block_bytes` from `offset` on are wanted.
     """
 
-    source: int
-    skip: int
-    targets: list[int]
+    source: _Number
+    skip: _Number
+    targets: _Blocks
     layers: int
     block_bytes: int
     offset: int

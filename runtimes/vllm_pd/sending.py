@@ -172,6 +172,8 @@ class Sender:
             return f"channel-{error.reason}"
         except ValueError as error:
             return str(error)
+        except Exception as error:  # without this thread nothing would ever be over on this rung
+            return f"{type(error).__name__}: {error}"
         return ""
 
     def _put(self, going: _Going, write: Write) -> None:

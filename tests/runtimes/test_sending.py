@@ -214,3 +214,20 @@ def test_a_number_is_used_once() -> None:
     setup.open(1, 4)
     assert setup.gate.let() == ("write", 1)
     assert setup.ended().transfer == 1
+
+
+def test_a_write_that_fails_for_no_known_reason_stops_no_other_transfer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    setup = Setup()
+
+    def broken(*_: object) -> int:
+        raise OverflowError("an address beyond all memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(setup.gate, "write", broken)
+        setup.open(1, 1)
+        assert setup.ended()[:2] == (1, "OverflowError: an address beyond all memory")
+    setup.open(2, 1)
+    assert setup.gate.let() == ("write", 2)
+    assert setup.ended()[:2] == (2, "")

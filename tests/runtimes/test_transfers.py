@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 
+import msgspec
 import pytest
 
 from runtimes.transport.channel import ChannelError, Pages, Rung
@@ -259,6 +260,29 @@ def test_caches_of_another_shape_are_incompatible(setup: Setup) -> None:
     setup.decode_memory.register_views([memoryview(bytearray(BLOCKS * SIZE))], BLOCKS)
     setup.landings.reserve(number, "engine-d", 0, [1], 40)
     assert setup.outcome().reason == "incompatible"
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        ["Reserve", 1, 0, [-1], LAYERS, SIZE],
+        ["Reserve", 1, 0, [1 << 32], LAYERS, SIZE],
+        ["Reserve", 1, -1, [1], LAYERS, SIZE],
+        ["Claim", 1 << 32, 1, 0, [1], LAYERS, SIZE, 0, ""],
+        ["Prefill", -1, "request", [1, 2], "", 0],
+    ],
+    ids=str,
+)
+def test_numbers_that_no_frame_can_carry_lose_the_channel_of_whoever_says_them(
+    setup: Setup, job: list[object]
+) -> None:
+    _, key = setup.open()
+    setup.pushes.computed(key, "engine-p", [8, 9], 2, False)
+    setup.channel.send(msgspec.msgpack.encode(job))
+    assert setup.outcome().reason == "channel-closed"
+    assert _eventually(lambda: setup.pushes.results({"engine-p"})) == {"engine-p"}
+    assert isinstance(setup.far.lost, ChannelError)
+    assert setup.far.lost.reason == "protocol"
 
 
 def test_many_transfers_share_one_channel(setup: Setup) -> None:
