@@ -202,6 +202,19 @@ def test_blocks_that_make_no_sense_lose_the_channel(pair: Pair, count: int) -> N
     assert pair.at_decode.next() == ("lost", "protocol")
 
 
+def test_an_owner_that_fails_on_what_was_read_loses_the_channel(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(frame: Frame) -> memoryview | None:
+        raise KeyError(frame.target)
+
+    monkeypatch.setattr(pair.at_decode, "window", fails)
+    pair.prefill.write(1, 0, 3, blocks(1, 1))
+    assert pair.at_decode.next() == ("lost", "device")
+    assert pair.at_prefill.next() == ("lost", "closed")
+    assert "KeyError" in str(pair.decode.lost)
+
+
 def test_bytes_in_flight_are_bounded_by_credit() -> None:
     pair = Pair(("shm",), window=8 * BLOCK)
     gate = threading.Event()
