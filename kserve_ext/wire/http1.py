@@ -154,7 +154,6 @@ EMBEDDED: Final = Grammar(
         {
             **REQUEST_NAMES,
             b"forwarded": FORWARDED,
-            b"x-galaxy-continuation": HOP,
             b"x-forwarded-proto": FORWARDED_PROTO,
             b"x-request-id": REQUEST_ID,
         },

@@ -158,6 +158,7 @@ REQUEST_NAMES: Final = {
     b"transfer-encoding": CODING,
     b"upgrade": UPGRADE,
     b"x-forwarded-for": FORWARDED_FOR,
+    b"x-galaxy-continuation": HOP,
 }
 RESPONSE_NAMES: Final = {
     b"connection": CONNECTION,

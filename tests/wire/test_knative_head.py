@@ -40,6 +40,7 @@ def test_a_plain_request() -> None:
         "X-Request-Id: not, one, token",
         "K-Network-Hash: abc",
         "K-Proxy-Request: mine",
+        "X-Galaxy-Continuation: resume=1",
         "Knative-Serving-Tag: blue",
     ) == [
         b"Host: 10.0.0.7:8012",

@@ -69,6 +69,7 @@ _KINDS: Final = {
     b"x-forwarded-proto": FORWARDED_PROTO,
     b"k-proxy-request": HOP,
     b"proxy-authorization": HOP,
+    b"x-galaxy-continuation": HOP,
     b"k-network-probe": PROBE,
     b"k-network-hash": HASH,
     b"k-kubelet-probe": KUBELET,

@@ -82,6 +82,7 @@ def test_forwarded_in_the_embedded_cluster(huffman: bool) -> None:
         ("knative-serving-namespace", "default"),
         ("x-a", "1"),
         ("k-proxy-request", "forged"),
+        ("x-galaxy-continuation", "resume=1"),
         ("knative-serving-revision", "tiny-00001"),
         ("proxy-authorization", "secret"),
         huffman=huffman,
@@ -122,6 +123,7 @@ def test_forwarded_to_a_pod_of_knative() -> None:
                 ("x-forwarded-proto", "https"),
                 ("x-request-id", "of the ingress"),
                 ("te", "trailers"),
+                ("x-galaxy-continuation", "resume=1"),
             ]
         ),
         repeated=True,
