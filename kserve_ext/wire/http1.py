@@ -24,7 +24,6 @@ from kserve_ext.wire.http1_lines import (
     FORWARDED,
     FORWARDED_FOR,
     FORWARDED_PROTO,
-    HOP,
     HOST,
     HOST_PORT,
     LENGTH,
