@@ -29,8 +29,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 MOST_BODY: Final = 64 << 20
-_LEGS: Final = {"/v1/completions": "completion", "/v1/chat/completions": "chat"}
-_ALIASES: Final = ("/openai/v1/", "/openai/openai/v1/")
+_LEGS: Final = {b"/v1/completions": "completion", b"/v1/chat/completions": "chat"}
+_ALIASES: Final = (b"/openai/v1/", b"/openai/openai/v1/")
 #: Of the connection, not of the request or its answer.
 _OF_THIS_HOP: Final = frozenset(
     (
@@ -106,15 +106,16 @@ class App:
 
     async def _read(self, scope: Scope, receive: Receive) -> Request | None:
         """None: the client went before its body was here."""
-        path = scope["path"]
-        raw: bytes = scope.get("raw_path") or path.encode()
+        path: bytes = scope[
+            "raw_path"
+        ]  # never the decoded one: what it may hold would end our request's first line
         for alias in _ALIASES:
             if path.startswith(alias):
-                path = "/v1/" + path[len(alias) :]
-                raw = path.encode()
+                path = b"/v1/" + path[len(alias) :]
+        legs: Any = _LEGS.get(path, "") if scope["method"] == "POST" else ""
         if scope["query_string"]:
-            raw += b"?" + scope["query_string"]
-        body = b""
+            path += b"?" + scope["query_string"]
+        body = bytearray()
         more = True
         while more:
             message = await receive()
@@ -127,8 +128,7 @@ class App:
         headers = [header for header in scope["headers"] if header[0] not in _OF_THIS_HOP]
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         name = given.decode() if REQUEST_ID_TEXT.fullmatch(given) else uuid.uuid4().hex
-        legs: Any = _LEGS.get(path, "") if scope["method"] == "POST" else ""
-        return Request(name, scope["method"].encode(), raw, headers, body, legs)
+        return Request(name, scope["method"].encode(), path, headers, bytes(body), legs)
 
     async def _own(self, path: str, send: Send) -> None:
         if path.startswith("/galaxy/requests/"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from kserve_ext.core.two_leg.engines import Engines
 from runtimes.two_leg.app import App
@@ -109,6 +110,18 @@ def test_a_long_prompt_takes_two_legs_and_a_short_one_only_the_second() -> None:
             assert "kv_transfer_params" not in g.decodes[0].requests[1]
             assert len(g.prefills[0].requests) == 1
             assert g.nothing_is_left()
+
+    story(run)
+
+
+def test_a_path_stays_one_line() -> None:
+    async def run() -> None:
+        async with group() as g:
+            forged = "/openai/v1/models%20HTTP/1.1%0d%0aHost:%20d%0d%0a%0d%0aGET%20/v1/models"
+            async with g.client.get(URL(g.url + forged, encoded=True)) as answer:
+                assert answer.status == 404
+            async with g.client.get(g.url + "/openai/v1/models?limit=1") as answer:
+                assert answer.status == 200
 
     story(run)
 
