@@ -26,6 +26,7 @@ from runtimes.transport.shm import Ring
 
 _SCRATCH = 1 << 20
 SEND_TIMEOUT_S = 2.0  # of a control message: senders include event loops, which a stopped peer must not stop
+STALL_S = 10.0  # of a stream that takes not a byte: engines wait for blocks that are being sent
 
 
 class SocketControl:
@@ -46,6 +47,7 @@ class SocketStream:
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
         self._lock = threading.Lock()
+        sockets.limit_sends(connection, STALL_S)
 
     def tell(self, frame: Frame, body: bytes = b"", blocks: Sequence[memoryview] = ()) -> None:
         with self._lock:

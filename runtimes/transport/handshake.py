@@ -22,6 +22,9 @@ from runtimes.transport.layout import Layout, differences
 from runtimes.transport.sockets import read_message, write_message
 
 NO_RUNG: Final = "no rung that both sides may use"
+MOST_WINDOW: Final = (
+    256 << 20
+)  # bytes that a listener sets aside, and registers with devices, for one channel
 _MOST: Final = 64 << 10  # bytes of a message from somebody who has proved nothing yet
 _M = TypeVar("_M", bound=msgspec.Struct)
 
@@ -44,7 +47,7 @@ class Offer(msgspec.Struct, frozen=True):
     nonce: bytes
     rungs: tuple[Rung, ...] = ()
     ways: dict[str, bytes] = {}  # what each kind of connection (kinds.py) has to say
-    window: int = 0
+    window: Annotated[int, msgspec.Meta(ge=0, le=MOST_WINDOW)] = 0
     passed: tuple[str, ...] = ()  # kinds that the dialler would have liked, and why it can't
 
 

@@ -2,8 +2,9 @@
 
 The receiver makes the ring and offers its name with a random token; the sender opens it and answers with the
 token's echo, written into the ring: that proves that both see the same memory, which a name alone does not.
-The name is removed right after, so that nothing is left behind whoever dies. All of it is had before anybody writes:
-a process that writes where the folder has no room left (64 MiB, in many containers) is killed.
+The name is removed right after; that of a maker who was killed before, by the maker of the next ring: no handshake
+takes so long. All of it is had before anybody writes: a process that writes where the folder has no room left
+(64 MiB, in many containers) is killed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import re
 import secrets
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +22,8 @@ from runtimes.transport.channel import ChannelError
 
 _FOLDER = Path("/dev/shm")
 _PREFIX = "galaxy-kv-"
+_NAME = re.compile(rf"{_PREFIX}\d+-[0-9a-f]{{16}}")
+_STALE_S = 60.0
 _PROBE = 32  # bytes: token, then echo; overwritten by the first writes
 
 
@@ -33,6 +38,7 @@ class Ring:
     @classmethod
     def create(cls, size: int) -> tuple[Ring, str, bytes]:
         """The ring, its name, and the token to offer with it. Call `unlink` soon. Raises ChannelError: no room."""
+        _remove_stale()
         name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
         token = secrets.token_bytes(_PROBE // 2)
         try:
@@ -95,6 +101,16 @@ def copy_out(ring: memoryview, offset: int, size: int, window: memoryview | None
         raise ChannelError("protocol", "a write beyond the ring")
     if window is not None:
         window[:] = ring[offset : offset + size]
+
+
+def _remove_stale() -> None:
+    """Names of rings whose makers were killed during a handshake. Whoever has one of them mapped keeps it."""
+    with contextlib.suppress(OSError), os.scandir(_FOLDER) as found:
+        for entry in found:
+            if _NAME.fullmatch(entry.name):
+                with contextlib.suppress(OSError):  # gone, or another user's
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_S:
+                        unlink(entry.name)
 
 
 def unlink(name: str) -> None:

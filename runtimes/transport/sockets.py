@@ -16,6 +16,8 @@ from runtimes.transport.channel import ChannelError
 _LENGTH = struct.Struct("<I")
 _MAX_MESSAGE = 16 << 20
 _MAX_VECTORS = 64
+#: A machine that has gone without a word is noticed after some 25 s, also where nothing is sent.
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
 
 def read_into(source: socket.socket, view: memoryview) -> None:
@@ -68,6 +70,8 @@ def tune(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def limit_sends(connection: socket.socket, seconds: float) -> None:

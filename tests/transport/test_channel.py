@@ -472,6 +472,58 @@ def test_a_ring_has_all_of_its_memory_from_the_beginning() -> None:
     ring.close()
 
 
+def test_a_ring_of_somebody_who_was_killed_is_removed_by_the_next_ones_maker() -> None:
+    old, young, other = (
+        Path("/dev/shm") / f"galaxy-kv-{name}"
+        for name in ("1-0123456789abcdef", "1-0123456789abcdee", "of-others-0123456789abcdef")
+    )
+    for path in (old, young, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    ring, name, _ = Ring.create(1 << 20)
+    unlink(name)
+    ring.close()
+    assert [path.exists() for path in (old, young, other)] == [False, True, True]
+    young.unlink()
+    other.unlink()
+
+
+def test_no_peer_makes_a_listener_set_aside_what_it_likes() -> None:
+    listener = Listener(KEY, lambda: Identity("p", 7, Layout()), lambda channel: None)
+    with pytest.raises(ChannelError, match="window") as caught:
+        dial(listener.addr, KEY, Identity("d", 3, Layout()), rungs=("tcp",), window=1 << 40)
+    assert caught.value.reason == "protocol"
+    listener.close()
+
+
+def test_a_peer_that_takes_no_blocks_holds_nobody_up_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtimes.transport.carriers.STALL_S", 0.05)
+    pair = Pair(("tcp",), window=128 << 20)
+    gate, left = threading.Event(), SimpleQueue[str]()
+
+    def window(frame: Frame) -> memoryview | None:
+        gate.wait(WAIT_S)
+        return None
+
+    monkeypatch.setattr(pair.at_decode, "window", window)
+
+    def write() -> None:
+        try:
+            pair.prefill.write(1, 0, 0, [memoryview(bytearray(64 << 20))])  # more than sockets hold
+        except ChannelError as error:
+            left.put(error.reason)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        assert left.get(timeout=WAIT_S) == "timeout"
+    finally:
+        gate.set()
+        pair.close()
+        writer.join()
+
+
 def _mapped_rings() -> int:
     return Path("/proc/self/maps").read_text().count("/galaxy-kv-")  # also those without a name any more
 
