@@ -116,7 +116,8 @@ class Prefill:
                 return
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        # Whoever fails before the end of a test does not keep the whole run from ending.
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
         self.addr = f"127.0.0.1:{self._server.server_port}"
         self.peer = Peer(name, self.addr, generation)
@@ -184,7 +185,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Silence is noticed soon."""
+    """Silence is noticed soon, and sooner that nobody has run here for a while."""
+    monkeypatch.setattr(kv_links, "STALLED_S", 0.2)
     monkeypatch.setattr(kv_links, "IDLE_QUIET_S", 0.05)
     monkeypatch.setattr(kv_links, "IDLE_ANSWER_S", 0.5)
 
@@ -228,7 +230,7 @@ def test_a_prefill_that_starts_again_is_dialled_anew_and_nobody_else_is_touched(
         await until(lambda: up(side) == {"p": 2, "q": 1})
         assert channel_of(side, "q") is other
         assert other.lost is None
-        assert up(again.accepted) == {"d": 1}
+        await until(lambda: up(again.accepted) == {"d": 1})
         side.close()
         again.end()
         q.end()

@@ -110,7 +110,9 @@ def key(tmp_path: Path) -> Path:
 def served(key: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "kserve_ext.cli", "kv", "bench", "--serve", "--host", "127.0.0.1"]
     command += ["--port", "0", "--key-file", str(key)]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child of who ignores it ignores it
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
+        signal.signal(signal.SIGINT, before)
         assert process.stdout is not None
         try:
             yield process.stdout.readline().split()[2].rstrip(";")

@@ -47,6 +47,14 @@ WAIT_S = 60.0
         ),
         (["--decode", "http://d"], {"GALAXY_ROLE": "both"}, "GALAXY_ROLE: 'both' is not a role"),
         (["--decode", "http://d", "--chars-per-token", "0"], {}, "--chars-per-token"),
+        (
+            ["--decode", "http://d", "--pd-threshold-tokens", "-1"],
+            {},
+            "--pd-threshold-tokens: -1 is out of bounds; give a number from 0 on",
+        ),
+        (["--decode", "http://d", "--prefill-seconds", "nan"], {}, "--prefill-seconds: nan is out of bounds"),
+        (["--decode", "http://d"], {"GALAXY_DRAIN_SECONDS": "-1"}, "GALAXY_DRAIN_SECONDS: -1 is out of"),
+        (["--decode", "http://d", "--port", "99999"], {}, "--port: 99999 is no port"),
     ],
 )
 def test_a_start_that_can_not_succeed_names_the_argument(
@@ -175,7 +183,7 @@ class Engines:
     def __init__(self) -> None:
         self.kept: dict[str, str] = {}
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._made: list[PlainEngine] = []
 
@@ -242,8 +250,9 @@ def test_it_is_not_ready_without_a_healthy_engine(start: Callable[..., Process],
         process.ask("/v1/completions", prompt=[1])
     with refused.value as error:
         assert (error.code, error.headers["retry-after"]) == (503, "1")
+    process.until(lambda: f"decode engine {engine.url}: " in process.log)
+    assert "listening at 127.0.0.1:" in process.log
     engine.healthy = True
     process.ready()
     engine.healthy = False
-    process.until(lambda: "decode engine" in process.log)
-    assert "answered 503 to /health" in process.log
+    process.until(lambda: process.log.count("answered 503 to /health") == 2)
