@@ -279,8 +279,17 @@ def _kv_of(instances: Iterable[object]) -> dict[str, tuple[str, Document]]:
     return {
         str(i["id"]): (str(i.get("revision")), i["kv"])
         for i in instances
-        if isinstance(i, dict) and i.get("state") == "ready" and isinstance(i.get("kv"), dict) and "id" in i
+        if isinstance(i, dict) and i.get("state") == "ready" and "id" in i and _makes_sense(i.get("kv"))
     }
+
+
+def _makes_sense(kv: object) -> bool:
+    """An instance may be anybody's program, and write anything."""
+    try:
+        msgspec.convert(kv, kv_transfer.Said)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _count(value: object) -> int:

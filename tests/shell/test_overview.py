@@ -176,6 +176,21 @@ def test_a_revision_larger_than_every_node() -> None:
     assert view.too_large(needing(2001)) == ""  # none is there, so none is too small
 
 
+@pytest.mark.parametrize("pairs", ["up", ["up"], [{"state": "up", "rungs": "tcp"}], [{"passed": [1]}]])
+def test_what_an_instance_says_of_channels_is_left_out_where_it_makes_no_sense(pairs: Any) -> None:
+    """An instance's program is its user's: it must not end what looks at all of them."""
+
+    async def run() -> None:
+        view = overview(await served())
+        said = cast(Answers, view.rpc).said
+        other = {**INSTANCE, "id": "i2", "kv": {"pairs": [{"state": "down", "since": 1.5}]}}
+        said["node-0", "status"] = {**NODE, "instances": [{**INSTANCE, "kv": {"pairs": pairs}}, other]}
+        await view.look()
+        assert view.channels(RevisionKey(R1)) == [("i2", other["kv"])]
+
+    asyncio.run(run())
+
+
 def test_channels_are_looked_at_without_news_and_only_other_channels_are_a_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

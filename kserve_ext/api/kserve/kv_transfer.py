@@ -8,7 +8,7 @@ everything else is False; otherwise what may only be a matter of time is Unknown
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypedDict
 
 TYPE: Final = "KVTransferReady"
 #: Pairs that a message names; the others are counted.
@@ -17,6 +17,35 @@ _NO_RUNG: Final = "no rung"
 
 Facts = Mapping[str, Any]
 Status = Literal["True", "False", "Unknown"]
+
+
+class Port(TypedDict):
+    device: str
+    gid: str
+    mtu: int
+
+
+class Rung(TypedDict, total=False):
+    rung: str
+    ports: list[Port]
+
+
+class Pair(TypedDict, total=False):
+    peer: str
+    state: str
+    reason: str
+    detail: str
+    rungs: list[Rung]
+    passed: list[str]
+
+
+class Said(TypedDict, total=False):
+    """What of an instance's word has to have its shape; it may say more."""
+
+    kv_transfer: str
+    required: bool
+    peers: int | None
+    pairs: list[Pair]
 
 
 class Verdict(NamedTuple):
