@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
+from typing import cast
 
 import pytest
 
@@ -20,11 +23,11 @@ from runtimes.vllm_pd.kv_memory import KvMemory
 from runtimes.vllm_pd.landing import Landings, Outcome
 from runtimes.vllm_pd.pushing import Pushes
 from runtimes.vllm_pd.ranks.decode_front import FrontLandings
-from runtimes.vllm_pd.ranks.decode_rank import DecodeRank
+from runtimes.vllm_pd.ranks.decode_rank import DecodeRank, Dialled
 from runtimes.vllm_pd.ranks.mixed import MixedDecode, MixedPrefill
 from runtimes.vllm_pd.ranks.prefill_front import FrontPushes
 from runtimes.vllm_pd.ranks.prefill_rank import PrefillRank
-from runtimes.vllm_pd.ranks.words import Settings
+from runtimes.vllm_pd.ranks.words import PeerRanks, Settings
 from runtimes.vllm_pd.scheduler_side import Plan, Progress, Reservation
 from runtimes.vllm_pd.worker_side import Worker
 
@@ -502,3 +505,40 @@ def test_a_decode_of_one_rank_has_blocks_of_prefills_of_one_and_of_two() -> None
         channel.close()
     listener.close()
     two.close()
+
+
+class _Rank:
+    """A channel, as far as whoever dials looks at it."""
+
+    def __init__(self, name: str, generation: int) -> None:
+        self.peer = Identity(name, generation, Layout())
+        self.lost: ChannelError | None = None
+
+    def lose(self, error: ChannelError) -> None:
+        self.lost = error
+
+    def close(self) -> None:
+        self.lose(ChannelError("closed"))
+
+
+def test_channels_to_instances_that_have_gone_are_not_kept() -> None:
+    """Instances come and go for as long as a rank lives; a channel has a ring, and queue pairs' buffers."""
+    made: list[weakref.ref[_Rank]] = []
+
+    def dials(addr: str, generation: int) -> Channel:
+        rank = _Rank(addr, generation)
+        made.append(weakref.ref(rank))
+        return cast(Channel, rank)
+
+    dialled = Dialled(dials, lambda channel: None)
+    for number in range(3):
+        peer = PeerRanks(f"p{number}", 7, (f"p{number}#0",))
+        assert dialled.get(peer, 0) is dialled.get(peer, 0)
+        dialled.get(peer, 0).lose(ChannelError("unreachable"))
+    assert len(made) == 3
+    gc.collect()
+    assert [ref() is None for ref in made] == [True, True, False]
+    again = dialled.get(PeerRanks("p2", 8, ("p2#0",)), 0)  # in its next generation
+    assert again.peer.generation == 8
+    dialled.close()
+    assert again.lost is not None

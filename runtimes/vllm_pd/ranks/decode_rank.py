@@ -71,11 +71,17 @@ class Dialled:
                     channel.close()
                     raise ChannelError("generation", f"{channel.peer.name} listens where {name} was meant")
                 self._attach(channel)
-                before = self._channels.get(name)
-                self._channels[name] = channel
-                if before is not None:
-                    before.close()
+                self._keep(name, channel)
             return channel
+
+    def _keep(self, name: str, channel: Channel) -> None:
+        """Instead of what was there before, and of those that are lost: instances come and go."""
+        with self._lock:
+            before = self._channels.pop(name, None)
+            standing = {known: other for known, other in self._channels.items() if other.lost is None}
+            self._channels = {**standing, name: channel}
+        if before is not None:
+            before.close()
 
     def close(self) -> None:
         for channel in self._channels.values():
