@@ -143,7 +143,8 @@ TABLE: Final = (
         "",
         "auto",
         "control engine",
-        "By which method the KV cache goes from prefill to decode; `none` recomputes.",
+        "By which method the KV cache goes from prefill to decode. `rdma`: into the cache or through rings; `ipc`: "
+        "within one host, from GPU to GPU or through shared memory; `none` recomputes.",
         choices=("auto", "rdma", "ipc", "tcp", "nixl", "none"),
     ),
     Annotation(
@@ -291,7 +292,7 @@ def check_together(settings: Settings, findings: Findings, path: str = "metadata
         findings.problem(
             f"{path}[{PREFIX}kv-transfer-required]",
             f"{PREFIX}kv-transfer is none, so that every request would be refused",
-            f"set {PREFIX}kv-transfer to auto, rdma, ipc or tcp",
+            f"set {PREFIX}kv-transfer to auto, rdma, ipc, tcp or nixl",
         )
 
 

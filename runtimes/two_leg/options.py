@@ -6,6 +6,7 @@ What the command says is never overridden by a variable. After `--` stands the c
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -37,14 +38,22 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Names
         args.pd = "never"  # it answers the legs of others
     args.kv_transfer_required |= environ.get("GALAXY_KV_TRANSFER_REQUIRED") == "true"
     numbers = (
-        ("pd_threshold_tokens", 256.0),
-        ("prefill_wait_seconds", 5.0),
-        ("prefill_seconds", 60.0),
-        ("drain_seconds", 30.0),
+        ("pd_threshold_tokens", 256.0, 0.0),  # ..., default, least
+        ("prefill_wait_seconds", 5.0, 0.0),
+        ("prefill_seconds", 60.0, 0.1),
+        ("drain_seconds", 30.0, 0.0),
+        ("check_seconds", 5.0, 0.01),
     )
-    for name, default in numbers:
+    for name, default, least in numbers:
+        field = f"--{name.replace('_', '-')}"
         if getattr(args, name) is None:
-            setattr(args, name, _number(f"GALAXY_{name.upper()}", environ, default))
+            field = f"GALAXY_{name.upper()}"
+            setattr(args, name, _number(field, environ, default))
+        value = getattr(args, name)
+        if not least <= value < math.inf:
+            raise StartRefused(f"{value:g} is out of bounds", field, f"give a number from {least:g} on")
+    if not 0 <= args.port < 1 << 16:
+        raise StartRefused(f"{args.port} is no port", "--port", "give one from 0 to 65535, 0 = any")
     _check(args)
     return args
 
@@ -68,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--prefill-seconds", type=float, default=None, help="longest time of a prefill leg (60)")
     add("--prefill-wait-seconds", type=float, default=None, help="for a prefill slot of the group (5)")
     add("--kv-transfer-required", action="store_true", help="503 rather than decode alone")
-    add("--check-seconds", type=float, default=5.0, help="between health checks of an engine")
+    add("--check-seconds", type=float, default=None, help="between health checks of an engine (5)")
     add("--drain-seconds", type=float, default=None, help="longest time that SIGTERM waits (30)")
     return made
 

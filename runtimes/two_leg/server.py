@@ -60,6 +60,7 @@ class Front:
         self._status = status
         self._stop = asyncio.Event()
         self._prefills: Engines | None = None
+        self._asked: set[str] = set()  # engines, for their health
 
     async def run(self) -> int:
         args, status = self._args, self._status
@@ -85,7 +86,9 @@ class Front:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         ending = asyncio.create_task(self._ending(child))
         checking = asyncio.create_task(self._check(router))
-        status.listening(listener.getsockname()[1])
+        host, port = listener.getsockname()[:2]
+        status.listening(port)
+        log.info("listening at %s:%d", host, port)
         try:
             code = await ending
             status.enter("draining" if code == 0 else "failed")
@@ -151,6 +154,7 @@ class Front:
             await asyncio.gather(*checks)
             if self._status.phase == "loading" and router.decodes.any_healthy:
                 self._status.enter("ready")
+                log.info("ready")
             ready = self._status.phase == "ready"
             await asyncio.sleep(self._args.check_seconds if ready else _LOOK_S)
 
@@ -161,7 +165,9 @@ class Front:
         except (NotReached, Lost, TimeoutError) as error:
             why = str(error) or "no answer to /health"
         metrics.WELL.labels(role, addr).set(not why)
-        if engines.checked(addr, not why) and self._status.phase != "loading":
+        first = addr not in self._asked
+        self._asked.add(addr)
+        if engines.checked(addr, not why) or (first and why):
             log.warning("%s engine %s: %s", role, addr, why or "is well again")
 
     async def _pulled(self, router: Router, own: str) -> None:

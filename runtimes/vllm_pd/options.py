@@ -7,6 +7,7 @@ defaults only fill what was left open, so that several small instances fit on on
 from __future__ import annotations
 
 import functools
+import math
 import os
 from argparse import Namespace
 from collections.abc import Mapping
@@ -100,25 +101,30 @@ def _from_environment(args: Namespace, environ: Mapping[str, str]) -> None:
     args.kv_transfer = args.kv_transfer or environ.get("GALAXY_KV_TRANSFER") or "auto"
     args.kv_host = args.kv_host or environ.get("GALAXY_KV_HOST") or "127.0.0.1"
     args.kv_transfer_required |= environ.get("GALAXY_KV_TRANSFER_REQUIRED") == "true"
-    numbers: tuple[tuple[str, type, float | None], ...] = (
-        ("pd_threshold_tokens", int, None),  # learned (break_even.py)
-        ("kv_fetch_threshold_tokens", int, None),  # likewise
-        ("kv_transfer_seconds", float, 20.0),
-        ("kv_lease_seconds", float, 30.0),
-        ("kv_pairs", int, 4),
-        ("kv_most_channels", int, 64),
-        ("prefill_wait_seconds", float, 5.0),
-        ("drain_seconds", float, 30.0),
-        ("hung_seconds", float, 60.0),
+    numbers: tuple[tuple[str, type, float | None, float], ...] = (  # ..., default, least
+        ("pd_threshold_tokens", int, None, 0),  # learned (break_even.py)
+        ("kv_fetch_threshold_tokens", int, None, 0),  # likewise
+        ("kv_transfer_seconds", float, 20.0, 0.1),
+        ("kv_lease_seconds", float, 30.0, 1),
+        ("kv_pairs", int, 4, 0),
+        ("kv_most_channels", int, 64, 1),
+        ("prefill_wait_seconds", float, 5.0, 0),
+        ("drain_seconds", float, 30.0, 0),
+        ("hung_seconds", float, 60.0, 0),
     )
-    for name, kind, default in numbers:
-        variable = f"GALAXY_{name.upper()}"
-        text = environ.get(variable)
+    for name, kind, default, least in numbers:
+        field = f"--{name.replace('_', '-')}"
         if getattr(args, name) is None:
+            variable = f"GALAXY_{name.upper()}"
+            text = environ.get(variable)
             try:
                 setattr(args, name, kind(text) if text else default)
             except ValueError as error:
                 raise StartRefused(f"{text!r} is not a number", variable, "correct or remove it") from error
+            field = variable
+        value = getattr(args, name)
+        if value is not None and not least <= value < math.inf:
+            raise StartRefused(f"{value} is out of bounds", field, f"give a number from {least:g} on")
 
 
 def fill_cpu_defaults(args: Namespace, on_cpu: bool) -> None:

@@ -215,7 +215,7 @@ def make_pair(args: Namespace, status: Status, timelines: Timelines) -> Pair:
 
 
 def rungs(args: Namespace) -> Sequence[Rung]:
-    chosen: dict[str, Sequence[Rung]] = {"shm": ("shm",), "ipc": ("shm",), "rdma": VERBS}
+    chosen: dict[str, Sequence[Rung]] = {"shm": ("shm",), "ipc": ("ipc", "shm"), "rdma": VERBS}
     chosen |= {"nixl": ("nixl",), "tcp": ("tcp",)}
     return chosen.get(args.kv_transfer, RUNGS)
 
