@@ -233,7 +233,7 @@ def test_bytes_in_flight_are_bounded_by_credit() -> None:
             pair.prefill.write(1, 0, number * 4, blocks(number, 4))
             sent.put(number)
 
-    thread = threading.Thread(target=push)
+    thread = threading.Thread(target=push, daemon=True)
     thread.start()
     assert [sent.get(timeout=WAIT_S) for _ in range(2)] == [0, 1]
     assert pair.prefill.free() == 0
@@ -313,7 +313,8 @@ def test_nobody_there() -> None:
 
 
 def test_nothing_is_left_behind() -> None:
-    rings: Callable[[], set[str]] = lambda: {path.name for path in Path("/dev/shm").glob("galaxy-kv-*")}  # noqa: E731
+    own = f"galaxy-kv-{os.getpid()}-*"
+    rings: Callable[[], set[str]] = lambda: {path.name for path in Path("/dev/shm").glob(own)}  # noqa: E731
     before, files, threads = rings(), _open_files(), set(threading.enumerate())
     for rung in ("shm", "tcp", "shm"):
         pair = Pair((rung,))
