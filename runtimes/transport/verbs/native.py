@@ -9,13 +9,17 @@ lock released. Calls are not safe against each other's close: the callers hold l
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Final, NamedTuple
 
 import pyverbs.enums as e  # type: ignore[import-not-found, unused-ignore]
+from pyverbs import base  # type: ignore[import-not-found, unused-ignore]
 from pyverbs.addr import GID, AHAttr, GlobalRoute  # type: ignore[import-not-found, unused-ignore]
 from pyverbs.cq import CQ, CompChannel  # type: ignore[import-not-found, unused-ignore]
 from pyverbs.device import Context, get_device_list  # type: ignore[import-not-found, unused-ignore]
@@ -33,7 +37,6 @@ BATCH: Final = 32
 _OPCODES: Final = {
     "write": e.IBV_WR_RDMA_WRITE,
     "write+": e.IBV_WR_RDMA_WRITE_WITH_IMM,
-    "read": e.IBV_WR_RDMA_READ,
     "send": e.IBV_WR_SEND_WITH_IMM,
 }
 _GID_KINDS: Final[dict[int, GidKind]] = {
@@ -42,7 +45,8 @@ _GID_KINDS: Final[dict[int, GidKind]] = {
     e.IBV_GID_TYPE_ROCE_V2: "roce2",
 }
 _LOCAL: Final = e.IBV_ACCESS_LOCAL_WRITE
-_REMOTE: Final = _LOCAL | e.IBV_ACCESS_REMOTE_WRITE | e.IBV_ACCESS_REMOTE_READ
+#: What a peer may do here: no rung needs more than to write.
+_REMOTE: Final = _LOCAL | e.IBV_ACCESS_REMOTE_WRITE
 _EVENTS: Final = "anon_inode:[infinibandevent]"
 #: Retransmission: six times (seven means for ever to soft-RoCE) after 0.27 s each, so a link may be away for a
 #: second; a message that nobody has posted a buffer for is tried again after 0.16 ms, while the peer lives.
@@ -51,6 +55,8 @@ _LOCKED: Final = (
     "memory that may be locked (ulimit -l) or the device's regions are used up, or it isn't mapped"
 )
 _opening = threading.Lock()
+#: pyverbs asks for a logger by its name whenever it makes an object, be it a completion: that takes a lock each time.
+base.logging = SimpleNamespace(getLogger=functools.cache(logging.getLogger))
 
 
 class Key(NamedTuple):
@@ -138,11 +144,12 @@ class Card:
         with _told("memory", f"registering {length} bytes with {self.place.device}", _LOCKED):
             return Memory(MR(self._domain, length, _REMOTE if remote else _LOCAL, address=address))
 
-    def register_dmabuf(self, descriptor: int, offset: int, length: int) -> Memory:
+    def register_dmabuf(self, descriptor: int, offset: int, length: int, *, remote: bool) -> Memory:
         """Memory of another device, by the dma-buf that its driver exports for it. Addresses begin at `offset`."""
         what = f"registering a dma-buf of {length} bytes with {self.place.device}"
         with _told("memory", what, "its driver must know dma-buf: staging goes without"):
-            return Memory(DmaBufMR(self._domain, length, _REMOTE, descriptor, offset))
+            access = _REMOTE if remote else _LOCAL
+            return Memory(DmaBufMR(self._domain, length, access, descriptor, offset))
 
     def queue(self, send_depth: int, receive_depth: int) -> Queue:
         with _told("device", f"a queue pair on {self.place.device}", "see max_qp of the device"):
@@ -194,19 +201,9 @@ class _Requests:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self._elements = [SGE(0, 0, 0) for _ in range(BATCH)]
-        self._slots = [self._slot(element) for element in self._elements]
+        self._slots = [_slot(element) for element in self._elements]
         for before, after in zip(self._slots, self._slots[1:], strict=False):
             before.next_wr = after
-        self._short_element = SGE(0, 0, 0)
-        self._short = self._slot(self._short_element)
-        self._short.opcode, self._short.send_flags = _OPCODES["send"], e.IBV_SEND_SIGNALED
-
-    @staticmethod
-    def _slot(element: SGE) -> SendWR:
-        made = SendWR(num_sge=1, sg=[element], send_flags=0)
-        made.close()  # its own copy of the element; from now on it shares the one that we keep
-        made.sg_list = element
-        return made
 
     def chain(self, requests: Sequence[Request], last_id: int) -> SendWR:
         """With the lock held until it is posted."""
@@ -221,17 +218,17 @@ class _Requests:
         last.wr_id, last.send_flags = last_id, e.IBV_SEND_SIGNALED
         return self._slots[first]
 
-    def message(self, local: int, lkey: int, size: int, last_id: int) -> SendWR:
-        """One that is all of a message; with the lock held until it is posted."""
-        element, short = self._short_element, self._short
-        element.addr, element.lkey, element.length = local, lkey, size
-        short.wr_id = last_id
-        return short
-
     def close(self) -> None:
-        for element in (*self._elements, self._short_element):
+        for element in self._elements:
             element.close()
         self._elements, self._slots = [], []
+
+
+def _slot(element: SGE) -> SendWR:
+    made = SendWR(num_sge=1, sg=[element], send_flags=0)
+    made.close()  # its own copy of the element; from now on it shares the one that we keep
+    made.sg_list = element
+    return made
 
 
 class Queue:
@@ -265,6 +262,10 @@ class Queue:
         self.number: int = self._pair.qp_num
         self.first_packet = secrets.randbits(24)
         self._buffers: list[RecvWR] = []
+        #: For a message that is all in one buffer.
+        self._element = SGE(0, 0, 0)
+        self._message = _slot(self._element)
+        self._message.opcode, self._message.send_flags = _OPCODES["send"], e.IBV_SEND_SIGNALED
 
     def connect(self, number: int, first_packet: int, gid: str, lid: int, mtu: int, reads: int) -> None:
         attributes = QPAttr()
@@ -292,8 +293,11 @@ class Queue:
             self._pair.post_send(self._requests.chain(requests, last_id))
 
     def post_message(self, local: int, lkey: int, size: int, last_id: int) -> None:
-        with self._requests.lock:
-            self._pair.post_send(self._requests.message(local, lkey, size, last_id))
+        """One that is all in one buffer. Not from two threads at once."""
+        element, message = self._element, self._message
+        element.addr, element.lkey, element.length = local, lkey, size
+        message.wr_id = last_id
+        self._pair.post_send(message)
 
     def add_buffers(self, address: int, lkey: int, size: int, count: int) -> None:
         """Behind each other; each is posted by `post_buffer`, by its number, counted from 0."""
@@ -331,6 +335,7 @@ class Queue:
         for buffer in self._buffers:
             buffer.close()
         self._buffers = []
+        self._element.close()
 
 
 @contextlib.contextmanager

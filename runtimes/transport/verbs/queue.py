@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from runtimes.transport.channel import ChannelError
 from runtimes.transport.verbs import memory, reasons
+from runtimes.transport.verbs.turn import Turn
 from runtimes.transport.verbs.work import Piece, cut
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class QueuePair:
         self._batch = min(BATCH, depth)
         self.card = card
         self._buffer, self._buffers, self._depth = buffer, buffers, min(depth, card.place.max_work)
-        self._sending = threading.RLock()
+        self._sending = Turn()
         self._living = threading.Lock()  # held while the device is told to fail, and while it is closed
         self._posted = self._completed = 0
         self._error: ChannelError | None = None
@@ -100,10 +101,6 @@ class QueuePair:
             requests[-1] = requests[-1]._replace(op="write+", immediate=immediate)
         return self._post(requests, (), timeout_s)
 
-    def read(self, pieces: Sequence[Piece], timeout_s: float = WAIT_S) -> int:
-        """READs into `local` what is at `remote`; a ticket for `wait`."""
-        return self._post(self._requests("read", pieces), (), timeout_s)
-
     def send(self, body: bytes | memoryview, behind: Sequence[Piece] = (), timeout_s: float = WAIT_S) -> int:
         """A message. It arrives behind the pieces, which are written before it."""
         if len(body) <= self._buffer and not behind:
@@ -146,10 +143,10 @@ class QueuePair:
 
     def settle(self, timeout_s: float) -> None:
         """Until everything that was posted has been carried out, or can't be any more."""
-        if self._sending.acquire(timeout=timeout_s):  # not had: somebody waits for the same, in vain so far
+        if self._sending.acquire(timeout_s):  # not had: somebody waits for the same, in vain so far
             try:
                 with contextlib.suppress(ChannelError):
-                    self.wait(self._posted, timeout_s)
+                    self._until(lambda: self._completed == self._posted, timeout_s)
             finally:
                 self._sending.release()
 
@@ -177,7 +174,7 @@ class QueuePair:
 
     def why(self) -> ChannelError | None:
         """The first error, which lies where something was asked for; None: there is none. Not after `close`."""
-        if self._sending.acquire(timeout=_SHORT_S):  # not had: somebody waits for room, and looks itself
+        if self._sending.acquire(_SHORT_S):  # not had: somebody waits for room, and looks itself
             try:
                 self._reap()
             finally:
@@ -305,7 +302,7 @@ class QueuePair:
 
     def _look(self) -> None:
         """Now and then, while nothing arrives: does what was posted go out? Raises ChannelError when it doesn't."""
-        if not self._sending.acquire(blocking=False):
+        if not self._sending.acquire(0):
             return  # whoever waits there looks itself
         try:
             self._reap()
