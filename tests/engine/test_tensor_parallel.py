@@ -99,12 +99,11 @@ def test_ranks_send_each_other_the_blocks_of_their_heads(
         assert (came, int(facts["tokens"]), int(facts["bytes"])) == (length, length, size)
         return True
 
-    for length in (64, 129, 700, 1900):
+    for length in (129, 700):
         until(lambda length=length: sent(length), f"a transfer of {length} tokens")
-    with ThreadPoolExecutor(4) as pool:
-        many = list(pool.map(lambda seed: pd.decode.tokens(prompt(seed, 300), 4)[0], range(5000, 5008)))
-    assert many == [unified.tokens(prompt(seed, 300), 4)[0] for seed in range(5000, 5008)]
-    for seed in range(3):
-        next(pd.decode.stream({"prompt": prompt(6000 + seed, 1800), "max_tokens": 40, "ignore_eos": True}))
+    with ThreadPoolExecutor(3) as pool:
+        many = list(pool.map(lambda seed: pd.decode.tokens(prompt(seed, 300), 4)[0], range(5000, 5003)))
+    assert many == [unified.tokens(prompt(seed, 300), 4)[0] for seed in range(5000, 5003)]
+    next(pd.decode.stream({"prompt": prompt(6000, 1800), "max_tokens": 40, "ignore_eos": True}))
     _settled(pd)
     ranks.close()
