@@ -219,10 +219,12 @@ class Dispatcher:
                 self._refuse(waiting, 503, f"revision {key} was deleted while the request was held", 1.0)
 
     def _successor(self, key: RevisionKey) -> Revision | None:
-        """What has the traffic of a deleted revision's service now."""
+        """What has the traffic of a deleted revision's service now, and takes the same: requests, or prompts."""
         part = self.shard.parts.get(key)
         found = self.routes.successor(part.revision) if part is not None else None
-        return found if found is not None and found.key in self.shard.parts else None
+        if part is None or found is None or found.key not in self.shard.parts:
+            return None
+        return found if (found.role == "prefill") == (part.revision.role == "prefill") else None
 
     def _move(self, waiting: Waiting, successor: Revision) -> None:
         """A roll-out took the revision it waited for; what has its service's traffic now takes it."""

@@ -258,6 +258,30 @@ def test_scales_to_zero_and_a_deleted_revision_ends(tmp_path: Path) -> None:
     run(test())
 
 
+def test_requests_held_for_a_revision_whose_successor_only_computes_prompts_are_refused(
+    tmp_path: Path,
+) -> None:
+    """A service that joins a group as prefill while its last revision is at zero."""
+
+    async def test() -> None:
+        async with cluster(tmp_path, "dispatch-0") as up:
+            old = revision(concurrency=1, most=1)
+            new = old._replace(key=RevisionKey("ns/echo-00002"), generation=2, role="prefill", group="g")
+            urls = await routed(up, old)
+            up.answering.clear()
+            load = asyncio.create_task(volley(urls, HOST, 5))
+            dispatcher = up.dispatch["dispatch-0"].function.dispatcher
+            await until(lambda: dispatcher.held == 4, "all but one held")
+            await routed(up, new)
+            up.delete(old.key)
+            await until(lambda: old.key not in dispatcher.routes.revisions, "the old one is gone")
+            up.answering.set()
+            tally = await load
+            assert (tally.ok, tally.refused, tally.accounted) == (1, {503: 4}, 5), str(tally)
+
+    run(test())
+
+
 def test_requests_held_for_a_revision_that_is_rolled_over_go_to_its_successor(tmp_path: Path) -> None:
     async def test() -> None:
         async with cluster(tmp_path, "dispatch-0", "dispatch-1") as up:
