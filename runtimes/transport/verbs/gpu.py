@@ -26,9 +26,9 @@ _ORDINAL: Final = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 
 
 def register(card: Card, extent: Extent, *, remote: bool) -> Region:
-    """`remote` is given for memory by dma-buf in any case: who has no key can't use it."""
+    """`remote`: whether peers that are given the key may write it."""
     try:
-        return _by_dmabuf(card, extent)
+        return _by_dmabuf(card, extent, remote)
     except ChannelError as error:
         why = error.detail
     if any((_LOADED / name).exists() for name in _MODULES):
@@ -37,13 +37,13 @@ def register(card: Card, extent: Extent, *, remote: bool) -> Region:
     raise ChannelError("memory", f"GPU memory: {why}; {remedy}")
 
 
-def _by_dmabuf(card: Card, extent: Extent) -> Region:
+def _by_dmabuf(card: Card, extent: Extent, remote: bool) -> Region:
     """Whole pages are exported, so the layer begins somewhere in the first one."""
     offset = extent.address % mmap.PAGESIZE
     length = -(-(offset + extent.size) // mmap.PAGESIZE) * mmap.PAGESIZE
     descriptor = export(extent.address - offset, length)
     try:
-        return memory.register_dmabuf(card, descriptor, offset, extent.size, extent.owner)
+        return memory.register_dmabuf(card, descriptor, offset, extent.size, extent.owner, remote=remote)
     finally:
         os.close(descriptor)  # the registration keeps the memory by itself
 

@@ -1,4 +1,4 @@
-"""Memory that a device may read and write: registered for existing buffers, never copied and never owned.
+"""Memory that a device may read and write, and a peer at most write: for existing buffers, never copied or owned.
 
 A region keeps its buffer alive and where it is. Buffers are anything with the buffer protocol (a CPU tensor's
 `numpy()`, mmap, bytearray), an address that somebody else keeps valid (pinned host memory), or a dma-buf.
@@ -48,7 +48,7 @@ class Region:
 
 
 def register(card: Card, buffer: Any, *, remote: bool = True) -> Region:
-    """`remote`: whether peers that are given the key may read and write it."""
+    """`remote`: whether peers that are given the key may write it. Nobody may read it."""
     view = memoryview(buffer).cast("B")
     if view.readonly:
         raise ValueError("memory to be registered must be writable, this buffer is read-only")
@@ -64,7 +64,9 @@ def register_at(card: Card, address: int, length: int, owner: Any, *, remote: bo
     return Region(card.register(address, length, remote=remote), address, length, owner, None)
 
 
-def register_dmabuf(card: Card, descriptor: int, offset: int, length: int, owner: Any) -> Region:
+def register_dmabuf(
+    card: Card, descriptor: int, offset: int, length: int, owner: Any, *, remote: bool = True
+) -> Region:
     """GPU memory, by the dma-buf that its driver exports; peers count from `offset`."""
-    memory = card.register_dmabuf(descriptor, offset, length)
+    memory = card.register_dmabuf(descriptor, offset, length, remote=remote)
     return Region(memory, offset, length, owner, None)

@@ -25,11 +25,11 @@ class Card:
         self.asked.append(("plain", address, length, remote))
         return self
 
-    def register_dmabuf(self, descriptor: int, offset: int, length: int) -> Any:
+    def register_dmabuf(self, descriptor: int, offset: int, length: int, *, remote: bool) -> Any:
         os.fstat(descriptor)  # still open
         if not self._dmabuf:
             raise ChannelError("memory", "the device takes no dma-buf")
-        self.asked.append(("dma-buf", offset, length))
+        self.asked.append(("dma-buf", offset, length, remote))
         return self
 
     key = None
@@ -55,10 +55,13 @@ def loaded(monkeypatch: pytest.MonkeyPatch, folder: Path, *names: str) -> None:
     monkeypatch.setattr(gpu, "_LOADED", folder)
 
 
-def test_whole_pages_are_exported_and_the_descriptor_is_closed(exported: list[tuple[int, int, int]]) -> None:
+@pytest.mark.parametrize("remote", [True, False])
+def test_whole_pages_are_exported_and_the_descriptor_is_closed(
+    exported: list[tuple[int, int, int]], remote: bool
+) -> None:
     card = Card()
-    region = gpu.register(card, LAYER, remote=True)  # type: ignore[arg-type]
-    assert card.asked == [("dma-buf", 0x200, 10_000)]
+    region = gpu.register(card, LAYER, remote=remote)  # type: ignore[arg-type]
+    assert card.asked == [("dma-buf", 0x200, 10_000, remote)]
     ((address, length, descriptor),) = exported
     assert (address, length) == (0x7F00_0000_1000, 3 * 4096)
     assert (region.address, region.length, region.view) == (0x200, 10_000, None)
