@@ -47,6 +47,8 @@ _OF_THIS_HOP: Final = frozenset(
         b"x-request-id",
     )
 )
+#: Of an engine's answer: of the hop, or our own server's to say.
+_NOT_HANDED_ON: Final = (_OF_THIS_HOP - {b"content-length"}) | {b"date", b"server"}
 
 
 class App:
@@ -70,7 +72,8 @@ class App:
         elif path == "/metrics":
             await self._metrics(send)
         elif self._status.phase in ("importing", "loading"):
-            message = f"the engine is not ready: {self._status.phase}"
+            engines = ", ".join(self._router.decodes.all)
+            message = f"no decode engine has passed its health check yet ({engines}); see this router's log"
             await refuse(send, 503, message, [(b"retry-after", b"1")])
         else:
             await self._request(scope, receive, send)
@@ -169,7 +172,7 @@ async def _serve(legs: Legs, request: Request, send: Send) -> str:
     call = got.call
     events = any(k == b"content-type" and v.startswith(b"text/event-stream") for k, v in call.headers)
     try:
-        headers = [h for h in call.headers if h[0] not in _OF_THIS_HOP or h[0] == b"content-length"]
+        headers = [header for header in call.headers if header[0] not in _NOT_HANDED_ON]
         headers += _added(request, legs)
         await send({"type": "http.response.start", "status": call.status, "headers": headers})
         try:

@@ -250,6 +250,7 @@ def test_it_is_not_ready_without_a_healthy_engine(start: Callable[..., Process],
         process.ask("/v1/completions", prompt=[1])
     with refused.value as error:
         assert (error.code, error.headers["retry-after"]) == (503, "1")
+        assert f"no decode engine has passed its health check yet ({engine.url})" in error.read().decode()
     process.until(lambda: f"decode engine {engine.url}: " in process.log)
     assert "listening at 127.0.0.1:" in process.log
     engine.healthy = True

@@ -100,6 +100,9 @@ def test_a_long_prompt_takes_two_legs_and_a_short_one_only_the_second() -> None:
             word, *facts = answer.headers["x-kv-transfer"].split(";")
             assert (word, facts[0], facts[2]) == ("vllm", "tokens=7", f"prefill={g.prefills[0].url}")
             assert answer.headers["x-request-id"] == "r-1"
+            assert [len(answer.headers.getall(name)) for name in ("date", "server", "content-length")] == [
+                1
+            ] * 3
             (first,), (second,) = g.prefills[0].requests, g.decodes[0].requests
             assert (first["max_tokens"], first["stream"], "min_tokens" in first) == (1, False, False)
             assert (second["max_tokens"], second["min_tokens"], second["temperature"]) == (5, 2, 0.5)
