@@ -98,6 +98,10 @@ class Channels(Keeper):
         except ChannelError as error:
             self._failed(i, there.generation, error)
             raise
+        except Exception as error:  # without an end, the link would be dialled for ever
+            failure = ChannelError("unreachable", f"{i.addr}: {error!r}")
+            self._failed(i, there.generation, failure)
+            raise failure from error
         finally:
             del self._dials[i.number]
         took = time.monotonic() - began

@@ -18,7 +18,7 @@ from kserve_ext.core.kv_links import Peer
 from runtimes.transport.channel import ChannelError, Frame, Rung
 from runtimes.transport.handshake import Identity
 from runtimes.transport.layout import Layout
-from runtimes.transport.listener import Listener
+from runtimes.transport.listener import Listener, dial
 from runtimes.transport.pair import Channel
 from runtimes.transport.verbs.choice import Wanted
 from runtimes.vllm_pd import channels, keeper
@@ -211,6 +211,28 @@ def test_peers_are_dialled_before_anybody_asks_and_let_go_when_home_says_so() ->
         side.close()
         for each in (p, q, r):
             each.end()
+
+    run(test())
+
+
+def test_a_dial_that_ends_in_a_way_that_nobody_foresaw_is_a_failure_like_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        p, side = Prefill("p"), decode()
+
+        def wrong(*args: Any, **more: Any) -> Channel:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(channels, "dial", wrong)
+        with pytest.raises(ChannelError, match="can't start new thread"):
+            await side.get(p.lease)
+        assert side.facts()[0]["state"] == "down"
+        monkeypatch.setattr(channels, "dial", dial)
+        await until(lambda: not side.usable()[1])
+        assert (await side.get(p.lease))[0].peer.name == "p"
+        side.close()
+        p.end()
 
     run(test())
 
