@@ -18,17 +18,19 @@ from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
-from vllm.v1.engine import async_llm
+from vllm.v1.engine import FINISH_REASON_STRINGS, async_llm
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.executor import Executor
 
 from runtimes.vllm_pd import resuming
-from runtimes.vllm_pd.continuation import ASKED
+from runtimes.vllm_pd.continuation import ASKED, Finish
 from runtimes.vllm_pd.inproc import InprocAsyncClient
 from runtimes.vllm_pd.options import kv_cache_bytes
+from runtimes.vllm_pd.scheduler_side import PUSH
 from runtimes.vllm_pd.timeline import CURRENT
 
 _WORKER = "runtimes.vllm_pd.worker.Worker"
+_TRANSFER_PARAMS = "kv_transfer_params"
 
 
 class Prepared(NamedTuple):
@@ -59,6 +61,8 @@ class Engine(AsyncLLM):  # type: ignore[misc]
     placement: Placement | None = None
     #: Streams may be gone on with: its workers know of requests that begin with output.
     continues = True
+    #: Its connector is ours: which blocks come and go is not for clients to say.
+    transfers = False
 
     @property
     def client(self) -> InprocAsyncClient:
@@ -66,8 +70,11 @@ class Engine(AsyncLLM):  # type: ignore[misc]
         return client
 
     async def generate(
-        self, prompt: Any, sampling_params: Any, request_id: str, **more: Any
+        self, prompt: Any, sampling_params: Any, request_id: str, *, push: int | None = None, **more: Any
     ) -> AsyncGenerator[Any, None]:
+        """`push`: of a prompt that is computed for another engine."""
+        if self.transfers:
+            sampling_params = with_transfer(sampling_params, {} if push is None else {PUSH: push})
         timeline = CURRENT.get()
         if timeline is not None:
             timeline.mark_once("tokenised", f"{len(prompt_tokens(prompt) or ())} tokens")
@@ -78,7 +85,7 @@ class Engine(AsyncLLM):  # type: ignore[misc]
             record = asked.record
         tokens = record.tokens if record is not None else []
         if record is not None:
-            self._check(prompt, sampling_params, tokens)
+            self._check(prompt, sampling_params, tokens, record.finish)
             if timeline is not None:
                 timeline.mark("resumed", f"{len(tokens)} tokens of another instance")
         prepared = Prepared(sampling_params)
@@ -133,17 +140,32 @@ class Engine(AsyncLLM):  # type: ignore[misc]
             and not (
                 params.structured_outputs is not None and reasons
             )  # where the grammar began is not known
-            and not (params.extra_args or {}).get("kv_transfer_params")
+            and not (params.extra_args or {}).get(_TRANSFER_PARAMS)
         )
 
-    def _check(self, prompt: Any, params: Any, tokens: list[int]) -> None:
+    def _check(self, prompt: Any, params: Any, tokens: list[int], finish: Finish | None) -> None:
         """What a record says goes into the engine: it must be what such an engine can have put out."""
         known = range(self.model_config.get_vocab_size())
         length = len(prompt_tokens(prompt) or ()) + len(tokens)
+        most = self.model_config.max_model_len if finish else self.model_config.max_model_len - 1
         if not all(token in known for token in tokens):
             raise VLLMValidationError("the record of the stream has tokens that this model does not have")
-        if len(tokens) > (params.max_tokens or length) or length > self.model_config.max_model_len:
+        if len(tokens) > (params.max_tokens or length) or length > most:
             raise VLLMValidationError("the record of the stream has more tokens than it may have")
+        if finish is not None and finish.reason not in FINISH_REASON_STRINGS:
+            raise VLLMValidationError(
+                f"the record of the stream ends for no reason that there is: {finish.reason}"
+            )
+
+
+def with_transfer(params: Any, transfer: dict[str, int]) -> Any:
+    """A copy of sampling parameters; without a transfer none is left in it, whoever has put it there."""
+    if not transfer and _TRANSFER_PARAMS not in (params.extra_args or {}):
+        return params
+    params = params.clone()
+    extra = {name: value for name, value in (params.extra_args or {}).items() if name != _TRANSFER_PARAMS}
+    params.extra_args = {**extra, _TRANSFER_PARAMS: transfer} if transfer else extra or None
+    return params
 
 
 def prompt_tokens(prompt: Any) -> list[int] | None:
@@ -175,6 +197,7 @@ def build_engine(args: Namespace, kv_transfer: dict[str, Any] | None, event: Cal
             log_stats=not engine_args.disable_log_stats,
         )
     engine.continues = own_workers
+    engine.transfers = kv_transfer is not None
     return engine
 
 

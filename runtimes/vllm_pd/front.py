@@ -27,7 +27,7 @@ from runtimes.vllm_pd.break_even import BreakEven
 from runtimes.vllm_pd.channels import Channels
 from runtimes.vllm_pd.choosing import Choosing, Rungs, Trip
 from runtimes.vllm_pd.decide import Channel, Facts, Setting, decide
-from runtimes.vllm_pd.engine import Engine, Prepared, prompt_tokens
+from runtimes.vllm_pd.engine import Engine, Prepared, prompt_tokens, with_transfer
 from runtimes.vllm_pd.home_client import NO_WORK, Computed, Lease, Leases, NoPrefill, Wanted
 from runtimes.vllm_pd.landing import Outcome
 from runtimes.vllm_pd.load import LoadReports
@@ -104,9 +104,7 @@ class Front:
             metrics.TRANSFERS.labels(timeline.prefill.get("instance", ""), "none", error.reason).inc()
             self._refuse_if_required(str(error))
             return Prepared(params, waiting=self._waits(timeline, count - cached))
-        params = params.clone()
-        params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": {TRANSFER: transfer}}
-        return Prepared(params, transfer, count - cached, comparable.at)
+        return Prepared(with_transfer(params, {TRANSFER: transfer}), transfer, count - cached, comparable.at)
 
     def finished(self, prepared: Prepared, first_token: float | None, cached: int) -> None:
         self._backlog.remove(prepared.waiting)
@@ -308,8 +306,6 @@ def _obstacle(tokens: list[int] | None, prompt: Any, params: Any, more: dict[str
         return "adapter"
     if isinstance(prompt, dict) and prompt.get("cache_salt"):
         return "cache-salt"
-    if (getattr(params, "extra_args", None) or {}).get("kv_transfer_params"):
-        return "own-transfer"
     return ""
 
 

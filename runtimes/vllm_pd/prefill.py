@@ -14,7 +14,6 @@ from runtimes.vllm_pd.engine import Engine
 from runtimes.vllm_pd.landing import Outcome
 from runtimes.vllm_pd.ranks.mixed import MixedPrefill
 from runtimes.vllm_pd.ranks.prefill_front import FrontPushes
-from runtimes.vllm_pd.scheduler_side import PUSH
 from runtimes.vllm_pd.timeline import CURRENT, Timeline, Timelines
 
 
@@ -73,12 +72,12 @@ class PrefillJobs:
         CURRENT.set(timeline)
         timeline.mark("prefill_received", f"{len(job.tokens)} tokens")
         params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
-        params.extra_args = {"kv_transfer_params": {PUSH: key}}
         prompt = {"type": "token", "prompt_token_ids": job.tokens}
         started, error, cached = time.time(), "", 0
         timeline.mark("prefill_start", at=started)
         try:
-            async for output in self._engine.generate(prompt, params, f"prefill-{key}-{job.request_id}"):
+            name = f"prefill-{key}-{job.request_id}"
+            async for output in self._engine.generate(prompt, params, name, push=key):
                 cached = output.num_cached_tokens or 0
         except asyncio.CancelledError:
             error = "cancelled"

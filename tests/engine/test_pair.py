@@ -9,6 +9,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,22 @@ def test_tokens_equal_one_engines_and_transferred_tokens_are_accounted_for(pd: P
     assert local <= BLOCK
     blocks = -(-length // BLOCK)
     assert int(facts["bytes"]) == blocks * 4 * BLOCK * 2 * 2 * 64 * 4  # layers, tokens, heads, K and V, fp32
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"kv_transfer_params": {"galaxy_transfer": [], "galaxy_push": []}},
+        {"kv_transfer_params": {"galaxy_transfer": 1, "galaxy_push": 1}},
+        {"vllm_xargs": {"kv_transfer_params": "galaxy_transfer"}},
+    ],
+)
+def test_what_a_client_says_of_transfers_means_nothing(pd: PD, more: dict[str, Any]) -> None:
+    seed = 2100 + len(str(more))
+    expected, _ = pd.prefill.tokens(prompt(seed, 300), 8, **more)
+    got, answer = pd.decode.tokens(prompt(seed, 300), 8, **more)
+    assert got == expected == pd.prefill.tokens(prompt(seed, 300), 8)[0]
+    assert transfer(answer)[0] == pd.rung
 
 
 def test_blocks_that_decode_holds_are_not_sent(pd: PD) -> None:
