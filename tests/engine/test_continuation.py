@@ -233,6 +233,21 @@ def test_a_record_with_tokens_that_the_model_has_not(unified: Instance) -> None:
     assert unified.tokens(prompt(4, 10), 4)
 
 
+@pytest.mark.parametrize(
+    ("mark", "says"),
+    [
+        (b"1 " + b",".join([b"5"] * (2048 - 150)), b"more tokens than it may have"),
+        (b'1 5 ["because", null]', b"because"),
+    ],
+)
+def test_a_record_that_no_engine_can_have_made(unified: Instance, mark: bytes, says: bytes) -> None:
+    path, body = request("text", max_tokens=2048 - 150)
+    rest = resume(unified, path, body, Stream(b"1", [], [mark]), "impossible")
+    assert rest.events[-1].startswith(b'data: {"error"')
+    assert says in rest.events[-1]
+    assert unified.tokens(prompt(4, 10), 4)
+
+
 def test_a_client_can_not_put_output_into_the_engine(unified: Instance) -> None:
     expected, _ = unified.tokens(prompt(5, 20), 6)
     assert unified.tokens(prompt(5, 20), 6, vllm_xargs={"galaxy_emitted": [5, 6, 7]})[0] == expected
