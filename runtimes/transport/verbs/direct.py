@@ -3,7 +3,8 @@
 Each side registers its layers once a device (cards.py). The receiver tells their addresses and keys, the sender
 answers when it has registered its own: from then on the rung is usable. What is under way is bounded by what the
 sender's device has not carried out yet. A write goes whole to the rail with the least under way (if that is equal,
-to the one that has carried less), so those of one transfer may arrive in any order.
+to the one that has carried less), so those of one transfer may arrive in any order. Of a paged cache on a GPU the
+memory around its pages is registered, and the receiver tells where in it they lie (pages.py).
 """
 
 from __future__ import annotations
@@ -17,22 +18,19 @@ import msgspec
 
 from kserve_ext.wire.messages import UNREADABLE
 from runtimes.transport.channel import NOTE, RUNG_NAMES, ChannelError, Extent, Frame, Row, Rung, Way
+from runtimes.transport.cuda.blocks import PagedBlocks
 from runtimes.transport.verbs import cards
 from runtimes.transport.verbs.memory import Region
+from runtimes.transport.verbs.pages import Lying, Sheet, differs, requests, sheet, spans
 from runtimes.transport.verbs.rail import Rail
 from runtimes.transport.verbs.work import Piece, joined
 
 
-class _Layer(msgspec.Struct, frozen=True, array_like=True):
-    address: int
-    key: int
-    size: int
-
-
 class _Exposed(msgspec.Struct, frozen=True, tag=True):
-    """Receiver -> sender: its layers, as each rail's device knows them."""
+    """Receiver -> sender: its layers, as each rail's device knows them, or what its pages lie in."""
 
-    rails: list[list[_Layer]]
+    rails: list[list[Lying]]
+    sheet: Sheet | None = None
 
 
 class _Agreed(msgspec.Struct, frozen=True, tag=True):
@@ -50,7 +48,8 @@ class _Lane:
     def __init__(self, rail: Rail) -> None:
         self.rail = rail
         self.mine: list[Region] = []
-        self.theirs: list[_Layer] = []
+        self.theirs: list[Lying] = []
+        self.block: list[Piece] = []  # block 0 of a paged cache for the peer's
         self.bytes = 0
         self.carried = 0  # in all
         self._posted: deque[tuple[int, int]] = deque()  # ticket, bytes
@@ -82,6 +81,7 @@ class Direct(Way):
     rung: Rung = "rdma"
     direct = True
     scatters = True
+    pages = True
 
     def __init__(self, rails: Sequence[Rail], window: int) -> None:
         self.streams = rails
@@ -90,6 +90,8 @@ class Direct(Way):
         self._lanes = [_Lane(rail) for rail in rails]
         self._lock = threading.Lock()
         self._sources: Sequence[Extent] | None = None
+        self._sheet: Sheet | None = None  # of our paged cache
+        self._theirs: Sheet | None = None
         self._tickets: dict[int, dict[int, int]] = {}  # transfer -> lane -> its last ticket
         self._agreed = self._closed = False
 
@@ -110,17 +112,21 @@ class Direct(Way):
 
     def expose(self, layers: Sequence[Extent]) -> None:
         with self._lock:
-            if not self._register(layers, remote=True):
+            owner = layers[0].owner if layers else None
+            if isinstance(owner, PagedBlocks) and not owner.device.flushable:
+                self.why = "the GPU neither sees a network card's writes in order nor can be told to"
+            extents, self._sheet = _laid_out(layers)
+            if not self._register(extents, remote=True):
                 return
             rails = [
-                [_Layer(region.address, region.key.remote, region.length) for region in lane.mine]
+                [Lying(region.address, region.key.remote, region.length) for region in lane.mine]
                 for lane in self._lanes
             ]
-        self._note(_Exposed(rails))
+        self._note(_Exposed(rails, self._sheet))
 
     def use(self, layers: Sequence[Extent]) -> None:
         with self._lock:
-            self._sources = layers
+            self._sources, self._sheet = _laid_out(layers)
         self._agree()
 
     def told(self, lane: int, body: bytes) -> None:
@@ -136,6 +142,7 @@ class Direct(Way):
         with self._lock:
             for mine, theirs in zip(self._lanes, note.rails, strict=True):
                 mine.theirs = theirs
+            self._theirs = note.sheet
         self._agree()
 
     def _agree(self) -> None:
@@ -144,9 +151,14 @@ class Direct(Way):
             theirs = self._lanes[0].theirs
             if self._sources is None or not theirs or self._agreed or self.why:
                 return
-            if len(theirs) != len(self._sources):
+            mine, other = self._sheet, self._theirs
+            self.why = differs(mine, other, theirs)
+            if mine is None and not self.why and len(theirs) != len(self._sources):
                 self.why = f"layers: {len(self._sources)} here, {len(theirs)} there"
-            elif self._register(self._sources, remote=False):
+            if self._register(self._sources, remote=False):
+                for lane in self._lanes:
+                    if mine is not None and other is not None:
+                        lane.block = spans(mine, lane.mine, other, lane.theirs)
                 self._agreed = True
             if self._closed:
                 return
@@ -188,25 +200,42 @@ class Direct(Way):
         found = [(row.layer, _address(row.block) - starts[row.layer], row.target) for row in rows]
         self._post(frame, places, found)
 
-    def post(self, frame: Frame, checksums: bytes, offsets: Sequence[int]) -> None:
-        """Blocks known by where they lie in their layer, as those of a GPU are."""
-        self._post(frame, checksums, [(frame.layer, at, frame.target + n) for n, at in enumerate(offsets)])
+    def write_pages(self, frame: Frame, places: bytes, runs: Sequence[tuple[int, int, int]]) -> None:
+        mine, theirs = self._sheet, self._theirs
+        if mine is None or theirs is None:
+            raise ValueError("no paged cache is in use")
+        beyond = next((target + n for _, target, n in runs if target + n > theirs.blocks), 0)
+        if beyond:
+            raise ChannelError(
+                "protocol", f"block {beyond - 1} is wanted, the peer's cache has {theirs.blocks}"
+            )
+        number = self._choose(frame.size)
+        pieces = requests(self._lanes[number].block, mine.stride, theirs.stride, runs)
+        self._send(number, frame, places, pieces)
 
     def _post(self, frame: Frame, body: bytes, places: Sequence[tuple[int, int, int]]) -> None:
         """Of each block: its layer, its offset there, and the block that it becomes."""
-        self._room(frame.size)
-        number, lane = min(enumerate(self._lanes), key=lambda each: (each[1].bytes, each[1].carried))
+        number = self._choose(frame.size)
+        lane, each = self._lanes[number], frame.size // frame.blocks
         regions = lane.mine
-        if not regions:
-            raise ChannelError("closed", "closed on this side")
-        each = frame.size // frame.blocks
         pieces = []
         for layer, offset, target in places:
             theirs = lane.theirs[layer]
             if (target + 1) * each > theirs.size:
                 raise ValueError(f"block {target} lies beyond the peer's layer {layer}")
             pieces.append(regions[layer].piece(offset, each, theirs.address + target * each, theirs.key))
-        self._tickets.setdefault(frame.transfer, {})[number] = lane.write(frame, body, joined(pieces))
+        self._send(number, frame, body, joined(pieces))
+
+    def _choose(self, size: int) -> int:
+        """A lane, when there is room."""
+        self._room(size)
+        number, lane = min(enumerate(self._lanes), key=lambda each: (each[1].bytes, each[1].carried))
+        if not lane.mine:
+            raise ChannelError("closed", "closed on this side")
+        return number
+
+    def _send(self, number: int, frame: Frame, body: bytes, pieces: Sequence[Piece]) -> None:
+        self._tickets.setdefault(frame.transfer, {})[number] = self._lanes[number].write(frame, body, pieces)
 
     def flush(self, transfer: int) -> None:
         for number, ticket in self._tickets.pop(transfer, {}).items():
@@ -231,6 +260,16 @@ class Direct(Way):
         with self._lock:
             self._closed = True
             self._release()
+
+
+def _laid_out(layers: Sequence[Extent]) -> tuple[Sequence[Extent], Sheet | None]:
+    """What is to be registered, and of a paged cache where its blocks are in it."""
+    owner = layers[0].owner if layers else None
+    if not isinstance(owner, PagedBlocks):
+        return layers, None
+    memory = owner.memory()
+    found = sheet(memory, owner.addresses, (owner.part_bytes, owner.step, owner.blocks))
+    return [Extent(start, size, True, owner) for start, size in memory], found
 
 
 def _address(block: memoryview) -> int:

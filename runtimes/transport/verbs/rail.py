@@ -10,7 +10,7 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
-from runtimes.transport.channel import FRAME, NOTE, PLACE, ROWS, WRITE, ChannelError, Frame
+from runtimes.transport.channel import FRAME, NOTE, PAGE, PAGES, PLACE, ROWS, WRITE, ChannelError, Frame
 from runtimes.transport.verbs.ends import Ends
 from runtimes.transport.verbs.queue import QueuePair
 from runtimes.transport.verbs.work import Piece
@@ -57,8 +57,8 @@ class Rail:
             raise ChannelError("protocol", f"a frame of {len(message)} bytes")
         frame = Frame(*FRAME.unpack_from(message))
         body = message[FRAME.size :]
-        lengths = {WRITE: 4 * frame.blocks, ROWS: PLACE.size * frame.blocks, NOTE: frame.size}
-        expected = lengths.get(frame.kind, 0)
+        each = {WRITE: 4, ROWS: PLACE.size, PAGES: PAGE.size}.get(frame.kind, 0)
+        expected = frame.size if frame.kind == NOTE else each * frame.blocks
         if len(body) != expected:
             raise ChannelError("protocol", f"{len(body)} bytes behind a frame, instead of {expected}")
         return frame, body
