@@ -28,17 +28,25 @@ class Resources(NamedTuple):
     rdma: int = 0
 
     def fits(self, free: Resources) -> bool:
-        return all(need <= have for need, have in zip(self, free, strict=True))
+        return (  # written out: it is asked of every node for every placement
+            self[0] <= free[0]
+            and self[1] <= free[1]
+            and self[2] <= free[2]
+            and self[3] <= free[3]
+            and self[4] <= free[4]
+        )
 
     def most(self, other: Resources) -> Resources:
         """The larger of each: what fits into neither fits into nothing that is smaller than this."""
         return Resources(*(max(a, b) for a, b in zip(self, other, strict=True)))
 
     def plus(self, other: Resources) -> Resources:
-        return Resources(*(a + b for a, b in zip(self, other, strict=True)))
+        a, b = self, other
+        return Resources(a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3], a[4] + b[4])
 
     def minus(self, other: Resources) -> Resources:
-        return Resources(*(a - b for a, b in zip(self, other, strict=True)))
+        a, b = self, other
+        return Resources(a[0] - b[0], a[1] - b[1], a[2] - b[2], a[3] - b[3], a[4] - b[4])
 
     def short_of(self, free: Resources) -> str:
         """Why this does not fit into `free`, for a person: "cpu: needs 2000m, 500m free; ..."; "" if it fits."""

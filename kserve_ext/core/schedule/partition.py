@@ -21,6 +21,10 @@ class Partition:
         self._status: dict[NodeID, NodeStatus] = {}
         #: starts sent and not yet answered; every key's node was up when it was sent
         self._pending: dict[InstanceID, tuple[NodeID, Resources]] = {}
+        #: their sum, by node
+        self._taken: dict[NodeID, Resources] = {}
+        #: nodes in order of id; None: to be sorted again
+        self._order: list[NodeID] | None = None
         #: nodes that the view gives to this partition; None before the first view
         self._owned: set[NodeID] | None = None
         #: the largest of each resource that any node here ever had: one that is away for a moment still counts
@@ -36,35 +40,49 @@ class Partition:
         if known is not None and (status.incarnation, status.seq) < (known.incarnation, known.seq):
             return False
         self._status[status.node] = status
+        if known is None:
+            self._order = None
         self._largest = self._largest.most(status.capacity)
         return True
 
     def forget(self, node: NodeID) -> None:
         self._status.pop(node, None)
+        self._order = None
 
     def keep_only(self, nodes: set[NodeID]) -> None:
         """A new view: drops the nodes that it has given to others."""
         self._owned = set(nodes)
         for node in [n for n in self._status if n not in nodes]:
             del self._status[node]
+        self._order = None
 
     def sent(self, instance: InstanceID, node: NodeID, needs: Resources) -> None:
+        self.answered(instance)
         self._pending[instance] = (node, needs)
+        self._taken[node] = self._taken.get(node, Resources()).plus(needs)
 
     def answered(self, instance: InstanceID) -> None:
-        self._pending.pop(instance, None)
+        sent = self._pending.pop(instance, None)
+        if sent is not None:
+            node, needs = sent
+            left = self._taken[node].minus(needs)
+            if any(left):
+                self._taken[node] = left
+            else:
+                del self._taken[node]
 
     def status(self, node: NodeID) -> NodeStatus | None:
         return self._status.get(node)
 
     def candidates(self) -> list[Candidate]:
         """All nodes, in order of id, with what is free after the starts under way."""
-        taken: dict[NodeID, Resources] = {}
-        for node, needs in self._pending.values():
-            taken[node] = taken.get(node, Resources()).plus(needs)
+        if self._order is None:
+            self._order = sorted(self._status)
+        taken, known = self._taken, self._status
         return [
             Candidate(status, status.free.minus(taken[node]) if node in taken else status.free)
-            for node, status in sorted(self._status.items())
+            for node in self._order
+            for status in (known[node],)
         ]
 
     def capacity(self) -> Resources | None:
