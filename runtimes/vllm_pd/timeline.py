@@ -79,15 +79,15 @@ class Timeline:
 
 
 class Timelines:
-    """The last requests, by id. A repeated id continues the timeline it has."""
+    """The last requests, by id. One that comes again, which is for clients to say, names the newest."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
         self._by_id: OrderedDict[str, Timeline] = OrderedDict()
 
     def open(self, request_id: str) -> Timeline:
-        timeline = self._by_id.pop(request_id, None) or Timeline(request_id)
-        self._by_id[request_id] = timeline
+        timeline = self._by_id[request_id] = Timeline(request_id)
+        self._by_id.move_to_end(request_id)
         while len(self._by_id) > self._capacity:
             self._by_id.popitem(last=False)
         return timeline

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from runtimes.vllm_pd import metrics
-from runtimes.vllm_pd.timeline import Timeline
+from runtimes.vllm_pd.timeline import Timeline, Timelines
 
 
 @pytest.mark.parametrize("late", [True, False])
@@ -28,6 +28,19 @@ def test_what_was_computed_here_has_no_overlap() -> None:
     timeline.overlapped(0.5)
     assert timeline.transfer == "none;reason=timeout;tried=tcp"
     assert "overlap" not in timeline.kv
+
+
+def test_requests_of_one_id_are_told_apart() -> None:
+    """Clients choose ids; when the first token of one request came says nothing of the next, which is measured."""
+    timelines = Timelines(capacity=2)
+    first = timelines.open("same")
+    first.mark("first_token")
+    timelines.open("other")
+    again = timelines.open("same")
+    assert again.when("first_token") is None
+    assert timelines.get("same") is again
+    timelines.open("third")
+    assert timelines.facts().keys() == {"same", "third"}
 
 
 def test_series_of_a_pair_end_when_the_peer_is_no_longer_known() -> None:
