@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -46,6 +47,19 @@ class Ear:
 
     def next(self) -> tuple[object, ...]:
         return self.happened.get(timeout=WAIT_S)
+
+
+class Told(Ear):
+    """Tells the sender of what has landed: only then may it write there again."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def landed(self, frame: Frame, broken: list[int]) -> None:
+        super().landed(frame, broken)
+        with contextlib.suppress(ChannelError):
+            self._channel.send(b"landed")
 
 
 def extent(memory: memoryview) -> Extent:

@@ -12,7 +12,18 @@ import pytest
 from runtimes.transport.channel import ChannelError, Extent
 from tests.runtimes import test_transfers
 from tests.runtimes.test_transfers import Setup
-from tests.transport.nixl.channels import BLOCK, WAIT_S, Ear, Pair, Sender, decode, extent, prefill, until
+from tests.transport.nixl.channels import (
+    BLOCK,
+    WAIT_S,
+    Ear,
+    Pair,
+    Sender,
+    Told,
+    decode,
+    extent,
+    prefill,
+    until,
+)
 
 # Prefill's and decode's halves against each other: the tests of tests/runtimes on this rung.
 globals().update(
@@ -138,7 +149,8 @@ def test_after_the_end_of_a_channel_nobody_writes_here() -> None:
     """Quarantine: as soon as the owner is told that the channel is lost its memory is its own."""
     for _ in range(3):
         sender = Sender()
-        near, ear = decode(sender.addr), Ear()
+        near = decode(sender.addr)
+        ear = Told(near)
         near.start(ear, ear)
         near.expose([extent(ear.memory)])
         for _ in range(20):
@@ -156,7 +168,8 @@ def test_after_the_end_of_a_channel_nobody_writes_here() -> None:
 def test_a_sender_that_dies_in_the_middle_of_a_write_loses_the_channel_and_no_block() -> None:
     for _ in range(3):
         sender = Sender()
-        near, ear = decode(sender.addr), Ear()
+        near = decode(sender.addr)
+        ear = Told(near)
         near.start(ear, ear)
         near.expose([extent(ear.memory)])
         for _ in range(10):

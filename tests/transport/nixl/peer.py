@@ -7,6 +7,8 @@ import os
 
 from tests.transport.nixl.channels import BLOCK, WAIT_S, Ear, extent, prefill, until
 
+ROUND = 8  # writes before a place is written again, by when its blocks have landed
+
 
 def main() -> None:
     listener, accepted = prefill()
@@ -20,9 +22,11 @@ def main() -> None:
     try:
         for turn in itertools.count(1):
             channel.flush(1)
+            if turn > ROUND and ear.next()[0] == "lost":
+                break
             for block in blocks:
                 block[:] = bytes([turn % 255 + 1]) * BLOCK
-            channel.write(1, 0, turn % 8 * 8, blocks)
+            channel.write(1, 0, turn % ROUND * len(blocks), blocks)
     finally:
         os._exit(1)
 
