@@ -7,6 +7,7 @@ top that it needs. Whatever only makes RDMA slow or lossy is a warning; only wha
 from __future__ import annotations
 
 import ipaddress
+import sysconfig
 from collections.abc import Iterator
 from typing import Final
 
@@ -27,7 +28,10 @@ MODULES: Final = {
     "mlx5_core": "mlx5_ib",
     "qede": "qedr",
 }
-INSTALL: Final = "apt install --no-install-recommends ibverbs-providers librdmacm1, and python3-pyverbs"
+INSTALL: Final = (
+    "apt install --no-install-recommends ibverbs-providers librdmacm1, and python3-pyverbs; a virtual environment sees "
+    f"it after ln -s /usr/lib/python3/dist-packages/pyverbs {sysconfig.get_path('platlib')}"
+)
 IN_A_POD: Final = "in a pod, ask the device plugin for its resource (resources.limits)"
 SOFTWARE: Final = "to try it without a NIC: modprobe rdma_rxe && rdma link add rxe0 type rxe netdev INTERFACE"
 #: Bytes that a channel locks: its ring, and less than as much again for buffers.

@@ -59,6 +59,7 @@ def test_a_machine_as_it_should_be_has_nothing_to_do() -> None:
         (machine(devices=()), "no RDMA device", "rdma link add rxe0 type rxe"),
         (machine(devices=(), drivers={"ens0": "ice"}), "no RDMA device, though ens0", "modprobe irdma"),
         (machine(pyverbs="No module named 'pyverbs'"), "pyverbs can't be loaded", "ibverbs-providers"),
+        (machine(pyverbs="No module named 'pyverbs'"), "pyverbs can't be loaded", "dist-packages/pyverbs /"),
         (machine(wanted=Wanted(("mlx5_7",))), "mlx5_7 is not here", "GALAXY_RDMA_DEVICES"),
         (machine(wanted=Wanted(network="192.0.2.0/24")), "no address in 192.0.2.0/24", "GALAXY_RDMA_NETWORK"),
         (machine(locked=65536), "locked memory: 64 KiB, and a channel needs 32 MiB", "IPC_LOCK"),
