@@ -21,6 +21,7 @@ VERBS: Final = {
     "status": "Show functions, nodes, instances and held requests; in Knative, which parts are ours.",
     "top": "Show what every process uses.",
     "doctor": "Check this machine and the cluster, and say what to do.",
+    "simulate": "Run control planes in virtual time on one trace, ours and its rivals.",
     "kv": "Measure what moves KV between instances.",
     "install": "Replace Knative's activator and autoscaler in a Kubernetes cluster.",
     "uninstall": "Put them back.",

@@ -65,7 +65,7 @@ class Result:
     p50: float
     p99: float
     p999: float
-    per_second: float  # requests begun, from the first arrival to the last beginning
+    per_second: float  # requests begun, from the first beginning to the last
     starts: int
     refused_starts: int
     messages: int
@@ -128,7 +128,7 @@ def _result(
     measured = fleet.requests[measured_from:]
     waited = sorted((now if r.began is None else r.began) - r.at for r in measured)
     begun = [r.began for r in measured if r.began is not None]
-    span = max(begun, default=0.0) - measured[0].at
+    span = max(begun, default=0.0) - min(begun, default=0.0)
     system = fleet.system
     assert system is not None
     counts = dict(sorted(fleet.counts.items()))
@@ -139,7 +139,7 @@ def _result(
         percentile(waited, 0.5),
         percentile(waited, 0.99),
         percentile(waited, 0.999),
-        len(begun) / span if span > 0 else 0.0,
+        (len(begun) - 1) / span if span > 0 else 0.0,
         counts.get("starts", 0),
         counts.get("starts refused", 0),
         counts.get("messages", 0),

@@ -35,7 +35,7 @@ def nearly_full(share: float, world: World, seed: int) -> tuple[World, list[Arri
 
     What is measured are starts at 500 a second, as many as fit, 200 at most.
     """
-    small = replace(world, room=20, start_s=0.02, parallel_starts=100)
+    small = replace(world, room=8, start_s=0.02, parallel_starts=100)
     places = small.nodes * small.room
     filling = floor(places * share)
     arrivals = cold_starts(1000.0, filling, max(1, filling // 20), seed)

@@ -58,10 +58,15 @@ class Schedule:
             self._calls[op] = call
             self._carry(out)
 
-        if self.probe_cache:
+        def begin() -> None:
+            looked = len(self.machine.partition.candidates()) * len(wanted)
+            self.process.core.spend(looked * self.network.cost("candidate", False))
             self.network.do(self.process, "schedule", decide)
+
+        if self.probe_cache:
+            begin()
         else:
-            self._probe(lambda: self.network.do(self.process, "schedule", decide))
+            self._probe(begin)
 
     def place(self, place: Place, home: FunctionID, epoch: int, reply: Reply) -> None:
         wanted = [core.Wanted(i, revision) for revision, ids in place.items for i in ids]

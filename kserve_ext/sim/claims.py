@@ -1,0 +1,255 @@
+"""What the original system's authors claim of their control plane, and what comes of it here: claim, ours, baseline.
+
+Each function runs what it needs and returns the rows of one claim. A row where we are behind says so as plainly as
+the others; nothing is left out. The published figures were measured on real nodes, these are simulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from kserve_ext.sim.clock import Clock
+from kserve_ext.sim.fleet import Fleet, World
+from kserve_ext.sim.runs import SYSTEMS, Result, ours, run
+from kserve_ext.sim.systems.galaxy import FULL, Galaxy, Layout, of_each
+from kserve_ext.sim.workloads import EMULATED, SHARE_OF_FUNCTIONS, cold_starts, nearly_full
+
+RATE: Final = 20_000.0  # instances a second that are claimed
+COUNT: Final = 2_000
+FEWER: Final = 800  # where several layouts of ours run
+SHARES: Final = (0.7, 0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class Row:
+    """`ours` and `baseline` are figures of `unit`; the published figure is in `claim`."""
+
+    claim: str
+    metric: str
+    ours: float | None
+    baseline: float | None
+    baseline_name: str
+    unit: str
+    better: Literal["lower", "higher"]
+    conditions: str
+
+    @property
+    def change(self) -> float | None:
+        """How much lower than the baseline, or how many times higher."""
+        if self.ours is None or not self.baseline:
+            return None
+        return 1 - self.ours / self.baseline if self.better == "lower" else self.ours / self.baseline
+
+
+def burst(
+    name: str, rate: float, count: int, world: World, seed: int, layout: Layout | None = None
+) -> Result:
+    make = SYSTEMS[name] if layout is None else ours(layout, name)
+    functions = max(1, count // SHARE_OF_FUNCTIONS)
+    return run(make, cold_starts(rate, count, functions, seed), world, patience_s=20.0)
+
+
+def said_of(world: World, seed: int) -> str:
+    start, hop = world.start_s * 1e3, world.hop_s * 1e3
+    return f"simulated: {world.nodes} nodes, start {start:g} ms, hop {hop:g} ms, seed {seed}"
+
+
+def tail(results: Sequence[Result], conditions: str) -> Iterator[Row]:
+    """Of one workload: ours first."""
+    mine, *others = results
+    for other in others:
+        yield Row(
+            "tail scheduling latency 87.9-95.3 % lower",
+            "p99 scheduling latency",
+            mine.p99,
+            other.p99,
+            other.system,
+            "s",
+            "lower",
+            conditions,
+        )
+
+
+def throughput(world: World, others: Sequence[str], seed: int) -> Iterator[Row]:
+    """Instances ready a second when RATE are asked for, and how long a request waits then."""
+    conditions = f"{said_of(world, seed)}; {COUNT} cold starts at {RATE:,.0f}/s"
+    mine = burst("galaxy", RATE, COUNT, world, seed)
+    yield Row(
+        "up to 20,000 instances/s",
+        "instances ready/s",
+        mine.per_second,
+        20_000.0,
+        "published",
+        "1/s",
+        "higher",
+        conditions,
+    )
+    for name in others:
+        other = burst(name, RATE, COUNT, world, seed)
+        yield Row(
+            "throughput 1.2-29.3x",
+            "instances ready/s",
+            mine.per_second,
+            other.per_second,
+            name,
+            "1/s",
+            "higher",
+            conditions,
+        )
+        yield Row(
+            "tail scheduling latency 87.9-95.3 % lower",
+            "p99 scheduling latency of cold starts",
+            mine.p99,
+            other.p99,
+            name,
+            "s",
+            "lower",
+            conditions,
+        )
+
+
+def caches(world: World, seed: int) -> Iterator[Row]:
+    rate, count = 2000.0, FEWER
+    conditions = f"{said_of(world, seed)}; {count} cold starts at {rate:,.0f}/s"
+    g35 = burst("G_35", rate, count, world, seed)
+    without = burst("G_35-C", rate, count, world, seed)
+    full = burst("galaxy", rate, count, world, seed)
+    yield Row(
+        "connection cache cuts 38.7-78.7 % of overhead",
+        "processor time of the control plane for each start",
+        _core(g35),
+        _core(without),
+        "G_35-C",
+        "us",
+        "lower",
+        conditions,
+    )
+    yield Row(
+        "connection cache cuts 38.7-78.7 % of overhead",
+        "p50 scheduling latency beyond the start",
+        g35.p50 - world.start_s,
+        without.p50 - world.start_s,
+        "G_35-C",
+        "s",
+        "lower",
+        conditions,
+    )
+    yield Row(
+        "probe cache saves 79 % of probes",
+        "probes for each start",
+        full.probes / full.starts,
+        g35.probes / g35.starts,
+        "G_35",
+        "",
+        "lower",
+        conditions + "; statuses pushed and in answers instead",
+    )
+    yield Row(
+        "probe cache saves 75.9 % of probing cost",
+        "processor time of the control plane for each start",
+        _core(full),
+        _core(g35),
+        "G_35",
+        "us",
+        "lower",
+        conditions,
+    )
+
+
+def growing(world: World, seed: int) -> Iterator[Row]:
+    """One kind of function alone, from one of each; and both."""
+    conditions = f"{said_of(world, seed)}; {FEWER} cold starts at {RATE:,.0f}/s; one of each kind otherwise"
+    one = burst("G_1", RATE, FEWER, world, seed)
+    for label, layout in (
+        ("35 Dispatch functions", replace(of_each(1), dispatch=35)),
+        ("35 Schedule functions", replace(of_each(1), schedule=35)),
+        ("35 of each kind", of_each(35)),
+    ):
+        grown = burst(label, RATE, FEWER, world, seed, layout)
+        yield Row(
+            "growing one kind of function alone has limited effect",
+            f"instances ready/s, {label}",
+            grown.per_second,
+            one.per_second,
+            "G_1",
+            "1/s",
+            "higher",
+            conditions,
+        )
+
+
+def repartition(world: World, seed: int) -> Iterator[Row]:
+    """From a Schedule function's joining to the last acknowledgement of the view; its process stands already."""
+    for revisions in (100, 400):
+        yield Row(
+            "adding one Schedule function costs at least 30 ms",
+            f"time to a consistent view, {revisions} revisions",
+            joining_s(world, seed, revisions),
+            0.030,
+            "published",
+            "s",
+            "lower",
+            said_of(world, seed),
+        )
+
+
+def joining_s(world: World, seed: int, revisions: int) -> float:
+    clock = Clock()
+    fleet = Fleet(clock, replace(world, seed=seed))
+    galaxy = Galaxy(fleet, replace(FULL, schedule=34))
+    fleet.system = galaxy
+    for arrival in cold_starts(2000.0, revisions, revisions, seed):
+        clock.at(arrival.at, lambda arrival=arrival: fleet.arrive(arrival))  # type: ignore[misc]
+    clock.run(3.0)
+    galaxy.grow("schedule")
+    clock.run(8.0)
+    if galaxy.settled_at is None:
+        raise RuntimeError("the view was not acknowledged by all within 5 s")
+    return galaxy.settled_at - galaxy.grown_at
+
+
+def full_clusters(world: World, others: Sequence[str], seed: int) -> Iterator[Row]:
+    """Starts that nodes refuse (conflicts), those asked of others, and the tail, in clusters that are nearly full."""
+    for share in SHARES:
+        small, arrivals, filling = nearly_full(share, world, seed)
+        conditions = (
+            f"{said_of(small, seed)}; {small.room} places a node, {share:.0%} taken, "
+            f"{len(arrivals) - filling} starts at 500/s"
+        )
+        mine = run(SYSTEMS["galaxy"], arrivals, small, 20.0, filling)
+        figures: tuple[tuple[str, Callable[[Result], float], str], ...] = (
+            (f"p99 scheduling latency, {share:.0%} full", lambda r: r.p99, "s"),
+            (f"starts refused by nodes, {share:.0%} full", lambda r: r.refused_starts, ""),
+            (
+                f"starts asked of another partition, {share:.0%} full",
+                lambda r: r.counts.get("borrowed", 0),
+                "",
+            ),
+        )
+        for name in others:
+            other = run(SYSTEMS[name], arrivals, small, 20.0, filling)
+            for metric, figure, unit in figures[:2]:
+                yield Row(
+                    "full clusters", metric, figure(mine), figure(other), name, unit, "lower", conditions
+                )
+        metric, figure, unit = figures[2]
+        yield Row("full clusters", metric, figure(mine), None, "", unit, "lower", conditions)
+
+
+def _core(result: Result) -> float | None:
+    if result.control_core_s is None or not result.starts:
+        return None
+    return result.control_core_s / result.starts * 1e6
+
+
+def all_claims(others: Sequence[str], world: World, seed: int) -> list[Row]:
+    """On emulated starts, with these nodes."""
+    emulated = replace(EMULATED, nodes=world.nodes, hop_s=world.hop_s, seed=seed)
+    return [
+        *throughput(emulated, others, seed),
+        *caches(emulated, seed),
+        *growing(emulated, seed),
+        *repartition(emulated, seed),
+    ]
