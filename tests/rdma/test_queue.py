@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from queue import SimpleQueue
 
 import pytest
 
@@ -168,6 +169,28 @@ def test_a_queue_pair_that_fails_wakes_whoever_receives(two: Two) -> None:
     two.near.fail()
     reader.join()
     assert woken[0].reason == "closed"
+
+
+def test_what_has_been_carried_out_is_told_while_somebody_waits_for_room(two: Two) -> None:
+    ticket = two.near.write([two.here.piece(0, 4096, two.there.address, two.there.key.remote)])
+    two.near.wait(ticket)
+    said: SimpleQueue[int] = SimpleQueue()
+    asks = threading.Thread(target=lambda: said.put(two.near.carried_out()))
+    with two.near._sending:  # by whoever waits, for as long as its peer's device takes nothing
+        asks.start()
+        assert said.get(timeout=60.0) == ticket
+    asks.join()
+
+
+@pytest.mark.parametrize("body", [b"short", bytes(10_000)], ids=["message", "batch"])
+def test_a_device_that_takes_no_requests_is_why_nothing_is_sent(two: Two, body: bytes) -> None:
+    from pyverbs import enums  # type: ignore[import-not-found, unused-ignore]
+    from pyverbs.qp import QPAttr  # type: ignore[import-not-found, unused-ignore]
+
+    two.near._queue._pair.modify(QPAttr(qp_state=enums.IBV_QPS_RESET), enums.IBV_QP_STATE)
+    with pytest.raises(ChannelError, match=r"rxe\d takes no requests any more: ") as caught:
+        two.near.send(body)
+    assert caught.value.reason == "device"
 
 
 def test_memory_that_can_not_be_registered_says_why(two: Two) -> None:

@@ -289,15 +289,24 @@ class Queue:
 
     def post(self, requests: Sequence[Request], last_id: int) -> None:
         """At most BATCH of them; only the last one is completed, under `last_id`."""
-        with self._requests.lock:
-            self._pair.post_send(self._requests.chain(requests, last_id))
+        try:
+            with self._requests.lock:
+                self._pair.post_send(self._requests.chain(requests, last_id))
+        except PyverbsError as error:
+            raise self._refused(error) from error
 
     def post_message(self, local: int, lkey: int, size: int, last_id: int) -> None:
         """One that is all in one buffer. Not from two threads at once."""
         element, message = self._element, self._message
         element.addr, element.lkey, element.length = local, lkey, size
         message.wr_id = last_id
-        self._pair.post_send(message)
+        try:
+            self._pair.post_send(message)
+        except PyverbsError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: PyverbsError) -> ChannelError:
+        return ChannelError("device", f"{self._place.device} takes no requests any more: {_why(error)}")
 
     def add_buffers(self, address: int, lkey: int, size: int, count: int) -> None:
         """Behind each other; each is posted by `post_buffer`, by its number, counted from 0."""
@@ -326,7 +335,8 @@ class Queue:
 
     def fail(self) -> None:
         """Everything that is posted comes back, flushed: whoever waits wakes up."""
-        self._pair.modify(QPAttr(qp_state=e.IBV_QPS_ERR), e.IBV_QP_STATE)
+        with contextlib.suppress(PyverbsError):  # a device that is broken gives it all back by itself
+            self._pair.modify(QPAttr(qp_state=e.IBV_QPS_ERR), e.IBV_QP_STATE)
 
     def close(self) -> None:
         self._pair.close()
