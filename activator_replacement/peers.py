@@ -18,6 +18,7 @@ from kserve_ext.wire.messages import PrefillPeer, PrefillPeers, WatchPrefill
 
 MARGIN_S = 0.05  # for the answer's way to the caller
 LOOK_AGAIN_S = 0.1
+NOT_KNOWN = PrefillPeers("")
 
 PeersOf = Callable[[RevisionKey], tuple[PrefillPeer, ...] | None]
 
@@ -28,20 +29,28 @@ class PeerWatches:
     def __init__(self, rpc: Rpc, routes: Routes, peers_of: PeersOf) -> None:
         self._routes = routes
         self._peers_of = peers_of
+        #: by group, and until when it is the answer for all who ask
+        self._said: dict[str, tuple[float, PrefillPeers]] = {}
         rpc.handle(WatchPrefill, self.watch)
 
     async def watch(self, message: WatchPrefill, caller: Caller) -> PrefillPeers:
         loop = asyncio.get_running_loop()
         while True:
-            answer = self._peers(message.group)
+            answer = self._peers(message.group, loop.time())
             late = loop.time() + LOOK_AGAIN_S > caller.expires - MARGIN_S
             if late or not answer.tag or answer.tag != message.tag:
                 return answer
             await asyncio.sleep(LOOK_AGAIN_S)
 
-    def _peers(self, group: str) -> PrefillPeers:
+    def _peers(self, group: str, now: float) -> PrefillPeers:
+        until, said = self._said.get(group, (now, NOT_KNOWN))
+        if now < until:
+            return said
         revision = self._routes.prefill_of(group)
         found = self._peers_of(revision.key) if revision is not None else None
         if found is None:
-            return PrefillPeers("")
-        return PrefillPeers(blake2b(repr(found).encode(), digest_size=8).hexdigest(), found)
+            self._said.pop(group, None)
+            return NOT_KNOWN
+        answer = PrefillPeers(blake2b(repr(found).encode(), digest_size=8).hexdigest(), found)
+        self._said[group] = now + LOOK_AGAIN_S / 2, answer
+        return answer

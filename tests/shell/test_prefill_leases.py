@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from activator_replacement.peers import PeerWatches
 from kserve_ext.core.facts import Command, Hold, Model, Resources, Revision, Scale
 from kserve_ext.core.ids import InstanceID, RequestID, RevisionKey
 from kserve_ext.rpc import Caller, Rpc
@@ -159,6 +162,21 @@ def test_who_watches_hears_of_each_change_takes_no_slot_and_is_no_demand(tmp_pat
                 unknown = await decode.call(other, nobody, 30.0)
                 assert (unknown.tag, unknown.peers) == ("", ())
             await decode.close()
+
+    run(test())
+
+
+def test_however_many_watch_a_group_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("activator_replacement.peers.LOOK_AGAIN_S", 1000.0)
+    found = [(PrefillPeer(InstanceID(f"p-{n}"), "127.0.0.1:9"),) for n in range(2)]
+    looks = iter(found)
+    rpc: Any = SimpleNamespace(handle=lambda message, handler: None)
+    routes: Any = SimpleNamespace(prefill_of=lambda group: member("prefill"))
+    watches = PeerWatches(rpc, routes, lambda key: next(looks))
+
+    async def test() -> None:
+        answers = await asyncio.gather(*(watches.watch(WatchPrefill(GROUP), within(10.0)) for _ in range(50)))
+        assert {answer.peers for answer in answers} == {found[0]}
 
     run(test())
 
