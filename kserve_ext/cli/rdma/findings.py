@@ -29,8 +29,8 @@ MODULES: Final = {
     "qede": "qedr",
 }
 INSTALL: Final = (
-    "apt install --no-install-recommends ibverbs-providers librdmacm1, and python3-pyverbs; a virtual environment sees "
-    f"it after ln -s /usr/lib/python3/dist-packages/pyverbs {sysconfig.get_path('platlib')}"
+    "apt install --no-install-recommends ibverbs-providers librdmacm1, and python3-pyverbs; a virtual environment "
+    f"sees it after ln -s /usr/lib/python3/dist-packages/pyverbs {sysconfig.get_path('platlib')}"
 )
 IN_A_POD: Final = "in a pod, ask the device plugin for its resource (resources.limits)"
 SOFTWARE: Final = "to try it without a NIC: modprobe rdma_rxe && rdma link add rxe0 type rxe netdev INTERFACE"
