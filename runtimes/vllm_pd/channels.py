@@ -31,6 +31,7 @@ from runtimes.vllm_pd.keeper import Attach, Keeper, Kept
 PAIRS = 4
 MOST = 64
 _LOOKUP_S = 2.0
+_MOST_FACTS = 1 << 20  # bytes, of whoever listens there
 _ASK_AGAIN_S = 1.0
 
 
@@ -178,8 +179,8 @@ def lookup(http_addr: str, timeout_s: float = _LOOKUP_S) -> dict[str, Any]:
     try:
         with contextlib.closing(http.client.HTTPConnection(http_addr, timeout=timeout_s)) as connection:
             connection.request("GET", "/galaxy/channel")
-            answer = connection.getresponse()
-            facts = json.loads(answer.read())
+            with connection.getresponse() as answer:
+                facts = json.loads(answer.read(_MOST_FACTS))
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise ChannelError("unreachable", f"{http_addr}: {error}") from error
     if answer.status != 200 or not isinstance(facts, dict) or not facts.get("channel"):

@@ -594,7 +594,10 @@ def test_a_proxy_is_not_asked_for_a_peer(addr: str, monkeypatch: pytest.MonkeyPa
     assert lookup(addr) == {"channel": "127.0.0.1:4711", "generation": 3}
 
 
-@pytest.mark.parametrize("answer", [b"not JSON", b"{}", b"", b"[]"])
+_ENDLESS = b'{"channel": "127.0.0.1:4711", "more": "%s"}' % bytes(2 << 20).replace(b"\0", b"x")
+
+
+@pytest.mark.parametrize("answer", [b"not JSON", b"{}", b"", b"[]", _ENDLESS], ids=lambda answer: answer[:8])
 def test_whoever_is_no_prefill_instance_is_unreachable(
     addr: str, monkeypatch: pytest.MonkeyPatch, answer: bytes
 ) -> None:
