@@ -61,6 +61,7 @@ class Call(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._has_head = False
+        self._only_head = False  # is wanted
         self._whole = False
         self._ended: Exception | None = None
         self._unread: deque[bytes] = deque()
@@ -84,6 +85,7 @@ class Call(asyncio.Protocol):
         lines = [b"%b %b HTTP/1.1" % (method, path), b"host: " + to.text.encode(), b"connection: close"]
         lines += [b"%b: %b" % header for header in headers]
         lines.append(b"content-length: %d\r\n\r\n" % len(body))
+        self._only_head = method == b"HEAD"
         self._transport.write(b"\r\n".join(lines) + body)
         self.sent = True
 
@@ -160,6 +162,8 @@ class Call(asyncio.Protocol):
             self.headers = []
             return
         self._has_head = True
+        if self._only_head:
+            self.on_message_complete()
 
     def on_body(self, piece: bytes) -> None:
         self._unread.append(piece)

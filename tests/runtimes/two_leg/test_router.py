@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from prometheus_client import REGISTRY
 from yarl import URL
 
 from kserve_ext.core.two_leg.engines import Engines
@@ -113,6 +114,23 @@ def test_a_long_prompt_takes_two_legs_and_a_short_one_only_the_second() -> None:
             assert "kv_transfer_params" not in g.decodes[0].requests[1]
             assert len(g.prefills[0].requests) == 1
             assert g.nothing_is_left()
+
+    story(run)
+
+
+def test_an_answer_to_head_is_whole_without_its_body() -> None:
+    def broken() -> float:
+        return REGISTRY.get_sample_value("galaxy_two_leg_requests_total", {"outcome": "broken"}) or 0.0
+
+    async def run() -> None:
+        async with group() as g:
+            before = broken()
+            async with g.client.head(g.url + "/v1/models") as answer:
+                assert answer.status == 200
+                assert int(answer.headers["content-length"])
+            await until(g.nothing_is_left)
+            assert (await g.client.get(g.url + "/v1/models")).status == 200
+            assert broken() == before
 
     story(run)
 
