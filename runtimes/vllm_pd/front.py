@@ -57,7 +57,7 @@ class Front:
     ) -> None:
         self._setting: Setting = args.pd if args.kv_transfer != "none" else "never"
         self._even = BreakEven(args.pd_threshold_tokens)
-        self._required = args.kv_transfer_required
+        self._required, self._allowed = args.kv_transfer_required, args.kv_transfer
         self._engine = engine
         self._leases = leases
         self._channels = channels
@@ -263,7 +263,7 @@ class Front:
         """kv-transfer-required: better no answer now than one that prefill had no part in."""
         if self._required:
             raise GracefulHTTPError(
-                f"the KV transfer that this service requires is not possible: {why}",
+                f"kv-transfer-required: the KV transfer is not possible (kv-transfer is {self._allowed}): {why}",
                 HTTPStatus.SERVICE_UNAVAILABLE,
             )
 

@@ -52,11 +52,12 @@ def test_a_message_names_some_pairs_and_counts_the_others() -> None:
     ],
 )
 def test_a_decode_without_a_channel_says_why(reason: str, detail: str, expected: str, required: bool) -> None:
-    lacking = says(pair("p-1", reason=reason, detail=detail), required=required)
+    lacking = says(pair("p-1", reason=reason, detail=detail), required=required, kv_transfer="rdma")
     found = verdict([("d-1", says(pair("p-1", RDMA))), ("d-2", lacking)])
     assert (found.status, found.reason) == ("False", expected)
     assert found.message.startswith("d-2 – p-1: ")
     assert found.message.endswith(detail)
+    assert ("kv-transfer is rdma: " in found.message) == (expected == "RungUnavailable")
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,8 @@ def test_a_peer_that_rests_is_named_to_home_and_without_any_other_prefill_is_not
         assert front._backlog.tokens == 200
         front._required = True
         assert front._channel() == "standing", "it is tried, and refused with the reason"
+        with pytest.raises(Exception, match=r"kv-transfer-required: .* \(kv-transfer is auto\): no channel$"):
+            front._refuse_if_required("no channel")
 
     after_a_failure("timeout", given, check)
     assert not given.waits

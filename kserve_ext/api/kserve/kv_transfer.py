@@ -99,8 +99,11 @@ def _lack(name: str, facts: Facts) -> Verdict:
     waiting: Status = "False" if facts.get("required") else "Unknown"
     if refused:
         detail = str(refused[0].get("detail", ""))
-        reason = "RungUnavailable" if detail.startswith(_NO_RUNG) else "Incompatible"
-        return Verdict("False", reason, f"{name} – {refused[0].get('peer')}: {detail}")
+        pair = f"{name} – {refused[0].get('peer')}"
+        if detail.startswith(_NO_RUNG):
+            allowed = facts.get("kv_transfer", "auto")
+            return Verdict("False", "RungUnavailable", f"{pair}: kv-transfer is {allowed}: {detail}")
+        return Verdict("False", "Incompatible", f"{pair}: {detail}")
     if failed:
         pair = failed[0]
         why = ": ".join(str(pair[key]) for key in ("reason", "detail") if pair.get(key))
