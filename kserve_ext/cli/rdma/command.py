@@ -71,9 +71,10 @@ def _check(output: str | None) -> None:
         if rows:
             click.echo(table(findings.COLUMNS, rows) + "\n")
         show(found)
-    failed = sum(finding.level == "failed" for finding in found)
-    if failed:
-        raise Failure(f"{failed} of {len(found)} checks failed", "", "follow the remedies above")
+    verdict, *checks = found
+    failed = sum(finding.level == "failed" for finding in checks)
+    if failed or verdict.level == "failed":
+        raise Failure(f"{failed} of {len(checks)} checks failed", "", "follow the remedies above")
 
 
 def _serve(key: bytes, host: str, port: int) -> None:

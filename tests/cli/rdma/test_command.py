@@ -41,6 +41,8 @@ def test_a_table_then_each_check_with_its_remedy() -> None:
     assert lines[1].split()[:4] == ["mlx5_0", "1", "ethernet", "ACTIVE"]
     assert "FAILED   nothing is usable for KV over RDMA" in lines
     assert any(line.startswith("         do: apt install") for line in lines)
+    failed = sum(line.startswith("FAILED ") for line in lines) - 1  # the first one sums up the others
+    assert f"error: {failed} of " in done.stderr
 
 
 def test_json_has_the_same() -> None:
