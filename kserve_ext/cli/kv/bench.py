@@ -21,10 +21,12 @@ from runtimes.transport.listener import dial
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd.kv_memory import KvMemory
 from runtimes.vllm_pd.landing import Landings, Outcome
+from runtimes.vllm_pd.peers import TOKEN_S
 
 _USABLE_S: Final = 60.0  # what can't be had is said at once; memory of many devices is registered slowly
 _LOOK_S: Final = 0.01
 _MOST_S: Final = 60.0  # for one transfer
+_TOKENS: Final = int(_MOST_S / TOKEN_S)  # of a prompt whose blocks may take so long
 _AHEAD: Final = 2  # transfers under way when bandwidth is measured
 
 
@@ -167,7 +169,7 @@ class _Bench:
         return self._view == self._right
 
     def _claim(self, blocks: Sequence[int]) -> None:
-        self._landings.claim(self._channel, SOURCE, "bench", 0, blocks, len(blocks), self._ended.put)
+        self._landings.claim(self._channel, SOURCE, "bench", 0, blocks, _TOKENS, self._ended.put)
 
     def _wait(self) -> None:
         try:

@@ -37,6 +37,12 @@ def test_a_rung_between_two_processes(rung: str, more: tuple[str, ...]) -> None:
     assert got["transfer_p99_ms"] >= got["transfer_ms"]
 
 
+def test_a_transfer_takes_as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtimes.vllm_pd.peers.LEAST_TRANSFER_S", -1.0)  # as if a second had passed
+    done = run("--rung", "shm", *SMALL)
+    assert done.exit_code == 0, done.output
+
+
 def test_for_people() -> None:
     done = run("--rung", "shm", *SMALL)
     assert done.exit_code == 0, done.output
