@@ -1,8 +1,9 @@
 """Setting channels up: a listener that joins control and bulk connections to pairs, and `dial` for the other side.
 
 The dialler receives blocks, so it makes the rings; the listener says which rungs both can use, once the dialler has
-proved that it may offer any. A connection that doesn't finish its handshake in time is dropped. Half a
-pair is not kept for longer either, whether or not anybody else dials.
+proved that it may offer any. A connection that doesn't finish its handshake in time is dropped, however busily it
+sends, and only so many are in theirs at once. Half a pair is not kept for longer either, whether or not anybody else
+dials.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from runtimes.transport.verbs.choice import Wanted
 
 HANDSHAKE_S = 5.0
 PAUSE_S = 0.05
+_LONGEST = 2  # times the wait for one message: a whole handshake, with its devices
+_MOST = 256  # handshakes at once: whoever dials has proved nothing yet
 #: What accept says of one connection, or of the process for a while: the listener goes on.
 _PASSING = frozenset((errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
@@ -76,8 +79,8 @@ class Listener:
         self._setting = Setting(tuple(rungs), WINDOW, rdma)
         self._handshake_s = handshake_s
         self._half: dict[str, _Half] = {}
-        #: connections in their handshake, by the thread that does it
-        self._meeting: dict[threading.Thread, socket.socket] = {}
+        #: connections in their handshake and since when, by the thread that does it; None: it is over
+        self._meeting: dict[threading.Thread, tuple[float, socket.socket | None]] = {}
         self._closed = False
         self._lock = threading.Lock()
         self._socket = socket.create_server((host, port), backlog=64)
@@ -93,10 +96,11 @@ class Listener:
         with self._lock:
             self._closed = True
             meeting = dict(self._meeting)
-        for connection in meeting.values():
-            sockets.wake(
-                connection
-            )  # its own thread closes it: a number closed here might be another file by then
+        for _, connection in meeting.values():
+            if (
+                connection is not None
+            ):  # its thread closes it: a number closed here might be another file by then
+                sockets.wake(connection)
         for thread in meeting:
             thread.join(2.0)
         with self._lock:
@@ -118,10 +122,16 @@ class Listener:
                 continue
             thread = threading.Thread(target=self._meet, args=(connection,), daemon=True)
             with self._lock:
-                self._meeting[thread] = connection
-            thread.start()
+                full = len(self._meeting) >= _MOST
+                if not full:
+                    self._meeting[thread] = time.monotonic(), connection
+            if full:
+                sockets.close(connection)
+            else:
+                thread.start()
 
     def _meet(self, connection: socket.socket) -> None:
+        me, channel = threading.current_thread(), None
         try:
             connection.settimeout(self._handshake_s)
             sockets.tune(connection)
@@ -129,12 +139,16 @@ class Listener:
             if offer.kind == "control":
                 self._meet_control(connection, offer, sent)
             else:
-                self._meet_bulk(connection, offer, sent)
+                channel = self._meet_bulk(connection, offer, sent)
+            with self._lock:
+                self._meeting[me] = time.monotonic(), None
+            if channel is not None:
+                self._accepted(channel)
         except ChannelError:
             sockets.close(connection)
         finally:
             with self._lock:
-                del self._meeting[threading.current_thread()]
+                del self._meeting[me]
 
     def _meet_control(self, connection: socket.socket, offer: Offer, sent: bytes) -> None:
         who = self._who()
@@ -155,7 +169,7 @@ class Listener:
             before.close()
         ready(connection, self._key, sent, nonce, word)
 
-    def _meet_bulk(self, connection: socket.socket, offer: Offer, sent: bytes) -> None:
+    def _meet_bulk(self, connection: socket.socket, offer: Offer, sent: bytes) -> Channel:
         nonce = answer(connection, self._key, sent, self._who())
         with self._lock:
             half = None if self._closed else self._half.pop(offer.pair, None)
@@ -172,13 +186,17 @@ class Listener:
         except ChannelError:
             channel.close()
             raise
-        self._accepted(channel)
+        return channel
 
     def _forget_old(self) -> None:
-        limit = time.monotonic() - self._handshake_s
+        now = time.monotonic()
+        limit, longest = now - self._handshake_s, now - _LONGEST * self._handshake_s
         with self._lock:
+            late = [each for since, each in self._meeting.values() if each is not None and since < longest]
             old = [pair for pair, half in self._half.items() if half.since < limit]
             forgotten = [self._half.pop(pair) for pair in old]
+        for connection in late:
+            sockets.wake(connection)
         for half in forgotten:
             half.close()
 

@@ -374,6 +374,41 @@ def test_half_a_pair_is_forgotten_although_nobody_else_dials() -> None:
     assert _open_files() <= files
 
 
+def test_whoever_sends_byte_by_byte_has_no_more_time_than_others() -> None:
+    listener = Listener(KEY, lambda: Identity("p", 7, Layout()), lambda channel: None, handshake_s=0.2)
+    slow = Dialler(listener).socket
+    slow.sendall((1 << 15).to_bytes(4, "little"))  # and so many, one at a time
+    slow.settimeout(0.02)
+    for _ in range(1000):
+        slow.send(b"x")
+        try:
+            assert slow.recv(1) == b""
+            break
+        except TimeoutError:
+            continue
+    else:
+        pytest.fail("it still listens")
+    slow.close()
+    listener.close()
+
+
+def test_so_many_handshakes_at_once_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtimes.transport.listener._MOST", 2)
+    arrived: SimpleQueue[Channel] = SimpleQueue()
+    listener = Listener(KEY, lambda: Identity("p", 7, Layout()), arrived.put)
+    silent = [Dialler(listener) for _ in range(2)]
+    late = Dialler(listener)
+    assert late.ended()
+    for dialler in (*silent, late):
+        dialler.socket.close()
+    for _ in range(1000):  # until the listener has noticed
+        with contextlib.suppress(ChannelError):
+            dial(listener.addr, KEY, Identity("d", 3, Layout()), rungs=("tcp",)).close()
+            break
+    arrived.get(timeout=WAIT_S).close()
+    listener.close()
+
+
 def test_a_bulk_connection_of_somebody_else_ends_the_pair() -> None:
     files, mapped = _open_files(), _mapped_rings()
     accepted: list[Channel] = []
