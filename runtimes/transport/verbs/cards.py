@@ -104,6 +104,8 @@ def give_back(card: Card) -> None:
 def share(card: Card, extent: Extent, *, remote: bool) -> Region:
     """This memory as the device knows it, registered for the first user. `remote`: whether peers may write it."""
     key = card, extent.address, extent.size, remote
+    if key not in _cards.shared and not extent.gpu:  # a large cache: not while others wait for the lock
+        memory.populate(extent.address, extent.size)
     with _cards.lock:
         region, users = _cards.shared.get(key) or (_register(card, extent, remote), 0)
         _cards.shared[key] = region, users + 1

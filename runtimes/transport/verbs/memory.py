@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from typing import TYPE_CHECKING, Any
+import mmap
+from typing import TYPE_CHECKING, Any, Final
 
 from runtimes.transport.verbs.work import Piece
 
 if TYPE_CHECKING:
     from runtimes.transport.verbs.native import Card, Key, Memory
+
+
+_POPULATE_WRITE: Final = 23  # MADV_POPULATE_WRITE; from Linux 5.14 on
+_libc: Final = ctypes.CDLL(None)
 
 
 class Region:
@@ -47,6 +52,16 @@ class Region:
         self._keeps = None
 
 
+def populate(address: int, length: int) -> None:
+    """Gives this memory its pages now. Registering does so as well, but with the interpreter's lock held.
+
+    Best effort: an older kernel doesn't know it, and memory of other kinds has its pages.
+    """
+    start = address // mmap.PAGESIZE * mmap.PAGESIZE
+    size = ctypes.c_size_t(address + length - start)
+    _libc.madvise(ctypes.c_void_p(start), size, ctypes.c_int(_POPULATE_WRITE))
+
+
 def register(card: Card, buffer: Any, *, remote: bool = True) -> Region:
     """`remote`: whether peers that are given the key may write it. Nobody may read it."""
     view = memoryview(buffer).cast("B")
@@ -56,6 +71,7 @@ def register(card: Card, buffer: Any, *, remote: bool = True) -> Region:
         raise ValueError("memory to be registered has no bytes")
     start = (ctypes.c_char * len(view)).from_buffer(view)
     address = ctypes.addressof(start)
+    populate(address, len(view))
     return Region(card.register(address, len(view), remote=remote), address, len(view), (buffer, start), view)
 
 
