@@ -7,6 +7,8 @@ them each process has its own.
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
 import random
 import socket
 from collections import deque
@@ -16,17 +18,22 @@ import pytest
 import torch
 
 from runtimes.transport.carriers import SocketStream
-from runtimes.transport.channel import Extent, Frame, Rung
+from runtimes.transport.channel import ChannelError, Extent, Frame, Rung
 from runtimes.transport.cuda import kernels
 from runtimes.transport.cuda.blocks import Moves, PagedBlocks
 from runtimes.transport.cuda.ipc import Ipc
-from runtimes.transport.cuda.pipeline import Inbound, Outbound
+from runtimes.transport.cuda.pipeline import Inbound, Outbound, Sums
+from runtimes.transport.cuda.straight import runs
 from runtimes.transport.ringed import Ringed
+from runtimes.transport.verbs import gpu
+from runtimes.transport.verbs.pages import requests, spans
 from tests.support.gpu_pair import WAIT_S, Pair, Shape, until
+from tests.transport.verbs.test_pages import Side
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU with CUDA")
 
 LAYERS, BLOCKS = 5, 64
+DMA_BUF_SUPPORTED = 124  # of CUdevice_attribute
 LAYOUTS = ("blocks", "keys and values apart", "blocks outside", "heads before tokens")
 
 
@@ -156,6 +163,138 @@ def test_checksums_are_as_said() -> None:
         parts = [plain[at : at + kernels.SEGMENT] for at in range(0, words, kernels.SEGMENT)]
         sums = LAYERS * words + number * blocks.segments
         assert found[sums : sums + blocks.segments] == [kernels.checksum(part) for part in parts]
+
+
+def words_of(layer: torch.Tensor, block: int) -> torch.Tensor:
+    """As they lie in memory, keys and values by themselves."""
+    part = layer.narrow(0 if layer.shape[0] == BLOCKS else 1, block, 1)
+    strides = sorted(range(part.dim()), key=part.stride, reverse=True)
+    return part.permute(strides).contiguous().flatten().view(torch.int64)
+
+
+@needs_gpu
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("heads", [3, 64])
+def test_blocks_are_summed_where_they_lie(layout: str, heads: int) -> None:
+    layers, blocks = cache(5, layout, heads)
+    told: list[tuple[str, list[int]]] = []
+    sums: Sums[str] = Sums(blocks, 9, lambda tag, found: told.append((tag, list(found))))
+    pieces = [random.Random(n).sample(range(BLOCKS), n) for n in (1, 5, 9, 2, 8, 7)]
+    before = [layer.clone() for layer in layers]
+    torch.cuda.synchronize()
+    for number, chosen in enumerate(pieces):
+        sums.add(chosen, str(number), written=number % 2 == 1)
+    sums.flush()
+    parts = blocks.parts // LAYERS
+    for number, chosen in enumerate(pieces):
+        expected = []
+        for block in chosen:
+            plain = [words_of(layer, block).tolist() for layer in layers]
+            each = [[value % (1 << 64) for value in layer] for layer in plain]
+            size = len(each[0]) // parts
+            expected.append(
+                kernels.block_sum([layer[at * size :][:size] for layer in each for at in range(parts)])
+            )
+        assert told[number] == (str(number), expected)
+    assert all(map(torch.equal, before, layers))
+    sums.close()
+
+
+@needs_gpu
+def test_a_bit_that_flips_and_rows_that_change_places_change_the_sum() -> None:
+    layers, blocks = cache(6, heads=64)
+    told: list[int] = []
+    sums: Sums[None] = Sums(blocks, 1, lambda tag, found: told.extend(found))
+
+    def summed() -> int:
+        torch.cuda.synchronize()
+        sums.add([7], None, written=True)
+        sums.flush()
+        return told[-1]
+
+    first = summed()
+    bits = layers[3][7].view(torch.int16).flatten()
+    bits[4321] ^= 64
+    assert summed() != first
+    bits[4321] ^= 64
+    assert summed() == first
+    keys, values = layers[2][7]
+    swapped = keys.clone()
+    keys.copy_(values)
+    values.copy_(swapped)
+    assert summed() != first
+    sums.close()
+
+
+@needs_gpu
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pages_that_a_copy_carries_in_place_of_a_network_card(layout: str) -> None:
+    (mine, a), (theirs, b) = cache(1, layout), cache(2, layout)
+    ends = [Side(blocks, 1000) for blocks in (a, b)]
+    block = spans(ends[0].sheet, ends[0].regions, ends[1].sheet, ends[1].lying)
+    told: list[list[int]] = []
+    sums = [Sums[None](blocks, BLOCKS, lambda tag, found: told.append(list(found))) for blocks in (a, b)]
+    stream = a.device.stream()
+    for seed in range(4):
+        sources, targets = shuffled(seed, random.Random(seed).choice((1, 17, BLOCKS)), BLOCKS)
+        rest = [block for block in range(BLOCKS) if block not in targets]
+        before = read(theirs, rest)
+        sums[0].add(sources, None)
+        sums[0].flush()
+        chosen = runs(zip(sources, targets, strict=True))
+        for piece in requests(block, ends[0].sheet.stride, ends[1].sheet.stride, chosen):
+            a.device.copy(piece.remote, piece.local, piece.size, stream)
+        a.device.drain(stream)
+        sums[1].add(targets, None, written=True)
+        sums[1].flush()
+        assert told[-1] == told[-2]
+        assert same(mine, sources, theirs, targets)
+        assert all(map(torch.equal, before, read(theirs, rest)))
+    a.device.destroy([stream], [])
+    for each in sums:
+        each.close()
+
+
+@needs_gpu
+def test_what_is_computed_on_another_stream_is_waited_for_before_it_is_summed() -> None:
+    layers, blocks = cache(1)
+    told: list[list[int]] = []
+    sums: Sums[None] = Sums(blocks, BLOCKS, lambda tag, found: told.append(list(found)))
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)
+        for layer in layers:
+            layer.fill_(1.5)
+    blocks.mark(range(BLOCKS), stream.cuda_stream)
+    sums.add(list(range(BLOCKS)), None)
+    sums.flush()
+    torch.cuda.synchronize()
+    sums.add(list(range(BLOCKS)), None)
+    sums.flush()
+    assert told[0] == told[1]
+    assert len(set(told[0])) == 1
+    sums.close()
+
+
+@needs_gpu
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_cache_is_exported_as_a_dma_buf_where_the_driver_says_that_it_can(layout: str) -> None:
+    """By pages, as a network card registers it; else the driver's word is the reason."""
+    _, blocks = cache(1, layout)
+    can, device = ctypes.c_int(), ctypes.c_int()
+    driver = ctypes.CDLL("libcuda.so.1")
+    assert not driver.cuDeviceGet(ctypes.byref(device), blocks.device.ordinal)
+    assert not driver.cuDeviceGetAttribute(ctypes.byref(can), DMA_BUF_SUPPORTED, device)
+    for start, size in blocks.memory():
+        offset = start % mmap.PAGESIZE
+        length = -(-(offset + size) // mmap.PAGESIZE) * mmap.PAGESIZE
+        if not can.value:
+            with pytest.raises(ChannelError, match="CUDA_ERROR_"):
+                gpu.export(start - offset, length)
+            continue
+        descriptor = gpu.export(start - offset, length)
+        assert "dmabuf" in os.readlink(f"/proc/self/fd/{descriptor}")
+        os.close(descriptor)
 
 
 @needs_gpu

@@ -49,7 +49,7 @@ def _by_dmabuf(card: Card, extent: Extent, remote: bool) -> Region:
 
 
 def export(address: int, length: int) -> int:
-    """A descriptor of a dma-buf. Raises ChannelError with the driver's number for why there is none."""
+    """A descriptor of a dma-buf. Raises ChannelError with the driver's word for why there is none."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
         get = cuda.cuMemGetHandleForAddressRange
@@ -67,5 +67,8 @@ def export(address: int, length: int) -> int:
         or get(ctypes.byref(descriptor), place, ctypes.c_size_t(length), _DMA_BUF, ctypes.c_uint64(0))
     )
     if failed:
-        raise ChannelError("memory", f"no dma-buf: NVIDIA's driver exports none (CUDA error {failed})")
+        name = ctypes.c_char_p()
+        cuda.cuGetErrorName(failed, ctypes.byref(name))
+        word = name.value.decode() if name.value else f"CUDA error {failed}"
+        raise ChannelError("memory", f"no dma-buf: NVIDIA's driver exports none ({word})")
     return descriptor.value

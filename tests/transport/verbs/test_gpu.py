@@ -85,9 +85,9 @@ def test_both_reasons_are_said_when_neither_goes(monkeypatch: pytest.MonkeyPatch
     loaded(monkeypatch, tmp_path, "nvidia")
 
     def none(address: int, length: int) -> int:
-        raise ChannelError("memory", "no dma-buf: NVIDIA's driver exports none (CUDA error 801)")
+        raise ChannelError("memory", "no dma-buf: NVIDIA's driver exports none (CUDA_ERROR_NOT_SUPPORTED)")
 
     monkeypatch.setattr(gpu, "export", none)
-    with pytest.raises(ChannelError, match=r"CUDA error 801\); nvidia_peermem is not loaded") as caught:
+    with pytest.raises(ChannelError, match=r"NOT_SUPPORTED\); nvidia_peermem is not loaded") as caught:
         gpu.register(Card(), LAYER, remote=True)  # type: ignore[arg-type]
     assert caught.value.reason == "memory"
