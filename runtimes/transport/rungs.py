@@ -126,6 +126,9 @@ def begin(offer: Offer, setting: Setting) -> Begun:
         elif any(_OF[rung] == name for rung in common):
             begun.try_kind(name, lambda name=name: _ANSWER[name](offer.ways[name], agreed))  # type: ignore[misc]
     begun.rungs = tuple(rung for rung in common if _OF[rung] in begun.kinds)
+    if not begun.rungs and not begun.passed:
+        here, there = (", ".join(rungs) or "none" for rungs in (setting.rungs, offer.rungs))
+        begun.passed = [*offer.passed, f"{here} at prefill, {there} at decode; set kv-transfer equal"]
     return begun
 
 

@@ -447,6 +447,23 @@ def test_offered_memory_is_touched_only_after_the_proof() -> None:
     ring.close()
 
 
+@pytest.mark.parametrize(
+    ("prefill", "decode", "says"),
+    [
+        (("shm",), ("tcp",), "use; shm at prefill, tcp at decode; set kv-transfer equal"),
+        (("tcp",), ("rdma",), "use; rdma: .*; tcp at prefill, none at decode; set kv-transfer equal"),
+    ],
+)
+def test_sides_that_may_use_different_rungs_say_both(
+    prefill: tuple[Rung, ...], decode: tuple[Rung, ...], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GALAXY_RDMA_DEVICES", "gone0")
+    listener = Listener(KEY, lambda: Identity("p", 7, Layout()), lambda channel: None, prefill)
+    with pytest.raises(ChannelError, match=f"no rung that both sides may {says}$"):
+        dial(listener.addr, KEY, Identity("d", 3, Layout()), rungs=decode)
+    listener.close()
+
+
 def test_memory_that_the_listener_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair(("shm", "tcp"))
     assert pair.decode.rung == "shm"
