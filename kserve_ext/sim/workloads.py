@@ -7,8 +7,9 @@ second: what is measured is the control plane, not a container runtime.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import repeat
 from math import floor
 from typing import Final
 
@@ -45,13 +46,9 @@ def nearly_full(share: float, world: World, seed: int) -> tuple[World, list[Arri
     return small, [*arrivals, *(replace(a, key=f"late-{a.key}") for a in late)], filling
 
 
-def scaled(trace: Iterable[Arrival], load: float, seed: int) -> list[Arrival]:
+def scaled(trace: Iterable[Arrival], load: float, seed: int) -> Iterator[Arrival]:
     """The same trace with `load` times the requests: each is repeated, or left out, by the seed."""
-    if load == 1.0:
-        return list(trace)
     rng = random.Random(f"load/{seed}")
-    out: list[Arrival] = []
     for arrival in trace:
         copies = floor(load) + (rng.random() < load % 1.0)
-        out.extend([arrival] * copies)
-    return out
+        yield from repeat(arrival, copies)

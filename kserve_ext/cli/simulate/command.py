@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -116,7 +117,8 @@ def _arrivals(
     else:
         found, what = READERS[form](trace, seed), f"{trace.name} ({form})"
     try:
-        arrivals = workloads.scaled((a for a in found if not seconds or a.at < seconds), load, seed)
+        cut = takewhile(lambda arrival: not seconds or arrival.at < seconds, found)
+        arrivals = list(islice(workloads.scaled(cut, load, seed), MOST_REQUESTS + 1))
     except OSError as error:
         raise Failure(
             f"can't read {trace}", error.strerror or str(error), "name a file that is there"
@@ -127,7 +129,7 @@ def _arrivals(
         raise Failure(f"{what}: there is no request", "the trace is empty, or --seconds or --load leave none")
     if len(arrivals) > MOST_REQUESTS:
         raise Failure(
-            f"{what}: {len(arrivals):,} requests are too many",
+            f"{what}: its requests are too many",
             f"a run is bounded to {MOST_REQUESTS:,}",
             "cut it with --seconds, or thin it with --load 0.1",
         )
