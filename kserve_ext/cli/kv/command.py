@@ -26,7 +26,7 @@ _UNITS: Final = {"": 1, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "k": 10**3,
 _DO: Final = {
     "rdma": "galaxy doctor rdma, on both machines",
     "rdma-staged": "galaxy doctor rdma, on both machines",
-    "ipc": "it is for KV in the memory of GPUs, whose processes see both of them",
+    "ipc": "it carries blocks of GPUs, and these lie in the host: python -m bench.kv_gpu_rungs --rungs ipc",
     "shm": "both processes must see one /dev/shm, with 32 MiB free: on another machine there is none",
     "nixl": "pip install nixl, on both sides",
     "tcp": "galaxy kv bench --serve on the other machine, and no firewall in between",

@@ -77,6 +77,15 @@ def test_a_rung_that_can_not_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.stdout == ""
 
 
+def test_the_rung_of_gpus_is_measured_elsewhere() -> None:
+    done = run("--rung", "ipc", *SMALL)
+    assert done.exit_code == 1
+    assert (
+        "  do: it carries blocks of GPUs, and these lie in the host: python -m bench.kv_gpu_rungs"
+        in done.stderr
+    )
+
+
 def test_a_block_that_no_write_holds_is_an_error_with_the_reason() -> None:
     done = run("--rung", "tcp", "--bytes", "16Mi", "--block", "16Mi", "--seconds", "0.2")
     assert done.exit_code == 1
