@@ -93,9 +93,8 @@ class Channels(Keeper):
     async def _make(self, i: Dial) -> Channel:
         """Dials and registers, whether or not somebody still waits for it."""
         there = _There()
-        began = time.monotonic()
         try:
-            channel = await asyncio.to_thread(self._connect, i, there, self._errors.get(i.key))
+            kept = await asyncio.to_thread(self._stand, i, there, self._errors.get(i.key))
         except ChannelError as error:
             self._failed(i, there.generation, error)
             raise
@@ -105,14 +104,12 @@ class Channels(Keeper):
             raise failure from error
         finally:
             del self._dials[i.number]
-        took = time.monotonic() - began
+        channel = kept.channel
         if self._closed:
             channel.close()
             raise ChannelError("closed", "this instance ends")
-        metrics.DIAL_SECONDS.observe(took)
+        metrics.DIAL_SECONDS.observe(kept.dial_s)
         self._errors.pop(i.key, None)
-        kept = Kept(i.key, channel, self._ended, took)
-        self._attach(channel, kept.ear.wrap)
         self._add(kept, i.number)
         self._carry(self._links.stood(i.key, i.number, channel.peer.generation, self._now()))
         if channel.lost is not None:
@@ -130,8 +127,20 @@ class Channels(Keeper):
         self._carry(out)
         self._tell_soon()
 
+    def _stand(self, i: Dial, there: _There, last: ChannelError | None) -> Kept:
+        """On a thread: where the engine's cache is known, the first channel on a device registers all of it."""
+        began = time.monotonic()
+        channel = self._connect(i, there, last)
+        kept = Kept(i.key, channel, self._ended, time.monotonic() - began)
+        try:
+            self._attach(channel, kept.ear.wrap)
+        except BaseException:
+            channel.close()
+            raise
+        return kept
+
     def _connect(self, i: Dial, there: _There, last: ChannelError | None) -> Channel:
-        """On a thread. Who has refused in this generation is not asked again."""
+        """Who has refused in this generation is not asked again."""
         facts = lookup(i.addr)
         there.generation = int(facts.get("generation") or 0)
         if last is not None and there.generation == i.refused_by:

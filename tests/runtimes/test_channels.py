@@ -215,6 +215,31 @@ def test_peers_are_dialled_before_anybody_asks_and_let_go_when_home_says_so() ->
     run(test())
 
 
+def test_the_loop_goes_on_while_a_channel_registers_the_cache() -> None:
+    """Seconds, of a large one; the loop answers other requests meanwhile."""
+    begun, may_end, ended = threading.Event(), threading.Event(), []
+
+    def registers(channel: Channel, wrap: Wrap) -> None:
+        begun.set()
+        ended.append(may_end.wait(5.0))
+        attach(channel, wrap)
+
+    async def test() -> None:
+        p = Prefill("p")
+        side = decode(attach=registers)
+        asked = asyncio.create_task(side.get(p.lease))
+        await until(begun.is_set)
+        assert up(side) == {}
+        may_end.set()
+        channel, _ = await asked
+        assert ended == [True]
+        assert channel is channel_of(side, "p")
+        side.close()
+        p.end()
+
+    run(test())
+
+
 def test_a_dial_that_ends_in_a_way_that_nobody_foresaw_is_a_failure_like_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
