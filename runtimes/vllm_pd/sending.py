@@ -171,7 +171,7 @@ class Sender:
         except ChannelError as error:
             return f"channel-{error.reason}"
         except ValueError as error:
-            return str(error)
+            return f"unsendable: {error}"  # one word, for metrics
         except Exception as error:  # without this thread nothing would ever be over on this rung
             return f"{type(error).__name__}: {error}"
         return ""

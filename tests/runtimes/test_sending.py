@@ -216,18 +216,23 @@ def test_a_number_is_used_once() -> None:
     assert setup.ended().transfer == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [(ValueError("no block 77"), "unsendable: "), (OverflowError("2**70"), "OverflowError: ")],
+)
 def test_a_write_that_fails_for_no_known_reason_stops_no_other_transfer(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, error: Exception, word: str
 ) -> None:
+    """Before the colon stands one of few words: metrics are kept by it."""
     setup = Setup()
 
     def broken(*_: object) -> int:
-        raise OverflowError("an address beyond all memory")
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(setup.gate, "write", broken)
         setup.open(1, 1)
-        assert setup.ended()[:2] == (1, "OverflowError: an address beyond all memory")
+        assert setup.ended()[:2] == (1, f"{word}{error}")
     setup.open(2, 1)
     assert setup.gate.let() == ("write", 2)
     assert setup.ended()[:2] == (2, "")
