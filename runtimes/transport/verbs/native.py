@@ -31,6 +31,7 @@ from pyverbs.wr import SGE, RecvWR, SendWR  # type: ignore[import-not-found, unu
 
 from runtimes.transport.channel import ChannelError, Reason
 from runtimes.transport.verbs.choice import Device, Gid, GidKind, Place, Port
+from runtimes.transport.verbs.turn import Turn
 
 #: Requests that are handed to the device in one call.
 BATCH: Final = 32
@@ -199,7 +200,7 @@ class _Requests:
     """A chain of BATCH work requests, written over for each call. The end is fixed; how long it is says the start."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = Turn()
         self._elements = [SGE(0, 0, 0) for _ in range(BATCH)]
         self._slots = [_slot(element) for element in self._elements]
         for before, after in zip(self._slots, self._slots[1:], strict=False):
