@@ -92,15 +92,17 @@ class ChoosingThrottler(Throttler[R]):
 
     def drain(self, now: float) -> Iterator[tuple[R, Tracker]]:
         self._integrate(now)
+        if not self._any_usable(now):
+            return
         for request in self.all_held():
-            if not self._any_usable(now):
-                return
             if request not in self._held and request not in self._again:
                 continue
             chosen = self._choose(request, now)
             if chosen is not None:
                 self._unhold(request)
                 yield request, self._send(request, chosen, now)
+                if not self._any_usable(now):
+                    return
 
     def cancel(self, request: R, now: float) -> bool:
         self._asks.pop(request, None)
@@ -144,6 +146,9 @@ class ChoosingThrottler(Throttler[R]):
 
     def _choose(self, request: R, now: float) -> Chosen | None:
         """Where it can go now."""
+        ask = self._asks.get(request)
+        if ask is not None and now < ask.until and self._full(ask.instance):
+            return None
         usable = [t for level in self._by_load for t in level if self._in_time(t, now)]
         if not usable:
             return None
@@ -152,7 +157,6 @@ class ChoosingThrottler(Throttler[R]):
         if best is None or best.tracker in usable:
             return best
         instance = best.tracker.id
-        ask = self._asks.get(request)
         if ask is None and self._full_until.get(instance, 0.0) <= now:
             self._asks[request] = _Ask(instance, now + ASK_S)
             return None
@@ -161,6 +165,13 @@ class ChoosingThrottler(Throttler[R]):
         if ask is not None:
             self._full_until[ask.instance] = now + FULL_S
         return self._chooser.choose(request, usable, now)
+
+    def _full(self, instance: InstanceID) -> bool:
+        """It would take requests if it had a slot for one."""
+        tracker = self.trackers.get(instance)
+        if tracker is None or tracker in self._blocked or not self._takes_part(tracker):
+            return False
+        return not self._usable(tracker)
 
     def _takes_part(self, tracker: Tracker) -> bool:
         return tracker.slots != 0 or tracker.id in self._listed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -87,6 +88,28 @@ def test_an_answer_without_it_sends_it_elsewhere_and_home_is_left_alone_for_a_wh
     assert isinstance(outcome, Tracker)
     assert outcome.id == B
     assert throttler.submit(Request(3, A), 0.02 + FULL_S) == HELD
+
+
+def test_who_waits_for_an_answer_is_not_chosen_for_again_until_its_instance_has_a_slot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten thousand may wait, and each grant, release and tick looks at all of them."""
+    throttler = granted((A, 0), (B, 2), (C, 1))
+    for number in range(5):
+        assert throttler.submit(Request(number, A), 0.0) == HELD
+    right, chosen_for = Wishes.choose, list[int]()
+
+    def choose(self: Wishes, request: Request, there: Sequence[Tracker], now: float) -> Chosen | None:
+        chosen_for.append(request.id)
+        return right(self, request, there, now)
+
+    monkeypatch.setattr(Wishes, "choose", choose)
+    assert went(throttler) == []
+    assert isinstance(throttler.submit(Request(9, C), 0.0), Tracker)
+    assert throttler.release(C, 0.0) is None
+    assert chosen_for == [9]
+    throttler.withdraw(A)
+    assert went(throttler, 0.1) == [(0, B), (1, C), (2, B)], "it has gone: there is nothing to wait for"
 
 
 def test_an_answer_to_an_older_demand_is_none() -> None:
