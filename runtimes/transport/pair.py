@@ -117,13 +117,15 @@ class Channel:
 
     def expose(self, layers: Sequence[Extent]) -> None:
         """Blocks of the peer may go straight into this memory. At any time, once."""
-        self._adopt(layers, out=False)
-        self._with_ways(lambda way: way.expose(layers))
+        if self._lost is None:  # memory may come long after the end
+            self._adopt(layers, out=False)
+            self._with_ways(lambda way: way.expose(layers))
 
     def use(self, layers: Sequence[Extent]) -> None:
         """Blocks for the peer lie in this memory. At any time, once."""
-        self._adopt(layers, out=True)
-        self._with_ways(lambda way: way.use(layers))
+        if self._lost is None:
+            self._adopt(layers, out=True)
+            self._with_ways(lambda way: way.use(layers))
 
     def _adopt(self, layers: Sequence[Extent], *, out: bool) -> None:
         """Of a paged cache on a GPU the blocks are moved by the GPU, in and out of rings, or go from page to page."""

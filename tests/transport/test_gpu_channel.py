@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
@@ -244,6 +245,25 @@ def test_everything_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
             assert not blocks.device.pinned
             kept = [ring for rings in ipc._spare.values() for ring in rings]
             assert set(blocks.device.held) <= set(kept)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_a_channel_that_has_ended_takes_nothing_for_a_cache_that_comes_later(
+    monkeypatch: pytest.MonkeyPatch, rung: Rung
+) -> None:
+    """Peers come and go while weights are loaded."""
+    made = Pair(monkeypatch, rung, 1 << 16)
+    made.close()
+    kept = {ring for rings in ipc._spare.values() for ring in rings}
+    later = paged(cache(3), monkeypatch, BLOCKS)
+    made.decode.expose([Extent(0, 0, True, later)])
+    made.prefill.use([Extent(0, 0, True, later)])
+    for thread in threading.enumerate():
+        if thread.name.startswith("kv-gpu-"):
+            thread.join()
+    assert isinstance(later.device, HostGpu)
+    assert (later.device.held, later.device.pinned) == ({}, set())
+    assert {ring for rings in ipc._spare.values() for ring in rings} == kept
 
 
 def test_blocks_larger_than_half_the_window_are_refused_with_the_remedy(

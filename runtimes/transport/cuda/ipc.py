@@ -54,7 +54,7 @@ class Ipc(OnBulk):
 
     def __init__(self, stream: SocketStream, size: int) -> None:
         super().__init__(stream, size)
-        self._agreed = False
+        self._agreed = self._closed = False
         self._state = threading.Lock()
         self._mine: Device | None = None  # on which our cache is
         self._ring = 0  # ours, at the receiver
@@ -87,6 +87,8 @@ class Ipc(OnBulk):
         token = secrets.token_bytes(_TOKEN)
         try:
             with self._state:
+                if self._closed:
+                    return
                 self._mine, self._ring = device, _take_ring(device, self._credit.size)
             _copy(device, self._ring, token)
             handle = device.export(self._ring)
@@ -142,6 +144,7 @@ class Ipc(OnBulk):
     def close(self) -> None:
         """When nothing is under way on this side."""
         with self._state:
+            self._closed = True
             device, ring, theirs = self._mine, self._ring, self._theirs
             self._ring = self._theirs = 0
         if device is None:
