@@ -150,7 +150,7 @@ class Mover:
         size = self._blocks.block_bytes if straight else self._blocks.piece_bytes(1) + ALIGNED
         if size > way.largest:
             raise ValueError(
-                f"{way.rung} takes {way.largest} bytes at once, a block has {size}: widen the window"
+                f"{way.rung} takes {way.largest} bytes at once, a block needs {size}: widen the window"
             )
         if straight:
             return max(1, min(self._best(way), way.largest // size))
