@@ -329,4 +329,5 @@ def test_every_verb_has_help() -> None:
     for verb in VERBS:
         result = CliRunner().invoke(main, [verb, *(("bench",) if verb == "kv" else ()), "-h"])
         assert result.exit_code == 0, verb
-        assert ("--context" if verb in ("install", "uninstall") else "--data") in result.output
+        told = {"install": "--context", "uninstall": "--context", "simulate": "--trace"}
+        assert told.get(verb, "--data") in result.output
