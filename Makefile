@@ -11,7 +11,8 @@ REQUESTS ?= 10000
 E2E ?=
 #: Tests that must pass on the compiled form of the request path, too.
 ON_COMPILED := tests/wire/test_http1.py tests/wire/test_knative_head.py tests/wire/http2 tests/shell/test_dataplane.py \
-  tests/shell/http2 tests/shell/knative/test_activator.py tests/shell/knative/test_request_log.py
+  tests/shell/http2 tests/shell/knative/test_activator.py tests/shell/knative/test_request_log.py \
+  tests/shell/test_continuing.py tests/wire/test_continuation.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check unit e2e rdma storm fuzz golden compiled clean $(BENCHES)
