@@ -237,6 +237,11 @@ def test_a_gpu_that_cannot_be_told_to_look_takes_no_writes(
 # --- with transfers on top
 
 
+def _still() -> float:
+    """A clock: a slow machine must not look like a peer that never stops."""
+    return 1.0
+
+
 class OverTheWire:
     """Prefill's and decode's halves, each with a paged cache, at the wire's ends."""
 
@@ -249,7 +254,7 @@ class OverTheWire:
         for memory, layers in zip(caches, (self.target, self.source), strict=True):
             memory.register_paged(paged(layers, monkeypatch, BLOCKS))
         self.reserved = threading.Event()
-        self.landings, self.pushes = Landings(caches[0], 30.0), Pushes(caches[1], 60.0)
+        self.landings, self.pushes = Landings(caches[0], 30.0, _still), Pushes(caches[1], 60.0)
         self.jobs: SimpleQueue[int] = SimpleQueue()
         self.pushes.accept_jobs(lambda key, job: self.jobs.put(key), lambda key: None)
         listener, accepted = prefill()
@@ -326,6 +331,7 @@ def test_a_write_that_arrives_after_the_cancel_finds_its_pages_still_held(
     assert not wire.same(8, 1)
     nics.lose_none()
     until(lambda: wire.landings.results() == ({"engine-d"}, {"engine-d"}))
+    assert wire.channel.lost is None
     assert wire.same(8, 1)  # late, and nobody else's yet
     wire.close()
 
