@@ -19,9 +19,12 @@ def main() -> None:
     blocks = [ear.memory[at : at + BLOCK] for at in range(0, 8 * BLOCK, BLOCK)]
     for turn in itertools.count():
         channel.flush(1)
+        place = turn % 16
         for block in blocks:
-            block[:] = bytes([turn % 256]) * BLOCK
-        channel.write(1, 0, turn % 16 * 8, blocks)
+            block[:] = (
+                bytes([place]) * BLOCK
+            )  # what comes again is the same: nobody waits until it has been checked
+        channel.write(1, 0, place * 8, blocks)
 
 
 if __name__ == "__main__":
