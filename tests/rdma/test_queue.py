@@ -59,18 +59,22 @@ def test_write_with_an_immediate_behind_it(two: Two) -> None:
     assert not any(two.buffers[1][:5])
 
 
-def test_whoever_has_a_key_may_write_and_never_read(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_brings_what_is_there_where_that_is_allowed(two: Two) -> None:
+    there = memory.register(two.far.card, bytearray(data := os.urandom(MIB)), readable=True)
+    try:
+        two.near.wait(two.near.read([two.here.piece(0, MIB, there.address, there.key.remote)]))
+        assert two.buffers[0][:MIB] == data
+    finally:
+        there.close()
+
+
+def test_whoever_has_a_key_may_write_and_not_read_unless_that_is_said(two: Two) -> None:
     """What lies in a cache is of everybody's requests."""
-    from pyverbs import enums  # type: ignore[import-not-found, unused-ignore]
-
-    from runtimes.transport.verbs import native
-
-    monkeypatch.setitem(native._OPCODES, "read", enums.IBV_WR_RDMA_READ)
     piece = two.here.piece(0, 4096, two.there.address, two.there.key.remote)
     two.near.wait(two.near.write([piece]))
     two.buffers[1][:4096] = os.urandom(4096)
     with pytest.raises(ChannelError, match=r"REM_(ACCESS|INV_REQ)_ERR"):
-        two.near.wait(two.near._post(two.near._requests("read", [piece]), (), 10.0))
+        two.near.wait(two.near.read([piece]))
     assert not any(two.buffers[0][:4096])
 
 

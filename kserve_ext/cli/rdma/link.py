@@ -69,7 +69,7 @@ def measure(host: str, port: int, key: bytes) -> Measured:
     with contextlib.ExitStack() as undo:
         undo.callback(sockets.close, connection)
         sockets.tune(connection)
-        ends = Ends(place, RING, receives=True)
+        ends = Ends(place, RING, receives=True, readable=True)
         undo.callback(ends.close)
         theirs = call(connection, key, socket.gethostname(), ends.side())
         if theirs.ring_size != RING:
@@ -94,7 +94,7 @@ def _answer(connection: socket.socket, key: bytes) -> str:
         made: list[Ends] = []
 
         def ready(theirs: Side) -> Side:
-            made.append(Ends(_place(theirs), RING, receives=True))
+            made.append(Ends(_place(theirs), RING, receives=True, readable=True))
             undo.callback(made[0].close)
             made[0].connect(theirs)
             return made[0].side()

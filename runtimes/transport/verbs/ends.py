@@ -21,9 +21,14 @@ _BULK_BUFFERS: Final = 128
 
 
 class Ends:
-    """`size` of the ring, 0: none. `control`: whether messages go here, too: on one device of a channel."""
+    """`size` of the ring, 0: none. `control`: whether messages go here, too: on one device of a channel.
 
-    def __init__(self, place: Place, size: int, *, receives: bool, control: bool = True) -> None:
+    `receives`: whether the peer may write into the ring; `readable`: and read it.
+    """
+
+    def __init__(
+        self, place: Place, size: int, *, receives: bool, control: bool = True, readable: bool = False
+    ) -> None:
         self._undo: list[Callable[[], None]] = []
         self._ring: Region | None = None
         self._control: QueuePair | None = None
@@ -31,7 +36,7 @@ class Ends:
             self.card = card = cards.take(place)
             self._undo.append(lambda: cards.give_back(card))
             if size:
-                self._ring = memory.register(card, mmap.mmap(-1, size), remote=receives)
+                self._ring = memory.register(card, mmap.mmap(-1, size), remote=receives, readable=readable)
                 self._undo.append(self._ring.close)
             if control:
                 self._control = QueuePair(card, depth=_CONTROL_DEPTH)

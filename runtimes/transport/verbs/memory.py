@@ -1,4 +1,4 @@
-"""Memory that a device may read and write, and a peer at most write: for existing buffers, never copied or owned.
+"""Memory that a device may read and write, and a peer as it is said: for existing buffers, never copied or owned.
 
 A region keeps its buffer alive and where it is. Buffers are anything with the buffer protocol (a CPU tensor's
 `numpy()`, mmap, bytearray), an address that somebody else keeps valid (pinned host memory), or a dma-buf.
@@ -62,8 +62,8 @@ def populate(address: int, length: int) -> None:
     _libc.madvise(ctypes.c_void_p(start), size, ctypes.c_int(_POPULATE_WRITE))
 
 
-def register(card: Card, buffer: Any, *, remote: bool = True) -> Region:
-    """`remote`: whether peers that are given the key may write it. Nobody may read it."""
+def register(card: Card, buffer: Any, *, remote: bool = True, readable: bool = False) -> Region:
+    """`remote`: whether peers that are given the key may write it; `readable`: and read it."""
     view = memoryview(buffer).cast("B")
     if view.readonly:
         raise ValueError("memory to be registered must be writable, this buffer is read-only")
@@ -72,7 +72,8 @@ def register(card: Card, buffer: Any, *, remote: bool = True) -> Region:
     start = (ctypes.c_char * len(view)).from_buffer(view)
     address = ctypes.addressof(start)
     populate(address, len(view))
-    return Region(card.register(address, len(view), remote=remote), address, len(view), (buffer, start), view)
+    memory = card.register(address, len(view), remote=remote, readable=readable)
+    return Region(memory, address, len(view), (buffer, start), view)
 
 
 def register_at(card: Card, address: int, length: int, owner: Any, *, remote: bool = True) -> Region:

@@ -38,6 +38,7 @@ BATCH: Final = 32
 _OPCODES: Final = {
     "write": e.IBV_WR_RDMA_WRITE,
     "write+": e.IBV_WR_RDMA_WRITE_WITH_IMM,
+    "read": e.IBV_WR_RDMA_READ,
     "send": e.IBV_WR_SEND_WITH_IMM,
 }
 _GID_KINDS: Final[dict[int, GidKind]] = {
@@ -46,8 +47,9 @@ _GID_KINDS: Final[dict[int, GidKind]] = {
     e.IBV_GID_TYPE_ROCE_V2: "roce2",
 }
 _LOCAL: Final = e.IBV_ACCESS_LOCAL_WRITE
-#: What a peer may do here: no rung needs more than to write.
+#: What a peer may do: no rung needs more than to write, and what lies in a cache is of everybody's requests.
 _REMOTE: Final = _LOCAL | e.IBV_ACCESS_REMOTE_WRITE
+_READABLE: Final = _REMOTE | e.IBV_ACCESS_REMOTE_READ
 _EVENTS: Final = "anon_inode:[infinibandevent]"
 #: Retransmission: six times (seven means for ever to soft-RoCE) after 0.27 s each, so a link may be away for a
 #: second; a message that nobody has posted a buffer for is tried again after 0.16 ms, while the peer lives.
@@ -141,9 +143,10 @@ class Card:
             self._domain = PD(self._context)
         self._requests = _Requests()
 
-    def register(self, address: int, length: int, *, remote: bool) -> Memory:
+    def register(self, address: int, length: int, *, remote: bool, readable: bool = False) -> Memory:
+        access = (_READABLE if readable else _REMOTE) if remote else _LOCAL
         with _told("memory", f"registering {length} bytes with {self.place.device}", _LOCKED):
-            return Memory(MR(self._domain, length, _REMOTE if remote else _LOCAL, address=address))
+            return Memory(MR(self._domain, length, access, address=address))
 
     def register_dmabuf(self, descriptor: int, offset: int, length: int, *, remote: bool) -> Memory:
         """Memory of another device, by the dma-buf that its driver exports for it. Addresses begin at `offset`."""
@@ -249,7 +252,7 @@ class Queue:
         self.sent = _Events(context, send_depth)
         self.received = _Events(context, receive_depth)
         attributes = QPAttr(port_num=place.port)
-        attributes.qp_access_flags = _REMOTE
+        attributes.qp_access_flags = _READABLE  # each region says for itself
         capacity = QPCap(send_depth, receive_depth, 1, 1)
         kind = QPInitAttr(
             qp_type=e.IBV_QPT_RC, scq=self.sent.queue, rcq=self.received.queue, cap=capacity, sq_sig_all=0
@@ -276,7 +279,7 @@ class Queue:
         else:
             attributes.ah_attr = AHAttr(port_num=self._place.port, is_global=0, dlid=lid)
         attributes.port_num = self._place.port
-        attributes.qp_access_flags = _REMOTE
+        attributes.qp_access_flags = _READABLE  # each region says for itself
         attributes.dest_qp_num = number
         attributes.path_mtu = (mtu >> 7).bit_length() - 1
         attributes.rq_psn, attributes.sq_psn = first_packet, self.first_packet

@@ -101,6 +101,10 @@ class QueuePair:
             requests[-1] = requests[-1]._replace(op="write+", immediate=immediate)
         return self._post(requests, (), timeout_s)
 
+    def read(self, pieces: Sequence[Piece], timeout_s: float = WAIT_S) -> int:
+        """READs into `local` what is at `remote`, if that is readable; a ticket for `wait`."""
+        return self._post(self._requests("read", pieces), (), timeout_s)
+
     def send(self, body: bytes | memoryview, behind: Sequence[Piece] = (), timeout_s: float = WAIT_S) -> int:
         """A message. It arrives behind the pieces, which are written before it."""
         if len(body) <= self._buffer and not behind:
