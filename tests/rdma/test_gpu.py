@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -18,7 +19,6 @@ from runtimes.transport.cuda.blocks import PagedBlocks
 from runtimes.transport.pair import Channel
 from runtimes.transport.verbs import gpu
 from runtimes.transport.verbs.memory import Region, register_at
-from runtimes.transport.verbs.native import Card
 from runtimes.transport.verbs.work import Piece
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.kv_memory import KvMemory
@@ -29,6 +29,9 @@ from tests.rdma.machine import Nics, resources
 from tests.transport.host_gpu import HostGpu, paged
 from tests.transport.test_gpu_channel import BLOCKS, LAYERS, Ear, cache, shuffled
 from tests.transport.verbs.test_pages import LAYOUTS, block_of, laid_out
+
+if TYPE_CHECKING:
+    from runtimes.transport.verbs.native import Card
 
 
 @pytest.fixture
