@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,14 @@ def _stall() -> None:
     """No block is sent while armed: the transfer hangs."""
     from runtimes.transport.pair import Channel
 
-    write = Channel.write
+    for name in ("write", "write_rows"):
+        setattr(Channel, name, _stalled(getattr(Channel, name)))
 
-    def stalled(self: Channel, *args: Any) -> int:
-        while _armed() and self.lost is None:
+
+def _stalled(write: Callable[..., int]) -> Callable[..., int]:
+    def stalled(channel: Any, *args: Any) -> int:
+        while _armed() and channel.lost is None:
             time.sleep(0.01)
-        return write(self, *args)
+        return write(channel, *args)
 
-    Channel.write = stalled  # type: ignore[method-assign, assignment]
+    return stalled
