@@ -84,6 +84,7 @@ MODULES = (
     "runtimes.vllm_pd.protocols",
     "runtimes.vllm_pd.refusals",
     "runtimes.vllm_pd.server",
+    "runtimes.vllm_pd.worker",
 )
 
 #: Model classes that a zygote holds. Others are imported when a model of theirs is started.
