@@ -281,7 +281,8 @@ def test_decode_goes_on_with_what_another_decode_began(pd: PD) -> None:
         fresh = prompt(77 + count, 400)
         path, body = request("text", prompt=fresh)
         whole = ask(pd.prefill, path, body, "marks", f"pair-{count}")
-        rest = resume(pd.decode, path, body, behind(whole, count), f"pair-{count}")
-        same(rest.events, whole.events[count:])
+        cut = min(count, len(whole.marks) - 2)  # before the end: outputs may have been joined
+        rest = resume(pd.decode, path, body, behind(whole, cut), f"pair-{count}")
+        same(rest.events, whole.events[cut:])
         facts = pd.decode.get(f"/galaxy/requests/pair-{count}").json
         assert "resumed" in [name for name, _, _ in facts["marks"]]

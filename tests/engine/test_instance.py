@@ -225,7 +225,8 @@ def test_term_finishes_streams_refuses_connections_and_exits_zero(nursery: Nurse
     begun = threading.Event()
 
     def read() -> None:
-        for line in instance.stream({"prompt": "hello", "max_tokens": 60, "ignore_eos": True}):
+        body = {"prompt": "hello", "max_tokens": 60, "ignore_eos": True, "return_token_ids": True}
+        for line in instance.stream(body):
             lines.append(line)
             begun.set()
 
@@ -236,7 +237,8 @@ def test_term_finishes_streams_refuses_connections_and_exits_zero(nursery: Nurse
     until(lambda: instance.status()["phase"] == "draining", "draining")
     thread.join(30)
     assert lines[-1] == b"data: [DONE]"
-    assert len(lines) >= 61
+    events = (json.loads(line.removeprefix(b"data: ")) for line in lines[:-1])
+    assert sum(len(choice["token_ids"]) for event in events for choice in event["choices"]) == 60
     assert instance.exited()["code"] == 0
     assert port == instance.status()["port"]
     (left,) = json.loads((instance.folder / "requests.json").read_text()).values()
