@@ -55,3 +55,11 @@ def nics() -> Iterator[Nics]:
     yield Nics()
     Nics.lose_none()
     Nics.link_up()
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """A cluster's, in a file."""
+    path = tmp_path / "cluster.key"
+    path.write_bytes(b"k" * 32)
+    return path

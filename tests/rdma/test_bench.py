@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,32 +11,17 @@ from pathlib import Path
 import pytest
 
 from tests.rdma.machine import Nics
+from tests.rdma.serving import environ, serving
 
 MTU = 4096
 SIZE = 2 << 20
 BENCH = (sys.executable, "-m", "kserve_ext.cli", "kv", "bench")
 
 
-def environ(device: str) -> dict[str, str]:
-    return {**os.environ, "GALAXY_RDMA_DEVICES": device}
-
-
-@pytest.fixture
-def key(tmp_path: Path) -> Path:
-    path = tmp_path / "cluster.key"
-    path.write_bytes(b"k" * 32)
-    return path
-
-
 @pytest.fixture
 def served(nics: Nics, key: Path) -> Iterator[str]:
-    command = [*BENCH, "--serve", "--host", "127.0.0.1", "--port", "0", "--key-file", str(key)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ(nics.far)) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().split()[2].rstrip(";")
-        finally:
-            process.kill()
+    with serving(BENCH, key) as addr:
+        yield addr
 
 
 @pytest.mark.parametrize("rung", ["rdma", "rdma-staged"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,13 +12,10 @@ from typing import Any
 import pytest
 
 from tests.rdma.machine import Nics
+from tests.rdma.serving import environ, serving
 
 LEAST_CARRIED = 16 << 20  # what is written to see whether bytes stay intact
 DOCTOR = (sys.executable, "-m", "kserve_ext.cli", "doctor", "rdma")
-
-
-def environ(device: str) -> dict[str, str]:
-    return {**os.environ, "GALAXY_RDMA_DEVICES": device}
 
 
 def ask(device: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -27,22 +23,10 @@ def ask(device: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def key(tmp_path: Path) -> Path:
-    path = tmp_path / "cluster.key"
-    path.write_bytes(b"k" * 32)
-    return path
-
-
-@pytest.fixture
 def served(nics: Nics, key: Path) -> Iterator[str]:
     """The address of a side that serves, at the far end of the wire."""
-    command = [*DOCTOR, "--serve", "--host", "127.0.0.1", "--port", "0", "--key-file", str(key)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ(nics.far)) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().split()[2].rstrip(";")
-        finally:
-            process.kill()
+    with serving(DOCTOR, key) as addr:
+        yield addr
 
 
 def test_every_device_is_told_and_the_wanted_ones_are_usable() -> None:
