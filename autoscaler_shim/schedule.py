@@ -253,6 +253,7 @@ class ScheduleFunction:
                     "capacity": c.status.capacity._asdict(),
                     "models": c.status.models,
                     "slots": dict(c.status.slots),
+                    "labels": dict(c.status.labels),
                 }
                 for c in machine.partition.candidates()
             ],

@@ -66,7 +66,9 @@ class NodeAgent:
         self._epoch_s = time.time() - asyncio.get_running_loop().time()
         ledger = Ledger(declared.resources, declared.devices)
         slots = Slots(ledger, declared.zygote_mib)
-        self.machine = NodeMachine(NodeID(me.id), me.addr, me.incarnation, ledger, slots, timing)
+        self.machine = NodeMachine(
+            NodeID(me.id), me.addr, me.incarnation, ledger, slots, timing, declared.labels
+        )
         self.watcher = Watcher()
         self.zygotes = ZygotePool(
             folder, self.watcher, base_environment(), self._zygote_ready, self._zygote_died

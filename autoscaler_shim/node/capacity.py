@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from kserve_ext.api import quantities
-from kserve_ext.core.facts import Resources
+from kserve_ext.api.node_labels import read_labels
+from kserve_ext.core.facts import Label, Resources
 
 
 class Declared(NamedTuple):
@@ -16,6 +17,7 @@ class Declared(NamedTuple):
     devices: tuple[int, ...]
     zygote_mib: int
     model_cache_bytes: int
+    labels: tuple[Label, ...] = ()
 
 
 def add_args(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +34,10 @@ def add_args(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--model-cache", type=whole, default=64 << 30, metavar="SIZE", help="bound on disk (64Gi)"
+    )
+
+    group.add_argument(
+        "--labels", default="", metavar="KEY=VALUE,...", help="such as topology.kubernetes.io/zone=a"
     )
 
 
@@ -55,7 +61,11 @@ def declared(args: argparse.Namespace) -> Declared:
             raise ValueError(
                 f"--gpu-devices {args.gpu_devices}: name {args.gpus} different ones, as --gpus says"
             )
-    return Declared(resources, devices, args.zygote_memory, args.model_cache)
+    try:
+        labels = read_labels(args.labels)
+    except ValueError as error:
+        raise ValueError(f"--labels: {error}") from None
+    return Declared(resources, devices, args.zygote_memory, args.model_cache, labels)
 
 
 def _quantity(read: Callable[[object], int]) -> Callable[[str], int]:

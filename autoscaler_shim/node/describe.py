@@ -31,6 +31,7 @@ def describe(machine: NodeMachine, instances: Instances, what: str, key: str) ->
         "models": list(status.models),
         "fetching": {key: {"done": p.done, "total": p.total} for key, p in fetching.items()},
         "accepting": status.accepting,
+        "labels": dict(status.labels),
         "incarnation": machine.incarnation,
         "admitted": machine.admitted_total,
         "refused": machine.refused_total,

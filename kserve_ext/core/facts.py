@@ -15,6 +15,8 @@ Kind = Literal["controller", "cluster_mgr", "schedule", "dispatch", "node", "obj
 Role = Literal["unified", "prefill", "decode"]
 Preload = Literal["none", "node", "fluid"]
 Affinity = Literal["none", "session", "prefix"]
+Placement = Literal["auto", "pack", "spread"]
+Label = tuple[str, str]
 InstanceState = Literal["reserved", "fetching", "starting", "ready", "draining", "failed", "gone"]
 
 
@@ -141,6 +143,14 @@ class Revision(NamedTuple):
     tenant_header: str = ""
     created_at: float = 0.0  # unix seconds
     continuation: bool = True  # a stream whose instance dies goes on at another
+    node_selector: tuple[Label, ...] = ()  # labels that a node must have
+    placement: Placement = "auto"  # pack: where it needs GPUs, else spread
+    priority: int = 0  # of its PriorityClass
+    preempts: bool = False  # lower priorities make room for it
+
+    @property
+    def namespace(self) -> str:
+        return self.key.partition("/")[0]
 
     @property
     def home_key(self) -> str:
@@ -171,6 +181,17 @@ class Instance(NamedTuple):
     marks: tuple[Mark, ...] = ()
 
 
+class Holding(NamedTuple):
+    """What the instances of one revision hold of a node, those that drain left out."""
+
+    revision: RevisionKey
+    home_key: str
+    priority: int
+    needs: Resources  # of each
+    instances: int
+    newest_at: float  # when the last of them was decided on, unix seconds
+
+
 class NodeStatus(NamedTuple):
     """What a node agent says of its node; `seq` orders the statuses of one incarnation."""
 
@@ -184,6 +205,8 @@ class NodeStatus(NamedTuple):
     models: tuple[str, ...] = ()  # Model.key of those in the node's cache
     instances: int = 0
     accepting: bool = True
+    labels: tuple[Label, ...] = ()
+    holdings: tuple[Holding, ...] = ()
 
 
 class Member(NamedTuple):

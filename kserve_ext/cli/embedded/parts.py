@@ -40,6 +40,9 @@ def _part(kind: str, part_id: str, cluster: dict[str, Any], data: Path) -> Part:
         size = cluster["node"]
         argv += ["--cpu", f"{size['cpu_milli']}m", "--memory", f"{size['memory_mib']}Mi"]
         argv += ["--gpus", str(size["gpus"])]
+        labels = cluster.get("labels", {}).get(part_id, {})
+        if labels:
+            argv += ["--labels", ",".join(f"{key}={value}" for key, value in sorted(labels.items()))]
     return Part(part_id, kind, tuple(argv))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from kserve_ext.api import node_labels as node_label_table
 from kserve_ext.api import quantities
 from kserve_ext.cli import zygotes
 from kserve_ext.cli.client import Client
@@ -75,6 +76,12 @@ def _quantity(value: str, read: Any) -> int:
 @click.option("--node-memory", callback=_memory, help="Memory of each node, e.g. 8Gi.  [default: its share]")
 @click.option("--node-gpus", type=click.IntRange(0), default=0, show_default=True, help="GPUs of each node.")
 @click.option(
+    "--node-labels",
+    multiple=True,
+    metavar="[NODE:]KEY=VALUE,...",
+    help="Labels of every node, or of one, e.g. node-0:topology.kubernetes.io/zone=a.",
+)
+@click.option(
     "--http-port",
     type=click.IntRange(0, 65535),
     default=8080,
@@ -94,6 +101,7 @@ def command(
     node_cpu: int | None,
     node_memory: int | None,
     node_gpus: int,
+    node_labels: tuple[str, ...],
     http_port: int,
     pvc: dict[str, str],
     domain: str,
@@ -112,6 +120,10 @@ def command(
         return
     port = check_port(http_port)
     counts = {"dispatch": dispatch, "schedule": schedule, "cluster-mgr": cluster_mgr, "node": nodes}
+    try:
+        labels = node_label_table.by_node(node_labels, [f"node-{n}" for n in range(nodes)])
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--node-labels") from None
     cpu, memory = machine()
     prepare(folder)
     controller, objects = free_ports(2)
@@ -127,6 +139,7 @@ def command(
             "memory_mib": node_memory or int(memory * 0.8 / nodes),
             "gpus": node_gpus,
         },
+        "labels": labels,
     }
     folder.write_cluster(cluster)
     supervisor = start(folder)

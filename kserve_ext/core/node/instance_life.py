@@ -7,11 +7,11 @@ before: until then it holds its resources, also when the reason of its end is lo
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from kserve_ext.core.facts import Instance, InstanceState, Mark, Revision
+from kserve_ext.core.facts import Holding, Instance, InstanceState, Mark, Revision
 from kserve_ext.core.ids import InstanceID, NodeID
 
 TRANSITIONS: Final[dict[InstanceState, tuple[InstanceState, ...]]] = {
@@ -56,6 +56,11 @@ class Life:
     def ended(self) -> bool:
         return self.state in ("failed", "gone")
 
+    @property
+    def stays(self) -> bool:
+        """Nothing has asked it to go."""
+        return self.state not in ("draining", "failed", "gone")
+
     def to(self, state: InstanceState, now: float, detail: str = "", deadline: float = float("inf")) -> None:
         assert state in TRANSITIONS[self.state], f"{self.id}: {self.state} -> {state}\n{self.story()}"
         self.state, self.deadline = state, deadline
@@ -99,6 +104,15 @@ def how_it_ended(code: int | None, signum: int | None, detail: str) -> End:
         what = f"ended with exit code {code}"
     reason = f"the process {what}: {detail}" if detail else f"the process {what}"
     return End(True, reason, permanent=code == PERMANENT_EXIT)
+
+
+def holding_of(lives: Sequence[Life]) -> Holding | None:
+    """What these, all of one revision, hold together; None of nothing."""
+    if not lives:
+        return None
+    revision = lives[0].revision
+    newest_at = max(life.marks[0].at if life.marks else 0.0 for life in lives)
+    return Holding(revision.key, revision.home_key, revision.priority, revision.needs, len(lives), newest_at)
 
 
 def facts_of(lives: Iterable[Life], node: NodeID) -> tuple[Instance, ...]:

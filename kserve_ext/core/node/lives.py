@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from kserve_ext.core.facts import InstanceState, Mark
+from kserve_ext.core.facts import Holding, InstanceState, Mark
 from kserve_ext.core.ids import InstanceID, NodeID, RevisionKey
 from kserve_ext.core.node.admission import Held, Ledger
 from kserve_ext.core.node.facts import (
@@ -27,7 +27,7 @@ from kserve_ext.core.node.facts import (
     Timing,
 )
 from kserve_ext.core.node.homes import Homes
-from kserve_ext.core.node.instance_life import End, Life, how_it_ended
+from kserve_ext.core.node.instance_life import End, Life, holding_of, how_it_ended
 from kserve_ext.core.node.slots import Slots
 
 KEEP_ENDED_S = 60.0  # an end that no home takes notice of is told this long
@@ -44,6 +44,8 @@ class Lives:
         #: how many of them have not ended
         self.running = 0
         self._by_revision: dict[RevisionKey, dict[InstanceID, Life]] = {}
+        #: what each revision holds here, until one of its instances changes
+        self._held: dict[RevisionKey, Holding | None] = {}
         self._gone: OrderedDict[InstanceID, None] = OrderedDict()
 
     def has_ended(self, instance: InstanceID) -> bool:
@@ -53,7 +55,20 @@ class Lives:
     def of(self, key: RevisionKey) -> list[Life]:
         return list(self._by_revision.get(key, {}).values())
 
+    def holdings(self) -> tuple[Holding, ...]:
+        """What could become free if somebody gave it up: by revision, without what drains already."""
+        found = (self._holding(key) for key in self._by_revision)
+        return tuple(holding for holding in found if holding is not None)
+
+    def _holding(self, key: RevisionKey) -> Holding | None:
+        if key not in self._held:
+            self._held[key] = holding_of([life for life in self.of(key) if life.stays])
+        return self._held[key]
+
     def check(self) -> None:
+        for key in self._by_revision:
+            staying = [life for life in self.of(key) if life.stays]
+            assert self._holding(key) == holding_of(staying), f"what {key} holds is out of date"
         assert self.running == sum(not life.ended for life in self.known.values())
         assert self.known == {i: life for of in self._by_revision.values() for i, life in of.items()}
 
@@ -207,6 +222,7 @@ class Lives:
     def add(self, life: Life) -> None:
         self.known[life.id] = life
         self._by_revision.setdefault(life.revision.key, {})[life.id] = life
+        self._held.pop(life.revision.key, None)
         self.running += not life.ended
 
     def begin(self, life: Life, now: float, out: list[Instruction]) -> list[Instruction]:
@@ -280,6 +296,7 @@ class Lives:
     def _changed(self, life: Life, out: list[Instruction]) -> None:
         """Home and the waiting shards are told at once."""
         key = life.revision.key
+        self._held.pop(key, None)
         home, epoch = self.homes.addr(key), self.homes.epoch(key)
         facts = (life.fact(self.node),)
         if home:
@@ -298,6 +315,7 @@ class Lives:
         del self.known[life.id]
         of = self._by_revision[life.revision.key]
         del of[life.id]
+        self._held.pop(life.revision.key, None)
         if not of:
             del self._by_revision[life.revision.key]
         self._gone[life.id] = None

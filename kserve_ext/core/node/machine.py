@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from kserve_ext.core.facts import Instance, Mark, NodeStatus
+from kserve_ext.core.facts import Instance, Label, Mark, NodeStatus
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 from kserve_ext.core.node.admission import Ledger
 from kserve_ext.core.node.facts import (
@@ -41,11 +41,14 @@ class NodeMachine:
         ledger: Ledger,
         slots: Slots,
         timing: Timing = Timing(),  # noqa: B008
+        labels: tuple[Label, ...] = (),
     ) -> None:
         self.node, self.addr, self.incarnation = node, addr, incarnation
         self.ledger, self.slots, self.timing = ledger, slots, timing
         self.homes = Homes(timing.full_s)
         self.lives = Lives(node, ledger, slots, self.homes, timing)
+        #: what nodeSelectors and the choice of places near each other go by, in order
+        self.labels = tuple(sorted({"kubernetes.io/hostname": node, **dict(labels)}.items()))
         self.models: tuple[str, ...] = ()
         self.wanted: tuple[str, ...] = ()  # runtime modules whose zygotes are kept ready
         self.accepting = True
@@ -207,6 +210,8 @@ class NodeMachine:
             models=self.models,
             instances=self.lives.running,
             accepting=self.accepting,
+            labels=self.labels,
+            holdings=self.lives.holdings(),
         )
 
     def check(self) -> None:

@@ -15,8 +15,11 @@ from typing import NamedTuple
 
 from kserve_ext.core.facts import NodeStatus, Resources, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
+from kserve_ext.core.schedule.filters import Candidate, fits, why_not
+from kserve_ext.core.schedule.gangs import choose_gang
 from kserve_ext.core.schedule.partition import Partition
-from kserve_ext.core.schedule.placement import choose, choose_gang, why_not
+from kserve_ext.core.schedule.placement import choose
+from kserve_ext.core.schedule.scores import near
 
 MAX_HOPS = 2
 
@@ -252,20 +255,28 @@ class ScheduleMachine:
 
     def _try_next(self, op_id: int, op: _Op, instance: InstanceID, out: list[Instruction]) -> None:
         revision = op.wanted[instance]
-        candidates = self.partition.candidates()
-        tried = op.tried.get(instance, set())
-        planned = op.plan.get(instance)
-        if planned is not None and planned not in tried:
-            candidates = [c for c in candidates if c.status.node == planned]
-        near = {p.node for p in op.placed.values()} if op.gang else set()
-        chosen = choose(revision, candidates, tried=tried, near=near)
+        chosen = self._best(op, instance, revision)
         if chosen is None:
-            op.stuck[instance] = Refusal(instance, why_not(revision, candidates, f"partition {self.me}"))
+            why = why_not(revision, self.partition.candidates(), f"partition {self.me}")
+            op.stuck[instance] = Refusal(instance, why)
             return
         node = chosen.status.node
         self.partition.sent(instance, node, revision.needs)
         op.open += 1
         out.append(SendStart(op_id, instance, revision, node, chosen.status.addr, op.gang or op.reserve))
+
+    def _best(self, op: _Op, instance: InstanceID, revision: Revision) -> Candidate | None:
+        """Where it was planned to go; else near its partners, if it has any; else the best of all."""
+        tried = op.tried.get(instance, ())
+        planned = op.plan.get(instance)
+        if planned is not None and planned not in tried:
+            candidate = self.partition.candidate(planned)
+            return candidate if candidate is not None and fits(revision, candidate) else None
+        partners = {p.node for p in op.placed.values()} if op.gang else set()
+        if not partners:
+            return self.partition.ranking.best(revision, tried)
+        statuses = [s for n in partners if (s := self.partition.status(n)) is not None]
+        return choose(revision, self.partition.candidates(), tried=tried, partners=near(partners, statuses))
 
     def _settle(self, op_id: int, op: _Op, out: list[Instruction]) -> list[Instruction]:
         """Goes on when nothing is open: ask elsewhere, commit or release a gang, or answer."""

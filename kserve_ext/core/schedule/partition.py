@@ -8,9 +8,12 @@ refusal, which carries the true status.
 
 from __future__ import annotations
 
+import bisect
+
 from kserve_ext.core.facts import NodeStatus, Resources
 from kserve_ext.core.ids import InstanceID, NodeID
-from kserve_ext.core.schedule.placement import Candidate
+from kserve_ext.core.schedule.filters import Candidate
+from kserve_ext.core.schedule.ranking import Ranking
 
 
 class Partition:
@@ -23,8 +26,10 @@ class Partition:
         self._pending: dict[InstanceID, tuple[NodeID, Resources]] = {}
         #: their sum, by node
         self._taken: dict[NodeID, Resources] = {}
-        #: nodes in order of id; None: to be sorted again
-        self._order: list[NodeID] | None = None
+        #: what follows from these, kept for each node, and the nodes in order of id
+        self._candidates: dict[NodeID, Candidate] = {}
+        self._order: list[NodeID] = []
+        self.ranking = Ranking(self._candidates)
         #: nodes that the view gives to this partition; None before the first view
         self._owned: set[NodeID] | None = None
         #: the largest of each resource that any node here ever had: one that is away for a moment still counts
@@ -40,26 +45,25 @@ class Partition:
         if known is not None and (status.incarnation, status.seq) < (known.incarnation, known.seq):
             return False
         self._status[status.node] = status
-        if known is None:
-            self._order = None
+        self._changed(status.node)
         self._largest = self._largest.most(status.capacity)
         return True
 
     def forget(self, node: NodeID) -> None:
         self._status.pop(node, None)
-        self._order = None
+        self._changed(node)
 
     def keep_only(self, nodes: set[NodeID]) -> None:
         """A new view: drops the nodes that it has given to others."""
         self._owned = set(nodes)
         for node in [n for n in self._status if n not in nodes]:
-            del self._status[node]
-        self._order = None
+            self.forget(node)
 
     def sent(self, instance: InstanceID, node: NodeID, needs: Resources) -> None:
         self.answered(instance)
         self._pending[instance] = (node, needs)
         self._taken[node] = self._taken.get(node, Resources()).plus(needs)
+        self._changed(node)
 
     def answered(self, instance: InstanceID) -> None:
         sent = self._pending.pop(instance, None)
@@ -70,20 +74,17 @@ class Partition:
                 self._taken[node] = left
             else:
                 del self._taken[node]
+            self._changed(node)
 
     def status(self, node: NodeID) -> NodeStatus | None:
         return self._status.get(node)
 
+    def candidate(self, node: NodeID) -> Candidate | None:
+        return self._candidates.get(node)
+
     def candidates(self) -> list[Candidate]:
         """All nodes, in order of id, with what is free after the starts under way."""
-        if self._order is None:
-            self._order = sorted(self._status)
-        taken, known = self._taken, self._status
-        return [
-            Candidate(status, status.free.minus(taken[node]) if node in taken else status.free)
-            for node in self._order
-            for status in (known[node],)
-        ]
+        return [self._candidates[node] for node in self._order]
 
     def capacity(self) -> Resources | None:
         """What no node here has ever exceeded; None while a node of ours has yet to be heard of."""
@@ -99,3 +100,17 @@ class Partition:
             total = total.plus(candidate.free)
             largest = max(largest, candidate.free, key=lambda r: (r.gpus, r.cpu_milli, r.memory_mib))
         return total, largest, len(candidates)
+
+    def _changed(self, node: NodeID) -> None:
+        """Works out what is free on it again."""
+        status, known = self._status.get(node), node in self._candidates
+        if status is not None:
+            taken = self._taken.get(node)
+            free = status.free if taken is None else status.free.minus(taken)
+            self._candidates[node] = Candidate(status, free)
+            if not known:
+                bisect.insort(self._order, node)
+        elif known:
+            del self._candidates[node]
+            self._order.remove(node)
+        self.ranking.changed(node)

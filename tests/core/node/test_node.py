@@ -601,3 +601,13 @@ def test_home_hears_where_a_prefill_instance_listens_while_it_still_loads() -> N
     assert not tells(m.lives.observed(InstanceID("x"), "loading", "a:1", marks, 0.3)), "once"
     (ready,) = tells(m.lives.observed(InstanceID("x"), "ready", "a:1", marks, 0.4))[:1]
     assert [(i.state, i.addr) for i in ready.instances] == [("ready", "a:1")]
+
+
+def test_the_status_says_what_could_be_given_up_by_revision_without_what_drains() -> None:
+    m = machine()
+    ready(m, "x")
+    m.start(order("y"), 0.0)
+    assert [(h.revision, h.instances, h.priority) for h in m.status().holdings] == [("default/a", 2, 0)]
+    m.stop(InstanceID("x"), 1, 30.0, "enough", 1.0)
+    assert [h.instances for h in m.status().holdings] == [1]
+    assert m.status().labels == (("kubernetes.io/hostname", "n"),)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from kserve_ext.core.facts import Command, Model, NodeStatus, Resources, Revision, Scale
 from kserve_ext.core.ids import InstanceID, NodeID, RevisionKey
+from kserve_ext.core.schedule.filters import Candidate, why_not
 from kserve_ext.core.schedule.partition import Partition
-from kserve_ext.core.schedule.placement import Candidate, choose, why_not
+from kserve_ext.core.schedule.placement import choose
+from kserve_ext.core.schedule.scores import RAIL_LABEL, ZONE_LABEL, near
 
 
 def revision(
@@ -67,7 +69,7 @@ def test_a_zygote_outweighs_room_and_room_decides_last() -> None:
 
 def test_near_its_gang_is_preferred() -> None:
     nodes = [candidate("a"), candidate("b", Resources(2000, 8192))]
-    chosen = choose(revision(), nodes, near={NodeID("b")})
+    chosen = choose(revision(), nodes, partners=near({NodeID("b")}, ()))
     assert chosen is not None
     assert chosen.status.node == "b"
 
@@ -103,3 +105,64 @@ def test_starts_under_way_are_deducted_until_answered() -> None:
     assert partition.room()[2] == 1
     partition.answered(InstanceID("i"))
     assert partition.candidates()[0].free == Resources(4000, 8192)
+
+
+def gpus(name: str, free: int, of: int, **labels: str) -> Candidate:
+    named = tuple(sorted((key.replace("_", "/"), value) for key, value in labels.items()))
+    return Candidate(
+        status(name, capacity=Resources(64000, 8192, of))._replace(labels=named),
+        Resources(64000, 8192, free),
+    )
+
+
+def needing(count: int) -> Revision:
+    wanted = revision()
+    return wanted._replace(needs=wanted.needs._replace(gpus=count))
+
+
+def test_a_gpu_node_that_is_partly_used_is_filled_before_an_empty_one_is_opened() -> None:
+    nodes = [gpus("a", 4, 4), gpus("b", 6, 8), gpus("c", 3, 8), gpus("d", 8, 8)]
+    chosen = choose(needing(2), nodes)
+    assert chosen is not None
+    assert chosen.status.node == "c", "the fullest that takes it"
+    four = choose(needing(4), [*nodes, gpus("e", 4, 8)])
+    assert four is not None
+    assert four.status.node == "e"
+    spread = choose(needing(2)._replace(placement="spread"), nodes)
+    assert spread is not None
+    assert spread.status.node == "d", "the largest share stays free there"
+
+
+def test_what_needs_no_gpu_stays_off_gpu_nodes_as_long_as_others_take_it() -> None:
+    nodes = [gpus("a", 8, 8), candidate("b", Resources(1500, 1024))]
+    chosen = choose(revision(), nodes)
+    assert chosen is not None
+    assert chosen.status.node == "b"
+    assert choose(revision(), nodes, tried={NodeID("b")}) is nodes[0]
+
+
+def test_partners_are_sought_on_the_host_then_the_rail_then_the_zone() -> None:
+    def at(name: str, rail: str, zone: str) -> Candidate:
+        labels = ((RAIL_LABEL, rail), (ZONE_LABEL, zone))
+        return Candidate(status(name)._replace(labels=labels), Resources(4000, 8192))
+
+    nodes = [at("a", "r9", "z9"), at("b", "r9", "z1"), at("c", "r1", "z1"), at("d", "r1", "z1")]
+    partners = near({NodeID("d")}, [nodes[3].status])
+    order: list[NodeID] = []
+    for _ in nodes:
+        chosen = choose(revision(), nodes, tried=order, partners=partners)
+        assert chosen is not None
+        order.append(chosen.status.node)
+    assert order == ["d", "c", "b", "a"]
+
+
+def test_only_nodes_with_the_selected_labels_are_considered_and_a_refusal_says_so() -> None:
+    picky = revision()._replace(node_selector=(("disk", "nvme"),))
+    nodes = [
+        candidate("a"),
+        Candidate(status("b")._replace(labels=(("disk", "nvme"),)), Resources(1000, 512)),
+    ]
+    chosen = choose(picky, nodes)
+    assert chosen is not None
+    assert chosen.status.node == "b"
+    assert "has the labels that default/m-00001 selects: disk=nvme" in why_not(picky, nodes[:1], "p")
