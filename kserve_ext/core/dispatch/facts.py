@@ -18,6 +18,7 @@ LEASE_TTL_S: Final = 3.0  # a shard may use limited slots so long after it sent 
 REPORT_S: Final = 0.5  # a shard with anything to report reports so often
 QUIET_S: Final = 10.0  # a shard that has had nothing to do for so long forgets instances and falls silent
 UNLIMITED: Final = -1
+WAITS: Final = 16  # held requests of which a Demand says how long they have waited
 
 
 class Demand(NamedTuple):
@@ -41,6 +42,7 @@ class Demand(NamedTuple):
     bound_to: FunctionID = FunctionID("")  # this one
     shuns: tuple[InstanceID, ...] = ()  # those that it can't reach from where it is
     prefers: tuple[tuple[InstanceID, int], ...] = ()  # idle slots of these would be better than of others
+    waits_us: tuple[int, ...] = ()  # how long its held requests have waited, WAITS of them, the oldest first
 
 
 class Grant(NamedTuple):

@@ -2,17 +2,21 @@
 
 Never more than the concurrency limit of an instance in total, whatever is lost or late: what a shard may use is
 bounded by its last report and by every Grant that it has not yet acknowledged; only what is outside all these
-bounds is free. Slots go to shards that wait; when there are too few, every shard gets a fair share (max-min), and
-what others have beyond theirs is taken back by a smaller Grant. What can't be split evenly changes hands every
-TURN_S. An account ends with the shard's process: known from a higher incarnation, or from its absence from the
-view for longer than its lease lasts. With unlimited concurrency a Grant names all instances, and the account
-only says who has heard of what.
+bounds is free. A free slot goes to the request that has waited longest, whichever shard holds it; requests whose
+age no Demand tells come after these, by fair shares (max-min) of their shards. While too many wait, what a shard has
+beyond its fair share is taken back by a smaller Grant, unless its own requests have waited longer; what can't be
+split evenly changes hands every TURN_S. An account ends with the shard's process: known from a higher incarnation,
+or from its absence from the view for longer than its lease lasts. With unlimited concurrency a Grant names all
+instances, and the account only says who has heard of what.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import merge
+from itertools import islice
 
 from kserve_ext.core.dispatch.facts import LEASE_TTL_S, QUIET_S, Demand
 from kserve_ext.core.ids import FunctionID, InstanceID
@@ -35,6 +39,8 @@ class Account:
     held: int = 0
     in_flight: int = 0
     wanted: int = 0
+    #: when its requests began to wait, the oldest first; of as many as it tells
+    waiting: tuple[float, ...] = ()
     uses: Slots = field(default_factory=dict)
     #: none of these is of use to it
     shuns: frozenset[InstanceID] = frozenset()
@@ -74,6 +80,16 @@ class Account:
         intended, uses = self.intended, self.uses
         return self.total + sum(max(0, n - intended.get(i, 0)) for i, n in uses.items())
 
+    @property
+    def lacks(self) -> int:
+        """Requests that wait, and for which it has no slot."""
+        return self.need - self.occupied if self.wanted > 0 else 0
+
+    @property
+    def lacking(self) -> tuple[float, ...]:
+        """When those of them began to wait of which that is known; its slots serve the oldest."""
+        return self.waiting[max(0, self.wanted - self.lacks) :]
+
     def may_use(self, instance: InstanceID, now: float) -> bool:
         """It may still send requests there, or hasn't finished those it sent."""
         if self.leased(instance):
@@ -107,6 +123,7 @@ class Leases:
             return False
         account.seq, account.heard_at = demand.seq, now
         account.held, account.in_flight, account.wanted = demand.held, demand.in_flight, demand.wanted
+        account.waiting = tuple(now - wait * 1e-6 for wait in demand.waits_us)
         account.uses, account.reported = dict(demand.uses), dict(demand.leases)
         account.shuns, account.prefers = frozenset(demand.shuns), dict(demand.prefers)
         first = not account.joined
@@ -137,6 +154,7 @@ class Leases:
         if account is not None and account.left_at is None:
             account.left_at = now
             account.held = account.in_flight = account.wanted = 0
+            account.waiting = ()
 
     def expire(self, now: float) -> bool:
         gone = [
@@ -236,7 +254,7 @@ class Leases:
 
     def _share(self, usable: Sequence[InstanceID], frozen: Container[InstanceID], now: float) -> None:
         shards = [s for s, a in sorted(self.accounts.items()) if a.left_at is None and a.joined]
-        waiting = [s for s in shards if self._lacks(s) > 0]
+        waiting = [s for s in shards if self.accounts[s].lacks > 0]
         if not waiting and not any(self.accounts[s].prefers for s in shards):
             return
         turn = int(now / TURN_S) % len(shards)
@@ -246,9 +264,12 @@ class Leases:
         fair = fair_shares({s: self.accounts[s].need for s in shards}, capacity, order)
 
         def below_fair() -> dict[FunctionID, int]:
-            return {s: max(0, min(self._lacks(s), fair[s] - self.accounts[s].occupied)) for s in order}
+            accounts = ((s, self.accounts[s]) for s in order)
+            return {s: max(0, min(a.lacks, fair[s] - a.occupied)) for s, a in accounts}
 
-        for lacks in (below_fair, lambda: {s: max(0, self._lacks(s)) for s in order}):
+        for shard, count in self._oldest(order, sum(free.values())).items():
+            self._give(self.accounts[shard], count, free)
+        for lacks in (below_fair, lambda: {s: max(0, self.accounts[s].lacks) for s in order}):
             for shard, count in fair_shares(lacks(), sum(free.values()), order).items():
                 self._give(self.accounts[shard], count, free)
         spare = sum(free.values()) // (2 * len(shards))
@@ -256,17 +277,32 @@ class Leases:
             self._give(self.accounts[shard], min(spare, self.accounts[shard].need), free)
         for shard in order:  # also beside idle ones of others, which are given back when they stay idle
             self._prefer(self.accounts[shard], sum(free.values()), free)
-        self._take_back(sum(below_fair().values()), fair, usable, order)
+        self._take_back(below_fair(), fair, usable, order, now)
+
+    def _oldest(self, order: Sequence[FunctionID], count: int) -> dict[FunctionID, int]:
+        """How many of the `count` requests that have waited longest each shard has; of two alike: in turn."""
+        ranked: list[list[tuple[float, int, int]]] = []
+        for k, shard in enumerate(order):
+            account = self.accounts[shard]
+            served = len(account.waiting) - len(account.lacking)
+            ranked.append([(at, n, k) for n, at in enumerate(account.lacking, served)])
+        known = merge(*ranked)
+        return Counter(order[k] for _, _, k in islice(known, count))
 
     def _take_back(
         self,
-        lacking: int,
+        lacks: Mapping[FunctionID, int],
         fair: Mapping[FunctionID, int],
         usable: Sequence[InstanceID],
         order: Sequence[FunctionID],
+        now: float,
     ) -> None:
-        """What shards have beyond their fair share, as far as others lack it and it isn't on its way already."""
-        lacking -= sum(
+        """What shards have beyond their fair share, as far as others lack it and it isn't on its way already.
+
+        A slot that is idle and waits for a request of its shard stays, and one that is in use does where the shard's
+        own requests have waited longer than those of others.
+        """
+        lacking = sum(lacks.values()) - sum(
             max(0, account.bound(i) - account.intended.get(i, 0))
             for account in self.accounts.values()
             for i in usable
@@ -274,19 +310,34 @@ class Leases:
         for shard in order:
             account = self.accounts[shard]
             over = min(account.total - fair[shard], lacking)
-            lacking -= max(0, over)
-            while over > 0:  # the instance with most idle slots here gives first
-                idle = {i: n - account.uses.get(i, 0) for i, n in account.intended.items()}
-                instance = max(idle, key=lambda i: (idle[i], i))
-                take = min(over, max(1, idle[instance]), account.intended[instance])
-                over -= take
-                account.intended[instance] -= take
-                if not account.intended[instance]:
-                    del account.intended[instance]
+            if over > 0:
+                others = (self.accounts[s].lacking for s, n in lacks.items() if n and s != shard)
+                lacking -= self._take(account, over, min((at[0] for at in others if at), default=now))
 
-    def _lacks(self, shard: FunctionID) -> int:
-        account = self.accounts[shard]
-        return account.need - account.occupied if account.wanted > 0 else 0
+    def _take(self, account: Account, most: int, since: float) -> int:
+        """How many slots it has less now; others lack them for requests that wait since then at the earliest.
+
+        The instance with most idle slots gives first.
+        """
+        older = sum(at <= since for at in account.waiting)
+        if older > len(account.waiting) - len(account.lacking):
+            return 0
+        intended = account.intended
+        idle = {i: n - account.uses.get(i, 0) for i, n in intended.items()}
+        spare = sum(n for n in idle.values() if n > 0)
+        spare -= min(spare, older)  # these go there in a moment
+        left = most
+        for instance in sorted(idle, key=lambda i: (idle[i], i), reverse=True):
+            if idle[instance] > 0:
+                take = min(left, idle[instance], spare)
+                spare -= take
+            else:
+                take = min(left, intended[instance])
+            left -= take
+            intended[instance] -= take
+            if not intended[instance]:
+                del intended[instance]
+        return most - left
 
     def _give(self, account: Account, count: int, free: dict[InstanceID, int]) -> None:
         """What it prefers, and spread over the instances with most free slots; `free` is what is left."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, NamedTuple
 
 from kserve_ext.core.dispatch.choosing import Chooser, ChoosingThrottler
-from kserve_ext.core.dispatch.facts import LEASE_TTL_S, QUIET_S, REPORT_S, UNLIMITED, Demand, Grant
+from kserve_ext.core.dispatch.facts import LEASE_TTL_S, QUIET_S, REPORT_S, UNLIMITED, WAITS, Demand, Grant
 from kserve_ext.core.dispatch.throttler import HELD, R, Throttler, Tracker
 from kserve_ext.core.facts import Instance, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
@@ -123,6 +123,7 @@ class Part(Generic[R]):
             self.term,
             self.granted,
             prefers=prefers,
+            waits_us=throttler.waits_us(now, WAITS),
         )
 
     @property

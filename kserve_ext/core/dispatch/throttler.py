@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Final, Generic, Protocol, TypeVar
 
 from kserve_ext.core.dispatch.facts import UNLIMITED
@@ -239,6 +240,14 @@ class Throttler(Generic[R]):
     @property
     def leases(self) -> tuple[tuple[InstanceID, int], ...]:
         return tuple((t.id, t.lease) for t in self.trackers.values() if t.slots != UNLIMITED and t.lease)
+
+    def waits_us(self, now: float, most: int) -> tuple[int, ...]:
+        """How long held requests have waited, in microseconds: as many as `most`, the oldest first."""
+        if not (self._held or self._again):
+            return ()
+        arrived = now + self.hold.seconds  # less its deadline: since it arrived, or was given back
+        first = [*islice(self._again.values(), most), *islice(self._held.values(), most)]
+        return tuple(round((arrived - until) * 1e6) for until in sorted(first)[:most])
 
     def prefers(self, telling: bool) -> tuple[tuple[InstanceID, int], ...]:
         """Of which instances slots are asked for, and how many. `telling`: heard() follows the answer to it."""

@@ -42,6 +42,7 @@ class Demand(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
     bound_to: FunctionID = FunctionID("")
     shuns: tuple[InstanceID, ...] = ()
     prefers: tuple[tuple[InstanceID, int], ...] = ()
+    waits_us: tuple[int, ...] = ()
 
 
 class Grant(msgspec.Struct, array_like=True, frozen=True, tag=3, gc=False):

@@ -92,6 +92,79 @@ def test_new_slots_go_past_one_that_still_uses_what_it_was_told_to_give_back() -
     assert leases.accounts[S[1]].occupied == 4
 
 
+def asks(
+    seq: int, waits_us: list[int], uses: dict[InstanceID, int] | None = None, granted: int = 0
+) -> Demand:
+    """So many requests are held, and wait for so long."""
+    facts = demand(seq, len(waits_us), uses, granted)
+    return facts._replace(waits_us=tuple(sorted(waits_us, reverse=True)))
+
+
+def test_new_slots_go_to_those_who_have_waited_longest_whichever_shard_holds_them() -> None:
+    c = [InstanceID(f"c{k}") for k in range(5)]
+    leases = opened(1)
+    leases.report(S[0], asks(1, [9000, 8000, 1000]), 1, 10.0)
+    leases.report(S[1], asks(1, [5000, 4000]), 1, 10.0)
+    got: list[FunctionID] = []
+    for count in range(1, 6):
+        told = leases.allot(c[:count], (), 10.1 * count)  # whosever turn it is
+        got += told
+    assert got == [S[0], S[0], S[1], S[1], S[0]]
+
+
+def test_a_slot_that_waits_for_an_older_request_is_not_taken_back() -> None:
+    c = [InstanceID(f"c{k}") for k in range(4)]
+    leases = opened(1)
+    leases.report(S[0], asks(1, [9000], {c[0]: 1, c[1]: 1}), 1, 10.0)
+    leases.report(S[1], asks(1, [5000], {c[2]: 1}), 1, 10.0)
+    leases.allot(c, (), 10.0)
+    assert c[3] in leases.accounts[S[0]].intended, "it has waited longer"
+    assert leases.accounts[S[0]].total == 2, "of those in use one is for the other shard when it ends"
+    assert c[3] not in leases.accounts[S[1]].intended
+
+
+def test_one_that_waits_longer_gives_nothing_back_and_one_that_has_just_come_does() -> None:
+    for own_us, left in ((9000, 2), (1000, 1)):
+        leases = opened(1)
+        leases.report(S[0], asks(1, [own_us], {A: 1, B: 1}), 1, 10.0)
+        leases.report(S[1], asks(1, [5000]), 1, 10.0)
+        leases.allot([A, B], (), 10.0)
+        assert leases.accounts[S[0]].total == left
+
+
+Waits = st.lists(st.integers(0, 50), max_size=6)
+
+
+@given(
+    st.lists(st.tuples(Waits, st.integers(0, 3), st.booleans()), min_size=3, max_size=3), st.integers(0, 8)
+)
+def test_no_slot_is_left_over_while_a_request_waits_and_the_oldest_go_first(
+    shards: list[tuple[list[int], int, bool]], ready: int
+) -> None:
+    """`shards`: ages, instances in use, and whether ages are told."""
+    leases, now = opened(1), 100.0
+    busy: list[InstanceID] = []
+    for name, (waits, used, told) in zip(S, shards, strict=True):
+        mine = [InstanceID(f"{name}-{k}") for k in range(used)]
+        busy += mine
+        facts = asks(1, waits, dict.fromkeys(mine, 1))
+        leases.report(name, facts if told else facts._replace(waits_us=()), 1, now)
+    idle = [InstanceID(f"idle-{k}") for k in range(ready)]
+    leases.allot([*busy, *idle], (), now)
+    given = {name: sum(i in idle for i in leases.accounts[name].intended) for name in S}
+    left = sum(leases.free(i) for i in idle)
+    assert not left or all(given[name] >= len(waits) for name, (waits, _, _) in zip(S, shards, strict=True))
+    if all(told for _, _, told in shards):
+        served = [
+            w for name, (ws, _, _) in zip(S, shards, strict=True) for w in sorted(ws)[::-1][: given[name]]
+        ]
+        waits_on = [
+            w for name, (ws, _, _) in zip(S, shards, strict=True) for w in sorted(ws)[::-1][given[name] :]
+        ]
+        assert max(waits_on, default=0) <= min(served, default=99)
+    leases.check([*busy, *idle])
+
+
 def test_a_grant_that_was_not_acknowledged_counts_even_after_a_smaller_one() -> None:
     leases = opened(4)
     leases.report(S[0], demand(1, wanted=9), 1, 0.0)
