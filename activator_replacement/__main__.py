@@ -42,7 +42,7 @@ class DispatchFunction:
     """Shard, homes and data plane of one process."""
 
     def __init__(self, rpc: Rpc, membership: Membership, store: RemoteStore) -> None:
-        self.membership = membership
+        self._rpc, self.membership = rpc, membership
         self.routes = Routes(self._revision, lambda key: self.homes.routed(key))
         self.dispatcher = Dispatcher(membership.me, membership.member.incarnation, rpc, self.routes)
         self.homes = Homes(rpc, membership, store, self.routes, self.dispatcher)
@@ -59,6 +59,7 @@ class DispatchFunction:
         self.homes.revision(key, revision, created=created)
 
     def _view(self, view: View) -> None:
+        self._rpc.warm(m.addr for kind in ("schedule", "dispatch") for m in view.of(kind))
         self.homes.view(view)
         self.dispatcher.view(view, self.homes.home_of)
 
@@ -83,6 +84,7 @@ class DispatchFunction:
             "held": self.dispatcher.held,
             "in_flight": self.dispatcher.in_flight,
             "requests": self.dispatcher.submitted,
+            "connections": self._rpc.connections(),
             "revisions": [self._status_of(key) for key in sorted(self.dispatcher.shard.parts)],
         }
 

@@ -45,6 +45,7 @@ class ClusterMgr:
 
     def view_changed(self, view: View) -> None:
         self._carry_out(self.machine.view(view, self.loop.time()))
+        self.rpc.warm(m.addr for m in view.of("schedule"))
 
     async def run(self) -> None:
         while True:
@@ -61,6 +62,7 @@ class ClusterMgr:
             for status, heard in self.machine.nodes()
         ]
         body = {"id": self.me, "kind": "cluster_mgr", "epoch": self.membership.view.epoch, "nodes": nodes}
+        body["connections"] = self.rpc.connections()
         return Description(msgspec.json.encode(body))
 
     def _carry_out(self, instructions: Iterable[Instruction]) -> None:

@@ -80,6 +80,7 @@ class ScheduleFunction:
         functions = {FunctionID(m.id) for m in view.of("schedule")}
         owned = {NodeID(m.id) for m in view.of("node") if self._owns(NodeID(m.id))}
         self.machine.view(owned, functions)
+        self.rpc.warm(m.addr for m in view.members if NodeID(m.id) in owned or m.kind == "schedule")
 
     def coordinate(self, message: Coordinate, caller: Caller) -> CoordinateReply:
         for action in message.actions:
@@ -261,6 +262,7 @@ class ScheduleFunction:
             "refused": machine.refused_total,
             "conflicts": machine.conflicts_total,
             "under_way": machine.under_way,
+            "connections": self.rpc.connections(),
             "rooms": {f: total._asdict() for f, (total, _) in machine.rooms.items()},
         }
         return Description(msgspec.json.encode(body))

@@ -112,6 +112,8 @@ class NodeAgent:
             message.reserve_s,
             message.marks,
         )
+        if message.waiting:
+            self.rpc.warm(message.waiting)  # told as soon as it is ready: no hello then
         return self._verdict(*self.machine.start(order, self.now()))
 
     def commit(self, message: m.Commit, caller: Caller) -> m.StartReply:
@@ -146,6 +148,8 @@ class NodeAgent:
 
     def describe(self, message: m.Describe, caller: Caller) -> m.Description:
         body = describe(self.machine, self.instances, message.what, message.key)
+        if message.what == "status":
+            body["connections"] = self.rpc.connections()
         return m.Description(msgspec.json.encode(body))
 
     def view_changed(self, view: View) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +21,7 @@ from kserve_ext.rpc.errors import RpcError
 from kserve_ext.rpc.pending import MAX_PENDING, Done, Pending, finish
 from kserve_ext.wire import frames
 from kserve_ext.wire.frames import ErrorCode, Frame, FrameReader, frame
-from kserve_ext.wire.messages import METHODS, Message
+from kserve_ext.wire.messages import METHODS, Bye, Message
 
 if TYPE_CHECKING:
     from kserve_ext.rpc.rpc import Rpc
@@ -37,6 +38,9 @@ TRANSPORT_BYTES: Final = 1024 * 1024
 STRANGER_BYTES: Final = 16 * 1024
 HELLO_TIMEOUT_S: Final = 5.0
 STALL_TIMEOUT_S: Final = 30.0
+#: of a connection on which nothing goes: seconds until the kernel asks, between its questions, and how many
+KEEP_ALIVE: Final = (10, 5, 3)
+BYE: Final = next(number for number, (request, _) in METHODS.items() if request is Bye)
 _NEW, _HELLO, _OPEN, _CLOSED = 0, 1, 2, 3
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -63,6 +67,8 @@ class Connection(asyncio.Protocol):
         "_transport",
         "addr",
         "caller",
+        "heard",
+        "leaving",
         "loop",
         "peer",
         "peer_epoch",
@@ -75,6 +81,8 @@ class Connection(asyncio.Protocol):
         self.caller = bool(addr)
         self.peer = ""  # authenticated name
         self.peer_epoch = 0
+        self.heard = False  # something has come (the caller's cache takes it back)
+        self.leaving = False  # the caller has said Bye: its end is no loss
         self._transport: asyncio.Transport | None = None
         self._reader = FrameReader()
         self._state = _NEW
@@ -99,6 +107,7 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(TRANSPORT_BYTES)  # type: ignore[attr-defined]
         self._state = _HELLO
         self._stall_timer = self.loop.call_later(HELLO_TIMEOUT_S, self._stalled)
+        _keep_alive(transport)
         if self.caller:
             transport.write(_hello(self._greeting.first()))  # type: ignore[attr-defined]
 
@@ -108,6 +117,7 @@ class Connection(asyncio.Protocol):
             received = self._reader.feed(data)
             if self._state == _OPEN:
                 if self.caller:
+                    self.heard = True
                     for f in received:
                         self._replied(f)
                 else:
@@ -150,6 +160,14 @@ class Connection(asyncio.Protocol):
     def alive(self) -> bool:
         return self._state != _CLOSED
 
+    @property
+    def open(self) -> bool:
+        return self._state == _OPEN
+
+    @property
+    def busy(self) -> bool:
+        return self._state != _OPEN or len(self._pending) > 0
+
     def call(
         self,
         method: int,
@@ -174,6 +192,11 @@ class Connection(asyncio.Protocol):
         deadline_ms = max(1, int(timeout_s * 1000))
         self.write(frame(frames.REQUEST, method, call_id, body, epoch, deadline_ms, trace, span))
 
+    def resume(self, request: bytes, done: Done, method: int, timeout_s: float) -> None:
+        """Sends a request that another connection to the same peer was given, and died before it was written."""
+        call_id = self._pending.add(done, method, timeout_s)
+        self.write(frames.renumbered(request, call_id, max(1, int(timeout_s * 1000))))
+
     def reply(self, f: Frame, message: Message, epoch: int) -> None:
         if self._state != _OPEN:
             return
@@ -196,21 +219,36 @@ class Connection(asyncio.Protocol):
         elif self._flush_at is None and not self._corked and self._state == _OPEN:
             self._flush_at = self.loop.call_soon(self.flush)
 
-    def drop(self, error: RpcError) -> None:
-        """Ends the connection; every call under way fails with `error`."""
+    def drop(self, error: RpcError, *, abort: bool = False) -> None:
+        """Ends the connection; every call under way fails with `error`, those not written yet go to a new one."""
         if self._state == _CLOSED:
             return
         was_open = self._state == _OPEN
         self._state = _CLOSED
+        unwritten, self._out = self._out if self.caller and was_open else [], []
+        again = [(f, call) for f in unwritten if (call := self._pending.take(frames.call_id(f))) is not None]
         for timer in (self._stall_timer, self._flush_at):
             if timer is not None:
                 timer.cancel()
         if self._transport is not None:
-            abort = self._paused or error.code == ErrorCode.MALFORMED
+            abort = abort or self._paused or error.code == ErrorCode.MALFORMED
             self._transport.abort() if abort else self._transport.close()
-        self._out.clear()
         self._pending.fail(error)
-        self._rpc.closed(self, was_open)
+        self._rpc.closed(self, was_open and not self.leaving)
+        for request, (done, method, due) in again:
+            self._rpc.outgoing.again(self.addr, request, done, method, due)
+
+    def retire(self) -> None:
+        """Closes one without calls under way that the cache keeps no longer; the peer is told that it is no loss."""
+        assert not self.busy, f"{self.addr} is put out of the cache with calls under way"
+        assert self._transport is not None
+        self._state = _CLOSED
+        for timer in (self._stall_timer, self._flush_at):
+            if timer is not None:
+                timer.cancel()
+        self._transport.write(frame(frames.REQUEST, BYE, 0, _encode(Bye()), deadline_ms=1000))
+        self._transport.close()
+        self._rpc.closed(self, False)
 
     def flush(self) -> None:
         self._flush_at = None
@@ -288,10 +326,25 @@ class Connection(asyncio.Protocol):
         self._pending.sent = True
         if self._stall_timer is not None:
             self._stall_timer.cancel()
-        if not self.caller:
+        if self.caller:
+            self.heard = True
+            self._rpc.outgoing.opened(self)
+        else:
             arrived = monotonic()
             for f in early:
                 self._rpc.requested(self, f, arrived)
+
+
+def _keep_alive(transport: asyncio.BaseTransport) -> None:
+    """Whoever listens has no reason to speak first: its kernel finds out that a caller is gone without a word."""
+    connected = transport.get_extra_info("socket")
+    if connected is None or connected.family == socket.AF_UNIX:
+        return
+    idle, between, most = KEEP_ALIVE
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, between)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, most)
 
 
 def _hello(body: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Rpc: one per process. Listens, keeps one connection per peer address, routes requests to handlers.
+"""Rpc: one per process. Listens, calls on kept connections (outgoing.py), routes requests to handlers.
 
 A handler takes (message, caller) and returns the reply, or something awaitable that gives it. Calls to the
 process's own address skip the encoding, but still answer later, never within the call. Deadlines travel with the
@@ -11,24 +11,25 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 from typing import Any, TypeVar
 
 import msgspec
 
+from kserve_ext.core.connection_cache import BOUND
 from kserve_ext.rpc.caller import UNTRACED, Caller, Trace
-from kserve_ext.rpc.connection import Connection
+from kserve_ext.rpc.connection import BYE, Connection
 from kserve_ext.rpc.errors import RpcError
 from kserve_ext.rpc.listener import Listener
-from kserve_ext.rpc.mutual_tls import Identity, connect
+from kserve_ext.rpc.mutual_tls import Identity
+from kserve_ext.rpc.outgoing import PING, Outgoing
 from kserve_ext.rpc.pending import Done
 from kserve_ext.wire.frames import NO_SPAN, NO_TRACE, REQUEST, ErrorCode, Frame
-from kserve_ext.wire.messages import METHODS, UNREADABLE, Message
+from kserve_ext.wire.messages import METHODS, UNREADABLE, Ack, Message
 
 log = logging.getLogger(__name__)
 
-DIAL_TIMEOUT_S = 2.0
 CLOSE_GRACE_S = 0.2
 
 M = TypeVar("M", bound=Message)
@@ -48,8 +49,12 @@ class Rpc:
         *,
         epoch: Callable[[], int] = lambda: 0,
         identity: Identity | None = None,
+        connections: int = BOUND,
     ) -> None:
-        """`identity`: for mutual TLS beneath the hello, but for addresses of this machine (unix:)."""
+        """`identity`: for mutual TLS beneath the hello, but for addresses of this machine (unix:).
+
+        `connections`: kept to others at most, besides those in use.
+        """
         if len(key) < 16:
             raise ValueError("cluster key: needs at least 16 bytes; make one with `galaxy up`")
         self.name = name
@@ -57,10 +62,12 @@ class Rpc:
         self.epoch = epoch
         self._identity = identity
         self.calls = self.errors = 0
+        #: connections to those that we call
+        self.outgoing = Outgoing(self, identity, connections)
+        self._own_calls = 0
         self._handlers: dict[int, Handler] = {}
         self._servers: list[asyncio.AbstractServer | Listener] = []
         self._own: set[str] = set()
-        self._out: dict[str, Connection] = {}
         self._accepted: set[Connection] = set()
         self._lost: list[Callable[[Caller], None]] = []
         self._peer_lost: list[Callable[[str], None]] = []
@@ -111,9 +118,10 @@ class Rpc:
         """Calls `done` with the reply or an RpcError, later; dials when there is no connection yet."""
         method = _numbers[type(message)]
         self.calls += 1
-        connection = self._out.get(addr)
+        connection = self.outgoing.get(addr)
         if connection is None:
             if addr in self._own:
+                self._own_calls += 1
                 self._call_own(method, message, done, timeout_s, trace)
                 return
             loop = asyncio.get_running_loop()
@@ -121,8 +129,7 @@ class Rpc:
                 why = "this process is closing" if self._closing else "the address of the peer is not known"
                 loop.call_soon(done, RpcError(ErrorCode.UNAVAILABLE, why, addr, sent=False))
                 return
-            connection = self._out[addr] = Connection(self, loop, addr)
-            self._track(loop.create_task(self._dial(connection)))
+            connection = self.outgoing.missed(addr, loop)
         connection.call(method, message, done, timeout_s, self.epoch(), trace[0], trace[1])
 
     async def call(
@@ -142,6 +149,17 @@ class Rpc:
         self.call_soon(addr, message, done, timeout_s, trace or UNTRACED)
         return await future
 
+    def warm(self, addrs: Iterable[str]) -> None:
+        """Connects ahead to those that will be called: a few at a time, and in this process's own order.
+
+        Nobody hears when one can't be reached.
+        """
+        self.outgoing.warm(set(addrs) - self._own)
+
+    def connections(self) -> dict[str, int]:
+        """Of the connection cache, for people and metrics: how many there are, and what has become of calls."""
+        return {"accepted": len(self._accepted), **self.outgoing.counts(self.calls - self._own_calls)}
+
     async def close(self) -> None:
         """Ends listening, gives handlers under way a moment to answer, then ends every connection."""
         self._closing = True
@@ -149,13 +167,14 @@ class Rpc:
             server.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_GRACE_S)
+        self.outgoing.close()
         gone = RpcError(ErrorCode.UNAVAILABLE, "this process is closing", sent=True)
-        for connection in [*self._out.values(), *self._accepted]:
+        for connection in [*self.outgoing.connections(), *self._accepted]:
             connection.flush()
             connection.drop(gone)
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self.outgoing.dials, return_exceptions=True)
         await asyncio.sleep(0)  # lets transports close
 
     # --- for Connection
@@ -187,8 +206,7 @@ class Rpc:
 
     def closed(self, connection: Connection, was_open: bool) -> None:
         if connection.caller:
-            if self._out.get(connection.addr) is connection:
-                del self._out[connection.addr]
+            self.outgoing.closed(connection)
             if was_open and not self._closing:
                 for peer_lost in self._peer_lost:
                     peer_lost(connection.addr)
@@ -206,30 +224,12 @@ class Rpc:
         self._accepted.add(connection)
         return connection
 
-    async def _dial(self, connection: Connection) -> None:
-        addr, loop = connection.addr, connection.loop
-        nobody = False
-        try:
-            async with asyncio.timeout(DIAL_TIMEOUT_S):
-                if addr.startswith("unix:"):
-                    await loop.create_unix_connection(lambda: connection, addr[5:])
-                else:
-                    host, _, port = addr.rpartition(":")
-                    await connect(lambda: connection, host, int(port), self._identity)
-            return
-        except TimeoutError:
-            why = f"no connection in {DIAL_TIMEOUT_S} s"
-        except (OSError, ValueError) as error:
-            why = str(error)
-            nobody = isinstance(error, ConnectionRefusedError)
-        except asyncio.CancelledError:
-            connection.drop(RpcError(ErrorCode.UNAVAILABLE, "this process is closing", addr))
-            raise
-        self.errors += 1
-        connection.drop(RpcError(ErrorCode.UNAVAILABLE, why, addr, nobody=nobody))
-
     def _unknown(self, connection: Connection, f: Frame) -> None:
-        if f.kind == REQUEST:
+        if f.method == PING and f.kind == REQUEST:
+            connection.reply(f, Ack(), self.epoch())
+        elif f.method == BYE and f.kind == REQUEST:
+            connection.leaving = True
+        elif f.kind == REQUEST:
             known = METHODS.get(f.method)
             why = f"{self.name} does not answer {known[0].__name__ if known else f'method {f.method}'}"
             connection.reply_error(f, ErrorCode.UNKNOWN_METHOD, why, self.epoch())

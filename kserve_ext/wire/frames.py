@@ -24,6 +24,7 @@ NO_TRACE: Final = bytes(16)
 NO_SPAN: Final = bytes(8)
 
 _pack = HEADER.pack
+_two = struct.Struct("<II").pack  # call id and deadline, as in HEADER
 _unpack_from = HEADER.unpack_from
 _new = tuple.__new__  # what Frame() would call, without the call of Frame()
 _LENGTH_FIELD = 4
@@ -68,6 +69,16 @@ def frame(
     """The bytes of one frame."""
     length = HEADER_BYTES - _LENGTH_FIELD + len(body)
     return _pack(length, kind, method, 0, call_id, deadline_ms, epoch, trace, span) + body
+
+
+def call_id(request: bytes) -> int:
+    """Of a whole frame."""
+    return int.from_bytes(request[8:12], "little")
+
+
+def renumbered(request: bytes, call_id: int, deadline_ms: int) -> bytes:
+    """The same frame under another call id and deadline, for another connection."""
+    return request[:8] + _two(call_id, deadline_ms) + request[16:]
 
 
 class FrameReader:

@@ -114,7 +114,7 @@ def test_a_lost_connection_fails_its_calls_at_once_and_is_redialled() -> None:
         listener.on_lost(lambda who: lost.append(who.name))
         call = asyncio.create_task(caller.call(addr, report(), timeout_s=30))
         await started.wait()
-        caller._out[addr]._transport.abort()  # type: ignore[union-attr]
+        caller.outgoing.get(addr)._transport.abort()  # type: ignore[union-attr]
         with pytest.raises(RpcError) as caught:
             await call
         assert caught.value.code == ErrorCode.UNAVAILABLE
@@ -177,7 +177,7 @@ def test_calls_to_the_own_address_take_the_short_way() -> None:
         assert await listener.call(addr, report()) == ReportReply(1, True)
         with pytest.raises(RpcError, match="does not answer StoreScan"):
             await listener.call(addr, StoreScan("x"))
-        assert not listener._out
+        assert not listener.outgoing.connections()
 
     run(story)
 

@@ -9,6 +9,7 @@ reply, everything else is an error frame (frames.ErrorCode).
 from __future__ import annotations
 
 from kserve_ext.wire.messages.base import UNREADABLE, Ack, Message
+from kserve_ext.wire.messages.connections import Bye, Ping
 from kserve_ext.wire.messages.coordinate import (
     Action,
     Broken,
@@ -76,6 +77,7 @@ __all__ = [
     "Apply",
     "ApplyReply",
     "Broken",
+    "Bye",
     "Commit",
     "Coordinate",
     "CoordinateReply",
@@ -97,6 +99,7 @@ __all__ = [
     "ModInstance",
     "ModInstanceReply",
     "ModNode",
+    "Ping",
     "Placed",
     "Placements",
     "PrefillLease",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from kserve_ext.wire.messages.base import Ack, Message
+from kserve_ext.wire.messages.connections import Bye, Ping
 from kserve_ext.wire.messages.coordinate import Coordinate, CoordinateReply, Greet, Greeted
 from kserve_ext.wire.messages.instances import (
     Decoded,
@@ -79,4 +80,6 @@ METHODS: Final[dict[int, tuple[type[Message], type[Message]]]] = {
     52: (StoreWatch, StoreChanges),
     60: (Describe, Description),
     70: (Greet, Greeted),
+    80: (Ping, Ack),
+    81: (Bye, Ack),
 }
