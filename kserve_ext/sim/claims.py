@@ -12,8 +12,9 @@ from typing import Final, Literal
 
 from kserve_ext.sim.clock import Clock
 from kserve_ext.sim.fleet import Fleet, World
+from kserve_ext.sim.layout import FULL, Layout, of_each
 from kserve_ext.sim.runs import SYSTEMS, Result, ours, run
-from kserve_ext.sim.systems.galaxy import FULL, Galaxy, Layout, of_each
+from kserve_ext.sim.systems.galaxy import Galaxy
 from kserve_ext.sim.workloads import EMULATED, SHARE_OF_FUNCTIONS, cold_starts, nearly_full
 
 RATE: Final = 20_000.0  # instances a second that are claimed
@@ -205,9 +206,9 @@ def joining_s(world: World, seed: int, revisions: int) -> float:
     clock.run(3.0)
     galaxy.grow("schedule")
     clock.run(8.0)
-    if galaxy.settled_at is None:
+    if galaxy.settling_s is None:
         raise RuntimeError("the view was not acknowledged by all within 5 s")
-    return galaxy.settled_at - galaxy.grown_at
+    return galaxy.settling_s
 
 
 def full_clusters(world: World, others: Sequence[str], seed: int) -> Iterator[Row]:

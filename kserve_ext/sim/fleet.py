@@ -179,6 +179,8 @@ class Fleet:
         request.began = self.clock.now
 
         def ended() -> None:
+            if instance.request is not request:
+                return  # it was broken off
             request.ended = self.clock.now
             instance.state, instance.since, instance.request = "idle", self.clock.now, None
             assert self.system is not None
@@ -187,5 +189,13 @@ class Fleet:
         self.clock.after(request.seconds, ended)
 
     def refuse(self, request: Request) -> None:
-        request.refused = True
-        self.count("refused")
+        """Its client hears why."""
+        if not request.refused:
+            request.refused = True
+            self.count("refused")
+
+    def break_off(self, instance: Instance) -> None:
+        """Who sent the request there is dead, so that its client's connection is reset."""
+        assert instance.request is not None
+        self.refuse(instance.request)
+        instance.state, instance.since, instance.request = "idle", self.clock.now, None

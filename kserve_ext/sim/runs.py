@@ -13,10 +13,11 @@ from typing import Final, NamedTuple
 
 from kserve_ext.sim.clock import Clock
 from kserve_ext.sim.fleet import Fleet, Request, System, World
+from kserve_ext.sim.layout import ABLATIONS, FULL, Layout
 from kserve_ext.sim.parts.network import Taken
 from kserve_ext.sim.systems.atoll import Atoll
 from kserve_ext.sim.systems.central import Central, Costs
-from kserve_ext.sim.systems.galaxy import ABLATIONS, FULL, Galaxy, Layout
+from kserve_ext.sim.systems.galaxy import Galaxy
 from kserve_ext.sim.systems.knative import STOCK, TUNED, Knative
 from kserve_ext.sim.systems.ray import Ray
 from kserve_ext.sim.systems.sparrow import Sparrow

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from kserve_ext.sim.clock import Clock
 from kserve_ext.sim.fleet import Fleet, World
-from kserve_ext.sim.systems.galaxy import ABLATIONS, FULL, Galaxy, Layout
+from kserve_ext.sim.layout import ABLATIONS, FULL, Layout
+from kserve_ext.sim.systems.galaxy import Galaxy
 from kserve_ext.sim.traces import Arrival
 
 SMALL = Layout(2, 2, 2)

@@ -2,29 +2,36 @@
 
 A call on a cached connection is one hop each way. Without a connection cache every call first opens a connection:
 one more round trip, and the time of a hello on both processors. Under a stopwatch the real time of each handler is
-taken, which is where costs.py comes from.
+taken, which is where costs.py comes from. A process may be dead, which its callers notice at once, or paused; with a
+Weather set, messages are lost, late and repeated as well, and a call that isn't answered in CALL_S has failed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from time import process_time
-from typing import NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from kserve_ext.sim import costs
 from kserve_ext.sim.clock import Call, Core
 from kserve_ext.sim.fleet import Fleet
 
 Answered = Callable[[object], None]
+CALL_S: Final = 1.0
 
 
 class Process:
     """One function, agent or controller: a name, and a processor that does one thing at a time."""
 
-    __slots__ = ("core", "name")
+    __slots__ = ("core", "dead", "name", "paused_until")
 
     def __init__(self, name: str, core: Core) -> None:
         self.name, self.core = name, core
+        self.dead = False
+        self.paused_until = 0.0
+
+    def runs(self, now: float) -> bool:
+        return not self.dead and now >= self.paused_until
 
 
 class Taken(NamedTuple):
@@ -34,26 +41,53 @@ class Taken(NamedTuple):
     seconds: float = 0.0
 
 
+class Weather(Protocol):
+    def fate(self, source: Process, to: Process, kind: str) -> tuple[float, ...]:
+        """How much later than by itself each copy of the message arrives; no copy: it is lost."""
+
+    def cut_off(self, process: Process) -> bool:
+        """Nothing of it gets through."""
+
+
 class Network:
     def __init__(self, fleet: Fleet, *, cached: bool = True, stopwatch: bool = False) -> None:
         self.fleet, self.clock, self.cached = fleet, fleet.clock, cached
+        self.weather: Weather | None = None
         self.taken: dict[str, Taken] | None = {} if stopwatch else None
         self._seconds: dict[tuple[str, bool], float] = {}
 
     def process(self, name: str) -> Process:
         return Process(name, Core(self.clock))
 
-    def do(self, process: Process, kind: str, then: Call, *, rpc: bool = False) -> None:
-        """Work of this process, behind what it has to do already."""
-        process.core.do(self.cost(kind, rpc), then if self.taken is None else self._timed(kind, then))
+    def cut_off(self, process: Process) -> bool:
+        return self.weather is not None and self.weather.cut_off(process)
 
-    def tell(self, source: Process, to: Process, kind: str, then: Call) -> None:
-        """A message on a connection that is there."""
+    def do(
+        self, process: Process, kind: str, then: Call, *, rpc: bool = False, lost: Call | None = None
+    ) -> None:
+        """Work of this process, behind what it has to do already; `lost`: it is dead by then."""
+        work = then if self.taken is None else self._timed(kind, then)
+
+        def done() -> None:
+            if not process.dead:
+                work()
+            elif lost is not None:
+                lost()
+
+        process.core.do(self.cost(kind, rpc), done)
+
+    def tell(self, source: Process, to: Process, kind: str, then: Call, lost: Call | None = None) -> None:
+        """A message on a connection that is there; `lost`: nobody listens at its end."""
         if source is to:
             self.do(to, kind, then)
             return
         source.core.spend(costs.RPC * 1e-6)
-        self.fleet.hop(lambda: self.do(to, kind, then, rpc=True))
+        if self.weather is None:
+            self.fleet.hop(lambda: self.do(to, kind, then, rpc=True, lost=lost))
+            return
+        for late in self.weather.fate(source, to, kind):
+            arrive = lambda: self.do(to, kind, then, rpc=True, lost=lost)  # noqa: E731
+            self.fleet.hop(lambda late=late, arrive=arrive: self.clock.after(late, arrive))  # type: ignore[misc]
 
     def call(
         self,
@@ -63,15 +97,46 @@ class Network:
         ask: Callable[[], object],
         answered: Answered | None,
         answer: str = "ack",
+        lost: Call | None = None,
     ) -> None:
-        """`answered` hears what `ask` says; the answer costs what `answer` costs."""
+        """`answered` hears what `ask` says; the answer costs what `answer` costs. `lost`: there is none."""
+        if answered is None:
+            self.open(source, to, lambda: self.tell(source, to, kind, lambda: (ask(), None)[1], lost))
+            return
+        self.ask(source, to, kind, lambda reply: reply(ask()), answered, answer, lost)
 
-        def asked() -> None:
-            said = ask()
-            if answered is not None:
-                self.tell(to, source, answer, lambda: answered(said))
+    def ask(
+        self,
+        source: Process,
+        to: Process,
+        kind: str,
+        asked: Callable[[Answered], None],
+        answered: Answered,
+        answer: str = "ack",
+        lost: Call | None = None,
+    ) -> None:
+        """A call that is answered when `asked` says so; only the first of `answered` and `lost` happens."""
+        over = False
 
-        self.open(source, to, lambda: self.tell(source, to, kind, asked))
+        def hear(said: object) -> None:
+            nonlocal over
+            if not over:
+                over = True
+                answered(said)
+
+        def fail() -> None:
+            nonlocal over
+            if not (over or source.dead):
+                over = True
+                if lost is not None:
+                    lost()
+
+        def reply(said: object) -> None:
+            self.tell(to, source, answer, lambda: hear(said))
+
+        if self.weather is not None:
+            self.clock.after(CALL_S, fail)
+        self.open(source, to, lambda: self.tell(source, to, kind, lambda: asked(reply), fail))
 
     def open(self, source: Process, to: Process, then: Call) -> None:
         """Now, if connections are cached; else behind a hello."""

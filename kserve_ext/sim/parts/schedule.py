@@ -73,8 +73,12 @@ class Schedule:
         self.network.fleet.count("decisions", len(wanted))
         self.schedule(wanted, place.gang, False, 0, Call(home, epoch, tuple(place.waiting), reply))
 
-    def learn(self, status: NodeStatus) -> None:
-        self.machine.partition.learn(status)
+    def learn(self, status: NodeStatus, down: str = "") -> None:
+        """`down`: why it is not there any more."""
+        if down:
+            self.machine.partition.forget(status.node)
+        else:
+            self.machine.partition.learn(status)
 
     def _probe(self, then: Callable[[], None]) -> None:
         known = [c.status.node for c in self.machine.partition.candidates()]
@@ -86,15 +90,17 @@ class Schedule:
 
         def answered(status: object) -> None:
             nonlocal left
-            assert isinstance(status, NodeStatus)
-            self.machine.partition.refresh(status)
+            if isinstance(status, NodeStatus):
+                self.machine.partition.refresh(status)
             left -= 1
             if not left:
                 then()
 
         for name in asked:
             node = self.nodes[name]
-            self.network.call(self.process, node.process, "probe", node.machine.status, answered, "probed")
+            status = node.machine.status
+            lost = partial(answered, None)
+            self.network.call(self.process, node.process, "probe", status, answered, "probed", lost)
 
     def _carry(self, instructions: Iterable[core.Instruction]) -> None:
         for i in instructions:
@@ -117,9 +123,11 @@ class Schedule:
             reason = verdict.reason or None
             self._carry(self.machine.started(i.op, i.instance, i.node, i.addr, reason, status))
 
-        self.network.call(
-            self.process, node.process, "start", partial(node.start, order), answered, "started"
-        )
+        def lost() -> None:
+            self._carry(self.machine.start_lost(i.op, i.instance, i.node, "no answer", sent=True))
+
+        start = partial(node.start, order)
+        self.network.call(self.process, node.process, "start", start, answered, "started", lost)
 
     def _commit(self, i: core.SendCommit) -> None:
         node = self.nodes[NodeID(i.addr)]
@@ -140,23 +148,19 @@ class Schedule:
         call, other = self._calls[i.op], self.others[i.function]
         self.network.fleet.count("borrowed", len(i.wanted))
 
-        def reply(answer: core.Answer) -> None:
-            self.network.tell(
-                other.process,
-                self.process,
-                "started",
-                lambda: self._carry(self.machine.forwarded(i.op, i.function, answer.placed, answer.refused)),
-            )
+        def ask(reply: Reply) -> None:
+            here = Call(call.home, call.epoch, call.waiting, reply)
+            other.schedule(list(i.wanted), False, i.reserve, i.hops, here)
 
-        ask = partial(
-            other.schedule,
-            list(i.wanted),
-            False,
-            i.reserve,
-            i.hops,
-            Call(call.home, call.epoch, call.waiting, reply),
-        )
-        self.network.call(self.process, other.process, "ack", ask, None)
+        def answered(said: object) -> None:
+            assert isinstance(said, core.Answer)
+            self._carry(self.machine.forwarded(i.op, i.function, said.placed, said.refused))
+
+        def lost() -> None:
+            refused = [core.Refusal(w.instance, "no answer", unknown=NodeID("?")) for w in i.wanted]
+            self._carry(self.machine.forwarded(i.op, i.function, (), refused))
+
+        self.network.ask(self.process, other.process, "ack", ask, answered, "started", lost)
 
     # --- gossip
 

@@ -2,72 +2,35 @@
 
 Requests of a function arrive at a few shards, its home among them, as in Knative's activator subsets. Homes call
 Schedule functions, these call nodes, nodes tell homes: each message takes a hop and the processor time of costs.py.
-Heartbeats, gossip and reports are handled in groups, at their real periods; they cost what they cost.
+What goes on besides is in parts/upkeep.py, who is in the view in parts/controller.py. Functions may die and come
+back: faults.py does that, and asks what holds afterwards.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
 
 from kserve_ext.core import rendezvous
-from kserve_ext.core.cluster_mgr import ClusterMgrMachine, TellOwner
-from kserve_ext.core.cluster_mgr import Instruction as ManagerInstruction
+from kserve_ext.core.cluster_mgr import ClusterMgrMachine
 from kserve_ext.core.dispatch.facts import AskNode, Place, Remember, StopInstance
 from kserve_ext.core.dispatch.fleet import NOWHERE
 from kserve_ext.core.dispatch.take_over import Copy
 from kserve_ext.core.facts import Command, Hold, Kind, Member, Model, Revision, Scale, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
-from kserve_ext.core.membership import MembershipMachine, Push
+from kserve_ext.core.membership import Push
 from kserve_ext.core.node.facts import Tell
 from kserve_ext.core.schedule.machine import Answer
 from kserve_ext.sim.fleet import Fleet, Instance, Request
+from kserve_ext.sim.layout import FULL, Layout
+from kserve_ext.sim.parts.controller import Controller
 from kserve_ext.sim.parts.dispatch import Dispatch, Told, owner
 from kserve_ext.sim.parts.network import Network, Process
 from kserve_ext.sim.parts.node import NEEDS, NodeAgent
 from kserve_ext.sim.parts.requests import Held
 from kserve_ext.sim.parts.schedule import Schedule, outcomes
-
-DISPATCH_TICK_S: Final = 0.1
-NODE_TICK_S: Final = 0.5
-HEARTBEAT_S: Final = 0.5
-GOSSIP_S: Final = 0.5
-REPORT_S: Final = 0.5
-GROUPS: Final = 10  # nodes beat in so many groups, one after the other
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How many functions of each kind, and what of the design is on."""
-
-    dispatch: int = 35
-    schedule: int = 35
-    cluster_mgr: int = 35
-    subset: int = 2  # shards that get the requests of one function
-    probe_cache: bool = True
-    connection_cache: bool = True
-    standby: int = 0  # slots that a node holds ready
-    standby_s: float = 0.02  # from admission to ready, from one
-
-
-FULL: Final = Layout()
-
-
-def of_each(count: int) -> Layout:
-    """So many of each kind, and no probe cache."""
-    return Layout(count, count, count, probe_cache=False)
-
-
-ABLATIONS: Final[dict[str, Layout]] = {
-    "G_1": of_each(1),
-    "G_8": of_each(8),
-    "G_35": of_each(35),
-    "G_35-C": replace(of_each(35), connection_cache=False),
-    "full": FULL,
-}
+from kserve_ext.sim.parts.upkeep import DISPATCH_TICK_S, Upkeep
 
 
 class Galaxy:
@@ -81,69 +44,67 @@ class Galaxy:
         self.schedulers: dict[FunctionID, Schedule] = {}
         self.managers: dict[FunctionID, ClusterMgrMachine] = {}
         self.processes: dict[FunctionID, Process] = {}
+        #: the process that each function is at present, or was
+        self.functions: dict[FunctionID, Member] = {}
         self.view = View()
         self._copies: dict[RevisionKey, dict[InstanceID, Copy]] = {}
-        self._serving: dict[Instance, Held] = {}
-        self._where: dict[InstanceID, NodeAgent] = {}
+        self.serving: dict[Instance, Held] = {}
+        self.where: dict[InstanceID, NodeAgent] = {}
         self._subsets: dict[str, list[FunctionID]] = {}
         self._orders: dict[Kind, tuple[FunctionID, ...]] = {}
         self._ids = 0
         self.nodes: dict[NodeID, NodeAgent] = {}
         for node in fleet.nodes:
-            agent = NodeAgent(
-                self.network, node, self._told, self._reported, layout.standby, layout.standby_s
-            )
+            agent = NodeAgent(self.network, node, self._told, self._reports, layout.standby, layout.standby_s)
             self.nodes[agent.id] = agent
-        for kind, count in self._counts():
+        for kind, count in layout.counts():
             for number in range(count):
-                self._boot(kind, FunctionID(f"{kind.replace('_', '-')}-{number}"))
-        self.controller = self.network.process("controller")
-        self.membership = MembershipMachine(View(0, self._members()), self.now)
-        for push in self.membership.tick(self.now):
-            self._show(push)
-            self.membership.acked(push.member.id, push.view.epoch)
-        self.grown_at = self.now
-        self.settled_at: float | None = self.now
-        self._start_clocks()
+                self.boot(kind, FunctionID(f"{kind.replace('_', '-')}-{number}"))
+        self.controller = Controller(self.network, self._members(), self.process, self._show)
+        self.upkeep = Upkeep(
+            self.network,
+            self.controller,
+            self.shards,
+            self.schedulers,
+            self.managers,
+            self.nodes,
+            self.processes,
+            self._manager,
+            self._members,
+        )
+        self.controller.begin()
+        self.upkeep.begin()
 
     @property
     def now(self) -> float:
         return self.clock.now
 
-    def _counts(self) -> tuple[tuple[Kind, int], ...]:
-        layout = self.layout
-        return (
-            ("dispatch", layout.dispatch),
-            ("schedule", layout.schedule),
-            ("cluster_mgr", layout.cluster_mgr),
-        )
-
-    def _boot(self, kind: Kind, name: FunctionID) -> None:
-        if kind == "dispatch":
-            self.shards[name] = Dispatch(self, name, 1, idle_tick_s=1.0)
-            self.processes[name] = self.network.process(name)
-        elif kind == "schedule":
+    def boot(self, kind: Kind, name: FunctionID, incarnation: int = 1) -> None:
+        """A process of it, which knows nothing yet."""
+        if kind == "schedule":
             self.schedulers[name] = Schedule(
                 self.network,
                 name,
                 self.nodes,
                 self.schedulers,
                 probe_cache=self.layout.probe_cache,
-                rng=random.Random(f"{self.fleet.world.seed}/{name}"),
+                rng=random.Random(f"{self.fleet.world.seed}/{name}/{incarnation}"),
             )
             self.processes[name] = self.schedulers[name].process
         else:
-            self.managers[name] = ClusterMgrMachine(name, self.now)
             self.processes[name] = self.network.process(name)
+        if kind == "dispatch":
+            self.shards[name] = Dispatch(self, name, incarnation, idle_tick_s=1.0)
+        elif kind == "cluster_mgr":
+            self.managers[name] = ClusterMgrMachine(name, self.now)
+        self.functions[name] = Member(name, kind, name, incarnation)
 
     def _members(self) -> tuple[Member, ...]:
-        kinds: tuple[tuple[Kind, Sequence[str]], ...] = (
-            ("dispatch", list(self.shards)),
-            ("schedule", list(self.schedulers)),
-            ("cluster_mgr", list(self.managers)),
-            ("node", list(self.nodes)),
-        )
-        return tuple(Member(FunctionID(name), kind, name, 1) for kind, names in kinds for name in names)
+        """Those that report: processes that are there, and reach the controller."""
+        nodes = (Member(FunctionID(name), "node", name, 1) for name in self.nodes)
+        now, network = self.now, self.network
+        members = ((member, self.process(member.id)) for member in (*self.functions.values(), *nodes))
+        return tuple(m for m, process in members if process.runs(now) and not network.cut_off(process))
 
     # --- requests
 
@@ -152,27 +113,31 @@ class Galaxy:
         if key not in self.revisions:
             self._apply(key, request.function)
         subset = self._subset(key)
-        shard = self.shards[subset[self.fleet.rng.randrange(len(subset))]]
+        name = subset[self.fleet.rng.randrange(len(subset))]
+        if self.processes[name].dead:  # nobody listens there: the gateway tries another
+            name = next((n for n in subset if not self.processes[n].dead), name)
+        shard = self.shards[name]
         if key not in shard.shard.parts:
             shard.shard.know(self.revisions[key], self.now)
         held = Held(request, key, self.fleet, shard.id)
-        self.network.do(self.processes[shard.id], "submit", partial(shard.submit, held))
+        reset = partial(self.fleet.refuse, request)
+        self.network.do(self.processes[name], "submit", partial(shard.submit, held), lost=reset)
 
     def serve(self, held: Held) -> None:
         """Its shard sends it; an instance that doesn't take it breaks off."""
-        shard, agent = self.shards[held.shard], self._where.get(held.instance)
+        shard, agent = self.shards[held.shard], self.where.get(held.instance)
         instance = agent.takes(held.instance) if agent is not None else None
         if instance is None:
             self.fleet.count("broken")
             process = self.processes[held.shard]
             self.fleet.hop(lambda: self.network.do(process, "failed", partial(shard.failed, held)))
         else:
-            self._serving[instance] = held
+            self.serving[instance] = held
             self.fleet.begin(held.request, instance)
 
     def idle(self, instance: Instance) -> None:
-        held = self._serving.pop(instance)
-        agent = self._where[held.instance]
+        held = self.serving.pop(instance)
+        agent = self.where[held.instance]
         agent.served(held.instance)
         shard = self.shards[held.shard]
         self.network.do(self.processes[held.shard], "finished", partial(shard.finished, held))
@@ -207,7 +172,8 @@ class Galaxy:
     ) -> None:
         shard = self.shards[to]
         source, target = self.processes[caller.id], self.processes[to]
-        self.network.call(source, target, kind, lambda: ask(shard), told, f"{kind}-answer")
+        lost = None if told is None else partial(told, "lost")
+        self.network.call(source, target, kind, lambda: ask(shard), told, f"{kind}-answer", lost)
 
     def place(self, caller: Dispatch[Held], place: Place, told: Told) -> None:
         source = self.processes[caller.id]
@@ -216,12 +182,15 @@ class Galaxy:
         assert name is not None
         function = self.schedulers[name]
 
-        def reply(answer: Answer) -> None:
-            self.network.tell(function.process, source, "placed", lambda: told(outcomes(answer)))
-
         epoch = max(caller.epoch, caller.homes[home_key].term)
-        ask = partial(function.place, place, caller.id, epoch, reply)
-        self.network.call(source, function.process, "schedule-call", ask, None)
+        ask = partial(function.place, place, caller.id, epoch)
+
+        def answered(answer: object) -> None:
+            assert isinstance(answer, Answer)
+            told(outcomes(answer))
+
+        lost = partial(told, "lost")
+        self.network.ask(source, function.process, "schedule-call", ask, answered, "placed", lost)
 
     def stop(self, caller: Dispatch[Held], stop: StopInstance, epoch: int) -> None:
         node = self.nodes[stop.node]
@@ -236,6 +205,7 @@ class Galaxy:
             "recall",
             partial(node.recall, epoch, caller.id, ask.revision),
             told,
+            lost=partial(told, "lost"),
         )
 
     def home_of(self, home_key: str) -> FunctionID | None:
@@ -264,7 +234,7 @@ class Galaxy:
 
     def _told(self, agent: NodeAgent, tell: Tell) -> None:
         for fact in tell.instances:
-            self._where[fact.id] = agent
+            self.where[fact.id] = agent
         shard = self.shards.get(FunctionID(tell.addr))
         if shard is None:
             agent.acknowledged(tell, False, (), 0)
@@ -290,37 +260,11 @@ class Galaxy:
             assert isinstance(said, tuple)
             agent.acknowledged(tell, *said)
 
-        self.network.call(agent.process, process, "told", ask, answered, "acknowledged")
+        lost = partial(agent.acknowledged, tell, False, (), 0)
+        self.network.call(agent.process, process, "told", ask, answered, "acknowledged", lost)
 
-    def _reported(self, agent: NodeAgent) -> None:
-        """A changed status, at once."""
-        name = self._manager(agent)
-        machine = self.managers[name]
-        status = agent.machine.status()
-        process = self.processes[name]
-
-        def ask() -> None:
-            self._manage(process, machine.update(status, 1, self.now), aside=False)
-
-        self.network.call(agent.process, process, "update", ask, None)
-
-    def _beat(self, group: int) -> None:
-        for agent in list(self.nodes.values())[group::GROUPS]:
-            name = self._manager(agent)
-            self.network.aside(self.processes[name], "update")
-            out = self.managers[name].update(agent.machine.status(), 1, self.now)
-            self._manage(self.processes[name], out, aside=True)
-
-    def _manage(self, source: Process, instructions: Sequence[ManagerInstruction], *, aside: bool) -> None:
-        for i in instructions:
-            if isinstance(i, TellOwner) and not i.down:
-                function = self.schedulers[i.owner]
-                if aside:
-                    self.network.aside(function.process, "mod-node")
-                    function.learn(i.status)
-                else:
-                    learn = partial(function.learn, i.status)
-                    self.network.call(source, function.process, "mod-node", learn, None)
+    def _reports(self, agent: NodeAgent) -> None:
+        self.upkeep.reported(agent)
 
     def _manager(self, agent: NodeAgent) -> FunctionID:
         name = owner(agent.id, self._order("cluster_mgr"))
@@ -351,78 +295,30 @@ class Galaxy:
             owned = {node for node in nodes if owner(node, functions) == name}
             self.schedulers[name].machine.view(owned, set(functions))
         elif name in self.managers:
-            self._manage(self.processes[name], self.managers[name].view(view, self.now), aside=True)
+            self.upkeep.manage(self.processes[name], self.managers[name].view(view, self.now), aside=True)
         else:
             dispatch = {m.id: str(m.id) for m in view.of("dispatch")}
             self.nodes[NodeID(name)].machine.view(view.epoch, dispatch, self.now)
 
     def grow(self, kind: Kind) -> None:
-        """One more function of this kind; `settled_at` is when everybody has the view with it."""
+        """One more function of this kind."""
         name = FunctionID(f"{kind.replace('_', '-')}-{len(self._order(kind))}")
-        self._boot(kind, name)
+        self.boot(kind, name)
         if kind == "dispatch":
-            self._tick_every(name, DISPATCH_TICK_S)
-        self.grown_at, self.settled_at = self.now, None
-        member = Member(name, kind, name, 1)
-        self._push(self.membership.join(member, self.view.epoch, 1, self.now))
+            self.upkeep.tick(name, DISPATCH_TICK_S)
+        self.controller.join(self.functions[name])
 
-    def _push(self, pushes: Sequence[Push]) -> None:
-        """The view, to each member by a message of its own; as in the shell, what it acknowledged comes back."""
-        for push in pushes:
-            self.membership.pushed(push.member.id, self.now)
-            process = self._process(push.member.id)
-            kind = f"view-{push.member.kind}"
-            show, acked = partial(self._show, push), partial(self._acked, push)
-            self.network.call(self.controller, process, kind, show, lambda _, acked=acked: acked())  # type: ignore[misc]
+    @property
+    def settling_s(self) -> float | None:
+        """From the last one's joining to when everybody had the view with it; None: not yet."""
+        controller = self.controller
+        return None if controller.settled_at is None else controller.settled_at - controller.changed_at
 
-    def _acked(self, push: Push) -> None:
-        self.membership.acked(push.member.id, push.view.epoch)
-        if self.settled_at is None and self.membership.consistent():
-            self.settled_at = self.now
-
-    def _process(self, name: FunctionID) -> Process:
+    def process(self, name: FunctionID) -> Process:
+        """Of a member."""
         found = self.processes.get(name)
         return found if found is not None else self.nodes[NodeID(name)].process
 
     def control_core_s(self) -> float:
         """Processor time of all functions and the controller, agents on nodes left out."""
-        return sum(p.core.busy for p in self.processes.values()) + self.controller.core.busy
-
-    # --- time
-
-    def _tick_every(self, name: FunctionID, first: float) -> None:
-        self.clock.every(DISPATCH_TICK_S, partial(self._tick, name), first)
-
-    def _start_clocks(self) -> None:
-        for number, name in enumerate(self.shards):
-            self._tick_every(name, DISPATCH_TICK_S * (number + 1) / len(self.shards))
-        for group in range(GROUPS):
-            self._beat(group)
-            self.clock.every(HEARTBEAT_S, partial(self._beat, group), HEARTBEAT_S * (group + 1) / GROUPS)
-            self.clock.every(
-                NODE_TICK_S, partial(self._tick_nodes, group), NODE_TICK_S * (group + 1) / GROUPS
-            )
-        for function in self.schedulers.values():
-            function.gossip(always=True)
-        self.clock.every(GOSSIP_S, self._gossip)
-        self.clock.every(REPORT_S, self._report)
-
-    def _tick(self, name: FunctionID) -> None:
-        self.network.inline(self.processes[name], "tick", self.shards[name].tick)
-
-    def _tick_nodes(self, group: int) -> None:
-        for agent in list(self.nodes.values())[group::GROUPS]:
-            agent.tick()
-
-    def _gossip(self) -> None:
-        always = round(self.now / GOSSIP_S) % 2 == 0
-        for function in self.schedulers.values():
-            function.gossip(always)
-        for name, machine in self.managers.items():
-            self._manage(self.processes[name], machine.tick(self.now), aside=True)
-
-    def _report(self) -> None:
-        for member in self.view.members:
-            self.network.aside(self.controller, "report")
-            self.membership.report(member.id, member.incarnation, self.view.epoch, 1, self.now)
-        self._push(self.membership.tick(self.now))
+        return sum(p.core.busy for p in self.processes.values()) + self.controller.process.core.busy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -31,7 +32,7 @@ class Function:
         return sum(value for _, value in self.seen) / len(self.seen) if self.seen else 0.0
 
 
-class Holding:
+class Holding(ABC):
     """Requests are held and given out; subclasses decide how many instances there are to be, and where."""
 
     name = ""
@@ -56,9 +57,9 @@ class Holding:
         while function.held and function.idle:
             self.fleet.begin(function.held.popleft(), function.idle.pop())
 
+    @abstractmethod
     def short(self, name: str, function: Function) -> None:
         """A request is held, and no instance is idle."""
-        raise NotImplementedError
 
     # --- instances
 

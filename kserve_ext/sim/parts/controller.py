@@ -1,0 +1,107 @@
+"""The top-level controller in virtual time: the real machine of the view, and the messages that carry the view.
+
+It is off the path of requests: while it is dead, nothing is missing but news of who comes and goes. Another one takes
+over TAKEOVER_S after its death, with the members that were stored and an epoch above all that members report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+from kserve_ext.core.facts import Member, View
+from kserve_ext.core.ids import FunctionID
+from kserve_ext.core.membership import MembershipMachine, Push
+from kserve_ext.sim.parts.network import Network, Process
+
+TAKEOVER_S: Final = 2.0
+
+
+class Controller:
+    """`process_of` a member; `show` gives it a view."""
+
+    def __init__(
+        self,
+        network: Network,
+        members: Sequence[Member],
+        process_of: Callable[[FunctionID], Process],
+        show: Callable[[Push], None],
+    ) -> None:
+        self.network, self.clock = network, network.clock
+        self.process_of, self.show = process_of, show
+        self.process = network.process("controller")
+        self.membership = MembershipMachine(View(0, tuple(members)), self.clock.now)
+        #: epochs that members have been shown, the highest of each: they only grow
+        self.shown: dict[FunctionID, int] = {}
+        self.changed_at = self.clock.now
+        self.settled_at: float | None = self.clock.now
+
+    def begin(self) -> None:
+        """Everybody has the first view."""
+        for push in self.membership.tick(self.clock.now):
+            self._show(push)
+            self.membership.acked(push.member.id, push.view.epoch)
+
+    # --- who comes and goes
+
+    def join(self, member: Member) -> None:
+        """`settled_at` is when everybody has the view with it."""
+        self.changed_at, self.settled_at = self.clock.now, None
+        epoch = self.shown.get(member.id, self.membership.epoch)
+        self._push(self.membership.join(member, epoch, 1, self.clock.now))
+
+    def leave(self, member: FunctionID, incarnation: int, reason: str) -> None:
+        self._push(self.membership.leave(member, incarnation, reason, self.clock.now))
+
+    def lost(self, member: FunctionID) -> None:
+        """Its connection has ended: a process is dead."""
+        self.membership.lost(member, 1, self.clock.now)
+
+    def report(self, members: Sequence[Member]) -> None:
+        """Those that report now; one that is not a member any more joins again."""
+        for member in members:
+            self.network.aside(self.process, "report")
+            epoch = self.shown.get(member.id, 0)
+            if not self.membership.report(member.id, member.incarnation, epoch, 1, self.clock.now):
+                self._push(self.membership.join(member, epoch, 1, self.clock.now))
+        self._push(self.membership.tick(self.clock.now))
+
+    def die(self) -> None:
+        """Until another one has taken over."""
+        self.process.dead = True
+        self.clock.after(TAKEOVER_S, self._take_over)
+
+    def _take_over(self) -> None:
+        self.process = self.network.process("controller")
+        self.membership = MembershipMachine(self.membership.view, self.clock.now)
+        self.changed_at, self.settled_at = self.clock.now, None
+
+    # --- the view
+
+    def _push(self, pushes: Sequence[Push]) -> None:
+        """To each member by a message of its own; as in the shell, what it acknowledged comes back."""
+        for push in pushes:
+            self.settled_at = None
+            self.membership.pushed(push.member.id, self.clock.now)
+            kind = f"view-{push.member.kind}"
+            show, acked = partial(self._show, push), partial(self._acked, self.membership, push)
+            self.network.call(
+                self.process,
+                self.process_of(push.member.id),
+                kind,
+                show,
+                lambda _, acked=acked: acked(),  # type: ignore[misc]
+            )
+
+    def _show(self, push: Push) -> None:
+        """Older views come late and are not obeyed."""
+        name, epoch = push.member.id, push.view.epoch
+        if epoch >= self.shown.get(name, 0):
+            self.shown[name] = epoch
+            self.show(push)
+
+    def _acked(self, membership: MembershipMachine, push: Push) -> None:
+        membership.acked(push.member.id, push.view.epoch)
+        if membership is self.membership and self.settled_at is None and membership.consistent():
+            self.settled_at = self.clock.now
