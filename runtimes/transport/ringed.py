@@ -30,6 +30,8 @@ class Ringed(Way):
     scatters = True
     #: Whether its rings are in a GPU's memory: the host copies nothing in or out.
     on_gpu = False
+    #: What this use of the rings has for itself, once they stand; b"": they are never used again.
+    word = b""
 
     @abstractmethod
     def view(self, lane: int) -> memoryview:

@@ -125,18 +125,27 @@ class HostGpu(Device):
             sums = buffer + (grid[0] * words + row * segments) * 8
             if function.value == 1:
                 ctypes.memmove(at, place, words * 8)
-                ctypes.memmove(sums, (c_uint64 * segments)(*_sums(at, words)), segments * 8)
+                ctypes.memmove(
+                    sums, (c_uint64 * segments)(*_expected(at, words, number(7), row)), segments * 8
+                )
             else:
                 ctypes.memmove(place, at, words * 8)
-                if list((c_uint64 * segments).from_address(sums)) != _sums(at, words):
-                    ctypes.memset(number(7) + row % count, 1, 1)
+                if list((c_uint64 * segments).from_address(sums)) != _expected(at, words, number(7), row):
+                    ctypes.memset(number(8) + row % count, 1, 1)
+
+
+def _segments(at: int, words: int) -> list[list[int]]:
+    found = list((c_uint64 * words).from_address(at))
+    return [found[start : start + kernels.SEGMENT] for start in range(0, words, kernels.SEGMENT)]
 
 
 def _sums(at: int, words: int) -> list[int]:
-    found = list((c_uint64 * words).from_address(at))
-    return [
-        kernels.checksum(found[start : start + kernels.SEGMENT]) for start in range(0, words, kernels.SEGMENT)
-    ]
+    return [kernels.checksum(segment) for segment in _segments(at, words)]
+
+
+def _expected(at: int, words: int, seed: int, row: int) -> list[int]:
+    found = _segments(at, words)
+    return [kernels.expected(each, seed, row * len(found) + place) for place, each in enumerate(found)]
 
 
 def paged(layers: Sequence[torch.Tensor], monkeypatch: Any, blocks: int | None = None) -> PagedBlocks:

@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import os
 import random
+import signal
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import torch
 
 from runtimes.transport.carriers import SocketStream
 from runtimes.transport.channel import ChannelError, Extent, Frame, Rung
-from runtimes.transport.cuda import kernels
+from runtimes.transport.cuda import ipc, kernels
 from runtimes.transport.cuda.blocks import Moves, PagedBlocks
 from runtimes.transport.cuda.ipc import Ipc
 from runtimes.transport.cuda.pipeline import Inbound, Outbound, Sums
@@ -148,13 +149,36 @@ def test_a_flipped_bit_is_found_and_only_its_block_is_bad() -> None:
 
 
 @needs_gpu
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_whole_piece_of_another_seed_is_broken(on_gpu: bool) -> None:
+    mine, a = cache(1)
+    theirs, b = cache(2)
+    a.device.enter()
+    size = a.piece_bytes(3)
+    ring = a.device.allocate(size) if on_gpu else a.device.allocate_host(size)
+    told: list[tuple[str, list[int]]] = []
+    outbound: Outbound[None] = Outbound(a, 3, lambda tag: None, on_gpu=on_gpu)
+    inbound: Inbound[str] = Inbound(b, 3, lambda tag, broken: told.append((tag, broken)), on_gpu=on_gpu)
+    outbound.fill(ring, [5, 6, 9], None, 1 << 63)
+    outbound.flush()
+    inbound.take(ring, [1, 0, 7], "older", (1 << 63) + 1)
+    inbound.take(ring, [1, 0, 7], "its own", 1 << 63)
+    inbound.flush()
+    assert told == [("older", [1, 0, 7]), ("its own", [])]
+    assert same(mine, [5, 6, 9], theirs, [1, 0, 7])
+    outbound.close()
+    inbound.close()
+    (a.device.free if on_gpu else a.device.free_host)(ring)
+
+
+@needs_gpu
 def test_checksums_are_as_said() -> None:
     layers, blocks = cache(3, heads=64)
     row, words = blocks.row_bytes, blocks.words
     buffer = blocks.device.allocate_host(blocks.piece_bytes(1))
     stream = blocks.device.stream()
     torch.cuda.synchronize()
-    Moves(blocks, blocks.gather)([7], buffer, stream)
+    Moves(blocks, blocks.gather)([7], buffer, stream, seed := 0xFEDCBA9876543210)
     blocks.device.drain(stream)
     found = list((ctypes.c_uint64 * (LAYERS * row // 8)).from_address(buffer))
     for number, layer in enumerate(layers):
@@ -162,7 +186,9 @@ def test_checksums_are_as_said() -> None:
         assert found[number * words : (number + 1) * words] == plain
         parts = [plain[at : at + kernels.SEGMENT] for at in range(0, words, kernels.SEGMENT)]
         sums = LAYERS * words + number * blocks.segments
-        assert found[sums : sums + blocks.segments] == [kernels.checksum(part) for part in parts]
+        places = range(number * blocks.segments, (number + 1) * blocks.segments)
+        wanted = [kernels.expected(part, seed, place) for part, place in zip(parts, places, strict=True)]
+        assert found[sums : sums + blocks.segments] == wanted
 
 
 def words_of(layer: torch.Tensor, block: int) -> torch.Tensor:
@@ -417,6 +443,40 @@ def test_between_processes_the_peer_is_killed_in_the_middle(rung: Rung) -> None:
     assert again.move([1, 2], [3, 4])[1].reason == ""
     assert again.differing([1, 2], [3, 4]) == 0
     assert again.close() == 0
+
+
+@needs_gpu
+def test_between_processes_a_peer_that_was_stopped_goes_on_in_a_ring_that_another_one_has() -> None:
+    """What it writes there is never used: a transfer has every byte of its own, or fails with its checksums."""
+    stopped = Pair(LARGE, "ipc", gpus())
+    way = stopped.channel._ways["ipc"]
+    assert isinstance(way, Ipc)
+    ring = way._ring
+    sources, targets = shuffled(6, 1000, LARGE.blocks)
+    number, ended = stopped.begin(sources, targets)
+    until(lambda: number not in stopped.landings._transfers or stopped.landings._transfers[number].bytes > 0)
+    assert stopped.process.pid is not None
+    os.kill(stopped.process.pid, signal.SIGSTOP)
+    stopped.channel.lose(ChannelError("timeout", "for the test"))
+    reason = ended.get(timeout=WAIT_S)[1].reason
+    assert reason in ("", "channel-timeout")
+    until(lambda: any(ring in rings for rings in ipc._spare.values()))
+    pair = Pair(LARGE, "ipc", gpus())
+    again = pair.channel._ways["ipc"]
+    assert isinstance(again, Ipc)
+    assert again._ring == ring
+    for attempt in range(6):
+        sources, targets = shuffled(7 + attempt, 1000, LARGE.blocks)
+        _, ended = pair.begin(sources, targets)
+        if attempt == 1:
+            os.kill(stopped.process.pid, signal.SIGCONT)
+        reason = ended.get(timeout=WAIT_S)[1].reason
+        assert reason in ("", "checksum")
+        if not reason:
+            assert pair.differing(sources, targets) == 0
+    assert reason == "", "it has stopped by itself"
+    stopped.kill()
+    assert pair.close() == 0
 
 
 @needs_gpu

@@ -194,6 +194,49 @@ def test_damage_on_the_way_is_found(pair: Pair, monkeypatch: pytest.MonkeyPatch)
     assert pair.same(pairs)
 
 
+def test_what_a_peer_of_an_earlier_channel_writes_into_the_ring_is_broken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was stopped, taken for lost, and goes on: its pieces are whole, of the same transfer number and blocks."""
+    monkeypatch.setattr(mover, "PIECE", 3 * 2048)
+    monkeypatch.setattr(mover, "BETWEEN_GPUS", 1)
+    pairs = shuffled(1, 9)
+
+    def ring_of(pair: Pair) -> tuple[int, int]:
+        room = pair.decode._ways["ipc"].room(0)  # type: ignore[attr-defined]
+        return room.address, room.size
+
+    earlier = Pair(monkeypatch, "ipc", 1 << 16)
+    earlier.write(1, pairs)
+    earlier.prefill.finish(1, 9)
+    assert earlier.at_decode.until_done()[1] == []
+    stale = ctypes.string_at(*ring_of(earlier))
+    earlier.close()
+
+    pair = Pair(monkeypatch, "ipc", 1 << 16)
+    way = pair.decode._ways["ipc"]
+    arrive = way.arrive  # type: ignore[attr-defined]
+    place, size = ring_of(pair)
+    assert size == len(stale)
+
+    def spoilt(lane: int, frame: Frame) -> None:
+        arrive(lane, frame)
+        if frame.offset == 0:
+            ctypes.memmove(place, stale, frame.size)
+
+    monkeypatch.setattr(way, "arrive", spoilt)
+    pair.write(1, pairs)
+    pair.prefill.finish(1, 9)
+    landed, broken = pair.at_decode.until_done()
+    assert broken == landed[:3]
+    monkeypatch.setattr(way, "arrive", arrive)
+    pair.write(2, pairs)
+    pair.prefill.finish(2, 9)
+    assert pair.at_decode.until_done() == (landed, [])
+    assert pair.same(pairs)
+    pair.close()
+
+
 def test_a_piece_with_a_block_that_is_not_wanted_changes_nothing(pair: Pair) -> None:
     before = [layer.clone() for layer in pair.target]
     pair.at_decode.wanted = lambda target: target != 11

@@ -7,6 +7,8 @@ import random
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runtimes.transport.cuda import kernels, pipeline
 from runtimes.transport.cuda.blocks import PagedBlocks
@@ -82,6 +84,48 @@ def test_one_flipped_bit_names_its_block_alone(monkeypatch: pytest.MonkeyPatch) 
     inbound.take(ring, [9, 7, 5, 3], "whole")
     inbound.flush()
     assert told == [("damaged", [7]), ("whole", [])]
+
+
+@given(
+    words=st.lists(st.integers(0, (1 << 64) - 1), min_size=1, max_size=8),
+    ring=st.binary(max_size=64),
+    number=st.integers(0, 1 << 40),
+    frame=st.binary(max_size=80),
+    place=st.integers(0, 1 << 20),
+    other=st.data(),
+)
+def test_a_segment_of_another_piece_or_place_is_not_what_is_expected(
+    words: list[int], ring: bytes, number: int, frame: bytes, place: int, other: st.DataObject
+) -> None:
+    """Though its bytes are those that its checksum was made of."""
+    told = kernels.expected(words, kernels.seed(ring, number, frame), place)
+    mine = ring, number, frame, place
+    theirs = other.draw(
+        st.sampled_from(
+            [
+                (ring + b"\1" if len(ring) < 64 else b"", number, frame, place),
+                (ring, number + other.draw(st.integers(1, 9)), frame, place),
+                (ring, number, frame + b"\0", place),
+                (ring, number, frame, place + other.draw(st.integers(1, 9))),
+            ]
+        )
+    )
+    assert kernels.expected(words, kernels.seed(*mine[:3]), place) == told
+    assert kernels.expected(words, kernels.seed(*theirs[:3]), theirs[3]) != told
+
+
+def test_a_piece_of_another_seed_is_broken_though_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = (paged(caches("blocks", seed), monkeypatch) for seed in (1, 2))
+    ring = a.device.allocate(a.piece_bytes(2))
+    told: list[tuple[str, list[int]]] = []
+    inbound: Inbound[str] = Inbound(b, 2, lambda tag, broken: told.append((tag, broken)))
+    outbound: Outbound[None] = Outbound(a, 2, lambda tag: None)
+    outbound.fill(ring, [0, 1], None, 7)
+    outbound.flush()
+    inbound.take(ring, [9, 5], "older", 8)
+    inbound.take(ring, [9, 5], "its own", 7)
+    inbound.flush()
+    assert told == [("older", [9, 5]), ("its own", [])]
 
 
 def test_what_is_done_is_told_in_order_and_late(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,18 +116,21 @@ class Moves:
     def __init__(self, blocks: PagedBlocks, function: c_void_p) -> None:
         self._device, self._function = blocks.device, function
         self._parts, self._segments = blocks.parts, blocks.segments
-        self._buffer, self._count, self._broken = c_uint64(), c_uint(), c_uint64()
+        self._buffer, self._count, self._seed, self._broken = c_uint64(), c_uint(), c_uint64(), c_uint64()
         self._ids = (c_uint * kernels.BLOCKS)()
         self._order = (
             c_uint64(blocks.bases), self._buffer, c_uint64(blocks.stride), c_uint(blocks.words),
-            c_uint(blocks.segments), self._count, self._ids, self._broken,
+            c_uint(blocks.segments), self._count, self._ids, self._seed, self._broken,
         )  # fmt: skip
         self._arguments = (c_void_p * len(self._order))(*map(ctypes.addressof, self._order))
 
-    def __call__(self, chosen: Sequence[int], buffer: int, stream: c_void_p, broken: int = 0) -> None:
+    def __call__(
+        self, chosen: Sequence[int], buffer: int, stream: c_void_p, seed: int = 0, broken: int = 0
+    ) -> None:
         """`buffer` and `broken` are addresses that the GPU knows; see kernels.py for what lies there."""
         count = len(chosen)
-        self._buffer.value, self._count.value, self._broken.value = buffer, count, broken
+        self._buffer.value, self._count.value = buffer, count
+        self._seed.value, self._broken.value = seed, broken
         self._ids[:count] = list(chosen)
         grid = (self._parts * count, self._segments)
         self._device.launch(self._function, grid, THREADS, self._arguments, stream)

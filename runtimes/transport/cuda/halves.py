@@ -80,13 +80,14 @@ class Giving(ABC):
 
 
 class Piece(NamedTuple):
-    """One that was taken. `sums`: what its frame says that the blocks sum up to, where it does."""
+    """One that was taken. `sums`: what its frame says that the blocks sum up to, where it does; `seed`: its own."""
 
     lane: int
     frame: Frame
     targets: Sequence[int]
     landing: PieceLanding
     sums: Sequence[int] = ()
+    seed: int = 0
 
 
 class Taking(ABC):
@@ -112,14 +113,14 @@ class Taking(ABC):
         targets, sums = self._read(frame, body)
         if len(set(targets)) != count or max(targets) >= self._blocks.blocks:
             raise ChannelError("protocol", f"blocks {targets} of {self._blocks.blocks}")
-        self._arrive(lane, frame)
+        seed = self._arrive(lane, frame, body)
         pieces = cast(PieceLanding, landing)  # as of whoever has a cache on a GPU
         wanted = pieces.expects(frame, targets)
         with self._lock:
             if wanted:
                 self._wait(1)
                 try:
-                    self._begin(Piece(lane, frame, targets, pieces, sums))
+                    self._begin(Piece(lane, frame, targets, pieces, sums, seed))
                 except CudaError as error:
                     raise ChannelError("device", str(error)) from error
                 self._begun.put(True)
@@ -145,8 +146,8 @@ class Taking(ABC):
         """The blocks, and their sums if they are told."""
 
     @abstractmethod
-    def _arrive(self, lane: int, frame: Frame) -> None:
-        """The bytes are here when it returns."""
+    def _arrive(self, lane: int, frame: Frame, body: bytes) -> int:
+        """The bytes are here when it returns; the piece's seed. Called once for each piece, in their order."""
 
     @abstractmethod
     def _begin(self, piece: Piece) -> None:

@@ -2,8 +2,9 @@
 
 When its cache is there, the receiver tells the handle of its ring and a token in it; the sender opens it, reads the
 token and answers: from then on the rung is usable. Where that fails (another host, namespaces, a GPU that isn't seen)
-the reason is the answer. Rings are never freed: a peer that is lost may still be writing for a moment. The next
-channel gets them, and what such a peer spoils of its pieces, their checksums find.
+the reason is the answer. Rings are never freed: a peer that is lost, or was stopped and goes on, may still be
+writing. The next channel gets them with another token, which goes into the checksums of its pieces: what such a peer
+puts in their place, itself whole, is broken.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ class Ipc(OnBulk):
                 if self._closed:
                     return
                 self._mine, self._ring = device, _take_ring(device, self._credit.size)
+                self.word = token
             _copy(device, self._ring, token)
             handle = device.export(self._ring)
         except CudaError as error:
@@ -132,6 +134,7 @@ class Ipc(OnBulk):
             device.enter()
             self._theirs = device.open(offered.handle)
             if _copy(device, self._theirs) == offered.token:
+                self.word = offered.token
                 return ""
             return "what was opened is not the peer's ring"
         except (CudaError, ValueError) as error:

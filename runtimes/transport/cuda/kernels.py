@@ -5,12 +5,15 @@ A piece holds some blocks with all their parts: rows (paging.py) part by part, e
 and behind them the rows' checksums: one a segment of 8 KiB, the sum of its words each times an odd weight of its
 place, modulo 2**64. One changed word always changes it; two that change places do too. It costs nothing where the
 words pass anyway (a CRC would need the bytes on the host), and is meant for faults of software and links, not for an
-adversary. Where nothing is gathered, a block has one sum: of its segments' checksums, each times the weight of its
-place, in whatever order they are added.
+adversary. To each is added what its place is in this very piece: a seed of the piece plus so many STEPs. So bytes
+that lie there with a checksum of their own, because they were written for an older piece or another place, are not
+taken for what was to come. Where nothing is gathered, a block has one sum: of its segments' checksums, each times the
+weight of its place, in whatever order they are added.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -29,6 +32,20 @@ def segments(words: int) -> int:
 def checksum(words: list[int]) -> int:
     """Of one segment, as the kernels compute it."""
     return sum(word * (place * STEP | 1) for place, word in enumerate(words)) % (1 << 64)
+
+
+def seed(ring: bytes, number: int, frame: bytes) -> int:
+    """Of one piece, as both sides know it: the word of its ring, how many went through before, and its whole frame.
+
+    `ring`: at most 64 bytes that no other use of this memory has.
+    """
+    said = hashlib.blake2b(number.to_bytes(8, "little") + frame, digest_size=WORD, key=ring)
+    return int.from_bytes(said.digest(), "little")
+
+
+def expected(words: list[int], seed: int, place: int) -> int:
+    """What must lie behind the rows of a piece for a segment; `place`: its number in the piece."""
+    return (checksum(words) + seed + place * STEP) % (1 << 64)
 
 
 def block_sum(rows: Sequence[list[int]]) -> int:
@@ -73,22 +90,24 @@ __device__ word read(const word* from, unsigned words) {{
 
 /* bases: where block 0 of each part lies, and a block every `stride` words; a group of threads a row and segment */
 extern "C" __global__ void gather(const word* bases, word* buffer, word stride, unsigned words, unsigned segments,
-    unsigned blocks, const __grid_constant__ ids chosen) {{
+    unsigned blocks, const __grid_constant__ ids chosen, word seed) {{
   unsigned start = blockIdx.y * {SEGMENT}, count = min(words - start, {SEGMENT}u);
   word* part = (word*)bases[blockIdx.x / blocks];
   word block = chosen.at[blockIdx.x % blocks];
   word sum = move(part + block * stride + start, buffer + (word)blockIdx.x * words + start, count);
-  if (!threadIdx.x) buffer[(word)gridDim.x * words + (word)blockIdx.x * segments + blockIdx.y] = sum;
+  word place = (word)blockIdx.x * segments + blockIdx.y;
+  if (!threadIdx.x) buffer[(word)gridDim.x * words + place] = sum + seed + place * {STEP}ull;
 }}
 
 /* broken: a byte a block of the piece */
 extern "C" __global__ void scatter(const word* bases, word* buffer, word stride, unsigned words, unsigned segments,
-    unsigned blocks, const __grid_constant__ ids chosen, unsigned char* broken) {{
+    unsigned blocks, const __grid_constant__ ids chosen, word seed, unsigned char* broken) {{
   unsigned start = blockIdx.y * {SEGMENT}, count = min(words - start, {SEGMENT}u);
   word* part = (word*)bases[blockIdx.x / blocks];
   word block = chosen.at[blockIdx.x % blocks];
   word sum = move(buffer + (word)blockIdx.x * words + start, part + block * stride + start, count);
-  if (!threadIdx.x && sum != buffer[(word)gridDim.x * words + (word)blockIdx.x * segments + blockIdx.y])
+  word place = (word)blockIdx.x * segments + blockIdx.y;
+  if (!threadIdx.x && sum + seed + place * {STEP}ull != buffer[(word)gridDim.x * words + place])
     broken[blockIdx.x % blocks] = 1;
 }}
 

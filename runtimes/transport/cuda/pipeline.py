@@ -11,6 +11,7 @@ and who says where they may lie, is the caller's. Retries nothing.
 from __future__ import annotations
 
 import ctypes
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from ctypes import c_void_p
@@ -32,7 +33,7 @@ class _Stage(NamedTuple):
     broken: int  # what is said of each block, in page-locked memory
 
 
-class Side(Generic[Tag]):
+class Side(ABC, Generic[Tag]):
     """What both directions have: two streams, and staging buffers used in turn."""
 
     def __init__(self, blocks: PagedBlocks, most: int, size: int, said: int) -> None:
@@ -91,8 +92,9 @@ class Side(Generic[Tag]):
             self._device.wait(self._first, computed)
             self._seen = mark
 
+    @abstractmethod
     def _tell(self, tag: Tag, chosen: Sequence[int], broken: int) -> None:
-        raise NotImplementedError
+        """That it is done."""
 
     def close(self) -> None:
         """When nobody begins or waits any more. What was begun is not told."""
@@ -119,16 +121,19 @@ class Outbound(Side[Tag]):
         self._gather = Moves(blocks, blocks.gather)
         self._filled = filled
 
-    def fill(self, address: int, chosen: Sequence[int], tag: Tag) -> None:
-        """These blocks, behind what they were marked with. Returns at once, or when one is done."""
+    def fill(self, address: int, chosen: Sequence[int], tag: Tag, seed: int = 0) -> None:
+        """These blocks, behind what they were marked with. Returns at once, or when one is done.
+
+        `seed`: the piece's own (kernels.py), which is to be taken under the same.
+        """
         device, (buffer, filled, emptied, broken) = self._device, self._begin(chosen)
         self._behind(chosen)
         if self._on_gpu:
-            self._gather(chosen, address, self._first)
+            self._gather(chosen, address, self._first, seed)
             device.record(emptied, self._first)
         else:
             device.wait(self._first, emptied)
-            self._gather(chosen, buffer, self._first)
+            self._gather(chosen, buffer, self._first, seed)
             device.record(filled, self._first)
             device.wait(self._second, filled)
             device.copy(address, buffer, self._blocks.piece_bytes(len(chosen)), self._second)
@@ -156,18 +161,18 @@ class Inbound(Side[Tag]):
         self._scatter = Moves(blocks, blocks.scatter)
         self._landed = landed
 
-    def take(self, address: int, chosen: Sequence[int], tag: Tag) -> None:
+    def take(self, address: int, chosen: Sequence[int], tag: Tag, seed: int = 0) -> None:
         """A piece for these blocks. Its memory is free when it is told. Returns at once, or when one is done."""
         device, (buffer, filled, emptied, broken) = self._device, self._begin(chosen)
         ctypes.memset(broken, 0, len(chosen))
         if self._on_gpu:
-            self._scatter(chosen, address, self._second, broken)
+            self._scatter(chosen, address, self._second, seed, broken)
         else:
             device.wait(self._first, filled)  # what was scattered from it last
             device.copy(buffer, address, self._blocks.piece_bytes(len(chosen)), self._first)
             device.record(emptied, self._first)
             device.wait(self._second, emptied)
-            self._scatter(chosen, buffer, self._second, broken)
+            self._scatter(chosen, buffer, self._second, seed, broken)
         device.record(filled, self._second)
         self._pending.append((tag, chosen, filled, broken))
 

@@ -47,8 +47,8 @@ class FromPages(Taking):
         targets, sums = zip(*PAGE.iter_unpack(body), strict=True)
         return targets, sums
 
-    def _arrive(self, lane: int, frame: Frame) -> None:
-        return  # before its frame
+    def _arrive(self, lane: int, frame: Frame, body: bytes) -> int:
+        return 0  # they came before it, and what they sum up to is in it
 
     def _begin(self, piece: Piece) -> None:
         self._sums.add(piece.targets, piece, written=True)
