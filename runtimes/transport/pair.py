@@ -44,6 +44,7 @@ from runtimes.transport.handshake import Identity
 from runtimes.transport.ringed import Ringed
 
 WINDOW = 16 << 20
+_HALF_DONE = 4096  # transfers that some streams, but not all, have called complete: more than a peer has open
 
 
 class Channel:
@@ -354,6 +355,10 @@ class Channel:
         with self._state:
             said = self._done.pop(key, 0) + 1
             if said < len(way.streams):
+                if len(self._done) == _HALF_DONE:
+                    raise ChannelError(
+                        "protocol", f"{_HALF_DONE} transfers are complete on some streams only"
+                    )
                 self._done[key] = said
                 return
         if self._mover is not None:
