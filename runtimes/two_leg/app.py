@@ -131,7 +131,8 @@ class App:
         headers = [header for header in scope["headers"] if header[0] not in _OF_THIS_HOP]
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         name = given.decode() if REQUEST_ID_TEXT.fullmatch(given) else uuid.uuid4().hex
-        return Request(name, scope["method"].encode(), path, headers, bytes(body), legs)
+        sent = self._router.own_bytes(bytes(body))
+        return Request(name, scope["method"].encode(), path, headers, sent, legs)
 
     async def _own(self, path: str, send: Send) -> None:
         if path.startswith("/galaxy/requests/"):

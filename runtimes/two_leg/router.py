@@ -64,6 +64,7 @@ class Settings(NamedTuple):
     prefill_s: float = 60.0
     wait_s: float = 5.0  # for a prefill engine
     required: bool = False
+    legs_of_others: bool = False  # another router's come here, with what that one says of transfers
 
 
 class _Prefilled(NamedTuple):
@@ -92,6 +93,10 @@ class Router:
         self._behind: set[asyncio.Task[None]] = set()
         self._logged: set[str] = set()
 
+    def own_bytes(self, body: bytes) -> bytes:
+        """What of a body may go to engines."""
+        return body if self.settings.legs_of_others else bodies.without_params(body)
+
     def course(self, request: Request) -> tuple[Course, Asked]:
         asked = Asked({}, 0, "not-generation")
         if request.legs:
@@ -110,6 +115,8 @@ class Router:
         known = self.addresses.get(url)
         if known is None:
             known = self.addresses[url] = Address.of(url)
+            if len(self.addresses) > metrics.MOST_ENGINES:  # those that home leases come and go
+                del self.addresses[next(iter(self.addresses))]
         return known
 
     def behind(self, work: asyncio.Task[None]) -> None:
@@ -147,6 +154,8 @@ class Router:
     def log_once(self, text: str, *values: object) -> None:
         said = text % values
         if said not in self._logged:
+            if len(self._logged) == metrics.MOST_ENGINES:
+                self._logged.clear()
             self._logged.add(said)
             log.warning(said)
 
@@ -286,7 +295,7 @@ class Legs:
         addr, handed, failed, took = await asyncio.shield(self._asking)
         self._asking = None
         self._timeline.mark("prefill_end", handed.reason)
-        metrics.LEGS.labels("prefill", addr, handed.reason or "handed").inc()
+        metrics.leg("prefill", addr, handed.reason or "handed")
         if handed.params is not None:
             metrics.SECONDS.labels("prefill").observe(took)
             tokens = handed.tokens or self._asked.tokens
@@ -313,12 +322,12 @@ class Legs:
             alive = sent and await reachable(self._router.address(step.addr))
             self._call = None
             self._timeline.mark("decode_failed", str(error))
-            metrics.LEGS.labels("decode", step.addr, "lost" if sent else "unreachable").inc()
+            metrics.leg("decode", step.addr, "lost" if sent else "unreachable")
             log.warning("%s: decode engine %s: %s", self._request.id, step.addr, error)
             return self.course.lost(sent, alive, self._now())
         if self._request.legs:
             metrics.SECONDS.labels("decode").observe(self._now() - began)
-        metrics.LEGS.labels("decode", step.addr, f"{status // 100}xx").inc()
+        metrics.leg("decode", step.addr, f"{status // 100}xx")
         self._timeline.mark("decode_answered", str(status))
         return self.course.answered(status, self._now())
 

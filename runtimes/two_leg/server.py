@@ -122,6 +122,7 @@ class Front:
             args.prefill_seconds,
             args.prefill_wait_seconds,
             args.kv_transfer_required,
+            args.role == "prefill",
         )
         return Router(Engines(decodes), leases, settings)
 

@@ -3,8 +3,8 @@
 The prefill leg asks for one token, unstreamed, and for its KV to be kept ({do_remote_decode: true}). Its answer
 says where the KV lies; those parameters go on to decode in the client's own bytes, spliced in before the last
 brace. A release asks for a model that no engine has: vLLM's decode side then gives the KV back with an empty pull,
-and computes nothing. Lengths are estimates, for this reads JSON and knows no tokenizer. Never decides where a leg
-goes.
+and computes nothing. What a client says of transfers itself is dropped: it would move other people's KV. Lengths are
+estimates, for this reads JSON and knows no tokenizer. Never decides where a leg goes.
 
 In vLLM: tests/v1/kv_connector/nixl_integration/toy_proxy_server.py, entrypoints/generate/base/serving.py:
 _with_kv_transfer_rejection_cleanup.
@@ -50,6 +50,20 @@ class Handed(NamedTuple):
     params: dict[str, Any] | None
     tokens: int = 0
     reason: str = ""
+
+
+def without_params(body: bytes) -> bytes:
+    """A client's own bytes, but for its kv_transfer_params. Read as engines read it, whatever its encoding."""
+    if PARAMS.encode() not in body and b"\\u" not in body and b"\0" not in body:
+        return body
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        return body  # nor can an engine
+    if not isinstance(fields, dict) or PARAMS not in fields:
+        return body
+    del fields[PARAMS]
+    return json.dumps(fields, separators=(",", ":")).encode()
 
 
 def read(body: bytes, chat: bool, chars_per_token: float = CHARS_PER_TOKEN) -> Asked:
@@ -108,10 +122,6 @@ def for_release(params: Mapping[str, Any]) -> bytes:
 
 def _obstacle(fields: dict[str, Any]) -> str:
     """KV is handed over once, to one request with one prompt."""
-    if fields.get(PARAMS):
-        return "own-transfer"
-    if PARAMS in fields:
-        return "unreadable"  # it is there and says nothing: a second one would be ambiguous
     if any(fields.get(name) not in (None, 1) for name in ("n", "best_of")) or fields.get("use_beam_search"):
         return "several-choices"
     if fields.get("prompt_logprobs") is not None or (

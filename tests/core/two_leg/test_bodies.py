@@ -19,6 +19,7 @@ from kserve_ext.core.two_leg.bodies import (
     handed,
     read,
     why_alone,
+    without_params,
 )
 
 PARAMS = {"do_remote_prefill": True, "remote_block_ids": [[1, 2]], "remote_host": "h", "remote_num_tokens": 9}
@@ -77,8 +78,6 @@ def test_each_leg_differs_from_the_request_in_the_fields_of_the_protocol_only(
         ({"prompt": "x", "echo": True}, ""),
         ({"prompt": ["a", "b"]}, "several-prompts"),
         ({"prompt": [[1], [2]]}, "several-prompts"),
-        ({"prompt": "x", "kv_transfer_params": {"do_remote_decode": True}}, "own-transfer"),
-        ({"prompt": "x", "kv_transfer_params": None}, "unreadable"),
         ({"prompt": "x", "prompt_embeds": "AAAA"}, "not-plain-tokens"),
         ({"prompt": None}, "unreadable"),
         ({}, "unreadable"),
@@ -88,11 +87,27 @@ def test_what_one_engine_has_to_compute_alone(fields: dict[str, Any], obstacle: 
     assert read(json.dumps(fields).encode(), chat=False).obstacle == obstacle
 
 
+@given(others, st.sampled_from(["utf-8", "utf-16", "utf-32-le"]), st.booleans(), st.booleans())
+def test_what_a_client_says_of_transfers_is_dropped_and_nothing_else(
+    more: dict[str, Any], encoding: str, hidden: bool, said: bool
+) -> None:
+    fields = {**more, "prompt": "é"}
+    own = {"kv_transfer_params": PARAMS} if said else {}
+    text = json.dumps({**own, **fields})
+    if hidden:
+        text = text.replace('"kv_transfer_params"', '"kv_transfer\\u005fparams"')
+    body = text.encode(encoding)
+    found = without_params(body)
+    assert json.loads(found) == fields
+    assert said or found == body, "the client's own bytes"
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b"null", b"{", b"\xff\xfe", '{"prompt":"x"}'.encode("utf-16"), b'{"a":' * 100_000]
 )
 def test_what_cannot_be_read_goes_to_decode_as_it_is(body: bytes) -> None:
     assert read(body, chat=False).obstacle == read(body, chat=True).obstacle == "unreadable"
+    assert without_params(body) == body
 
 
 def test_lengths_are_exact_in_tokens_and_estimated_in_characters() -> None:

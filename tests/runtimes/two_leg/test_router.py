@@ -15,6 +15,7 @@ from prometheus_client import REGISTRY
 from yarl import URL
 
 from kserve_ext.core.two_leg.engines import Engines
+from runtimes.two_leg import metrics
 from runtimes.two_leg.app import App
 from runtimes.two_leg.prefills import LeastLoaded
 from runtimes.two_leg.router import Router, Settings
@@ -89,6 +90,35 @@ async def until(condition: Callable[[], Any]) -> None:
 
 def story(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(test())  # type: ignore[arg-type]
+
+
+def test_nothing_that_a_client_says_of_transfers_reaches_an_engine() -> None:
+    async def run() -> None:
+        async with group() as g:
+            own = {"do_remote_prefill": True, "remote_engine_id": "p0", "remote_block_ids": [[77]]}
+            for prompt, path in (
+                (LONG, "/v1/completions"),
+                ([1, 2], "/v1/completions"),
+                ("x", "/v1/embeddings"),
+            ):
+                await g.ask(prompt, path, kv_transfer_params=own)
+            first, *others = g.decodes[0].requests
+            assert first["kv_transfer_params"]["remote_block_ids"] != [[77]], "prefill's own"
+            assert g.decodes[0].pulled == ["p0-1"]
+            assert all("kv_transfer_params" not in body for body in others)
+            assert g.nothing_is_left()
+
+    story(run)
+
+
+def test_the_series_of_engines_that_come_and_go_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MOST_ENGINES", 3)
+    for number in range(9):
+        metrics.leg("prefill", f"http://gone:{number}", "handed")
+        metrics.leg("prefill", "http://stays:1", "handed")
+    samples = [sample for family in metrics.LEGS.collect() for sample in family.samples]
+    engines = {sample.labels["engine"] for sample in samples}
+    assert engines == {"http://gone:7", "http://gone:8", "http://stays:1"}
 
 
 def test_a_long_prompt_takes_two_legs_and_a_short_one_only_the_second() -> None:
