@@ -190,8 +190,9 @@ class Throttler(Generic[R]):
                 tracker = self.trackers[instance] = Tracker(instance)
                 tracker.ready_at = ready_at
             self._close(tracker)
+            if count > tracker.slots:  # new ones have their time; what is only said again was given it
+                tracker.peak = max(tracker.peak, count)
             tracker.addr, tracker.slots = addr, count
-            tracker.peak = max(tracker.peak, tracker.in_flight, count)
             self._open(tracker)
         for instance in [i for i in self.trackers if i not in kept]:
             self._withdraw(self.trackers[instance])

@@ -110,6 +110,20 @@ def test_idle_slots_are_given_back_after_a_whole_period() -> None:
     assert throttler.leases == ((A, 2),)
 
 
+def test_a_grant_that_says_the_same_again_does_not_make_slots_busy() -> None:
+    """Home repeats it with each report, several times within a period."""
+    throttler = granted((A, 4))
+    assert not throttler.give_idle()
+    throttler.grant([(A, "a:1", 4, 0.0)], 0.5)
+    assert throttler.give_idle()
+    assert throttler.leases == ()
+    throttler.grant([(A, "a:1", 2, 0.0)], 1.0)
+    throttler.give_idle()
+    throttler.grant([(A, "a:1", 3, 0.0)], 1.5)
+    assert not throttler.give_idle(), "more were granted in this period"
+    assert throttler.leases == ((A, 3),)
+
+
 def test_the_integral_counts_held_and_in_flight() -> None:
     throttler = granted((A, 1))
     sent(throttler, 0, 1.0)
