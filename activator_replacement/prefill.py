@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from collections import Counter
 from typing import Any, Protocol
 
 from activator_replacement.dispatch import Dispatcher
@@ -89,6 +90,7 @@ class PrefillLeases:
         prefix = f"{dispatcher.me}/{dispatcher.shard.incarnation:x}"
         self._ids = (f"{prefix}/{n:x}" for n in itertools.count(1))
         self._open: dict[str, PrefillWait] = {}
+        self._queued: Counter[RevisionKey] = Counter()  # prompt tokens of those
         rpc.handle(LeasePrefill, self.lease)
         rpc.handle(ReturnPrefill, self.give_back)
         rpc.handle(Decoded, self.decoded)
@@ -105,6 +107,7 @@ class PrefillLeases:
         loop = asyncio.get_running_loop()
         wait = PrefillWait(self, next(self._ids), revision.key, ask, caller, loop.create_future())
         self._open[wait.lease] = wait
+        self._queued[revision.key] += ask.tokens
         self._worked(revision.key, ask.tokens)
         wait.timer = loop.call_at(wait.until, self._late, wait.lease, revision.timeout_s)
         self.dispatcher.place(wait, revision.hold)
@@ -183,8 +186,7 @@ class PrefillLeases:
         """Tells home of prompt tokens that are new, of all that wait or are computed, and how fast that goes."""
         pairing = self._pairings.get(key)
         if pairing is not None:
-            queued = sum(wait.ask.tokens for wait in self._open.values() if wait.revision == key)
-            self.accounts.prefill_work(key, arrived, queued, pairing.tokens_s)
+            self.accounts.prefill_work(key, arrived, self._queued[key], pairing.tokens_s)
 
     def _pass_on(self, message: ReturnPrefill) -> None:
         """The home has moved since: the lease is in the account of the shard whose name it begins with."""
@@ -207,6 +209,9 @@ class PrefillLeases:
             self.end(wait, "")
 
     def _drop(self, wait: PrefillWait) -> None:
-        self._open.pop(wait.lease, None)
+        if self._open.pop(wait.lease, None) is not None:
+            self._queued[wait.revision] -= wait.ask.tokens
+            if not self._queued[wait.revision]:
+                del self._queued[wait.revision]
         if wait.timer is not None:
             wait.timer.cancel()
