@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kserve_ext.core.kv_links import Dial, Key, Links
+from kserve_ext.core.kv_links import Dial, Instruction, Key, Links
 from runtimes.transport.channel import ChannelError, Rung
 from runtimes.transport.cuda import driver, mover
 from runtimes.transport.handshake import Identity
@@ -85,6 +85,12 @@ class Channels(Keeper):
         return await asyncio.shield(self._dials[number]), True
 
     # --- dials
+
+    def _carry(self, instructions: Sequence[Instruction]) -> None:
+        for i in instructions:
+            if isinstance(i, Dial):
+                self._dial(i)
+        super()._carry(instructions)
 
     def _dial(self, i: Dial) -> None:
         task = self._dials[i.number] = self._loop.create_task(self._make(i))

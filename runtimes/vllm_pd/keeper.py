@@ -1,5 +1,7 @@
 """The channels that this instance has, on either side: carries out what core/kv_links.py decides, and tells of it.
 
+A side that listens is never told to dial; the other one adds that (channels.py).
+
 Everything here runs on the event loop. Threads of channels only leave the time at which they heard something, or call
 back to the loop. The machine hears what has happened to channels (signs of life, open transfers, losses) before
 whatever else it is told.
@@ -163,22 +165,19 @@ class Keeper:
     def _carry(self, instructions: Sequence[Instruction]) -> None:
         for i in instructions:
             match i:
-                case Dial():
-                    self._dial(i)
                 case Ping():
                     if (kept := self._kept.get(i.number)) is not None:
                         ask(kept.channel)
                 case Close():
                     self._close(i)
+                case Dial():
+                    pass
         if not all(isinstance(i, Ping) for i in instructions):
             self._tell_soon()
 
     def _tell_soon(self) -> None:
         if self._telling is None and not self._closed:
             self._telling = self._loop.call_later(SOON_S, self._tell)
-
-    def _dial(self, i: Dial) -> None:
-        raise NotImplementedError  # a side that listens is never told to
 
     def _close(self, i: Close) -> None:
         kept = self._kept.pop(i.number, None)
