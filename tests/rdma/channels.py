@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-from runtimes.transport.channel import ChannelError, Extent, Frame, Rung
+from runtimes.transport.channel import Rung
 from runtimes.transport.handshake import Identity
 from runtimes.transport.layout import Layout
 from runtimes.transport.link import Sockets
@@ -20,43 +17,8 @@ from runtimes.transport.listener import Listener, dial
 from runtimes.transport.pair import Channel
 from runtimes.transport.verbs.ends import Ends
 from runtimes.transport.verbs.kind import VerbsKind
-from tests.rdma import machine
 from tests.rdma.machine import Nics
-
-KEY = b"k" * 32
-BLOCK = 64 << 10
-WAIT_S = 30.0
-
-
-class Ear:
-    """Both Receiver and Landing; everything that happens goes into a queue."""
-
-    def __init__(self, blocks: int = 128) -> None:
-        self._mapping = machine.memory(blocks * BLOCK)
-        self.memory = memoryview(self._mapping)
-        self.happened: SimpleQueue[tuple[object, ...]] = SimpleQueue()
-
-    def message(self, channel: object, body: bytes) -> None:
-        self.happened.put(("message", body))
-
-    def lost(self, channel: object, error: ChannelError) -> None:
-        self.happened.put(("lost", error.reason))
-
-    def window(self, frame: Frame) -> memoryview | None:
-        return self.memory[frame.target * BLOCK : (frame.target + frame.blocks) * BLOCK]
-
-    def landed(self, frame: Frame, broken: list[int]) -> None:
-        self.happened.put(("landed", frame.target, frame.blocks, broken))
-
-    def done(self, transfer: int, blocks: int) -> None:
-        self.happened.put(("done", transfer, blocks))
-
-    def next(self) -> tuple[object, ...]:
-        return self.happened.get(timeout=WAIT_S)
-
-
-def extent(memory: memoryview) -> Extent:
-    return Extent(ctypes.addressof(ctypes.c_char.from_buffer(memory)), len(memory), owner=memory)
+from tests.support.channel_ends import BLOCK, KEY, WAIT_S, Ear, extent, until
 
 
 def ends(channel: Channel) -> tuple[Ends, ...]:
@@ -105,14 +67,6 @@ class Pair:
         self.decode.close()
         self.prefill.close()
         self.listener.close()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Other threads bring it about."""
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 class Sender:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import mmap
 import os
 import socket
 import struct
@@ -71,17 +69,6 @@ def resources() -> dict[str, dict[str, int]]:
         ["rdma", "-j", "resource", "show"], check=True, capture_output=True, text=True
     ).stdout
     return {device["ifname"]: {kind: device[kind] for kind in _HELD} for device in json.loads(text)}
-
-
-def memory(size: int) -> mmap.mmap:
-    """Fresh memory that is all there. Under User-Mode Linux the first touch of a page costs 0.1 ms otherwise."""
-    made = mmap.mmap(-1, size)
-    made.madvise(23)  # MADV_POPULATE_WRITE
-    address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(made)))
-    libc = ctypes.CDLL(None)
-    for protection in (mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE):
-        assert libc.mprotect(address, ctypes.c_size_t(size), protection) == 0
-    return made
 
 
 def tcp_bytes_sent(connection: socket.socket) -> int:

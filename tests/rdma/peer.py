@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import sys
 
-from tests.rdma.channels import BLOCK, WAIT_S, Ear, extent, prefill, until
+from tests.rdma.channels import prefill
+from tests.support.channel_ends import BLOCK, WAIT_S, Ear, extent, until
 
 
 def main() -> None:

@@ -18,10 +18,11 @@ from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.kv_memory import KvMemory
 from runtimes.vllm_pd.landing import Landings
 from runtimes.vllm_pd.pushing import Pushes
-from tests.rdma import machine
-from tests.rdma.channels import BLOCK, WAIT_S, Ear, Pair, decode, ends, extent, prefill, until
+from tests.rdma.channels import Pair, decode, ends, prefill
 from tests.rdma.machine import Nics, resources
 from tests.runtimes.test_transfers import SIZE, Setup
+from tests.support import channel_ends
+from tests.support.channel_ends import BLOCK, WAIT_S, Ear, extent, until
 
 WINDOW = 4 << 20
 
@@ -136,7 +137,7 @@ def test_locked_memory_that_is_used_up_says_so() -> None:
     program = (
         "import mmap, os, resource\n"
         "from runtimes.transport.verbs import cards\n"
-        "from tests.rdma.channels import extent\n"
+        "from tests.support.channel_ends import extent\n"
         "memory = memoryview(mmap.mmap(-1, 64 << 20))\n"
         "card = cards.take(cards.find()[0])\n"
         "resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 20, 1 << 20))\n"
@@ -256,7 +257,7 @@ class OverTheWire:
 
     def __init__(self) -> None:
         self.reserved = threading.Event()
-        self._memory = [memoryview(machine.memory(40 * SIZE)) for _ in range(2)]
+        self._memory = [memoryview(channel_ends.memory(40 * SIZE)) for _ in range(2)]
         caches = [KvMemory(), KvMemory()]
         for cache, layer in zip(caches, self._memory, strict=True):
             cache.register_views([layer], 40)

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from runtimes.transport.channel import ChannelError, Rung
-from tests.rdma.channels import BLOCK, WAIT_S, Ear, Pair, Sender, decode, ends, extent, prefill
+from tests.rdma.channels import Pair, Sender, decode, ends, prefill
 from tests.rdma.machine import Nics
+from tests.support.channel_ends import BLOCK, WAIT_S, Ear, extent
 
 RUNGS = pytest.mark.parametrize("rung", ["rdma", "rdma-staged"])
 

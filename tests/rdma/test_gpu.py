@@ -24,8 +24,9 @@ from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.kv_memory import KvMemory
 from runtimes.vllm_pd.landing import Landings
 from runtimes.vllm_pd.pushing import Pushes
-from tests.rdma.channels import WAIT_S, decode, prefill, until
+from tests.rdma.channels import decode, prefill
 from tests.rdma.machine import Nics, resources
+from tests.support.channel_ends import WAIT_S, until
 from tests.transport.host_gpu import HostGpu, paged
 from tests.transport.test_gpu_channel import BLOCKS, LAYERS, Ear, cache, shuffled
 from tests.transport.verbs.test_pages import LAYOUTS, block_of, laid_out

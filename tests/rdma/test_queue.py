@@ -12,8 +12,8 @@ import pytest
 from runtimes.transport.channel import ChannelError
 from runtimes.transport.verbs import cards, memory
 from runtimes.transport.verbs.queue import QueuePair
-from tests.rdma import machine
 from tests.rdma.machine import Nics
+from tests.support import channel_ends
 
 MIB = 1 << 20
 
@@ -25,7 +25,7 @@ class Two:
         self.places = [cards.find(wanted)[0] for wanted in (nics.at_near, nics.at_far)]
         self.cards = [cards.take(place) for place in self.places]
         self.near, self.far = (QueuePair(card, depth=depth) for card in self.cards)
-        self.buffers = [machine.memory(size) for _ in self.cards]
+        self.buffers = [channel_ends.memory(size) for _ in self.cards]
         self.here, self.there = (
             memory.register(card, buffer) for card, buffer in zip(self.cards, self.buffers, strict=True)
         )

@@ -9,8 +9,9 @@ import pytest
 
 from runtimes.transport.channel import Frame
 from runtimes.transport.verbs.choice import Wanted
-from tests.rdma.channels import BLOCK, Pair, ends
+from tests.rdma.channels import Pair, ends
 from tests.rdma.machine import Nics
+from tests.support.channel_ends import BLOCK
 
 #: One rail over the wire, one over a device to itself.
 NEAR, FAR = Wanted(("rxe1", "rxe0")), Wanted(("rxe2", "rxe0"))

@@ -18,8 +18,9 @@ from runtimes.transport.link import Sockets
 from runtimes.transport.listener import dial
 from runtimes.transport.pair import Channel
 from runtimes.transport.verbs.choice import Wanted
-from tests.rdma.channels import BLOCK, KEY, WAIT_S, Ear, Pair, decode, ends, prefill
+from tests.rdma.channels import Pair, decode, ends, prefill
 from tests.rdma.machine import Nics, tcp_bytes_sent
+from tests.support.channel_ends import BLOCK, KEY, WAIT_S, Ear
 
 
 @pytest.fixture(params=["rdma", "rdma-staged"])

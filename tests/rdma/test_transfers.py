@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.rdma.channels import until
 from tests.runtimes import test_transfers
 from tests.runtimes.test_transfers import Setup
+from tests.support.channel_ends import until
 
 globals().update(
     {

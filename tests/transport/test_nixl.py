@@ -15,7 +15,8 @@ from runtimes.transport.channel import ChannelError
 from runtimes.transport.kinds import Setting
 from runtimes.transport.nixl import NixlKind
 from tests.engine.instances import ROOT
-from tests.transport.nixl.channels import WAIT_S, decode, prefill
+from tests.support.channel_ends import WAIT_S
+from tests.transport.nixl.channels import decode, prefill
 
 SETTING = Setting(("nixl",), 1 << 20)
 #: The libraries that come with NIXL crash in `exit`.

@@ -3,50 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import mmap
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from queue import SimpleQueue
 
-from runtimes.transport.channel import ChannelError, Extent, Frame, Rung
+from runtimes.transport.channel import ChannelError, Frame, Rung
 from runtimes.transport.handshake import Identity
 from runtimes.transport.layout import Layout
 from runtimes.transport.listener import Listener, dial
 from runtimes.transport.pair import Channel
-
-KEY = b"k" * 32
-BLOCK = 64 << 10
-WAIT_S = 60.0
-
-
-class Ear:
-    """Both Receiver and Landing; everything that happens goes into a queue."""
-
-    def __init__(self, blocks: int = 64) -> None:
-        self.memory = memoryview(mmap.mmap(-1, blocks * BLOCK))
-        self.happened: SimpleQueue[tuple[object, ...]] = SimpleQueue()
-
-    def message(self, channel: object, body: bytes) -> None:
-        self.happened.put(("message", body))
-
-    def lost(self, channel: object, error: ChannelError) -> None:
-        self.happened.put(("lost", error.reason))
-
-    def window(self, frame: Frame) -> memoryview | None:
-        return self.memory[frame.target * BLOCK : (frame.target + frame.blocks) * BLOCK]
-
-    def landed(self, frame: Frame, broken: list[int]) -> None:
-        self.happened.put(("landed", frame.target, frame.blocks, broken))
-
-    def done(self, transfer: int, blocks: int) -> None:
-        self.happened.put(("done", transfer, blocks))
-
-    def next(self) -> tuple[object, ...]:
-        return self.happened.get(timeout=WAIT_S)
+from tests.support.channel_ends import BLOCK, KEY, WAIT_S, Ear, extent, until
 
 
 class Told(Ear):
@@ -60,10 +27,6 @@ class Told(Ear):
         super().landed(frame, broken)
         with contextlib.suppress(ChannelError):
             self._channel.send(b"landed")
-
-
-def extent(memory: memoryview) -> Extent:
-    return Extent(ctypes.addressof(ctypes.c_char.from_buffer(memory)), len(memory), owner=memory)
 
 
 def prefill(rungs: tuple[Rung, ...] = ("nixl", "tcp")) -> tuple[Listener, SimpleQueue[Channel]]:
@@ -96,14 +59,6 @@ class Pair:
         self.decode.close()
         self.prefill.close()
         self.listener.close()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Other threads bring it about."""
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 class Sender:

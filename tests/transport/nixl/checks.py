@@ -12,18 +12,8 @@ import pytest
 from runtimes.transport.channel import ChannelError, Extent
 from tests.runtimes import test_transfers
 from tests.runtimes.test_transfers import Setup
-from tests.transport.nixl.channels import (
-    BLOCK,
-    WAIT_S,
-    Ear,
-    Pair,
-    Sender,
-    Told,
-    decode,
-    extent,
-    prefill,
-    until,
-)
+from tests.support.channel_ends import BLOCK, WAIT_S, Ear, extent, until
+from tests.transport.nixl.channels import Pair, Sender, Told, decode, prefill
 
 # Prefill's and decode's halves against each other: the tests of tests/runtimes on this rung.
 globals().update(
@@ -103,7 +93,7 @@ def test_what_is_wrong_is_refused_before_it_is_written(pair: Pair) -> None:
     blocks = pair.fill(0, 4)
     for layer, target, count, says in (
         (1, 0, 4, "no memory for layer 1"),
-        (0, 62, 4, "block 65 lies beyond"),
+        (0, 126, 4, "block 129 lies beyond"),
         (0, 0, 33, "at most"),
     ):
         with pytest.raises(ValueError, match=says):

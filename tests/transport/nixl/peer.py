@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 
-from tests.transport.nixl.channels import BLOCK, WAIT_S, Ear, extent, prefill, until
+from tests.support.channel_ends import BLOCK, WAIT_S, Ear, extent, until
+from tests.transport.nixl.channels import prefill
 
 ROUND = 8  # writes before a place is written again, by when its blocks have landed
 
