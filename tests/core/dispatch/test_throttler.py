@@ -116,7 +116,7 @@ def test_a_grant_that_says_the_same_again_does_not_make_slots_busy() -> None:
     assert not throttler.give_idle()
     throttler.grant([(A, "a:1", 4, 0.0)], 0.5)
     assert throttler.give_idle()
-    assert throttler.leases == ()
+    assert not throttler.leases
     throttler.grant([(A, "a:1", 2, 0.0)], 1.0)
     throttler.give_idle()
     throttler.grant([(A, "a:1", 3, 0.0)], 1.5)
