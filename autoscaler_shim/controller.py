@@ -1,7 +1,7 @@
 """The top-level controller's shell: the view, its epochs, and (in the embedded default) the state store.
 
 It knows nothing of revisions, and nothing on a request's path waits for it. The view is stored, so that a controller
-that dies comes back above every epoch it has ever published.
+that dies comes back above every epoch it has ever published. How many functions there are is elastic.py's.
 """
 
 from __future__ import annotations
@@ -10,9 +10,14 @@ import argparse
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import msgspec
 
+from autoscaler_shim import elastic
+from autoscaler_shim.elastic import Elastic, Launch
+from kserve_ext.core.control.facts import Kept
+from kserve_ext.core.control.machine import ElasticMachine
 from kserve_ext.core.facts import View
 from kserve_ext.core.ids import FunctionID
 from kserve_ext.core.membership import MembershipMachine, Push
@@ -24,8 +29,6 @@ from kserve_ext.store.server import StoreServer
 from kserve_ext.wire.frames import ErrorCode
 from kserve_ext.wire.messages import (
     Ack,
-    Apply,
-    ApplyReply,
     Describe,
     Description,
     Join,
@@ -44,25 +47,32 @@ TICK_S = 0.1
 SYNC_S = 1.0
 PUSH_TIMEOUT_S = 1.0
 
+add_args = elastic.add_args
+
 
 class Controller:
-    """The rpc handlers of membership."""
+    """The rpc handlers of membership. `scaled` makes the elastic half from what an earlier controller has kept."""
 
-    def __init__(self, rpc: Rpc, store: StoreServer) -> None:
+    def __init__(
+        self, rpc: Rpc, store: StoreServer, scaled: Callable[[Kept, float], ElasticMachine], launch: Launch
+    ) -> None:
         self.rpc = rpc
         self.store = store
         self.journal = journal = store.journal
         self.loop = asyncio.get_running_loop()
-        found = {k: v for k, v, _ in journal.memory.scan(VIEW_KEY)}
+        found = {
+            key: value for key, value, _ in journal.memory.scan("") if key in (VIEW_KEY, elastic.KEPT_KEY)
+        }
         stored = msgspec.msgpack.decode(found[VIEW_KEY], type=View) if VIEW_KEY in found else View()
         self.machine = MembershipMachine(stored, self.loop.time())
+        machine = scaled(elastic.stored(found.get(elastic.KEPT_KEY)), self.loop.time())
+        self.elastic = Elastic(rpc, self.machine, machine, launch, self._push, self._remember)
         self.loads: dict[str, Load] = {}
         self._stored_epoch = -1
         rpc.epoch = lambda: self.machine.epoch
         rpc.handle(Join, self.join)
         rpc.handle(Report, self.report)
         rpc.handle(Leave, self.leave)
-        rpc.handle(Apply, self.apply)
         rpc.handle(Describe, self.describe)
         rpc.on_lost(self._lost)
 
@@ -73,8 +83,10 @@ class Controller:
         if self.machine.epoch != before:
             log.info("%s joined at %s: epoch %d", member.id, member.addr, self.machine.epoch)
         self._push([p for p in pushes if p.member.id != member.id])
+        self.elastic.step()
         await asyncio.sleep(self.machine.gathering(self.loop.time()))
         self.machine.acked(member.id, self.machine.epoch)  # its reply carries the view
+        self.elastic.step()
         return PublishView(self.machine.view)
 
     def report(self, message: Report, caller: Caller) -> ReportReply:
@@ -82,7 +94,7 @@ class Controller:
         known = self.machine.report(
             message.id, message.incarnation, message.epoch, id(caller.connection), self.loop.time()
         )
-        return ReportReply(self.machine.epoch, known)
+        return ReportReply(self.machine.epoch, known, self.elastic.reported(message) if known else 0.0)
 
     def leave(self, message: Leave, caller: Caller) -> Ack:
         by = f"{message.by}: " if message.by else ""
@@ -92,11 +104,6 @@ class Controller:
             )
         )
         return Ack(self.machine.epoch)
-
-    def apply(self, message: Apply, caller: Caller) -> ApplyReply:
-        granted, reason = self.machine.apply(message.kind, message.srps)  # type: ignore[arg-type]
-        log.info("%s applies for scale-out of %s: %s", message.id, message.kind, reason)
-        return ApplyReply(granted, reason)
 
     def _lost(self, who: Caller) -> None:
         self.machine.lost(FunctionID(who.name), id(who.connection), self.loop.time())
@@ -109,6 +116,7 @@ class Controller:
     async def _tick(self) -> None:
         while True:
             self._push(self.machine.tick(self.loop.time()))
+            self.elastic.step()
             await asyncio.sleep(TICK_S)
 
     async def _sync(self) -> None:
@@ -133,6 +141,7 @@ class Controller:
             "members": [m._asdict() | {"info": dict(m.info)} for m in machine.view.members],
             "loads": {name: msgspec.structs.asdict(load) for name, load in self.loads.items()},
             "removed": [r._asdict() for r in machine.removed],
+            "scaled": self.elastic.describe(),
             "store": {"revision": self.journal.memory.revision},
         }
         return Description(msgspec.json.encode(body))
@@ -152,10 +161,17 @@ class Controller:
         def done(reply: Message | RpcError) -> None:
             if isinstance(reply, Ack):
                 self.machine.acked(push.member.id, reply.epoch)
+                self.elastic.step()
             elif isinstance(reply, RpcError) and reply.code == ErrorCode.UNAVAILABLE and not reply.sent:
                 self.machine.unreachable(push.member.id, push.member.incarnation, self.loop.time())
 
         return done
+
+    def _remember(self, kept: bytes) -> None:
+        try:
+            self.store.write([(elastic.KEPT_KEY, kept)])
+        except OSError as error:  # nodes know what runs, and tell it to the next controller
+            log.error("which functions were started is not stored: %s", error)
 
     def _store(self) -> None:
         machine = self.machine
@@ -177,7 +193,9 @@ def main(args: argparse.Namespace) -> int:
         journal = Journal(process.data / "store")
         if journal.cut_bytes:
             log.warning("the journal's last record was torn: cut off %d bytes", journal.cut_bytes)
-        controller = Controller(rpc, StoreServer(rpc, journal))
+        launch = elastic.launch_of(args, process)
+        scaled = partial(elastic.machine_of, args)
+        controller = Controller(rpc, StoreServer(rpc, journal), scaled, launch)
         process.ready()
         try:
             await controller.run()

@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 GOSSIP_PERIOD_S = 0.5
 START_TIMEOUT_S = 2.0
 FORWARD_TIMEOUT_S = 5.0
+FINISH_S = 5.0
 
 
 class ScheduleFunction:
@@ -56,7 +57,7 @@ class ScheduleFunction:
         self.rpc = rpc
         self.membership = membership
         self.machine = core.ScheduleMachine(me)
-        self.decisions = 0
+        self.asked = self.decisions = 0
         self._calls: dict[int, tuple[Schedule, asyncio.Future[Placements]]] = {}
         self._room: Room | None = None
         rpc.handle(ModNode, self.mod_node)
@@ -101,6 +102,7 @@ class ScheduleFunction:
         if self._stale(message):
             return Placements((), stale=True, epoch=self.membership.view.epoch)
         wanted = [core.Wanted(i, item.revision) for item in message.items for i in item.ids]
+        self.asked += len(wanted)
         op, instructions = self.machine.schedule(
             wanted, gang=message.gang, reserve=message.reserve, hops=message.hops
         )
@@ -219,6 +221,12 @@ class ScheduleFunction:
                 )
             )
 
+    async def finish(self) -> None:
+        """What it is asked to place when it is to end is answered first."""
+        under_way = [answer for _, answer in self._calls.values()]
+        if under_way:
+            await asyncio.wait(under_way, timeout=FINISH_S)
+
     # --- gossip and description
 
     async def gossip(self) -> None:
@@ -239,7 +247,7 @@ class ScheduleFunction:
                     self.rpc.call_soon(member.addr, message, lambda reply: None, 1.0)
 
     def load(self) -> Load:
-        return Load(requests=self.decisions, queued=self.machine.under_way)
+        return Load(requests=self.asked, queued=self.machine.under_way)
 
     def describe(self, message: Describe, caller: Caller) -> Description:
         machine = self.machine
@@ -276,6 +284,9 @@ def main(args: argparse.Namespace) -> int:
         membership.report_load(function.load)
         await membership.start()
         process.ready()
-        await function.gossip()
+        try:
+            await function.gossip()
+        finally:
+            await function.finish()
 
     return process.run(run)

@@ -29,7 +29,7 @@ from autoscaler_shim.node.telling import Telling
 from autoscaler_shim.node.watcher import Watcher
 from autoscaler_shim.node.zygotes import ZygotePool
 from kserve_ext.core import pulse, rendezvous
-from kserve_ext.core.facts import View
+from kserve_ext.core.facts import Resources, View
 from kserve_ext.core.ids import FunctionID, NodeID
 from kserve_ext.core.node import facts
 from kserve_ext.core.node.admission import Held, Ledger
@@ -65,7 +65,9 @@ class NodeAgent:
         self.rpc, self.membership, self.folder = rpc, membership, folder
         self._epoch_s = time.time() - asyncio.get_running_loop().time()
         ledger = Ledger(declared.resources, declared.devices)
-        slots = Slots(ledger, declared.zygote_mib)
+        small = dict.fromkeys(capacity.FUNCTION_MODULES, capacity.FUNCTION_ZYGOTE_MIB)
+        slots = Slots(ledger, declared.zygote_mib, small)
+        self._functions = declared.functions
         self.machine = NodeMachine(
             NodeID(me.id), me.addr, me.incarnation, ledger, slots, timing, declared.labels
         )
@@ -154,13 +156,14 @@ class NodeAgent:
 
     def view_changed(self, view: View) -> None:
         dispatch = {FunctionID(d.id): d.addr for d in view.of("dispatch")}
+        self.machine.homes.controller = self.membership.controller
         self.machine.view(view.epoch, dispatch, self.now())
 
     def load(self) -> m.Load:
         return m.Load(
-            cpu_seconds=time.process_time(),
             requests=self.machine.admitted_total,
             instances=self.machine.lives.running,
+            free=self.machine.slots.free if self.machine.accepting else Resources(),
         )
 
     # --- carrying out
@@ -190,7 +193,7 @@ class NodeAgent:
         return m.StartReply(not verdict.reason, verdict.reason, self.machine.status(), verdict.stale)
 
     def _modules_known(self, modules: frozenset[str]) -> None:
-        self.carry_out(self.machine.wants(modules, self.now()))
+        self.carry_out(self.machine.wants(modules | self._functions, self.now()))
 
     def _zygote_ready(self, module: str) -> None:
         self.carry_out(self.machine.zygote_ready(module))
@@ -216,6 +219,7 @@ class NodeAgent:
     async def open(self) -> None:
         """Finds what an earlier agent has left, and listens to instances."""
         self._recover()
+        self._modules_known(frozenset())
         await self.rpc.listen_unix(str(self.folder.agent_socket))
         await self.ready_socket.listen(self.folder.ready_socket)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kserve_ext.api import quantities
 from kserve_ext.api.node_labels import read_labels
@@ -18,6 +18,13 @@ class Declared(NamedTuple):
     zygote_mib: int
     model_cache_bytes: int
     labels: tuple[Label, ...] = ()
+    #: modules whose functions may be started here: their zygotes are kept
+    functions: frozenset[str] = frozenset()
+
+
+#: What a zygote of control functions counts: they import no engine.
+FUNCTION_ZYGOTE_MIB: Final = 64
+FUNCTION_MODULES: Final = ("autoscaler_shim", "activator_replacement")
 
 
 def add_args(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +38,13 @@ def add_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rdma", type=whole, default=0, help="RDMA devices (0)")
     group.add_argument(
         "--zygote-memory", type=mib, default=1024, metavar="SIZE", help="that a zygote counts (1Gi)"
+    )
+    group.add_argument(
+        "--functions",
+        action="append",
+        default=[],
+        choices=FUNCTION_MODULES,
+        help="keep a zygote for control functions of this package; may come twice",
     )
     group.add_argument(
         "--model-cache", type=whole, default=64 << 30, metavar="SIZE", help="bound on disk (64Gi)"
@@ -65,7 +79,8 @@ def declared(args: argparse.Namespace) -> Declared:
         labels = read_labels(args.labels)
     except ValueError as error:
         raise ValueError(f"--labels: {error}") from None
-    return Declared(resources, devices, args.zygote_memory, args.model_cache, labels)
+    functions = frozenset(args.functions)
+    return Declared(resources, devices, args.zygote_memory, args.model_cache, labels, functions)
 
 
 def _quantity(read: Callable[[object], int]) -> Callable[[str], int]:

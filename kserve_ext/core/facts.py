@@ -217,6 +217,7 @@ class Member(NamedTuple):
     addr: str  # host:port of its rpc server
     incarnation: int  # unix nanoseconds at start: a higher one replaces a lower one
     info: tuple[tuple[str, str], ...] = ()  # e.g. ("http", "127.0.0.1:8081")
+    draining: bool = False  # it hands over and goes: nobody routes to it any more
 
 
 class View(NamedTuple):
@@ -226,7 +227,8 @@ class View(NamedTuple):
     members: tuple[Member, ...] = ()
 
     def of(self, kind: Kind) -> tuple[Member, ...]:
-        return tuple(m for m in self.members if m.kind == kind)
+        """Those that work is divided among: a draining one is still a member, and gets none."""
+        return tuple(m for m in self.members if m.kind == kind and not m.draining)
 
     def member(self, member_id: str) -> Member | None:
         return next((m for m in self.members if m.id == member_id), None)

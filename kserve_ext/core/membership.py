@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kserve_ext.core.facts import Kind, Member, View
+from kserve_ext.core.facts import Member, View
 from kserve_ext.core.ids import FunctionID
 
 LOST_S = 0.3
@@ -39,6 +39,12 @@ class _Record:
     lost_at: float | None = None
     acked_epoch: int = 0
     pushed_at: float = -1e9
+    #: as the view shows it; the member itself doesn't know, and joins again without it
+    draining: bool = False
+
+    @property
+    def shown(self) -> Member:
+        return self.member._replace(draining=True) if self.draining else self.member
 
 
 class Removed(NamedTuple):
@@ -52,7 +58,9 @@ class MembershipMachine:
     def __init__(self, stored: View, now: float) -> None:
         #: grows with every change of members, and above any epoch that a member has reported
         self.epoch = stored.epoch + 1
-        self._records = {m.id: _Record(m, now) for m in stored.members}
+        self._records = {
+            m.id: _Record(m._replace(draining=False), now, draining=m.draining) for m in stored.members
+        }
         self._view: View | None = None
         self._gather_by = now + GATHER_S
         #: members know epochs that our store has lost: nothing is published before _gather_by
@@ -64,7 +72,7 @@ class MembershipMachine:
     @property
     def view(self) -> View:
         if self._view is None:
-            members = tuple(self._records[name].member for name in sorted(self._records))
+            members = tuple(self._records[name].shown for name in sorted(self._records))
             self._view = View(self.epoch, members)
         return self._view
 
@@ -81,7 +89,8 @@ class MembershipMachine:
             known.heard_at, known.connection, known.lost_at = now, connection, None
             return []
         self._gathers |= epoch > self.epoch
-        self._records[member.id] = _Record(member, now, connection)
+        draining = known is not None and known.draining and known.member.incarnation == member.incarnation
+        self._records[member.id] = _Record(member, now, connection, draining=draining)
         return self._changed(max(epoch, self.epoch) + 1, now)
 
     def report(self, member: FunctionID, incarnation: int, epoch: int, connection: int, now: float) -> bool:
@@ -99,6 +108,14 @@ class MembershipMachine:
         if record is None or record.member.incarnation > incarnation:
             return []
         return self._remove([Removed(member, reason)], now)
+
+    def drain(self, member: FunctionID, now: float) -> list[Push]:
+        """It is to go: it stays a member, and by the next view nobody routes to it."""
+        record = self._records.get(member)
+        if record is None or record.draining:
+            return []
+        record.draining = True
+        return self._changed(self.epoch + 1, now)
 
     def lost(self, member: FunctionID, connection: int, now: float) -> None:
         """A connection has ended. Only the one that the member was last heard on counts."""
@@ -142,14 +159,6 @@ class MembershipMachine:
         """Every member has acknowledged the current view."""
         return all(r.acked_epoch >= self.epoch for r in self._records.values())
 
-    def apply(self, kind: Kind, srps: float) -> tuple[int, str]:
-        """An application for scale-out: how many more of `kind` there will be, and why not more."""
-        count = len(self.view.of(kind))
-        return 0, (
-            f"{count} {kind} functions, {srps:.1f} scaling requests/s: the number of functions is fixed by "
-            "`galaxy up`; start it again with a higher count"
-        )
-
     # --- inside
 
     def _dead(self, record: _Record, now: float) -> str:
@@ -180,4 +189,4 @@ class MembershipMachine:
         if self.gathering(now):
             return []
         view = self.view
-        return [Push(r.member, view) for r in self._records.values() if r.acked_epoch < self.epoch]
+        return [Push(r.shown, view) for r in self._records.values() if r.acked_epoch < self.epoch]

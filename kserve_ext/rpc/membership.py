@@ -2,7 +2,8 @@
 
 Functions and nodes alike use it; what a new view means to them is their own business (on_view). It never gives up:
 a controller that dies is looked for until it is back, and nothing waits for it meanwhile. A connection that breaks is
-followed by a report at once, so that the controller doesn't take this member for dead.
+followed by a report at once, so that the controller doesn't take this member for dead. Each report carries how loaded
+this process is; one that is past the threshold of its kind, which the controller's answers name, applies for more.
 """
 
 from __future__ import annotations
@@ -10,14 +11,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 
+import msgspec
+
+from kserve_ext.core.control.meter import Meter
 from kserve_ext.core.facts import Member, View
 from kserve_ext.core.ids import FunctionID
 from kserve_ext.rpc.caller import Caller
 from kserve_ext.rpc.errors import RpcError
 from kserve_ext.rpc.rpc import Rpc
-from kserve_ext.wire.messages import Ack, Join, Leave, Load, PublishView, Report, ReportReply
+from kserve_ext.wire.messages import (
+    Ack,
+    Apply,
+    ApplyReply,
+    Join,
+    Leave,
+    Load,
+    Message,
+    PublishView,
+    Report,
+    ReportReply,
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +56,8 @@ class Membership:
         self._task: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
         self._superseded = False
+        self._meter: Meter | None = None
+        self._threshold = 0.0
         rpc.epoch = lambda: self.view.epoch
         rpc.handle(PublishView, self._published)
         rpc.on_peer_lost(self._peer_lost)
@@ -62,6 +80,7 @@ class Membership:
         self._callbacks.append(callback)
 
     def report_load(self, load: Callable[[], Load]) -> None:
+        """`load` is asked every period for what only this part knows: requests since start, and what it holds."""
         self._load = load
 
     def addr_of(self, member_id: str) -> str:
@@ -131,15 +150,34 @@ class Membership:
         self._superseded = superseded
 
     async def _report(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._meter = Meter(loop.time(), time.process_time())
         while True:
+            due = loop.time() + REPORT_PERIOD_S
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._lost.wait(), REPORT_PERIOD_S)
             self._lost.clear()
-            message = Report(self.me, self.member.incarnation, self.view.epoch, self._load())
+            load = self._measure(self._meter, due)
+            message = Report(self.me, self.member.incarnation, self.view.epoch, load)
             try:
                 reply: ReportReply = await self.rpc.call(self.controller, message, CALL_TIMEOUT_S)
             except RpcError:
                 await self._join()
                 continue
+            self._threshold = reply.threshold
             if not reply.known:
                 await self._join()
+
+    def _measure(self, meter: Meter, due: float) -> Load:
+        """This period's load; applies when it is too much. A lost application is made up for by the next period's."""
+        load, now, cpu_s = self._load(), asyncio.get_running_loop().time(), time.process_time()
+        reading = meter.read(load.requests, cpu_s, max(0.0, now - due), now)
+        load = msgspec.structs.replace(load, cpu_seconds=cpu_s, **reading._asdict())
+        if meter.applies(reading, self._threshold):
+            message = Apply(self.me, self.member.kind, reading.srps, load)
+            self.rpc.call_soon(self.controller, message, self._answered, CALL_TIMEOUT_S)
+        return load
+
+    def _answered(self, reply: Message | RpcError) -> None:
+        if isinstance(reply, ApplyReply) and reply.granted:
+            log.info("applied for scale-out: %s", reply.reason)

@@ -1,4 +1,7 @@
-"""What every process of the cluster has in common: arguments, cluster key, run file, log, loop, graceful end."""
+"""What every process of the cluster has in common: arguments, cluster key, run file, log, loop, graceful end.
+
+One that a node agent has started is an instance on its node: it says so in its folder there, not by a run file.
+"""
 
 from __future__ import annotations
 
@@ -69,6 +72,8 @@ class Process:
         self.host = host
         self.port = port
         self._info: dict[str, str] = {}
+        folder = os.environ.get("GALAXY_INSTANCE_DIR")
+        self._instance = Path(folder) if folder else None
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, kind: Kind) -> Process:
@@ -88,7 +93,14 @@ class Process:
         self._info.update(info)
 
     def ready(self) -> None:
-        """Writes the run file: from now on this part can be found and asked."""
+        """From now on this part can be found and asked."""
+        if self._instance is not None:
+            port = int(self._info["rpc"].rpartition(":")[2])
+            said = {"phase": "ready", "pid": os.getpid(), "port": port, "info": self._info}
+            with contextlib.suppress(OSError):  # its node has forgotten it
+                write_atomically(self._instance / "status.json", json.dumps(said))
+            self._beat(asyncio.get_running_loop())
+            return
         self._run_file.parent.mkdir(parents=True, exist_ok=True)
         facts = {"id": self.id, "kind": self.kind, "pid": os.getpid(), "started": start_ticks(os.getpid())}
         write_atomically(self._run_file, json.dumps({**facts, **self._info}))
@@ -99,9 +111,12 @@ class Process:
         return self.data / "run" / f"{self.id}.json"
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Shows whoever watches the run file that this loop turns."""
+        """Shows whoever watches the file that this loop turns."""
         with contextlib.suppress(OSError):
-            os.utime(self._run_file)
+            if self._instance is not None:
+                (self._instance / "pulse").touch()
+            else:
+                os.utime(self._run_file)
         loop.call_later(BEAT_S, self._beat, loop)
 
     def run(self, main: Run) -> int:

@@ -1,7 +1,7 @@
 """Imports what a start would import, so that a zygote can fork a process that only has to load its model.
 
-Imports alone: no torch operation runs and no thread is left here, because neither survives a fork (checked by
-`assert_forkable`). `late_modules` says what a start has still imported since: the list below was made with it,
+Imports alone: no torch operation runs and no thread is left here, because neither survives a fork (the zygote looks
+for threads). `late_modules` says what a start has still imported since: the list below was made with it,
 and a test keeps it short. What is missing in another release of vLLM is skipped: it costs time, not correctness.
 """
 
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import sys
-import threading
 
 from runtimes.vllm_pd import options
 
@@ -133,11 +131,3 @@ def _override_kernels() -> None:
 def late_modules() -> list[str]:
     """What has been imported since preimport()."""
     return sorted(set(sys.modules) - _imported)
-
-
-def assert_forkable() -> None:
-    """Raises if a thread other than the calling one exists, whether Python knows of it or not."""
-    tasks = len(os.listdir("/proc/self/task"))
-    if threading.active_count() != 1 or tasks != 1:
-        names = [thread.name for thread in threading.enumerate()]
-        raise RuntimeError(f"not forkable: {tasks} threads of the system, Python's: {names}")

@@ -1,222 +1,32 @@
-"""A process that has done a runtime's imports and forks instances of it on request.
+"""Forks instances of this runtime: `python -m runtimes.vllm_pd.zygote --socket PATH --name NAME [--runtime PACKAGE]`.
 
-`python -m runtimes.vllm_pd.zygote --socket PATH --name NAME [--runtime PACKAGE]`: one JSON request per connection
-({"argv", "env", "cwd", "stdout", "stderr", "instance_dir"} -> {"pid"}; {"ping": true} -> {"ready", ...}).
-It has one thread and never runs a torch operation, so that a fork is whole. It reaps its children and writes
-exit.json beside their status; SIGTERM ends it and none of them, and it outlives whoever started it.
+No torch operation runs before a fork.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import gc
 import importlib
-import json
-import os
-import selectors
-import signal
-import socket
-import sys
-import time
-import traceback
-from pathlib import Path
-from typing import Any, NoReturn
 
-_REQUEST_S = 5.0
-_MAX_REQUEST = 1 << 20
-#: SIGPIPE stays ignored, as in every Python: a peer that hangs up must not end its instance.
-_RESET = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+from kserve_ext.rpc import zygote
 
 
-class Zygote:
-    """Listens at once; whoever connects before the imports are done waits for its answer until they are."""
+def program(package: str) -> zygote.Program:
+    """A runtime: `preimport` has its imports, `server` is what a fork runs."""
 
-    def __init__(self, path: str, name: str, runtime: str) -> None:
-        self._path = path
-        self._name = name
-        self._runtime = runtime
-        self._children: dict[int, Path | None] = {}
-        self._ending = False
-        self._imported_s = 0.0
-        Path(path).unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(path)
-        os.chmod(path, 0o600)
-        self._listener.listen(128)
-        self._listener.setblocking(False)
+    def prepare() -> None:
+        importlib.import_module(f"{package}.preimport").preimport()
 
-    def run(self) -> None:
-        started = time.monotonic()
-        preimport = importlib.import_module(f"{self._runtime}.preimport")
-        preimport.preimport()
-        preimport.assert_forkable()
-        gc.collect()
-        gc.freeze()  # a child's collector then leaves these pages shared
-        self._imported_s = time.monotonic() - started
-        wakeup = self._catch_signals()
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._listener, selectors.EVENT_READ)
-            selector.register(wakeup, selectors.EVENT_READ)
-            while not self._ending:
-                for key, _ in selector.select():
-                    if key.fileobj is wakeup:
-                        wakeup.recv(4096)
-                        self._reap()
-                    else:
-                        self._accept()
-        Path(self._path).unlink(missing_ok=True)
+    def run(arguments: list[str]) -> int:
+        return int(importlib.import_module(f"{package}.server").main(arguments))
 
-    def _catch_signals(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        for end in (ours, theirs):
-            end.setblocking(False)
-        signal.signal(signal.SIGTERM, self._on_term)
-        signal.signal(signal.SIGINT, self._on_term)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        signal.set_wakeup_fd(theirs.fileno())
-        self._wakeup_pair = (ours, theirs)
-        return ours
-
-    def _on_term(self, number: int, frame: Any) -> None:
-        self._ending = True
-
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        with connection:
-            connection.settimeout(_REQUEST_S)
-            try:
-                answer = self._answer(_read(connection), connection)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                answer = {"error": f"{type(error).__name__}: {error}"}
-            with contextlib.suppress(OSError):
-                connection.sendall(json.dumps(answer).encode() + b"\n")
-
-    def _answer(self, request: dict[str, Any], connection: socket.socket) -> dict[str, Any]:
-        if request.get("ping"):
-            return {
-                "ready": True,
-                "name": self._name,
-                "runtime": self._runtime,
-                "pid": os.getpid(),
-                "imported_s": self._imported_s,
-                "children": sorted(self._children),
-            }
-        argv = [str(word) for word in request["argv"]]
-        folder = Path(request["instance_dir"]) if request.get("instance_dir") else None
-        told, tell = os.pipe()
-        try:
-            pid = os.fork()
-        except OSError:  # no room for one more process: the next request may find some
-            os.close(told)
-            os.close(tell)
-            raise
-        if pid == 0:
-            connection.close()
-            os.close(told)
-            self._become_instance(argv, request, tell)
-        os.close(tell)
-        self._children[pid] = folder
-        os.read(told, 1)  # until its session is its own: who ends this zygote's group then doesn't end it
-        os.close(told)
-        return {"pid": pid}
-
-    def _become_instance(self, argv: list[str], request: dict[str, Any], tell: int) -> NoReturn:
-        code = 1
-        try:
-            signal.set_wakeup_fd(-1)
-            for number in _RESET:
-                signal.signal(number, signal.SIG_DFL)
-            for end in (self._listener, *self._wakeup_pair):
-                end.close()
-            # In its folder before its session is its own: who kills the zygote's group finds it in one of the two.
-            if request.get("cwd"):
-                os.chdir(request["cwd"])
-            os.setsid()
-            os.close(tell)
-            _redirect(request.get("stdout") or os.devnull, request.get("stderr") or os.devnull)
-            os.environ.update({str(k): str(v) for k, v in (request.get("env") or {}).items()})
-            own = arguments_only(argv)
-            sys.argv = [self._runtime, *own]
-            _rename(f"{self._runtime} {' '.join(own)}")
-            code = importlib.import_module(f"{self._runtime}.server").main(own)
-        except SystemExit as leaving:
-            code = leaving.code if isinstance(leaving.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
-
-    def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            folder = self._children.pop(pid, None)
-            if folder is not None:
-                code = os.waitstatus_to_exitcode(status)
-                facts = {"code": max(code, 0), "signal": max(-code, 0), "at": time.time()}
-                with contextlib.suppress(OSError):  # the agent may have removed the folder
-                    temporary = folder / ".exit.json"
-                    temporary.write_text(json.dumps(facts))
-                    temporary.replace(folder / "exit.json")
-
-
-def arguments_only(argv: list[str]) -> list[str]:
-    """The options of a command that may begin with an interpreter, -m and a module."""
-    if "-m" in argv[:4]:
-        return argv[argv.index("-m") + 2 :]
-    return argv
-
-
-def _read(connection: socket.socket) -> dict[str, Any]:
-    data = b""
-    while b"\n" not in data and len(data) < _MAX_REQUEST:
-        more = connection.recv(65536)
-        if not more:
-            break
-        data += more
-    request = json.loads(data)
-    if not isinstance(request, dict):
-        raise ValueError("the request is not a JSON object")
-    return request
-
-
-def _redirect(stdout: str, stderr: str) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    for path, target, mode in ((os.devnull, 0, os.O_RDONLY), (stdout, 1, flags), (stderr, 2, flags)):
-        source = os.open(path, mode, 0o644)
-        os.dup2(source, target)
-        os.close(source)
-
-
-def _rename(title: str) -> None:
-    """So that `ps` tells instances apart; a nicety that needs setproctitle."""
-    with contextlib.suppress(ImportError):
-        from setproctitle import setproctitle
-
-        setproctitle(title)
+    return zygote.Program(package, prepare, run)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="runtimes.vllm_pd.zygote", description="Forks instances.")
-    parser.add_argument("--socket", required=True, help="unix socket to listen on")
-    parser.add_argument("--name", required=True, help="what to call this zygote in its answers")
+    parser = zygote.command_line("runtimes.vllm_pd")
     parser.add_argument("--runtime", default="runtimes.vllm_pd", help="package with preimport and server")
     args = parser.parse_args()
-    with contextlib.suppress(OSError):
-        os.setsid()
-    Zygote(args.socket, args.name, args.runtime).run()
+    zygote.serve(args, program(args.runtime))
 
 
 if __name__ == "__main__":

@@ -201,8 +201,17 @@ def test_a_fresh_cluster_waits_for_nobody() -> None:
     assert not machine.gathering(0.1)
 
 
-def test_an_application_for_scale_out_is_refused_with_the_remedy() -> None:
+def test_a_draining_function_stays_a_member_and_is_given_no_work() -> None:
     machine = MembershipMachine(View(), 0.0)
-    granted, reason = machine.apply("schedule", 12.0)
-    assert granted == 0
-    assert "galaxy up" in reason
+    machine.join(member("schedule-0"), 0, 1, 0.0)
+    epoch = machine.epoch
+    pushes = machine.drain(FunctionID("schedule-0"), 0.1)
+    assert [p.view.epoch for p in pushes] == [epoch + 1]
+    assert machine.view.of("schedule") == ()
+    assert machine.view.member("schedule-0") is not None
+    assert machine.drain(FunctionID("schedule-0"), 0.2) == []
+    machine.join(member("schedule-0"), epoch + 1, 2, 0.3)  # its connection broke: it doesn't forget
+    assert machine.view.of("schedule") == ()
+    assert MembershipMachine(machine.view, 1.0).view.of("schedule") == ()
+    machine.join(member("schedule-0", 2), 0, 3, 0.4)
+    assert len(machine.view.of("schedule")) == 1

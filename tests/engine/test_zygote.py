@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.vllm_pd.zygote import arguments_only
+from kserve_ext.rpc.zygote import arguments_only
 from tests.engine.instances import ROOT, WAIT_S, Instance, Nursery, ask_zygote, until
 
 pytestmark = pytest.mark.engine
@@ -52,7 +52,8 @@ def test_a_process_without_a_zygote(tmp_path: Path, tiny_model: Path) -> None:
 def test_a_start_imports_next_to_nothing_after_the_fork(tmp_path: Path, tiny_model: Path) -> None:
     script = f"""
 import json, os, threading
-from runtimes.vllm_pd.preimport import assert_forkable, late_modules, preimport
+from kserve_ext.rpc.zygote import assert_forkable
+from runtimes.vllm_pd.preimport import late_modules, preimport
 preimport()
 assert_forkable()
 from runtimes.vllm_pd import server, status

@@ -1,8 +1,8 @@
 """Whom a node answers to, by revision: which epoch it has obeyed, who the home is, when it is told everything.
 
 Epochs only grow: what is asked under one older than the obeyed one is stale. The home is the one named under
-the newest epoch, be it by a Start, by a Recall or by the view. A revision stays known here until its home has
-acknowledged that nothing of it is left.
+the newest epoch, be it by a Start, by a Recall or by the view; that of the control plane's own functions is the
+controller. A revision stays known here until its home has acknowledged that nothing of it is left.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from kserve_ext.core import rendezvous
+from kserve_ext.core.control.facts import kind_of
 from kserve_ext.core.facts import Revision
 from kserve_ext.core.ids import FunctionID, RevisionKey
 
@@ -27,6 +28,7 @@ class Homes:
     def __init__(self, full_s: float) -> None:
         self.full_s = full_s
         self.view_epoch = 0
+        self.controller = ""  # its rpc address
         self._dispatch: Mapping[FunctionID, str] = {}
         #: an epoch that is obeyed for every revision (what was obeyed before a restart is not newer)
         self._floor = 0
@@ -54,6 +56,8 @@ class Homes:
 
     def addr(self, key: RevisionKey) -> str:
         """The home's rpc address, "" when none is known."""
+        if self.controller and kind_of(key):
+            return self.controller
         named = self._named.get(key)
         if named is not None and named.addr and named.epoch > self.view_epoch:
             return named.addr

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from kserve_ext.core.control.facts import kind_of
 from kserve_ext.core.facts import Holding, InstanceState, Mark
 from kserve_ext.core.ids import InstanceID, NodeID, RevisionKey
 from kserve_ext.core.node.admission import Held, Ledger
@@ -272,7 +273,8 @@ class Lives:
                 life.deadline = now + self.timing.kill_grace_s
                 life.mark(Mark("killed", now, "it had not drained in time"))
                 out.append(Signal(life.id, kill=True))
-        elif now - life.acked_at > self.timing.orphan_s:
+        elif now - life.acked_at > self.timing.orphan_s and not kind_of(life.revision.key):
+            # A control function serves on while there is no controller.
             why = f"no home has taken notice of it for {self.timing.orphan_s:g} s"
             self.stop(life, End(False, why), life.revision.command.drain_s, now, out)
 

@@ -8,7 +8,9 @@ with growing back-off. Nothing here starts or ends a process: the answers say wh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from kserve_ext.core.facts import Resources
@@ -31,9 +33,13 @@ class Zygote:
 class Slots:
     """The zygotes of one node, in the node's ledger."""
 
-    def __init__(self, ledger: Ledger, memory_mib: int) -> None:
+    def __init__(
+        self, ledger: Ledger, memory_mib: int, others: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
+        """`memory_mib` of each zygote, but for those in `others`."""
         self.ledger = ledger
-        self.needs = Resources(memory_mib=memory_mib)
+        self._needs = Resources(memory_mib=memory_mib)
+        self._others = {module: Resources(memory_mib=mib) for module, mib in others.items()}
         self.zygotes: dict[str, Zygote] = {}
         #: zygotes that have given their memory to an instance which has yet to be forked from them
         self._leaving: dict[str, InstanceID] = {}
@@ -47,6 +53,9 @@ class Slots:
                 free = free.plus(self.ledger.held(_holder(module)).needs)
         return Resources(*(min(a, b) for a, b in zip(free, self.ledger.capacity, strict=True)))
 
+    def needs(self, module: str) -> Resources:
+        return self._others.get(module, self._needs)
+
     def ready(self) -> tuple[tuple[str, int], ...]:
         return tuple(sorted((module, 1) for module, z in self.zygotes.items() if z.state == "ready"))
 
@@ -57,7 +66,7 @@ class Slots:
             zygote is not None and (zygote.state != "dead" or now < zygote.retry_at)
         ):
             return False
-        if self.ledger.admit(_holder(module), self.needs):
+        if self.ledger.admit(_holder(module), self.needs(module)):
             return False
         self.zygotes[module] = Zygote("starting", zygote.failures if zygote else 0)
         return True
@@ -69,7 +78,7 @@ class Slots:
 
     def adopt(self, module: str) -> None:
         """One that was found running."""
-        self.ledger.adopt(_holder(module), Held(self.needs, ()))
+        self.ledger.adopt(_holder(module), Held(self.needs(module), ()))
         self.zygotes[module] = Zygote("starting")
 
     def is_ready(self, module: str) -> None:
@@ -103,9 +112,8 @@ class Slots:
             del self.zygotes[module]
             if module == fork_from:
                 self._leaving[module] = instance
-                rest = (
-                    self.needs.memory_mib - needs.memory_mib
-                )  # both are there until the fork, but share their pages
+                # both are there until the fork, but share their pages
+                rest = self.needs(module).memory_mib - needs.memory_mib
                 if rest > 0:
                     self.ledger.admit(_holder(module), Resources(memory_mib=rest))
             else:

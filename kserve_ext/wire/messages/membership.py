@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kserve_ext.core.facts import Member, View
+from kserve_ext.core.facts import Member, Resources, View
 from kserve_ext.core.ids import FunctionID
 from kserve_ext.wire.messages.base import Message
 
@@ -14,6 +14,10 @@ class Load(Message, frozen=True):
     requests: int = 0  # HTTP requests or calls since start
     queued: int = 0  # held requests, waiting decisions
     instances: int = 0
+    srps: float = 0.0  # scaling requests a second: of the work that its threshold counts, what was asked of it
+    busy: float = 0.0  # share of one core that its process used
+    queue_age_s: float = 0.0  # how late its loop came to what was due, at worst
+    free: Resources = Resources()  # of a node: what a new instance may take
 
 
 class Join(Message, frozen=True):
@@ -44,6 +48,7 @@ class Report(Message, frozen=True):
 class ReportReply(Message, frozen=True):
     epoch: int
     known: bool  # False: join again
+    threshold: float = 0.0  # srps above which a function of this kind applies for scale-out; 0 = it never does
 
 
 class PublishView(Message, frozen=True):
@@ -58,8 +63,11 @@ class Apply(Message, frozen=True):
     id: FunctionID
     kind: str
     srps: float  # scaling requests per second
+    load: Load = Load()  # that is past the threshold
 
 
 class ApplyReply(Message, frozen=True):
+    """The same for all that apply while one scale-out is under way."""
+
     granted: int
     reason: str = ""

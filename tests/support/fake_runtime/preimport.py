@@ -15,7 +15,3 @@ def preimport() -> None:
         time.sleep(0.02)
     if os.environ.get("FAKE_IMPORT_FAILS"):
         raise ImportError("asked to fail")
-
-
-def assert_forkable() -> None:
-    pass

@@ -1,0 +1,274 @@
+"""Carries out what the elastic control plane's machine decides: asks nodes to start, show, drain and stop functions.
+
+A function is started like any instance, by Start to a node agent, as an instance of its kind's own revision, whose
+home is the controller; what nodes then tell of it (ModInstance) comes back here. What must outlive this controller is
+written before anything is started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple, get_args
+
+import msgspec
+
+from kserve_ext.core.control.facts import (
+    NEEDS,
+    SCALED,
+    Bounds,
+    Kept,
+    Reading,
+    ScaledKind,
+    kind_of,
+    revision_of,
+)
+from kserve_ext.core.control.machine import ElasticMachine, Instruction, Remember
+from kserve_ext.core.control.roster import Drain, Start, Stop
+from kserve_ext.core.control.scaling import Pace
+from kserve_ext.core.facts import Command, Model, Revision, Scale
+from kserve_ext.core.ids import FunctionID, InstanceID
+from kserve_ext.core.membership import MembershipMachine, Push
+from kserve_ext.rpc import Caller, Rpc, RpcError
+from kserve_ext.rpc.process import Process
+from kserve_ext.wire import messages as m
+
+log = logging.getLogger(__name__)
+
+KEPT_KEY: Final = "functions"
+CALL_TIMEOUT_S: Final = 2.0
+DRAIN_S: Final = 30.0
+START_TIMEOUT_S: Final = 15.0
+
+
+class Launch(NamedTuple):
+    """What a function's command needs besides its name."""
+
+    data: str
+    controller: str
+    host: str
+    http: str = ""  # the public address that Dispatch functions share
+    domain: str = ""
+
+    def revision(self, kind: ScaledKind, function: FunctionID) -> Revision:
+        """Of one function: its name is among its arguments."""
+        module = "activator_replacement" if kind == "dispatch" else "autoscaler_shim"
+        argv = [sys.executable, "-m", module, *([] if kind == "dispatch" else [kind.replace("_", "-")])]
+        argv += ["--id", function, "--data", self.data, "--controller", self.controller]
+        argv += ["--host", self.host, "--port", "0"]
+        if kind == "dispatch":
+            argv += ["--http", self.http, "--domain", self.domain]
+        command = Command(
+            tuple(argv),
+            runtime="control plane",
+            zygote=module,
+            port_arg="",
+            drain_s=DRAIN_S,
+            start_timeout_s=START_TIMEOUT_S,
+        )
+        return Revision(revision_of(kind), "", 1, command, Model(), NEEDS, Scale())
+
+
+class Elastic:
+    """Of one controller that leads. `show` pushes views, `remember` writes to the store."""
+
+    def __init__(
+        self,
+        rpc: Rpc,
+        membership: MembershipMachine,
+        machine: ElasticMachine,
+        launch: Launch,
+        show: Callable[[Iterable[Push]], None],
+        remember: Callable[[bytes], None],
+    ) -> None:
+        self.rpc, self.membership, self.machine, self.launch = rpc, membership, machine, launch
+        self._show, self._remember = show, remember
+        self._now = asyncio.get_running_loop().time
+        self._since = time.time() - self._now()
+        rpc.handle(m.Apply, self.apply)
+        rpc.handle(m.ModInstance, self.mod_instance)
+
+    # --- handlers
+
+    def reported(self, message: m.Report) -> float:
+        """A member's load; the threshold that it is told."""
+        member = self.membership.view.member(message.id)
+        if member is None:
+            return 0.0
+        if member.kind == "node":
+            self.machine.room(message.id, member.addr, message.load.free)  # type: ignore[arg-type]
+        else:
+            self.machine.report(message.id, member.kind, _reading(message.load))
+        return self.machine.threshold(member.kind)
+
+    def apply(self, message: m.Apply, caller: Caller) -> m.ApplyReply:
+        kind = next((kind for kind in SCALED if kind == message.kind), None)
+        if kind is None:
+            return m.ApplyReply(0, f"the number of {message.kind} functions is fixed")
+        before = self.machine.scalings[kind].decision
+        answer = self.machine.apply(message.id, kind, _reading(message.load), self._now())
+        if self.machine.scalings[kind].decision != before:
+            log.info("%s: %s", kind, answer.reason)
+            self.step()
+        return m.ApplyReply(*answer)
+
+    def mod_instance(self, message: m.ModInstance, caller: Caller) -> m.ModInstanceReply:
+        if kind_of(message.revision) is None:
+            return m.ModInstanceReply(home=False, epoch=self.membership.epoch)
+        unwanted, out = self.machine.told(message.node, message.instances, self._now())
+        self._carry_out(out)
+        self.step()
+        return m.ModInstanceReply(home=True, unwanted=tuple(unwanted), epoch=self.membership.epoch)
+
+    # --- carrying out
+
+    def step(self) -> None:
+        """After each change of the view and its acknowledgement, and once a period."""
+        membership = self.membership
+        if not membership.gathering(self._now()):
+            consistent = membership.consistent()
+            self._carry_out(self.machine.step(membership.view, self._now(), consistent=consistent))
+
+    def _carry_out(self, instructions: Iterable[Instruction]) -> None:
+        for i in instructions:
+            match i:
+                case Remember():
+                    self._remember(msgspec.msgpack.encode(i.kept))
+                case Start():
+                    self._start(i)
+                case Drain():
+                    self._show(self.membership.drain(i.function, self._now()))
+                case Stop():
+                    self._stop(i)
+                case _:
+                    log.log(logging.WARNING if i.bad else logging.INFO, "%s", i.text)
+
+    def _start(self, i: Start) -> None:
+        message = m.Start(
+            instance=InstanceID(i.function),
+            revision=self.launch.revision(i.kind, i.function),
+            epoch=self.membership.epoch,
+            home=FunctionID(self.rpc.name),
+            home_addr=self.launch.controller,
+        )
+
+        def done(reply: m.Message | RpcError) -> None:
+            if isinstance(reply, m.StartReply):
+                refusal = "" if reply.admitted else reply.reason
+            elif isinstance(reply, RpcError) and not reply.sent:
+                refusal = str(reply)
+            else:
+                return  # it may have been started: the view or the node will say
+            self._carry_out(self.machine.started(i.function, refusal, self._now()))
+
+        log.info("%s is started on %s", i.function, i.node)
+        self.rpc.call_soon(i.addr, message, done, CALL_TIMEOUT_S)
+
+    def _stop(self, i: Stop) -> None:
+        member = self.membership.view.member(i.node)
+        if member is None:
+            return
+        epoch, home = self.membership.epoch, FunctionID(self.rpc.name)
+        message = m.Stop(InstanceID(i.function), epoch, home, DRAIN_S, i.reason)
+        self.rpc.call_soon(member.addr, message, lambda reply: None, CALL_TIMEOUT_S)
+
+    def describe(self) -> dict[str, Any]:
+        """By kind, for `galaxy status`."""
+        return {kind: self._describe(kind) for kind in SCALED}
+
+    def _describe(self, kind: ScaledKind) -> dict[str, Any]:
+        scaling, roster = self.machine.scalings[kind], self.machine.roster
+        starting, _, draining = roster.counts(kind)
+        grown = self.machine.grown.get(kind)
+        return {
+            "wanted": scaling.wanted,
+            "running": len(self.membership.view.of(kind)),
+            "starting": starting,
+            "draining": draining,
+            **scaling.bounds._asdict(),
+            "elastic": scaling.elastic,
+            "threshold": scaling.threshold,
+            "srps": scaling.srps,
+            "pressure": scaling.pressure,
+            "decision": scaling.decision._asdict() | {"at": self._since + scaling.decision.at},
+            "short": roster.short.get(kind, ""),
+            "grown": grown._asdict() if grown else None,
+        }
+
+
+def stored(kept: bytes | None) -> Kept:
+    return msgspec.msgpack.decode(kept, type=Kept) if kept else Kept()
+
+
+def add_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("elastic control plane", "how many functions of each kind there may be")
+    group.add_argument(
+        "--bounds",
+        action="append",
+        type=_bounds,
+        default=[],
+        metavar="KIND=MIN:MAX",
+        help="e.g. schedule=2:8",
+    )
+    group.add_argument(
+        "--threshold",
+        action="append",
+        type=_threshold,
+        default=[],
+        metavar="KIND=RATE",
+        help="requests a second that one function bears, instead of the calibrated figure",
+    )
+    group.add_argument(
+        "--stable", type=float, default=Pace().stable_s, help="seconds of low load before one goes"
+    )
+    group.add_argument("--http", default="", help="public address, for Dispatch functions that are started")
+    group.add_argument("--domain", default="", help="for Dispatch functions that are started")
+
+
+def machine_of(args: argparse.Namespace, kept: Kept, now: float) -> ElasticMachine:
+    from kserve_ext.core.control.calibrated import THRESHOLDS
+
+    bounds: Mapping[ScaledKind, Bounds] = dict(args.bounds)
+    pace = Pace(stable_s=args.stable, shrink_s=min(Pace().shrink_s, args.stable))
+    return ElasticMachine(bounds, kept, now, {**THRESHOLDS, **dict(args.threshold)}, pace)
+
+
+def launch_of(args: argparse.Namespace, process: Process) -> Launch:
+    return Launch(str(process.data), process.controller, process.host, args.http, args.domain)
+
+
+def _reading(load: m.Load) -> Reading:
+    return Reading(load.srps, load.busy, load.queue_age_s)
+
+
+def _kind(text: str) -> ScaledKind:
+    kind = next((kind for kind in get_args(ScaledKind) if kind == text.replace("-", "_")), None)
+    if kind is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(SCALED)}")
+    return kind
+
+
+def _bounds(text: str) -> tuple[ScaledKind, Bounds]:
+    kind, _, rest = text.partition("=")
+    low, colon, high = rest.partition(":")
+    if not low.isdigit() or (colon and not high.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r}: write KIND=MIN:MAX, e.g. schedule=2:8")
+    bounds = Bounds(int(low), int(high or low))
+    if bounds.max < bounds.min:
+        raise argparse.ArgumentTypeError(f"{text!r}: the most is less than the least")
+    return _kind(kind), bounds
+
+
+def _threshold(text: str) -> tuple[ScaledKind, float]:
+    kind, _, rate = text.partition("=")
+    try:
+        value = float(rate)
+    except ValueError:
+        value = 0.0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: write KIND=RATE, e.g. schedule=500")
+    return _kind(kind), value
