@@ -13,7 +13,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple, get_args
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -26,6 +26,7 @@ from kserve_ext.core.control.facts import (
     ScaledKind,
     kind_of,
     revision_of,
+    scaled,
 )
 from kserve_ext.core.control.machine import ElasticMachine, Instruction, Remember
 from kserve_ext.core.control.roster import Drain, Start, Stop
@@ -106,7 +107,7 @@ class Elastic:
         return self.machine.threshold(member.kind)
 
     def apply(self, message: m.Apply, caller: Caller) -> m.ApplyReply:
-        kind = next((kind for kind in SCALED if kind == message.kind), None)
+        kind = scaled(message.kind)
         if kind is None:
             return m.ApplyReply(0, f"the number of {message.kind} functions is fixed")
         before = self.machine.scalings[kind].decision
@@ -246,7 +247,7 @@ def _reading(load: m.Load) -> Reading:
 
 
 def _kind(text: str) -> ScaledKind:
-    kind = next((kind for kind in get_args(ScaledKind) if kind == text.replace("-", "_")), None)
+    kind = scaled(text.replace("-", "_"))
     if kind is None:
         raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(SCALED)}")
     return kind

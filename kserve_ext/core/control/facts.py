@@ -30,9 +30,12 @@ def revision_of(kind: ScaledKind) -> RevisionKey:
 def kind_of(key: RevisionKey) -> ScaledKind | None:
     """Which functions are instances of this revision; None for anybody's service."""
     namespace, _, name = key.partition("/")
-    if namespace != NAMESPACE:
-        return None
-    return next((kind for kind in SCALED if kind == name), None)
+    return scaled(name) if namespace == NAMESPACE else None
+
+
+def scaled(kind: str) -> ScaledKind | None:
+    """Kinds of which there may be more or fewer."""
+    return next((known for known in SCALED if known == kind), None)
 
 
 class Bounds(NamedTuple):

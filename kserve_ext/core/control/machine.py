@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from kserve_ext.core.control.calibrated import THRESHOLDS
-from kserve_ext.core.control.facts import SCALED, Answer, Bounds, Kept, Reading, Room, ScaledKind
+from kserve_ext.core.control.facts import SCALED, Answer, Bounds, Kept, Reading, Room, ScaledKind, scaled
 from kserve_ext.core.control.roster import Drain, Roster, Say, Start, Stop
 from kserve_ext.core.control.scaling import Pace, Scaling
 from kserve_ext.core.facts import Instance, Kind, Resources, View
@@ -57,15 +57,14 @@ class ElasticMachine:
 
     def threshold(self, kind: Kind) -> float:
         """That functions of this kind are told; 0: they never apply."""
-        scaling = self.scalings.get(kind)  # type: ignore[call-overload]
-        return scaling.threshold if scaling is not None and scaling.elastic else 0.0
+        known = scaled(kind)
+        return self.scalings[known].threshold if known and self.scalings[known].elastic else 0.0
 
     # --- events
 
     def report(self, function: FunctionID, kind: Kind, reading: Reading) -> None:
-        scaling = self.scalings.get(kind)  # type: ignore[call-overload]
-        if scaling is not None:
-            scaling.report(function, reading)
+        if known := scaled(kind):
+            self.scalings[known].report(function, reading)
 
     def room(self, node: NodeID, addr: str, free: Resources) -> None:
         self._rooms[node] = Room(node, addr, free)

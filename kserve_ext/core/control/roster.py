@@ -182,7 +182,7 @@ class Roster:
                     f.to("running", now)
                 if now - f.born_at >= WELL_S and f.phase == "running":
                     self._failures[f.kind] = 0
-            self._look(f, f.id in members, NodeID(f.node) in members, now, out)
+            self._look(f, f.id in members, FunctionID(f.node) in members, now, out)
             if f.phase == "draining":
                 shown = f.id in members and members[f.id].draining
                 known = f.kind not in ROUTED_BY_VIEW or f.id not in members or (shown and consistent)

@@ -14,7 +14,9 @@ class Load(Message, frozen=True):
     requests: int = 0  # HTTP requests or calls since start
     queued: int = 0  # held requests, waiting decisions
     instances: int = 0
-    srps: float = 0.0  # scaling requests a second: of the work that its threshold counts, what was asked of it
+    srps: float = (
+        0.0  # scaling requests a second: of the work that its threshold counts, what was asked of it
+    )
     busy: float = 0.0  # share of one core that its process used
     queue_age_s: float = 0.0  # how late its loop came to what was due, at worst
     free: Resources = Resources()  # of a node: what a new instance may take
@@ -48,7 +50,9 @@ class Report(Message, frozen=True):
 class ReportReply(Message, frozen=True):
     epoch: int
     known: bool  # False: join again
-    threshold: float = 0.0  # srps above which a function of this kind applies for scale-out; 0 = it never does
+    threshold: float = (
+        0.0  # srps above which a function of this kind applies for scale-out; 0 = it never does
+    )
 
 
 class PublishView(Message, frozen=True):

@@ -14,7 +14,7 @@ from kserve_ext.core.facts import Instance, Member, Resources, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 
 KIND: ScaledKind = "schedule"
-T = {"dispatch": 100.0, "schedule": 100.0, "cluster_mgr": 100.0}
+T: dict[ScaledKind, float] = {"dispatch": 100.0, "schedule": 100.0, "cluster_mgr": 100.0}
 PACE = Pace(stable_s=5.0, shrink_s=1.0, cool_s=0.5, wave_s=5.0)
 TICK_S = 0.1
 FULL_S = 2.0
