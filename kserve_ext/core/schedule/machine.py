@@ -9,7 +9,7 @@ node as `unknown`, and home counts it until that node has spoken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,11 +17,12 @@ from kserve_ext.core.facts import NodeStatus, Resources, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.core.schedule.filters import Candidate, fits, why_not
 from kserve_ext.core.schedule.gangs import choose_gang
+from kserve_ext.core.schedule.line import AskRoom, Line, Standing, TellRoom, key_of
 from kserve_ext.core.schedule.partition import Partition
-from kserve_ext.core.schedule.placement import choose
-from kserve_ext.core.schedule.scores import near
+from kserve_ext.core.schedule.scores import NOWHERE, near
 
 MAX_HOPS = 2
+NOBODY = Standing()
 
 
 class Wanted(NamedTuple):
@@ -88,7 +89,7 @@ class Answer:
     refused: tuple[Refusal, ...]
 
 
-Instruction = SendStart | SendCommit | Forward | Answer
+Instruction = SendStart | SendCommit | Forward | Answer | TellRoom | AskRoom
 
 
 @dataclass(slots=True)
@@ -99,6 +100,9 @@ class _Op:
     gang: bool
     reserve: bool
     hops: int
+    #: where partners of these instances are
+    near: Collection[NodeID] = ()
+    who: Standing = NOBODY
     #: nodes that refused, by instance
     tried: dict[InstanceID, set[NodeID]] = field(default_factory=dict)
     placed: dict[InstanceID, Place] = field(default_factory=dict)
@@ -114,13 +118,24 @@ class _Op:
     #: of a gang: where each fits together with the others
     plan: dict[InstanceID, NodeID] = field(default_factory=dict)
 
+    @property
+    def members(self) -> dict[str, list[InstanceID]]:
+        """By who stands in line for them."""
+        found: dict[str, list[InstanceID]] = {}
+        for instance, revision in self.wanted.items():
+            found.setdefault(key_of(revision, self.gang or self.reserve), []).append(instance)
+        return found
+
 
 class ScheduleMachine:
     """All placements under way in one Schedule function."""
 
-    def __init__(self, me: FunctionID) -> None:
+    def __init__(self, me: FunctionID, weights: Mapping[str, float] | None = None) -> None:
+        """`weights` of namespaces, for their shares of a full cluster."""
         self.me = me
         self.partition = Partition()
+        self.line = Line(self.partition, weights)
+        self._now = 0.0
         #: newest gossip of the other partitions: free in all, free on the roomiest node
         self.rooms: dict[FunctionID, tuple[Resources, Resources]] = {}
         #: what no node of another partition exceeds; absent while that partition doesn't know all its nodes
@@ -135,18 +150,34 @@ class ScheduleMachine:
     # --- events
 
     def schedule(
-        self, wanted: Sequence[Wanted], *, gang: bool = False, reserve: bool = False, hops: int = 0
+        self,
+        wanted: Sequence[Wanted],
+        *,
+        gang: bool = False,
+        reserve: bool = False,
+        hops: int = 0,
+        near: Collection[NodeID] = (),
+        who: Standing = NOBODY,
+        now: float = 0.0,
     ) -> tuple[int, list[Instruction]]:
-        """A Schedule call: the op that will be answered, and what to do first."""
+        """A Schedule call: the op that will be answered, and what to do first.
+
+        `near`: nodes of the instances that these exchange KV with. `who` waits for room where there is none.
+        """
+        self._now = max(self._now, now)
         op_id, self._next_op = self._next_op, self._next_op + 1
-        op = _Op({w.instance: w.revision for w in wanted}, gang, reserve, hops)
+        op = _Op({w.instance: w.revision for w in wanted}, gang, reserve, hops, near, who)
         self._ops[op_id] = op
+        if self.line.waiters:
+            self.line.comes(list(op.members))
         out: list[Instruction] = []
         if gang:
             nodes = choose_gang([w.revision for w in wanted], self.partition.candidates())
             op.plan = {w.instance: n for w, n in zip(wanted, nodes, strict=True)} if nodes else {}
         for instance in op.wanted:
             self._try_next(op_id, op, instance, out)
+        if self.line.waiters and not out:
+            self.line.keeps(op.members)
         return op_id, self._settle(op_id, op, out)
 
     def started(
@@ -230,6 +261,11 @@ class ScheduleMachine:
             op.stuck.pop(place.instance, None)
         return self._settle(op_id, op, [])
 
+    def tick(self, now: float) -> list[Instruction]:
+        """Room to those who wait: soon after nodes have changed, and some times a second while anybody waits."""
+        self._now = max(self._now, now)
+        return list(self.line.give(self._now))
+
     def heard_room(
         self, function: FunctionID, free: Resources, largest: Resources, capacity: Resources | None = None
     ) -> None:
@@ -272,11 +308,12 @@ class ScheduleMachine:
         if planned is not None and planned not in tried:
             candidate = self.partition.candidate(planned)
             return candidate if candidate is not None and fits(revision, candidate) else None
-        partners = {p.node for p in op.placed.values()} if op.gang else set()
-        if not partners:
-            return self.partition.ranking.best(revision, tried)
-        statuses = [s for n in partners if (s := self.partition.status(n)) is not None]
-        return choose(revision, self.partition.candidates(), tried=tried, partners=near(partners, statuses))
+        nodes = {*op.near, *(p.node for p in op.placed.values())} if op.gang else op.near
+        partners = near(nodes, self._statuses(nodes)) if nodes else NOWHERE
+        return self.partition.ranking.best(revision, tried, partners)
+
+    def _statuses(self, nodes: Iterable[NodeID]) -> list[NodeStatus]:
+        return [status for node in nodes if (status := self.partition.status(node)) is not None]
 
     def _settle(self, op_id: int, op: _Op, out: list[Instruction]) -> list[Instruction]:
         """Goes on when nothing is open: ask elsewhere, commit or release a gang, or answer."""
@@ -301,11 +338,25 @@ class ScheduleMachine:
                 out.append(SendCommit(op_id, addr, instances, cancel=False))
             if op.open:
                 return out
+        self._stand(op)
         del self._ops[op_id]
         self.placed_total += len(op.placed)
         self.refused_total += len(op.refused)
         out.append(Answer(op_id, tuple(op.placed.values()), tuple(op.refused.values())))
         return out
+
+    def _stand(self, op: _Op) -> None:
+        """In line stands what found no room, a gang as a whole; what was placed stands there no more."""
+        if not self.line.waiters and not op.refused:
+            return
+        for key, members in op.members.items():
+            full = [op.wanted[i] for i in members if (r := op.refused.get(i)) and not (r.unknown or r.never)]
+            if full and (op.gang or op.reserve):
+                full = [op.wanted[i] for i in members]
+            if full:
+                self.line.waits(key, full, op.gang or op.reserve, op.who, self._now)
+            else:
+                self.line.leaves(key)
 
     def _release_gang(self, op_id: int, op: _Op, out: list[Instruction]) -> None:
         """Neither starts: the reserved ones are released, and say which other one did not fit."""

@@ -15,6 +15,8 @@ from kserve_ext.core.ids import InstanceID, NodeID
 from kserve_ext.core.schedule.filters import Candidate
 from kserve_ext.core.schedule.ranking import Ranking
 
+_NOTHING = Resources()
+
 
 class Partition:
     """The nodes of one Schedule function, with deductions for starts under way."""
@@ -97,8 +99,9 @@ class Partition:
         total = largest = Resources()
         candidates = [c for c in self.candidates() if c.status.accepting]
         for candidate in candidates:
-            total = total.plus(candidate.free)
-            largest = max(largest, candidate.free, key=lambda r: (r.gpus, r.cpu_milli, r.memory_mib))
+            free = candidate.free.most(_NOTHING)  # where room to come is kept, there is less than nothing
+            total = total.plus(free)
+            largest = max(largest, free, key=lambda r: (r.gpus, r.cpu_milli, r.memory_mib))
         return total, largest, len(candidates)
 
     def _changed(self, node: NodeID) -> None:

@@ -16,23 +16,25 @@ from collections.abc import Collection, Iterable, Mapping
 from kserve_ext.core.facts import Resources, Revision
 from kserve_ext.core.ids import NodeID
 from kserve_ext.core.schedule.filters import Candidate, fits
-from kserve_ext.core.schedule.scores import packs, score
+from kserve_ext.core.schedule.scores import NOWHERE, Near, packs, score
 
 MOST_SHAPES = 1024
-Key = tuple[Resources, str, tuple[tuple[str, str], ...], bool, str]
+Key = tuple[Resources, str, tuple[tuple[str, str], ...], bool, Near, str]
 
 
-def shape_of(revision: Revision, model: str = "") -> Key:
+def shape_of(revision: Revision, partners: Near, model: str) -> Key:
     """Revisions of one shape see the nodes in one order. `model`: only the nodes that hold it."""
-    return revision.needs, revision.command.zygote, revision.node_selector, packs(revision), model
+    zygote = revision.command.zygote
+    return revision.needs, zygote, revision.node_selector, packs(revision), partners, model
 
 
 class _Shape:
     """One heap; `seen` is how much of the list of changes it has entered."""
 
-    __slots__ = ("entered", "heap", "seen", "stamp")
+    __slots__ = ("entered", "heap", "model", "partners", "revision", "seen", "stamp")
 
-    def __init__(self) -> None:
+    def __init__(self, revision: Revision, partners: Near, model: str) -> None:
+        self.revision, self.partners, self.model = revision, partners, model
         self.heap: list[tuple[float, NodeID, int]] = []
         #: the stamp of each node's valid entry
         self.entered: dict[NodeID, int] = {}
@@ -57,21 +59,25 @@ class Ranking:
             del self._changes[:half]
             self._dropped += half
 
-    def best(self, revision: Revision, tried: Collection[NodeID] = ()) -> Candidate | None:
-        """As placement.choose() of all candidates, with no partners."""
+    def best(
+        self, revision: Revision, tried: Collection[NodeID] = (), partners: Near = NOWHERE
+    ) -> Candidate | None:
+        """The node with the highest score of those that fit and weren't tried; of equal ones the lowest id."""
         model = revision.model.uri
-        found = self._top(revision, model, tried) if model else None
-        return found or self._top(revision, "", tried)
+        found = self._top(revision, tried, partners, model) if model else None
+        return found or self._top(revision, tried, partners, "")
 
-    def _top(self, revision: Revision, model: str, tried: Collection[NodeID]) -> Candidate | None:
-        key = shape_of(revision, model)
+    def _top(
+        self, revision: Revision, tried: Collection[NodeID], partners: Near, model: str
+    ) -> Candidate | None:
+        key = shape_of(revision, partners, model)
         shape = self._shapes.pop(key, None)
         if shape is None:
-            shape = _Shape()
+            shape = _Shape(revision, partners, model)
             if len(self._shapes) >= MOST_SHAPES:
                 del self._shapes[next(iter(self._shapes))]  # the one that wasn't asked for longest
         self._shapes[key] = shape
-        self._catch_up(shape, revision, model)
+        self._catch_up(shape)
         heap, entered = shape.heap, shape.entered
         aside: list[tuple[float, NodeID, int]] = []
         found: Candidate | None = None
@@ -88,19 +94,20 @@ class Ranking:
             heapq.heappush(heap, entry)
         return found
 
-    def _catch_up(self, shape: _Shape, revision: Revision, model: str) -> None:
+    def _catch_up(self, shape: _Shape) -> None:
         end = self._dropped + len(self._changes)
         if shape.seen == end:
             return
         anew = shape.seen < self._dropped or len(shape.heap) > 2 * len(self._candidates) + 64
         if anew:
             shape.heap, shape.entered = [], {}
-            self._enter(shape, revision, model, self._candidates)
+            self._enter(shape, self._candidates)
         else:
-            self._enter(shape, revision, model, set(self._changes[shape.seen - self._dropped :]))
+            self._enter(shape, set(self._changes[shape.seen - self._dropped :]))
         shape.seen = end
 
-    def _enter(self, shape: _Shape, revision: Revision, model: str, nodes: Iterable[NodeID]) -> None:
+    def _enter(self, shape: _Shape, nodes: Iterable[NodeID]) -> None:
+        revision, partners, model = shape.revision, shape.partners, shape.model
         for node in nodes:
             candidate = self._candidates.get(node)
             if candidate is None or (model and model not in candidate.status.models):
@@ -111,4 +118,4 @@ class Ranking:
                 continue
             shape.stamp += 1
             shape.entered[node] = shape.stamp
-            heapq.heappush(shape.heap, (-score(revision, candidate), node, shape.stamp))
+            heapq.heappush(shape.heap, (-score(revision, candidate, partners), node, shape.stamp))

@@ -1,10 +1,11 @@
 """How good a node is for an instance: what it saves, and what it leaves to others. Higher is better.
 
-In order of weight: the model is there already (a load from elsewhere takes seconds to minutes); it is near the
-partner it exchanges KV with (through shared memory on one host, over one switch on one rail, within a zone); a slot
-is ready (a fork instead of the imports). The room that is left decides between nodes that are equal otherwise:
-where GPUs are needed they are *packed*, because a GPU node that is partly used costs large instances nothing more,
-and an empty one that is opened costs them a place; everything else is *spread*, and kept off GPU nodes.
+In order of weight: the model is there already (a load from elsewhere takes seconds to minutes), which counts for more
+than all else together (ranking.py relies on it); it is near the partner it exchanges KV with (through shared memory
+on one host, over one switch on one rail, within a zone); a slot is ready (a fork instead of the imports). The room
+that is left decides between nodes that are equal otherwise: where GPUs are needed they are *packed*, because a GPU
+node that is partly used costs large instances nothing more, and an empty one that is opened costs them a place;
+everything else is *spread*, and kept off GPU nodes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ZONE_LABEL: Final = "topology.kubernetes.io/zone"
 #: of ours: the rail-optimised switch (or RDMA fabric) that the node's devices are on
 RAIL_LABEL: Final = "kserve-galaxy.io/rail"
 
-MODEL_CACHED: Final = 4.0
+MODEL_CACHED: Final = 5.5
 SAME_HOST: Final = 2.0
 SAME_RAIL: Final = 1.5
 SAME_ZONE: Final = 1.25

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
 from kserve_ext.core.facts import Command, Model, NodeStatus, Resources, Revision, Scale
 from kserve_ext.core.ids import InstanceID, NodeID, RevisionKey
-from kserve_ext.core.schedule.filters import Candidate, why_not
+from kserve_ext.core.schedule.filters import Candidate, fits, why_not
 from kserve_ext.core.schedule.partition import Partition
-from kserve_ext.core.schedule.placement import choose
-from kserve_ext.core.schedule.scores import RAIL_LABEL, ZONE_LABEL, near
+from kserve_ext.core.schedule.scores import NOWHERE, RAIL_LABEL, ZONE_LABEL, Near, near, score
+
+
+def choose(
+    revision: Revision,
+    candidates: Iterable[Candidate],
+    *,
+    tried: Collection[NodeID] = (),
+    partners: Near = NOWHERE,
+) -> Candidate | None:
+    """The definition of the best node, by looking at each."""
+    fitting = [c for c in candidates if c.status.node not in tried and fits(revision, c)]
+    return min(fitting, key=lambda c: (-score(revision, c, partners), c.status.node), default=None)
 
 
 def revision(

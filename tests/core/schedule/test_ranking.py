@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from kserve_ext.core.facts import NodeStatus, Placement, Resources, Revision
 from kserve_ext.core.ids import InstanceID, NodeID
 from kserve_ext.core.schedule.partition import Partition
-from kserve_ext.core.schedule.placement import choose
-from tests.core.schedule.test_placement import revision
+from kserve_ext.core.schedule.scores import NOWHERE, ZONE_LABEL, Near
+from tests.core.schedule.test_placement import choose, revision
 
 MODULE = "runtimes.vllm_pd"
-ZONES = ((), (("zone", "a"),), (("zone", "b"),))
+ZONES = ((), ((ZONE_LABEL, "a"),), ((ZONE_LABEL, "b"),))
+PARTNERS = (NOWHERE, Near(frozenset({NodeID("n1")}), frozenset(), frozenset({"a"})))
 
 
 @st.composite
@@ -66,7 +67,9 @@ def test_the_kept_order_is_that_of_looking_at_every_node(data: st.DataObject, ki
             partition.sent(sent[-1], node, Resources(500, 64))
         asked = data.draw(st.sampled_from(kinds))
         tried = data.draw(st.sets(st.sampled_from([NodeID(f"n{k}") for k in range(6)]), max_size=3))
-        assert partition.ranking.best(asked, tried) == choose(asked, partition.candidates(), tried=tried)
+        partners = data.draw(st.sampled_from(PARTNERS))
+        expected = choose(asked, partition.candidates(), tried=tried, partners=partners)
+        assert partition.ranking.best(asked, tried, partners) == expected
         assert [c.status.node for c in partition.candidates()] == sorted(
             c.status.node for c in partition.candidates()
         )

@@ -1,0 +1,89 @@
+"""Who is next when there is room: by priority, then the smallest share of a namespace, then the longest wait.
+
+Shares are dominant shares (Ghodsi et al., Dominant Resource Fairness, NSDI 2011): of each resource a namespace has a
+share of all nodes here, the largest of these counts, over the namespace's weight. Whoever has waited AGED_S comes
+before all that haven't, oldest first, whatever its class: so nobody waits longer than AGED_S and those who are older.
+One that others are making room for comes even before, because that room was taken for it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, Protocol, TypeVar
+
+from kserve_ext.core.facts import Resources
+from kserve_ext.core.schedule.filters import Candidate
+
+AGED_S: Final = 60.0
+
+
+class InLine(Protocol):
+    """What the order goes by."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def since(self) -> float: ...
+    @property
+    def room_is_made(self) -> bool:
+        """Others have been asked to make room for it."""
+
+
+W = TypeVar("W", bound=InLine)
+
+
+class Shares:
+    """What each namespace holds of some nodes."""
+
+    def __init__(self, candidates: Iterable[Candidate], weights: Mapping[str, float]) -> None:
+        self._weights = weights
+        self._held: dict[str, list[int]] = {}
+        self._total = Resources()
+        for status, _ in candidates:
+            self._total = self._total.plus(status.capacity)
+            for holding in status.holdings:
+                self.add(holding.revision.partition("/")[0], holding.needs, holding.instances)
+
+    def add(self, namespace: str, needs: Resources, count: int = 1) -> None:
+        held = self._held.setdefault(namespace, [0] * len(needs))
+        for k, amount in enumerate(needs):
+            held[k] += amount * count
+
+    def of(self, namespace: str) -> float:
+        """Its dominant share over its weight."""
+        held = self._held.get(namespace)
+        if held is None:
+            return 0.0
+        shares = (have / size for have, size in zip(held, self._total, strict=True) if size > 0)
+        return max(shares, default=0.0) / self._weights.get(namespace, 1.0)
+
+
+def in_turn(waiters: Iterable[W], shares: Shares, now: float) -> Iterator[W]:
+    """In order. What the caller adds to the shares in between counts for those who are still to come."""
+    classes: dict[tuple[int, int], list[W]] = {}
+    for waiter in waiters:
+        if waiter.room_is_made:
+            rank = (0, -waiter.priority)
+        elif now - waiter.since >= AGED_S:
+            rank = (1, 0)
+        else:
+            rank = (2, -waiter.priority)
+        classes.setdefault(rank, []).append(waiter)
+    for rank, of_class in sorted(classes.items()):
+        of_class.sort(key=lambda w: (w.since, w.key))
+        if rank[0] == 1:
+            yield from of_class
+            continue
+        queues: dict[str, deque[W]] = {}
+        for waiter in of_class:
+            queues.setdefault(waiter.namespace, deque()).append(waiter)
+        while queues:
+            name = min(queues, key=lambda n: (shares.of(n), queues[n][0].since, n))
+            yield queues[name].popleft()
+            if not queues[name]:
+                del queues[name]

@@ -1,0 +1,301 @@
+"""Those who found no room: in whose name the next room is kept, and whose home is told.
+
+Nobody is placed from here. A home that was refused asks again by itself, with growing pauses; in between its revision
+(or its gang, as one) stands in this line. As soon as nodes have room, it is *claimed* for whoever is next
+(fairness.py): deducted from what the nodes have free, so that nobody who comes later gets it, and the home is told;
+its next call takes the claim. A claim that no call comes for lapses, and so does a place in the line. For those who
+have waited too long, and for those that others make room for (preemption.py), room that is still to come is kept
+likewise, in order: what frees up goes to them and not to smaller ones that would fit sooner. All this is worked out
+anew in every pass, in one order that is the same in every partition, so that two gangs that need two partitions
+never wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from kserve_ext.core.facts import Resources, Revision
+from kserve_ext.core.ids import InstanceID, NodeID, RevisionKey
+from kserve_ext.core.schedule.fairness import AGED_S, Shares, in_turn
+from kserve_ext.core.schedule.gangs import choose_gang
+from kserve_ext.core.schedule.partition import Partition
+from kserve_ext.core.schedule.preemption import Victims, keep, plan, rooms
+
+HEARD_S: Final = 10.0  # a home that hasn't asked again for so long doesn't want it any more
+CLAIM_S: Final = 2.0  # and one that was told of room comes at once
+ASK_AGAIN_S: Final = 5.0  # victims whose homes didn't answer, or which aren't gone
+GOING_S: Final = 10.0  # so long what was given up is counted as going, although its node still shows it
+SPARED_S: Final = 10.0  # so long a home that can spare none is not asked again
+PLAN_AGAIN_S: Final = 0.5
+MOST_WAITING: Final = 1_000
+MOST_MEMBERS: Final = 64
+MOST_KEPT: Final = 8  # waiters for whom room to come is kept
+
+
+class Standing(NamedTuple):
+    """For whom a call asks, as far as the line is concerned."""
+
+    home_addr: str = ""  # "": nobody could be told, so it does not wait
+    waited_s: float = 0.0  # since its home was first refused
+
+
+# --- instructions
+
+
+@dataclass(frozen=True, slots=True)
+class TellRoom:
+    """To a home: there is room for these revisions now; declined() if it doesn't want it any more."""
+
+    key: str
+    home_addr: str
+    revisions: tuple[RevisionKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AskRoom:
+    """To the home of `victim`: let `count` of its instances on `node` go; yielded() says how many do."""
+
+    victim: RevisionKey
+    home_key: str
+    node: NodeID
+    count: int
+    priority: int
+    reason: str
+
+
+Instruction = TellRoom | AskRoom
+
+
+@dataclass(slots=True)
+class Waiter:
+    """A revision of which instances found no room, or a gang of which not all did."""
+
+    key: str
+    members: tuple[Revision, ...]  # one for each instance
+    gang: bool
+    home_addr: str
+    since: float
+    heard_at: float
+    #: deductions in its name
+    claims: list[tuple[InstanceID, NodeID, Revision]] = field(default_factory=list)
+    #: its claims are free now, and its home knows
+    told_at: float | None = None
+    #: nodes on which room to come is kept, and when they were chosen
+    kept: tuple[tuple[Revision, NodeID], ...] = ()
+    planned_at: float = float("-inf")
+    asked_at: float = float("-inf")
+    room_is_made: bool = False
+    #: its home asks right now
+    asking: bool = False
+
+    @property
+    def namespace(self) -> str:
+        return self.members[0].namespace
+
+    @property
+    def priority(self) -> int:
+        return min(m.priority for m in self.members)  # a gang counts as its lowest
+
+    @property
+    def preempts(self) -> bool:
+        return all(m.preempts for m in self.members)
+
+
+class Line:
+    def __init__(self, partition: Partition, weights: Mapping[str, float] | None = None) -> None:
+        self.partition = partition
+        #: of namespaces, 1 where none is given
+        self.weights = dict(weights or {})
+        self.waiters: dict[str, Waiter] = {}
+        self.told_total = 0
+        self.preempted_total = 0
+        self._going: dict[tuple[RevisionKey, NodeID], tuple[int, float]] = {}
+        self._spared: dict[RevisionKey, float] = {}
+
+    # --- events
+
+    def comes(self, keys: Sequence[str]) -> None:
+        """A home asks (again): what was kept for it is free for its call."""
+        for key in keys:
+            waiter = self.waiters.get(key)
+            if waiter is not None:
+                self._release(waiter)
+                waiter.asking = True
+
+    def keeps(self, keys: Iterable[str]) -> None:
+        """Nothing was found for its call: room that is to come is kept on, while others are asked."""
+        for key in keys:
+            waiter = self.waiters.get(key)
+            if waiter is not None and not waiter.claims:
+                for revision, node in waiter.kept:
+                    self._claim(waiter, revision, node)
+
+    def waits(self, key: str, members: Sequence[Revision], gang: bool, who: Standing, now: float) -> None:
+        """It was refused for lack of room."""
+        if not who.home_addr or not members:
+            return
+        waiter = self.waiters.get(key)
+        members = tuple(members[:MOST_MEMBERS])
+        since = now - who.waited_s
+        if waiter is None:
+            self.waiters[key] = Waiter(key, members, gang, who.home_addr, since, now)
+        else:
+            waiter.since, waiter.asking = min(waiter.since, since), False
+            waiter.members, waiter.home_addr, waiter.heard_at = members, who.home_addr, now
+            self.keeps((key,))
+        if len(self.waiters) > MOST_WAITING:
+            last = max(self.waiters.values(), key=lambda w: (-w.priority, w.since, w.key))
+            self.leaves(last.key)
+
+    def leaves(self, key: str) -> None:
+        """It was placed, or nobody wants it any more."""
+        waiter = self.waiters.pop(key, None)
+        if waiter is not None:
+            self._release(waiter)
+
+    def yielded(self, ask: AskRoom, count: int, now: float) -> None:
+        """So many go: the rest of that revision can't be spared."""
+        self.preempted_total += count
+        if count < ask.count:
+            self._spared[ask.victim] = now + SPARED_S
+            for waiter in self.waiters.values():
+                waiter.planned_at = waiter.asked_at = float("-inf")  # others are to be found
+        before, _ = self._going.get((ask.victim, ask.node), (0, 0.0))
+        if before + count - ask.count > 0:
+            self._going[ask.victim, ask.node] = (before + count - ask.count, now + GOING_S)
+        else:
+            self._going.pop((ask.victim, ask.node), None)
+
+    # --- a pass
+
+    def give(self, now: float) -> list[Instruction]:
+        """Room to those who are next, in order; call it when nodes have changed, and now and then."""
+        self._lapse(now)
+        if not self.waiters:
+            return []
+        waiting = [w for w in self.waiters.values() if w.told_at is None and not w.asking]
+        for waiter in waiting:
+            self._release(waiter)
+        shares = Shares(self.partition.candidates(), self.weights)
+        for waiter in self.waiters.values():
+            for _, _, revision in waiter.claims:
+                shares.add(waiter.namespace, revision.needs)
+        out: list[Instruction] = []
+        full: list[Revision] = []
+        kept = 0
+        for waiter in in_turn(waiting, shares, now):
+            if not any(_harder(waiter, than) for than in full):
+                places = self._places(waiter)
+                if places:
+                    for revision, _ in places:
+                        shares.add(waiter.namespace, revision.needs)
+                    waiter.told_at, waiter.kept, waiter.room_is_made = now, (), False
+                    self.told_total += 1
+                    keys = tuple(dict.fromkeys(m.key for m in waiter.members))
+                    out.append(TellRoom(waiter.key, waiter.home_addr, keys))
+                    continue
+                if not waiter.gang:
+                    full.append(waiter.members[0])
+            if kept < MOST_KEPT and self._keep(waiter, now, out):
+                kept += 1
+        return out
+
+    def _places(self, waiter: Waiter) -> list[tuple[Revision, NodeID]]:
+        """Claims what fits now: all of a gang or nothing, of others as many as do."""
+        if waiter.gang:
+            nodes = choose_gang(waiter.members, self.partition.candidates())
+            places = list(zip(waiter.members, nodes, strict=True)) if nodes else []
+            for revision, node in places:
+                self._claim(waiter, revision, node)
+            return places
+        places = []
+        for revision in waiter.members:
+            best = self.partition.ranking.best(revision)
+            if best is None:
+                break
+            places.append((revision, best.status.node))
+            self._claim(waiter, revision, best.status.node)
+        return places
+
+    def _keep(self, waiter: Waiter, now: float, out: list[Instruction]) -> bool:
+        """Keeps room that is to come, if it may have that; asks victims to make it."""
+        aged = now - waiter.since >= AGED_S
+        if not (waiter.preempts or aged):
+            return False
+        if now - waiter.planned_at >= PLAN_AGAIN_S:
+            waiter.planned_at = now
+            going = {at: count for at, (count, _) in self._going.items()}
+            members = waiter.members if waiter.gang else waiter.members[:1]
+            nodes = rooms(self.partition.candidates(), going)
+            wanted = plan(members, nodes, self._spared) if waiter.preempts else None
+            waiter.room_is_made = wanted is not None
+            if wanted is not None:
+                waiter.kept = tuple(zip(members, wanted.nodes, strict=True))
+                if wanted.victims and now - waiter.asked_at >= ASK_AGAIN_S:
+                    waiter.asked_at = now
+                    out.extend(self._ask(waiter, victims, now) for victims in wanted.victims)
+            elif aged:
+                waiter.kept = keep(members, rooms(self.partition.candidates(), going))
+            else:
+                waiter.kept = ()
+        for revision, node in waiter.kept:
+            self._claim(waiter, revision, node)
+        return bool(waiter.kept)
+
+    def _ask(self, waiter: Waiter, victims: Victims, now: float) -> AskRoom:
+        holding, node, count = victims
+        going, _ = self._going.get((holding.revision, node), (0, 0.0))
+        self._going[holding.revision, node] = (going + count, now + GOING_S)
+        names = " and ".join(dict.fromkeys(m.key for m in waiter.members))
+        reason = f"preempted by {names} (priority {waiter.priority} over {holding.priority})"
+        return AskRoom(holding.revision, holding.home_key, node, count, waiter.priority, reason)
+
+    # --- inside
+
+    def _claim(self, waiter: Waiter, revision: Revision, node: NodeID) -> None:
+        claim = InstanceID(f"room/{waiter.key}/{len(waiter.claims)}")
+        waiter.claims.append((claim, node, revision))
+        self.partition.sent(claim, node, revision.needs)
+
+    def _release(self, waiter: Waiter) -> None:
+        for claim, _, _ in waiter.claims:
+            self.partition.answered(claim)
+        waiter.claims.clear()
+        waiter.told_at = None
+
+    def _lapse(self, now: float) -> None:
+        for waiter in list(self.waiters.values()):
+            unwanted = waiter.told_at is not None and now - waiter.told_at >= CLAIM_S
+            if unwanted or now - waiter.heard_at >= HEARD_S:
+                self.leaves(waiter.key)
+        self._spared = {key: until for key, until in self._spared.items() if now < until}
+        self._going = {at: (count, until) for at, (count, until) in self._going.items() if now < until}
+
+    def describe(self, now: float) -> list[dict[str, object]]:
+        """For people, in the order in which they stand."""
+        shares = Shares(self.partition.candidates(), self.weights)
+        return [
+            {
+                "waiter": waiter.key,
+                "instances": len(waiter.members),
+                "priority": waiter.priority,
+                "waited_s": round(now - waiter.since, 1),
+                "share": round(shares.of(waiter.namespace), 3),
+                "kept_on": sorted({node for _, node, _ in waiter.claims}),
+                "preempting": waiter.room_is_made,
+            }
+            for waiter in in_turn(list(self.waiters.values()), shares, now)
+        ]
+
+
+def key_of(revision: Revision, gang: bool) -> str:
+    """Who waits: a revision, or the gang that its group wakes with."""
+    return f"gang:{revision.home_key}" if gang else revision.key
+
+
+def _harder(waiter: Waiter, than: Revision) -> bool:
+    """What didn't find room would find it sooner."""
+    needs: Resources = than.needs
+    return any(m.node_selector == than.node_selector and needs.fits(m.needs) for m in waiter.members)
