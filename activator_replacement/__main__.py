@@ -29,7 +29,8 @@ from kserve_ext.core.ids import RevisionKey
 from kserve_ext.rpc import Caller, Rpc
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.process import Process, common_args
-from kserve_ext.store.remote import RemoteStore
+from kserve_ext.store import Store
+from kserve_ext.store.opening import open_store
 from kserve_ext.wire.messages import Describe, Description, Load
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ FLUSH_S = 1.0
 class DispatchFunction:
     """Shard, homes and data plane of one process."""
 
-    def __init__(self, rpc: Rpc, membership: Membership, store: RemoteStore) -> None:
+    def __init__(self, rpc: Rpc, membership: Membership, store: Store) -> None:
         self._rpc, self.membership = rpc, membership
         self.routes = Routes(self._revision, lambda key: self.homes.routed(key))
         self.dispatcher = Dispatcher(membership.me, membership.member.incarnation, rpc, self.routes)
@@ -138,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     process = Process.from_args(args, kind="dispatch")
 
     async def run(rpc: Rpc, membership: Membership) -> None:
-        store = RemoteStore(rpc, process.controller)
+        store = open_store(process, rpc)
         function = DispatchFunction(rpc, membership, store)
         own = (args.host, args.own_http)
         _, own, admin = await function.server.start([], own, (args.host, args.admin_port))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -86,6 +86,7 @@ class Homes:
         rpc.handle(m.ModInstance, self.mod_instance)
         rpc.handle(m.Recall, self.recall)
         store.watch("instances/", self._all_copies, self._copy_changed)
+        store.restate(self._known)
 
     def home_of(self, home_key: str) -> FunctionID | None:
         return rendezvous.owner(home_key, self._members)
@@ -133,7 +134,8 @@ class Homes:
         if key not in found.revisions:
             copies = tuple(self._copies.get(key, {}).values())
             log.info("home of %s at epoch %d", key, found.term)
-            fresh = created or wall_time() - revision.created_at < FRESH_S
+            # A clock that was set to another hour makes nothing young again.
+            fresh = created or abs(wall_time() - revision.created_at) < FRESH_S
             self._carry(home_key, found.add(revision, fresh and not copies, copies, now))
             self._carry(home_key, found.route(self.routes.routed, now))
 
@@ -364,6 +366,15 @@ class Homes:
         value = msgspec.msgpack.encode((i.node, i.addr)) if i.node else None
         self.store.put([(key, value)])
 
+    def _known(self) -> Iterator[tuple[str, bytes]]:
+        """What a store that lost its content is told: copies and statuses of the revisions that are at home here."""
+        for key, copies in self._copies.items():
+            if self.of_revision(key) is not None:
+                for copy in copies.values():
+                    yield f"instances/{key}/{copy.instance}", msgspec.msgpack.encode((copy.node, copy.addr))
+        for key, (facts, _) in self._status.items():
+            yield _status_item(key, facts)
+
     def _all_copies(self, items: dict[str, bytes]) -> None:
         self._copies = {}
         for key, value in items.items():
@@ -388,8 +399,7 @@ class Homes:
             before, at = self._status.get(key, ({}, 0.0))
             if facts != before and now - at >= STATUS_S and key in self.routes.revisions:
                 self._status[key] = (facts, now)
-                document = {**facts, "at": wall_time()}
-                self.store.put([(f"status/{key}", msgspec.json.encode(document))])
+                self.store.put([_status_item(key, facts)])
 
     # --- inside
 
@@ -405,6 +415,10 @@ class Homes:
 
     def _new_id(self, revision: str) -> InstanceID:
         return InstanceID(f"{revision.rpartition('/')[2]}-{self._random.getrandbits(32):08x}")
+
+
+def _status_item(key: RevisionKey, facts: dict[str, object]) -> tuple[str, bytes]:
+    return f"status/{key}", msgspec.json.encode({**facts, "at": wall_time()})
 
 
 def status_of(home: RevisionHome) -> dict[str, object]:

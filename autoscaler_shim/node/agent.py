@@ -38,7 +38,7 @@ from kserve_ext.core.node.slots import Slots
 from kserve_ext.rpc import Caller, Rpc
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.process import Process
-from kserve_ext.store.remote import RemoteStore
+from kserve_ext.store.opening import open_store
 from kserve_ext.wire import messages as m
 
 log = logging.getLogger(__name__)
@@ -286,7 +286,7 @@ def main(args: argparse.Namespace) -> int:
         agent = NodeAgent(rpc, membership, folder, process.data / "cluster.key", declared)
         await agent.open()
         await membership.start()
-        agent.ahead.watch(RemoteStore(rpc, membership.controller))
+        agent.ahead.watch(open_store(process, rpc))
         process.ready()
         try:
             await agent.run()

@@ -55,7 +55,7 @@ class Desk:
                 name = (document.get("metadata") or {}).get("name")
                 log.error("object %s of an earlier release can't be read: %s", name, error)
         kept: list[tuple[str, bytes]] = []
-        for prefix in ("rollouts/", "status/", "revisions/"):
+        for prefix in ("rollouts/", "status/", "revisions/", "routes/"):
             kept += await self.storage.scan(prefix)
         orphans = self.reconciler.restore(kept)
         items: Items = [(key, None) for key in orphans]

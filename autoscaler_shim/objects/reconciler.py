@@ -127,7 +127,7 @@ class Reconciler:
         return sorted(k for k in self.book.services if k.namespace == key.namespace and self._group(k))
 
     def restore(self, items: Iterable[tuple[str, bytes]]) -> tuple[str, ...]:
-        """rollouts/ and status/ of the store. Returns revisions/ keys that belong to no service any more."""
+        """rollouts/, status/, ... of the store. Returns revisions/ keys that belong to no service any more."""
         revisions: set[str] = set()
         for key, value in items:
             prefix, _, rest = key.partition("/")

@@ -28,7 +28,7 @@ from kserve_ext.fluid.preload import ModelUnavailable, ModelUnusable
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.process import Process, wall_time
 from kserve_ext.rpc.rpc import Rpc
-from kserve_ext.store.remote import RemoteStore
+from kserve_ext.store.opening import open_store
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     cluster: dict[str, Any] = json.loads((process.data / "cluster.json").read_text())
 
     async def run(rpc: Rpc, membership: Membership) -> None:
-        store = RemoteStore(rpc, process.controller)
+        store = open_store(process, rpc)
         claims = Claims(str(process.data / "pvc"), cluster.get("pvc") or {})
         address = f"http://{cluster['http']}"
         reconciler = Reconciler(Book(), claims, cluster["domain"], address, check_folder)

@@ -2,7 +2,8 @@
 
 What a person applied is acknowledged only when the store has it. Writes go out in the order in which they were made,
 several at once when more have gathered; while the store is away they wait, and the caller is told after a bounded
-time that they do. Other functions write behind (RemoteStore.put); this one must not.
+time that they do. Other functions write behind (Store.put); this one must not. All that is the objects process's own
+it keeps at hand: a store that lost its content is told it again.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import asyncio
 import logging
 from typing import Final, Protocol
 
-from kserve_ext.store import Unavailable
-from kserve_ext.store.remote import RemoteStore
+from kserve_ext.store import Store, Unavailable
 
 log = logging.getLogger(__name__)
 
 Items = list[tuple[str, bytes | None]]
 RETRY_S: Final = 0.1
+#: Under these nobody else writes.
+OWN: Final = ("objects/", "rollouts/", "revisions/", "routes/")
 #: How long a caller waits to hear that its write is durable.
 PATIENCE_S: Final = 8.0
 
@@ -35,16 +37,24 @@ class Storage(Protocol):
 
 
 class OrderedStorage:
-    """Storage over the store that the controller hosts."""
+    """Storage over the cluster's state store."""
 
-    def __init__(self, store: RemoteStore) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
+        #: what is or will be stored under OWN, as far as it was scanned or written
+        self._own: dict[str, bytes] = {}
         self._queue: list[tuple[Items, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
+        store.restate(lambda: list(self._own.items()), OWN)
 
     async def write(self, items: Items) -> None:
         if not items:
             return
+        for key, value in items:
+            if value is None:
+                self._own.pop(key, None)
+            elif key.startswith(OWN):
+                self._own[key] = value
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         self._queue.append((items, done))
@@ -80,4 +90,6 @@ class OrderedStorage:
                 log.warning("can't read %s yet: %s", prefix, error)
                 await asyncio.sleep(RETRY_S)
                 continue
+            if prefix in OWN:
+                self._own |= {key: value for key, (value, _) in found.items()}
             return [(key, value) for key, (value, _) in sorted(found.items())]

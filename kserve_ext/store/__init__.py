@@ -17,13 +17,29 @@ class Store(Protocol):
         """Writes behind: returns at once, coalesced by key, kept and retried while the store is away."""
 
     async def put_now(self, items: Items, expect: Iterable[tuple[str, int]] = ()) -> int:
-        """Writes and waits; `expect` makes it conditional on revisions. Raises Conflict or Unavailable."""
+        """Writes and waits; `expect` makes it conditional on revisions (0 = absent). Raises Conflict or Unavailable.
+
+        After Unavailable the write may have been done all the same, or may yet be, but never over a later one of
+        this process.
+        """
 
     async def scan(self, prefix: str) -> dict[str, tuple[bytes, int]]:
         """Value and revision of every key under `prefix`. Raises Unavailable."""
 
     def watch(self, prefix: str, on_items: OnItems, on_change: OnChange) -> None:
-        """Follows a prefix for the life of the process, over losses of the store."""
+        """Follows a prefix ("instances/") for the life of the process, over losses of the store (following.py)."""
+
+    def restate(self, items: Callable[[], Items], whole: Iterable[str] = ()) -> None:
+        """What this process knows, written again when the store has lost its content.
+
+        `whole`: prefixes under which nobody else writes, so that what isn't restated there has gone.
+        """
+
+    async def flush(self, timeout_s: float) -> bool:
+        """Waits until what was put is written, `timeout_s` at most; whether it is."""
+
+    def close(self) -> None:
+        """Ends watches and writing; what isn't written by then is not written."""
 
 
 class Conflict(Exception):

@@ -2,13 +2,16 @@
 
 A record is length, CRC-32 and MessagePack of [revision, [[key, value, revision], ...]]; a torn tail (killed in
 mid-write) is cut off. A write is recorded before it is applied, and with the operating system before it is
-acknowledged, so that killing the process loses nothing; the owner forces it to the disk with syncing().
+acknowledged, so that killing the process loses nothing; the owner forces it to the disk with syncing(). The file
+`life` beside it names what is kept: a journal that is made anew gets another one, so that who wrote to the former can
+tell (behind.py).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import secrets
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -35,6 +38,7 @@ class Journal:
         self.path = folder / "journal"
         self.memory = Memory()
         self.cut_bytes = self._replay()
+        self.life = self._life(folder / "life")
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._size = os.fstat(self._file).st_size
         self._live_size = self._size
@@ -75,6 +79,13 @@ class Journal:
             raise OSError(f"{self.path}: wrote {written} of {len(data)} bytes (is the disk full?)")
         self._size += len(data)
         self._dirty = True
+
+    def _life(self, file: Path) -> str:
+        if self.memory.revision and file.exists():
+            return file.read_text()
+        life = secrets.token_hex(8)
+        file.write_text(life)
+        return life
 
     def _replay(self) -> int:
         """Reads the file; the number of bytes of a torn tail that were cut off."""

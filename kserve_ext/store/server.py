@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from kserve_ext.rpc import Caller, Rpc
 from kserve_ext.store.journal import Journal
+from kserve_ext.store.memory import Change
 from kserve_ext.wire.messages import (
     StoreChanges,
     StoreItems,
@@ -45,9 +46,9 @@ class StoreServer:
         memory = self.journal.memory
         conflict = memory.conflict(message.expect)
         if conflict:
-            return StorePutReply(False, memory.revision, conflict)
+            return StorePutReply(False, memory.revision, conflict, life=self.journal.life)
         self.write(list(message.items))
-        return StorePutReply(True, memory.revision)
+        return StorePutReply(True, memory.revision, life=self.journal.life)
 
     def write(self, items: list[tuple[str, bytes | None]]) -> None:
         """Writes, and answers the long polls that wait for one of these changes. Raises OSError."""
@@ -55,30 +56,31 @@ class StoreServer:
         for waiter in list(self._waiting):
             found = tuple(change for change in changes if change.key.startswith(waiter.prefix))
             if found:
-                _answer(waiter.future, StoreChanges(found, self.journal.memory.revision))
+                _answer(waiter.future, self._changes(found))
 
     def scan(self, message: StoreScan, caller: Caller) -> StoreItems:
         memory = self.journal.memory
-        return StoreItems(tuple(memory.scan(message.prefix)), memory.revision)
+        return StoreItems(tuple(memory.scan(message.prefix)), memory.revision, self.journal.life)
 
     async def watch(self, message: StoreWatch, caller: Caller) -> StoreChanges:
         memory = self.journal.memory
         changes = memory.changes(message.prefix, message.after)
         if changes is None:
-            return StoreChanges((), memory.revision, reset=True)
+            return self._changes((), reset=True)
         if changes:
-            return StoreChanges(tuple(changes), memory.revision)
+            return self._changes(tuple(changes))
         loop = asyncio.get_running_loop()
         waiter = _Waiter(message.prefix, loop.create_future())
         self._waiting.add(waiter)
-        empty = loop.call_at(
-            caller.expires - MARGIN_S, lambda: _answer(waiter.future, StoreChanges((), memory.revision))
-        )
+        empty = loop.call_at(caller.expires - MARGIN_S, lambda: _answer(waiter.future, self._changes(())))
         try:
             return await waiter.future
         finally:
             empty.cancel()
             self._waiting.discard(waiter)
+
+    def _changes(self, found: tuple[Change, ...], *, reset: bool = False) -> StoreChanges:
+        return StoreChanges(found, self.journal.memory.revision, reset, self.journal.life)
 
 
 def _answer(future: asyncio.Future[StoreChanges], changes: StoreChanges) -> None:

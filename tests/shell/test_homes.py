@@ -78,6 +78,7 @@ class Fakes:
 
     on_peer_lost = handle
     watch = handle
+    restate = handle
 
     # the store
     def put(self, items: list[tuple[str, bytes | None]]) -> None:

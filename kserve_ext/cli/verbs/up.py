@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import socket
@@ -24,6 +25,7 @@ from kserve_ext.cli.embedded.ports import free_port, free_ports
 from kserve_ext.cli.embedded.stop import stop_cluster
 from kserve_ext.cli.failure import Failure
 from kserve_ext.cli.output import data_option
+from kserve_ext.store.location import Location
 
 WHOLE_WITHIN_S = 60.0
 HOST = "127.0.0.1"
@@ -48,6 +50,16 @@ def _cpu(ctx: click.Context, param: click.Parameter, value: str | None) -> int |
 
 def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     return None if value is None else _quantity(value, quantities.mebibytes)
+
+
+def _store(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
+    if not value:
+        return ""
+    try:
+        Location.of(value, b"")
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
 
 
 def _quantity(value: str, read: Any) -> int:
@@ -88,6 +100,12 @@ def _quantity(value: str, read: Any) -> int:
     show_default=True,
     help="Clients come in here; 0 = any.",
 )
+@click.option(
+    "--store",
+    callback=_store,
+    metavar="URL",
+    help="State store, e.g. redis://HOST:PORT/DB, rediss://USER:PASSWORD@HOST.  [default: the controller's own]",
+)
 @click.option("--pvc", multiple=True, callback=_claims, metavar="CLAIM=FOLDER", help="Where pvc://CLAIM is.")
 @click.option("--domain", default="galaxy.local", show_default=True, help="Hosts are NAME.NAMESPACE.DOMAIN.")
 @click.option("--no-wait", is_flag=True, help="Don't wait until the runtimes of the services are imported.")
@@ -103,6 +121,7 @@ def command(
     node_gpus: int,
     node_labels: tuple[str, ...],
     http_port: int,
+    store: str,
     pvc: dict[str, str],
     domain: str,
     no_wait: bool,
@@ -126,12 +145,14 @@ def command(
         raise click.BadParameter(str(error), param_hint="--node-labels") from None
     cpu, memory = machine()
     prepare(folder)
+    check_store(folder, store)
     controller, objects = free_ports(2)
     cluster = {
         "controller": f"{HOST}:{controller}",
         "objects": f"{HOST}:{objects}",
         "http": f"{HOST}:{port}",
         "domain": domain,
+        "store": store,
         "pvc": pvc,
         "counts": counts,
         "node": {
@@ -199,6 +220,28 @@ def check_port(port: int) -> int:
                 "choose another one with --http-port (0 takes any free one)",
             ) from None
     return port
+
+
+def check_store(folder: Folder, url: str) -> None:
+    """Failure when the store can't be written to: better said now than by every part."""
+    if not url:
+        return
+    from kserve_ext.store import Unavailable
+    from kserve_ext.store.redis import RedisStore
+
+    async def look() -> None:
+        store = RedisStore(Location.of(url, folder.key.read_bytes()))
+        try:
+            await store.scan("objects/")
+        finally:
+            store.close()
+            await store.closed()
+
+    try:
+        asyncio.run(look())
+    except Unavailable as error:
+        what, _, do = str(error).partition("; ")
+        raise Failure("the state store can't be used", what, do) from None
 
 
 def machine() -> tuple[int, int]:

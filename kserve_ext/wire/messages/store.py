@@ -1,4 +1,7 @@
-"""Anybody <-> state store, which the controller hosts in the embedded default."""
+"""Anybody <-> state store, which the controller hosts in the embedded default.
+
+`life` in an answer names what was never lost since it was first said: another one means that the store began anew.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ class StorePutReply(Message, frozen=True):
     ok: bool
     revision: int
     conflict: str = ""
+    life: str = ""
 
 
 class StoreScan(Message, frozen=True):
@@ -27,6 +31,7 @@ class StoreItems(Message, frozen=True):
 
     items: tuple[tuple[str, bytes, int], ...]
     revision: int
+    life: str = ""
 
 
 class StoreWatch(Message, frozen=True):
@@ -43,3 +48,4 @@ class StoreChanges(Message, frozen=True):
     items: tuple[tuple[str, bytes | None, int], ...]
     revision: int
     reset: bool = False
+    life: str = ""

@@ -1,0 +1,66 @@
+"""Where the state store is: `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, `rediss://` over TLS, or a unix socket.
+
+A query parameter `namespace` names the cluster on the server; without it the cluster's key does, so that clusters on
+one server don't meet. Other parameters are redis-py's (`ssl_ca_certs=FILE`, `ssl_cert_reqs=none`, ...).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final, NamedTuple
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+SCHEMES: Final = ("redis", "rediss", "unix")
+_REMEDIES: Final = {
+    "AuthenticationError": "correct user and password in the URL",
+    "AuthorizationError": "correct user and password in the URL",
+    "NoPermissionError": "give the user `+@read +@write +@scripting +@connection ~{NAMESPACE}:*`",
+    "ReadOnlyError": "it is a replica: name the primary",
+    "OutOfMemoryError": "give the server more memory (maxmemory), with maxmemory-policy noeviction",
+    "BusyLoadingError": "it is loading its data: wait",
+}
+
+
+class Location(NamedTuple):
+    """As the client takes it; shown to people without the password."""
+
+    url: str
+    namespace: str
+
+    @classmethod
+    def of(cls, url: str, key: bytes) -> Location:
+        """`key`: the cluster's. Raises ValueError with what is wrong."""
+        parts = urlsplit(url)
+        if parts.scheme not in SCHEMES:
+            raise ValueError(
+                f"{_hidden(url)!r}: a store is redis://HOST:PORT/DB, rediss://... or unix:///SOCKET"
+            )
+        if parts.scheme == "unix" and not parts.path:
+            raise ValueError(f"{_hidden(url)!r} names no socket")
+        if parts.scheme != "unix":
+            if not parts.hostname:
+                raise ValueError(f"{_hidden(url)!r} names no host")
+            parts.port  # noqa: B018  raises ValueError
+            if parts.path.strip("/") and not parts.path.strip("/").isdigit():
+                raise ValueError(f"{_hidden(url)!r}: the path is the number of the database")
+        query = dict(parse_qsl(parts.query))
+        namespace = query.pop("namespace", "") or f"galaxy-{hashlib.sha256(key).hexdigest()[:12]}"
+        if set(namespace) & set("{}: "):
+            raise ValueError(f"namespace {namespace!r}: braces, colons and spaces can't be in it")
+        return cls(urlunsplit(parts._replace(query=urlencode(query))), namespace)
+
+    def __str__(self) -> str:
+        return _hidden(self.url)
+
+    def remedy(self, error: str, why: str) -> str:
+        """What to do about an error of the client, by its class."""
+        if "NOAUTH" in why or "WRONGPASS" in why:
+            error = "AuthenticationError"
+        do = _REMEDIES.get(error, "is the server up, and is this its address? writes wait for it")
+        return do.replace("NAMESPACE", self.namespace)
+
+
+def _hidden(url: str) -> str:
+    """Without password, user and query."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))

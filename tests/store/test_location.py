@@ -1,0 +1,94 @@
+"""The URL of a store: what is taken, what is refused, and that nobody is shown the password."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from kserve_ext.store import Unavailable
+from kserve_ext.store.location import Location
+from kserve_ext.store.redis import RedisStore
+from tests.support.redis_server import RedisServer
+
+KEY = b"k" * 32
+
+
+def test_clusters_on_one_server_do_not_meet() -> None:
+    one, other = Location.of("redis://host/0", KEY), Location.of("redis://host/0", b"o" * 32)
+    assert one.namespace != other.namespace
+    named = Location.of("rediss://host/0?namespace=mine&ssl_cert_reqs=none", KEY)
+    assert named == ("rediss://host/0?ssl_cert_reqs=none", "mine")
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("etcd://host", "a store is redis://"),
+        ("redis://", "names no host"),
+        ("unix:", "names no socket"),
+        ("redis://host:port", "port"),
+        ("redis://host/name", "number of the database"),
+        ("redis://host?namespace={a}", "braces"),
+    ],
+)
+def test_what_is_no_store_is_refused_with_the_reason(url: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Location.of(url, KEY)
+
+
+def test_who_may_not_come_in_is_told_what_to_do_and_nobody_sees_the_password(tmp_path: Path) -> None:
+    async def write(url: str) -> int:
+        store = RedisStore(Location.of(url, KEY))
+        try:
+            return await store.put_now([("a/1", b"x")])
+        finally:
+            store.close()
+            await store.closed()
+
+    with RedisServer(tmp_path, "--requirepass", "s3cret") as server:
+        host = f"127.0.0.1:{server.port}"
+        for url, why, do in [
+            (f"redis://{host}/0", "Authentication required", "correct user and password"),
+            (f"redis://:wr0ng@{host}/0", "WRONGPASS|invalid username-password", "correct user and password"),
+        ]:
+            with pytest.raises(Unavailable, match=why) as caught:
+                asyncio.run(write(url))
+            assert f"redis://{host}/0" in str(caught.value)
+            assert do in str(caught.value)
+            assert "wr0ng" not in str(caught.value)
+        assert asyncio.run(write(f"redis://:s3cret@{host}/0")) == 1
+        assert "s3cret" not in str(Location.of(f"redis://u:s3cret@{host}/0", KEY))
+
+
+def test_a_user_with_the_rights_that_the_remedy_names_is_enough(tmp_path: Path) -> None:
+    async def story(url: str) -> None:
+        store = RedisStore(Location.of(url, KEY))
+        there, changed = asyncio.Event(), asyncio.Event()
+        try:
+            store.watch("a/", lambda items: there.set(), lambda key, value: changed.set())
+            await store.scan("a/")
+            await there.wait()
+            await store.put_now([("a/1", b"x")], expect=[("a/1", 0)])
+            await changed.wait()
+        finally:
+            store.close()
+            await store.closed()
+
+    rights = (
+        "--user",
+        "galaxy",
+        "on",
+        ">pw",
+        "+@read",
+        "+@write",
+        "+@scripting",
+        "+@connection",
+        "~{mine}:*",
+    )
+    with RedisServer(tmp_path, *rights) as server:
+        host = f"127.0.0.1:{server.port}"
+        asyncio.run(story(f"redis://galaxy:pw@{host}/0?namespace=mine"))
+        with pytest.raises(Unavailable, match=r"permissions .* ~\{other\}:\*"):
+            asyncio.run(story(f"redis://galaxy:pw@{host}/0?namespace=other"))
