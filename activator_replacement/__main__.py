@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
             ticks.cancel()
             await function.server.close()
             await store.flush(FLUSH_S)
-            store.close()
+            await store.close()
 
     return process.run(run)
 

@@ -95,7 +95,7 @@ def main(args: argparse.Namespace) -> int:
             await desk.run()
         finally:
             follower.cancel()
-            store.close()
+            await store.close()
             await runner.cleanup()
 
     return process.run(run)

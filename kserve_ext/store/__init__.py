@@ -38,7 +38,7 @@ class Store(Protocol):
     async def flush(self, timeout_s: float) -> bool:
         """Waits until what was put is written, `timeout_s` at most; whether it is."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Ends watches and writing; what isn't written by then is not written."""
 
 

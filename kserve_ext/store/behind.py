@@ -122,13 +122,13 @@ class WriteBehind:
             await asyncio.wait([self._task], timeout=timeout_s)
         return not self.pending
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
+            await end([self._task])
 
     async def _run(self) -> None:
         pause = BACKOFF_S[0]
-        while self.pending and not ending():
+        while self.pending:
             batch = self.pending.batch()
             try:
                 await self._write(batch)
@@ -142,7 +142,10 @@ class WriteBehind:
             self.pending.written(batch)
 
 
-def ending() -> bool:
-    """Whether the task that asks was cancelled; what it awaited may have kept that to itself."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancels until they have ended: what they await may keep a cancellation to itself (asyncio.wait_for does)."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=0.05)

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from kserve_ext.store import OnChange, OnItems, Unavailable
-from kserve_ext.store.behind import BACKOFF_S, WHOLE, ending
+from kserve_ext.store.behind import BACKOFF_S, WHOLE
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ async def follow(prefix: str, turn: Callable[[bool], Awaitable[bool]]) -> None:
     """Runs `turn(scan first)` for ever; it returns whether the next is to scan, and raises Unavailable."""
     scan = True
     pause = BACKOFF_S[0]
-    while not ending():
+    while True:
         try:
             scan = await turn(scan)
             pause = BACKOFF_S[0]

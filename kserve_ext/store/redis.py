@@ -27,7 +27,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from kserve_ext.store import Conflict, Items, OnChange, OnItems, Unavailable
-from kserve_ext.store.behind import WHOLE, Batch, WriteBehind
+from kserve_ext.store.behind import WHOLE, Batch, WriteBehind, end
 from kserve_ext.store.following import Following, follow
 from kserve_ext.store.location import Location
 
@@ -123,7 +123,6 @@ class RedisStore:
         self._client = self._connect(CALL_TIMEOUT_S)
         self._reader = self._connect(POLL_S + CALL_TIMEOUT_S)
         self._watchers: set[asyncio.Task[None]] = set()
-        self._closing: asyncio.Task[None] | None = None
 
     def put(self, items: Items) -> None:
         self.behind.put(items)
@@ -177,17 +176,11 @@ class RedisStore:
     async def flush(self, timeout_s: float) -> bool:
         return await self.behind.flush(timeout_s)
 
-    def close(self) -> None:
-        self.behind.close()
-        for task in self._watchers:
-            task.cancel()
-        if self._closing is None:
-            self._closing = asyncio.get_running_loop().create_task(self._disconnect())
-
-    async def closed(self) -> None:
-        """After close(): when its connections have ended."""
-        if self._closing is not None:
-            await self._closing
+    async def close(self) -> None:
+        await self.behind.close()
+        await end(self._watchers)
+        await self._client.aclose()
+        await self._reader.aclose()
 
     # --- writing
 
@@ -295,11 +288,6 @@ class RedisStore:
             retry=Retry(NoBackoff(), 0),  # a write that is repeated must say so: _PUT tells attempts apart
         )
         return client
-
-    async def _disconnect(self) -> None:
-        await asyncio.gather(*self._watchers, return_exceptions=True)
-        await self._client.aclose()
-        await self._reader.aclose()
 
 
 @cache

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from kserve_ext.rpc.errors import RpcError
 from kserve_ext.rpc.rpc import Rpc
 from kserve_ext.store import Conflict, Items, OnChange, OnItems, Unavailable
-from kserve_ext.store.behind import WHOLE, Batch, WriteBehind
+from kserve_ext.store.behind import WHOLE, Batch, WriteBehind, end
 from kserve_ext.store.following import Following, follow
 from kserve_ext.wire.messages import (
     StoreChanges,
@@ -81,10 +81,9 @@ class RemoteStore:
     async def flush(self, timeout_s: float) -> bool:
         return await self.behind.flush(timeout_s)
 
-    def close(self) -> None:
-        self.behind.close()
-        for task in self._watchers:
-            task.cancel()
+    async def close(self) -> None:
+        await self.behind.close()
+        await end(self._watchers)
 
     # --- inside
 

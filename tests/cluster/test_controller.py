@@ -131,7 +131,7 @@ def test_epochs_grow_over_the_controllers_death_and_the_dead_leave_the_view(part
             assert await store.flush(10)
             found = {k: v for k, (v, _) in (await store.scan("")).items() if k != "view"}
             assert found == {"kept": b"acknowledged", "behind": b"written when it is back"}
-            store.close()
+            await store.close()
 
             parts.kill("schedule-0")
             await watcher.until("cluster-mgr-0")

@@ -114,7 +114,7 @@ def test_while_the_store_is_away_the_newest_are_kept_and_the_rest_counted() -> N
         sink.away = False
         assert await behind.flush(10)
         assert list(sink.taken[-1]) == [f"k{k}" for k in range(15, 25)]
-        behind.close()
+        await behind.close()
 
     asyncio.run(story())
 

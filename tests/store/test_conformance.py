@@ -14,7 +14,6 @@ from kserve_ext.store import Conflict, Store, Unavailable
 from kserve_ext.store.behind import MAX_VALUE_BYTES
 from tests.support.stores import Backing, backing
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed.*:ResourceWarning")
 AWAY = ["remote", "redis"]
 
 
@@ -66,8 +65,7 @@ async def on(kind: str, folder: Path) -> AsyncIterator[Bench]:
         yield bench
     finally:
         for store in bench.stores:
-            store.close()
-        await asyncio.sleep(0.01)
+            await store.close()
         await bench.behind.close()
 
 

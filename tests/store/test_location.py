@@ -44,8 +44,7 @@ def test_who_may_not_come_in_is_told_what_to_do_and_nobody_sees_the_password(tmp
         try:
             return await store.put_now([("a/1", b"x")])
         finally:
-            store.close()
-            await store.closed()
+            await store.close()
 
     with RedisServer(tmp_path, "--requirepass", "s3cret") as server:
         host = f"127.0.0.1:{server.port}"
@@ -73,8 +72,7 @@ def test_a_user_with_the_rights_that_the_remedy_names_is_enough(tmp_path: Path) 
             await store.put_now([("a/1", b"x")], expect=[("a/1", 0)])
             await changed.wait()
         finally:
-            store.close()
-            await store.closed()
+            await store.close()
 
     rights = (
         "--user",

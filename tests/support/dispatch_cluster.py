@@ -117,7 +117,7 @@ class Dispatch:
         if self.membership._task is not None:
             self.membership._task.cancel()
         await self.function.server.close()
-        self.store.close()
+        await self.store.close()
         await self.rpc.close()
 
 

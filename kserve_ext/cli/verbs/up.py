@@ -234,8 +234,7 @@ def check_store(folder: Folder, url: str) -> None:
         try:
             await store.scan("objects/")
         finally:
-            store.close()
-            await store.closed()
+            await store.close()
 
     try:
         asyncio.run(look())
