@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from kserve_ext.core import rendezvous
+from kserve_ext.core import partitions, rendezvous
 from kserve_ext.core.facts import Mark, Resources, View
 from kserve_ext.core.ids import FunctionID, NodeID
 from kserve_ext.core.schedule import machine as core
@@ -60,6 +60,7 @@ class ScheduleFunction:
         self.asked = self.decisions = 0
         self._calls: dict[int, tuple[Schedule, asyncio.Future[Placements]]] = {}
         self._room: Room | None = None
+        self._owners: dict[NodeID, FunctionID] = {}
         rpc.handle(ModNode, self.mod_node)
         rpc.handle(Schedule, self.schedule)
         rpc.handle(Coordinate, self.coordinate)
@@ -73,14 +74,14 @@ class ScheduleFunction:
         if message.down:
             self.machine.partition.forget(node)
             log.warning("node %s is down, places nothing there: %s", node, message.down)
-        elif self._owns(node):
+        elif self._owners.get(node) == self.me:
             self.machine.partition.learn(message.status)
         return Ack(self.membership.view.epoch)
 
     def view_changed(self, view: View) -> None:
-        functions = {FunctionID(m.id) for m in view.of("schedule")}
-        owned = {NodeID(m.id) for m in view.of("node") if self._owns(NodeID(m.id))}
-        self.machine.view(owned, functions)
+        self._owners = partitions.owners(view, "schedule")
+        owned = {node for node, function in self._owners.items() if function == self.me}
+        self.machine.view(owned, {m.id for m in view.of("schedule")})
         self.rpc.warm(m.addr for m in view.members if NodeID(m.id) in owned or m.kind == "schedule")
 
     def coordinate(self, message: Coordinate, caller: Caller) -> CoordinateReply:
@@ -91,10 +92,6 @@ class ScheduleFunction:
                     action.function, Resources(*action.free), Resources(*action.largest), capacity
                 )
         return CoordinateReply(epoch=self.membership.view.epoch)
-
-    def _owns(self, node: NodeID) -> bool:
-        functions = [m.id for m in self.membership.view.of("schedule")]
-        return bool(functions) and rendezvous.owner(node, functions) == self.me
 
     # --- placement
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from kserve_ext.core import rendezvous
-from kserve_ext.core.ids import FunctionID
+from kserve_ext.core import partitions
 from kserve_ext.core.node.facts import Instruction, Tell
 from kserve_ext.core.node.machine import NodeMachine
 from kserve_ext.rpc import Rpc, RpcError
@@ -62,8 +61,7 @@ class Telling:
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
-        functions = [FunctionID(m.id) for m in self.membership.view.of("cluster_mgr")]
-        owner = rendezvous.owner(self.machine.node, functions)
+        owner = partitions.owner(self.membership.view, "cluster_mgr", self.machine.node)
         if owner is not None:
             update = Update(self.machine.status())
             self.rpc.call_soon(self.membership.addr_of(owner), update, lambda reply: None, CALL_TIMEOUT_S)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kserve_ext.core import rendezvous
 from kserve_ext.core.facts import NodeStatus, Resources, View
 from kserve_ext.core.ids import FunctionID, NodeID
+from kserve_ext.core.partitions import owners
 
 LOST_S = 1.0
 SILENT_S = 3.0
@@ -56,9 +56,9 @@ class ClusterMgrMachine:
     def __init__(self, me: FunctionID, now: float = 0.0) -> None:
         self.me = me
         self._view = View()
-        #: Schedule functions and ClusterMgr functions of the view, and who of them has which node
-        self._functions: tuple[list[FunctionID], list[FunctionID]] = ([], [])
+        #: the Schedule function and the ClusterMgr function of each node of the view
         self._owners: dict[NodeID, FunctionID] = {}
+        self._managers: dict[NodeID, FunctionID] = {}
         self._nodes: dict[NodeID, _Node] = {}
         #: nodes of ours in the view that have not spoken to us yet, and since when we wait
         self._awaited: dict[NodeID, float] = {}
@@ -85,11 +85,12 @@ class ClusterMgrMachine:
 
     def view(self, view: View, now: float) -> list[Instruction]:
         """A new view: other owners, other nodes of ours."""
-        self._view, self._owners = view, {}
-        self._functions = [m.id for m in view.of("schedule")], [m.id for m in view.of("cluster_mgr")]
-        ours = {NodeID(m.id) for m in view.of("node") if self._manager(NodeID(m.id)) == self.me}
-        for node in [n for n in self._nodes if self._manager(n) != self.me]:
-            del self._nodes[node]
+        self._view = view
+        self._owners, self._managers = owners(view, "schedule"), owners(view, "cluster_mgr")
+        ours = {node for node, manager in self._managers.items() if manager == self.me}
+        for member in view.of("node"):
+            if (node := NodeID(member.id)) not in ours:
+                self._nodes.pop(node, None)
         self._awaited = {n: self._awaited.get(n, now) for n in sorted(ours - self._nodes.keys())}
         return [i for node in self._nodes.values() for i in self._tell(node, now)]
 
@@ -103,10 +104,10 @@ class ClusterMgrMachine:
             if not reason:
                 continue
             del self._nodes[name]
-            if self._view.epoch and self._manager(name) != self.me:
+            if self._view.epoch and self._managers.get(name) != self.me:
                 continue  # it spoke to us under an older view, and now does to whom it belongs
             out.append(TellController(node.status, reason))
-            owner = self._owner(name)
+            owner = self._owners.get(name)
             if owner:
                 out.append(TellOwner(owner, node.status, reason))
             if self._view.member(name) is not None:
@@ -126,7 +127,7 @@ class ClusterMgrMachine:
     # --- inside
 
     def _tell(self, node: _Node, now: float) -> list[Instruction]:
-        owner = self._owner(node.status.node)
+        owner = self._owners.get(node.status.node)
         if not owner:
             return []
         same = node.told is not None and node.told._replace(seq=0) == node.status._replace(seq=0)
@@ -148,11 +149,3 @@ class ClusterMgrMachine:
         if now - node.heard_at >= SILENT_S:
             return f"silent for {now - node.heard_at:.1f} s"
         return ""
-
-    def _owner(self, node: NodeID) -> FunctionID:
-        if node not in self._owners:
-            self._owners[node] = rendezvous.owner(node, self._functions[0]) or FunctionID("")
-        return self._owners[node]
-
-    def _manager(self, node: NodeID) -> FunctionID:
-        return rendezvous.owner(node, self._functions[1]) or FunctionID("")

@@ -221,10 +221,15 @@ class Member(NamedTuple):
 
 
 class View(NamedTuple):
-    """Who is in the cluster. Epochs only grow; members are in order of id."""
+    """Who is in the cluster, and who has which node. Epochs only grow; members are in order of id.
+
+    Who has a node is read with core/partitions.py: `owners(view, kind)`.
+    """
 
     epoch: int = 0
     members: tuple[Member, ...] = ()
+    partitions: tuple[int, ...] = ()  # of each node, in order: the index of its Schedule function among these
+    shares: tuple[int, ...] = ()  # likewise its ClusterMgr function
 
     def of(self, kind: Kind) -> tuple[Member, ...]:
         """Those that work is divided among: a draining one is still a member, and gets none."""

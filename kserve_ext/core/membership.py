@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kserve_ext.core.facts import Member, View
-from kserve_ext.core.ids import FunctionID
+from kserve_ext.core.ids import FunctionID, NodeID
+from kserve_ext.core.partitions import carried, divide, owners
 
 LOST_S = 0.3
 SILENT_S = 3.0
@@ -62,6 +63,8 @@ class MembershipMachine:
             m.id: _Record(m._replace(draining=False), now, draining=m.draining) for m in stored.members
         }
         self._view: View | None = None
+        self._partitions = owners(stored, "schedule")
+        self._shares = owners(stored, "cluster_mgr")
         self._gather_by = now + GATHER_S
         #: members know epochs that our store has lost: nothing is published before _gather_by
         self._gathers = False
@@ -73,7 +76,7 @@ class MembershipMachine:
     def view(self) -> View:
         if self._view is None:
             members = tuple(self._records[name].shown for name in sorted(self._records))
-            self._view = View(self.epoch, members)
+            self._view = self._divided(View(self.epoch, members))
         return self._view
 
     def gathering(self, now: float) -> float:
@@ -160,6 +163,13 @@ class MembershipMachine:
         return all(r.acked_epoch >= self.epoch for r in self._records.values())
 
     # --- inside
+
+    def _divided(self, view: View) -> View:
+        """Gives each node to a Schedule and a ClusterMgr function: to who had it, where the quota allows."""
+        nodes = [NodeID(m.id) for m in view.of("node")]
+        self._partitions = divide(nodes, [m.id for m in view.of("schedule")], self._partitions)
+        self._shares = divide(nodes, [m.id for m in view.of("cluster_mgr")], self._shares)
+        return carried(view, self._partitions, self._shares)
 
     def _dead(self, record: _Record, now: float) -> str:
         if record.lost_at is not None and now - record.lost_at >= LOST_S:

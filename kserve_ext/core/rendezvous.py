@@ -2,16 +2,14 @@
 
 Everyone who knows the same members answers the same, on any machine and in any release. When a member goes,
 only its keys move, to the next in each key's own order; when one comes, it takes only what it wins.
-Shares are even in the mean, not bounded.
+Shares are even in the mean, not bounded; partitions.py bounds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from hashlib import blake2b
-from typing import TypeVar
-
-from kserve_ext.core.ids import FunctionID, NodeID
+from typing import Generic, TypeVar
 
 M = TypeVar("M", bound=str)
 
@@ -26,21 +24,31 @@ def ranked(key: str, members: Iterable[M]) -> list[M]:
     return sorted(members, key=lambda member: _rank(key, member), reverse=True)
 
 
-def partition(
-    nodes: Iterable[NodeID], functions: Sequence[FunctionID]
-) -> dict[FunctionID, tuple[NodeID, ...]]:
-    """The nodes of each function, in order of id. A function without nodes is there too, with none."""
-    owned: dict[FunctionID, list[NodeID]] = {function: [] for function in sorted(functions)}
-    for node in sorted(nodes):
-        function = owner(node, functions)
-        if function is not None:
-            owned[function].append(node)
-    return {function: tuple(mine) for function, mine in owned.items()}
+class Ranks(Generic[M]):
+    """The same order for many keys: each member's half of the hash is computed once."""
+
+    def __init__(self, members: Iterable[M]) -> None:
+        self._begun = {member: _begun(member) for member in members}
+
+    def rank(self, key: str, member: M) -> tuple[bytes, str]:
+        """Higher goes first."""
+        digest = self._begun[member].copy()
+        digest.update(key.encode())
+        return digest.digest(), member
+
+    def first(self, key: str, among: Iterable[M]) -> M:
+        """The one of these members, at least one, that comes first for `key`."""
+        return max(among, key=lambda member: self.rank(key, member))
 
 
 def _rank(key: str, member: str) -> tuple[bytes, str]:
     """The member's name settles ties, so that the order of `members` never matters."""
-    digest = blake2b(member.encode(), digest_size=8)
-    digest.update(b"\0")
+    digest = _begun(member)
     digest.update(key.encode())
     return digest.digest(), member
+
+
+def _begun(member: str) -> blake2b:
+    digest = blake2b(member.encode(), digest_size=8)
+    digest.update(b"\0")
+    return digest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kserve_ext.core import rendezvous
 from kserve_ext.core.cluster_mgr import (
     LOST_S,
     SILENT_S,
@@ -13,6 +12,7 @@ from kserve_ext.core.cluster_mgr import (
 )
 from kserve_ext.core.facts import Member, NodeStatus, Resources, View
 from kserve_ext.core.ids import FunctionID, NodeID
+from kserve_ext.core.partitions import divide
 
 ME = FunctionID("cluster-mgr-0")
 VIEW = View(
@@ -109,7 +109,8 @@ def test_a_node_that_spoke_under_an_older_view_and_moved_on_is_not_dead() -> Non
     for k in range(20):
         m.update(NodeStatus(NodeID(f"node-{k}"), "b", 1, 1, Resources(1), Resources(1)), k, 0.1)
     dead = {str(i.status.node) for i in tick(m, 0.1, SILENT_S + 0.2) if isinstance(i, TellController)}
-    ours = {str(n.id) for n in nodes if rendezvous.owner(n.id, [ME, other.id]) == ME}
+    shares = divide([NodeID(n.id) for n in nodes], [ME, other.id])
+    ours = {str(node) for node, manager in shares.items() if manager == ME}
     assert dead == ours
     assert 0 < len(ours) < 20
 

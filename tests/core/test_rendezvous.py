@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_ext.core.ids import FunctionID, NodeID
-from kserve_ext.core.rendezvous import owner, partition, ranked
+from kserve_ext.core.rendezvous import Ranks, owner, ranked
 
 names = st.text(min_size=1, max_size=12)
 member_sets = st.sets(names, min_size=1, max_size=8)
@@ -57,16 +56,14 @@ def test_a_new_member_takes_keys_only_for_itself(keys: set[str], members: set[st
         assert after in (joined, owner(key, members))
 
 
-@given(st.sets(names, max_size=30), st.lists(names, min_size=1, max_size=6, unique=True))
-def test_a_partition_gives_every_node_to_its_owner_once(nodes: set[str], functions: list[str]) -> None:
-    parts = partition([NodeID(n) for n in nodes], [FunctionID(f) for f in functions])
-    assert set(parts) == set(functions)
-    assert sorted(node for part in parts.values() for node in part) == sorted(nodes)
-    for function, part in parts.items():
-        assert all(owner(node, functions) == function for node in part)
+@given(names, st.lists(names, min_size=1, max_size=8, unique=True))
+def test_ranks_are_the_same_order(key: str, members: list[str]) -> None:
+    ranks = Ranks(members)
+    assert ranks.first(key, members) == owner(key, members)
+    assert sorted(members, key=lambda m: ranks.rank(key, m), reverse=True) == ranked(key, members)
 
 
 def test_shares_are_even_in_the_mean() -> None:
-    functions = [FunctionID(f"schedule-{i}") for i in range(4)]
-    parts = partition([NodeID(f"node-{i}") for i in range(2000)], functions)
-    assert all(400 < len(part) < 600 for part in parts.values())
+    functions = [f"schedule-{i}" for i in range(4)]
+    owners = [owner(f"node-{i}", functions) for i in range(2000)]
+    assert all(400 < owners.count(function) < 600 for function in functions)

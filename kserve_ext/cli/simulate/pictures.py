@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from kserve_ext.core import rendezvous
 from kserve_ext.core.ids import FunctionID, NodeID
+from kserve_ext.core.partitions import divide, loads
 from kserve_ext.sim.claims import burst
 from kserve_ext.sim.fleet import World
 from kserve_ext.sim.plots import Axis, Line, plot
@@ -57,8 +57,8 @@ def _partitions(nodes: int) -> str:
     lines = []
     for count in (5, 15, 35):
         functions = [FunctionID(f"schedule-{k}") for k in range(count)]
-        owned = rendezvous.partition((NodeID(f"node-{n:04d}") for n in range(nodes)), functions)
-        sizes = sorted((len(mine) for mine in owned.values()), reverse=True)
+        owned = divide((NodeID(f"node-{n:04d}") for n in range(nodes)), functions)
+        sizes = sorted(loads(owned, functions), reverse=True)
         lines.append(Line(f"{count} functions", tuple((float(k + 1), float(n)) for k, n in enumerate(sizes))))
     return plot("Partitions", Axis("Schedule function, by size"), Axis("nodes"), lines)
 

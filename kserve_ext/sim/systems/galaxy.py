@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from kserve_ext.core import rendezvous
+from kserve_ext.core import partitions, rendezvous
 from kserve_ext.core.cluster_mgr import ClusterMgrMachine
 from kserve_ext.core.dispatch.facts import AskNode, Place, Remember, StopInstance
 from kserve_ext.core.dispatch.fleet import NOWHERE
@@ -52,6 +52,7 @@ class Galaxy:
         self.where: dict[InstanceID, NodeAgent] = {}
         self._subsets: dict[str, list[FunctionID]] = {}
         self._orders: dict[Kind, tuple[FunctionID, ...]] = {}
+        self._managers: dict[NodeID, FunctionID] = {}
         self._ids = 0
         self.nodes: dict[NodeID, NodeAgent] = {}
         for node in fleet.nodes:
@@ -267,9 +268,12 @@ class Galaxy:
         self.upkeep.reported(agent)
 
     def _manager(self, agent: NodeAgent) -> FunctionID:
-        name = owner(agent.id, self._order("cluster_mgr"))
-        assert name is not None
-        return name
+        found = self._managers.get(agent.id)
+        if found is None:
+            found = partitions.owner(self.view, "cluster_mgr", agent.id)
+            assert found is not None
+            self._managers[agent.id] = found
+        return found
 
     # --- the view
 
@@ -283,7 +287,7 @@ class Galaxy:
         """A member gets the view."""
         name, view = push.member.id, push.view
         if view.epoch > self.view.epoch:
-            self.view, self._orders, self._subsets = view, {}, {}
+            self.view, self._orders, self._subsets, self._managers = view, {}, {}, {}
         if self.network.taken is not None:
             owner.cache_clear()  # what a real process has to compute itself
         nodes = {NodeID(m.id) for m in view.of("node")}
@@ -291,9 +295,8 @@ class Galaxy:
             members = {m.id: m.incarnation for m in view.of("dispatch")}
             self.shards[name].view(view.epoch, members, nodes)
         elif name in self.schedulers:
-            functions = self._order("schedule")
-            owned = {node for node in nodes if owner(node, functions) == name}
-            self.schedulers[name].machine.view(owned, set(functions))
+            owned = {n for n, f in partitions.owners(view, "schedule").items() if f == name}
+            self.schedulers[name].machine.view(owned, set(self._order("schedule")))
         elif name in self.managers:
             self.upkeep.manage(self.processes[name], self.managers[name].view(view, self.now), aside=True)
         else:
