@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -18,11 +18,13 @@ from kserve_ext.core import partitions, rendezvous
 from kserve_ext.core.facts import Mark, Resources, View
 from kserve_ext.core.ids import FunctionID, NodeID
 from kserve_ext.core.schedule import machine as core
+from kserve_ext.core.schedule.rooms import Room as Summary
 from kserve_ext.rpc import Caller, Rpc, RpcError
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.process import Process, wall_time
 from kserve_ext.wire.messages import (
     Ack,
+    Action,
     Commit,
     Coordinate,
     CoordinateReply,
@@ -56,10 +58,9 @@ class ScheduleFunction:
         self.me = me
         self.rpc = rpc
         self.membership = membership
-        self.machine = core.ScheduleMachine(me)
+        self.machine = core.ScheduleMachine(me, membership.member.incarnation)
         self.asked = self.decisions = 0
         self._calls: dict[int, tuple[Schedule, asyncio.Future[Placements]]] = {}
-        self._room: Room | None = None
         self._owners: dict[NodeID, FunctionID] = {}
         rpc.handle(ModNode, self.mod_node)
         rpc.handle(Schedule, self.schedule)
@@ -85,13 +86,8 @@ class ScheduleFunction:
         self.rpc.warm(m.addr for m in view.members if NodeID(m.id) in owned or m.kind == "schedule")
 
     def coordinate(self, message: Coordinate, caller: Caller) -> CoordinateReply:
-        for action in message.actions:
-            if isinstance(action, Room):
-                capacity = Resources(*action.capacity) if action.capacity else None
-                self.machine.heard_room(
-                    action.function, Resources(*action.free), Resources(*action.largest), capacity
-                )
-        return CoordinateReply(epoch=self.membership.view.epoch)
+        better = self.machine.rooms.heard(_read(message.actions), wants=message.wants)
+        return CoordinateReply(tuple(_written(room) for room in better), self.membership.view.epoch)
 
     # --- placement
 
@@ -193,6 +189,8 @@ class ScheduleFunction:
             if isinstance(reply, Placements):
                 placed = [core.Place(p.instance, p.node, p.addr) for p in reply.placed]
                 refused = [core.Refusal(r.instance, r.reason, r.unknown) for r in reply.refused]
+                if reply.room is not None:
+                    self.machine.rooms.heard(_read([reply.room]))
                 if reply.stale:
                     refused = [core.Refusal(w.instance, f"{i.function} knows a newer view") for w in i.wanted]
             else:
@@ -207,7 +205,7 @@ class ScheduleFunction:
         self.rpc.call_soon(addr, message, done, FORWARD_TIMEOUT_S)
 
     def _answer(self, i: core.Answer) -> None:
-        _, answer = self._calls.pop(i.op)
+        call, answer = self._calls.pop(i.op)
         self.decisions += len(i.placed)
         if not answer.done():
             answer.set_result(
@@ -215,6 +213,7 @@ class ScheduleFunction:
                     placed=tuple(Placed(p.instance, p.node, p.addr) for p in i.placed),
                     refused=tuple(Refused(r.instance, r.reason, r.unknown, r.never) for r in i.refused),
                     epoch=self.membership.view.epoch,
+                    room=_written(self.machine.room()) if call.hops else None,
                 )
             )
 
@@ -227,21 +226,18 @@ class ScheduleFunction:
     # --- gossip and description
 
     async def gossip(self) -> None:
-        """Tells the other Schedule functions how much room there is here: on change, and once a second."""
-        told = 0.0
-        loop = asyncio.get_running_loop()
+        """Tells other Schedule functions how much room there is where."""
+
+        def done(reply: Message | RpcError) -> None:
+            if isinstance(reply, CoordinateReply):
+                self.machine.rooms.heard(_read(reply.actions))
+
         while True:
             await asyncio.sleep(GOSSIP_PERIOD_S)
-            total, largest, nodes = self.machine.partition.room()
-            capacity = tuple(self.machine.partition.capacity() or ())
-            room = Room(self.me, tuple(total), tuple(largest), nodes, capacity=capacity)
-            if room == self._room and loop.time() - told < 2 * GOSSIP_PERIOD_S:
-                continue
-            self._room, told = room, loop.time()
-            message = Coordinate(self.me, self.membership.addr, self.membership.view.epoch, (room,))
-            for member in self.membership.view.of("schedule"):
-                if member.id != self.me:
-                    self.rpc.call_soon(member.addr, message, lambda reply: None, 1.0)
+            for to, rooms, wants in self.machine.gossip():
+                epoch, actions = self.membership.view.epoch, tuple(_written(room) for room in rooms)
+                message = Coordinate(self.me, self.membership.addr, epoch, actions, wants)
+                self.rpc.call_soon(self.membership.addr_of(to), message, done, 1.0)
 
     def load(self) -> Load:
         return Load(requests=self.asked, queued=self.machine.under_way)
@@ -268,9 +264,22 @@ class ScheduleFunction:
             "conflicts": machine.conflicts_total,
             "under_way": machine.under_way,
             "connections": self.rpc.connections(),
-            "rooms": {f: total._asdict() for f, (total, _) in machine.rooms.items()},
+            "rooms": {f: room.free._asdict() for f, room in machine.rooms.known.items()},
         }
         return Description(msgspec.json.encode(body))
+
+
+def _read(actions: Iterable[Action]) -> Iterator[Summary]:
+    for action in actions:
+        if isinstance(action, Room):
+            capacity = Resources(*action.capacity) if action.capacity else None
+            free, largest = Resources(*action.free), Resources(*action.largest)
+            yield Summary(action.function, action.version, free, largest, action.nodes, capacity)
+
+
+def _written(room: Summary) -> Room:
+    capacity = tuple(room.capacity or ())
+    return Room(room.function, tuple(room.free), tuple(room.largest), room.nodes, capacity, room.version)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """The Schedule function's machine: places instances on the nodes of its partition, one or as a gang.
 
 Each placement goes to the best node, and to the next one when that refuses; what no node here takes is passed
-to the partition with the most room (`hops` bounds that). A gang is reserved first, on every node it needs, and
+to a partition with much room (rooms.py; `hops` bounds that). A gang is reserved first, on every node it needs, and
 committed only when all of it is admitted; else all of it is released, and the answer says which part did not
 fit and why. A start whose answer was lost is never repeated elsewhere under the same id: the answer names the
 node as `unknown`, and home counts it until that node has spoken.
@@ -19,6 +19,7 @@ from kserve_ext.core.schedule.filters import Candidate, fits, why_not
 from kserve_ext.core.schedule.gangs import choose_gang
 from kserve_ext.core.schedule.line import AskRoom, Line, Standing, TellRoom, key_of
 from kserve_ext.core.schedule.partition import Partition
+from kserve_ext.core.schedule.rooms import Gossip, Room, Rooms
 from kserve_ext.core.schedule.scores import NOWHERE, near
 
 MAX_HOPS = 2
@@ -130,17 +131,15 @@ class _Op:
 class ScheduleMachine:
     """All placements under way in one Schedule function."""
 
-    def __init__(self, me: FunctionID, weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, me: FunctionID, incarnation: int = 0, weights: Mapping[str, float] | None = None
+    ) -> None:
         """`weights` of namespaces, for their shares of a full cluster."""
         self.me = me
         self.partition = Partition()
         self.line = Line(self.partition, weights)
         self._now = 0.0
-        #: newest gossip of the other partitions: free in all, free on the roomiest node
-        self.rooms: dict[FunctionID, tuple[Resources, Resources]] = {}
-        #: what no node of another partition exceeds; absent while that partition doesn't know all its nodes
-        self.capacities: dict[FunctionID, Resources] = {}
-        self._others: set[FunctionID] = set()
+        self.rooms = Rooms(me, incarnation)
         self.placed_total = 0
         self.refused_total = 0
         self.conflicts_total = 0
@@ -266,22 +265,20 @@ class ScheduleMachine:
         self._now = max(self._now, now)
         return list(self.line.give(self._now))
 
-    def heard_room(
-        self, function: FunctionID, free: Resources, largest: Resources, capacity: Resources | None = None
-    ) -> None:
-        self.rooms[function] = (free, largest)
-        if capacity is None:
-            self.capacities.pop(function, None)
-        else:
-            self.capacities[function] = capacity
-
     def view(self, owned: set[NodeID], functions: set[FunctionID]) -> None:
         """A new view: the nodes that are ours, and the Schedule functions that there are."""
         self.partition.keep_only(owned)
-        self._others = functions - {self.me}
-        for gone in [f for f in self.rooms if f not in functions]:
-            del self.rooms[gone]
-            self.capacities.pop(gone, None)
+        self.rooms.view(functions)
+
+    def room(self) -> Room:
+        """How much there is here: what goes with the answer to a borrower."""
+        self.rooms.describe(*self.partition.room(), self.partition.capacity())
+        return self.rooms.own
+
+    def gossip(self) -> list[Gossip]:
+        """Once a period: whom to tell how much room there is where."""
+        self.room()
+        return self.rooms.round()
 
     @property
     def under_way(self) -> int:
@@ -320,7 +317,7 @@ class ScheduleMachine:
         if op.open:
             return out
         if op.stuck and not op.committing:
-            function = self._roomiest(op)
+            function = self._lender(op)
             if function is not None and not (op.gang and op.refused):
                 op.asked.add(function)
                 op.open += 1
@@ -383,8 +380,8 @@ class ScheduleMachine:
         needs = op.wanted[refusal.instance].needs
         unasked = [
             f"partition {function}: {short} on its roomiest node"
-            for function, (_, largest) in sorted(self.rooms.items())
-            if function not in op.asked and any(largest) and (short := needs.short_of(largest))
+            for function, room in sorted(self.rooms.known.items())
+            if function not in op.asked and any(room.largest) and (short := needs.short_of(room.largest))
         ]
         reason = "; ".join([refusal.reason, *unasked[:3]])
         if not self._never(needs):
@@ -395,22 +392,13 @@ class ScheduleMachine:
     def _never(self, needs: Resources) -> bool:
         """No node would take it even when empty. False as long as any node has yet to be heard of."""
         own = self.partition.capacity()
-        if own is None or self._others - self.capacities.keys():
+        if own is None or not self.rooms.complete:
             return False
-        known = [c for c in (own, *self.capacities.values()) if any(c)]
+        known = [c for c in (own, *(r.capacity for r in self.rooms.known.values())) if c and any(c)]
         return bool(known) and not any(needs.fits(c) for c in known)
 
-    def _roomiest(self, op: _Op) -> FunctionID | None:
-        """The partition to ask next: it has a node that fits one of the stuck, and the most room in all."""
+    def _lender(self, op: _Op) -> FunctionID | None:
+        """The partition to ask next."""
         if op.hops >= MAX_HOPS or (op.hops and op.reserve):
             return None
-        fitting = [
-            (free, function)
-            for function, (free, largest) in self.rooms.items()
-            if function != self.me
-            and function not in op.asked
-            and any(op.wanted[i].needs.fits(largest) for i in op.stuck)
-        ]
-        if not fitting:
-            return None
-        return max(fitting, key=lambda f: (f[0].gpus, f[0].cpu_milli, f[0].memory_mib, f[1]))[1]
+        return self.rooms.lender([op.wanted[i].needs for i in op.stuck], op.asked)

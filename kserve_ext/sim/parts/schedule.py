@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from kserve_ext.core.dispatch.facts import Outcome, Place
-from kserve_ext.core.facts import NodeStatus, Resources
+from kserve_ext.core.facts import NodeStatus
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.core.node.facts import Order, Verdict
 from kserve_ext.core.schedule import machine as core
@@ -48,7 +48,6 @@ class Schedule:
         self.machine = core.ScheduleMachine(name)
         self.probe_cache, self._rng = probe_cache, rng
         self._calls: dict[int, Call] = {}
-        self._room: tuple[Resources, Resources, int] | None = None
 
     # --- placement
 
@@ -154,6 +153,7 @@ class Schedule:
 
         def answered(said: object) -> None:
             assert isinstance(said, core.Answer)
+            self.machine.rooms.heard([other.machine.room()])
             self._carry(self.machine.forwarded(i.op, i.function, said.placed, said.refused))
 
         def lost() -> None:
@@ -164,17 +164,17 @@ class Schedule:
 
     # --- gossip
 
-    def gossip(self, always: bool) -> None:
-        """How much room there is here, to all others: on change, and when `always`."""
-        room = self.machine.partition.room()
-        if room == self._room and not always:
-            return
-        self._room = room
-        capacity = self.machine.partition.capacity()
-        for other in self.others.values():
-            if other is not self:
-                self.network.aside(other.process, "room")
-                other.machine.heard_room(self.id, room[0], room[1], capacity)
+    def gossip(self) -> None:
+        """One round: how much room there is where, to those that the machine names."""
+        now = self.network.clock.now
+        for to, rooms, wants in self.machine.gossip():
+            other = self.others[to]
+            if not other.process.runs(now):
+                continue
+            self.network.aside(other.process, "room", len(rooms))
+            better = other.machine.rooms.heard(rooms, wants=wants)
+            self.network.aside(self.process, "room", len(better))
+            self.machine.rooms.heard(better)
 
 
 def outcomes(answer: core.Answer) -> dict[InstanceID, Outcome]:

@@ -24,6 +24,7 @@ DISPATCH_TICK_S: Final = 0.1
 NODE_TICK_S: Final = 0.5
 HEARTBEAT_S: Final = 0.5
 GOSSIP_S: Final = 0.5
+ROUNDS_BEFORE: Final = 10  # of gossip: the cluster stands for a while already
 REPORT_S: Final = 0.5
 GROUPS: Final = 10  # nodes beat in so many groups, one after the other
 
@@ -54,8 +55,9 @@ class Upkeep:
             self._beat(group)
             self.clock.every(HEARTBEAT_S, partial(self._beat, group), HEARTBEAT_S * share)
             self.clock.every(NODE_TICK_S, partial(self._tick_nodes, group), NODE_TICK_S * share)
-        for function in self.schedulers.values():
-            function.gossip(always=True)
+        for _ in range(ROUNDS_BEFORE):
+            for function in self.schedulers.values():
+                function.gossip()
         self.clock.every(GOSSIP_S, self._gossip)
         self.clock.every(REPORT_S, self._report)
 
@@ -119,10 +121,9 @@ class Upkeep:
 
     def _gossip(self) -> None:
         now = self.clock.now
-        always = round(now / GOSSIP_S) % 2 == 0
         for function in self.schedulers.values():
             if function.process.runs(now):
-                function.gossip(always)
+                function.gossip()
         for name, machine in self.managers.items():
             if self.processes[name].runs(now):
                 self.manage(self.processes[name], machine.tick(now), aside=True)

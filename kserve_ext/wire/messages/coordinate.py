@@ -12,13 +12,14 @@ from kserve_ext.wire.messages.base import Message
 
 
 class Room(msgspec.Struct, array_like=True, frozen=True, tag=1, gc=False):
-    """Schedule function's gossip: the largest and the total free room of its partition, nodes in it."""
+    """Gossip among Schedule functions: one's total and largest free room, and nodes (core/schedule/rooms.py)."""
 
     function: FunctionID
     free: tuple[int, ...]  # Resources, summed
     largest: tuple[int, ...]  # Resources of the roomiest node
     nodes: int
     capacity: tuple[int, ...] = ()  # Resources that no node here exceeds; () = not all nodes are known yet
+    version: tuple[int, int] = (0, 0)  # the function's incarnation, and its count of changes
 
 
 class Demand(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
@@ -75,12 +76,16 @@ Action = Room | Demand | Grant | Broken
 
 
 class Coordinate(Message, frozen=True):
-    """A batch of actions; the reply may carry actions back (a Grant for a Demand), which saves a call."""
+    """A batch of actions; the reply may carry actions back (a Grant for a Demand), which saves a call.
+
+    `wants`: these are all Rooms that the sender knows; the reply carries those that it lacks.
+    """
 
     sender: FunctionID
     sender_addr: str
     epoch: int
     actions: tuple[Action, ...]
+    wants: bool = False
 
 
 class CoordinateReply(Message, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kserve_ext.core.facts import Mark, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.wire.messages.base import Message
+from kserve_ext.wire.messages.coordinate import Room
 
 
 class Item(Message, frozen=True):
@@ -49,3 +50,4 @@ class Placements(Message, frozen=True):
     refused: tuple[Refused, ...] = ()
     stale: bool = False
     epoch: int = 0
+    room: Room | None = None  # what is left where it was borrowed

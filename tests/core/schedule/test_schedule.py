@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kserve_ext.core.facts import NodeStatus, Resources
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.core.schedule import machine as core
+from kserve_ext.core.schedule.rooms import Room
 from tests.core.schedule.test_placement import revision, status
 
 
@@ -64,11 +65,12 @@ class Cluster:
         self.gossip()
 
     def gossip(self) -> None:
-        for name, machine in self.machines.items():
-            for other, theirs in self.machines.items():
-                if other != name:
-                    total, largest, _ = theirs.partition.room()
-                    machine.heard_room(FunctionID(other), total, largest)
+        functions = {FunctionID(name) for name in self.machines}
+        for machine in self.machines.values():
+            machine.rooms.view(functions)
+            machine.rooms.describe(*machine.partition.room(), machine.partition.capacity())
+        for machine in self.machines.values():
+            machine.rooms.heard([other.rooms.own for other in self.machines.values()])
 
     def put(self, machine: str, instructions: Iterable[core.Instruction]) -> None:
         self.queue.extend((machine, i) for i in instructions)
@@ -246,7 +248,7 @@ def test_never_is_said_only_when_every_node_is_known_and_too_small() -> None:
     assert not cluster.schedule("s0", large).refused[0].never, "b has not been heard of"
     machine.view({NodeID("a")}, {FunctionID("s0"), FunctionID("s1")})
     assert not cluster.schedule("s0", large).refused[0].never, "s1 has not said what it has"
-    machine.heard_room(FunctionID("s1"), Resources(), Resources(), Resources())
+    machine.rooms.heard([Room(FunctionID("s1"), (0, 1), Resources(), Resources(), 0, Resources())])
     refused = cluster.schedule("s0", large).refused[0]
     assert refused.never
     assert "larger node" in refused.reason
