@@ -42,10 +42,11 @@ class Schedule:
         *,
         probe_cache: bool,
         rng: random.Random,
+        incarnation: int = 1,
     ) -> None:
         self.network, self.id, self.nodes, self.others = network, name, nodes, others
         self.process: Process = network.process(name)
-        self.machine = core.ScheduleMachine(name)
+        self.machine = core.ScheduleMachine(name, incarnation)
         self.probe_cache, self._rng = probe_cache, rng
         self._calls: dict[int, Call] = {}
 

@@ -90,6 +90,7 @@ class Galaxy:
                 self.schedulers,
                 probe_cache=self.layout.probe_cache,
                 rng=random.Random(f"{self.fleet.world.seed}/{name}/{incarnation}"),
+                incarnation=incarnation,
             )
             self.processes[name] = self.schedulers[name].process
         else:
