@@ -82,7 +82,7 @@ class FullCluster:
     ) -> None:
         self.random = random.Random(seed)
         self.now = 0.0
-        self.machines = {name: core.ScheduleMachine(FunctionID(name), weights) for name in partitions}
+        self.machines = {name: core.ScheduleMachine(FunctionID(name), weights=weights) for name in partitions}
         self.nodes: dict[NodeID, Node] = {}
         for name, sizes in partitions.items():
             for k, size in enumerate(sizes):
@@ -219,11 +219,9 @@ class FullCluster:
         return given
 
     def _gossip(self) -> None:
-        for name, machine in self.machines.items():
-            for other, theirs in self.machines.items():
-                if other != name:
-                    total, largest, _ = theirs.partition.room()
-                    machine.heard_room(FunctionID(other), total, largest)
+        for machine in self.machines.values():
+            machine.rooms.view({FunctionID(name) for name in self.machines})
+            machine.rooms.heard([other.room() for other in self.machines.values()])
 
     def _put(self, machine: str, instructions: Sequence[core.Instruction]) -> None:
         self._queue.extend((machine, i) for i in instructions)

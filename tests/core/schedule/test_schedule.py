@@ -68,9 +68,7 @@ class Cluster:
         functions = {FunctionID(name) for name in self.machines}
         for machine in self.machines.values():
             machine.rooms.view(functions)
-            machine.rooms.describe(*machine.partition.room(), machine.partition.capacity())
-        for machine in self.machines.values():
-            machine.rooms.heard([other.rooms.own for other in self.machines.values()])
+            machine.rooms.heard([other.room() for other in self.machines.values()])
 
     def put(self, machine: str, instructions: Iterable[core.Instruction]) -> None:
         self.queue.extend((machine, i) for i in instructions)
