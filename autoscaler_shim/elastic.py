@@ -218,7 +218,7 @@ def add_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--threshold",
         action="append",
-        type=_threshold,
+        type=read_threshold,
         default=[],
         metavar="KIND=RATE",
         help="requests a second that one function bears, instead of the calibrated figure",
@@ -246,30 +246,29 @@ def _reading(load: m.Load) -> Reading:
     return Reading(load.srps, load.busy, load.queue_age_s)
 
 
-def _kind(text: str) -> ScaledKind:
-    kind = scaled(text.replace("-", "_"))
-    if kind is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(SCALED)}")
-    return kind
-
-
-def _bounds(text: str) -> tuple[ScaledKind, Bounds]:
-    kind, _, rest = text.partition("=")
-    low, colon, high = rest.partition(":")
-    if not low.isdigit() or (colon and not high.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r}: write KIND=MIN:MAX, e.g. schedule=2:8")
-    bounds = Bounds(int(low), int(high or low))
-    if bounds.max < bounds.min:
-        raise argparse.ArgumentTypeError(f"{text!r}: the most is less than the least")
-    return _kind(kind), bounds
-
-
-def _threshold(text: str) -> tuple[ScaledKind, float]:
+def read_threshold(text: str) -> tuple[ScaledKind, float]:
+    """KIND=RATE. Raises ValueError that says what to write."""
     kind, _, rate = text.partition("=")
     try:
         value = float(rate)
     except ValueError:
         value = 0.0
     if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: write KIND=RATE, e.g. schedule=500")
+        raise ValueError(f"{text!r}: write KIND=RATE, e.g. schedule=500")
     return _kind(kind), value
+
+
+def _kind(text: str) -> ScaledKind:
+    kind = scaled(text.replace("-", "_"))
+    if kind is None:
+        raise ValueError(f"{text!r} is none of {', '.join(SCALED)}")
+    return kind
+
+
+def _bounds(text: str) -> tuple[ScaledKind, Bounds]:
+    kind, _, rest = text.partition("=")
+    low, _, high = rest.partition(":")
+    bounds = Bounds(int(low), int(high or low))
+    if bounds.max < bounds.min:
+        raise ValueError(f"{text!r}: the most is less than the least")
+    return _kind(kind), bounds

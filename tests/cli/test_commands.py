@@ -27,7 +27,22 @@ from tests.shell.test_objects import KEY, MODEL, R1, ZERO, Cluster
 STATUS: dict[str, Any] = {
     "epoch": 7,
     "members": [{"id": "dispatch-0", "kind": "dispatch"}],
-    "controller": {},
+    "controller": {
+        "scaled": {
+            "schedule": {
+                "running": 2,
+                "wanted": 3,
+                "starting": 1,
+                "draining": 0,
+                "min": 2,
+                "max": 8,
+                "threshold": 900.0,
+                "srps": 1234.5,
+                "short": "",
+                "decision": {"at": 0.0, "wanted": 3, "reason": "2 -> 3: schedule-1 applied"},
+            }
+        }
+    },
     "functions": [{"id": "dispatch-0", "kind": "dispatch", "held": 2, "in_flight": 1}],
     "nodes": [
         {
@@ -250,6 +265,8 @@ def test_describe_and_status(galaxy: Running) -> None:
     assert rows["p2"].endswith("unreachable: refused")
     status = galaxy("status").output
     for part in ("epoch 7", "2 held requests", "500m/4", "2Gi/4Gi", "runtimes.vllm_pd:1", "ready"):
+        assert part in status
+    for part in ("2:8", "1,234/s of 900/s each", "2 -> 3: schedule-1 applied"):
         assert part in status
     assert json.loads(galaxy("status", "-o", "json").output) == STATUS
 

@@ -6,12 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from kserve_ext.cli.__main__ import main
 from kserve_ext.cli.documents import load
+from kserve_ext.cli.embedded.elastic import document
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.embedded.parts import parts
 from kserve_ext.cli.failure import Failure
 from kserve_ext.cli.verbs import logs
+from kserve_ext.core.control.facts import Bounds
 from kserve_ext.rpc.process import start_ticks
 
 
@@ -143,9 +147,49 @@ def test_parts_of_a_cluster(tmp_path: Path) -> None:
         "node-0",
         "node-1",
     ]
-    assert found["controller-0"][-2:] == ("--port", "1")
+    told = found["controller-0"]
+    assert told[told.index("--port") + 1] == "1"
+    assert "schedule=1:1" in told
+    assert "--functions" not in found["node-1"]
     assert found["dispatch-1"][:2] == ("-m", "activator_replacement")
     assert found["node-1"][-6:] == ("--cpu", "500m", "--memory", "64Mi", "--gpus", "1")
+
+
+def test_parts_of_an_elastic_cluster(tmp_path: Path) -> None:
+    bounds = {"dispatch": Bounds(1, 1), "schedule": Bounds(2, 8), "cluster-mgr": Bounds(1, 3)}
+    cluster = {
+        "controller": "127.0.0.1:1",
+        "http": "127.0.0.1:2",
+        "domain": "d",
+        "counts": {kind: b.min for kind, b in bounds.items()} | {"node": 1},
+        "elastic": document(bounds, ("schedule=500",), 5.0),
+        "node": {"cpu_milli": 500, "memory_mib": 64, "gpus": 1},
+    }
+    found = {part.id: " ".join(part.argv) for part in parts(cluster, tmp_path)}
+    assert [name for name in found if "schedule" in name] == ["schedule-0", "schedule-1"]
+    assert "--bounds schedule=2:8 --bounds cluster-mgr=1:3" in found["controller-0"].replace(
+        "--bounds dispatch=1:1 ", ""
+    )
+    assert "--threshold schedule=500 --stable 5.0" in found["controller-0"]
+    assert found["node-0"].endswith("--functions autoscaler_shim")
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "said"),
+    [
+        ("--schedule", "8:2", "the most is less than the least"),
+        ("--schedule", "two", "e.g. 2:8"),
+        ("--dispatch", "0", "1 to 64"),
+        ("--cluster-mgr", "1:99", "1 to 64"),
+        ("--threshold", "schedule=none", "e.g. schedule=500"),
+        ("--threshold", "nodes=5", "none of dispatch"),
+    ],
+)
+def test_a_bad_number_of_functions_is_refused_by_name(option: str, text: str, said: str) -> None:
+    result = CliRunner().invoke(main, ["up", option, text])
+    assert result.exit_code == 2
+    assert option in result.output
+    assert said in " ".join(result.output.split())
 
 
 def test_logs_of_a_service_a_revision_an_instance_and_a_part(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
 from kserve_ext.rpc import RpcError
 from kserve_ext.wire.messages import Item, Message, Schedule
 from tests.cluster.test_controller import Parts, Watcher
+from tests.support.embedded import Embedded, echo_runtime, echo_service
+from tests.support.load import Tally, steady, volley
 
 pytestmark = pytest.mark.cluster
 
@@ -171,3 +174,45 @@ def test_a_killed_function_is_replaced_on_another_node_and_a_killed_controller_f
 
     start(parts)
     asyncio.run(story())
+
+
+def scaled(up: Embedded, kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = up.json("status")["controller"]["scaled"][kind]
+    return found
+
+
+def test_dispatch_functions_come_and_go_on_the_shared_port(tmp_path: Path) -> None:
+    (tmp_path / "claim" / "any").mkdir(parents=True)
+    (tmp_path / "claim" / "any" / "config.json").write_text("{}")
+    options = ("--dispatch", "1:2", "--threshold", "dispatch=40", "--stable", "2", "--node-cpu", "4")
+    with Embedded(tmp_path / "data", *options, "--pvc", f"models={tmp_path / 'claim'}") as up:
+        up.apply(echo_runtime())
+        up.apply(echo_service("busy", "pvc://models/any", spec="    maxReplicas: 1\n"))
+        url, host = f"http://127.0.0.1:{up.port}/", "busy.default.galaxy.local"
+        assert asyncio.run(volley([url], host, 4)).ok == 4
+
+        def busy_until(check: Callable[[], bool]) -> Tally:
+            done = threading.Event()
+
+            def wait() -> None:
+                try:
+                    up.wait("the number of functions", check)
+                finally:
+                    done.set()
+
+            waiter = threading.Thread(target=wait)
+            waiter.start()
+            tally = asyncio.run(steady([url], host, 4, done.is_set))[url]
+            waiter.join()
+            return tally
+
+        tally = busy_until(lambda: scaled(up, "dispatch")["running"] == 2)
+        assert tally.sent == tally.ok, tally
+        assert "dispatch-e1" in up.galaxy("status")
+        ends = asyncio.run(volley([url], host, 64))  # new connections: both have some
+        assert ends.sent == ends.ok, ends
+        up.wait("one of two goes", lambda: scaled(up, "dispatch")["running"] == 1)
+        tally = asyncio.run(volley([url], host, 16))
+        assert tally.sent == tally.ok, tally
+        up.wait("its end", lambda: scaled(up, "dispatch")["draining"] == 0)
+        assert not [i for i in up.json("status")["instances"] if i["id"] == "dispatch-e1"]

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from kserve_ext.cli.embedded import elastic
+
 ROOT: Final = Path(__file__).resolve().parents[3]
 #: Part -> its key in cluster.json's counts; in the order of starting.
 KINDS: Final = ("controller", "objects", "cluster-mgr", "schedule", "dispatch", "node")
@@ -33,13 +35,13 @@ def _part(kind: str, part_id: str, cluster: dict[str, Any], data: Path) -> Part:
     argv = [sys.executable, "-m", *module, "--id", part_id, "--data", str(data)]
     argv += ["--controller", str(cluster["controller"]), "--host", host]
     if kind == "controller":
-        argv += ["--port", port]
+        argv += ["--port", port, *elastic.controller_args(cluster)]
     elif kind == "dispatch":
         argv += ["--http", str(cluster["http"]), "--domain", str(cluster["domain"])]
     elif kind == "node":
         size = cluster["node"]
         argv += ["--cpu", f"{size['cpu_milli']}m", "--memory", f"{size['memory_mib']}Mi"]
-        argv += ["--gpus", str(size["gpus"])]
+        argv += ["--gpus", str(size["gpus"]), *elastic.node_args(cluster)]
         labels = cluster.get("labels", {}).get(part_id, {})
         if labels:
             argv += ["--labels", ",".join(f"{key}={value}" for key, value in sorted(labels.items()))]

@@ -66,7 +66,32 @@ def picture(facts: Document) -> str:
     controller = facts.get("controller") or {}
     away = f", controller: {controller['error']}" if controller.get("error") else ""
     head = f"epoch {facts['epoch']}, {len(facts['members'])} members, {facts['held']} held requests{away}"
-    return "\n".join((head, _functions(facts), _nodes(facts), _revisions(facts), _instances(facts)))
+    return "\n".join(
+        (head, _scaled(controller), _functions(facts), _nodes(facts), _revisions(facts), _instances(facts))
+    )
+
+
+def _scaled(controller: Document) -> str:
+    """How many functions of each kind there are, are wanted and may be, and why."""
+    rows = []
+    for kind, said in (controller.get("scaled") or {}).items():
+        low, high = said["min"], said["max"]
+        decided = said["decision"]
+        at = time.strftime("%H:%M:%S", time.localtime(decided["at"]))
+        rows.append(
+            (
+                kind,
+                said["running"],
+                said["wanted"],
+                f"{low}:{high}" if high > low else f"{low}, fixed",
+                said["starting"],
+                said["draining"],
+                f"{said['srps']:,.0f}/s" + (f" of {said['threshold']:,.0f}/s each" if high > low else ""),
+                said["short"] or (f"{at} {decided['reason']}" if high > low else ""),
+            )
+        )
+    names = ("KIND", "RUNNING", "WANTED", "MAY BE", "STARTING", "DRAINING", "LOAD", "LAST DECISION")
+    return section("Control plane", names, rows)
 
 
 def _functions(facts: Document) -> str:

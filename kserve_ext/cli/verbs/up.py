@@ -19,12 +19,15 @@ from kserve_ext.api import node_labels as node_label_table
 from kserve_ext.api import quantities
 from kserve_ext.cli import zygotes
 from kserve_ext.cli.client import Client
+from kserve_ext.cli.embedded import elastic
+from kserve_ext.cli.embedded.elastic import BoundsType, ThresholdType
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.embedded.parts import ROOT, environment, parts
 from kserve_ext.cli.embedded.ports import free_port, free_ports
 from kserve_ext.cli.embedded.stop import stop_cluster
 from kserve_ext.cli.failure import Failure
 from kserve_ext.cli.output import data_option
+from kserve_ext.core.control.facts import Bounds
 from kserve_ext.store.location import Location
 
 WHOLE_WITHIN_S = 60.0
@@ -74,14 +77,24 @@ def _quantity(value: str, read: Any) -> int:
 
 @click.command()
 @data_option
+@click.option("--dispatch", type=BoundsType(), default="1", show_default=True, help="Dispatch functions.")
+@click.option("--schedule", type=BoundsType(), default="1", show_default=True, help="Schedule functions.")
 @click.option(
-    "--dispatch", type=click.IntRange(1, 64), default=1, show_default=True, help="Dispatch functions."
+    "--cluster-mgr", type=BoundsType(), default="1", show_default=True, help="ClusterMgr functions."
 )
 @click.option(
-    "--schedule", type=click.IntRange(1, 64), default=1, show_default=True, help="Schedule functions."
+    "--threshold",
+    type=ThresholdType(),
+    multiple=True,
+    help="Requests a second that one function bears, instead of what was measured, e.g. schedule=500.",
 )
 @click.option(
-    "--cluster-mgr", type=click.IntRange(1, 64), default=1, show_default=True, help="ClusterMgr functions."
+    "--stable",
+    type=click.FloatRange(1.0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Of low load, before a function goes.",
 )
 @click.option("--nodes", type=click.IntRange(1, 256), default=1, show_default=True, help="Nodes.")
 @click.option("--node-cpu", callback=_cpu, help="CPU of each node, e.g. 4, 500m.  [default: its share]")
@@ -112,9 +125,11 @@ def _quantity(value: str, read: Any) -> int:
 @click.option("--foreground", is_flag=True, help="Stay until Ctrl-C, then stop the cluster.")
 def command(
     folder: Folder,
-    dispatch: int,
-    schedule: int,
-    cluster_mgr: int,
+    dispatch: Bounds,
+    schedule: Bounds,
+    cluster_mgr: Bounds,
+    threshold: tuple[str, ...],
+    stable: float,
     nodes: int,
     node_cpu: int | None,
     node_memory: int | None,
@@ -130,15 +145,18 @@ def command(
     """Start an embedded cluster on this machine, and wait until it is whole.
 
     Objects of an earlier cluster in the same data folder are still there, and what their instances are forked from
-    is waited for, too. Where only the supervisor died, a new one
-    takes over what still runs; the cluster stays as it was started, whatever options are given.
+    is waited for, too. Where only the supervisor died, a new one takes over what still runs; the cluster stays as it
+    was started, whatever options are given.
+
+    A number of functions may be MIN:MAX: the controller then starts and ends functions as the load asks for it.
     """
     check_free(folder)
     if folder.living():
         adopt(folder, foreground)
         return
     port = check_port(http_port)
-    counts = {"dispatch": dispatch, "schedule": schedule, "cluster-mgr": cluster_mgr, "node": nodes}
+    bounds = {"dispatch": dispatch, "schedule": schedule, "cluster-mgr": cluster_mgr}
+    counts = {kind: b.min for kind, b in bounds.items()} | {"node": nodes}
     try:
         labels = node_label_table.by_node(node_labels, [f"node-{n}" for n in range(nodes)])
     except ValueError as error:
@@ -155,6 +173,7 @@ def command(
         "store": store,
         "pvc": pvc,
         "counts": counts,
+        "elastic": elastic.document(bounds, threshold, stable),
         "node": {
             "cpu_milli": node_cpu or max(1000, cpu // nodes),
             "memory_mib": node_memory or int(memory * 0.8 / nodes),
