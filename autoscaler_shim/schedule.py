@@ -36,17 +36,20 @@ from kserve_ext.wire.messages import (
     ModNode,
     Placed,
     Placements,
+    Probe,
     Refused,
     Room,
     Schedule,
     Start,
     StartReply,
+    Update,
 )
 
 log = logging.getLogger(__name__)
 
 GOSSIP_PERIOD_S = 0.5
 START_TIMEOUT_S = 2.0
+PROBE_TIMEOUT_S = 0.1  # placements wait for it
 FORWARD_TIMEOUT_S = 5.0
 FINISH_S = 5.0
 
@@ -60,6 +63,7 @@ class ScheduleFunction:
         self.membership = membership
         self.machine = core.ScheduleMachine(me, membership.member.incarnation)
         self.asked = self.decisions = 0
+        self._loop = asyncio.get_running_loop()
         self._calls: dict[int, tuple[Schedule, asyncio.Future[Placements]]] = {}
         self._owners: dict[NodeID, FunctionID] = {}
         rpc.handle(ModNode, self.mod_node)
@@ -76,7 +80,7 @@ class ScheduleFunction:
             self.machine.partition.forget(node)
             log.warning("node %s is down, places nothing there: %s", node, message.down)
         elif self._owners.get(node) == self.me:
-            self.machine.partition.learn(message.status)
+            self.machine.partition.learn(message.status, self._loop.time())
         return Ack(self.membership.view.epoch)
 
     def view_changed(self, view: View) -> None:
@@ -97,9 +101,13 @@ class ScheduleFunction:
         wanted = [core.Wanted(i, item.revision) for item in message.items for i in item.ids]
         self.asked += len(wanted)
         op, instructions = self.machine.schedule(
-            wanted, gang=message.gang, reserve=message.reserve, hops=message.hops
+            wanted,
+            gang=message.gang,
+            reserve=message.reserve,
+            hops=message.hops,
+            now=self._loop.time(),
         )
-        answer: asyncio.Future[Placements] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Placements] = self._loop.create_future()
         self._calls[op] = (message, answer)
         self._carry_out(instructions)
         return answer
@@ -121,6 +129,8 @@ class ScheduleFunction:
                     self._send_commit(instruction)
                 case core.Forward():
                     self._forward(instruction)
+                case core.SendProbe():
+                    self._send_probe(instruction)
                 case core.Answer():
                     self._answer(instruction)
 
@@ -147,6 +157,13 @@ class ScheduleFunction:
             self._carry_out(out)
 
         self.rpc.call_soon(i.addr, message, done, START_TIMEOUT_S)
+
+    def _send_probe(self, i: core.SendProbe) -> None:
+        def done(reply: Message | RpcError) -> None:
+            status = reply.status if isinstance(reply, Update) else None
+            self._carry_out(self.machine.probed(i.op, i.node, status, self._loop.time()))
+
+        self.rpc.call_soon(i.addr, Probe(), done, PROBE_TIMEOUT_S)
 
     def _send_commit(self, i: core.SendCommit) -> None:
         epoch = self.membership.view.epoch
@@ -263,6 +280,8 @@ class ScheduleFunction:
             "refused": machine.refused_total,
             "conflicts": machine.conflicts_total,
             "under_way": machine.under_way,
+            "probes": machine.knowledge.cache.probes,
+            "answers_reused": machine.knowledge.cache.reused,
             "connections": self.rpc.connections(),
             "rooms": {f: room.free._asdict() for f, room in machine.rooms.known.items()},
         }

@@ -18,6 +18,7 @@ class Layout:
     subset: int = 2  # shards that get the requests of one function
     probe_cache: bool = True
     connection_cache: bool = True
+    told: bool = True  # what ClusterMgr functions tell of nodes arrives, after the first moment, too
     standby: int = 0  # slots that a node holds ready
     standby_s: float = 0.02  # from admission to ready, from one
 

@@ -4,11 +4,13 @@ Each placement goes to the best node, and to the next one when that refuses; wha
 to a partition with much room (rooms.py; `hops` bounds that). A gang is reserved first, on every node it needs, and
 committed only when all of it is admitted; else all of it is released, and the answer says which part did not
 fit and why. A start whose answer was lost is never repeated elsewhere under the same id: the answer names the
-node as `unknown`, and home counts it until that node has spoken.
+node as `unknown`, and home counts it until that node has spoken. While its nodes are told of, it decides by all of
+them; else by a probe cache, and asks nodes first where that holds too little (knowledge.py).
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,8 +19,10 @@ from kserve_ext.core.facts import NodeStatus, Resources, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.core.schedule.filters import Candidate, fits, why_not
 from kserve_ext.core.schedule.gangs import choose_gang
+from kserve_ext.core.schedule.knowledge import Knowledge
 from kserve_ext.core.schedule.line import AskRoom, Line, Standing, TellRoom, key_of
 from kserve_ext.core.schedule.partition import Partition
+from kserve_ext.core.schedule.probe_cache import RATES, Rates
 from kserve_ext.core.schedule.rooms import Gossip, Room, Rooms
 from kserve_ext.core.schedule.scores import NOWHERE, near
 
@@ -84,13 +88,22 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True)
+class SendProbe:
+    """Ask a node for its status; `op` 0: nobody waits for the answer."""
+
+    op: int
+    node: NodeID
+    addr: str
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     op: int
     placed: tuple[Place, ...]
     refused: tuple[Refusal, ...]
 
 
-Instruction = SendStart | SendCommit | Forward | Answer | TellRoom | AskRoom
+Instruction = SendStart | SendCommit | Forward | SendProbe | Answer | TellRoom | AskRoom
 
 
 @dataclass(slots=True)
@@ -118,6 +131,12 @@ class _Op:
     committing: bool = False
     #: of a gang: where each fits together with the others
     plan: dict[InstanceID, NodeID] = field(default_factory=dict)
+    #: not all nodes are told of: it decides by the probe cache (`elsewhere`: after the other partitions), and has
+    #: asked these nodes; nothing is placed before they have answered
+    pooled: bool = False
+    elsewhere: bool = False
+    probed: set[NodeID] = field(default_factory=set)
+    probing: int = 0
 
     @property
     def members(self) -> dict[str, list[InstanceID]]:
@@ -132,12 +151,17 @@ class ScheduleMachine:
     """All placements under way in one Schedule function."""
 
     def __init__(
-        self, me: FunctionID, incarnation: int = 0, weights: Mapping[str, float] | None = None
+        self,
+        me: FunctionID,
+        incarnation: int = 0,
+        weights: Mapping[str, float] | None = None,
+        rates: Rates = RATES,
     ) -> None:
-        """`weights` of namespaces, for their shares of a full cluster."""
+        """`weights` of namespaces, for their shares of a full cluster; `rates` of the probe cache."""
         self.me = me
         self.partition = Partition()
         self.line = Line(self.partition, weights)
+        self.knowledge = Knowledge(self.partition, rates, random.Random(me))
         self._now = 0.0
         self.rooms = Rooms(me, incarnation)
         self.placed_total = 0
@@ -170,14 +194,24 @@ class ScheduleMachine:
         if self.line.waiters:
             self.line.comes(list(op.members))
         out: list[Instruction] = []
-        if gang:
-            nodes = choose_gang([w.revision for w in wanted], self.partition.candidates())
-            op.plan = {w.instance: n for w, n in zip(wanted, nodes, strict=True)} if nodes else {}
-        for instance in op.wanted:
-            self._try_next(op_id, op, instance, out)
-        if self.line.waiters and not out:
-            self.line.keeps(op.members)
+        if not self._ask_first(op_id, op, out):
+            self._begin(op_id, op, out)
         return op_id, self._settle(op_id, op, out)
+
+    def probed(self, op_id: int, node: NodeID, status: NodeStatus | None, now: float) -> list[Instruction]:
+        """The answer to SendProbe; None when there was none in time."""
+        self._now = max(self._now, now)
+        if status is not None:
+            self._heard(node, status)
+        op = self._ops.get(op_id)
+        if op is None:
+            return []
+        op.open -= 1
+        op.probing -= 1
+        out: list[Instruction] = []
+        if not op.probing:
+            self._begin(op_id, op, out)
+        return self._settle(op_id, op, out)
 
     def started(
         self,
@@ -190,7 +224,7 @@ class ScheduleMachine:
     ) -> list[Instruction]:
         """A node's answer to SendStart: admitted (`reason` None), or refused with its true status."""
         self.partition.answered(instance)
-        self.partition.refresh(status)
+        self._heard(node, status)
         op = self._ops.get(op_id)
         if op is None:
             return []
@@ -209,6 +243,7 @@ class ScheduleMachine:
     ) -> list[Instruction]:
         """No answer to SendStart. Not `sent` (no connection): the next node is safe to try."""
         self.partition.answered(instance)
+        self.knowledge.cache.lost(node)
         op = self._ops.get(op_id)
         if op is None:
             return []
@@ -286,6 +321,46 @@ class ScheduleMachine:
 
     # --- inside
 
+    def _ask_first(self, op_id: int, op: _Op, out: list[Instruction]) -> bool:
+        """Nodes of which too little is known are asked; False: there is nothing to wait for."""
+        if self.knowledge.all_told(self._now) or not op.wanted:
+            return False
+        hardest = max(op.wanted.values(), key=lambda r: r.needs)
+        rooms = self.rooms.known.values() if op.hops < MAX_HOPS else ()
+        elsewhere = any(hardest.needs.fits(room.largest) for room in rooms)
+        source = self.knowledge.source(hardest, elsewhere, self._now)
+        op.pooled, op.elsewhere = True, source.kind == "elsewhere"
+        if source.kind == "ask":
+            self._probe(op_id, op, max(source.ask, 2 * len(op.wanted) if op.gang else 0), out)
+        return op.probing > 0
+
+    def _probe(self, op_id: int, op: _Op, count: int, out: list[Instruction]) -> None:
+        for node in self.knowledge.ask(count, op.probed, self._now):
+            status = self.partition.status(node)
+            assert status is not None
+            op.probed.add(node)
+            op.probing += 1
+            op.open += 1
+            out.append(SendProbe(op_id, node, status.addr))
+
+    def _begin(self, op_id: int, op: _Op, out: list[Instruction]) -> None:
+        """Places what is not placed yet, each on its node."""
+        candidates = self.knowledge.pool(self._now) if op.pooled else self.partition.candidates()
+        if op.gang and not op.placed:
+            nodes = choose_gang(list(op.wanted.values()), candidates)
+            op.plan = dict(zip(op.wanted, nodes, strict=True)) if nodes else {}
+        for instance in op.wanted:
+            if instance not in op.placed and instance not in op.refused:
+                op.stuck.pop(instance, None)
+                self._try_next(op_id, op, instance, out)
+        if self.line.waiters and not out:
+            self.line.keeps(op.members)
+
+    def _heard(self, node: NodeID, status: NodeStatus) -> None:
+        """A node's answer, whatever was asked: what it says of itself is as good as a probe."""
+        if self.partition.refresh(status):
+            self.knowledge.cache.answered(node, self._now)
+
     def _try_next(self, op_id: int, op: _Op, instance: InstanceID, out: list[Instruction]) -> None:
         revision = op.wanted[instance]
         chosen = self._best(op, instance, revision)
@@ -297,6 +372,11 @@ class ScheduleMachine:
         self.partition.sent(instance, node, revision.needs)
         op.open += 1
         out.append(SendStart(op_id, instance, revision, node, chosen.status.addr, op.gang or op.reserve))
+        if op.pooled:
+            for other in self.knowledge.sent(node, self._now):
+                status = self.partition.status(other)
+                assert status is not None
+                out.append(SendProbe(0, other, status.addr))
 
     def _best(self, op: _Op, instance: InstanceID, revision: Revision) -> Candidate | None:
         """Where it was planned to go; else near its partners, if it has any; else the best of all."""
@@ -307,6 +387,8 @@ class ScheduleMachine:
             return candidate if candidate is not None and fits(revision, candidate) else None
         nodes = {*op.near, *(p.node for p in op.placed.values())} if op.gang else op.near
         partners = near(nodes, self._statuses(nodes)) if nodes else NOWHERE
+        if op.pooled:
+            return self.knowledge.best(revision, tried, partners, self._now)
         return self.partition.ranking.best(revision, tried, partners)
 
     def _statuses(self, nodes: Iterable[NodeID]) -> list[NodeStatus]:
@@ -317,6 +399,10 @@ class ScheduleMachine:
         if op.open:
             return out
         if op.stuck and not op.committing:
+            if op.pooled and not (op.elsewhere and not op.asked):
+                self._probe(op_id, op, len(self.partition.candidates()), out)  # the rest of the nodes
+                if op.probing:
+                    return out
             function = self._lender(op)
             if function is not None and not (op.gang and op.refused):
                 op.asked.add(function)

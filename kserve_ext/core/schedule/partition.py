@@ -24,6 +24,8 @@ class Partition:
     def __init__(self) -> None:
         #: newest status of each node that is up
         self._status: dict[NodeID, NodeStatus] = {}
+        #: when it was last told of by its ClusterMgr, which does so at every change (knowledge.py)
+        self.told: dict[NodeID, float] = {}
         #: starts sent and not yet answered; every key's node was up when it was sent
         self._pending: dict[InstanceID, tuple[NodeID, Resources]] = {}
         #: their sum, by node
@@ -39,10 +41,14 @@ class Partition:
 
     def refresh(self, status: NodeStatus) -> bool:
         """The status in a node's answer: taken in only of nodes that are here (others answer commits, or moved)."""
-        return status.node in self._status and self.learn(status)
+        return status.node in self._status and self._take(status)
 
-    def learn(self, status: NodeStatus) -> bool:
-        """A node of ours; False when a newer status of it is known already."""
+    def learn(self, status: NodeStatus, now: float = 0.0) -> bool:
+        """A node of ours, from whoever tells of each of its changes; False when a newer status is known already."""
+        self.told[status.node] = now
+        return self._take(status)
+
+    def _take(self, status: NodeStatus) -> bool:
         known = self._status.get(status.node)
         if known is not None and (status.incarnation, status.seq) < (known.incarnation, known.seq):
             return False
@@ -53,6 +59,7 @@ class Partition:
 
     def forget(self, node: NodeID) -> None:
         self._status.pop(node, None)
+        self.told.pop(node, None)
         self._changed(node)
 
     def keep_only(self, nodes: set[NodeID]) -> None:

@@ -1,7 +1,7 @@
 """One Schedule function in virtual time: the real machine, carried out as autoscaler_shim/schedule.py does it.
 
 Without a probe cache it asks PROBES nodes of its partition before each placement, as a scheduler that keeps no answer
-has to; with one it decides from what it has been told and from the answers to its own starts.
+has to; with one it decides from what it has been told, and from kept answers where nobody tells.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from kserve_ext.core.facts import NodeStatus
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.core.node.facts import Order, Verdict
 from kserve_ext.core.schedule import machine as core
+from kserve_ext.core.schedule.probe_cache import Rates
 from kserve_ext.sim.parts.network import Network, Process
 from kserve_ext.sim.parts.node import NodeAgent
 
+HEARD_OF_S: Final = 0.6  # so long it is told of nodes also where nobody tells later: else it knew none to ask
 PROBES: Final = 3  # per decision, as Prequal's per query
 Reply = Callable[[core.Answer], None]
 
@@ -43,18 +45,21 @@ class Schedule:
         probe_cache: bool,
         rng: random.Random,
         incarnation: int = 1,
+        told: bool = True,
     ) -> None:
         self.network, self.id, self.nodes, self.others = network, name, nodes, others
         self.process: Process = network.process(name)
-        self.machine = core.ScheduleMachine(name, incarnation)
-        self.probe_cache, self._rng = probe_cache, rng
+        rates = Rates() if probe_cache else Rates(pool=PROBES, probes=0.0, removed=0.0)
+        self.machine = core.ScheduleMachine(name, incarnation, rates=rates)
+        self.probe_cache, self._rng, self._told = probe_cache, rng, told
         self._calls: dict[int, Call] = {}
 
     # --- placement
 
     def schedule(self, wanted: list[core.Wanted], gang: bool, reserve: bool, hops: int, call: Call) -> None:
         def decide() -> None:
-            op, out = self.machine.schedule(wanted, gang=gang, reserve=reserve, hops=hops)
+            now = self.network.clock.now
+            op, out = self.machine.schedule(wanted, gang=gang, reserve=reserve, hops=hops, now=now)
             self._calls[op] = call
             self._carry(out)
 
@@ -75,32 +80,42 @@ class Schedule:
 
     def learn(self, status: NodeStatus, down: str = "") -> None:
         """`down`: why it is not there any more."""
+        now = self.network.clock.now
+        if not self._told and now > HEARD_OF_S:
+            return
         if down:
             self.machine.partition.forget(status.node)
         else:
-            self.machine.partition.learn(status)
+            self.machine.partition.learn(status, now)
 
     def _probe(self, then: Callable[[], None]) -> None:
         known = [c.status.node for c in self.machine.partition.candidates()]
         asked = self._rng.sample(known, min(PROBES, len(known)))
-        self.network.fleet.count("probes", len(asked))
         left = len(asked)
         if not left:
             then()
 
-        def answered(status: object) -> None:
+        def answered() -> None:
             nonlocal left
-            if isinstance(status, NodeStatus):
-                self.machine.partition.refresh(status)
             left -= 1
             if not left:
                 then()
 
         for name in asked:
-            node = self.nodes[name]
-            status = node.machine.status
-            lost = partial(answered, None)
-            self.network.call(self.process, node.process, "probe", status, answered, "probed", lost)
+            self._ask(core.SendProbe(0, name, name), answered)
+
+    def _ask(self, i: core.SendProbe, then: Callable[[], None] | None = None) -> None:
+        self.network.fleet.count("probes")
+        node = self.nodes[i.node]
+
+        def answered(status: object) -> None:
+            known = status if isinstance(status, NodeStatus) else None
+            self._carry(self.machine.probed(i.op, i.node, known, self.network.clock.now))
+            if then is not None:
+                then()
+
+        status, lost = node.machine.status, partial(answered, None)
+        self.network.call(self.process, node.process, "probe", status, answered, "probed", lost)
 
     def _carry(self, instructions: Iterable[core.Instruction]) -> None:
         for i in instructions:
@@ -111,6 +126,8 @@ class Schedule:
                     self._commit(i)
                 case core.Forward():
                     self._forward(i)
+                case core.SendProbe():
+                    self._ask(i)
                 case core.Answer():
                     self._calls.pop(i.op).reply(i)
 

@@ -91,6 +91,7 @@ class Galaxy:
                 probe_cache=self.layout.probe_cache,
                 rng=random.Random(f"{self.fleet.world.seed}/{name}/{incarnation}"),
                 incarnation=incarnation,
+                told=self.layout.told,
             )
             self.processes[name] = self.schedulers[name].process
         else:

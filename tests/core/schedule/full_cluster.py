@@ -88,7 +88,7 @@ class FullCluster:
             for k, size in enumerate(sizes):
                 node = Node(NodeID(f"{name}-n{k}"), size, name)
                 self.nodes[node.name] = node
-                self.machines[name].partition.learn(node.status())
+                self._tell(node)
         self.homes: dict[str, Home] = {}
         self.log: list[str] = []
         self._queue: list[tuple[str, core.Instruction]] = []
@@ -132,10 +132,13 @@ class FullCluster:
                 for instance, (_, at) in list(node.draining.items()):
                     if self.now >= at:
                         del node.draining[instance]
-                        self.machines[node.machine].partition.learn(node.status())
+                        self._tell(node)
                 for instance, (_, at) in list(node.reserved.items()):
                     if self.now - at > 5.0:
                         del node.reserved[instance]
+            if self.now % 1.0 < STEP_S:  # as ClusterMgr functions do, changed or not
+                for node in self.nodes.values():
+                    self._tell(node)
             self._gossip()
             for name in self.machines:
                 self._put(name, self.machines[name].tick(self.now))
@@ -152,12 +155,15 @@ class FullCluster:
                 if of.key == key and count:
                     count -= 1
                     del node.running[instance]
-                    self.machines[node.machine].partition.learn(node.status())
+                    self._tell(node)
 
     def count(self, key: str) -> int:
         return sum(of.key == key for n in self.nodes.values() for of, _ in n.running.values())
 
     # --- how it works
+
+    def _tell(self, node: Node) -> None:
+        self.machines[node.machine].partition.learn(node.status(), self.now)
 
     def _missing(self, home: Home) -> int:
         if home.gang:
@@ -215,7 +221,7 @@ class FullCluster:
         self.log.append(f"{self.now:5.1f} {i.victim} gives up {given} of {i.count} on {i.node}: {i.reason}")
         home.preempted += [i.reason] * given
         home.retry_at = max(home.retry_at, self.now + 0.2)
-        self.machines[node.machine].partition.learn(node.status())
+        self._tell(node)
         return given
 
     def _gossip(self) -> None:
