@@ -224,9 +224,37 @@ class Homes:
                     if found is not None:
                         out = found[1].broken(action.revision, action.instance, self.loop.time())
                         self._carry(found[0], out)
-                case m.Room():
-                    pass  # between Schedule functions
+                case m.RoomFor():
+                    elsewhere += self._room_for(action)
+                case m.MakeRoom():
+                    answers.append(self._make_room(action))
+                case m.Room() | m.MadeRoom():
+                    pass  # to Schedule functions
         return m.CoordinateReply(tuple(answers), self.membership.view.epoch, tuple(elsewhere))
+
+    def _room_for(self, action: m.RoomFor) -> tuple[RevisionKey, ...]:
+        """Those of its revisions for which it isn't needed: all or none."""
+        found = self.of_revision(action.revisions[0]) if action.revisions else None
+        if found is None:
+            return action.revisions
+        home_key, home = found
+        wanted, out = home.room_for(action.revisions, action.function, self.loop.time())
+        self._carry(home_key, out)
+        return () if wanted else action.revisions
+
+    def _make_room(self, action: m.MakeRoom) -> m.MadeRoom:
+        found = self.of_revision(action.victim)
+        given = 0
+        if found is not None:
+            home_key, home = found
+            given, out = home.make_room(
+                action.victim, action.node, action.count, action.priority, action.reason, self.loop.time()
+            )
+            log.info(
+                "%s: %d of %d of %s go on %s", action.reason, given, action.count, action.victim, action.node
+            )
+            self._carry(home_key, out)
+        return m.MadeRoom(action.victim, action.node, given)
 
     def mod_instance(self, message: m.ModInstance, caller: Caller) -> m.ModInstanceReply:
         epoch = self.membership.view.epoch
@@ -268,7 +296,7 @@ class Homes:
                 case SendGrant():
                     self._send_grant(home_key, i)
                 case Place():
-                    self._place(home_key, i, self._schedulers(home_key))
+                    self._place(home_key, i, self._schedulers(home_key, i.at))
                 case StopInstance():
                     self._stop(i)
                 case AskNode():
@@ -312,6 +340,8 @@ class Homes:
             waiting=tuple(addr for shard in i.waiting if (addr := self._addr(shard))),
             gang=i.gang,
             marks=(Mark("decided", wall_time(), f"home {self.me}, via {function}"),),
+            near=i.near,
+            waited_s=i.waited_s,
         )
 
         def done(reply: m.Message | RpcError) -> None:
@@ -328,12 +358,12 @@ class Homes:
 
         self.rpc.call_soon(self._addr(function), message, done, PLACE_TIMEOUT_S)
 
-    def _schedulers(self, home_key: str) -> list[FunctionID]:
-        """In the key's own order, so that homes spread; those that failed within the last second go last."""
+    def _schedulers(self, home_key: str, first: FunctionID | None) -> list[FunctionID]:
+        """That which keeps room, then in the key's own order, so that homes spread; those that failed go last."""
         functions = [FunctionID(x.id) for x in self.membership.view.of("schedule")]
         ranked = rendezvous.ranked(home_key, functions)
         now = self.loop.time()
-        return sorted(ranked, key=lambda f: now - self._failed_at.get(f, -1e9) < 1.0)
+        return sorted(ranked, key=lambda f: (now - self._failed_at.get(f, -1e9) < 1.0, f != first))
 
     def _placed(self, home_key: str, i: Place, reply: m.Placements | None, why: str, *, sent: bool) -> None:
         home = self.homes.get(home_key)

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
+from kserve_ext.api.weights import read_weights
 from kserve_ext.core import partitions, rendezvous
 from kserve_ext.core.facts import Mark, Resources, View
 from kserve_ext.core.ids import FunctionID, NodeID
+from kserve_ext.core.schedule import line
 from kserve_ext.core.schedule import machine as core
 from kserve_ext.core.schedule.rooms import Room as Summary
 from kserve_ext.rpc import Caller, Rpc, RpcError
@@ -32,6 +36,8 @@ from kserve_ext.wire.messages import (
     Description,
     Item,
     Load,
+    MadeRoom,
+    MakeRoom,
     Message,
     ModNode,
     Placed,
@@ -39,6 +45,7 @@ from kserve_ext.wire.messages import (
     Probe,
     Refused,
     Room,
+    RoomFor,
     Schedule,
     Start,
     StartReply,
@@ -52,20 +59,27 @@ START_TIMEOUT_S = 2.0
 PROBE_TIMEOUT_S = 0.1  # placements wait for it
 FORWARD_TIMEOUT_S = 5.0
 FINISH_S = 5.0
+GIVE_PERIOD_S = 0.02
+GIVE_AGAIN_S = 0.2
+ROOM_TIMEOUT_S = 1.0
 
 
 class ScheduleFunction:
     """One Schedule function in one process."""
 
-    def __init__(self, me: FunctionID, rpc: Rpc, membership: Membership) -> None:
+    def __init__(
+        self, me: FunctionID, rpc: Rpc, membership: Membership, weights: Mapping[str, float] | None = None
+    ) -> None:
+        """`weights` of namespaces."""
         self.me = me
         self.rpc = rpc
         self.membership = membership
-        self.machine = core.ScheduleMachine(me, membership.member.incarnation)
+        self.machine = core.ScheduleMachine(me, membership.member.incarnation, weights)
         self.asked = self.decisions = 0
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, tuple[Schedule, asyncio.Future[Placements]]] = {}
         self._owners: dict[NodeID, FunctionID] = {}
+        self._anybody_waits = asyncio.Event()
         rpc.handle(ModNode, self.mod_node)
         rpc.handle(Schedule, self.schedule)
         rpc.handle(Coordinate, self.coordinate)
@@ -105,6 +119,8 @@ class ScheduleFunction:
             gang=message.gang,
             reserve=message.reserve,
             hops=message.hops,
+            near=message.near,
+            who=line.Standing(message.home_addr, message.waited_s),
             now=self._loop.time(),
         )
         answer: asyncio.Future[Placements] = self._loop.create_future()
@@ -133,6 +149,10 @@ class ScheduleFunction:
                     self._send_probe(instruction)
                 case core.Answer():
                     self._answer(instruction)
+                case line.TellRoom():
+                    self._tell_room(instruction)
+                case line.AskRoom():
+                    self._ask_room(instruction)
 
     def _send_start(self, i: core.SendStart) -> None:
         call, _ = self._calls[i.op]
@@ -199,6 +219,8 @@ class ScheduleFunction:
             hops=i.hops,
             marks=(*call.marks, Mark("borrowed", wall_time(), f"{self.me} -> {i.function}")),
             reserve=i.reserve,
+            near=call.near,
+            waited_s=call.waited_s,
         )
 
         def done(reply: Message | RpcError) -> None:
@@ -224,6 +246,8 @@ class ScheduleFunction:
     def _answer(self, i: core.Answer) -> None:
         call, answer = self._calls.pop(i.op)
         self.decisions += len(i.placed)
+        if self.machine.line.waiters:
+            self._anybody_waits.set()
         if not answer.done():
             answer.set_result(
                 Placements(
@@ -239,6 +263,48 @@ class ScheduleFunction:
         under_way = [answer for _, answer in self._calls.values()]
         if under_way:
             await asyncio.wait(under_way, timeout=FINISH_S)
+
+    # --- those who wait
+
+    async def give_room(self) -> None:
+        """While anybody waits: soon after nodes have changed, and now and then; costs nothing while nobody does."""
+        seen, due = -1, 0.0
+        while True:
+            await self._anybody_waits.wait()
+            await asyncio.sleep(GIVE_PERIOD_S)
+            learned = self.machine.partition.learned
+            if learned != seen or self._loop.time() >= due:
+                seen, due = learned, self._loop.time() + GIVE_AGAIN_S
+                self._carry_out(self.machine.tick(self._loop.time()))
+            if not self.machine.line.waiters:
+                self._anybody_waits.clear()
+
+    def _tell_room(self, i: line.TellRoom) -> None:
+        def done(reply: Message | RpcError) -> None:
+            if isinstance(reply, CoordinateReply) and set(i.revisions) <= set(reply.elsewhere):
+                self.machine.line.leaves(i.key)
+
+        self._coordinate(i.home_addr, RoomFor(self.me, i.revisions), done)
+
+    def _ask_room(self, i: line.AskRoom) -> None:
+        dispatchers = [FunctionID(d.id) for d in self.membership.view.of("dispatch")]
+        home = rendezvous.owner(i.home_key, dispatchers)
+        log.info("%s: asks the home of %s for %d on %s", i.reason, i.victim, i.count, i.node)
+
+        def done(reply: Message | RpcError) -> None:
+            made = 0
+            if isinstance(reply, CoordinateReply):
+                made = sum(a.count for a in reply.actions if isinstance(a, MadeRoom))
+            self.machine.line.yielded(i, made, self._loop.time())
+
+        action = MakeRoom(i.victim, i.node, i.count, i.priority, i.reason)
+        self._coordinate(self.membership.addr_of(home) if home else "", action, done)
+
+    def _coordinate(
+        self, addr: str, action: RoomFor | MakeRoom, done: Callable[[Message | RpcError], None]
+    ) -> None:
+        message = Coordinate(self.me, self.membership.addr, self.membership.view.epoch, (action,))
+        self.rpc.call_soon(addr, message, done, ROOM_TIMEOUT_S)
 
     # --- gossip and description
 
@@ -282,6 +348,9 @@ class ScheduleFunction:
             "under_way": machine.under_way,
             "probes": machine.knowledge.cache.probes,
             "answers_reused": machine.knowledge.cache.reused,
+            "waiting": machine.line.describe(self._loop.time()),
+            "room_told": machine.line.told_total,
+            "preempted": machine.line.preempted_total,
             "connections": self.rpc.connections(),
             "rooms": {f: room.free._asdict() for f, room in machine.rooms.known.items()},
         }
@@ -301,16 +370,28 @@ def _written(room: Summary) -> Room:
     return Room(room.function, tuple(room.free), tuple(room.largest), room.nodes, capacity, room.version)
 
 
+def _weights(data: Path) -> dict[str, float]:
+    """Of namespaces, as cluster.json has them; functions that the controller starts find them there, too."""
+    try:
+        return read_weights(str(json.loads((data / "cluster.json").read_text()).get("weights") or ""))
+    except (OSError, ValueError) as error:
+        log.warning("every namespace has weight 1: %s", error)
+        return {}
+
+
 def main(args: argparse.Namespace) -> int:
     process = Process.from_args(args, kind="schedule")
+    weights = _weights(process.data)
 
     async def run(rpc: Rpc, membership: Membership) -> None:
-        function = ScheduleFunction(FunctionID(process.id), rpc, membership)
+        function = ScheduleFunction(FunctionID(process.id), rpc, membership, weights)
         membership.report_load(function.load)
         await membership.start()
         process.ready()
         try:
-            await function.gossip()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(function.gossip())
+                group.create_task(function.give_room())
         finally:
             await function.finish()
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from kserve_ext.api import node_labels as node_label_table
 from kserve_ext.api import quantities
+from kserve_ext.api.weights import read_weights
 from kserve_ext.cli import zygotes
 from kserve_ext.cli.client import Client
 from kserve_ext.cli.embedded import elastic
@@ -107,6 +108,12 @@ def _quantity(value: str, read: Any) -> int:
     help="Labels of every node, or of one, e.g. node-0:topology.kubernetes.io/zone=a.",
 )
 @click.option(
+    "--namespace-weights",
+    default="",
+    metavar="NAMESPACE=N,...",
+    help="Shares of a full cluster, e.g. team-a=2; 1 where none is given.",
+)
+@click.option(
     "--http-port",
     type=click.IntRange(0, 65535),
     default=8080,
@@ -135,6 +142,7 @@ def command(
     node_memory: int | None,
     node_gpus: int,
     node_labels: tuple[str, ...],
+    namespace_weights: str,
     http_port: int,
     store: str,
     pvc: dict[str, str],
@@ -161,6 +169,10 @@ def command(
         labels = node_label_table.by_node(node_labels, [f"node-{n}" for n in range(nodes)])
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--node-labels") from None
+    try:
+        read_weights(namespace_weights)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--namespace-weights") from None
     cpu, memory = machine()
     prepare(folder)
     check_store(folder, store)
@@ -180,6 +192,7 @@ def command(
             "gpus": node_gpus,
         },
         "labels": labels,
+        "weights": namespace_weights,
     }
     folder.write_cluster(cluster)
     supervisor = start(folder)

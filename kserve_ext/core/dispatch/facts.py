@@ -81,6 +81,9 @@ class Place:
     items: tuple[tuple[Revision, tuple[InstanceID, ...]], ...]
     gang: bool
     waiting: tuple[FunctionID, ...]  # shards that hold requests: the node tells them too
+    near: tuple[NodeID, ...] = ()  # where partners of the group run
+    waited_s: float = 0.0  # since the first refusal for lack of room
+    at: FunctionID | None = None  # the Schedule function that keeps room for it
 
 
 @dataclass(frozen=True, slots=True)

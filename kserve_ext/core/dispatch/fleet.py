@@ -44,6 +44,8 @@ class Known:
     inherited: bool = False
     doomed_at: float | None = None
     why_doomed: str = ""
+    #: it goes so that others have room: it isn't kept after all, and drains at once
+    preempted: bool = False
     stop_at: float = 0.0  # when Stop is sent (again)
     #: a shard couldn't reach it: not used until its node has confirmed it, or this time
     suspect_until: float = 0.0
@@ -202,14 +204,15 @@ class Fleet:
 
     # --- stopping
 
-    def doom(self, known: Known, reason: str, now: float) -> None:
-        known.doomed_at, known.why_doomed = now, reason
+    def doom(self, known: Known, reason: str, now: float, *, preempted: bool = False) -> None:
+        known.doomed_at, known.why_doomed, known.preempted = now, reason, preempted
 
     def keep(self, count: int) -> int:
         """Up to `count` doomed instances are kept after all; how many."""
         kept = 0
         for known in self.known.values():
-            if kept < count and known.doomed_at is not None and known.state in ("starting", "ready", "asked"):
+            spared = known.doomed_at is not None and not known.preempted
+            if kept < count and spared and known.state in ("starting", "ready", "asked"):
                 known.doomed_at = None
                 kept += 1
         return kept

@@ -14,10 +14,12 @@ from kserve_ext.core.dispatch.facts import Demand, Grant, Instruction, Outcome, 
 from kserve_ext.core.dispatch.group import agree
 from kserve_ext.core.dispatch.revision_home import RevisionHome
 from kserve_ext.core.dispatch.take_over import Copy, TakeOver
+from kserve_ext.core.dispatch.yielding import chosen
 from kserve_ext.core.facts import Instance, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 
 RECALL_S = 2.0
+MOST_NEAR = 32
 
 
 class Home:
@@ -30,6 +32,8 @@ class Home:
         self._ghosts: set[FunctionID] = set()
         #: revisions of this home that have the traffic of their service
         self._routed: frozenset[RevisionKey] = frozenset()
+        #: the Schedule function that has just told of room
+        self._at: FunctionID | None = None
 
     # --- what there is
 
@@ -175,6 +179,31 @@ class Home:
                     home.placed(outcome, self._nodes, now, out)
         return self._settle(now, out)
 
+    # --- a full cluster
+
+    def room_for(
+        self, keys: Iterable[RevisionKey], function: FunctionID, now: float
+    ) -> tuple[bool, list[Instruction]]:
+        """A Schedule function keeps room for these: it is asked at once. False: nothing of them is missing."""
+        homes = [home for key in keys if (home := self.revisions.get(key)) is not None]
+        wanted = [home.room_comes(now) for home in homes]
+        if not any(wanted):
+            return False, []
+        self._at = function
+        out = self._settle(now)
+        self._at = None
+        return True, out
+
+    def make_room(
+        self, key: RevisionKey, node: NodeID, count: int, priority: int, reason: str, now: float
+    ) -> tuple[int, list[Instruction]]:
+        """For others of higher priority: how many of the revision on that node go (yielding.py)."""
+        going = chosen(self.revisions, key, node, count, priority)
+        for home, known in going:
+            home.preempt(known, reason, now)
+        given = sum(g.home.revision.key == key and g.instance.node == node for g in going)
+        return given, self._settle(now)
+
     # --- time
 
     def tick(self, now: float) -> list[Instruction]:
@@ -231,9 +260,23 @@ class Home:
             return
         waiting = tuple(sorted({s for h in homes for s, a in h.leases.accounts.items() if a.held}))
         if gang:
-            out.append(Place(tuple(items), True, waiting))
+            out.append(self._place(items, True, waiting, now))
         else:
-            out.extend(Place((item,), False, waiting) for item in items)
+            out.extend(self._place([item], False, waiting, now) for item in items)
+
+    def _place(
+        self,
+        items: Sequence[tuple[Revision, tuple[InstanceID, ...]]],
+        gang: bool,
+        waiting: tuple[FunctionID, ...],
+        now: float,
+    ) -> Place:
+        since = [self.revisions[revision.key].without_room_since for revision, _ in items]
+        waited_s = max((now - at for at in since if at is not None), default=0.0)
+        roles = {revision.role for revision, _ in items}
+        partners = [h for h in self.revisions.values() if not gang and h.revision.role not in roles]
+        near = sorted({k.node for h in partners for k in h.fleet.known.values() if k.wanted and k.node})
+        return Place(tuple(items), gang, waiting, tuple(near[:MOST_NEAR]), waited_s, self._at)
 
     def _wakes_from_zero(self, homes: Sequence[RevisionHome], goals: Mapping[RevisionKey, int]) -> bool:
         """Both roles of the group are to start, and nothing of it exists."""

@@ -40,6 +40,7 @@ STOP_AGAIN_S = 2.0
 ASK_AGAIN_S = 0.5
 PUSH_AGAIN_S = 1.0
 SUSPECT_S = 1.0
+HAND_BACK_S = 1.0  # for slots of one that is preempted: what is under way then ends while it drains
 
 
 class RevisionHome:
@@ -65,6 +66,8 @@ class RevisionHome:
         self.fleet = Fleet()
         self.leases = Leases(revision.concurrency, now)
         self.setbacks = Setbacks()
+        #: when there first was no room for what is missing; None: nothing waits for room
+        self.without_room_since: float | None = None
         self._nodes: set[NodeID] = set()
         #: shards choose among all instances, so that they are told of those too of which they have no slot
         self._named = bool(revision.concurrency) and chooses(revision)
@@ -251,6 +254,7 @@ class RevisionHome:
     def placed(self, outcome: Outcome, nodes: Iterable[NodeID], now: float, out: list[Instruction]) -> None:
         if outcome.node:
             self.fleet.placed(outcome.instance, outcome.node, now)
+            self.without_room_since = None
             if outcome.instance in self.fleet.known and not self.fleet.known[outcome.instance].addr:
                 out.append(Remember(self.revision.key, outcome.instance, outcome.node))
         elif outcome.unknown:
@@ -263,6 +267,8 @@ class RevisionHome:
             self.fleet.refused(outcome.instance)
             out.append(Remember(self.revision.key, outcome.instance, NOWHERE))
             self.setbacks.refused(outcome.reason, now, never=outcome.never)
+            if self.without_room_since is None and not outcome.never:
+                self.without_room_since = now
 
     # --- scale
 
@@ -347,6 +353,8 @@ class RevisionHome:
             return []
         self.agreed = goal
         existing = self.fleet.wanted
+        if goal <= existing:
+            self.without_room_since = None
         if goal < existing:
             self._doom(existing - goal, now)
             return []
@@ -369,6 +377,25 @@ class RevisionHome:
         wanted.sort(key=lambda k: (k.state == "ready", self.leases.in_use(k.id)))
         for known in wanted[:count]:
             self.fleet.doom(known, why, now)
+
+    # --- a full cluster
+
+    @property
+    def least(self) -> int:
+        """What others may not take from it."""
+        return 0 if self.deleted else self.revision.scale.min
+
+    def room_comes(self, now: float) -> bool:
+        """A Schedule function keeps room for it: asked for at once. False when nothing is missing any more."""
+        if not self.open or self.agreed <= self.fleet.wanted:
+            return False
+        self.setbacks.retry_at = min(self.setbacks.retry_at, now)
+        return True
+
+    def preempt(self, known: Known, reason: str, now: float) -> None:
+        """It goes; another is asked for not before the next pause is over, and then waits for room like all."""
+        self.fleet.doom(known, reason, now, preempted=True)
+        self.setbacks.refused(reason, now)
 
     # --- what follows from all that
 
@@ -402,7 +429,7 @@ class RevisionHome:
     def _stop(self, known: Known, now: float, out: list[Instruction]) -> None:
         drain_s = self.revision.command.drain_s
         if known.state in ("starting", "ready") and known.doomed_at is not None and known.node:
-            waited = now - known.doomed_at > drain_s
+            waited = now - known.doomed_at > (HAND_BACK_S if known.preempted else drain_s)
             if known.state == "ready" and self.leases.held_by(known.id, now) and not waited:
                 return
             known.state, known.since, known.stop_at = "stopping", now, now

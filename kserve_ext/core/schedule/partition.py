@@ -33,6 +33,8 @@ class Partition:
         #: what follows from these, kept for each node, and the nodes in order of id
         self._candidates: dict[NodeID, Candidate] = {}
         self._order: list[NodeID] = []
+        #: statuses taken in so far: whether there is news
+        self.learned = 0
         self.ranking = Ranking(self._candidates)
         #: nodes that the view gives to this partition; None before the first view
         self._owned: set[NodeID] | None = None
@@ -53,6 +55,7 @@ class Partition:
         if known is not None and (status.incarnation, status.seq) < (known.incarnation, known.seq):
             return False
         self._status[status.node] = status
+        self.learned += 1
         self._changed(status.node)
         self._largest = self._largest.most(status.capacity)
         return True

@@ -24,7 +24,7 @@ class Victims(NamedTuple):
 
     holding: Holding
     node: NodeID
-    count: int
+    instances: int
 
 
 class Plan(NamedTuple):
@@ -142,7 +142,7 @@ def _cost(victims: Sequence[Victims]) -> tuple[float, int, float]:
     if not victims:
         return (float("-inf"), 0, 0.0)
     highest = max(v.holding.priority for v in victims)
-    return (highest, sum(v.count for v in victims), -min(v.holding.newest_at for v in victims))
+    return (highest, sum(v.instances for v in victims), -min(v.holding.newest_at for v in victims))
 
 
 def _times(needs: Resources, count: int) -> Resources:

@@ -19,7 +19,10 @@ from kserve_ext.wire.messages.coordinate import (
     Grant,
     Greet,
     Greeted,
+    MadeRoom,
+    MakeRoom,
     Room,
+    RoomFor,
 )
 from kserve_ext.wire.messages.instances import (
     Decoded,
@@ -95,6 +98,8 @@ __all__ = [
     "Load",
     "Locate",
     "Located",
+    "MadeRoom",
+    "MakeRoom",
     "Message",
     "ModInstance",
     "ModInstanceReply",
@@ -114,6 +119,7 @@ __all__ = [
     "ReportReply",
     "ReturnPrefill",
     "Room",
+    "RoomFor",
     "Schedule",
     "Sleep",
     "Start",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
+from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 from kserve_ext.wire.messages.base import Message
 
 
@@ -72,7 +72,33 @@ class Broken(msgspec.Struct, array_like=True, frozen=True, tag=6, gc=False):
     reason: str
 
 
-Action = Room | Demand | Grant | Broken
+class RoomFor(msgspec.Struct, array_like=True, frozen=True, tag=20, gc=False):
+    """Schedule function -> home: there is room for these revisions now, kept for a moment. Not wanted any more: they
+    are in the reply's `elsewhere`."""
+
+    function: FunctionID
+    revisions: tuple[RevisionKey, ...]
+
+
+class MakeRoom(msgspec.Struct, array_like=True, frozen=True, tag=21, gc=False):
+    """Schedule function -> home of `victim`: `count` of its instances on `node` shall go, for higher priorities."""
+
+    victim: RevisionKey
+    node: NodeID
+    count: int
+    priority: int  # of those that it is for
+    reason: str
+
+
+class MadeRoom(msgspec.Struct, array_like=True, frozen=True, tag=22, gc=False):
+    """The answer: so many go; the others can't be spared."""
+
+    victim: RevisionKey
+    node: NodeID
+    count: int
+
+
+Action = RoomFor | MakeRoom | MadeRoom | Room | Demand | Grant | Broken
 
 
 class Coordinate(Message, frozen=True):

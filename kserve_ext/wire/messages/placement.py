@@ -27,6 +27,8 @@ class Schedule(Message, frozen=True):
     hops: int = 0  # partitions that passed it on; bounds the search
     marks: tuple[Mark, ...] = ()
     reserve: bool = False  # admit only: the asking Schedule function commits or cancels at the nodes
+    near: tuple[NodeID, ...] = ()  # nodes of the instances that these exchange KV with
+    waited_s: float = 0.0  # since the home was first refused for lack of room
 
 
 class Placed(Message, frozen=True):
