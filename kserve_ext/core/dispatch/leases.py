@@ -134,7 +134,10 @@ class Leases:
                     account.acked, first = slots, False
             account.unacked = [g for g in account.unacked if g[0] > demand.granted]
         if first and not account.unacked:
-            account.intended = dict(account.reported)  # what the former home gave it, it keeps
+            # What the former home gave it, it keeps; not what went to others while it was silent for too long.
+            account.intended = {
+                i: min(n, self._left_by_others(i, account)) for i, n in account.reported.items()
+            }
         elif not account.unacked and self.limit:
             intended, reported = account.intended, account.reported
             account.intended = {i: min(n, reported.get(i, 0)) for i, n in intended.items()}
@@ -171,6 +174,10 @@ class Leases:
     def free(self, instance: InstanceID) -> int:
         given = sum(account.bound(instance) for account in self.accounts.values())
         return self.limit - self.reserved.get(instance, 0) - given
+
+    def _left_by_others(self, instance: InstanceID, account: Account) -> int:
+        others = sum(a.bound(instance) for a in self.accounts.values() if a is not account)
+        return max(0, self.limit - self.reserved.get(instance, 0) - others)
 
     def in_use(self, instance: InstanceID) -> int:
         return sum(account.uses.get(instance, 0) for account in self.accounts.values())

@@ -95,6 +95,11 @@ class NodeAgent:
             return None
         return instance
 
+    def busy(self, name: InstanceID) -> bool:
+        """It serves a request."""
+        instance = self.instances.get(name)
+        return instance is not None and instance.state == "busy"
+
     def served(self, name: InstanceID) -> None:
         """A request there has ended."""
         if name in self.draining:

@@ -132,8 +132,12 @@ class Galaxy:
         instance = agent.takes(held.instance) if agent is not None else None
         if instance is None:
             self.fleet.count("broken")
+            if agent is not None and agent.busy(held.instance):
+                self.fleet.count("overlapping")
             process = self.processes[held.shard]
-            self.fleet.hop(lambda: self.network.do(process, "failed", partial(shard.failed, held)))
+            reset = partial(self.fleet.refuse, held.request)
+            failed = partial(shard.failed, held)
+            self.fleet.hop(lambda: self.network.do(process, "failed", failed, lost=reset))
         else:
             self.serving[instance] = held
             self.fleet.begin(held.request, instance)
@@ -175,7 +179,11 @@ class Galaxy:
     ) -> None:
         shard = self.shards[to]
         source, target = self.processes[caller.id], self.processes[to]
-        lost = None if told is None else partial(told, "lost")
+
+        def lost() -> None:
+            if told is not None:
+                told("ended" if kind == "ended" and target.dead else "lost")
+
         self.network.call(source, target, kind, lambda: ask(shard), told, f"{kind}-answer", lost)
 
     def place(self, caller: Dispatch[Held], place: Place, told: Told) -> None:

@@ -203,6 +203,20 @@ def test_a_shard_out_of_the_view_keeps_its_slots_until_its_lease_is_over() -> No
     assert leases.free(A) == 2
 
 
+def test_one_that_comes_back_after_its_lease_was_over_does_not_get_what_others_have_now() -> None:
+    """Found in the simulator: a shard that was paused for longer than its lease used it on."""
+    leases = opened(2)
+    leases.report(S[0], demand(1, leases={A: 2}), 1, 10.0)
+    leases.left(S[0], 10.5)
+    leases.expire(10.1 + LEASE_TTL_S)
+    leases.report(S[1], demand(1, wanted=1), 1, 14.0)
+    leases.allot([A], (), 14.0)
+    assert leases.accounts[S[1]].intended == {A: 1}
+    leases.report(S[0], demand(2, leases={A: 2})._replace(uses=()), 1, 15.0)
+    leases.allot([A], (), 15.0)
+    assert leases.accounts[S[0]].intended == {A: 1}
+
+
 def test_frozen_slots_stay_where_they_are() -> None:
     leases = opened(2)
     leases.frozen_until = 3.0
