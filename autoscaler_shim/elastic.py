@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from kserve_ext.api.kserve.priority_class import SYSTEM
 from kserve_ext.core.control.facts import (
     NEEDS,
     SCALED,
@@ -44,6 +45,7 @@ KEPT_KEY: Final = "functions"
 CALL_TIMEOUT_S: Final = 2.0
 DRAIN_S: Final = 30.0
 START_TIMEOUT_S: Final = 15.0
+CRITICAL: Final = SYSTEM["system-node-critical"].value  # nobody is given its room
 
 
 class Launch(NamedTuple):
@@ -71,7 +73,7 @@ class Launch(NamedTuple):
             drain_s=DRAIN_S,
             start_timeout_s=START_TIMEOUT_S,
         )
-        return Revision(revision_of(kind), "", 1, command, Model(), NEEDS, Scale())
+        return Revision(revision_of(kind), "", 1, command, Model(), NEEDS, Scale(), priority=CRITICAL)
 
 
 class Elastic:

@@ -10,6 +10,7 @@ import hmac
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from itertools import product
 from typing import Any, Final
 
 from aiohttp import web
@@ -18,7 +19,7 @@ from autoscaler_shim.objects.book import Document, ObjectKey, Refused
 from autoscaler_shim.objects.desk import Desk
 from autoscaler_shim.objects.storage import Away
 from kserve_ext.api.access import token
-from kserve_ext.api.kserve.resources import KindOf, kind_of, kind_remedy
+from kserve_ext.api.kserve.resources import KINDS, KindOf, kind_of, kind_remedy
 from kserve_ext.api.problems import Findings
 
 MAX_BODY: Final = 4 << 20
@@ -57,8 +58,9 @@ class Admin:
         self._token = token(cluster_key)
         add = self.app.router.add_route
         add("GET", "/healthz", self._healthz)
-        for place in ("", "/namespaces/{namespace}"):
-            base = f"/apis/serving.kserve.io/{{version}}{place}/{{plural}}"
+        groups = dict.fromkeys(kind.group for kind in KINDS)
+        for group, place in product(groups, ("", "/namespaces/{namespace}")):
+            base = f"/apis/{group}/{{version}}{place}/{{plural}}"
             add("GET", base, self._list)
             add("POST", base, self._create)
             add("GET", base + "/{name}", self._get)

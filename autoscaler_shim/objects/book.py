@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from kserve_ext.api.kserve import inference_service, selection, serving_runtime
+from kserve_ext.api.kserve import inference_service, priority_class, selection, serving_runtime
 from kserve_ext.api.kserve.inference_service import InferenceService
+from kserve_ext.api.kserve.priority_class import PriorityClass
 from kserve_ext.api.kserve.resources import KINDS, KindOf, kind_of, kind_remedy
 from kserve_ext.api.kserve.serving_runtime import ServingRuntime
 from kserve_ext.api.problems import Findings
 
 Document = dict[str, Any]
+#: of an object, what is not what a person wants of it; the rest is `spec` in most kinds
+_NOT_BODY: Final = ("apiVersion", "kind", "metadata", "status")
 _BY_KIND: Final = {kind.kind: kind for kind in KINDS}
 
 
@@ -59,6 +62,7 @@ class Book:
     documents: dict[ObjectKey, Document] = field(default_factory=dict)
     services: dict[ObjectKey, InferenceService] = field(default_factory=dict)
     runtimes: dict[ObjectKey, ServingRuntime] = field(default_factory=dict)
+    priorities: dict[ObjectKey, PriorityClass] = field(default_factory=dict)
     warnings: dict[ObjectKey, tuple[str, ...]] = field(default_factory=dict)
     version: int = 0
 
@@ -111,6 +115,7 @@ class Book:
     def delete(self, key: ObjectKey) -> Document | None:
         self.services.pop(key, None)
         self.runtimes.pop(key, None)
+        self.priorities.pop(key, None)
         self.warnings.pop(key, None)
         return self.documents.pop(key, None)
 
@@ -122,7 +127,15 @@ class Book:
 
     def _read(
         self, kind: KindOf, document: Document, findings: Findings
-    ) -> InferenceService | ServingRuntime:
+    ) -> InferenceService | ServingRuntime | PriorityClass:
+        if kind.kind == "PriorityClass":
+            priority = priority_class.read(document, findings)
+            if priority is not None:
+                before = self.priorities.get(ObjectKey(kind.kind, "", priority.meta.name))
+                priority_class.check_change(priority, before, self.priorities.values(), findings)
+            if priority is not None and findings:
+                return priority
+            raise Refused(findings)
         if kind.kind == "InferenceService":
             service = inference_service.read(document, findings)
             if service is not None and findings:
@@ -145,6 +158,10 @@ class Book:
             service = inference_service.read(document, findings)
             assert service is not None, findings.problems
             self.services[key] = service
+        elif key.kind == "PriorityClass":
+            priority = priority_class.read(document, findings)
+            assert priority is not None, findings.problems
+            self.priorities[key] = priority
         else:
             runtime = serving_runtime.read(document, findings)
             assert runtime is not None, findings.problems
@@ -164,20 +181,24 @@ class Book:
             words.pop("kubectl.kubernetes.io/last-applied-configuration", None)
             if words:
                 metadata[name] = words
-        spec = copy.deepcopy(given["spec"])
+        body = copy.deepcopy({name: value for name, value in given.items() if name not in _NOT_BODY})
         generation = int(old.get("generation", 0))
-        metadata["generation"] = generation if before and before["spec"] == spec else generation + 1
+        metadata["generation"] = generation if before and _body(before) == body else generation + 1
         metadata["creationTimestamp"] = old.get("creationTimestamp") or now
         metadata["uid"] = old.get("uid") or uid
         document: Document = {
             "apiVersion": given["apiVersion"],
             "kind": key.kind,
             "metadata": metadata,
-            "spec": spec,
+            **body,
         }
         if before and "status" in before:
             document["status"] = before["status"]
         return document
+
+
+def _body(document: Document) -> Document:
+    return {name: value for name, value in document.items() if name not in _NOT_BODY}
 
 
 def _without_version(document: Document) -> Document:

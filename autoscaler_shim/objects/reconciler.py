@@ -159,7 +159,8 @@ class Reconciler:
         field_name = ""
         if runtime is not None:
             field_name = "clusterServingRuntimeName" if runtime.cluster else "servingRuntimeName"
-        revision = render.render(service, runtime, self.claims, self.config, findings)
+        priorities = {c.meta.name: c for c in self.book.priorities.values()}
+        revision = render.render(service, runtime, self.claims, self.config, findings, priorities=priorities)
         if revision is not None and rollout.fingerprint(revision) != old.fingerprint:
             self._check_model(service, revision, findings)
         prefill = revision is not None and revision.role == "prefill"

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from kserve_ext.api import quantities
 from kserve_ext.api.problems import Findings, did_you_mean
-from kserve_ext.core.facts import Affinity, Preload, Role
+from kserve_ext.core.facts import Affinity, Placement, Preload, Role
 
 PREFIX: Final = "kserve-galaxy.io/"
 
@@ -216,6 +216,15 @@ TABLE: Final = (
         choices=("none", "session", "prefix"),
     ),
     Annotation(
+        "placement",
+        "",
+        "auto",
+        "Schedule",
+        "Whether instances go onto nodes that are in use already (`pack`) or onto those with most room (`spread`). "
+        "`auto` packs what needs GPUs and spreads the rest.",
+        choices=("auto", "pack", "spread"),
+    ),
+    Annotation(
         "tenant-header",
         "the name of a request header",
         "none",
@@ -246,6 +255,7 @@ class Settings(NamedTuple):
     affinity: Affinity = "none"
     tenant_header: str = ""
     continuation: bool = True
+    placement: Placement = "auto"
 
 
 def read(annotations: Mapping[str, str], findings: Findings, path: str = "metadata.annotations") -> Settings:

@@ -50,7 +50,7 @@ class Source(NamedTuple):
         if found is None:
             raise Failure(
                 f"unknown kind {word}" if word else "kind is missing",
-                "the embedded cluster has the three kinds of KServe's runtimes",
+                "the embedded cluster has the three kinds of KServe's runtimes, and PriorityClass",
                 kind_remedy(word),
             )
         return found

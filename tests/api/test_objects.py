@@ -119,11 +119,11 @@ def test_nonsense_is_refused_not_raised(document: dict[str, object]) -> None:
 
 def test_known_fields_without_effect_are_warned_of() -> None:
     service, findings = read_isvc(
-        isvc_document(f"{MODEL}\nnodeSelector: {{a: b}}\nbatcher: {{maxBatchSize: 3}}")
+        isvc_document(f"{MODEL}\ntolerations: [{{key: b}}]\nbatcher: {{maxBatchSize: 3}}")
     )
     assert service is not None
     assert findings.warnings == [
-        "spec.predictor.nodeSelector: has no effect in the embedded cluster",
+        "spec.predictor.tolerations: has no effect in the embedded cluster",
         "spec.predictor.batcher: has no effect in the embedded cluster",
     ]
 

@@ -249,9 +249,9 @@ def test_wait_ends_when_the_newest_revision_can_never_start(galaxy: Running) -> 
 
 
 def test_warnings(galaxy: Running) -> None:
-    result = galaxy.apply(f"{MODEL % ''}\nnodeSelector: {{a: b}}")
+    result = galaxy.apply(f"{MODEL % ''}\ntolerations: [{{key: b}}]")
     assert result.exit_code == 0
-    assert "warning: inferenceservice/tiny: spec.predictor.nodeSelector: has no effect" in result.output
+    assert "warning: inferenceservice/tiny: spec.predictor.tolerations: has no effect" in result.output
 
 
 def test_describe_and_status(galaxy: Running) -> None:

@@ -131,6 +131,8 @@ class InferenceService:
     annotations: Mapping[str, str] | None = None  # predictor.annotations
     field: str = "spec.predictor.model"  # where its container fields are, for messages
     uri_field: str = "spec.predictor.model.storageUri"
+    priority_class: str = ""
+    node_selector: Mapping[str, str] | None = None
 
     @property
     def stopped(self) -> bool:
@@ -178,6 +180,8 @@ def read(document: Document, findings: Findings) -> InferenceService | None:
         annotations=own,
         field=field,
         uri_field=uri_field,
+        priority_class=predictor.get("priorityClassName") or "",
+        node_selector=predictor.get("nodeSelector") or {},
     )
 
 

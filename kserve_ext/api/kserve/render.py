@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from kserve_ext.api import annotations as table
 from kserve_ext.api import quantities
 from kserve_ext.api.knative import autoscaling
 from kserve_ext.api.knative.autoscaler_config import AutoscalerConfig
-from kserve_ext.api.kserve import storage, templates
+from kserve_ext.api.kserve import priority_class, storage, templates
 from kserve_ext.api.kserve.inference_service import InferenceService
+from kserve_ext.api.kserve.priority_class import PriorityClass
 from kserve_ext.api.kserve.resources import Container, Meta
 from kserve_ext.api.kserve.serving_runtime import ServingRuntime
 from kserve_ext.api.problems import Findings
@@ -70,6 +72,7 @@ def render(
     *,
     generation: int = 0,
     created_at: float = 0.0,
+    priorities: Mapping[str, PriorityClass] = MappingProxyType({}),
 ) -> Revision | None:
     """The revision, or None when there are problems."""
     merged = merged_annotations(service, runtime)
@@ -87,6 +90,10 @@ def render(
     env = _environment(merged_container, service, settings)
     command = _command(merged_container, env, service, runtime, findings)
     needs = _needs(merged_container, service.field, findings)
+    importance = priority_class.of_service(
+        service.priority_class, "spec.predictor.priorityClassName", priorities, findings
+    )
+    selector = {**((runtime.node_selector if runtime else None) or {}), **(service.node_selector or {})}
     if not findings or command is None:
         return None
     timeout_s = _timeout_s(service)
@@ -113,6 +120,10 @@ def render(
         tenant_header=settings.tenant_header,
         created_at=created_at,
         continuation=settings.continuation,
+        node_selector=tuple(sorted(selector.items())),
+        placement=settings.placement,
+        priority=importance.value,
+        preempts=importance.preempts and bool(importance.meta.name),
     )
 
 

@@ -1,4 +1,4 @@
-"""What the three kinds share: names of kinds, metadata, containers and the pod fields of core/v1.
+"""What the kinds share: their names, metadata, containers and the pod fields of core/v1.
 
 Field names and defaults are Kubernetes' own. Typed values are made from documents that passed schema.py, so that
 reading them cannot fail. Never decides which object wins: that is selection.py and render.py.
@@ -27,6 +27,10 @@ class KindOf(NamedTuple):
     short: tuple[str, ...]
     namespaced: bool = True
 
+    @property
+    def group(self) -> str:
+        return self.version.partition("/")[0]
+
 
 KINDS: Final = (
     KindOf(
@@ -38,6 +42,13 @@ KINDS: Final = (
         "serving.kserve.io/v1alpha1",
         "clusterservingruntimes",
         ("clusterservingruntime", "csr"),
+        namespaced=False,
+    ),
+    KindOf(
+        "PriorityClass",
+        "scheduling.k8s.io/v1",
+        "priorityclasses",
+        ("priorityclass", "pc"),
         namespaced=False,
     ),
 )
@@ -165,12 +176,10 @@ POD_FIELDS: Final[Mapping[str, schema.Check | Object]] = {
             "imagePullSecrets",
             "initContainers",
             "nodeName",
-            "nodeSelector",
             "overhead",
             "os",
             "preemptionPolicy",
             "priority",
-            "priorityClassName",
             "readinessGates",
             "resourceClaims",
             "restartPolicy",
@@ -188,6 +197,8 @@ POD_FIELDS: Final[Mapping[str, schema.Check | Object]] = {
             "volumes",
         )
     },
+    "nodeSelector": schema.labels,
+    "priorityClassName": schema.text,
     "terminationGracePeriodSeconds": schema.integer(0),
 }
 

@@ -37,11 +37,11 @@ SPEC: Final = Object(
         "labels": schema.labels,
         "annotations": schema.labels,
         "workerSpec": schema.anything,
+        "nodeSelector": schema.labels,
         **{
             name: ignored()
             for name in (
                 "volumes",
-                "nodeSelector",
                 "affinity",
                 "tolerations",
                 "imagePullSecrets",
@@ -85,6 +85,7 @@ class ServingRuntime:
     multi_node: bool = False
     labels: Mapping[str, str] | None = None
     annotations: Mapping[str, str] | None = None
+    node_selector: Mapping[str, str] | None = None
 
     @property
     def cluster(self) -> bool:
@@ -131,4 +132,5 @@ def read(document: Document, findings: Findings) -> ServingRuntime | None:
         multi_node=spec.get("workerSpec") is not None,
         labels=spec.get("labels") or {},
         annotations=spec.get("annotations") or {},
+        node_selector=spec.get("nodeSelector") or {},
     )

@@ -67,7 +67,7 @@ def _apply(client: Client, source: Source, namespace: str) -> str:
     for warning in answer.warnings:
         click.echo(f"warning: {kind.kind.lower()}/{name}: {warning}", err=True)
     rolling = _rolling_out(answer.body) if answer.verb == "configured" else ""
-    click.echo(f"{kind.kind.lower()}.serving.kserve.io/{name} {answer.verb}{rolling}")
+    click.echo(f"{kind.kind.lower()}.{kind.group}/{name} {answer.verb}{rolling}")
     return path
 
 

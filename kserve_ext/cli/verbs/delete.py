@@ -52,5 +52,5 @@ def command(
             if not (ignore_not_found and "not found" in failure.message):
                 failures.append(failure)
             continue
-        click.echo(f"{of.kind.lower()}.serving.kserve.io/{name} deleted")
+        click.echo(f"{of.kind.lower()}.{of.group}/{name} deleted")
     raise_all(failures)

@@ -36,8 +36,11 @@ def command(folder: Folder, namespace: str, kind: str, name: str) -> None:
     for title in ("labels", "annotations"):
         for key, value in (meta.get(title) or {}).items():
             click.echo(f"{title.capitalize() + ':':12} {key}: {value}")
-    click.echo("Spec:")
-    click.echo(_indented(document["spec"]))
+    if "spec" in document:
+        click.echo("Spec:")
+        click.echo(_indented(document["spec"]))
+    for name in (n for n in document if n not in ("apiVersion", "kind", "metadata", "spec", "status")):
+        click.echo(f"{name[0].upper() + name[1:] + ':':12} {document[name]}")
     if of.kind == "InferenceService":
         _service(client, document)
 

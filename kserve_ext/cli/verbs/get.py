@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from kserve_ext.api.kserve import conditions, kv_transfer
+from kserve_ext.api.kserve.priority_class import PREEMPTS
 from kserve_ext.api.kserve.resources import KindOf, kind_of, kind_remedy
 from kserve_ext.cli.client import Client, path_of
 from kserve_ext.cli.embedded.folder import Folder
@@ -19,7 +20,7 @@ Document = dict[str, Any]
 def required_kind(word: str) -> KindOf:
     found = kind_of(word)
     if found is None:
-        raise Failure(f"unknown kind {word}", "short names are isvc, sr and csr", kind_remedy(word))
+        raise Failure(f"unknown kind {word}", "short names are isvc, sr, csr and pc", kind_remedy(word))
     return found
 
 
@@ -40,7 +41,7 @@ def command(
     kind: str,
     names: tuple[str, ...],
 ) -> None:
-    """List objects of KIND (isvc, servingruntime, clusterservingruntime), or show those with these names."""
+    """List objects of KIND (isvc, servingruntime, clusterservingruntime, priorityclass), or these by NAME."""
     of = required_kind(kind)
     place = "" if all_namespaces or not of.namespaced else namespace
     client = Client(folder)
@@ -64,7 +65,7 @@ def command(
         dump(document, output)
     elif output == "name":
         for item in found:
-            click.echo(f"{of.kind.lower()}.serving.kserve.io/{item['metadata']['name']}")
+            click.echo(f"{of.kind.lower()}.{of.group}/{item['metadata']['name']}")
     elif not found:
         click.echo(f"no {of.plural}" + (f" in namespace {place}" if place else ""), err=True)
     else:
@@ -133,8 +134,9 @@ COLUMNS = {
     ),
     "ServingRuntime": ("NAME", "DISABLED", "MODELTYPE", "CONTAINERS", "AGE", "PROTOCOLS", "COMMAND"),
     "ClusterServingRuntime": ("NAME", "DISABLED", "MODELTYPE", "CONTAINERS", "AGE", "PROTOCOLS", "COMMAND"),
+    "PriorityClass": ("NAME", "VALUE", "GLOBAL-DEFAULT", "AGE", "PREEMPTIONPOLICY"),
 }
-NARROW = {"InferenceService": 5, "ServingRuntime": 5, "ClusterServingRuntime": 5}
+NARROW = {"InferenceService": 5, "ServingRuntime": 5, "ClusterServingRuntime": 5, "PriorityClass": 5}
 
 
 def _kv(status: Document) -> str:
@@ -146,8 +148,15 @@ def _kv(status: Document) -> str:
 
 
 def _row(of: KindOf, item: Document) -> dict[str, str]:
-    meta, spec, status = item["metadata"], item["spec"], item.get("status") or {}
+    meta, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
     base = {"NAME": meta["name"], "AGE": age(meta.get("creationTimestamp", ""))}
+    if of.kind == "PriorityClass":
+        return {
+            **base,
+            "VALUE": str(item["value"]),
+            "GLOBAL-DEFAULT": str(bool(item.get("globalDefault"))).lower(),
+            "PREEMPTIONPOLICY": item.get("preemptionPolicy") or PREEMPTS,
+        }
     if of.kind != "InferenceService":
         container = (spec.get("containers") or [{}])[0]
         formats = spec.get("supportedModelFormats") or []
