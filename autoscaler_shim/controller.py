@@ -61,7 +61,7 @@ class Controller:
         self.journal = journal = store.journal
         self.loop = asyncio.get_running_loop()
         found = {
-            key: value for key, value, _ in journal.memory.scan("") if key in (VIEW_KEY, elastic.KEPT_KEY)
+            key: value for key in (VIEW_KEY, elastic.KEPT_KEY) for _, value, _ in journal.memory.scan(key)
         }
         stored = msgspec.msgpack.decode(found[VIEW_KEY], type=View) if VIEW_KEY in found else View()
         self.machine = MembershipMachine(stored, self.loop.time())
