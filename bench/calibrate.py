@@ -3,7 +3,7 @@
 The function is a real process, alone on cpu 0; whatever talks to it is on cpu 1, over sockets: nodes that admit every
 start, homes that ask for instances one at a time, nodes that report a changed status, wrk with nginx as the instance.
 What is looked for is the highest rate at which the p99 of the answers is within P99_MS and nothing is left without an
-answer; each rate is tried ROUNDS times, and the median counts. --write puts the figures into core/control/calibrated.py.
+answer; each rate is tried ROUNDS times, and the median counts. --write puts the figures into calibrated.py.
 """
 
 from __future__ import annotations
