@@ -19,6 +19,7 @@ class Layout:
     probe_cache: bool = True
     connection_cache: bool = True
     told: bool = True  # what ClusterMgr functions tell of nodes arrives, after the first moment, too
+    weight: float = 1.0  # so many requests are what each one stands for, in what it costs
     standby: int = 0  # slots that a node holds ready
     standby_s: float = 0.02  # from admission to ready, from one
 

@@ -54,6 +54,10 @@ class Controller:
     def leave(self, member: FunctionID, incarnation: int, reason: str) -> None:
         self._push(self.membership.leave(member, incarnation, reason, self.clock.now))
 
+    def drain(self, member: FunctionID) -> None:
+        """By the next view nobody routes to it."""
+        self._push(self.membership.drain(member, self.clock.now))
+
     def lost(self, member: FunctionID) -> None:
         """Its connection has ended: a process is dead."""
         self.membership.lost(member, 1, self.clock.now)

@@ -18,6 +18,8 @@ from kserve_ext.sim.fleet import Fleet
 
 Answered = Callable[[object], None]
 CALL_S: Final = 1.0
+#: What comes whether there are requests or not.
+BACKGROUND: Final = frozenset(("ack", "mod-node", "report", "room", "tick", "update"))
 
 
 class Process:
@@ -50,8 +52,11 @@ class Weather(Protocol):
 
 
 class Network:
-    def __init__(self, fleet: Fleet, *, cached: bool = True, stopwatch: bool = False) -> None:
-        self.fleet, self.clock, self.cached = fleet, fleet.clock, cached
+    def __init__(
+        self, fleet: Fleet, *, cached: bool = True, stopwatch: bool = False, weight: float = 1.0
+    ) -> None:
+        """`weight`: each message that a request brings about costs as much as so many."""
+        self.fleet, self.clock, self.cached, self.weight = fleet, fleet.clock, cached, weight
         self.weather: Weather | None = None
         self.taken: dict[str, Taken] | None = {} if stopwatch else None
         self._seconds: dict[tuple[str, bool], float] = {}
@@ -165,7 +170,8 @@ class Network:
     def cost(self, kind: str, rpc: bool) -> float:
         found = self._seconds.get((kind, rpc))
         if found is None:
-            found = self._seconds[kind, rpc] = costs.seconds(kind, rpc=rpc)
+            weight = 1.0 if kind in BACKGROUND or kind.startswith("view-") else self.weight
+            found = self._seconds[kind, rpc] = costs.seconds(kind, rpc=rpc) * weight
         return found
 
     def _timed(self, kind: str, then: Call) -> Call:

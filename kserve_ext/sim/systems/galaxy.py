@@ -38,7 +38,9 @@ class Galaxy:
         self, fleet: Fleet, layout: Layout = FULL, name: str = "galaxy", *, stopwatch: bool = False
     ) -> None:
         self.fleet, self.clock, self.layout, self.name = fleet, fleet.clock, layout, name
-        self.network = Network(fleet, cached=layout.connection_cache, stopwatch=stopwatch)
+        self.network = Network(
+            fleet, cached=layout.connection_cache, stopwatch=stopwatch, weight=layout.weight
+        )
         self.revisions: dict[RevisionKey, Revision] = {}
         self.shards: dict[FunctionID, Dispatch[Held]] = {}
         self.schedulers: dict[FunctionID, Schedule] = {}
@@ -46,6 +48,8 @@ class Galaxy:
         self.processes: dict[FunctionID, Process] = {}
         #: the process that each function is at present, or was
         self.functions: dict[FunctionID, Member] = {}
+        #: Dispatch functions that listen no more: they drain
+        self.closed: set[FunctionID] = set()
         self.view = View()
         self._copies: dict[RevisionKey, dict[InstanceID, Copy]] = {}
         self.serving: dict[Instance, Held] = {}
@@ -117,14 +121,17 @@ class Galaxy:
             self._apply(key, request.function)
         subset = self._subset(key)
         name = subset[self.fleet.rng.randrange(len(subset))]
-        if self.processes[name].dead:  # nobody listens there: the gateway tries another
-            name = next((n for n in subset if not self.processes[n].dead), name)
+        if not self._listens(name):  # the gateway tries another
+            name = next((n for n in subset if self._listens(n)), name)
         shard = self.shards[name]
         if key not in shard.shard.parts:
             shard.shard.know(self.revisions[key], self.now)
         held = Held(request, key, self.fleet, shard.id)
         reset = partial(self.fleet.refuse, request)
         self.network.do(self.processes[name], "submit", partial(shard.submit, held), lost=reset)
+
+    def _listens(self, name: FunctionID) -> bool:
+        return name not in self.closed and not self.processes[name].dead
 
     def serve(self, held: Held) -> None:
         """Its shard sends it; an instance that doesn't take it breaks off."""
