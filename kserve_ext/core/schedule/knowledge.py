@@ -31,6 +31,8 @@ ASKED: Final = 3
 MISSED: Final = 0.05
 #: in a partition of so few nodes, a sample is no saving
 FEW: Final = 4
+#: asked at once at most, when those that were asked first had no room
+MOST_ASKED: Final = 32
 #: answers in the pool that fit, from which on they are a choice
 ENOUGH: Final = 2
 
@@ -98,7 +100,7 @@ class Knowledge:
         candidates = partition.candidates()
         told = sum(now - at < TOLD_S for at in partition.told.values())
         pool = sum(fits(revision, c) for c in self.pool(now))
-        room = sum(fits(revision, c) for c in candidates)
+        room = sum(fits(revision, c) for c in candidates) if pool < ENOUGH else pool
         return source(State(len(candidates), told, pool, room, elsewhere))
 
     def pool(self, now: float) -> list[Candidate]:

@@ -19,7 +19,7 @@ from kserve_ext.core.facts import NodeStatus, Resources, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.core.schedule.filters import Candidate, fits, why_not
 from kserve_ext.core.schedule.gangs import choose_gang
-from kserve_ext.core.schedule.knowledge import Knowledge
+from kserve_ext.core.schedule.knowledge import MOST_ASKED, Knowledge
 from kserve_ext.core.schedule.line import AskRoom, Line, Standing, TellRoom, key_of
 from kserve_ext.core.schedule.partition import Partition
 from kserve_ext.core.schedule.probe_cache import RATES, Rates
@@ -223,8 +223,8 @@ class ScheduleMachine:
         status: NodeStatus,
     ) -> list[Instruction]:
         """A node's answer to SendStart: admitted (`reason` None), or refused with its true status."""
-        self.partition.answered(instance)
-        self._heard(node, status)
+        if self.partition.answered(instance, status):
+            self.knowledge.cache.answered(node, self._now)
         op = self._ops.get(op_id)
         if op is None:
             return []
@@ -345,8 +345,8 @@ class ScheduleMachine:
 
     def _begin(self, op_id: int, op: _Op, out: list[Instruction]) -> None:
         """Places what is not placed yet, each on its node."""
-        candidates = self.knowledge.pool(self._now) if op.pooled else self.partition.candidates()
         if op.gang and not op.placed:
+            candidates = self.knowledge.pool(self._now) if op.pooled else self.partition.candidates()
             nodes = choose_gang(list(op.wanted.values()), candidates)
             op.plan = dict(zip(op.wanted, nodes, strict=True)) if nodes else {}
         for instance in op.wanted:
@@ -400,7 +400,7 @@ class ScheduleMachine:
             return out
         if op.stuck and not op.committing:
             if op.pooled and not (op.elsewhere and not op.asked):
-                self._probe(op_id, op, len(self.partition.candidates()), out)  # the rest of the nodes
+                self._probe(op_id, op, MOST_ASKED, out)
                 if op.probing:
                     return out
             function = self._lender(op)

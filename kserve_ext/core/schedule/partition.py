@@ -57,7 +57,8 @@ class Partition:
         self._status[status.node] = status
         self.learned += 1
         self._changed(status.node)
-        self._largest = self._largest.most(status.capacity)
+        if known is None or known.capacity != status.capacity:
+            self._largest = self._largest.most(status.capacity)
         return True
 
     def forget(self, node: NodeID) -> None:
@@ -74,10 +75,20 @@ class Partition:
     def sent(self, instance: InstanceID, node: NodeID, needs: Resources) -> None:
         self.answered(instance)
         self._pending[instance] = (node, needs)
-        self._taken[node] = self._taken.get(node, Resources()).plus(needs)
+        taken = self._taken.get(node)
+        self._taken[node] = needs if taken is None else taken.plus(needs)
         self._changed(node)
 
-    def answered(self, instance: InstanceID) -> None:
+    def answered(self, instance: InstanceID, status: NodeStatus | None = None) -> bool:
+        """A start under way has come to an end; `status`: of its node, as it says. Whether that is news."""
+        node = self._settle(instance)
+        fresh = status is not None and self.refresh(status)
+        if node is not None and not (fresh and status is not None and status.node == node):
+            self._changed(node)
+        return fresh
+
+    def _settle(self, instance: InstanceID) -> NodeID | None:
+        """Deducts it no longer; the node it was sent to."""
         sent = self._pending.pop(instance, None)
         if sent is not None:
             node, needs = sent
@@ -86,7 +97,7 @@ class Partition:
                 self._taken[node] = left
             else:
                 del self._taken[node]
-            self._changed(node)
+        return sent[0] if sent is not None else None
 
     def status(self, node: NodeID) -> NodeStatus | None:
         return self._status.get(node)
