@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from activator_replacement.accounts import grant_facts
 from activator_replacement.affinity import AffinityChooser, keys_of
+from activator_replacement.recording import ShardHistory
 from activator_replacement.refusals import NEVER
 from activator_replacement.requests import Record, Requests
 from activator_replacement.routes import Routes
@@ -53,6 +54,7 @@ class Dispatcher:
         self._affinity = AffinityChooser(PrefixTree())
         self.shard: Shard[Waiting] = Shard(incarnation, self._chooser)
         self.requests = Requests()
+        self.recording = ShardHistory(rpc.history)
         self.loop = asyncio.get_running_loop()
         self.submitted = 0
         self.addr_of: Callable[[FunctionID], str] = lambda function: ""
@@ -90,6 +92,8 @@ class Dispatcher:
             exchange.timeout_s = revision.timeout_s
             exchange.continues = revision.continuation
             exchange.note = self.requests.open(exchange.request_id, key, exchange.held_bytes)
+            if self.recording.on:
+                self.recording.accepted(exchange.request_id, key)
         if revision.affinity != "none":
             keys = keys_of(exchange, revision.affinity, revision.service)
             if keys is None:
@@ -109,7 +113,7 @@ class Dispatcher:
             record.mark("first_byte")
 
     def finished(self, exchange: Exchange, outcome: int) -> None:
-        _close(exchange.note, outcome)
+        self._close(exchange.note, outcome)
         self.release(exchange)
 
     def failed(self, exchange: Exchange, reason: str, retriable: bool) -> bool:
@@ -124,13 +128,15 @@ class Dispatcher:
             record.held = True
         elif successor is None:
             record.outcome = "failed"
+            if self.recording.on:
+                self.recording.answered(record.request_id, "failed")
         self.give_up(exchange, reason, again=again and here)
         if successor is not None:
             self._move(exchange, successor)
         return again and (here or successor is not None)
 
     def cancelled(self, exchange: Exchange) -> None:
-        _close(exchange.note, exchange.outcome)
+        self._close(exchange.note, exchange.outcome)
         self.forget(exchange)
 
     # --- the same for everything that is held
@@ -195,6 +201,8 @@ class Dispatcher:
         for waiting in self.shard.grant(grant_facts(grant), self.loop.time()):  # it can't serve for good
             self._refuse(waiting, 503, f"{grant.revision} can't serve: {grant.refusal}", NEVER)
         self.drain(grant.revision)
+        if self.recording.on and self.shard.newest(grant.revision) == (grant.term, grant.seq):
+            self.recording.obeyed(grant)
         demand = self.shard.report(grant.revision, self.loop.time())
         return Demand(*demand) if demand is not None else None
 
@@ -317,6 +325,8 @@ class Dispatcher:
                 # Cold: it waited for this instance to become ready, not just for a slot.
                 record.cold = waiting.started <= tracker.ready_at  # type: ignore[attr-defined]
             waiting.cold = record.cold  # type: ignore[attr-defined]
+            if self.recording.on:
+                self.recording.sent(record.request_id, record.revision, tracker.id)
         waiting.go(tracker.addr, tracker.id)
 
     def _refuse(self, waiting: Waiting, status: int, reason: str, retry_after_s: float) -> None:
@@ -324,10 +334,13 @@ class Dispatcher:
         if record is not None:
             record.outcome = f"refused {status}"
             record.mark("refused", reason)
+            if self.recording.on:
+                self.recording.answered(record.request_id, record.outcome)
         waiting.refuse(status, reason, retry_after_s)
 
-
-def _close(record: Any, outcome: int) -> None:
-    record.outcome = OUTCOMES[outcome]
-    names = {OK: "last_byte", CLIENT_GONE: "client_gone", TIMEOUT: "timeout"}
-    record.mark(names.get(outcome, "upstream_failed"))
+    def _close(self, record: Any, outcome: int) -> None:
+        record.outcome = OUTCOMES[outcome]
+        names = {OK: "last_byte", CLIENT_GONE: "client_gone", TIMEOUT: "timeout"}
+        record.mark(names.get(outcome, "upstream_failed"))
+        if self.recording.on:
+            self.recording.answered(record.request_id, record.outcome)

@@ -18,6 +18,7 @@ from activator_replacement.accounts import demand_facts
 from activator_replacement.dispatch import Dispatcher
 from activator_replacement.ghosts import Ghosts
 from activator_replacement.questions import Questions
+from activator_replacement.recording import HomeHistory
 from activator_replacement.routes import Routes
 from kserve_ext.core import rendezvous
 from kserve_ext.core.dispatch.facts import (
@@ -75,6 +76,7 @@ class Homes:
         self.copied = asyncio.Event()
         #: homes that have had an event since they last were idle: ticked every time
         self._awake: dict[str, None] = {}
+        self._recording = HomeHistory(rpc.history)
         self._questions = Questions(rpc, membership, self.homes, self._carry)
         #: revisions that nodes tell of and the store doesn't know (any more), and since when
         self._strangers: dict[RevisionKey, float] = {}
@@ -101,8 +103,10 @@ class Homes:
         nodes = {NodeID(x.id) for x in view.of("node")}
         for home_key in [k for k in self.homes if self.home_of(k) != self.me]:
             log.info("no longer the home of %s: it is %s", home_key, self.home_of(home_key))
-            for key in self.homes.pop(home_key).revisions:
+            gone = self.homes.pop(home_key).revisions
+            for key in gone:
                 self._status.pop(key, None)  # the next home writes another
+            self._recording.left(gone)
         for home_key, home in list(self.homes.items()):
             self._carry(home_key, home.view(nodes, members, self._ghosts.left, now))
         for revision in list(self.routes.revisions.values()):
@@ -214,6 +218,8 @@ class Homes:
                     grant, out = home.demand(message.sender, facts, self.loop.time())
                     if grant is not None:
                         answers.append(m.Grant(*grant))
+                        if self._recording.on:
+                            self._recording.granted(message.sender, grant)
                     self._carry(home_key, out)
                 case m.Grant():
                     demand = self.dispatcher.granted(action)
@@ -291,6 +297,9 @@ class Homes:
         """Whatever happens to a home comes by here, with what follows from it."""
         self._awake[home_key] = None
         self._questions.to_shards(home_key)
+        if self._recording.on:
+            instructions = list(instructions)
+            self._recording.carried(self.homes.get(home_key), instructions)
         for i in instructions:
             match i:
                 case SendGrant():

@@ -73,6 +73,7 @@ class ClusterMgr:
                     addr = self.membership.addr_of(owner)
                 case TellController(status, reason):
                     log.warning("node %s is down: %s", status.node, reason)
+                    self.rpc.history.say("down", node=status.node, reason=reason)
                     message = Leave(FunctionID(status.node), status.incarnation, by=self.me, reason=reason)
                     addr = self.membership.controller
             # What gets lost here is said again: status every second, a dead node by the next silence.

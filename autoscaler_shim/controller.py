@@ -183,6 +183,7 @@ class Controller:
         except OSError as error:  # members know the epoch, and tell it to the next controller
             log.error("epoch %d is not stored: %s", machine.epoch, error)
         members = {m.id for m in machine.view.members}
+        self.rpc.history.say("published", epoch=machine.epoch, members=sorted(members))
         self.loads = {name: load for name, load in self.loads.items() if name in members}
 
 

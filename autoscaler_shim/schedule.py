@@ -176,6 +176,10 @@ class ScheduleFunction:
                 out = self.machine.start_lost(i.op, i.instance, i.node, str(reply), sent=reply.sent)
             self._carry_out(out)
 
+        history = self.rpc.history
+        if history.on:
+            key = i.revision.key
+            history.say("starting", instance=i.instance, revision=key, node=i.node, epoch=call.epoch)
         self.rpc.call_soon(i.addr, message, done, START_TIMEOUT_S)
 
     def _send_probe(self, i: core.SendProbe) -> None:
@@ -248,6 +252,10 @@ class ScheduleFunction:
         self.decisions += len(i.placed)
         if self.machine.line.waiters:
             self._anybody_waits.set()
+        if self.rpc.history.on:
+            refused = [(r.instance, r.reason) for r in i.refused]
+            placed = [(p.instance, p.node) for p in i.placed]
+            self.rpc.history.say("placed", placed=placed, refused=refused)
         if not answer.done():
             answer.set_result(
                 Placements(

@@ -25,6 +25,7 @@ from autoscaler_shim.node.instances import Instances
 from autoscaler_shim.node.models import ModelCache
 from autoscaler_shim.node.process_backend import SLEEP_REFUSED, ProcessBackend, base_environment
 from autoscaler_shim.node.readiness import POLL_S, ReadySocket
+from autoscaler_shim.node.recording import NodeHistory
 from autoscaler_shim.node.telling import Telling
 from autoscaler_shim.node.watcher import Watcher
 from autoscaler_shim.node.zygotes import ZygotePool
@@ -71,6 +72,7 @@ class NodeAgent:
         self.machine = NodeMachine(
             NodeID(me.id), me.addr, me.incarnation, ledger, slots, timing, declared.labels
         )
+        self.recording = NodeHistory(rpc.history, self.machine)
         self.watcher = Watcher()
         self.zygotes = ZygotePool(
             folder, self.watcher, base_environment(), self._zygote_ready, self._zygote_died
@@ -116,18 +118,22 @@ class NodeAgent:
         )
         if message.waiting:
             self.rpc.warm(message.waiting)  # told as soon as it is ready: no hello then
-        return self._verdict(*self.machine.start(order, self.now()))
+        verdict, out = self.machine.start(order, self.now())
+        self.recording.start(order, verdict)
+        return self._verdict(verdict, out)
 
     def commit(self, message: m.Commit, caller: Caller) -> m.StartReply:
-        outcome = self.machine.commit(
+        verdict, out = self.machine.commit(
             message.instances, message.epoch, self.now(), cancel=message.cancel, reason=message.reason
         )
-        return self._verdict(*outcome)
+        self.recording.commit(message.instances, message.epoch, message.cancel, verdict)
+        return self._verdict(verdict, out)
 
     def stop(self, message: m.Stop, caller: Caller) -> m.Ack:
         verdict, out = self.machine.stop(
             message.instance, message.epoch, message.drain_s, message.reason, self.now()
         )
+        self.recording.stop(message.instance, message.epoch, message.reason, verdict)
         if verdict.stale:
             log.warning("stop of %s by %s refused: %s", message.instance, caller.name, verdict.reason)
         self.carry_out(out)
@@ -138,6 +144,7 @@ class NodeAgent:
 
     def recall(self, message: m.Recall, caller: Caller) -> m.RecallReply:
         found, epoch = self.machine.recall(message.epoch, message.home_addr, message.revisions, self.now())
+        self.recording.recall(message.epoch, message.revisions, epoch)
         return m.RecallReply(instances=found, epoch=epoch)
 
     def refuse_sleep(self, message: m.Sleep | m.Wake, caller: Caller) -> m.StartReply:
@@ -170,6 +177,7 @@ class NodeAgent:
 
     def carry_out(self, instructions: Iterable[facts.Instruction]) -> None:
         for i in instructions:
+            self.recording.carried(i)
             match i:
                 case facts.Tell():
                     self.telling.tell(i)
@@ -219,6 +227,7 @@ class NodeAgent:
     async def open(self) -> None:
         """Finds what an earlier agent has left, and listens to instances."""
         self._recover()
+        self.recording.opened()
         self._modules_known(frozenset())
         await self.rpc.listen_unix(str(self.folder.agent_socket))
         await self.ready_socket.listen(self.folder.ready_socket)

@@ -110,6 +110,7 @@ class Membership:
         if view.epoch <= self.view.epoch:
             return
         self.view = view
+        self.rpc.history.say("view", epoch=view.epoch, incarnation=self.member.incarnation)
         for callback in self._callbacks:
             try:
                 callback(view)

@@ -21,6 +21,7 @@ from kserve_ext.core.connection_cache import BOUND
 from kserve_ext.rpc.caller import UNTRACED, Caller, Trace
 from kserve_ext.rpc.connection import BYE, Connection
 from kserve_ext.rpc.errors import RpcError
+from kserve_ext.rpc.history import History
 from kserve_ext.rpc.listener import Listener
 from kserve_ext.rpc.mutual_tls import Identity
 from kserve_ext.rpc.outgoing import PING, Outgoing
@@ -59,6 +60,7 @@ class Rpc:
             raise ValueError("cluster key: needs at least 16 bytes; make one with `galaxy up`")
         self.name = name
         self.key = key
+        self.history = History(name)
         self.epoch = epoch
         self._identity = identity
         self.calls = self.errors = 0

@@ -20,6 +20,7 @@ from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.facts import Command, Instance, Kind, Member, Model, Resources, Revision, Scale, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 from kserve_ext.rpc import Caller, RpcError
+from kserve_ext.rpc.history import History
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.wire import messages as m
 
@@ -60,6 +61,7 @@ class Fakes:
         self.name = ME
         self.member = Member(ME, "dispatch", "me:1", 1)
         self.epoch: Callable[[], int] = lambda: 0
+        self.history = History(ME, "")
 
     # the loop
     def time(self) -> float:

@@ -358,6 +358,11 @@ class Shard(Generic[R]):
                 self._mark(part)
         return late
 
+    def newest(self, key: RevisionKey) -> tuple[int, int]:
+        """Term and seq of the newest Grant that was obeyed."""
+        part = self.parts.get(key)
+        return (part.term, part.granted) if part is not None else (0, 0)
+
     @property
     def active(self) -> list[RevisionKey]:
         return list(self._active)

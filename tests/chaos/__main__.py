@@ -1,0 +1,84 @@
+"""`python -m tests.chaos --seconds 120 --seed 7`: a run with faults, and whether any invariant was broken.
+
+Prints the schedule, then each fault as it comes, then the violations with the events that show them; exit code 1 if
+there are any. See docs/chaos.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.chaos import checker, faults
+from tests.chaos.cluster import Shape
+from tests.chaos.history import load
+from tests.chaos.run import Run, began_of
+
+MOST_SHOWN = 12
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=120.0, help="of load and faults (120)")
+    parser.add_argument("--seed", type=int, help="of the schedule and the load; default: a new one, printed")
+    parser.add_argument("--schedule", type=Path, help="faults from this file instead of the seed's own")
+    parser.add_argument("--bug", default="", help="plant this bug first: see tests/chaos/planted.py")
+    parser.add_argument("--keep", type=Path, help="keep histories and logs in this folder")
+    parser.add_argument("--check", type=Path, help="only check the history in this folder")
+    args = parser.parse_args(argv)
+    if args.check:
+        return judge(args.check)
+    seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1 << 31)
+    shape = Shape()
+    schedule = (
+        faults.read(args.schedule.read_text())
+        if args.schedule
+        else faults.make(seed, args.seconds, shape.ids)
+    )
+    if args.schedule and args.seed is not None:
+        schedule = schedule._replace(seed=seed)
+    print(
+        f"seed {schedule.seed}; to run it again: python -m tests.chaos --seconds {schedule.seconds:g} "
+        f"--seed {schedule.seed}"
+    )
+    print(schedule.text(), end="", flush=True)
+    folder = args.keep or Path(tempfile.mkdtemp(prefix="galaxy-chaos-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "schedule").write_text(schedule.text())
+    run = Run(folder, schedule, shape, lambda text: print(text, flush=True), args.bug)
+    asyncio.run(run.go())
+    code = judge(folder / "history")
+    if code or args.keep:
+        print(f"histories, logs and the schedule are in {folder}")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    return code
+
+
+def judge(history: Path) -> int:
+    began = time.monotonic()
+    events = load(history)
+    found = checker.check(events)
+    requests = Counter(str(e["status"] or e["outcome"]) for e in events if e.what == "request")
+    faults_ = Counter(e["kind"] for e in events if e.what == "fault")
+    instances = sum(e.what == "began" for e in events)
+    print(
+        f"{len(events)} events; requests {dict(sorted(requests.items()))}; {instances} instances; "
+        f"faults {dict(sorted(faults_.items()))}; checked in {time.monotonic() - began:.1f} s"
+    )
+    for violation in found[:MOST_SHOWN]:
+        print(checker.text(violation, began_of(events)))
+    by_kind = Counter(v.invariant for v in found)
+    print(f"VIOLATIONS: {dict(by_kind)}" if found else "no invariant was broken")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

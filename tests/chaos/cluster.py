@@ -1,0 +1,277 @@
+"""The cluster of a chaos run: parts as real processes that are started again when they die, and its services.
+
+There is no supervisor and no objects process: what is killed comes back when the schedule says so, and revisions
+are written to the store as the objects process would write them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import signal
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from autoscaler_shim.node.cleanup import stop_all
+from kserve_ext.cli.embedded.parts import ROOT, parts
+from kserve_ext.cli.embedded.ports import free_ports
+from kserve_ext.core.facts import Revision
+from kserve_ext.rpc import Rpc
+from kserve_ext.rpc.history import VARIABLE, History
+from kserve_ext.store.remote import RemoteStore
+
+#: A part that dies by itself comes back after so long.
+RESTART_S = 0.2
+
+
+class Shape(NamedTuple):
+    """How many of each part, and how large a node is."""
+
+    dispatch: int = 2
+    schedule: int = 2
+    cluster_mgr: int = 2
+    nodes: int = 3
+    cpu_milli: int = 4000
+    memory_mib: int = 4096
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {
+            "controller": 1,
+            "objects": 0,
+            "cluster-mgr": self.cluster_mgr,
+            "schedule": self.schedule,
+            "dispatch": self.dispatch,
+            "node": self.nodes,
+        }
+
+    @property
+    def ids(self) -> list[str]:
+        return [f"{kind}-{k}" for kind, count in self.counts.items() for k in range(count)]
+
+
+@dataclass
+class Part:
+    id: str
+    kind: str
+    argv: list[str]
+    clock: Path
+    net: str = ""
+    pid: int = 0
+    #: it isn't started again while this is set
+    held_down: bool = False
+    #: it is being started at this moment
+    starting: bool = False
+    up: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class Cluster:
+    def __init__(self, folder: Path, shape: Shape, said: History, bug: str = "") -> None:
+        self.folder, self.shape, self.said, self.bug = folder, shape, said, bug
+        self.data = folder / "data"
+        self.history = folder / "history"
+        self.ports = free_ports(1 + 1 + shape.dispatch)
+        self.controller = f"127.0.0.1:{self.ports[0]}"
+        self.parts: dict[str, Part] = {}
+        self.nursery: asyncio.subprocess.Process | None = None
+        self.rpc: Rpc | None = None
+        self.store: RemoteStore | None = None
+        self.ending = False
+        self._of_pid: dict[int, Part] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: revisions by key, in the order of their coming
+        self.services: dict[str, Revision] = {}
+
+    @property
+    def shards(self) -> dict[str, int]:
+        """Port of each Dispatch function's own HTTP address."""
+        return {f"dispatch-{k}": self.ports[2 + k] for k in range(self.shape.dispatch)}
+
+    # --- life
+
+    async def start(self) -> None:
+        for name in ("run", "log", "clock"):
+            (self.data / name).mkdir(parents=True, exist_ok=True)
+        (self.data / "cluster.key").write_bytes(secrets.token_bytes(32))
+        self.history.mkdir(exist_ok=True)
+        await self._start_nursery()
+        described: dict[str, Any] = {
+            "controller": self.controller,
+            "http": f"127.0.0.1:{self.ports[1]}",
+            "domain": "galaxy.local",
+            "counts": self.shape.counts,
+            "node": {
+                "cpu_milli": self.shape.cpu_milli,
+                "memory_mib": self.shape.memory_mib,
+                "gpus": 0,
+            },
+        }
+        for found in parts(described, self.data):
+            argv = list(found.argv[2:])
+            if found.kind == "dispatch":
+                argv += ["--own-http", str(self.shards[found.id])]
+            if found.kind == "node":
+                argv += ["--zygote-memory", "64Mi"]
+            clock = self.data / "clock" / found.id
+            clock.write_bytes(struct.pack("d", 0.0))
+            part = self.parts[found.id] = Part(found.id, found.kind, argv, clock)
+            await self._launch(part)
+        self.rpc = Rpc("runner", (self.data / "cluster.key").read_bytes())
+        self.rpc.history = self.said
+        self.store = RemoteStore(self.rpc, self.controller)
+
+    async def _start_nursery(self) -> None:
+        env = {**os.environ, "GALAXY_COMPILED": "off", VARIABLE: str(self.history)}
+        env["PYTHONPATH"] = str(ROOT)
+        env.setdefault("GALAXY_LOG_LEVEL", "INFO")
+        self.nursery = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.chaos.nursery",
+            *([self.bug] if self.bug else []),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            cwd=ROOT,
+            env=env,
+        )
+        assert self.nursery.stdout is not None
+        await self.nursery.stdout.readline()
+        self._spawn(self._listen())
+
+    async def _listen(self) -> None:
+        assert self.nursery is not None
+        assert self.nursery.stdout is not None
+        while line := await self.nursery.stdout.readline():
+            said = json.loads(line)
+            if "died" in said:
+                self._died(int(said["died"]), int(said["status"]))
+            else:
+                part = self.parts[said["part"]]
+                part.pid, part.starting = int(said["pid"]), False
+                self._of_pid[part.pid] = part
+                self.said.say("started", part=part.id, of=part.pid)
+                part.up.set()
+
+    async def _launch(self, part: Part) -> None:
+        assert self.nursery is not None
+        assert self.nursery.stdin is not None
+        part.starting = True
+        part.up.clear()
+        order = {
+            "part": part.id,
+            "argv": part.argv,
+            "log": str(self.data / "log" / f"{part.id}.log"),
+            "env": {},
+            "clock": str(part.clock),
+            "net": part.net,
+        }
+        self.nursery.stdin.write(json.dumps(order).encode() + b"\n")
+        await part.up.wait()
+
+    def _died(self, pid: int, status: int) -> None:
+        part = self._of_pid.pop(pid)
+        self.said.say("died", part=part.id, of=pid, status=status)
+        part.pid = 0
+        if not self.ending and not part.held_down:
+            self._spawn(self._again(part))
+
+    async def _again(self, part: Part) -> None:
+        await asyncio.sleep(RESTART_S)
+        if not (self.ending or part.held_down or part.pid or part.starting):
+            await self._launch(part)
+
+    async def bring_back(self, part: Part) -> None:
+        part.held_down = False
+        if not (self.ending or part.pid or part.starting):
+            await self._launch(part)
+
+    async def close(self) -> None:
+        """Ends everything, whatever state it is in."""
+        self.ending = True
+        if self.store is not None:
+            self.store.close()
+        if self.rpc is not None:
+            await self.rpc.close()
+        for sig, patience_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
+            order = sorted(self.parts.values(), key=lambda p: p.kind == "controller")
+            for part in order:
+                if part.pid:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(part.pid, signal.SIGCONT)
+                        os.kill(part.pid, sig)
+            await self.until(lambda: not any(p.pid for p in self.parts.values()), patience_s)
+        if self.nursery is not None:
+            assert self.nursery.stdin is not None
+            self.nursery.stdin.close()
+            await self.nursery.wait()
+        for task in self._tasks:
+            task.cancel()
+        for node in (self.data / "nodes").glob("*"):
+            await asyncio.to_thread(stop_all, node, 1.0)
+
+    # --- what is done to it
+
+    def signal(self, part: Part, number: int) -> None:
+        if part.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(part.pid, number)
+
+    def shift_clock(self, part: Part, seconds: float) -> None:
+        with part.clock.open("r+b") as file:
+            file.write(struct.pack("d", seconds))
+
+    def apply(self, revision: Revision) -> None:
+        """As the objects process does: the revision, and the route of its host."""
+        assert self.store is not None
+        self.services[revision.key] = revision
+        self.said.say(
+            "service",
+            revision=revision.key,
+            bounds=(revision.scale.min, revision.scale.max),
+            concurrency=revision.concurrency,
+            needs=revision.needs,
+            group=revision.group,
+            drain_s=revision.command.drain_s,
+        )
+        self.store.put(
+            [
+                (f"revisions/{revision.key}", msgspec.msgpack.encode(revision)),
+                (f"routes/{host_of(revision.key)}", msgspec.msgpack.encode(((revision.key, 100),))),
+            ]
+        )
+
+    def delete(self, key: str) -> None:
+        assert self.store is not None
+        del self.services[key]
+        self.said.say("deleted", revision=key)
+        self.store.put([(f"routes/{host_of(key)}", None), (f"revisions/{key}", None)])
+
+    async def until(self, check: Callable[[], bool], within_s: float) -> bool:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + within_s
+        while not check():
+            if loop.time() > due:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def host_of(key: str) -> str:
+    return f"{key.rpartition('/')[2]}.test"

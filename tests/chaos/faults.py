@@ -1,0 +1,83 @@
+"""Which faults come when: a schedule made from a seed. Pure; a schedule is a value that is printed and read back.
+
+Storms of one to four faults at once alternate with calm long enough that everything must be well again before the
+next: what is checked of a calm cluster then has something to say. Targets that don't exist before the run
+(instances, zygotes) are chosen by a number when the fault comes.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any, NamedTuple
+
+#: Until the cluster is up, and everything has been asked for once.
+FIRST_S = 5.0
+STORM_S = (4.0, 10.0)
+CALM_S = 14.0
+
+KILLS = (0.1, 0.5, 2.0, 5.0)
+PAUSES = (0.3, 1.5, 3.5, 6.0, 12.0)
+SHIFTS = (-3600.0, -5.0, 5.0, 3600.0, 86400.0)
+
+
+class Fault(NamedTuple):
+    at: float  # seconds after the beginning
+    kind: str  # kill | pause | clock | kill-instance | pause-instance | kill-zygote | cut
+    target: str  # id of a part; of instances and zygotes a number to choose by
+    seconds: float = 0.0  # so long it is away, paused, cut off
+    amount: float = 0.0  # of a clock: so many seconds it is shifted
+
+
+class Schedule(NamedTuple):
+    seed: int
+    seconds: float
+    faults: tuple[Fault, ...]
+
+    def text(self) -> str:
+        """One fault a line, to be read by people and by `--schedule`."""
+        head = {"seed": self.seed, "seconds": self.seconds}
+        return "\n".join([json.dumps(head), *(json.dumps(f._asdict()) for f in self.faults)]) + "\n"
+
+
+def read(text: str) -> Schedule:
+    head, *lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+    return Schedule(int(head["seed"]), float(head["seconds"]), tuple(Fault(**line) for line in lines))
+
+
+def make(seed: int, seconds: float, parts: list[str], *, cut: bool = False) -> Schedule:
+    """`parts`: ids as the cluster has them, e.g. "dispatch-1". `cut`: nodes can be cut off from the network."""
+    rng = random.Random(seed)
+    faults: list[Fault] = []
+    at = FIRST_S
+    while at + STORM_S[0] < seconds:
+        storm = rng.uniform(*STORM_S)
+        for _ in range(rng.choice((1, 1, 2, 2, 3, 4))):
+            faults.append(_one(rng, round(at + rng.uniform(0, storm / 2), 2), parts, cut))
+        at = max([at + storm, *(f.at + f.seconds for f in faults)]) + CALM_S
+    return Schedule(seed, seconds, tuple(sorted(faults)))
+
+
+def _one(rng: random.Random, at: float, parts: list[str], cut: bool) -> Fault:
+    nodes = [p for p in parts if p.startswith("node")]
+    kinds: dict[str, int] = {"kill": 5, "pause": 4, "clock": 1, "kill-instance": 2, "pause-instance": 1}
+    kinds["kill-zygote"] = 1
+    if cut:
+        kinds["cut"] = 3
+    kind = rng.choices(list(kinds), list(kinds.values()))[0]
+    match kind:
+        case "kill":
+            return Fault(at, kind, rng.choice(parts), rng.choice(KILLS))
+        case "pause":
+            return Fault(at, kind, rng.choice(parts), rng.choice(PAUSES))
+        case "clock":
+            return Fault(at, kind, rng.choice(parts), amount=rng.choice(SHIFTS))
+        case "cut":
+            return Fault(at, kind, rng.choice(nodes), rng.choice(PAUSES))
+        case _:
+            which = str(rng.randrange(1000))
+            return Fault(at, kind, which, rng.choice(PAUSES[:4]) if kind == "pause-instance" else 0.0)
+
+
+def facts_of(fault: Fault) -> dict[str, Any]:
+    return {"kind": fault.kind, "target": fault.target, "seconds": fault.seconds, "amount": fault.amount}

@@ -1,0 +1,155 @@
+"""One chaos run: a cluster, its load, the faults of a schedule; then everything is deleted, and nothing may be left.
+
+It only does and records. What it did is judged afterwards, from the history alone (checker.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from kserve_ext.rpc.history import History
+from tests.chaos import services
+from tests.chaos.cluster import Cluster, Part, Shape
+from tests.chaos.faults import Fault, Schedule, facts_of
+from tests.chaos.history import Event
+from tests.chaos.observer import Observer
+
+#: A node whose agent is away is asked by nobody; what runs there is stopped within this after everything is deleted.
+GONE_S = 45.0
+UP_S = 30.0
+
+Say = Callable[[str], None]
+
+
+class Run:
+    def __init__(self, folder: Path, schedule: Schedule, shape: Shape, say: Say, bug: str = "") -> None:
+        self.schedule, self.say_so = schedule, say
+        self.said = History("runner", str(folder / "history"))
+        self.cluster = Cluster(folder, shape, self.said, bug)
+        self.observer = Observer(self.cluster.history, self.said)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def go(self) -> None:
+        cluster = self.cluster
+        load: asyncio.Task[None] | None = None
+        try:
+            await cluster.start()
+            self.observer.start()
+            for revision in services.standing(cluster.history):
+                cluster.apply(revision)
+            up = await cluster.until(lambda: bool(self.observer.living), UP_S)
+            assert up, f"no instance came up within {UP_S:g} s: see {cluster.data / 'log'}"
+            self.said.say("begin")
+            load = asyncio.create_task(services.Load(cluster, self.schedule.seed).run(self.schedule.seconds))
+            faults = asyncio.create_task(self._faults())
+            await load
+            await faults
+            await self._end()
+        finally:
+            if load is not None:
+                load.cancel()
+            for task in self._tasks:
+                task.cancel()
+            self._wake_instances()
+            await cluster.close()
+            self.observer.look()
+            await asyncio.sleep(0.1)
+            self.observer.close()
+
+    async def _end(self) -> None:
+        """Everything is deleted: nothing is left."""
+        for key in list(self.cluster.services):
+            self.cluster.delete(key)
+        await self.cluster.until(lambda: not self.observer.living, GONE_S)
+        left = [[began["instance"], pid] for pid, began in self.observer.living.items()]
+        self.said.say("finished", left=left)
+
+    # --- faults
+
+    async def _faults(self) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for fault in self.schedule.faults:
+            await asyncio.sleep(max(0.0, began + fault.at - loop.time()))
+            task = asyncio.create_task(self._carry_out(fault))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _carry_out(self, fault: Fault) -> None:
+        began = asyncio.get_running_loop().time()
+        target = self._target(fault)
+        self.said.say("fault", **facts_of(fault), on=str(target))
+        self.say_so(f"{fault.at:7.2f} s: {fault.kind} {target} {fault.seconds or fault.amount:g} s")
+        if isinstance(target, Part):
+            await self._on_part(fault, target)
+        elif target is not None:
+            await self._on_process(fault, target)
+        self.said.say("fault_over", **facts_of(fault), on=str(target), since=began)
+
+    def _target(self, fault: Fault) -> Part | int | None:
+        if not fault.kind.endswith(("-instance", "-zygote")):
+            return self.cluster.parts[fault.target]
+        number = int(fault.target)
+        if fault.kind == "kill-zygote":
+            pids = [pid for part in self._nodes() for pid in _zygotes(self.cluster.data / "nodes" / part.id)]
+        else:
+            pids = sorted(self.observer.living)
+        return pids[number % len(pids)] if pids else None
+
+    def _nodes(self) -> list[Part]:
+        return [part for part in self.cluster.parts.values() if part.kind == "node"]
+
+    async def _on_part(self, fault: Fault, part: Part) -> None:
+        cluster = self.cluster
+        match fault.kind:
+            case "kill":
+                part.held_down = True
+                cluster.signal(part, signal.SIGKILL)
+                await asyncio.sleep(fault.seconds)
+                await cluster.bring_back(part)
+            case "pause":
+                pid = part.pid
+                cluster.signal(part, signal.SIGSTOP)
+                await asyncio.sleep(fault.seconds)
+                if part.pid == pid:
+                    cluster.signal(part, signal.SIGCONT)
+            case "clock":
+                cluster.shift_clock(part, fault.amount)
+            case _:
+                raise ValueError(f"there is no fault {fault.kind!r}")
+
+    async def _on_process(self, fault: Fault, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if not fault.kind.startswith("pause"):
+                os.kill(pid, signal.SIGKILL)
+                return
+            os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(fault.seconds)
+            if pid in self.observer.living:
+                os.kill(pid, signal.SIGCONT)
+
+    def _wake_instances(self) -> None:
+        for pid in self.observer.living:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def _zygotes(node: Path) -> list[int]:
+    import json
+
+    found = []
+    for file in sorted((node / "zygotes").glob("*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(json.loads(file.read_text())["pid"]))
+    return found
+
+
+def began_of(events: list[Event]) -> float:
+    return next((e.t for e in events if e.what == "begin"), 0.0)
