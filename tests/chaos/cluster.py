@@ -46,8 +46,6 @@ class Shape(NamedTuple):
     @property
     def counts(self) -> dict[str, int]:
         return {
-            "controller": 1,
-            "objects": 0,
             "cluster-mgr": self.cluster_mgr,
             "schedule": self.schedule,
             "dispatch": self.dispatch,
@@ -56,7 +54,8 @@ class Shape(NamedTuple):
 
     @property
     def ids(self) -> list[str]:
-        return [f"{kind}-{k}" for kind, count in self.counts.items() for k in range(count)]
+        parts = [f"{kind}-{k}" for kind, count in self.counts.items() for k in range(count)]
+        return ["controller-0", *parts]
 
 
 @dataclass
@@ -118,7 +117,10 @@ class Cluster:
                 "gpus": 0,
             },
         }
+        (self.data / "cluster.json").write_text(json.dumps(described))
         for found in parts(described, self.data):
+            if found.kind == "objects":
+                continue
             argv = list(found.argv[2:])
             if found.kind == "dispatch":
                 argv += ["--own-http", str(self.shards[found.id])]
@@ -201,7 +203,7 @@ class Cluster:
         """Ends everything, whatever state it is in."""
         self.ending = True
         if self.store is not None:
-            self.store.close()
+            await self.store.close()
         if self.rpc is not None:
             await self.rpc.close()
         for sig, patience_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
