@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-
-from runtimes.vllm_pd.zygote import Zygote
+from kserve_ext.rpc import zygote
+from runtimes.vllm_pd.zygote import program
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--socket", required=True)
-    parser.add_argument("--name", required=True)
-    args = parser.parse_args()
-    Zygote(args.socket, args.name, "tests.chaos.runtime").run()
+    package = "tests.chaos.runtime"
+    zygote.serve(zygote.command_line(package).parse_args(), program(package))
