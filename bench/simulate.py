@@ -14,8 +14,8 @@ from typing import Any
 
 from bench.record import machine, record
 from kserve_ext.sim import bursts, claims
-from kserve_ext.sim.claims import Row
 from kserve_ext.sim.fleet import World
+from kserve_ext.sim.rows import Row, said_of
 from kserve_ext.sim.runs import COMPARED, SYSTEMS, run, stopwatch
 
 TRACE = bursts.Shape(seconds=600.0, bursts=4)
@@ -39,7 +39,7 @@ def rows(seed: int, quick: bool) -> list[Row]:
     shape = bursts.Shape(seconds=60.0, bursts=1, functions=20, seed=seed) if quick else TRACE
     trace = list(bursts.arrivals(shape))
     results = [run(SYSTEMS[name], trace, world) for name in COMPARED]
-    said = f"{claims.said_of(world, seed)}; synthetic bursts of {shape.seconds:g} s, {len(trace)} requests"
+    said = f"{said_of(world, seed)}; synthetic bursts of {shape.seconds:g} s, {len(trace)} requests"
     found = list(claims.tail(results, said))
     if not quick:
         found += claims.all_claims(others, world, seed)

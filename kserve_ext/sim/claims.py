@@ -7,12 +7,13 @@ the others; nothing is left out. The published figures were measured on real nod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Literal
+from dataclasses import replace
+from typing import Final
 
 from kserve_ext.sim.clock import Clock
 from kserve_ext.sim.fleet import Fleet, World
 from kserve_ext.sim.layout import FULL, Layout, of_each
+from kserve_ext.sim.rows import Row, said_of
 from kserve_ext.sim.runs import SYSTEMS, Result, ours, run
 from kserve_ext.sim.systems.galaxy import Galaxy
 from kserve_ext.sim.workloads import EMULATED, SHARE_OF_FUNCTIONS, cold_starts, nearly_full
@@ -23,38 +24,12 @@ FEWER: Final = 800  # where several layouts of ours run
 SHARES: Final = (0.7, 0.9, 0.99)
 
 
-@dataclass(frozen=True)
-class Row:
-    """`ours` and `baseline` are figures of `unit`; the published figure is in `claim`."""
-
-    claim: str
-    metric: str
-    ours: float | None
-    baseline: float | None
-    baseline_name: str
-    unit: str
-    better: Literal["lower", "higher"]
-    conditions: str
-
-    @property
-    def change(self) -> float | None:
-        """How much lower than the baseline, or how many times higher."""
-        if self.ours is None or not self.baseline:
-            return None
-        return 1 - self.ours / self.baseline if self.better == "lower" else self.ours / self.baseline
-
-
 def burst(
     name: str, rate: float, count: int, world: World, seed: int, layout: Layout | None = None
 ) -> Result:
     make = SYSTEMS[name] if layout is None else ours(layout, name)
     functions = max(1, count // SHARE_OF_FUNCTIONS)
     return run(make, cold_starts(rate, count, functions, seed), world, patience_s=20.0)
-
-
-def said_of(world: World, seed: int) -> str:
-    start, hop = world.start_s * 1e3, world.hop_s * 1e3
-    return f"simulated: {world.nodes} nodes, start {start:g} ms, hop {hop:g} ms, seed {seed}"
 
 
 def tail(results: Sequence[Result], conditions: str) -> Iterator[Row]:

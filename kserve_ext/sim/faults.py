@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Literal, NamedTuple
 
-from kserve_ext.core.dispatch.facts import LEASE_TTL_S
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 from kserve_ext.sim.layout import Layout
 from kserve_ext.sim.parts.network import Process
@@ -80,8 +79,6 @@ class Faults:
         self.violations: list[str] = []
         self._rng = random.Random(f"weather/{seed}")
         self._storms = 0
-        #: a Dispatch function was paused for longer than its leases last: what it had sent may run on
-        self._outlived = False
         self._cut: set[Process] = set()
         self._unknown: dict[InstanceID, float] = {}
         self._obeyed: dict[tuple[NodeID, RevisionKey], int] = {}
@@ -105,7 +102,6 @@ class Faults:
             clock.after(fault.seconds, partial(self._cut.discard, process))
         elif fault.what == "pause":
             process = galaxy.process(FunctionID(fault.who))
-            self._outlived |= fault.seconds > LEASE_TTL_S
             process.paused_until = clock.now + fault.seconds
             process.core.spend(fault.seconds)
         elif fault.who == CONTROLLER:
@@ -191,9 +187,7 @@ class Faults:
                     self._unknown.pop(life.id, None)
         self._leases()
         overlaps = galaxy.fleet.counts.get("overlapping", 0)
-        self._holds(
-            self._outlived or not overlaps, "a request was sent to an instance that served another one"
-        )
+        self._holds(not overlaps, "a request was sent to an instance that served another one")
         for name, epoch in galaxy.controller.shown.items():
             self._holds(epoch >= self._shown.get(name, 0), f"the epoch of {name} fell")
             self._shown[name] = epoch

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.record import record
 from bench.simulate import recorded
-from kserve_ext.sim.claims import Row
+from kserve_ext.sim.rows import Row
 
 
 def test_rows_are_in_the_form_of_all_results(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kserve_ext.sim import claims, workloads
-from kserve_ext.sim.claims import Row
+from kserve_ext.sim.rows import Row
 from kserve_ext.sim.fleet import World
 from kserve_ext.sim.plots import Axis, Line, plot
 from kserve_ext.sim.runs import SYSTEMS, run

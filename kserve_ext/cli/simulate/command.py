@@ -16,8 +16,8 @@ import click
 from kserve_ext.cli.failure import Failure
 from kserve_ext.cli.output import dump, format_option, table
 from kserve_ext.sim import bursts, claims, workloads
-from kserve_ext.sim.claims import Row
 from kserve_ext.sim.fleet import World
+from kserve_ext.sim.rows import Row, said_of
 from kserve_ext.sim.runs import COMPARED, SYSTEMS, Result, run
 from kserve_ext.sim.traces import READERS, Arrival, TraceError
 
@@ -78,7 +78,7 @@ def simulate(
     arrivals, what = _arrivals(trace, form, load, seconds, seed)
     world = World(nodes=nodes, seed=seed)
     results = [run(SYSTEMS[name], arrivals, world) for name in systems]
-    conditions = f"{claims.said_of(world, seed)}; {what}, {len(arrivals)} requests"
+    conditions = f"{said_of(world, seed)}; {what}, {len(arrivals)} requests"
     rows: list[Row] = []
     if results[0].system == "galaxy":
         others = [name for name in systems if name != "galaxy"]

@@ -153,10 +153,10 @@ class Network:
         self.fleet.count("connections")
         self.fleet.hop(lambda: self.fleet.hop(then))
 
-    def aside(self, to: Process, kind: str, times: int = 1) -> None:
-        """Messages of the background: they cost what they cost, and their handling is done by the caller."""
-        self.fleet.count("messages", times)
-        to.core.spend(times * self.cost(kind, True))
+    def aside(self, to: Process, kind: str, items: int = 1) -> None:
+        """A message of the background with so many things in it: it costs what it costs; the caller handles it."""
+        self.fleet.count("messages")
+        to.core.spend(items * self.cost(kind, False) + costs.RPC * 1e-6)
 
     def inline(self, process: Process, kind: str, work: Callable[[], int]) -> None:
         """Work that a clock begins, and that says how many items it had."""
