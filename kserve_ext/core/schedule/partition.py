@@ -99,6 +99,12 @@ class Partition:
                 del self._taken[node]
         return sent[0] if sent is not None else None
 
+    def starts(self, node: NodeID) -> tuple[tuple[InstanceID, Resources], ...]:
+        """Those under way there, with what they need."""
+        if node not in self._taken:
+            return ()
+        return tuple((instance, needs) for instance, (where, needs) in self._pending.items() if where == node)
+
     def status(self, node: NodeID) -> NodeStatus | None:
         return self._status.get(node)
 

@@ -1,0 +1,331 @@
+"""Hand-over: one placer a node, whatever is lost, repeated or late, and whoever dies or was only paused."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Set
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kserve_ext.core.facts import NodeStatus, Resources
+from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
+from kserve_ext.core.partitions import divide
+from kserve_ext.core.schedule.handover import (
+    LEAVE_S,
+    PATIENCE_S,
+    Claim,
+    Handed,
+    Handing,
+    Handover,
+    Instruction,
+    Moved,
+    Recall,
+)
+from kserve_ext.core.schedule.partition import Partition
+from tests.core.schedule.test_placement import status
+
+A, B, C = (FunctionID(f) for f in "ABC")
+N = NodeID("n")
+NEEDS = Resources(1000, 256)
+
+
+# --- a world
+
+
+@dataclass
+class Node:
+    """Obeys no older term than one that it has obeyed."""
+
+    name: NodeID
+    term: int = 0
+    seq: int = 0
+    started: list[tuple[FunctionID, int]] = field(default_factory=list)
+
+    def start(self, by: FunctionID, term: int) -> bool:
+        if term < self.term:
+            return False
+        self.term = term
+        self.started.append((by, term))
+        return True
+
+    def status(self) -> NodeStatus:
+        self.seq += 1
+        return status(self.name, seq=self.seq)
+
+
+class World:
+    """Functions, nodes and views; messages travel for a while, are lost or come twice when `chance` says so."""
+
+    def __init__(self, nodes: int, functions: list[FunctionID], seed: int = 0, harm: float = 0.0) -> None:
+        self.nodes = {NodeID(f"n{k}"): Node(NodeID(f"n{k}")) for k in range(nodes)}
+        self.functions: dict[FunctionID, Handover] = {}
+        self.paused: set[FunctionID] = set()
+        self.members: list[FunctionID] = []
+        self.views: list[tuple[int, dict[NodeID, FunctionID], set[FunctionID]]] = []
+        self.random, self.harm = random.Random(seed), harm
+        self.post: list[tuple[float, FunctionID, object]] = []
+        self.now = 0.0
+        self.log: list[str] = []
+        for function in functions:
+            self.join(function)
+
+    # --- the controller
+
+    def join(self, function: FunctionID) -> None:
+        self.functions[function] = Handover(function, Partition())
+        self.paused.discard(function)
+        self.publish([*(f for f in self.members if f != function), function])
+
+    def leave(self, function: FunctionID) -> None:
+        """Out of the view: dead, or only taken for dead."""
+        self.publish([f for f in self.members if f != function])
+
+    def drain(self, function: FunctionID) -> None:
+        """Still a member, without nodes."""
+        self.publish([f for f in self.members if f != function], {function})
+
+    def publish(self, members: list[FunctionID], draining: Set[FunctionID] = frozenset()) -> None:
+        before = self.views[-1][1] if self.views else None
+        self.members = members
+        view = (len(self.views) + 1, divide(self.nodes, members, before), {*members, *draining})
+        self.views.append(view)
+        for function in self.functions:
+            self.send(function, view, lossy=False)
+
+    # --- messages
+
+    def send(self, to: FunctionID, what: object, *, lossy: bool = True) -> None:
+        delay = self.random.choice((0.001, 0.02, 0.3)) if self.harm else 0.001
+        if not lossy or self.random.random() >= self.harm:
+            self.post.append((self.now + delay, to, what))
+        if lossy and self.random.random() < self.harm:
+            self.post.append((self.now + 2 * delay, to, what))
+
+    def run(self, seconds: float) -> None:
+        """In steps; everything that is due is delivered in a random order."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = round(self.now + 0.01, 6)
+            due = [m for m in self.post if m[0] <= self.now and m[1] not in self.paused]
+            self.post = [m for m in self.post if m not in due]
+            self.random.shuffle(due)
+            for _, to, what in due:
+                if to in self.functions:
+                    self.deliver(to, what)
+            for name, function in self.functions.items():
+                if name not in self.paused:
+                    self.carry(name, function.tick(self.now))
+
+    def deliver(self, to: FunctionID, what: object) -> None:
+        function = self.functions[to]
+        match what:
+            case (int(epoch), dict(owners), set(members)):
+                self.carry(to, function.view(epoch, owners, members, self.now))
+            case ("claim", sender, Claim() as claim):
+                answer = function.claim(sender, claim.epoch, claim.nodes, self.now)
+                self.log += [f"{to} hands {h.node} to {sender}" for h in answer.handed]
+                self.send(sender, ("answer", to, claim.epoch, answer))
+            case ("answer", sender, epoch, Handing() as answer):
+                self.carry(to, function.handed(sender, epoch, answer, self.now))
+            case ("status", NodeStatus() as said):
+                function.heard(said)
+            case ("refused", node, term):
+                self.carry(to, function.refused(node, term, self.now))
+
+    def carry(self, name: FunctionID, instructions: Iterable[Instruction]) -> None:
+        for i in instructions:
+            if isinstance(i, Claim):
+                self.log.append(f"{name} claims {' '.join(i.nodes)} of {i.to}, epoch {i.epoch}")
+                self.send(i.to, ("claim", name, i))
+            else:
+                self.log.append(f"{name} takes {' '.join(i.nodes)}, and asks the store and the nodes")
+                for node in i.nodes:
+                    self.send(name, ("status", self.nodes[node].status()))
+
+    # --- placing
+
+    def place(self, name: FunctionID) -> None:
+        """Everything that it thinks it may place on gets a start; a node's refusal goes back."""
+        if name in self.paused or name not in self.functions:
+            return
+        for node, term in list(self.functions[name].terms.items()):
+            if not self.nodes[node].start(name, term):
+                self.send(name, ("refused", node, term), lossy=False)
+
+    def placers(self, node: NodeID) -> list[FunctionID]:
+        return [name for name, function in self.functions.items() if node in function.terms]
+
+
+# --- one hand-over at a time
+
+
+def two(owner: FunctionID = A) -> tuple[Handover, Handover]:
+    """A and B under epoch 1, the node with `owner`."""
+    a, b = Handover(A, Partition()), Handover(B, Partition())
+    for one, other in ((a, b), (b, a)):
+        for i in one.view(1, {N: owner}, {A, B}, 0.0):
+            assert isinstance(i, Claim)
+            assert one.handed(i.to, 1, other.claim(one.me, 1, i.nodes, 0.0), 0.0) == [Recall((N,))]
+    holder = a if owner == A else b
+    holder.heard(status(N))
+    return a, b
+
+
+def test_the_old_owner_places_until_it_is_asked_and_hands_over_what_it_knows() -> None:
+    a, b = two()
+    a.partition.sent(InstanceID("i1"), N, NEEDS)
+    a.view(2, {N: B}, {A, B}, 1.0)
+    assert a.terms == {N: 1}
+    assert a.partition.candidate(N) is not None
+    (claim,) = b.view(2, {N: B}, {A, B}, 1.0)
+    assert claim == Claim(A, 2, (N,))
+    answer = a.claim(B, 2, (N,), 1.0)
+    assert answer.handed == (Handed(N, status(N), ((InstanceID("i1"), NEEDS),)),)
+    assert (a.terms, a.partition.candidates()) == ({}, [])
+    assert b.handed(A, 2, answer, 1.0) == []
+    assert b.terms == {N: 2}
+    candidate = b.partition.candidate(N)
+    assert candidate is not None
+    assert candidate.free == status(N).free.minus(NEEDS)
+    b.tick(4.0)
+    candidate = b.partition.candidate(N)
+    assert candidate is not None
+    assert candidate.free == status(N).free, "the start of the old owner is over by then"
+
+
+def test_a_claim_that_comes_before_the_view_is_obeyed_and_a_lost_answer_is_given_again() -> None:
+    a, b = two()
+    b.view(2, {N: B}, {A, B}, 1.0)
+    answer = a.claim(B, 2, (N,), 1.0)
+    assert a.claim(B, 2, (N,), 1.2) == answer
+    assert a.terms == {}
+    assert a.view(2, {N: B}, {A, B}, 1.3) == []
+
+
+def test_a_stale_claim_is_answered_with_who_owns_the_node() -> None:
+    a, b = two()
+    a.view(3, {N: C}, {A, B, C}, 1.0)
+    b.view(2, {N: B}, {A, B}, 1.0)
+    answer = a.claim(B, 2, (N,), 1.0)
+    assert answer == Handing(3, moved=(Moved(N, C, owner=True),))
+    assert b.handed(A, 2, answer, 1.0) == []
+    assert b.tick(1.0 + 2 * PATIENCE_S) == [], "the newer view is on its way"
+    assert b.terms == {}
+    assert a.terms == {N: 1}, "C has not claimed it yet"
+
+
+def test_a_dead_owner_is_replaced_at_once_and_a_silent_one_after_a_while() -> None:
+    _, b = two()
+    assert b.view(2, {N: B}, {B}, 1.0) == [Recall((N,))]
+    assert b.terms == {N: 2}
+    b.stored(status(N, seq=7))
+    assert b.partition.status(N) == status(N, seq=7)
+
+    _, b = two()
+    assert b.view(2, {N: B}, {A, B}, 1.0) == [Claim(A, 2, (N,))]
+    assert b.tick(1.15) == [Claim(A, 2, (N,))]
+    assert b.tick(1.0 + PATIENCE_S) == [Recall((N,))]
+
+
+def test_an_owner_that_was_paused_finds_out_from_the_node_and_claims_what_is_its_own_again() -> None:
+    a, b = two()
+    b.view(2, {N: B}, {B}, 1.0)
+    node = Node(N)
+    assert node.start(B, b.terms[N])
+    a.view(3, {N: A}, {A, B}, 1.1)  # it has slept through the second view
+    assert not node.start(A, a.terms[N])
+    assert a.refused(N, 1, 1.1) == [Claim(B, 3, (N,))]
+    b.view(3, {N: A}, {A, B}, 1.1)
+    a.handed(B, 3, b.claim(A, 3, (N,), 1.1), 1.1)
+    assert (a.terms, b.terms) == ({N: 3}, {})
+    assert node.start(A, a.terms[N])
+    assert not node.start(B, 2)
+
+
+def test_what_nobody_claims_is_given_up_in_the_end() -> None:
+    a, _ = two()
+    a.view(2, {N: B}, {A, B}, 1.0)
+    a.tick(1.0 + LEAVE_S - 0.1)
+    assert a.terms == {N: 1}
+    a.tick(1.0 + LEAVE_S)
+    assert a.terms == {}
+
+
+def test_a_status_of_a_node_that_is_not_ours_names_its_owner() -> None:
+    a, b = two()
+    assert b.heard(status(N, seq=2)) == A
+    assert a.heard(status(N, seq=2)) is None
+    b.view(2, {N: B}, {A, B}, 1.0)
+    assert b.heard(status(N, seq=3)) is None, "kept until it has come"
+    b.handed(A, 2, a.claim(B, 2, (N,), 1.0), 1.0)
+    assert b.partition.status(N) == status(N, seq=3)
+
+
+# --- any history
+
+
+def test_without_harm_a_node_never_has_two_placers_and_soon_has_its_owner() -> None:
+    world = World(12, [A])
+    for change, who in (
+        (world.join, B),
+        (world.join, C),
+        (world.drain, B),
+        (world.leave, B),
+        (world.join, B),
+        (world.leave, A),
+    ):
+        change(who)
+        for _ in range(10):
+            world.run(0.01)
+            assert all(len(world.placers(node)) <= 1 for node in world.nodes)
+        owners = world.views[-1][1]
+        assert {n: world.placers(n) for n in world.nodes} == {n: [owners[n]] for n in world.nodes}
+
+
+events = st.lists(
+    st.tuples(
+        st.sampled_from(["join", "leave", "kill", "pause", "resume", "place", "run"]), st.integers(0, 3)
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**16), st.integers(1, 8), st.sampled_from([0.0, 0.3]), events)
+def test_whatever_happens_no_newer_placer_is_overridden_and_in_the_end_each_node_has_its_owner(
+    seed: int, nodes: int, harm: float, happens: list[tuple[str, int]]
+) -> None:
+    names = [FunctionID(f) for f in "ABCD"]
+    world = World(nodes, names[:2], seed, harm)
+    for what, which in happens:
+        name = names[which]
+        if what == "join" and name not in world.members:
+            world.join(name)
+        elif what == "leave" and len(world.members) > 1 and name in world.members:
+            world.leave(name)
+        elif what == "kill" and len(world.members) > 1 and name in world.members:
+            del world.functions[name]
+            world.leave(name)
+        elif what == "pause":
+            world.paused.add(name)
+        elif what == "resume":
+            world.paused.discard(name)
+        elif what == "place":
+            for placer in world.functions:
+                world.place(placer)
+        world.run(0.05)
+    world.paused.clear()
+    world.harm = 0.0
+    for _ in range(12):
+        world.run(0.6)
+        for placer in world.functions:
+            world.place(placer)
+    owners = world.views[-1][1]
+    for node in world.nodes.values():
+        terms = [term for _, term in node.started]
+        assert terms == sorted(terms), "an action under an old epoch has overridden a newer one"
+        by_term = {term: {by for by, t in node.started if t == term} for term in terms}
+        assert all(len(by) == 1 for by in by_term.values()), "two placers under one epoch"
+        assert world.placers(node.name) == [owners[node.name]]
