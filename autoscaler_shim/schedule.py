@@ -1,7 +1,7 @@
 """The Schedule function's shell: carries out what core/schedule decides, and feeds each outcome back.
 
-It owns one partition of the nodes (rendezvous over the view), hears of them from ClusterMgr functions
-(ModNode), answers homes (Schedule) and other Schedule functions (Schedule with hops, Coordinate with Room).
+It owns one partition of the nodes (partition.py beside it: which, and how they change hands), answers homes
+(Schedule) and other Schedule functions (Schedule with hops, Coordinate with Room).
 It decides nothing about scale, and admits nothing: that is home's and the node's.
 """
 
@@ -16,8 +16,9 @@ from pathlib import Path
 
 import msgspec
 
+from autoscaler_shim.partition import Nodes
 from kserve_ext.api.weights import read_weights
-from kserve_ext.core import partitions, rendezvous
+from kserve_ext.core import rendezvous
 from kserve_ext.core.facts import Mark, Resources, View
 from kserve_ext.core.ids import FunctionID, NodeID
 from kserve_ext.core.schedule import line
@@ -26,8 +27,9 @@ from kserve_ext.core.schedule.rooms import Room as Summary
 from kserve_ext.rpc import Caller, Rpc, RpcError
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.process import Process, wall_time
+from kserve_ext.store import Store
+from kserve_ext.store.remote import RemoteStore
 from kserve_ext.wire.messages import (
-    Ack,
     Action,
     Commit,
     Coordinate,
@@ -39,7 +41,6 @@ from kserve_ext.wire.messages import (
     MadeRoom,
     MakeRoom,
     Message,
-    ModNode,
     Placed,
     Placements,
     Probe,
@@ -68,7 +69,12 @@ class ScheduleFunction:
     """One Schedule function in one process."""
 
     def __init__(
-        self, me: FunctionID, rpc: Rpc, membership: Membership, weights: Mapping[str, float] | None = None
+        self,
+        me: FunctionID,
+        rpc: Rpc,
+        membership: Membership,
+        weights: Mapping[str, float] | None = None,
+        store: Store | None = None,
     ) -> None:
         """`weights` of namespaces."""
         self.me = me
@@ -78,9 +84,8 @@ class ScheduleFunction:
         self.asked = self.decisions = 0
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, tuple[Schedule, asyncio.Future[Placements]]] = {}
-        self._owners: dict[NodeID, FunctionID] = {}
+        self.nodes = Nodes(me, rpc, membership, self.machine.partition, store)
         self._anybody_waits = asyncio.Event()
-        rpc.handle(ModNode, self.mod_node)
         rpc.handle(Schedule, self.schedule)
         rpc.handle(Coordinate, self.coordinate)
         rpc.handle(Describe, self.describe)
@@ -88,20 +93,11 @@ class ScheduleFunction:
 
     # --- from ClusterMgr, the view and the other Schedule functions
 
-    def mod_node(self, message: ModNode, caller: Caller) -> Ack:
-        node = message.status.node
-        if message.down:
-            self.machine.partition.forget(node)
-            log.warning("node %s is down, places nothing there: %s", node, message.down)
-        elif self._owners.get(node) == self.me:
-            self.machine.partition.learn(message.status, self._loop.time())
-        return Ack(self.membership.view.epoch)
-
     def view_changed(self, view: View) -> None:
-        self._owners = partitions.owners(view, "schedule")
-        owned = {node for node, function in self._owners.items() if function == self.me}
-        self.machine.view(owned, {m.id for m in view.of("schedule")})
-        self.rpc.warm(m.addr for m in view.members if NodeID(m.id) in owned or m.kind == "schedule")
+        self.machine.rooms.view({m.id for m in view.of("schedule")})
+        self.nodes.view(view)
+        mine = {node for node, function in (self.nodes.handover.owners or {}).items() if function == self.me}
+        self.rpc.warm(m.addr for m in view.members if NodeID(m.id) in mine or m.kind == "schedule")
 
     def coordinate(self, message: Coordinate, caller: Caller) -> CoordinateReply:
         better = self.machine.rooms.heard(_read(message.actions), wants=message.wants)
@@ -165,10 +161,13 @@ class ScheduleFunction:
             waiting=call.waiting,
             reserve=i.reserve,
             marks=(*call.marks, Mark("placed", wall_time(), f"{self.me} -> {i.node}")),
+            term=(term := self.nodes.term(i.node)),
         )
 
         def done(reply: Message | RpcError) -> None:
             if isinstance(reply, StartReply):
+                if reply.moved:
+                    self.nodes.refused(i.node, term)
                 reason = None if reply.admitted else reply.reason
                 out = self.machine.started(i.op, i.instance, i.node, i.addr, reason, reply.status)
             else:
@@ -392,13 +391,15 @@ def main(args: argparse.Namespace) -> int:
     weights = _weights(process.data)
 
     async def run(rpc: Rpc, membership: Membership) -> None:
-        function = ScheduleFunction(FunctionID(process.id), rpc, membership, weights)
+        store = RemoteStore(rpc, membership.controller)
+        function = ScheduleFunction(FunctionID(process.id), rpc, membership, weights, store)
         membership.report_load(function.load)
         await membership.start()
         process.ready()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(function.gossip())
+                group.create_task(function.nodes.keep_copy())
                 group.create_task(function.give_room())
         finally:
             await function.finish()

@@ -115,6 +115,7 @@ class NodeAgent:
             message.reserve,
             message.reserve_s,
             message.marks,
+            message.term,
         )
         if message.waiting:
             self.rpc.warm(message.waiting)  # told as soon as it is ready: no hello then
@@ -198,7 +199,9 @@ class NodeAgent:
 
     def _verdict(self, verdict: facts.Verdict, out: list[facts.Instruction]) -> m.StartReply:
         self.carry_out(out)
-        return m.StartReply(not verdict.reason, verdict.reason, self.machine.status(), verdict.stale)
+        return m.StartReply(
+            not verdict.reason, verdict.reason, self.machine.status(), verdict.stale, verdict.moved
+        )
 
     def _modules_known(self, modules: frozenset[str]) -> None:
         self.carry_out(self.machine.wants(modules | self._functions, self.now()))

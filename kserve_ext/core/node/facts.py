@@ -29,6 +29,7 @@ class Order(NamedTuple):
     reserve: bool = False
     reserve_s: float = 5.0
     marks: tuple[Mark, ...] = ()
+    term: int = 0  # of the Schedule function that asks, 0 = not said
 
 
 class Verdict(NamedTuple):
@@ -36,6 +37,7 @@ class Verdict(NamedTuple):
 
     reason: str = ""
     stale: bool = False
+    moved: bool = False  # another Schedule function places here meanwhile
 
 
 class Timing(NamedTuple):

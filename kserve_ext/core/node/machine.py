@@ -53,6 +53,8 @@ class NodeMachine:
         self.wanted: tuple[str, ...] = ()  # runtime modules whose zygotes are kept ready
         self.accepting = True
         self.admitted_total = self.refused_total = self.stale_total = self.duplicate_total = 0
+        #: the newest term of a Schedule function that has asked for a start here: no older one is obeyed
+        self.term = 0
         self._seq = 0
         self._ticked: float | None = None
 
@@ -72,6 +74,11 @@ class NodeMachine:
         if life is not None or self.lives.has_ended(order.instance):
             self.duplicate_total += 1
             return Verdict(f"instance {order.instance} has already ended on node {self.node}"), []
+        if order.term and order.term < self.term:
+            self.stale_total += 1
+            why = f"node {self.node} has another Schedule function since epoch {self.term}, not {order.term}"
+            return Verdict(why, moved=True), []
+        self.term = max(self.term, order.term)
         if not self.accepting:
             self.refused_total += 1
             return Verdict(f"node {self.node} accepts no starts: its agent is going"), []

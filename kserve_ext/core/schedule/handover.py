@@ -37,7 +37,7 @@ class Handed(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """A node that isn't here. `to`: who may have it, "" = not known; `owner`: a view newer than the claim's says so."""
+    """A node that isn't here. `to`: who may have it, "" = not known; `owner`: so says a newer view."""
 
     node: NodeID
     to: FunctionID = FunctionID("")
@@ -141,14 +141,15 @@ class Handover:
             if found.holders:
                 self._awaited[node] = found
             else:
-                self._take(node, found.status)
+                self._take(node, found.status, now)
                 taken.append(node)
+        self.partition.keep_only({*self.terms, *self._awaited})
         return [*self._claims(self._awaited, now), *_recalls(taken)]
 
     @property
-    def kept(self) -> set[NodeID]:
-        """What the partition is about: nodes that we place on, and those that are coming."""
-        return {*self.terms, *self._awaited}
+    def busy(self) -> bool:
+        """Something changes hands: tick() has to be called."""
+        return bool(self._awaited or self._leaving or self._owed)
 
     def _holders(self, node: NodeID, before: Mapping[NodeID, FunctionID] | None) -> set[FunctionID]:
         """Who may have it: a process that has seen no view before must ask everybody."""
@@ -192,7 +193,7 @@ class Handover:
             awaited = self._awaited.get(what.node)
             if awaited is not None and epoch >= awaited.epoch and not awaited.superseded:
                 del self._awaited[what.node]
-                self._take(what.node, awaited.status, what, now)
+                self._take(what.node, awaited.status, now, what)
         for moved in answer.moved:
             awaited = self._awaited.get(moved.node)
             if awaited is None or epoch < awaited.epoch:
@@ -209,7 +210,7 @@ class Handover:
                 awaited.holders.add(moved.to)
             if not awaited.holders and not awaited.superseded:
                 del self._awaited[moved.node]
-                self._take(moved.node, awaited.status)
+                self._take(moved.node, awaited.status, now)
                 taken.append(moved.node)
         return [*self._claims(again, now), *_recalls(taken)]
 
@@ -227,7 +228,7 @@ class Handover:
                 continue
             if now - awaited.since >= PATIENCE_S:
                 del self._awaited[node]
-                self._take(node, awaited.status)
+                self._take(node, awaited.status, now)
                 taken.append(node)
             elif now - awaited.asked_at >= CLAIM_S:
                 due[node] = awaited
@@ -235,11 +236,11 @@ class Handover:
 
     # --- what is heard of nodes
 
-    def heard(self, status: NodeStatus) -> FunctionID | None:
+    def heard(self, status: NodeStatus, now: float) -> FunctionID | None:
         """A node's status. The answer: who has it, if it isn't ours; None if it was for us."""
         node = status.node
         if node in self.terms:
-            self.partition.learn(status)
+            self.partition.learn(status, now)
             return None
         awaited = self._awaited.get(node)
         if awaited is not None:
@@ -249,7 +250,7 @@ class Handover:
         return owner if owner != self.me else None
 
     def stored(self, status: NodeStatus) -> None:
-        """The store's copy, for a node of which nothing else is known."""
+        """The store's copy, for a node of which nothing else is known: what it says of itself is still to come."""
         if status.node in self.terms and self.partition.status(status.node) is None:
             self.partition.learn(status)
 
@@ -274,9 +275,7 @@ class Handover:
                 by_holder.setdefault(holder, []).append(node)
         return [Claim(holder, self.epoch, tuple(nodes)) for holder, nodes in by_holder.items()]
 
-    def _take(
-        self, node: NodeID, status: NodeStatus | None, what: Handed | None = None, now: float = 0.0
-    ) -> None:
+    def _take(self, node: NodeID, status: NodeStatus | None, now: float, what: Handed | None = None) -> None:
         self.terms[node] = self.epoch
         self._given.pop(node, None)
         self._unsure.discard(node)
@@ -287,7 +286,7 @@ class Handover:
                 self.partition.sent(owed, node, needs)
                 self._owed[owed] = now + OWED_S
         if status is not None:
-            self.partition.learn(status)
+            self.partition.learn(status, now)
 
     def _drop(self, node: NodeID) -> None:
         """The starts that are under way there are answered to whoever asked, all the same."""
@@ -296,7 +295,7 @@ class Handover:
         for instance, _ in self.partition.starts(node):
             self.partition.answered(instance)
             self._owed.pop(instance, None)
-        self.partition.forget(node)
+        self.partition.disown(node)
 
 
 def _newer(one: NodeStatus | None, other: NodeStatus | None) -> NodeStatus | None:

@@ -72,6 +72,12 @@ class Partition:
         for node in [n for n in self._status if n not in nodes]:
             self.forget(node)
 
+    def disown(self, node: NodeID) -> None:
+        """Another has it from now on."""
+        self.forget(node)
+        if self._owned is not None:
+            self._owned.discard(node)
+
     def sent(self, instance: InstanceID, node: NodeID, needs: Resources) -> None:
         self.answered(instance)
         self._pending[instance] = (node, needs)

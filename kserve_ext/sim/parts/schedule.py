@@ -12,10 +12,12 @@ from functools import partial
 from typing import Final
 
 from kserve_ext.core.dispatch.facts import Outcome, Place
-from kserve_ext.core.facts import NodeStatus
+from kserve_ext.core.facts import NodeStatus, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.core.node.facts import Order, Verdict
+from kserve_ext.core.partitions import owners
 from kserve_ext.core.schedule import machine as core
+from kserve_ext.core.schedule.handover import Claim, Handing, Handover, Recall
 from kserve_ext.core.schedule.probe_cache import Rates
 from kserve_ext.sim.parts.network import Network, Process
 from kserve_ext.sim.parts.node import NodeAgent
@@ -52,7 +54,45 @@ class Schedule:
         rates = Rates() if probe_cache else Rates(pool=PROBES, probes=0.0, removed=0.0)
         self.machine = core.ScheduleMachine(name, incarnation, rates=rates)
         self.probe_cache, self._rng, self._told = probe_cache, rng, told
+        self.handover = Handover(name, self.machine.partition)
         self._calls: dict[int, Call] = {}
+
+    # --- which nodes
+
+    def view(self, view: View) -> None:
+        functions = {m.id for m in view.members if m.kind == "schedule"}
+        self.machine.rooms.view({m.id for m in view.of("schedule")})
+        now = self.network.clock.now
+        if not now:
+            functions = {self.id}  # the cluster stands for a while already: nobody is asked
+        self._carry(self.handover.view(view.epoch, owners(view, "schedule"), functions, now))
+
+    def _claim(self, i: Claim) -> None:
+        other, clock = self.others[i.to], self.network.clock
+
+        def answered(said: object) -> None:
+            assert isinstance(said, Handing)
+            self._carry(self.handover.handed(i.to, i.epoch, said, clock.now))
+
+        def ask() -> Handing:
+            return other.handover.claim(self.id, i.epoch, i.nodes, clock.now)
+
+        self.network.call(self.process, other.process, "claim", ask, answered, "handed")
+
+    def _recall(self, i: Recall) -> None:
+        """The store has what nodes said; that is as good as their own answer here."""
+
+        def answered(status: object) -> None:
+            assert isinstance(status, NodeStatus)
+            self.handover.heard(status, self.network.clock.now)
+
+        for name in i.nodes:
+            node = self.nodes[name]
+            self.network.call(self.process, node.process, "probe", node.machine.status, answered, "probed")
+
+    def tick(self) -> None:
+        if self.handover.busy:
+            self._carry(self.handover.tick(self.network.clock.now))
 
     # --- placement
 
@@ -86,7 +126,7 @@ class Schedule:
         if down:
             self.machine.partition.forget(status.node)
         else:
-            self.machine.partition.learn(status, now)
+            self.handover.heard(status, now)
 
     def _probe(self, then: Callable[[], None]) -> None:
         known = [c.status.node for c in self.machine.partition.candidates()]
@@ -117,9 +157,13 @@ class Schedule:
         status, lost = node.machine.status, partial(answered, None)
         self.network.call(self.process, node.process, "probe", status, answered, "probed", lost)
 
-    def _carry(self, instructions: Iterable[core.Instruction]) -> None:
+    def _carry(self, instructions: Iterable[core.Instruction | Claim | Recall]) -> None:
         for i in instructions:
             match i:
+                case Claim():
+                    self._claim(i)
+                case Recall():
+                    self._recall(i)
                 case core.SendStart():
                     self._start(i)
                 case core.SendCommit():
@@ -134,16 +178,19 @@ class Schedule:
     def _start(self, i: core.SendStart) -> None:
         call, node = self._calls[i.op], self.nodes[i.node]
         order = Order(i.instance, i.revision, call.epoch, call.home, call.home, call.waiting, i.reserve)
+        term = self.handover.terms.get(i.node, 0)
 
         def answered(said: object) -> None:
             verdict, status = _verdict(said)
+            if verdict.moved:
+                self._carry(self.handover.refused(i.node, term, self.network.clock.now))
             reason = verdict.reason or None
             self._carry(self.machine.started(i.op, i.instance, i.node, i.addr, reason, status))
 
         def lost() -> None:
             self._carry(self.machine.start_lost(i.op, i.instance, i.node, "no answer", sent=True))
 
-        start = partial(node.start, order)
+        start = partial(node.start, order._replace(term=term))
         self.network.call(self.process, node.process, "start", start, answered, "started", lost)
 
     def _commit(self, i: core.SendCommit) -> None:

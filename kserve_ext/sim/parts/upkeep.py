@@ -24,6 +24,7 @@ DISPATCH_TICK_S: Final = 0.1
 NODE_TICK_S: Final = 0.5
 HEARTBEAT_S: Final = 0.5
 GOSSIP_S: Final = 0.5
+HAND_S: Final = 0.1  # what nobody has handed over is claimed again
 ROUNDS_BEFORE: Final = 10  # of gossip: the cluster stands for a while already
 REPORT_S: Final = 0.5
 GROUPS: Final = 10  # nodes beat in so many groups, one after the other
@@ -59,6 +60,7 @@ class Upkeep:
             for function in self.schedulers.values():
                 function.gossip()
         self.clock.every(GOSSIP_S, self._gossip)
+        self.clock.every(HAND_S, self._hand_over)
         self.clock.every(REPORT_S, self._report)
 
     def tick(self, name: FunctionID, first: float) -> None:
@@ -118,6 +120,11 @@ class Upkeep:
                 agent.tick()
 
     # --- functions
+
+    def _hand_over(self) -> None:
+        for function in self.schedulers.values():
+            if function.process.runs(self.clock.now):
+                function.tick()
 
     def _gossip(self) -> None:
         now = self.clock.now

@@ -312,8 +312,7 @@ class Galaxy:
             members = {m.id: m.incarnation for m in view.of("dispatch")}
             self.shards[name].view(view.epoch, members, nodes)
         elif name in self.schedulers:
-            owned = {n for n, f in partitions.owners(view, "schedule").items() if f == name}
-            self.schedulers[name].machine.view(owned, set(self._order("schedule")))
+            self.schedulers[name].view(view)
         elif name in self.managers:
             self.upkeep.manage(self.processes[name], self.managers[name].view(view, self.now), aside=True)
         else:

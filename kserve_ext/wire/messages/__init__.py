@@ -61,6 +61,7 @@ from kserve_ext.wire.messages.nodes import (
     Update,
     Wake,
 )
+from kserve_ext.wire.messages.partitions import ClaimNodes, HandedNode, HandNodes, MovedNode
 from kserve_ext.wire.messages.people import Describe, Description
 from kserve_ext.wire.messages.placement import Item, Placed, Placements, Refused, Schedule
 from kserve_ext.wire.messages.store import (
@@ -81,6 +82,7 @@ __all__ = [
     "ApplyReply",
     "Broken",
     "Bye",
+    "ClaimNodes",
     "Commit",
     "Coordinate",
     "CoordinateReply",
@@ -91,6 +93,8 @@ __all__ = [
     "Grant",
     "Greet",
     "Greeted",
+    "HandNodes",
+    "HandedNode",
     "Item",
     "Join",
     "LeasePrefill",
@@ -104,6 +108,7 @@ __all__ = [
     "ModInstance",
     "ModInstanceReply",
     "ModNode",
+    "MovedNode",
     "Ping",
     "Placed",
     "Placements",

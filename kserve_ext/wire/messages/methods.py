@@ -41,6 +41,7 @@ from kserve_ext.wire.messages.nodes import (
     Update,
     Wake,
 )
+from kserve_ext.wire.messages.partitions import ClaimNodes, HandNodes
 from kserve_ext.wire.messages.people import Describe, Description
 from kserve_ext.wire.messages.placement import Placements, Schedule
 from kserve_ext.wire.messages.store import (
@@ -70,6 +71,7 @@ METHODS: Final[dict[int, tuple[type[Message], type[Message]]]] = {
     19: (Recall, RecallReply),
     30: (Schedule, Placements),
     31: (Coordinate, CoordinateReply),
+    32: (ClaimNodes, HandNodes),
     40: (Locate, Located),
     41: (LeasePrefill, PrefillLease),
     42: (ReturnPrefill, Ack),

@@ -36,6 +36,7 @@ class Start(Message, frozen=True):
     reserve: bool = False  # admit only; Commit or Cancel follows, or it lapses after reserve_s
     reserve_s: float = 5.0
     marks: tuple[Mark, ...] = ()
+    term: int = 0  # since which epoch the sender has this node (core/schedule/handover.py), 0 = not said
 
 
 class StartReply(Message, frozen=True):
@@ -43,6 +44,7 @@ class StartReply(Message, frozen=True):
     reason: str  # why not, naming the resource and what is free
     status: NodeStatus  # true status of the node, also in a refusal
     stale: bool = False  # refused because the epoch is older than one this node has obeyed
+    moved: bool = False  # refused because another Schedule function has this node meanwhile
 
 
 class Commit(Message, frozen=True):

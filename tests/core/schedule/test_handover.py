@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,6 +33,31 @@ NEEDS = Resources(1000, 256)
 
 
 # --- a world
+
+
+class ViewOf(NamedTuple):
+    epoch: int
+    owners: dict[NodeID, FunctionID]
+    functions: set[FunctionID]
+
+
+class Asked(NamedTuple):
+    sender: FunctionID
+    claim: Claim
+
+
+class Answered(NamedTuple):
+    sender: FunctionID
+    epoch: int
+    answer: Handing
+
+
+class RefusedBy(NamedTuple):
+    node: NodeID
+    term: int
+
+
+Post = ViewOf | Asked | Answered | NodeStatus | RefusedBy
 
 
 @dataclass
@@ -63,9 +89,9 @@ class World:
         self.functions: dict[FunctionID, Handover] = {}
         self.paused: set[FunctionID] = set()
         self.members: list[FunctionID] = []
-        self.views: list[tuple[int, dict[NodeID, FunctionID], set[FunctionID]]] = []
+        self.views: list[ViewOf] = []
         self.random, self.harm = random.Random(seed), harm
-        self.post: list[tuple[float, FunctionID, object]] = []
+        self.post: list[tuple[float, FunctionID, Post]] = []
         self.now = 0.0
         self.log: list[str] = []
         for function in functions:
@@ -87,16 +113,16 @@ class World:
         self.publish([f for f in self.members if f != function], {function})
 
     def publish(self, members: list[FunctionID], draining: Set[FunctionID] = frozenset()) -> None:
-        before = self.views[-1][1] if self.views else None
+        before = self.views[-1].owners if self.views else None
         self.members = members
-        view = (len(self.views) + 1, divide(self.nodes, members, before), {*members, *draining})
+        view = ViewOf(len(self.views) + 1, divide(self.nodes, members, before), {*members, *draining})
         self.views.append(view)
         for function in self.functions:
             self.send(function, view, lossy=False)
 
     # --- messages
 
-    def send(self, to: FunctionID, what: object, *, lossy: bool = True) -> None:
+    def send(self, to: FunctionID, what: Post, *, lossy: bool = True) -> None:
         delay = self.random.choice((0.001, 0.02, 0.3)) if self.harm else 0.001
         if not lossy or self.random.random() >= self.harm:
             self.post.append((self.now + delay, to, what))
@@ -118,31 +144,31 @@ class World:
                 if name not in self.paused:
                     self.carry(name, function.tick(self.now))
 
-    def deliver(self, to: FunctionID, what: object) -> None:
+    def deliver(self, to: FunctionID, what: Post) -> None:
         function = self.functions[to]
         match what:
-            case (int(epoch), dict(owners), set(members)):
-                self.carry(to, function.view(epoch, owners, members, self.now))
-            case ("claim", sender, Claim() as claim):
-                answer = function.claim(sender, claim.epoch, claim.nodes, self.now)
-                self.log += [f"{to} hands {h.node} to {sender}" for h in answer.handed]
-                self.send(sender, ("answer", to, claim.epoch, answer))
-            case ("answer", sender, epoch, Handing() as answer):
-                self.carry(to, function.handed(sender, epoch, answer, self.now))
-            case ("status", NodeStatus() as said):
-                function.heard(said)
-            case ("refused", node, term):
-                self.carry(to, function.refused(node, term, self.now))
+            case ViewOf():
+                self.carry(to, function.view(what.epoch, what.owners, what.functions, self.now))
+            case Asked():
+                answer = function.claim(what.sender, what.claim.epoch, what.claim.nodes, self.now)
+                self.log += [f"{to} hands {h.node} to {what.sender}" for h in answer.handed]
+                self.send(what.sender, Answered(to, what.claim.epoch, answer))
+            case Answered():
+                self.carry(to, function.handed(what.sender, what.epoch, what.answer, self.now))
+            case NodeStatus():
+                function.heard(what, self.now)
+            case RefusedBy():
+                self.carry(to, function.refused(what.node, what.term, self.now))
 
     def carry(self, name: FunctionID, instructions: Iterable[Instruction]) -> None:
         for i in instructions:
             if isinstance(i, Claim):
                 self.log.append(f"{name} claims {' '.join(i.nodes)} of {i.to}, epoch {i.epoch}")
-                self.send(i.to, ("claim", name, i))
+                self.send(i.to, Asked(name, i))
             else:
                 self.log.append(f"{name} takes {' '.join(i.nodes)}, and asks the store and the nodes")
                 for node in i.nodes:
-                    self.send(name, ("status", self.nodes[node].status()))
+                    self.send(name, self.nodes[node].status())
 
     # --- placing
 
@@ -152,7 +178,7 @@ class World:
             return
         for node, term in list(self.functions[name].terms.items()):
             if not self.nodes[node].start(name, term):
-                self.send(name, ("refused", node, term), lossy=False)
+                self.send(name, RefusedBy(node, term), lossy=False)
 
     def placers(self, node: NodeID) -> list[FunctionID]:
         return [name for name, function in self.functions.items() if node in function.terms]
@@ -169,7 +195,7 @@ def two(owner: FunctionID = A) -> tuple[Handover, Handover]:
             assert isinstance(i, Claim)
             assert one.handed(i.to, 1, other.claim(one.me, 1, i.nodes, 0.0), 0.0) == [Recall((N,))]
     holder = a if owner == A else b
-    holder.heard(status(N))
+    holder.heard(status(N), 0.0)
     return a, b
 
 
@@ -255,10 +281,10 @@ def test_what_nobody_claims_is_given_up_in_the_end() -> None:
 
 def test_a_status_of_a_node_that_is_not_ours_names_its_owner() -> None:
     a, b = two()
-    assert b.heard(status(N, seq=2)) == A
-    assert a.heard(status(N, seq=2)) is None
+    assert b.heard(status(N, seq=2), 1.0) == A
+    assert a.heard(status(N, seq=2), 1.0) is None
     b.view(2, {N: B}, {A, B}, 1.0)
-    assert b.heard(status(N, seq=3)) is None, "kept until it has come"
+    assert b.heard(status(N, seq=3), 1.0) is None, "kept until it has come"
     b.handed(A, 2, a.claim(B, 2, (N,), 1.0), 1.0)
     assert b.partition.status(N) == status(N, seq=3)
 
@@ -280,7 +306,7 @@ def test_without_harm_a_node_never_has_two_placers_and_soon_has_its_owner() -> N
         for _ in range(10):
             world.run(0.01)
             assert all(len(world.placers(node)) <= 1 for node in world.nodes)
-        owners = world.views[-1][1]
+        owners = world.views[-1].owners
         assert {n: world.placers(n) for n in world.nodes} == {n: [owners[n]] for n in world.nodes}
 
 
@@ -322,7 +348,7 @@ def test_whatever_happens_no_newer_placer_is_overridden_and_in_the_end_each_node
         world.run(0.6)
         for placer in world.functions:
             world.place(placer)
-    owners = world.views[-1][1]
+    owners = world.views[-1].owners
     for node in world.nodes.values():
         terms = [term for _, term in node.started]
         assert terms == sorted(terms), "an action under an old epoch has overridden a newer one"
