@@ -107,6 +107,8 @@ class Roster:
         self._avoided: dict[tuple[ScaledKind, NodeID], float] = {}
         #: why there are fewer than wanted, by kind
         self.short: dict[ScaledKind, str] = {}
+        self.started_total = dict.fromkeys(SCALED, 0)
+        self.failed_total = dict.fromkeys(SCALED, 0)
 
     def owned(self) -> tuple[Owned, ...]:
         return tuple(
@@ -246,6 +248,7 @@ class Roster:
         return self._failed(f, reason, now)
 
     def _failed(self, f: _Function, why: str, now: float) -> list[Instruction]:
+        self.failed_total[f.kind] += 1
         self._failures[f.kind] = 1 if now - f.born_at >= WELL_S else self._failures[f.kind] + 1
         pause = pause_s(self._failures[f.kind], *PAUSE_S, chance=1.0)
         self._retry_at[f.kind] = now + pause
@@ -266,6 +269,7 @@ class Roster:
                     out.append(Say(text, bad=True))
                 return
             self.number += 1
+            self.started_total[kind] += 1
             name = FunctionID(f"{kind.replace('_', '-')}-e{self.number}")
             self._functions[name] = _Function(name, kind, room.node, "starting", now, now)
             out.append(Start(name, kind, room.node, room.addr))

@@ -56,6 +56,7 @@ class Scaling:
         self.wanted = bounds.min
         self.decision = Decision(now, bounds.min, f"{bounds.min} to begin with")
         self.readings: dict[FunctionID, Reading] = {}
+        self.applications_total = self.growths_total = 0
         self._wave: _Wave | None = None
         #: when a number of functions was too few: how much there was to do
         self._too_much_for: dict[int, float] = {}
@@ -97,6 +98,7 @@ class Scaling:
     def apply(self, function: FunctionID, reading: Reading, now: float) -> Answer:
         """An application for scale-out."""
         self.readings[function] = reading
+        self.applications_total += 1
         if self._in_wave(now):
             assert self._wave is not None
             return self._wave.answer
@@ -115,6 +117,7 @@ class Scaling:
             return Answer(0, f"{before} are wanted, {self.running} run: {self._load(reading)}")
         self._too_much_for[before] = total
         self.wanted = wanted
+        self.growths_total += 1
         reason = (
             f"{before} -> {self.wanted}: {function} applied ({self._load(reading)}); "
             f"{self.srps:,.0f}/s in all, {self.threshold:,.0f}/s each at most"
