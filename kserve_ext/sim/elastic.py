@@ -31,9 +31,9 @@ from kserve_ext.core.control.scaling import Pace
 from kserve_ext.core.facts import Instance as Fact
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.sim import bursts
-from kserve_ext.sim.claims import Row, said_of
 from kserve_ext.sim.fleet import Fleet, Instance, Request, World
 from kserve_ext.sim.layout import Layout
+from kserve_ext.sim.rows import Row, said_of
 from kserve_ext.sim.runs import Result, run
 from kserve_ext.sim.systems.galaxy import Galaxy
 from kserve_ext.sim.traces import Arrival
@@ -71,6 +71,7 @@ class Elastic:
         #: functions that there were, in all, times the seconds that they lived
         self.function_seconds = 0.0
         self.most = dict(least)
+        self.ended = 0
         self.clock.every(PERIOD_S, self._report)
         self.clock.every(STEP_S, self._step)
 
@@ -156,6 +157,7 @@ class Elastic:
         galaxy.controller.leave(function, member.incarnation, "drained")
         galaxy.processes[function].dead = True
         del galaxy.functions[function]
+        self.ended += 1
         kind = scaled(member.kind)
         assert kind is not None
         fact = Fact(InstanceID(function), revision_of(kind), self._nodes[function], "gone")
@@ -183,6 +185,7 @@ class Run:
     function_seconds: float
     core_s: float
     most: dict[ScaledKind, int]
+    ended: int  # functions that were drained
 
 
 def of_all(least: int, most: int) -> dict[ScaledKind, Bounds]:
@@ -210,7 +213,7 @@ def measured(
         return made[-1]
 
     result = run(make, arrivals, world, patience_s=20.0)
-    return Run(result, made[0].function_seconds, made[0].control_core_s(), made[0].most)
+    return Run(result, made[0].function_seconds, made[0].control_core_s(), made[0].most, made[0].ended)
 
 
 def rows(world: World, seed: int, shape: bursts.Shape = SHAPE, weight: float = WEIGHT) -> Iterator[Row]:

@@ -1,0 +1,44 @@
+"""A control plane that scales itself, in virtual time: it grows under a burst, goes back, and loses nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from kserve_ext.core.control.scaling import Pace
+from kserve_ext.sim import bursts
+from kserve_ext.sim.elastic import Run, measured, of_all, only
+from kserve_ext.sim.fleet import World
+
+WORLD = World(nodes=12, start_s=0.05)
+SHAPE = bursts.Shape(
+    seconds=50.0, bursts=1, functions=12, base=0.2, peak=200.0, rise_s=6.0, hold_s=3.0, fall_s=4.0
+)
+ARRIVALS = list(bursts.arrivals(SHAPE))
+WEIGHT = 400.0
+PACE = Pace(stable_s=8.0, shrink_s=1.0)
+
+
+@pytest.fixture(scope="module")
+def elastic() -> Run:
+    return measured("elastic", of_all(1, 4), ARRIVALS, WORLD, weight=WEIGHT, pace=PACE)
+
+
+def test_it_grows_and_goes_back_and_every_request_is_served(elastic: Run) -> None:
+    assert elastic.result.begun == len(ARRIVALS)
+    assert elastic.result.counts.get("refused", 0) == 0
+    assert elastic.result.counts["scale-outs"] >= 1
+    assert elastic.most["dispatch"] > 1
+    assert elastic.ended >= 1
+
+
+def test_it_holds_less_than_the_most_and_waits_less_than_the_least(elastic: Run) -> None:
+    most = measured("most", of_all(4, 4), ARRIVALS, WORLD, weight=WEIGHT, pace=PACE)
+    least = measured("least", of_all(1, 1), ARRIVALS, WORLD, weight=WEIGHT, pace=PACE)
+    assert elastic.function_seconds < most.function_seconds
+    assert elastic.result.p99 < least.result.p99
+
+
+def test_one_kind_alone_is_all_that_grows_and_a_run_can_be_repeated() -> None:
+    alone = measured("schedule", only("schedule"), ARRIVALS, WORLD, weight=WEIGHT, pace=PACE)
+    assert alone.most["dispatch"] == alone.most["cluster_mgr"] == 1
+    assert alone == measured("schedule", only("schedule"), ARRIVALS, WORLD, weight=WEIGHT, pace=PACE)
