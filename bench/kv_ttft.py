@@ -1,11 +1,12 @@
 """KV transfer's share of the time to first token, 128 to 32,768 tokens (`make bench-kv-ttft`).
 
-Measured: a prefill and a decode engine with a tiny model of 32,768 positions (4 KiB of KV a token), one request at a
-time, no prefix cache; serial (a prompt is one chunk, its KV leaves when all is computed) and overlapped (chunks of
-`--chunk` tokens), over TCP and shared memory of this machine, and with --verbs over TCP and RDMA between two devices
-of soft-RoCE under User-Mode Linux. Engines and links share the machine's processors, so the shares are this machine's
-own. Modelled: the path of the original's claims (kv_model.py), with its stages' rates measured on GPUs and the link's
-rate stated; each of these rows says `modelled`.
+Measured: a prefill and a decode engine with a tiny model of 32,768 positions (1 KiB of KV a token and layer), one
+request at a time, no prefix cache; serial (a prompt is one chunk, its KV leaves when all is computed), overlapped
+(chunks of `--chunk` tokens), layered (one chunk, whose layers leave while others are computed) and both, over TCP and
+shared memory of this machine, and with --verbs over TCP and RDMA between two devices of soft-RoCE under User-Mode
+Linux. Engines and links share the machine's processors, so the shares are this machine's own. Modelled: the path of
+the original's claims (kv_model.py), with its stages' rates measured on GPUs and the link's rate stated; each of these
+rows says `modelled`.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--chunk", type=int, default=2048)
+    parser.add_argument(
+        "--layers", type=int, default=4, help="of the tiny model: its own four, again and again"
+    )
     parser.add_argument("--verbs", action="store_true", help="under the kernel with soft-RoCE")
     parser.add_argument("--seconds", type=float, default=1500.0, help="after which the machine is given up")
     parser.add_argument("--modelled", action="store_true", help="only the model")
@@ -59,13 +63,13 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     if not args.modelled:
         words = ["--rounds", str(args.rounds), "--chunk", str(args.chunk)]
-        words += ["--lengths", *map(str, args.lengths)]
+        words += ["--lengths", *map(str, args.lengths), "--layers", str(args.layers)]
         try:
             samples = in_machine(words, args.seconds) if args.verbs else here(words)
         except SetupError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        rows = measured(samples, args.rounds, args.chunk, args.verbs)
+        rows = measured(samples, args.rounds, args.chunk, args.verbs, args.layers)
     model = modelled(stages())
     record("kv_ttft", rows + model)
     worst = max(row["ours"] for row in model if row["metric"].startswith("share, overlapped"))
@@ -99,7 +103,9 @@ def _read(status: int, out: bytes) -> list[Sample]:
     return [Sample(*json.loads(line)) for line in out.splitlines() if line.startswith(b"[")]
 
 
-def measured(samples: Sequence[Sample], rounds: int, chunk: int, verbs: bool) -> list[dict[str, Any]]:
+def measured(
+    samples: Sequence[Sample], rounds: int, chunk: int, verbs: bool, layers: int = 4
+) -> list[dict[str, Any]]:
     """Every rung and mode of a length beside TCP, serial."""
     link = "soft-RoCE over veth, User-Mode Linux with one processor" if verbs else "loopback"
     stack = "TCP: the kernel's, one connection, our rung tcp"
@@ -109,9 +115,10 @@ def measured(samples: Sequence[Sample], rounds: int, chunk: int, verbs: bool) ->
         base = _medians([s for s in of_length if (s.rung, s.mode) == ("tcp", "serial")])
         for rung, mode in dict.fromkeys((s.rung, s.mode) for s in of_length):
             found = _medians([s for s in of_length if (s.rung, s.mode) == (rung, mode)])
+            each = chunk if mode in ("overlapped", "both") else tokens
             conditions = (
-                f"measured; {link}; {stack}; tiny model, {found['bytes'] / 2**20:.1f} MiB of KV; "
-                f"chunks of {chunk if mode == 'overlapped' else tokens}; first token {found['first']:.1f} ms, "
+                f"measured; {link}; {stack}; tiny model of {layers} layers, {found['bytes'] / 2**20:.1f} MiB of KV; "
+                f"chunks of {each}; first token {found['first']:.1f} ms, "
                 f"transfer {found['transfer']:.2f} ms; median of {rounds}; load average {os.getloadavg()[0]:.1f}"
             )
             out.append(

@@ -18,6 +18,13 @@ from tests.engine.instances import Instance, Nursery, until
 from tools.setup.layout import Layout
 
 SPARE = 256  # positions behind the longest prompt
+#: In chunks, and whether KV leaves behind a chunk or layer by layer while it is computed.
+MODES = {
+    "overlapped": (True, "steps"),
+    "serial": (False, "steps"),
+    "layered": (False, "layers"),
+    "both": (True, "layers"),
+}
 SECONDS = "600"
 FAR, NEAR = "rxe1", "rxe2"
 FAR_ADDRESS = "198.51.100.1"
@@ -34,15 +41,17 @@ def main() -> int:
     parser.add_argument("--lengths", type=int, nargs="+", required=True)
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--chunk", type=int, required=True)
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--verbs", action="store_true")
     args = parser.parse_args()
     most = max(args.lengths)
     with tempfile.TemporaryDirectory() as folder:
-        model = with_positions(Path(folder) / "tiny", most + SPARE)
+        model = with_positions(Path(folder) / "tiny", most + SPARE, args.layers)
         nursery = (OnVerbs if args.verbs else Nursery)(Path(folder), model)
         try:
-            for mode, chunk in (("overlapped", args.chunk), ("serial", most)):
-                pairs = start(nursery, args.rungs, chunk, most + SPARE, args.verbs)
+            for mode, (chunks, sends_by) in MODES.items():
+                chunk = args.chunk if chunks else most
+                pairs = start(nursery, args.rungs, chunk, sends_by, most + SPARE, args.verbs)
                 for turn in range(args.rounds + 1):  # the first round is a warm-up
                     for tokens in args.lengths:
                         for rung, decode in pairs.items():
@@ -58,16 +67,31 @@ def main() -> int:
     return 0
 
 
-def with_positions(folder: Path, positions: int) -> Path:
-    """The tiny model; its positions are rotary, so their number is only a word in its configuration."""
+def with_positions(folder: Path, positions: int, layers: int) -> Path:
+    """The tiny model; its positions are rotary, so their number is only a word in its configuration.
+
+    More layers than it has are its own again.
+    """
     shutil.copytree(Layout.of_user().tiny_model, folder)
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"max_position_embeddings": positions}))
+    has = config["num_hidden_layers"]
+    path.write_text(json.dumps(config | {"max_position_embeddings": positions, "num_hidden_layers": layers}))
+    if layers > has:
+        from safetensors.numpy import load_file, save_file
+
+        weights = load_file(folder / "model.safetensors")
+        for name in [name for name in weights if name.startswith("model.layers.")]:
+            head, number, rest = name.split(".", 3)[1:]
+            for again in range(int(number) + has, layers, has):
+                weights[f"model.{head}.{again}.{rest}"] = weights[name]
+        save_file(weights, folder / "model.safetensors")
     return folder
 
 
-def start(nursery: Nursery, rungs: list[str], chunk: int, positions: int, verbs: bool) -> dict[str, Instance]:
+def start(
+    nursery: Nursery, rungs: list[str], chunk: int, sends_by: str, positions: int, verbs: bool
+) -> dict[str, Instance]:
     """One prefill, and a decode a rung."""
     options = ["--max-model-len", str(positions), "--no-enable-prefix-caching"]
     options += ["--kv-transfer-seconds", SECONDS, "--hung-seconds", SECONDS]
@@ -77,6 +101,8 @@ def start(nursery: Nursery, rungs: list[str], chunk: int, positions: int, verbs:
         "prefill",
         "--max-num-batched-tokens",
         str(max(chunk, 64)),
+        "--kv-sends-by",
+        sends_by,
         *(("--kv-host", FAR_ADDRESS) if verbs else ()),
         env={"GALAXY_RDMA_DEVICES": FAR},
     ).ready()

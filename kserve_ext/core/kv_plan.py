@@ -4,7 +4,8 @@ The sender's whole policy, in one object a channel. A batch is writes of one tra
 there is, up to what the rung takes at once, and never below LEAST while there is more. The transfer that has the
 fewest bytes left goes first, so that a short one waits for one batch of a long one; but of every SHARE bytes one
 goes to the eldest that is ready. So whoever stays ready has everything handed out before SHARE times the bytes left
-to it and its elders, and SHARE batches, have gone. Rungs don't wait for each other. Pure; `now` in seconds.
+to it and its elders, and SHARE batches, have gone. Rungs don't wait for each other. Layers of a step that is under
+way go where the whole step makes several batches, in groups that are not below LEAST. Pure; `now` in seconds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from kserve_ext.core.kv_transfer import Geometry, TransferPlan, Write
 LEAST: Final = 256 << 10  # bytes: links that are fast enough to matter lose bandwidth below
 MOST: Final = 1 << 20  # bytes: what a short transfer has to wait for
 SHARE: Final = 8
+AHEAD_FROM: Final = 2 * LEAST  # bytes of a step: of less, one batch behind it is sent as soon
 
 
 class Lane(NamedTuple):
@@ -56,9 +58,11 @@ class _Transfer:
     __slots__ = (
         "ahead",
         "began",
+        "block",
         "ending",
         "idle",
         "lead_s",
+        "least",
         "plan",
         "row",
         "rung",
@@ -66,10 +70,12 @@ class _Transfer:
         "under_way",
     )
 
-    def __init__(self, rung: str, geometry: Geometry) -> None:
+    def __init__(self, rung: str, geometry: Geometry, most: int) -> None:
         self.rung = rung
         self.row = geometry.row_bytes
-        self.plan = TransferPlan(geometry.layers)
+        self.block = geometry.layers * geometry.row_bytes
+        self.least = max(1, min(LEAST, most) // self.row)  # rows
+        self.plan = TransferPlan(geometry.layers, geometry.order)
         self.under_way = 0  # batches
         self.ending: str | None = None  # nothing more is handed out
         self.began: float | None = None  # when its first batch was handed out
@@ -81,6 +87,12 @@ class _Transfer:
     @property
     def left(self) -> int:
         return self.plan.left * self.row
+
+    @property
+    def ready(self) -> int:
+        """Rows that are worth a batch."""
+        ready = self.plan.ready
+        return ready if ready >= self.least or not self.plan.in_step else 0
 
 
 class _Queue:
@@ -135,7 +147,8 @@ class SendPlan:
             raise ValueError(
                 f"{rung} takes {queue.lane.largest} bytes at once, a block has {geometry.row_bytes}"
             )
-        self._transfers[number] = queue.transfers[number] = _Transfer(rung, geometry)
+        made = _Transfer(rung, geometry, queue.most)
+        self._transfers[number] = queue.transfers[number] = made
 
     def computed(self, number: int, sources: Sequence[int], count: int, final: bool, now: float) -> None:
         """The first `count` of `sources` are whole, all that ever will be if `final` (TransferPlan)."""
@@ -143,9 +156,16 @@ class SendPlan:
         if transfer is None:
             return
         transfer.plan.computed(sources, count, final)
-        if transfer.idle is not None and (transfer.plan.ready or transfer.plan.finished):
-            transfer.starved_s += now - transfer.idle
-            transfer.idle = None
+        self._wake(transfer, now)
+
+    def ahead(self, number: int, sources: Sequence[int], count: int, turns: int, now: float) -> bool:
+        """Of a step that is under way (TransferPlan). Whether something of the transfer can go now."""
+        transfer = self._transfers.get(number)
+        if transfer is None or (count - transfer.plan.whole) * transfer.block < AHEAD_FROM:
+            return False
+        transfer.plan.ahead(sources, count, turns)
+        self._wake(transfer, now)
+        return transfer.ready > 0
 
     def reserved(self, number: int, skip: int, targets: Sequence[int]) -> None:
         """Where blocks skip, skip + 1, ... of the prompt shall go. A second reservation changes nothing."""
@@ -167,14 +187,14 @@ class SendPlan:
         """To be written now, and told to `sent`. None: nothing can be. `credit`: bytes that this rung takes now."""
         queue = self._queues[rung]
         self._note_idle(queue, now)
-        ready = {n: t for n, t in queue.transfers.items() if t.plan.ready or t.plan.finished}
+        ready = {n: t for n, t in queue.transfers.items() if t.ready or t.plan.finished}
         if not ready:
             return None
         number = self._first(queue, ready)
         transfer = ready[number]
         plan, row = transfer.plan, transfer.row
         most = queue.most
-        least = min(plan.ready, max(1, min(LEAST, most) // row))
+        least = min(plan.ready, transfer.least)
         if credit // row < least:
             return None  # nobody else either: whoever's turn it is would never get its credit together
         writes = tuple(plan.take(min(credit, max(row, most)) // row, queue.lane.pieces))
@@ -209,9 +229,14 @@ class SendPlan:
 
     def _note_idle(self, queue: _Queue, now: float) -> None:
         for transfer in queue.transfers.values():
-            plan = transfer.plan
-            if transfer.began is not None and transfer.idle is None and not plan.ready and not plan.finished:
+            waits = not transfer.ready and not transfer.plan.finished
+            if transfer.began is not None and transfer.idle is None and waits:
                 transfer.idle = now
+
+    def _wake(self, transfer: _Transfer, now: float) -> None:
+        if transfer.idle is not None and (transfer.ready or transfer.plan.finished):
+            transfer.starved_s += now - transfer.idle
+            transfer.idle = None
 
     def _close(self, number: int, transfer: _Transfer, reason: str) -> None:
         """Nothing more of it; the first reason counts."""

@@ -1,9 +1,9 @@
 """The class that vLLM loads: its KV connector interface, version 1, on our two halves.
 
 Matches vLLM 0.32's distributed/kv_transfer/kv_connector/v1/base.py. Decode: blocks are reserved in
-update_state_after_alloc and awaited (an asynchronous load). Prefill: blocks are pushed after each step, and
-kept after the request until they are sent; what decode holds of a prompt is awaited likewise. Failed loads are
-recomputed (kv_load_failure_policy=recompute).
+update_state_after_alloc and awaited (an asynchronous load). Prefill: blocks are pushed after each step, or layer by
+layer within it, and kept after the request until they are sent; what decode holds of a prompt is awaited likewise.
+Failed loads are recomputed (kv_load_failure_policy=recompute).
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ class GalaxyConnector(KVConnectorBase_V1):  # type: ignore[misc]
         return
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
-        return
+        if self._prefill:
+            self._halves().layer_computed(layer_name, self._get_connector_metadata().plan)
 
     def wait_for_save(self) -> None:
         self._halves().after_forward(self._get_connector_metadata().plan)

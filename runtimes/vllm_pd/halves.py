@@ -57,7 +57,8 @@ def prefill_half(args: Namespace, who: Identity, rungs: Sequence[Rung], key: byt
         front = FrontPushes(args.tensor_parallel_size)
         return PrefillHalf(front, front.attach, front.open_on, settings.plain())
     memory, pushes, ways = _here(args)
-    worker = Worker(memory, ways.landings, pushes, BreakEven(args.kv_fetch_threshold_tokens))
+    fetching = BreakEven(args.kv_fetch_threshold_tokens)
+    worker = Worker(memory, ways.landings, pushes, fetching, by_layers=args.kv_sends_by == "layers")
     mixed = MixedPrefill(ways, worker, memory, settings, key)
     return PrefillHalf(mixed, mixed.attach, mixed.open_on, {})
 

@@ -9,6 +9,7 @@ tensor lies.
 from __future__ import annotations
 
 import ctypes
+import re
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,6 +32,9 @@ class KvMemory:
         self.blocks = 0
         #: KV heads that lie behind each other in a block; 0 = they don't: only whole blocks can be sent.
         self.heads = 0
+        #: The layers as the model computes them, where each lies by itself; (): nothing is known of that.
+        self.order: tuple[int, ...] = ()
+        self._turns: dict[str, int] = {}
 
     @property
     def layers(self) -> int:
@@ -52,6 +56,15 @@ class KvMemory:
         size = found.block_bytes * blocks
         self.register_views([_bytes(owners[start], start, size) for start in found.regions], blocks)
         self.heads = found.heads
+        if len(found.regions) == len(tensors):
+            names = sorted(tensors)
+            computed = sorted(names, key=_numbers)
+            self._turns = {name: turn for turn, name in enumerate(computed)}
+            self.order = tuple(names.index(name) for name in computed)
+
+    def turn(self, name: str) -> int | None:
+        """Which of the layers the model computes before this one, by their number."""
+        return self._turns.get(name)
 
     def register_views(self, layers: list[memoryview], blocks: int) -> None:
         if len({len(layer) for layer in layers}) != 1:
@@ -114,7 +127,7 @@ class KvPart:
         self._memory = memory
         self._offset = offset
         self.block_bytes = size
-        self.layers = memory.layers
+        self.layers, self.order = memory.layers, memory.order
 
     def view(self, layer: int, first: int, blocks: int) -> memoryview:
         if blocks != 1:
@@ -122,6 +135,11 @@ class KvPart:
         block = self._memory.view(layer, first, 1)
         assert isinstance(block, memoryview)
         return block[self._offset : self._offset + self.block_bytes]
+
+
+def _numbers(name: str) -> tuple[list[int], str]:
+    """Of "model.layers.10.self_attn.attn" what it comes behind: layer 9."""
+    return [int(number) for number in re.findall(r"\d+", name)], name
 
 
 def _placed(name: str, tensor: Any) -> Strided:

@@ -29,6 +29,7 @@ ENVIRONMENT = {
 }
 
 KV_TRANSFER = ["auto", "shm", "ipc", "tcp", "rdma", "nixl", "none"]
+KV_SENDS_BY = ["layers", "steps"]
 _MIN_KV_BYTES = 64 << 20
 _MAX_KV_BYTES = 4 << 30
 _KV_CONTEXTS = 4
@@ -65,6 +66,12 @@ def parser() -> Any:
     group.add_argument("--kv-transfer", choices=KV_TRANSFER, default=None)
     group.add_argument("--kv-transfer-seconds", type=float, default=None, help="then decode recomputes")
     group.add_argument("--kv-lease-seconds", type=float, default=None, help="of blocks nobody asks after")
+    group.add_argument(
+        "--kv-sends-by",
+        choices=KV_SENDS_BY,
+        default=None,
+        help="layers: while a step computes others; steps: behind it",
+    )
     group.add_argument("--kv-transfer-required", action="store_true", help="503 rather than recompute")
     group.add_argument("--kv-pairs", type=int, default=None, help="prefill instances connected ahead of need")
     group.add_argument("--kv-most-channels", type=int, default=None, help="the longest idle one makes room")
@@ -99,6 +106,13 @@ def _from_environment(args: Namespace, environ: Mapping[str, str]) -> None:
     """What annotations set (GALAXY_*), for every option of ours that the command leaves open."""
     args.pd = args.pd or environ.get("GALAXY_PD") or "auto"
     args.kv_transfer = args.kv_transfer or environ.get("GALAXY_KV_TRANSFER") or "auto"
+    args.kv_sends_by = args.kv_sends_by or environ.get("GALAXY_KV_SENDS_BY") or "layers"
+    if args.kv_sends_by not in KV_SENDS_BY:
+        raise StartRefused(
+            f"{args.kv_sends_by!r} is no way to send KV",
+            "GALAXY_KV_SENDS_BY",
+            f"use {' or '.join(KV_SENDS_BY)}",
+        )
     args.kv_host = args.kv_host or environ.get("GALAXY_KV_HOST") or "127.0.0.1"
     args.kv_transfer_required |= environ.get("GALAXY_KV_TRANSFER_REQUIRED") == "true"
     numbers: tuple[tuple[str, type, float | None, float], ...] = (  # ..., default, least

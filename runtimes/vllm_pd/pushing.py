@@ -319,6 +319,15 @@ class Pushes:
             push.marked = whole
         push.sender.computed(push.number, blocks, whole, final)
 
+    def ahead(self, key: int, blocks: Sequence[int], whole: int, turns: int) -> None:
+        """A step is under way: in the first `turns` of the layers, the first `whole` blocks are computed.
+
+        Behind the step, `computed` says the same of all layers, before the engine may free a block.
+        """
+        push = self._by_key.get(key)
+        if push is not None and push.ending is None:
+            push.sender.ahead(push.number, blocks, whole, turns)
+
     def preempted(self, key: int) -> None:
         """Its blocks are about to be overwritten: returns when nobody reads them any more."""
         push = self._by_key.get(key)

@@ -1,8 +1,9 @@
 """The writing side of one channel: carries out what the planner says (core/kv_plan.py), with one thread a rung.
 
-Blocks are written as soon as they are computed and reserved. Where they are read later than `write` returns (on a
-direct rung, or by a GPU), a transfer is not over before that has been waited for. Decides nothing; whoever owns the
-transfers is told once of each that it is over, and nobody reads its blocks.
+Blocks are written as soon as they are computed and reserved, layer by layer where their owner says so. Where they
+are read later than `write` returns (on a direct rung, or by a GPU), a transfer is not over before that has been
+waited for. Decides nothing; whoever owns the transfers is told once of each that it is over, and nobody reads its
+blocks.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Sender:
             if number in self._going:
                 raise ValueError(f"transfer {number} is open already")
             self._plan.know(rung, lane)
-            self._plan.open(number, rung, Geometry(memory.layers, memory.block_bytes))
+            self._plan.open(number, rung, Geometry(memory.layers, memory.block_bytes, memory.order))
             self._going[number] = going
             self._waits[rung] = max(LEAST, best, memory.block_bytes, self._waits.get(rung, 0))
             if rung not in self._rungs:
@@ -86,6 +87,12 @@ class Sender:
             if final and going is not None:
                 going.final_at = self._clock()
             self._changed.notify_all()
+
+    def ahead(self, number: int, sources: Sequence[int], whole: int, turns: int) -> None:
+        """While a step is under way: in the first `turns` of the layers, the first `whole` of its blocks are."""
+        with self._changed:
+            if self._plan.ahead(number, sources, whole, turns, self._clock()):
+                self._changed.notify_all()
 
     def reserved(self, number: int, skip: int, targets: Sequence[int]) -> None:
         """Where blocks skip, skip + 1, ... shall go."""

@@ -18,15 +18,26 @@ from runtimes.vllm_pd.scheduler_side import Fetch, Plan, Reservation
 
 
 class Worker:
-    """`landings` receive and `pushes` send: decode and prefill do both, for what the other one holds already."""
+    """`landings` receive and `pushes` send: decode and prefill do both, for what the other one holds already.
+
+    `by_layers`: what a step computes is sent layer by layer, while it computes; else behind it.
+    """
 
     def __init__(
-        self, memory: KvMemory, landings: Landings, pushes: Pushes, fetching: BreakEven | None = None
+        self,
+        memory: KvMemory,
+        landings: Landings,
+        pushes: Pushes,
+        fetching: BreakEven | None = None,
+        *,
+        by_layers: bool = True,
     ) -> None:
         self._memory = memory
         self._landings = landings
         self._pushes = pushes
         self._fetching = fetching or BreakEven()
+        self._by_layers = by_layers
+        self._turns = 0  # layers that this step has computed
         self._fetches: dict[str, int] = {}  # requests -> the transfer that fetches what decode holds of them
         self._offers: dict[str, Hashable] = {}  # requests -> what is offered of their blocks
         self._results: dict[str, bool] = {}  # requests whose transfer has ended, and whether it is whole
@@ -63,7 +74,17 @@ class Worker:
         for push in plan.preempted:
             self._pushes.preempted(push)
 
+    def layer_computed(self, name: str, plan: Plan) -> None:
+        """Behind each layer of a step. One that comes out of turn says nothing: the end of the step does."""
+        if not self._by_layers or not plan.progress or self._memory.turn(name) != self._turns:
+            return
+        self._turns += 1
+        if self._turns < self._memory.layers:
+            for p in plan.progress:
+                self._pushes.ahead(p.push, p.blocks, p.whole, self._turns)
+
     def after_forward(self, plan: Plan) -> None:
+        self._turns = 0
         for transfer in plan.unused:
             self._landings.cancel(transfer, "not needed")
         for request in plan.dropped:

@@ -121,6 +121,58 @@ def test_one_that_can_not_become_whole_says_so() -> None:
     assert batch.ending == "short"
 
 
+# --- layers of a step that is under way
+
+
+def test_layers_go_in_groups_that_are_worth_a_write_and_the_rest_with_the_step() -> None:
+    plan = plan_of()
+    plan.open(1, "tcp", Geometry(7, ROW, (6, 5, 4, 3, 2, 1, 0)))  # a layer of three blocks is 96 KiB
+    plan.reserved(1, 0, range(3))
+    went: list[tuple[int, list[int]]] = []
+    for turns in range(1, 7):
+        able = plan.ahead(1, range(3), 3, turns, 0.0)
+        batch = plan.next("tcp", ALL, 0.0)
+        assert able == (batch is not None)
+        if batch is not None:
+            assert batch.ending is None
+            assert batch.bytes >= LEAST
+            went.append((turns, [write.layer for write in batch.writes]))
+            plan.sent(batch, 0.0)
+    assert went == [(3, [6, 5, 4]), (6, [3, 2, 1])]
+    plan.computed(1, range(3), 3, True, 0.0)
+    (batch,) = drain(plan)
+    assert ([write.layer for write in batch.writes], batch.ending) == ([0], "")
+
+
+def test_a_step_of_one_batch_is_sent_behind_it_and_one_that_is_reserved_late_from_then_on() -> None:
+    plan = plan_of()
+    plan.open(1, "tcp", Geometry(4, ROW))
+    assert not plan.ahead(1, range(3), 3, 3, 0.0), "384 KiB in all"
+    assert not plan.ahead(1, range(9), 9, 1, 0.0), "nothing is reserved"
+    assert plan.next("tcp", ALL, 0.0) is None
+    plan.reserved(1, 0, range(9))
+    batch = plan.next("tcp", ALL, 0.0)
+    assert batch is not None
+    assert batch.writes == (Write(0, 0, 0, 9),)
+    assert plan.ahead(1, range(9), 9, 2, 0.0)
+    assert not plan.ahead(2, range(9), 9, 1, 0.0), "no such transfer"
+
+
+def test_the_time_between_layers_is_no_time_of_the_link() -> None:
+    plan = plan_of()
+    plan.open(1, "tcp", Geometry(2, MIB))
+    plan.reserved(1, 0, [0])
+    plan.ahead(1, [0], 1, 1, 1.0)
+    first = plan.next("tcp", ALL, 1.0)
+    assert first is not None
+    plan.sent(first, 2.0)
+    assert plan.next("tcp", ALL, 2.0) is None
+    plan.computed(1, [0], 1, True, 10.0)
+    last = plan.next("tcp", ALL, 10.0)
+    assert last is not None
+    assert plan.sent(last, 11.0) == Ended(1, "", 2.0, 1.0, 8.0, 0)
+
+
 # --- who goes first
 
 

@@ -86,6 +86,62 @@ def test_each_row_once_chunk_by_chunk(
     assert plan.take(ALL, ALL) == []
 
 
+@settings(max_examples=300)
+@given(transfers(), st.data())
+def test_layers_of_a_step_go_as_they_are_computed_each_row_once_and_none_before(
+    transfer: tuple[list[int], list[int], int, int], data: st.DataObject
+) -> None:
+    """Steps of some blocks each; within a step the layers one after the other, in the model's order."""
+    sources, targets, skip, layers = transfer
+    order = data.draw(st.permutations(range(layers)))
+    plan, landing = TransferPlan(layers, order), LandingPlan(layers, targets)
+    ends = sorted({*data.draw(st.lists(st.integers(1, len(sources)), max_size=3)), len(sources)})
+    reserve_at = data.draw(st.integers(0, len(ends) - 1))
+    whole: set[tuple[int, int]] = set()  # layer, block
+    written: list[tuple[int, int, int]] = []
+
+    def some() -> None:
+        now = taken(plan, landing, data.draw(st.integers(0, 9)), data.draw(st.integers(0, 4)))
+        assert all((layer, source) in whole for layer, source, _ in now)
+        written.extend(now)
+
+    for number, end in enumerate(ends):
+        if number == reserve_at:
+            plan.reserved(skip, targets)
+        shown = sources[: data.draw(st.integers(end, len(sources)))]
+        for turns in sorted(data.draw(st.sets(st.integers(1, layers)))):
+            whole |= {(layer, block) for layer in order[:turns] for block in sources[:end]}
+            plan.ahead(shown, end, turns)
+            some()
+            assert not plan.finished or not targets
+        whole |= {(layer, block) for layer in range(layers) for block in sources[:end]}
+        plan.computed(shown, end, end == len(sources))
+        assert not plan.in_step
+        some()
+    while not plan.finished:
+        written += taken(plan, landing, data.draw(st.integers(1, 8)), data.draw(st.integers(1, 3)))
+    pairs = list(zip(sources[skip:], targets, strict=True))
+    assert sorted(written) == sorted((layer, *pair) for layer in range(layers) for pair in pairs)
+    assert landing.whole
+    assert not plan.short
+    assert plan.ready == plan.left == 0
+
+
+def test_a_step_that_is_lost_has_what_was_taken_and_the_rest_from_elsewhere() -> None:
+    plan = TransferPlan(2)
+    plan.reserved(0, [1, 2])
+    plan.ahead([7, 8], 2, 1)
+    assert plan.ready == 2
+    assert plan.take(1, 9) == [Write(0, 7, 1, 1)]
+    plan.computed([7, 20], 1, False)
+    assert plan.ready == 0, "the layer that is being taken has no more yet"
+    plan.ahead([7, 20], 2, 1)
+    assert plan.take(9, 9) == [Write(0, 20, 2, 1), Write(1, 7, 1, 1)]
+    plan.computed([7, 20], 2, True)
+    assert plan.take(9, 9) == [Write(1, 20, 2, 1)]
+    assert plan.finished
+
+
 @given(transfers())
 def test_as_few_writes_as_there_are_runs(transfer: tuple[list[int], list[int], int, int]) -> None:
     sources, targets, skip, layers = transfer
@@ -163,3 +219,5 @@ def test_misuse_is_refused() -> None:
         plan.reserved(0, [1])
     with pytest.raises(ValueError, match="more blocks"):
         plan.computed([1], 2, final=True)
+    with pytest.raises(ValueError, match="more blocks"):
+        plan.ahead([1], 2, 1)

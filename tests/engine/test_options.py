@@ -20,9 +20,10 @@ MODEL = ("--model", "/m")
         ("--kv-fetch-threshold-tokens -5", {}, "--kv-fetch-threshold-tokens: -5 is out of bounds; give a"),
         ("", {"GALAXY_KV_TRANSFER_SECONDS": "0"}, "GALAXY_KV_TRANSFER_SECONDS: 0.0 is out of bounds; give"),
         ("", {"GALAXY_KV_PAIRS": "few"}, "GALAXY_KV_PAIRS: 'few' is not a number; correct or remove it"),
+        ("", {"GALAXY_KV_SENDS_BY": "rows"}, "GALAXY_KV_SENDS_BY: 'rows' is no way to send KV; use layers"),
     ],
 )
-def test_a_number_that_can_not_be(words: str, environ: dict[str, str], line: str) -> None:
+def test_a_value_that_can_not_be(words: str, environ: dict[str, str], line: str) -> None:
     from runtimes.vllm_pd.options import parse
 
     with pytest.raises(StartRefused) as refused:

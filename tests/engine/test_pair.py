@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import signal
@@ -52,6 +53,21 @@ def test_tokens_equal_one_engines_and_transferred_tokens_are_accounted_for(pd: P
     assert local <= BLOCK
     blocks = -(-length // BLOCK)
     assert int(facts["bytes"]) == blocks * 4 * BLOCK * 2 * 2 * 64 * 4  # layers, tokens, heads, K and V, fp32
+
+
+def test_layers_leave_within_the_step_that_computes_them(pd: PD) -> None:
+    """Of a prompt of one chunk. How soon depends on what else this machine does, what decode makes of it does not."""
+    seeds = itertools.count(30_000)
+
+    def overlapped() -> bool:
+        tokens = prompt(next(seeds), 500)
+        got, answer = pd.decode.tokens(tokens, 8)
+        assert got == pd.prefill.tokens(tokens, 8)[0]
+        rung, facts = transfer(answer)
+        assert (rung, facts["tokens"]) == (pd.rung, "500")
+        return float(facts["overlap"]) > 0
+
+    until(overlapped, "a transfer that begins before its prompt is computed")
 
 
 @pytest.mark.parametrize(

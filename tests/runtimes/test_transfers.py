@@ -11,6 +11,7 @@ from queue import SimpleQueue
 import msgspec
 import pytest
 
+from kserve_ext.core import kv_plan
 from runtimes.transport.channel import ChannelError, Pages, Rung
 from runtimes.transport.handshake import Identity
 from runtimes.transport.layout import Layout
@@ -20,6 +21,8 @@ from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.kv_memory import KvMemory
 from runtimes.vllm_pd.landing import Landings, Outcome
 from runtimes.vllm_pd.pushing import Pushes
+from runtimes.vllm_pd.scheduler_side import Plan, Progress
+from runtimes.vllm_pd.worker_side import Worker
 
 LAYERS, BLOCKS, SIZE = 3, 40, 1024
 WAIT_S = 60.0
@@ -116,6 +119,60 @@ def test_blocks_arrive_chunk_by_chunk_and_only_those_asked_for(setup: Setup) -> 
     assert setup.landings.results() == (set(), set())
     assert _eventually(lambda: setup.pushes.results({"engine-p", "stranger"})) == {"engine-p"}
     assert setup.pushes.open_transfers == setup.landings.open_transfers == 0
+
+
+@pytest.mark.parametrize("by_layers", [True, False])
+def test_layers_leave_while_the_step_computes_the_others(
+    setup: Setup, by_layers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not computed yet is other bytes until it is; its names are not in the order of its numbers."""
+    monkeypatch.setattr(kv_plan, "AHEAD_FROM", 0)
+    monkeypatch.setattr(kv_plan, "LEAST", 1)
+    memory = setup.prefill_memory
+    memory.order = tuple(reversed(range(LAYERS)))
+    memory._turns = {f"layer.{turn}": turn for turn in range(LAYERS)}
+    worker = Worker(memory, setup.landings, setup.pushes, by_layers=by_layers)
+    made = [bytes(layer) for layer in setup.source]
+    for layer in setup.source:
+        layer[:] = bytes(len(layer))
+    number, key = setup.open()
+    setup.landings.reserve(number, "engine-d", 0, [1, 2, 7], 40)
+    plan = Plan(progress=(Progress(key, "engine-p", [8, 9, 4], 3, True),))
+    worker.before_forward(plan)
+    worker.layer_computed("of another model", plan)
+    for turn, number_of in enumerate(memory.order):
+        setup.source[number_of][:] = made[number_of]
+        worker.layer_computed(f"layer.{turn}", plan)
+        worker.layer_computed(f"layer.{turn}", plan)  # out of turn: changes nothing
+        if by_layers and turn < LAYERS - 1:
+            expected = 3 * SIZE * (turn + 1)
+            _until(lambda expected=expected: setup.landings._transfers[number].bytes == expected)  # type: ignore[misc]
+    assert setup.outcomes.empty()
+    assert by_layers or setup.landings._transfers[number].bytes == 0
+    worker.after_forward(plan)
+    assert setup.outcome().reason == ""
+    assert same(setup, [8, 9, 4], [1, 2, 7])
+    assert _eventually(lambda: worker.results({"engine-p"})[0]) == {"engine-p"}
+
+
+def test_a_transfer_that_is_cancelled_within_a_step_sends_nothing_more_of_it(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_plan, "AHEAD_FROM", 0)
+    monkeypatch.setattr(kv_plan, "LEAST", 1)
+    number, key = setup.open()
+    setup.landings.reserve(number, "engine-d", 0, [1], 40)
+    setup.pushes.ahead(key, [8], 1, 1)
+    _until(lambda: setup.landings._transfers[number].bytes == SIZE)
+    setup.landings.cancel(number, "gone")
+    assert setup.outcome().reason == "gone"
+    assert setup.landings.results() == ({"engine-d"}, {"engine-d"})
+    assert setup.cancelled.get(timeout=WAIT_S) == key
+    before = [bytes(layer) for layer in setup.target]
+    setup.pushes.ahead(key, [8], 1, 2)
+    setup.pushes.computed(key, "engine-p", [8], 1, True)
+    assert setup.pushes.results({"engine-p"}) == {"engine-p"}
+    assert [bytes(layer) for layer in setup.target] == before
 
 
 def test_reserving_first_works_as_well(setup: Setup) -> None:
@@ -292,6 +349,10 @@ def test_many_transfers_share_one_channel(setup: Setup) -> None:
         setup.pushes.computed(key, f"p{index}", [39 - index * 5 - n for n in range(5)], 5, True)
     assert {setup.outcome().reason for _ in opened} == {""}
     assert same(setup, list(range(39, -1, -1)), list(range(40)))
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    assert _eventually(lambda: {"so"} if condition() else set())
 
 
 def _eventually(result: Callable[[], set[str]]) -> set[str]:

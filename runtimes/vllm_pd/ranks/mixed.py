@@ -215,6 +215,10 @@ class MixedPrefill(_Mixed):
         if self._rank is not None:
             self._rank.before_forward(theirs)
 
+    def layer_computed(self, name: str, plan: Plan) -> None:
+        """Jobs of peers with several ranks are none of the worker's: their blocks leave behind the step."""
+        self._worker.layer_computed(name, plan)
+
     def after_forward(self, plan: Plan) -> None:
         ours, theirs = self._parted(plan)
         self._worker.after_forward(ours)

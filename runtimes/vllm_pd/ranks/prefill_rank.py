@@ -85,6 +85,10 @@ class PrefillRank:
                 while not self._pushes.withdraw(job.source, "preempted"):
                     time.sleep(_LOOK_S)
 
+    def layer_computed(self, name: str, plan: Plan) -> None:
+        """Blocks of ranks leave behind the step: who claims them is known by then."""
+        return
+
     def after_forward(self, plan: Plan) -> None:
         for begin in plan.begin:
             self._begin(begin)
