@@ -29,7 +29,7 @@ from runtimes.vllm_pd.choosing import Choosing, Rungs, Trip
 from runtimes.vllm_pd.decide import Channel, Facts, Setting, decide
 from runtimes.vllm_pd.engine import Engine, Prepared, prompt_tokens, with_transfer
 from runtimes.vllm_pd.home_client import NO_WORK, Computed, Lease, Leases, NoPrefill, Wanted
-from runtimes.vllm_pd.landing import Outcome
+from runtimes.vllm_pd.landing import Outcome, Prompt
 from runtimes.vllm_pd.load import LoadReports
 from runtimes.vllm_pd.peers import Backoff
 from runtimes.vllm_pd.ranks.decode_front import FrontLandings
@@ -209,7 +209,9 @@ class Front:
 
             held = cached // self._engine.vllm_config.cache_config.block_size
             try:
-                return self._landings.open(channel, timeline.id, tokens, closed, told, rung, held=held)
+                return self._landings.open(
+                    channel, Prompt(timeline.id, tokens, closed, told, rung, held=held)
+                )
             except BaseException:
                 trip.end()
                 raise

@@ -52,6 +52,20 @@ class Outcome(NamedTuple):
     ms: float
 
 
+class Prompt(NamedTuple):
+    """What prefill shall compute for a request, and who hears of it."""
+
+    request_id: str
+    tokens: list[int]
+    closed: Callable[[Outcome], None]
+    told: Told
+    rung: Rung | Literal[""] = ""  # that its blocks shall take; "": the best
+    held: int = 0  # blocks at its start that this engine seems to have, so that the peer may fetch them
+
+    def job(self, number: int, rung: str) -> jobs.Prefill:
+        return jobs.Prefill(number, self.request_id, self.tokens, rung, self.held)
+
+
 @dataclass(slots=True, eq=False)
 class _Transfer:
     number: int
@@ -114,24 +128,11 @@ class Landings:
 
     # --- event loop
 
-    def open(
-        self,
-        channel: Channel,
-        request_id: str,
-        tokens: list[int],
-        closed: Callable[[Outcome], None],
-        told: Told,
-        rung: Rung | Literal[""] = "",
-        held: int = 0,
-    ) -> int:
-        """Asks the peer to compute this prompt, and to send its blocks by this rung. Raises ChannelError.
-
-        `held`: blocks at its start that this engine seems to have, so that the peer may fetch them.
-        """
-        transfer = self._begin(channel, len(tokens), closed, told, rung)
-        number = transfer.number
-        self._ask(transfer, jobs.Prefill(number, request_id, tokens, transfer.rung, held))
-        return number
+    def open(self, channel: Channel, prompt: Prompt) -> int:
+        """Asks the peer to compute this prompt, and to send its blocks. Raises ChannelError."""
+        transfer = self._begin(channel, len(prompt.tokens), prompt.closed, prompt.told, prompt.rung)
+        self._ask(transfer, prompt.job(transfer.number, transfer.rung))
+        return transfer.number
 
     def _begin(
         self,

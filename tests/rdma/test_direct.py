@@ -16,7 +16,7 @@ from runtimes.transport.pair import Channel
 from runtimes.transport.verbs.direct import Direct
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.kv_memory import KvMemory
-from runtimes.vllm_pd.landing import Landings
+from runtimes.vllm_pd.landing import Landings, Prompt
 from runtimes.vllm_pd.pushing import Pushes
 from tests.rdma.channels import Pair, decode, ends, prefill
 from tests.rdma.machine import Nics, resources
@@ -286,7 +286,7 @@ class OverTheWire:
         until(lambda: near.rungs == far.rungs == ("rdma",))
 
     def open(self) -> tuple[int, int]:
-        number = self.landings.open(self.channel, "r", [1], lambda outcome: None, lambda job: None)
+        number = self.landings.open(self.channel, Prompt("r", [1], lambda outcome: None, lambda job: None))
         return number, self.jobs.get(timeout=WAIT_S)
 
     def at(self, block: int) -> memoryview:
@@ -373,8 +373,8 @@ def test_a_peer_that_does_not_say_that_it_has_stopped_loses_its_channel(
 
 
 def test_a_rung_that_the_channel_has_not_is_unavailable(setup: Setup) -> None:
-    setup.landings.open(setup.channel, "r", [1], setup.outcomes.put, setup.told.put)
+    setup.landings.open(setup.channel, Prompt("r", [1], setup.outcomes.put, setup.told.put))
     setup.jobs.get(timeout=WAIT_S)
     setup.far._ways["rdma"].why = "as if it had failed"
-    setup.landings.open(setup.channel, "r", [1], setup.outcomes.put, setup.told.put)
+    setup.landings.open(setup.channel, Prompt("r", [1], setup.outcomes.put, setup.told.put))
     assert setup.outcome()[:2] == ("rung-unavailable", "rdma")

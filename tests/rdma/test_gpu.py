@@ -22,7 +22,7 @@ from runtimes.transport.verbs.memory import Region, register_at
 from runtimes.transport.verbs.work import Piece
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.kv_memory import KvMemory
-from runtimes.vllm_pd.landing import Landings
+from runtimes.vllm_pd.landing import Landings, Prompt
 from runtimes.vllm_pd.pushing import Pushes
 from tests.rdma.channels import decode, prefill
 from tests.rdma.machine import Nics, resources
@@ -280,9 +280,8 @@ class OverTheWire:
         self.reasons: SimpleQueue[str] = SimpleQueue()
 
     def open(self) -> tuple[int, int]:
-        number = self.landings.open(
-            self.channel, "r", [1], lambda outcome: self.reasons.put(outcome.reason), lambda job: None
-        )
+        prompt = Prompt("r", [1], lambda outcome: self.reasons.put(outcome.reason), lambda job: None)
+        number = self.landings.open(self.channel, prompt)
         return number, self.jobs.get(timeout=WAIT_S)
 
     def same(self, source: int, target: int) -> bool:

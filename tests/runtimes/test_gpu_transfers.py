@@ -15,7 +15,7 @@ from runtimes.transport.listener import Listener, dial
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.kv_memory import KvMemory
-from runtimes.vllm_pd.landing import Landings, Outcome
+from runtimes.vllm_pd.landing import Landings, Outcome, Prompt
 from runtimes.vllm_pd.pushing import Pushes
 from tests.transport.host_gpu import paged
 
@@ -62,7 +62,7 @@ def test_chunks_arrive_with_little_and_with_much_room(
     pushes.attach(far)
     landings.attach(channel)
     sources, targets = [7, 3, *range(20, 40)], [*range(1, 19), 30, 25, 39, 0]
-    number = landings.open(channel, "request", list(range(90)), outcomes.put, lambda job: None)
+    number = landings.open(channel, Prompt("request", list(range(90)), outcomes.put, lambda job: None))
     key, _ = started.get(timeout=WAIT_S)
     landings.reserve(number, "engine-d", 0, targets, 90)
     for whole in (5, 16, len(sources)):

@@ -10,7 +10,7 @@ from runtimes.transport.channel import RUNG_NAMES, WRITE, ChannelError, Frame, R
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.kv_memory import KvMemory
-from runtimes.vllm_pd.landing import STOP_S, Landings, Outcome
+from runtimes.vllm_pd.landing import STOP_S, Landings, Outcome, Prompt
 
 SIZE = 64
 
@@ -44,7 +44,7 @@ class Setup:
         self.outcomes: list[Outcome] = []
         self.door = self.landings.door(self.channel)
         number = self.landings.open(
-            self.channel, "request", [1, 2], self.outcomes.append, lambda job: None, rung
+            self.channel, Prompt("request", [1, 2], self.outcomes.append, lambda job: None, rung)
         )
         self.landings.reserve(number, "engine-d", 0, [1, 2], 32)
         self.number = number

@@ -20,7 +20,7 @@ from runtimes.transport.listener import Listener, dial
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd.both import BothWays
 from runtimes.vllm_pd.kv_memory import KvMemory
-from runtimes.vllm_pd.landing import Landings, Outcome
+from runtimes.vllm_pd.landing import Landings, Outcome, Prompt
 from runtimes.vllm_pd.pushing import Pushes
 from runtimes.vllm_pd.ranks.decode_front import FrontLandings
 from runtimes.vllm_pd.ranks.decode_rank import DecodeRank, Dialled
@@ -119,7 +119,7 @@ class Two:
 
     def open(self) -> tuple[int, int]:
         """decode's number, prefill's key; prefill's ranks have heard of it"""
-        number = self.landings.open(self.near, "r", [1] * 100, self.outcomes.put, lambda job: None)
+        number = self.landings.open(self.near, Prompt("r", [1] * 100, self.outcomes.put, lambda job: None))
         key = self.jobs.get(timeout=WAIT_S)
         self.prefill_step()
         return number, key
@@ -261,7 +261,7 @@ def test_every_rank_gets_the_heads_that_it_wants_and_nothing_else(two: Two) -> N
 def test_ranks_that_dont_listen_yet_are_not_asked() -> None:
     made = Two(2, 2)
     with pytest.raises(ChannelError, match="don't listen yet"):
-        made.landings.open(made.near, "r", [1], made.outcomes.put, lambda job: None)
+        made.landings.open(made.near, Prompt("r", [1], made.outcomes.put, lambda job: None))
     made.close()
 
 
@@ -400,7 +400,7 @@ def test_a_prefill_of_one_rank_serves_decodes_of_one_and_of_two() -> None:
         made, layers = memory(200 + rank, 2)
         halves.append(layers)
         takers.append(DecodeRank(settings("decode", 2), rank, KEY, made))
-    number = front.open(near, "r", [1] * 100, outcomes.put, lambda job: None)
+    number = front.open(near, Prompt("r", [1] * 100, outcomes.put, lambda job: None))
     key = keys.get(timeout=WAIT_S)
     mixed.after_forward(mixed.outgoing(Plan(progress=(Progress(key, "p-two", [3, 4], 2, True),))))
     plan = front.outgoing(Plan(reserve=(Reservation(number, "d", [], [7, 8], 50),)))
@@ -429,7 +429,7 @@ def test_a_prefill_of_one_rank_serves_decodes_of_one_and_of_two() -> None:
     single = dial(listener.addr, KEY, Identity("single", 7, settings("d", 1).layout))
     mixed.attach(accepted.get(timeout=WAIT_S))
     landings.attach(single)
-    number = landings.open(single, "r", [1] * 100, outcomes.put, lambda job: None)
+    number = landings.open(single, Prompt("r", [1] * 100, outcomes.put, lambda job: None))
     key = keys.get(timeout=WAIT_S)
     landings.reserve(number, "d", 0, [9], 40)
     mixed.after_forward(mixed.outgoing(Plan(progress=(Progress(key, "p-one", [5], 1, True),))))
@@ -464,7 +464,7 @@ def test_a_decode_of_one_rank_has_blocks_of_prefills_of_one_and_of_two() -> None
     two.pushes.attach(far := two.accepted.get(timeout=WAIT_S))
     two.listen()
     eventually(lambda: bool(mixed._front.peers))
-    number = mixed.open(near, "r", [1] * 100, outcomes.put, lambda job: None)
+    number = mixed.open(near, Prompt("r", [1] * 100, outcomes.put, lambda job: None))
     key = two.jobs.get(timeout=WAIT_S)
     two.prefill_step(Plan(progress=(Progress(key, "p", [3], 1, True),)))
     mixed.after_forward(mixed.outgoing(Plan(reserve=(Reservation(number, "d-two", [], [7], 50),))))
@@ -491,7 +491,7 @@ def test_a_decode_of_one_rank_has_blocks_of_prefills_of_one_and_of_two() -> None
     listener = Listener(KEY, lambda: Identity("one", 7, settings("p", 1).layout), accepted.put)
     mixed.attach(single := dial(listener.addr, KEY, Identity("decode", 7, settings("d", 1).layout)))
     pushes.attach(there := accepted.get(timeout=WAIT_S))
-    number = mixed.open(single, "r", [1] * 100, outcomes.put, lambda job: None)
+    number = mixed.open(single, Prompt("r", [1] * 100, outcomes.put, lambda job: None))
     key = keys.get(timeout=WAIT_S)
     received.clear()
     mixed.after_forward(mixed.outgoing(Plan(reserve=(Reservation(number, "d-one", [], [9], 50),))))

@@ -14,7 +14,7 @@ from runtimes.transport.listener import Listener, dial
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd.both import BothWays
 from runtimes.vllm_pd.kv_memory import KvMemory, KvPart
-from runtimes.vllm_pd.landing import HEARTBEAT_S, Landings, Outcome
+from runtimes.vllm_pd.landing import HEARTBEAT_S, Landings, Outcome, Prompt
 from runtimes.vllm_pd.pushing import PATIENCE_S, Pushes
 from tests.runtimes.test_transfers import BLOCKS, LAYERS, SIZE, WAIT_S, Clock, memory
 
@@ -59,7 +59,7 @@ class Two:
         """decode's number, prefill's key"""
         outcomes = self.decode.outcomes
         number = self.decode.landings.open(
-            self.near, "r", [1] * tokens, outcomes.put, lambda job: None, held=held
+            self.near, Prompt("r", [1] * tokens, outcomes.put, lambda job: None, held=held)
         )
         return number, self.jobs.get(timeout=WAIT_S)
 

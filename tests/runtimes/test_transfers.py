@@ -19,7 +19,7 @@ from runtimes.transport.listener import Listener, dial
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.kv_memory import KvMemory
-from runtimes.vllm_pd.landing import Landings, Outcome
+from runtimes.vllm_pd.landing import Landings, Outcome, Prompt
 from runtimes.vllm_pd.pushing import Pushes
 from runtimes.vllm_pd.scheduler_side import Plan, Progress
 from runtimes.vllm_pd.worker_side import Worker
@@ -68,11 +68,7 @@ class Setup:
     def open(self, tokens: int = 100) -> tuple[int, int]:
         """decode's number, prefill's key"""
         number = self.landings.open(
-            self.channel,
-            "request",
-            list(range(tokens)),
-            self.outcomes.put,
-            self.told.put,
+            self.channel, Prompt("request", list(range(tokens)), self.outcomes.put, self.told.put)
         )
         key, job = self.jobs.get(timeout=WAIT_S)
         assert (job.transfer, job.request_id, len(job.tokens)) == (number, "request", tokens)
@@ -292,7 +288,7 @@ def test_losing_the_channel_fails_everything_on_it(setup: Setup) -> None:
     assert _eventually(lambda: setup.pushes.results({"engine-p"})) == {"engine-p"}
     assert {setup.cancelled.get(timeout=WAIT_S), setup.cancelled.get(timeout=WAIT_S)} == {key, other}
     with pytest.raises(ChannelError):
-        setup.landings.open(setup.channel, "r", [1], setup.outcomes.put, setup.told.put)
+        setup.landings.open(setup.channel, Prompt("r", [1], setup.outcomes.put, setup.told.put))
     assert setup.landings.open_transfers == 0
 
 
@@ -308,7 +304,7 @@ def test_preempted_blocks_are_not_read_any_more(setup: Setup) -> None:
 
 def test_a_draining_prefill_refuses_jobs(setup: Setup) -> None:
     setup.pushes.refuse_jobs()
-    setup.landings.open(setup.channel, "r", [1], setup.outcomes.put, setup.told.put)
+    setup.landings.open(setup.channel, Prompt("r", [1], setup.outcomes.put, setup.told.put))
     assert setup.outcome().reason == "not-serving"
 
 
@@ -383,7 +379,7 @@ def test_blocks_larger_than_a_usual_batch_wait_for_room_and_go_on() -> None:
     far = accepted.get(timeout=WAIT_S)
     pushes.attach(far)
     landings.attach(channel)
-    number = landings.open(channel, "request", [1], outcomes.put, lambda job: None)
+    number = landings.open(channel, Prompt("request", [1], outcomes.put, lambda job: None))
     landings.reserve(number, "engine-d", 0, list(range(count)), 90)
     pushes.computed(started.get(timeout=WAIT_S), "engine-p", list(range(count)), count, True)
     assert outcomes.get(timeout=WAIT_S).reason == ""

@@ -24,7 +24,7 @@ from runtimes.transport.listener import Listener, dial
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.kv_memory import KvMemory
-from runtimes.vllm_pd.landing import Landings, Outcome
+from runtimes.vllm_pd.landing import Landings, Outcome, Prompt
 from runtimes.vllm_pd.pushing import Pushes
 
 KEY = b"k" * 32
@@ -109,10 +109,12 @@ class Pair:
         ended: SimpleQueue[tuple[float, Outcome]] = SimpleQueue()
         number = self.landings.open(
             self.channel,
-            "request",
-            list(sources),
-            lambda outcome: ended.put((time.perf_counter(), outcome)),
-            lambda job: None,
+            Prompt(
+                "request",
+                list(sources),
+                lambda outcome: ended.put((time.perf_counter(), outcome)),
+                lambda job: None,
+            ),
         )
         self.landings.reserve(number, f"engine-{number}", 0, targets, len(sources) * self.shape.tokens)
         return number, ended

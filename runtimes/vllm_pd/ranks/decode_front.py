@@ -12,13 +12,12 @@ import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
-from runtimes.transport.channel import ChannelError, Rung
+from runtimes.transport.channel import ChannelError
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd import jobs
 from runtimes.vllm_pd.keepalive import Wrap, plain
-from runtimes.vllm_pd.landing import Outcome, Told
+from runtimes.vllm_pd.landing import Outcome, Prompt, Told
 from runtimes.vllm_pd.ranks.words import Landed, News, PeerRanks, together
 from runtimes.vllm_pd.scheduler_side import Plan, Reservation
 
@@ -70,24 +69,15 @@ class FrontLandings:
 
     # --- event loop
 
-    def open(
-        self,
-        channel: Channel,
-        request_id: str,
-        tokens: list[int],
-        closed: Callable[[Outcome], None],
-        told: Told,
-        rung: Rung | Literal[""] = "",
-        held: int = 0,
-    ) -> int:
+    def open(self, channel: Channel, prompt: Prompt) -> int:
         """Asks the peer to compute this prompt. Raises ChannelError. What decode holds can't be fetched by ranks."""
         with self._lock:
             if self._peers.get(channel) is None:
                 raise ChannelError("unreachable", f"the ranks of {channel.peer.name} don't listen yet")
             number = next(self._numbers) & 0xFFFFFFFF
-            self._transfers[number] = _Transfer(number, channel, closed, told)
+            self._transfers[number] = _Transfer(number, channel, prompt.closed, prompt.told)
         try:
-            channel.send(jobs.encode(jobs.Prefill(number, request_id, tokens, rung)))
+            channel.send(jobs.encode(prompt._replace(held=0).job(number, prompt.rung)))
         except ChannelError:
             with self._lock:
                 self._transfers.pop(number, None)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from runtimes.transport.channel import Rung
 from runtimes.transport.pair import Channel
 from runtimes.vllm_pd.both import BothWays
 from runtimes.vllm_pd.keepalive import Wrap, plain
 from runtimes.vllm_pd.kv_memory import KvMemory
-from runtimes.vllm_pd.landing import Landings, Outcome, Told
+from runtimes.vllm_pd.landing import Landings, Outcome, Prompt
 from runtimes.vllm_pd.pushing import Pushes, StartJob
 from runtimes.vllm_pd.ranks.decode_front import FrontLandings
 from runtimes.vllm_pd.ranks.decode_rank import DecodeRank
@@ -81,19 +81,10 @@ class MixedDecode(_Mixed):
     def open_transfers(self) -> int:
         return self._ways.landings.open_transfers + self._front.open_transfers
 
-    def open(
-        self,
-        channel: Channel,
-        request_id: str,
-        tokens: list[int],
-        closed: Callable[[Outcome], None],
-        told: Told,
-        rung: Rung | Literal[""] = "",
-        held: int = 0,
-    ) -> int:
+    def open(self, channel: Channel, prompt: Prompt) -> int:
         several = channel.peer.layout.tensor_parallel > 1
         side: FrontLandings | Landings = self._front if several else self._ways.landings
-        return side.open(channel, request_id, tokens, closed, told, rung, held)
+        return side.open(channel, prompt)
 
     def cancel(self, number: int, reason: str) -> None:
         side: FrontLandings | Landings = self._front if number >= _BASE else self._ways.landings

@@ -157,9 +157,9 @@ def decode() -> None:
                 block[len(block) // 3] ^= 0x10
             return zlib.crc32(block)
 
-    def open_(self: Any, channel: Any, request_id: str, *rest: Any, **more: Any) -> int:
-        number = opened(self, channel, request_id, *rest, **more)
-        requests[number] = request_id
+    def open_(self: Any, channel: Any, prompt: Any) -> int:
+        number = opened(self, channel, prompt)
+        requests[number] = prompt.request_id
         return number
 
     def reserved(
