@@ -70,6 +70,8 @@ class Homes:
         self.homes: dict[str, Home] = {}
         self._random = random.Random(membership.member.incarnation)
         self._members: dict[FunctionID, int] = {}
+        self._nodes: set[NodeID] = set()
+        self._owners = rendezvous.Owners[FunctionID]()
         self._ghosts = Ghosts(rpc, membership, self._ended)
         self._copies: dict[RevisionKey, dict[InstanceID, Copy]] = {}
         #: the store's copy of the instances has come once
@@ -91,16 +93,23 @@ class Homes:
         store.restate(self._known)
 
     def home_of(self, home_key: str) -> FunctionID | None:
-        return rendezvous.owner(home_key, self._members)
+        return self._owners.of(home_key)
 
     # --- the view and the revisions
 
     def view(self, view: View) -> None:
         now = self.loop.time()
         members = {FunctionID(x.id): x.incarnation for x in view.of("dispatch")}
-        self._members = members
-        self._ghosts.view(view.of("dispatch"), now)
         nodes = {NodeID(x.id) for x in view.of("node")}
+        self._ghosts.view(view.of("dispatch"), now)
+        if (members, nodes) != (self._members, self._nodes):
+            self._members, self._nodes = members, nodes
+            self._owners.change(members)
+            self._divide(now)
+        self._ghosts.ask(now)
+
+    def _divide(self, now: float) -> None:
+        """Which homes are ours, among these shards and nodes."""
         for home_key in [k for k in self.homes if self.home_of(k) != self.me]:
             log.info("no longer the home of %s: it is %s", home_key, self.home_of(home_key))
             gone = self.homes.pop(home_key).revisions
@@ -108,10 +117,9 @@ class Homes:
                 self._status.pop(key, None)  # the next home writes another
             self._recording.left(gone)
         for home_key, home in list(self.homes.items()):
-            self._carry(home_key, home.view(nodes, members, self._ghosts.left, now))
+            self._carry(home_key, home.view(self._nodes, self._members, self._ghosts.left, now))
         for revision in list(self.routes.revisions.values()):
             self.revision(revision.key, revision, created=False)
-        self._ghosts.ask(now)
 
     def _ended(self, shard: FunctionID) -> None:
         for home_key, home in list(self.homes.items()):
@@ -133,8 +141,7 @@ class Homes:
         found = self.homes.get(home_key)
         if found is None:
             found = self.homes[home_key] = Home(self.me, self.membership.view.epoch, self._new_id)
-            nodes = {NodeID(x.id) for x in self.membership.view.of("node")}
-            self._carry(home_key, found.view(nodes, self._members, self._ghosts.left, now))
+            self._carry(home_key, found.view(self._nodes, self._members, self._ghosts.left, now))
         if key not in found.revisions:
             copies = tuple(self._copies.get(key, {}).values())
             log.info("home of %s at epoch %d", key, found.term)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import cast
 
 import msgspec
 
@@ -151,11 +152,14 @@ class Controller:
     def _push(self, pushes: Iterable[Push]) -> None:
         self._store()
         now = self.loop.time()
+        encoded: dict[int, PublishView] = {}  # once for all members
         for push in pushes:
             self.machine.pushed(push.member.id, now)
-            self.rpc.call_soon(
-                push.member.addr, PublishView(push.view), self._acked(push), timeout_s=PUSH_TIMEOUT_S
-            )
+            message = encoded.get(push.view.epoch)
+            if message is None:
+                raw = msgspec.Raw(msgspec.msgpack.encode(push.view))
+                message = encoded[push.view.epoch] = PublishView(cast(View, raw))
+            self.rpc.call_soon(push.member.addr, message, self._acked(push), timeout_s=PUSH_TIMEOUT_S)
 
     def _acked(self, push: Push) -> Callable[[Message | RpcError], None]:
         def done(reply: Message | RpcError) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 M = TypeVar("M", bound=str)
+MOST_KEYS: Final = 200_000
 
 
 def owner(key: str, members: Iterable[M]) -> M | None:
@@ -39,6 +40,40 @@ class Ranks(Generic[M]):
     def first(self, key: str, among: Iterable[M]) -> M:
         """The one of these members, at least one, that comes first for `key`."""
         return max(among, key=lambda member: self.rank(key, member))
+
+
+class Owners(Generic[M]):
+    """owner() of many keys, kept while members come and go: each newcomer costs a hash a key.
+
+    It remembers MOST_KEYS, and begins anew when there are more.
+    """
+
+    def __init__(self, members: Iterable[M] = ()) -> None:
+        self._ranks = Ranks(members)
+        self._members = frozenset(members)
+        self._owners: dict[str, M] = {}
+
+    def of(self, key: str) -> M | None:
+        found = self._owners.get(key)
+        if found is None and self._members:
+            if len(self._owners) >= MOST_KEYS:
+                self._owners.clear()
+            found = self._owners[key] = self._ranks.first(key, self._members)
+        return found
+
+    def change(self, members: Iterable[M]) -> bool:
+        """These are the members from now on; False: they were before."""
+        now = frozenset(members)
+        if now == self._members:
+            return False
+        come, stay = now - self._members, now & self._members
+        self._ranks, self._members = Ranks(now), now
+        for key, owner in list(self._owners.items()):
+            if owner not in stay:
+                del self._owners[key]
+            elif come:
+                self._owners[key] = self._ranks.first(key, (owner, *come))
+        return True
 
 
 def _rank(key: str, member: str) -> tuple[bytes, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_ext.core.rendezvous import Ranks, owner, ranked
+from kserve_ext.core.rendezvous import Owners, Ranks, owner, ranked
 
 names = st.text(min_size=1, max_size=12)
 member_sets = st.sets(names, min_size=1, max_size=8)
@@ -61,6 +61,16 @@ def test_ranks_are_the_same_order(key: str, members: list[str]) -> None:
     ranks = Ranks(members)
     assert ranks.first(key, members) == owner(key, members)
     assert sorted(members, key=lambda m: ranks.rank(key, m), reverse=True) == ranked(key, members)
+
+
+@given(key_sets, st.lists(member_sets | st.just(set()), max_size=5))
+def test_owners_are_kept_as_members_come_and_go(keys: set[str], history: list[set[str]]) -> None:
+    owners = Owners[str]()
+    before: set[str] = set()
+    for members in history:
+        assert owners.change(members) == (members != before)
+        before = members
+        assert [owners.of(key) for key in keys] == [owner(key, members) for key in keys]
 
 
 def test_shares_are_even_in_the_mean() -> None:

@@ -30,6 +30,7 @@ class Homes:
         self.view_epoch = 0
         self.controller = ""  # its rpc address
         self._dispatch: Mapping[FunctionID, str] = {}
+        self._owners = rendezvous.Owners[FunctionID]()
         #: an epoch that is obeyed for every revision (what was obeyed before a restart is not newer)
         self._floor = 0
         #: the newest epoch obeyed, and the home it named
@@ -61,7 +62,7 @@ class Homes:
         named = self._named.get(key)
         if named is not None and named.addr and named.epoch > self.view_epoch:
             return named.addr
-        owner = rendezvous.owner(self._home_keys.get(key, key), self._dispatch)
+        owner = self._owners.of(self._home_keys.get(key, key))
         return self._dispatch[owner] if owner else (named.addr if named else "")
 
     def view(self, epoch: int, dispatch: Mapping[FunctionID, str], now: float) -> None:
@@ -72,6 +73,7 @@ class Homes:
             self._floor = epoch
         before = {key: self.addr(key) for key in self._due}
         self.view_epoch, self._dispatch = epoch, dict(dispatch)
+        self._owners.change(dispatch)
         for key, addr in before.items():
             if self.addr(key) != addr:
                 self._due[key] = now

@@ -13,6 +13,7 @@ from typing import Final
 from kserve_ext.core.facts import Member, View
 from kserve_ext.core.ids import FunctionID
 from kserve_ext.core.membership import MembershipMachine, Push
+from kserve_ext.sim import costs
 from kserve_ext.sim.parts.network import Network, Process
 
 TAKEOVER_S: Final = 2.0
@@ -34,11 +35,14 @@ class Controller:
         self.membership = MembershipMachine(View(0, tuple(members)), self.clock.now)
         #: epochs that members have been shown, the highest of each: they only grow
         self.shown: dict[FunctionID, int] = {}
+        #: the Dispatch functions of the view that was pushed last: others than before are more work for everybody
+        self._shards: set[tuple[FunctionID, int]] = set()
         self.changed_at = self.clock.now
         self.settled_at: float | None = self.clock.now
 
     def begin(self) -> None:
         """Everybody has the first view."""
+        self._shards = {(m.id, m.incarnation) for m in self.membership.view.of("dispatch")}
         for push in self.membership.tick(self.clock.now):
             self._show(push)
             self.membership.acked(push.member.id, push.view.epoch)
@@ -85,10 +89,13 @@ class Controller:
 
     def _push(self, pushes: Sequence[Push]) -> None:
         """To each member by a message of its own; as in the shell, what it acknowledged comes back."""
+        shards = {(m.id, m.incarnation) for m in pushes[0].view.of("dispatch")} if pushes else self._shards
+        same, self._shards = shards == self._shards, shards
         for push in pushes:
             self.settled_at = None
             self.membership.pushed(push.member.id, self.clock.now)
-            kind = f"view-{push.member.kind}"
+            kind = f"view-{push.member.kind}" + ("" if same else "-anew")
+            self.process.core.spend(costs.VIEW_SENT * 1e-6)
             show, acked = partial(self._show, push), partial(self._acked, self.membership, push)
             self.network.call(
                 self.process,

@@ -122,7 +122,7 @@ class Dispatch(Generic[R]):
         self.left: dict[FunctionID, float] = {}
         self.members: dict[FunctionID, int] = {}
         self.nodes: Set[NodeID] = frozenset()
-        self._order: tuple[FunctionID, ...] = ()
+        self._owners = rendezvous.Owners[FunctionID]()
         self._idle_due: dict[str, float] = {}
         for rev in around.revisions.values():
             self.shard.know(rev, around.now)
@@ -139,11 +139,13 @@ class Dispatch(Generic[R]):
                 gone, "ended", lambda proc: "ended" if proc.dead else "", partial(self._gone_said, gone, now)
             )
         self.left = {m: t for m, t in self.left.items() if m not in members and now - t < LEASE_TTL_S}
+        same = (members, nodes) == (self.members, self.nodes)
         self.epoch, self.members, self.nodes = epoch, members, nodes
-        order = self._order = tuple(sorted(members))
-        self.shard.view(epoch, lambda key: owner(key, order))
-        for home_key in sorted({r.home_key for r in self.around.revisions.values()}):
-            self._own(home_key)
+        self._owners.change(members)
+        self.shard.view(epoch, self._owners.of)
+        if not same:
+            for home_key in sorted({r.home_key for r in self.around.revisions.values()}):
+                self._own(home_key)
         self.recall_shards()
         self.flush()
 
@@ -151,7 +153,7 @@ class Dispatch(Generic[R]):
         """A revision that was applied before there were nodes: its home has nobody to ask."""
         now, home_key = self.around.now, revision.home_key
         self.shard.know(revision, now)
-        if owner(home_key, self._order) != self.id:
+        if self._owners.of(home_key) != self.id:
             return
         home = self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id)
         home.view((), {}, (), now)
@@ -160,7 +162,7 @@ class Dispatch(Generic[R]):
 
     def _own(self, home_key: str) -> None:
         now = self.around.now
-        if owner(home_key, self._order) != self.id:
+        if self._owners.of(home_key) != self.id:
             self.homes.pop(home_key, None)
             return
         fresh = home_key not in self.homes
