@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from kserve_ext.sim.clock import Clock
-from kserve_ext.sim.fleet import Fleet, World
-from kserve_ext.sim.layout import FULL, Layout, of_each
+from kserve_ext.sim import repartition
+from kserve_ext.sim.fleet import World
+from kserve_ext.sim.layout import Layout, of_each
 from kserve_ext.sim.rows import Row, said_of
 from kserve_ext.sim.runs import SYSTEMS, Result, ours, run
-from kserve_ext.sim.systems.galaxy import Galaxy
 from kserve_ext.sim.workloads import EMULATED, SHARE_OF_FUNCTIONS, cold_starts, nearly_full
 
 RATE: Final = 20_000.0  # instances a second that are claimed
@@ -156,36 +155,6 @@ def growing(world: World, seed: int) -> Iterator[Row]:
         )
 
 
-def repartition(world: World, seed: int) -> Iterator[Row]:
-    """From a Schedule function's joining to the last acknowledgement of the view; its process stands already."""
-    for revisions in (100, 400):
-        yield Row(
-            "adding one Schedule function costs at least 30 ms",
-            f"time to a consistent view, {revisions} revisions",
-            joining_s(world, seed, revisions),
-            0.030,
-            "published",
-            "s",
-            "lower",
-            said_of(world, seed),
-        )
-
-
-def joining_s(world: World, seed: int, revisions: int) -> float:
-    clock = Clock()
-    fleet = Fleet(clock, replace(world, seed=seed))
-    galaxy = Galaxy(fleet, replace(FULL, schedule=34))
-    fleet.system = galaxy
-    for arrival in cold_starts(2000.0, revisions, revisions, seed):
-        clock.at(arrival.at, lambda arrival=arrival: fleet.arrive(arrival))  # type: ignore[misc]
-    clock.run(3.0)
-    galaxy.grow("schedule")
-    clock.run(8.0)
-    if galaxy.settling_s is None:
-        raise RuntimeError("the view was not acknowledged by all within 5 s")
-    return galaxy.settling_s
-
-
 def full_clusters(world: World, others: Sequence[str], seed: int) -> Iterator[Row]:
     """Starts that nodes refuse (conflicts), those asked of others, and the tail, in clusters that are nearly full."""
     for share in SHARES:
@@ -227,5 +196,5 @@ def all_claims(others: Sequence[str], world: World, seed: int) -> list[Row]:
         *throughput(emulated, others, seed),
         *caches(emulated, seed),
         *growing(emulated, seed),
-        *repartition(emulated, seed),
+        *repartition.rows(emulated, seed),
     ]

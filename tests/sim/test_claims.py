@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from kserve_ext.sim import claims, workloads
-from kserve_ext.sim.rows import Row
+from kserve_ext.sim import workloads
 from kserve_ext.sim.fleet import World
 from kserve_ext.sim.plots import Axis, Line, plot
+from kserve_ext.sim.rows import Row
 from kserve_ext.sim.runs import SYSTEMS, run
 from kserve_ext.sim.traces import Arrival
 
@@ -58,11 +58,6 @@ def test_load_multiplies_a_trace_and_a_fraction_thins_it() -> None:
     thinned = list(workloads.scaled(trace, 0.25, 0))
     assert len(thinned) == pytest.approx(250, rel=0.2)
     assert thinned == list(workloads.scaled(trace, 0.25, 0))
-
-
-def test_a_function_that_joins_is_known_to_all_in_a_time_that_is_told() -> None:
-    took = claims.joining_s(SMALL, seed=0, revisions=10)
-    assert 0.0 < took < 1.0
 
 
 def test_a_plot_leaves_out_what_a_logarithm_cannot_show() -> None:

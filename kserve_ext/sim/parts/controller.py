@@ -95,7 +95,9 @@ class Controller:
             self.settled_at = None
             self.membership.pushed(push.member.id, self.clock.now)
             kind = f"view-{push.member.kind}" + ("" if same else "-anew")
-            self.process.core.spend(costs.VIEW_SENT * 1e-6)
+            larger = len(push.view.members) / costs.VIEW_MEMBERS
+            self.process.core.spend(larger * costs.VIEW_SENT * 1e-6)
+            self.process_of(push.member.id).core.spend(max(0.0, larger - 1) * self.network.cost(kind, False))
             show, acked = partial(self._show, push), partial(self._acked, self.membership, push)
             self.network.call(
                 self.process,
