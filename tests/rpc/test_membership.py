@@ -15,7 +15,17 @@ from kserve_ext.core.ids import FunctionID
 from kserve_ext.rpc import Caller, Rpc
 from kserve_ext.rpc import membership as module
 from kserve_ext.rpc.membership import Membership
-from kserve_ext.wire.messages import Ack, Join, Leave, PublishView, Report, ReportReply
+from kserve_ext.wire.messages import (
+    Ack,
+    Apply,
+    ApplyReply,
+    Join,
+    Leave,
+    Load,
+    PublishView,
+    Report,
+    ReportReply,
+)
 
 KEY = b"k" * 32
 ME = FunctionID("schedule-0")
@@ -28,10 +38,13 @@ class Controller:
         self.rpc = Rpc("controller-0", KEY)
         self.view = View(1)
         self.known = True
+        self.threshold = 0.0
+        self.applied: asyncio.Queue[Apply] = asyncio.Queue()
         self.heard: asyncio.Queue[Join | Report | Leave] = asyncio.Queue()
         self.rpc.handle(Join, self.join)
         self.rpc.handle(Report, self.report)
         self.rpc.handle(Leave, self.leave)
+        self.rpc.handle(Apply, self.apply)
 
     def join(self, message: Join, caller: Caller) -> PublishView:
         self.heard.put_nowait(message)
@@ -41,7 +54,11 @@ class Controller:
 
     def report(self, message: Report, caller: Caller) -> ReportReply:
         self.heard.put_nowait(message)
-        return ReportReply(self.view.epoch, self.known)
+        return ReportReply(self.view.epoch, self.known, self.threshold)
+
+    def apply(self, message: Apply, caller: Caller) -> ApplyReply:
+        self.applied.put_nowait(message)
+        return ApplyReply(1, "one more")
 
     def leave(self, message: Leave, caller: Caller) -> Ack:
         self.heard.put_nowait(message)
@@ -92,6 +109,36 @@ def test_a_member_that_is_not_known_joins_again_with_the_epoch_it_has(
         while isinstance(heard := await controller.heard.get(), Report):
             pass
         assert heard == Join(membership.member, 1)
+
+    run(story)
+
+
+def test_a_member_past_its_threshold_applies_until_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REPORT_PERIOD_S", 0.01)
+
+    async def story(controller: Controller, membership: Membership, rpc: Rpc) -> None:
+        asked = 0
+
+        def load() -> Load:
+            nonlocal asked
+            asked += 1000
+            return Load(requests=asked, queued=3)
+
+        membership.report_load(load)
+        controller.threshold = 1.0
+        for _ in range(3):
+            applied = await controller.applied.get()
+        assert applied.id == ME
+        assert applied.kind == "schedule"
+        assert applied.srps == applied.load.srps > 1000.0
+        assert applied.load.queued == 3
+        controller.threshold = 0.0  # the number is fixed from now on
+        for queue in (controller.heard, controller.applied):
+            while not queue.empty():
+                queue.get_nowait()
+        for _ in range(8):
+            await controller.heard.get()
+        assert controller.applied.qsize() <= 2  # those that were under way
 
     run(story)
 

@@ -11,11 +11,14 @@ from typing import Final
 
 from kserve_ext.core.control.facts import ScaledKind
 
-MACHINE: Final = "not measured yet"
-COMMIT: Final = ""
-P99_MS: Final[Mapping[ScaledKind, float]] = {"dispatch": 20.0, "schedule": 20.0, "cluster_mgr": 20.0}
+MACHINE: Final = "2 cores, AMD EPYC, 23 GiB, Linux 6.18.44-fc-v669"
+COMMIT: Final = "c747cc3+"
+P99_MS: Final = 20.0
+#: At that rate: cluster_mgr used 30% of its core, p99 was 12.1 ms
+#: At that rate: dispatch used 99% of its core, p99 was 1.7 ms
+#: At that rate: schedule used 34% of its core, p99 was 10.3 ms
 THRESHOLDS: Final[Mapping[ScaledKind, float]] = {
-    "dispatch": 2000.0,
-    "schedule": 1000.0,
-    "cluster_mgr": 4000.0,
+    "cluster_mgr": 9500.0,
+    "dispatch": 26000.0,
+    "schedule": 1100.0,
 }
