@@ -51,6 +51,7 @@ ROUNDS: Final = 3
 SECONDS: Final = 1.5
 WRK_S: Final = 2  # it knows whole seconds only
 TICK_S: Final = 0.002
+HEARTBEAT_S: Final = 0.5
 FILE: Final = ROOT / "kserve_ext" / "core" / "control" / "calibrated.py"
 CAPACITY: Final = Resources(cpu_milli=64_000, memory_mib=1 << 18)
 REVISION: Final = Revision(
@@ -78,6 +79,7 @@ class Setting:
         self.controller = f"127.0.0.1:{free_port()}"
         self.processes: list[subprocess.Popen[bytes]] = []
         self.members: list[Membership] = []
+        self.addrs: dict[str, str] = {}  # of those, by name
         common = ["--data", str(folder), "--controller", self.controller]
         port = self.controller.rpartition(":")[2]
         self._start(1, "controller", "--id", "controller-0", "--port", port, *common)
@@ -92,7 +94,7 @@ class Setting:
         rpc = Rpc(name, self.key)
         for message, handler in handlers:
             rpc.handle(message, handler)  # type: ignore[arg-type]
-        addr = await rpc.listen("127.0.0.1")
+        addr = self.addrs[name] = await rpc.listen("127.0.0.1")
         member = Member(FunctionID(name), kind, addr, time.time_ns())
         membership = Membership(rpc, member, self.controller)
         await membership.start()
@@ -188,20 +190,27 @@ def status(node: NodeID, addr: str, seq: int) -> NodeStatus:
 async def schedule(setting: Setting) -> Figure:
     """Instances, one a call: filtered, scored, admitted by a node over its connection, answered."""
     numbers = itertools.count(1)
-    addrs: dict[NodeID, str] = {}
+    addrs = setting.addrs
 
     def admit(name: NodeID) -> Callable[[m.Start, Caller], m.StartReply]:
         return lambda message, caller: m.StartReply(True, "", status(name, addrs[name], next(numbers)))
 
+    def probed(name: NodeID) -> Callable[[m.Probe, Caller], m.Update]:
+        return lambda message, caller: m.Update(status(name, addrs[name], next(numbers)))
+
     nodes = [NodeID(f"node-{number}") for number in range(NODES)]
     for node in nodes:
-        rpc = await setting.join(node, "node", (m.Start, admit(node)))
-        addrs[node] = setting.members[-1].addr
-        assert rpc
+        await setting.join(node, "node", (m.Start, admit(node)), (m.Probe, probed(node)))
     home = await setting.join("dispatch-0", "dispatch")
     target = await setting.addr()
-    for node in nodes:
-        await home.call(target, m.ModNode(status(node, addrs[node], next(numbers))))
+
+    async def heartbeats() -> None:
+        """What a ClusterMgr function says of each node."""
+        while True:
+            for node in nodes:
+                news = m.ModNode(status(node, addrs[node], next(numbers)))
+                home.call_soon(target, news, lambda reply: None, 1.0)
+            await asyncio.sleep(HEARTBEAT_S)
 
     def ask(number: int, told: Callable[[bool], None]) -> None:
         item = m.Item(REVISION, (InstanceID(f"i-{next(numbers)}"),))
@@ -212,7 +221,12 @@ async def schedule(setting: Setting) -> Figure:
 
         home.call_soon(target, message, done, 5.0)
 
-    return await most(setting, ask, 250.0)
+    beats = asyncio.create_task(heartbeats())
+    try:
+        await asyncio.sleep(2 * HEARTBEAT_S)
+        return await most(setting, ask, 250.0)
+    finally:
+        beats.cancel()
 
 
 async def cluster_mgr(setting: Setting) -> Figure:
