@@ -24,6 +24,7 @@ import pytest
 
 from kserve_ext.core.facts import Revision
 from kserve_ext.core.ids import FunctionID, NodeID, RevisionKey
+from tests.support.scripts import played
 from tests.support.world import World
 from tests.support.world_nodes import REVISION, Request, revision
 
@@ -144,19 +145,7 @@ def _without_repetition(lines: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.txt")), ids=lambda p: p.stem)
 def test_script(script: Path, golden: Golden) -> None:
-    machine, out = Script(), []
-    lines = iter(script.read_text(encoding="utf-8").splitlines())
-    for line in lines:
-        if not line.strip():
-            continue
-        if line.startswith("#"):
-            out.append(f"{line}\n")
-            continue
-        out.append(f"{line}\n----\n{machine.run(line)}\n")
-        for rest in lines:  # the former output
-            if not rest.strip():
-                break
-    golden(f"home/{script.name}", "".join(out).rstrip() + "\n")
+    golden(f"home/{script.name}", played(script, Script().run))
 
 
 def test_there_are_scripts() -> None:
