@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from kserve_ext.sim import repartition
+from kserve_ext.sim import elastic, probing, repartition
 from kserve_ext.sim.fleet import World
-from kserve_ext.sim.layout import Layout, of_each
+from kserve_ext.sim.layout import ABLATIONS, Layout, of_each
 from kserve_ext.sim.rows import Row, said_of
 from kserve_ext.sim.runs import SYSTEMS, Result, ours, run
 from kserve_ext.sim.workloads import EMULATED, SHARE_OF_FUNCTIONS, cold_starts, nearly_full
@@ -20,6 +20,7 @@ from kserve_ext.sim.workloads import EMULATED, SHARE_OF_FUNCTIONS, cold_starts, 
 RATE: Final = 20_000.0  # instances a second that are claimed
 COUNT: Final = 2_000
 FEWER: Final = 800  # where several layouts of ours run
+RATES: Final = (1000.0, 5000.0, 10_000.0, 20_000.0, 40_000.0)
 SHARES: Final = (0.7, 0.9, 0.99)
 
 
@@ -85,12 +86,11 @@ def throughput(world: World, others: Sequence[str], seed: int) -> Iterator[Row]:
         )
 
 
-def caches(world: World, seed: int) -> Iterator[Row]:
+def connections(world: World, seed: int) -> Iterator[Row]:
     rate, count = 2000.0, FEWER
     conditions = f"{said_of(world, seed)}; {count} cold starts at {rate:,.0f}/s"
     g35 = burst("G_35", rate, count, world, seed)
     without = burst("G_35-C", rate, count, world, seed)
-    full = burst("galaxy", rate, count, world, seed)
     yield Row(
         "connection cache cuts 38.7-78.7 % of overhead",
         "processor time of the control plane for each start",
@@ -108,26 +108,6 @@ def caches(world: World, seed: int) -> Iterator[Row]:
         without.p50 - world.start_s,
         "G_35-C",
         "s",
-        "lower",
-        conditions,
-    )
-    yield Row(
-        "probe cache saves 79 % of probes",
-        "probes for each start",
-        full.probes / full.starts,
-        g35.probes / g35.starts,
-        "G_35",
-        "",
-        "lower",
-        conditions + "; statuses pushed and in answers instead",
-    )
-    yield Row(
-        "probe cache saves 75.9 % of probing cost",
-        "processor time of the control plane for each start",
-        _core(full),
-        _core(g35),
-        "G_35",
-        "us",
         "lower",
         conditions,
     )
@@ -153,6 +133,33 @@ def growing(world: World, seed: int) -> Iterator[Row]:
             "higher",
             conditions,
         )
+
+
+def load_range(world: World, others: Sequence[str], seed: int) -> Iterator[Row]:
+    """Tail and throughput of cold starts at each of RATES."""
+    for rate in RATES:
+        count = int(min(COUNT, max(FEWER, rate * 0.1)))
+        said = f"{said_of(world, seed)}; {count} cold starts at {rate:,.0f}/s"
+        mine = burst("galaxy", rate, count, world, seed)
+        for name in others:
+            other = burst(name, rate, count, world, seed)
+            metric = f"p99 scheduling latency at {rate:,.0f}/s"
+            yield Row("load range", metric, mine.p99, other.p99, name, "s", "lower", said)
+            metric = f"instances ready/s of {rate:,.0f}/s"
+            yield Row("load range", metric, mine.per_second, other.per_second, name, "1/s", "higher", said)
+
+
+def ablations(world: World, seed: int) -> Iterator[Row]:
+    """Parts of the design, against G_1."""
+    said = f"{said_of(world, seed)}; {FEWER} cold starts at {RATE:,.0f}/s"
+    one = burst("G_1", RATE, FEWER, world, seed)
+    for label, layout in ABLATIONS.items():
+        found = burst(label, RATE, FEWER, world, seed, layout)
+        yield Row(
+            "ablation", f"p99 scheduling latency, {label}", found.p99, one.p99, "G_1", "s", "lower", said
+        )
+        metric = f"instances ready/s, {label}"
+        yield Row("ablation", metric, found.per_second, one.per_second, "G_1", "1/s", "higher", said)
 
 
 def full_clusters(world: World, others: Sequence[str], seed: int) -> Iterator[Row]:
@@ -194,7 +201,9 @@ def all_claims(others: Sequence[str], world: World, seed: int) -> list[Row]:
     emulated = replace(EMULATED, nodes=world.nodes, hop_s=world.hop_s, seed=seed)
     return [
         *throughput(emulated, others, seed),
-        *caches(emulated, seed),
+        *connections(emulated, seed),
+        *probing.rows(emulated, seed),
         *growing(emulated, seed),
         *repartition.rows(emulated, seed),
+        *elastic.rows(world, seed),
     ]

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-from kserve_ext.sim.claims import Row, said_of
 from kserve_ext.sim.fleet import World
 from kserve_ext.sim.layout import FULL, Layout
+from kserve_ext.sim.rows import Row, said_of
 from kserve_ext.sim.runs import Result, ours, run
 from kserve_ext.sim.traces import Arrival
 from kserve_ext.sim.workloads import EMULATED, cold_starts, nearly_full

@@ -19,7 +19,7 @@ from kserve_ext.sim.systems.atoll import Atoll
 from kserve_ext.sim.systems.central import Central, Costs
 from kserve_ext.sim.systems.galaxy import Galaxy
 from kserve_ext.sim.systems.knative import STOCK, TUNED, Knative
-from kserve_ext.sim.systems.ray import Ray
+from kserve_ext.sim.systems.ray import Ray, RayActors
 from kserve_ext.sim.systems.sparrow import Sparrow
 from kserve_ext.sim.traces import Arrival
 
@@ -39,11 +39,12 @@ SYSTEMS: Final[Mapping[str, Make]] = {
     "central-at-once": lambda fleet: Central(fleet, Costs(at_once=True), "central-at-once"),
     "sparrow": Sparrow,
     "ray": Ray,
+    "ray-actors": RayActors,
     "atoll": Atoll,
     **{name: ours(layout, name) for name, layout in ABLATIONS.items() if layout != FULL},
 }
 #: those that are compared unless others are named
-COMPARED: Final = ("galaxy", "knative", "knative-tuned", "central", "sparrow", "ray", "atoll")
+COMPARED: Final = ("galaxy", "knative", "knative-tuned", "central", "sparrow", "ray", "ray-actors", "atoll")
 
 
 class Second(NamedTuple):

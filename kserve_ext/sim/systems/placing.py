@@ -40,12 +40,12 @@ class Placing:
         if idle:
             self.fleet.begin(request, idle.pop())
             return
-        self._start(request.function, node, lambda instance: self.fleet.begin(request, instance))
+        self.start(request.function, node, lambda instance: self.fleet.begin(request, instance))
 
     def prepare(self, function: str, node: Node) -> None:
         """An instance without a request; there must be room."""
         self.taken[node.number] += 1
-        self._start(function, node, self.idle)
+        self.start(function, node, self.idle)
 
     def idle(self, instance: Instance) -> None:
         number = instance.node.number
@@ -62,7 +62,7 @@ class Placing:
     def ended(self, instance: Instance) -> None:
         """It is no more."""
 
-    def _start(self, function: str, node: Node, ready: Callable[[Instance], None]) -> None:
+    def start(self, function: str, node: Node, ready: Callable[[Instance], None]) -> None:
         if not node.free:
             oldest = node.idle()
             assert oldest is not None, f"node {node.number} has no place"
