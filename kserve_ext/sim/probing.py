@@ -31,7 +31,7 @@ class Case(NamedTuple):
     name: str
     schedule: int  # functions
     rate: float  # starts a second
-    count: int
+    starts: int
     full: float = 0.0  # share of the cluster that is taken before; then the rate is nearly_full's
 
 
@@ -57,7 +57,7 @@ def compare(case: Case, world: World, seed: int) -> Ways:
         place, arrivals, scene = nearly_full(case.full, world, seed)
     else:
         place, scene = replace(EMULATED, nodes=world.nodes, hop_s=world.hop_s, seed=seed), 0
-        arrivals = cold_starts(case.rate, case.count, max(1, case.count // 5), seed, SILENT_AT)
+        arrivals = cold_starts(case.rate, case.starts, max(1, case.starts // 5), seed, SILENT_AT)
 
     def one(name: str, layout: Layout) -> Result:
         return run(ours(replace(layout, schedule=case.schedule), name), arrivals, place, 20.0, scene)
