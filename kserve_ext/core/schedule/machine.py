@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from kserve_ext.core import rendezvous
 from kserve_ext.core.facts import NodeStatus, Resources, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.core.schedule.filters import Candidate, fits, why_not
@@ -27,6 +28,7 @@ from kserve_ext.core.schedule.rooms import Gossip, Room, Rooms
 from kserve_ext.core.schedule.scores import NOWHERE, near
 
 MAX_HOPS = 2
+SECOND_LINE_S = 5.0
 NOBODY = Standing()
 
 
@@ -487,4 +489,14 @@ class ScheduleMachine:
         """The partition to ask next."""
         if op.hops >= MAX_HOPS or (op.hops and op.reserve):
             return None
-        return self.rooms.lender([op.wanted[i].needs for i in op.stuck], op.asked)
+        needs = [op.wanted[i].needs for i in op.stuck]
+        return self.rooms.lender(needs, op.asked) or self._second_line(op, needs)
+
+    def _second_line(self, op: _Op, needs: Sequence[Resources]) -> FunctionID | None:
+        """Who has waited for long stands in line in one more partition, where room may come sooner."""
+        if op.asked or op.hops or op.who.waited_s < SECOND_LINE_S:
+            return None
+        large = [
+            f for f, r in self.rooms.known.items() if r.capacity and any(n.fits(r.capacity) for n in needs)
+        ]
+        return rendezvous.owner(next(iter(op.members)), large)

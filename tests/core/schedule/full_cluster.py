@@ -79,7 +79,11 @@ class FullCluster:
         partitions: dict[str, Sequence[Resources]],
         seed: int = 0,
         weights: dict[str, float] | None = None,
+        *,
+        line: bool = True,
     ) -> None:
+        """`line` False: nobody can be told of room, so that nobody stands in line for it."""
+        self.line = line
         self.random = random.Random(seed)
         self.now = 0.0
         self.machines = {name: core.ScheduleMachine(FunctionID(name), weights=weights) for name in partitions}
@@ -185,10 +189,13 @@ class FullCluster:
         waited = self.now - home.since if home.since is not None else 0.0
         machine = at or home.machine
         op, out = self.machines[machine].schedule(
-            wanted, gang=home.gang, who=Standing(name, waited), now=self.now
+            wanted, gang=home.gang, who=self._standing(name, waited), now=self.now
         )
         self._calls[machine, op] = name
         self._put(machine, out)
+
+    def _standing(self, name: str, waited: float) -> Standing:
+        return Standing(name, waited) if self.line else Standing()
 
     def _answered(self, name: str, answer: core.Answer) -> None:
         home = self.homes[name]
@@ -264,7 +271,11 @@ class FullCluster:
                     home = self.homes[asked]
                     waited = self.now - home.since if home.since is not None else 0.0
                     op, out = other.schedule(
-                        i.wanted, reserve=i.reserve, hops=i.hops, who=Standing(asked, waited), now=self.now
+                        i.wanted,
+                        reserve=i.reserve,
+                        hops=i.hops,
+                        who=self._standing(asked, waited),
+                        now=self.now,
                     )
                     self._calls[i.function, op] = (name, i)
                     self._put(i.function, out)
