@@ -41,9 +41,9 @@ def uses(rates: Rates, nodes: int) -> int:
     """How many starts one answer is good for, in a partition of so many nodes (Prequal's b_reuse)."""
     kept = min(rates.pool, nodes) / max(1, nodes)
     gained = (1 - kept) * rates.probes - rates.removed
-    if gained <= 0:  # the pool holds all nodes: only age ends an answer
+    if gained * MOST_USES <= 1 + rates.delta:  # where the pool holds all nodes, only age ends an answer
         return MOST_USES
-    return min(MOST_USES, max(1, math.floor((1 + rates.delta) / gained)))
+    return max(1, math.floor((1 + rates.delta) / gained))
 
 
 class _Answer:
