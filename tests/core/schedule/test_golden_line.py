@@ -14,6 +14,7 @@ The output is what happened meanwhile. `make golden` rewrites it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,7 +49,7 @@ class Script:
         return f"{said}\n" if said else ""
 
     def do_cluster(self, *partitions: str) -> str:
-        sizes = {}
+        sizes: dict[str, Sequence[Resources]] = {}
         for text in partitions:
             name, _, amounts = text.partition("=")
             sizes[name] = [Resources(int(amount), 64_000) for amount in amounts.split(",")]
