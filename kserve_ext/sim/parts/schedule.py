@@ -236,10 +236,12 @@ class Schedule:
             other = self.others[to]
             if not other.process.runs(now):
                 continue
-            self.network.aside(other.process, "room", len(rooms))
+            self.network.aside(other.process, "room")
             better = other.machine.rooms.heard(rooms, wants=wants)
-            self.network.aside(self.process, "room", len(better))
             self.machine.rooms.heard(better)
+            a_room = self.network.cost("room", False)
+            other.process.core.spend(len(rooms) * a_room)
+            self.process.core.spend(len(better) * a_room)
 
 
 def outcomes(answer: core.Answer) -> dict[InstanceID, Outcome]:
