@@ -184,11 +184,15 @@ class Home:
     def room_for(
         self, keys: Iterable[RevisionKey], function: FunctionID, now: float
     ) -> tuple[bool, list[Instruction]]:
-        """A Schedule function keeps room for these: it is asked at once. False: nothing of them is missing."""
-        homes = [home for key in keys if (home := self.revisions.get(key)) is not None]
-        wanted = [home.room_comes(now) for home in homes]
-        if not any(wanted):
+        """A Schedule function keeps room for these: it is asked at once. False: nothing of them is missing.
+
+        What it keeps may be room for a part of a gang; then the gang is asked for, there.
+        """
+        missing = {key for key, home in self.revisions.items() if home.lacks}
+        if missing.isdisjoint(keys):
             return False, []
+        for key in missing:
+            self.revisions[key].setbacks.again_at(now)
         self._at = function
         out = self._settle(now)
         self._at = None

@@ -385,12 +385,10 @@ class RevisionHome:
         """What others may not take from it."""
         return 0 if self.deleted else self.revision.scale.min
 
-    def room_comes(self, now: float) -> bool:
-        """A Schedule function keeps room for it: asked for at once. False when nothing is missing any more."""
-        if not self.open or self.agreed <= self.fleet.wanted:
-            return False
-        self.setbacks.retry_at = min(self.setbacks.retry_at, now)
-        return True
+    @property
+    def lacks(self) -> bool:
+        """Instances are missing that it would ask for."""
+        return self.open and self.agreed > self.fleet.wanted
 
     def preempt(self, known: Known, reason: str, now: float) -> None:
         """It goes; another is asked for not before the next pause is over, and then waits for room like all."""

@@ -57,6 +57,10 @@ class Setbacks:
             self.permanent = self.too_large = False
             self.retry_at = now
 
+    def again_at(self, now: float) -> None:
+        """There is reason to try sooner."""
+        self.retry_at = min(self.retry_at, now)
+
     def retry_after_s(self, now: float) -> float:
         return max(1.0, (self.permanent_until if self.permanent else self.retry_at) - now)
 

@@ -138,6 +138,20 @@ def test_the_last_of_a_role_stays_with_its_partner_or_both_go() -> None:
     assert {s.reason for s in both.stopped} <= {WHY}
 
 
+def test_a_gang_of_which_a_part_has_room_is_asked_for_as_a_whole_where_that_is() -> None:
+    prefill, decode = of("p", 0, 1, "prefill", "g"), of("d", 0, 1, "decode", "g")
+    one = One(prefill, decode, full=True)
+    one.time(3.0)
+    places, one.full = len(one.places), False
+    wanted, out = one.home.room_for([prefill.key], FunctionID("schedule-1"), one.now)
+    one.carry(out)
+    assert wanted
+    assert len(one.places) == places + 1
+    place = one.places[-1]
+    assert (place.gang, place.at) == (True, "schedule-1")
+    assert {r.key for r, _ in place.items} == {prefill.key, decode.key}
+
+
 def test_a_group_s_instance_is_sought_near_its_partners() -> None:
     prefill, decode = of("p", 1, 1, "prefill", "g"), of("d", 1, 1, "decode", "g")
     one = One(prefill, decode)
