@@ -95,7 +95,7 @@ class NodeMachine:
         life.mark(*order.marks, Mark("admitted", now, self.node))
         self.lives.add(life)
         self.homes.follow(order.revision, now + self.timing.full_s)
-        out.append(Report())
+        # No Report: the answer says it to whom it matters, and everybody else hears with the next heartbeat.
         if order.reserve:
             life.deadline = now + order.reserve_s
             return Verdict(), out
