@@ -479,6 +479,54 @@ def test_between_processes_a_peer_that_was_stopped_goes_on_in_a_ring_that_anothe
     assert pair.close() == 0
 
 
+class Spoilt:
+    """The receiver's ring of a pair: what came to its beginning is read, or written over with what came before."""
+
+    def __init__(self, pair: Pair, stale: bytes) -> None:
+        way = pair.channel._ways["ipc"]
+        assert isinstance(way, Ipc)
+        self._way, self._arrive, self.bytes = way, way.arrive, stale
+        self._device = PagedBlocks(list(pair.cache.values()), pair.shape.blocks).device
+        self._monkey = pytest.MonkeyPatch()
+        self._monkey.setattr(way, "arrive", self._arrived)
+
+    def _arrived(self, lane: int, frame: Frame) -> None:
+        self._arrive(lane, frame)
+        if frame.offset:
+            return
+        ring, here = self._way.room(lane).address, ctypes.create_string_buffer(self.bytes, frame.size)
+        if self.bytes:
+            assert len(self.bytes) == frame.size
+            self._copy(ring, ctypes.addressof(here), frame.size)
+        else:
+            self._copy(ctypes.addressof(here), ring, frame.size)
+            self.bytes = here.raw
+
+    def _copy(self, target: int, source: int, size: int) -> None:
+        self._device.enter()
+        stream = self._device.stream()
+        self._device.copy(target, source, size, stream)
+        self._device.drain(stream)
+
+    def end(self) -> None:
+        self._monkey.undo()
+
+
+@needs_gpu
+def test_between_processes_a_piece_of_an_earlier_channel_in_the_ring_is_broken() -> None:
+    """As a peer leaves it there that was stopped and goes on: whole, of as many blocks, with its own checksums."""
+    stale = b""
+    for sources, reason in (([0, 1, 2], ""), ([5, 6, 7], "checksum")):
+        pair = Pair(SHAPE, "ipc", gpus(), window=4 << 20)
+        spoilt = Spoilt(pair, stale)
+        assert pair.move(sources, [9, 8, 7])[1].reason == reason
+        stale = spoilt.bytes
+        spoilt.end()
+        assert pair.move(sources, [9, 8, 7])[1].reason == ""
+        assert pair.differing(sources, [9, 8, 7]) == 0
+        assert pair.close() == 0
+
+
 @needs_gpu
 def test_within_one_process_ipc_says_why_it_cannot_be_had() -> None:
     _, blocks = cache(1)
