@@ -83,8 +83,11 @@ def test_leases_wake_the_pair_and_take_turns(tmp_path: Path) -> None:
             await decode.call(addr, ReturnPrefill(GROUP, first.lease, ""), 30.0)
             assert (await second).instance == first.instance
             assert in_use(up) == 1
+            leases = up.dispatch[up.home(member("prefill").key)].function.prefill
+            assert leases._queued == {member("prefill").key: 100}
             await decode.close()  # the decode instance dies
             await until(lambda: in_use(up) == 0, "its lease ends with its connection")
+            assert not leases._queued
 
     run(test())
 
