@@ -2,7 +2,7 @@
 
 `RPC` is one side's share of a call on a cached connection, with 16 calls under way (`make bench-rpc`); `CONNECT` one
 side's share of a new connection with its hello. `KIND` is what the real cores took for one message, in the mean of a
-run of the simulator under a stopwatch (`python -m bench.simulate --calibrate`): 3,000 starts of 600 revisions on 210
+run of the simulator under a stopwatch (`python -m bench.control --calibrate`): 3,000 starts of 600 revisions on 210
 nodes, 35 functions of each kind. `schedule` and `candidate` are the line through its means with 6, 26 and 210 nodes
 to look at; of views, those `anew` have other Dispatch functions than before. The cores run in Python, as the real
 processes do. `room` and `report` are set by hand: they take less

@@ -158,13 +158,13 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
 
 
-def stopwatch() -> Mapping[str, Taken]:
+def stopwatch(schedulers: int = FULL.schedule) -> Mapping[str, Taken]:
     """What the real cores take for one message of each kind, on this machine, under a burst."""
     from kserve_ext.sim.workloads import EMULATED, cold_starts
 
     clock = Clock()
     fleet = Fleet(clock, EMULATED)
-    galaxy = Galaxy(fleet, replace(FULL, probe_cache=False), stopwatch=True)
+    galaxy = Galaxy(fleet, replace(FULL, schedule=schedulers, probe_cache=False), stopwatch=True)
     fleet.system = galaxy
     for arrival in cold_starts(2000.0, 3000, 600, 0):
         brief = replace(arrival, seconds=0.2)
