@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 
 import msgspec
 
@@ -53,6 +54,8 @@ class Nodes:
         self._written: dict[NodeID, NodeStatus] = {}
         self._ticks: asyncio.TimerHandle | None = None
         self._reads: set[asyncio.Task[None]] = set()
+        if store is not None:
+            store.restate(self._known)
         rpc.handle(ClaimNodes, self.claim)
         rpc.handle(ModNode, self.mod_node)
 
@@ -99,10 +102,15 @@ class Nodes:
                 for node, s in now.items()
                 if node not in self._written or self._written[node]._replace(seq=s.seq) != s
             ]
+            left = self._written.keys() - (self.handover.owners or {}).keys()
             self._written = now
-            self.store.put((PREFIX + s.node, msgspec.msgpack.encode(s)) for s in changed)
+            self.store.put([*map(_item, changed), *((PREFIX + node, None) for node in sorted(left))])
 
     # --- inside
+
+    def _known(self) -> Iterator[tuple[str, bytes]]:
+        """What a store that lost its content is told."""
+        return map(_item, self._written.values())
 
     def _carry_out(self, instructions: list[core.Instruction]) -> None:
         for i in instructions:
@@ -154,3 +162,7 @@ class Nodes:
                     self.handover.stored(msgspec.msgpack.decode(value, type=NodeStatus))
                 except UNREADABLE as error:
                     log.warning("%s in the store is of no use: %s", key, error)
+
+
+def _item(status: NodeStatus) -> tuple[str, bytes]:
+    return PREFIX + status.node, msgspec.msgpack.encode(status)

@@ -28,7 +28,7 @@ from kserve_ext.rpc import Caller, Rpc, RpcError
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.process import Process, wall_time
 from kserve_ext.store import Store
-from kserve_ext.store.remote import RemoteStore
+from kserve_ext.store.opening import open_store
 from kserve_ext.wire.messages import (
     Action,
     Commit,
@@ -391,7 +391,7 @@ def main(args: argparse.Namespace) -> int:
     weights = _weights(process.data)
 
     async def run(rpc: Rpc, membership: Membership) -> None:
-        store = RemoteStore(rpc, membership.controller)
+        store = open_store(process, rpc)
         function = ScheduleFunction(FunctionID(process.id), rpc, membership, weights, store)
         membership.report_load(function.load)
         await membership.start()
@@ -403,5 +403,6 @@ def main(args: argparse.Namespace) -> int:
                 group.create_task(function.give_room())
         finally:
             await function.finish()
+            await store.close()
 
     return process.run(run)
