@@ -16,12 +16,14 @@ from collections.abc import Awaitable, Callable
 
 from autoscaler_shim.knative.stats.forwarder import Forwarder
 from kserve_ext.api.knative.config import LeaderElection
+from kserve_ext.core.election import ElectionSpec
 from kserve_ext.core.knative.buckets import Buckets, Holder
 from kserve_ext.kube.client import AlreadyExists, Client, KubeError, KubeObject, NotFound
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import ENDPOINT_SLICES, ENDPOINTS, LEASES, SERVICES
-from kserve_ext.kube.lease import Elector
+from kserve_ext.kube.lease import KubeLease
 from kserve_ext.kube.queue import WorkQueue
+from kserve_ext.store.elector import Elector
 
 log = logging.getLogger(__name__)
 
@@ -89,15 +91,10 @@ class LeasedBuckets:
 
     def _elector(self, name: str, election: LeaderElection) -> Elector:
         return Elector(
-            self._client,
-            self._namespace,
-            name,
-            str(self._identity),
+            KubeLease(self._client, self._namespace, name),
+            ElectionSpec(str(self._identity), election.lease_s, election.renew_s, election.retry_s),
             on_gain=self._gained(name),
             on_loss=self._lost(name),
-            lease_s=election.lease_s,
-            renew_s=election.renew_s,
-            retry_s=election.retry_s,
         )
 
     def _gained(self, name: str) -> Callable[[], None]:

@@ -12,10 +12,12 @@ from types import SimpleNamespace
 import pytest
 import uvloop
 
-from kserve_ext.kube import lease
+from kserve_ext.core.election import ElectionSpec
 from kserve_ext.kube.client import KubeObject
 from kserve_ext.kube.kinds import LEASES
-from kserve_ext.kube.lease import Elector
+from kserve_ext.kube.lease import KubeLease
+from kserve_ext.store import elector
+from kserve_ext.store.elector import Elector
 from tests.support.api_server import ApiServer
 
 MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -31,10 +33,9 @@ class Candidate:
         self.client = server.client()
         self.said = ""
         self._more = asyncio.Event()
-        times = (lease_s, renew_s, retry_s)
-        self.elector = Elector(
-            self.client, "sys", "bucket", identity, lambda: self.say("+"), lambda: self.say("-"), *times
-        )
+        spec = ElectionSpec(identity, lease_s, renew_s, retry_s)
+        keeper = KubeLease(self.client, "sys", "bucket")
+        self.elector = Elector(keeper, spec, lambda: self.say("+"), lambda: self.say("-"))
 
     def say(self, what: str) -> None:
         assert self.elector.leading is (what == "+")
@@ -212,7 +213,8 @@ def test_callbacks_that_raise_change_nothing(caplog: pytest.LogCaptureFixture) -
             raise RuntimeError("broken")
 
         async with server.client() as client:
-            elector = Elector(client, "sys", "bucket", "me", broken, broken, retry_s=0.01)
+            spec = ElectionSpec("me", retry_s=0.01)
+            elector = Elector(KubeLease(client, "sys", "bucket"), spec, broken, broken)
             elector.start()
             await server.until(lambda: server.requests.count(f"PUT {PATH}") >= 2)
             assert elector.leading
@@ -244,7 +246,7 @@ def test_of_many_candidates_one_leads_at_a_time_and_all_do_in_turn() -> None:
 def test_a_lapse_is_told_to_whoever_asks_before_the_alarm_rings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that was stopped: the clock has gone on, nothing else has run yet."""
     ahead = 0.0
-    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead))
+    monkeypatch.setattr(elector, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead))
 
     async def test() -> None:
         nonlocal ahead

@@ -53,12 +53,17 @@ class ReportReply(Message, frozen=True):
     threshold: float = (
         0.0  # srps above which a function of this kind applies for scale-out; 0 = it never does
     )
+    leader: str = ""  # known = False: the rpc address of the controller to join, "" = this one, or nobody's known
 
 
 class PublishView(Message, frozen=True):
-    """Push of the view; the answer is the acknowledgement that makes it consistent."""
+    """Push of the view; the answer is the acknowledgement that makes it consistent.
+
+    `leader`: the rpc address of the controller that leads; in the answer of one that doesn't, the view is empty.
+    """
 
     view: View
+    leader: str = ""
 
 
 class Apply(Message, frozen=True):
