@@ -1,7 +1,7 @@
 """Which controller leads, where there are several: the one that holds a lease in the state store.
 
-The others answer who it is, so that members find it from any address that they know, and begin where it ended once its
-lease lapses. What a leader does is controller.py's; that nobody acts under an old term is keeping.py's.
+The others answer who it is, so that members find it from any address that they know, and begin where it ended once
+its lease lapses. What a leader does is controller.py's; that nobody acts under an old term is keeping.py's.
 """
 
 from __future__ import annotations
@@ -115,7 +115,12 @@ class Candidacy:
         return f"{self.rpc.name} is not the leader, it is {leader}" if leader else "no controller leads yet"
 
     def _describe(self, message: m.Describe, caller: Caller) -> m.Description:
-        body = {"id": self.rpc.name, "kind": "controller", "standby": self._refusal(), "leader": self.leader()}
+        body = {
+            "id": self.rpc.name,
+            "kind": "controller",
+            "standby": self._refusal(),
+            "leader": self.leader(),
+        }
         return m.Description(msgspec.json.encode(body))
 
 

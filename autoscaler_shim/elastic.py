@@ -41,7 +41,6 @@ from kserve_ext.wire import messages as m
 
 log = logging.getLogger(__name__)
 
-KEPT_KEY: Final = "functions"
 CALL_TIMEOUT_S: Final = 2.0
 DRAIN_S: Final = 30.0
 START_TIMEOUT_S: Final = 15.0
@@ -52,7 +51,7 @@ class Launch(NamedTuple):
     """What a function's command needs besides its name."""
 
     data: str
-    controller: str
+    controller: str  # the addresses of all of them
     host: str
     http: str = ""  # the public address that Dispatch functions share
     domain: str = ""
@@ -82,13 +81,15 @@ class Elastic:
     def __init__(
         self,
         rpc: Rpc,
+        addr: str,
         membership: MembershipMachine,
         machine: ElasticMachine,
         launch: Launch,
         show: Callable[[Iterable[Push]], None],
         remember: Callable[[bytes], None],
     ) -> None:
-        self.rpc, self.membership, self.machine, self.launch = rpc, membership, machine, launch
+        self.rpc, self._addr = rpc, addr
+        self.membership, self.machine, self.launch = membership, machine, launch
         self._show, self._remember = show, remember
         self._now = asyncio.get_running_loop().time
         self._since = time.time() - self._now()
@@ -156,7 +157,7 @@ class Elastic:
             revision=self.launch.revision(i.kind, i.function),
             epoch=self.membership.epoch,
             home=FunctionID(self.rpc.name),
-            home_addr=self.launch.controller,
+            home_addr=self._addr,
         )
 
         def done(reply: m.Message | RpcError) -> None:
@@ -241,7 +242,8 @@ def machine_of(args: argparse.Namespace, kept: Kept, now: float) -> ElasticMachi
 
 
 def launch_of(args: argparse.Namespace, process: Process) -> Launch:
-    return Launch(str(process.data), process.controller, process.host, args.http, args.domain)
+    controllers = ",".join(process.controllers)
+    return Launch(str(process.data), controllers, process.host, args.http, args.domain)
 
 
 def _reading(load: m.Load) -> Reading:

@@ -1,8 +1,8 @@
 """Where a controller keeps what must outlive it: the view, and which functions it has started.
 
 A controller that is the only one says a new view at once and writes it beside that. One of several says nothing that
-isn't written, and all that it writes is fenced by its term (kserve_ext/store/lease.py): what a leader publishes is what
-its successor finds, and who was succeeded without noticing can publish nothing.
+isn't written, and all that it writes is fenced by its term (kserve_ext/store/lease.py): what a leader publishes is
+what its successor finds, and who was succeeded without noticing can publish nothing.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ async def read(store: Store, patience_s: float) -> dict[str, bytes]:
                 return {}
             await asyncio.sleep(AGAIN_S)
             continue
-        return {key: value for items in found for key, (value, _) in items.items() if key in (VIEW_KEY, KEPT_KEY)}
+        return {
+            key: value for items in found for key, (value, _) in items.items() if key in (VIEW_KEY, KEPT_KEY)
+        }
 
 
 class InTerm:

@@ -153,6 +153,10 @@ class MembershipMachine:
             return self._remove(dead, now)
         return [p for p in self._pushes(now) if now - self._records[p.member.id].pushed_at >= PUSH_AGAIN_S]
 
+    def unheard(self, now: float) -> list[Push]:
+        """The view, to each member that hasn't acknowledged it; empty while it is given to nobody."""
+        return self._pushes(now)
+
     def pushed(self, member: FunctionID, now: float) -> None:
         record = self._records.get(member)
         if record is not None:

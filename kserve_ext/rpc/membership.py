@@ -1,7 +1,8 @@
 """A member's side of the view: joins, reports, takes pushes, and keeps the last view when the controller is away.
 
 Functions and nodes alike use it; what a new view means to them is their own business (on_view). It never gives up:
-a controller that dies is looked for until it is back, and nothing waits for it meanwhile. A connection that breaks is
+a controller that dies is looked for until it is back, at every address that one may have, and nothing waits for it
+meanwhile; one that doesn't lead says who does. Views of older epochs are refused. A connection that breaks is
 followed by a report at once, so that the controller doesn't take this member for dead. Each report carries how loaded
 this process is; one that is past the threshold of its kind, which the controller's answers name, applies for more.
 """
@@ -13,6 +14,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -22,6 +24,7 @@ from kserve_ext.core.ids import FunctionID
 from kserve_ext.rpc.caller import Caller
 from kserve_ext.rpc.errors import RpcError
 from kserve_ext.rpc.rpc import Rpc
+from kserve_ext.wire.frames import ErrorCode
 from kserve_ext.wire.messages import (
     Ack,
     Apply,
@@ -46,10 +49,13 @@ BACKOFF_S = (0.05, 1.0)
 class Membership:
     """This process's membership in the cluster."""
 
-    def __init__(self, rpc: Rpc, member: Member, controller: str) -> None:
+    def __init__(self, rpc: Rpc, member: Member, *controllers: str) -> None:
         self.rpc = rpc
         self.member = member
-        self.controller = controller
+        self.controllers = controllers
+        #: the one that leads, as far as is known
+        self.controller = controllers[0]
+        self._moved = asyncio.Event()
         self.view = View()
         self._callbacks: list[Callable[[View], None]] = []
         self._load: Callable[[], Load] = Load
@@ -103,6 +109,8 @@ class Membership:
     # --- inside
 
     def _published(self, message: PublishView, caller: Caller) -> Ack:
+        if message.leader and message.view.epoch > self.view.epoch:
+            self._led_by(message.leader)
         self._take(message.view)
         return Ack(self.view.epoch)
 
@@ -121,25 +129,55 @@ class Membership:
         if addr == self.controller:
             self._lost.set()
 
+    def _led_by(self, addr: str) -> None:
+        if addr != self.controller:
+            log.info("the controller at %s leads", addr)
+            self.controller = addr
+            self._moved.set()
+
+    def _try_next(self, asked: str) -> None:
+        """The one that was asked doesn't answer, and nobody has said who leads."""
+        if asked == self.controller:
+            known = self.controllers
+            self.controller = known[(known.index(asked) + 1) % len(known)] if asked in known else known[0]
+
+    async def _ask(self, message: Message, timeout_s: float) -> Any:
+        """The controller's answer. Raises RpcError, also as soon as another one is known to lead."""
+        self._moved.clear()
+        answer = asyncio.ensure_future(self.rpc.call(self.controller, message, timeout_s))
+        moved = asyncio.ensure_future(self._moved.wait())
+        try:
+            await asyncio.wait({answer, moved}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            raise RpcError(ErrorCode.UNAVAILABLE, "another controller leads now", self.controller)
+        finally:
+            answer.cancel()
+            moved.cancel()
+
     async def _join(self) -> None:
         pause = BACKOFF_S[0]
         complained = False
         while True:
+            asked = self.controller
             try:
-                message = Join(self.member, self.view.epoch)
-                reply: PublishView = await self.rpc.call(self.controller, message, JOIN_TIMEOUT_S)
+                reply: PublishView = await self._ask(Join(self.member, self.view.epoch), JOIN_TIMEOUT_S)
+                if reply.view.epoch:
+                    break
+                why = f"{asked} does not lead, {reply.leader or 'nobody'} does"
+                self._led_by(reply.leader or asked)
             except RpcError as error:
-                if not complained:
-                    log.warning("can't join yet, keep trying with the last view: %s", error)
-                    complained = True
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, BACKOFF_S[1])
-                continue
-            if complained:
-                log.info("joined again at epoch %d", reply.view.epoch)
-            self._take(reply.view)
-            self._check(reply.view)
-            return
+                why = str(error)
+            if not complained:
+                log.warning("can't join yet, keep trying with the last view: %s", why)
+                complained = True
+            self._try_next(asked)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, BACKOFF_S[1])
+        if complained:
+            log.info("joined again at epoch %d", reply.view.epoch)
+        self._take(reply.view)
+        self._check(reply.view)
 
     def _check(self, view: View) -> None:
         mine = view.member(self.me)
@@ -160,13 +198,16 @@ class Membership:
             self._lost.clear()
             load = self._measure(self._meter, due)
             message = Report(self.me, self.member.incarnation, self.view.epoch, load)
+            asked = self.controller
             try:
-                reply: ReportReply = await self.rpc.call(self.controller, message, CALL_TIMEOUT_S)
+                reply: ReportReply = await self._ask(message, CALL_TIMEOUT_S)
             except RpcError:
+                self._try_next(asked)
                 await self._join()
                 continue
             self._threshold = reply.threshold
             if not reply.known:
+                self._led_by(reply.leader or asked)
                 await self._join()
 
     def _measure(self, meter: Meter, due: float) -> Load:

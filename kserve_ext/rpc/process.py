@@ -41,7 +41,9 @@ def common_args(parser: argparse.ArgumentParser) -> None:
     """The options that every part takes."""
     parser.add_argument("--id", required=True, help="name of this part in the cluster, e.g. schedule-0")
     parser.add_argument("--data", required=True, type=Path, help="the cluster's data folder")
-    parser.add_argument("--controller", required=True, help="HOST:PORT of the top-level controller")
+    parser.add_argument(
+        "--controller", required=True, help="HOST:PORT of the top-level controller, with commas of several"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=0, help="rpc port, 0 = any free one")
 
@@ -68,7 +70,10 @@ class Process:
         self.id = part_id
         self.kind: Kind = kind
         self.data = data
-        self.controller = controller
+        #: addresses of the top-level controllers
+        self.controllers = tuple(controller.split(","))
+        #: rpc address of this process, once it listens
+        self.addr = ""
         self.host = host
         self.port = port
         self._info: dict[str, str] = {}
@@ -138,9 +143,10 @@ class Process:
             raise SystemExit(
                 f"error: {self.id} did not start\n  why: {why}\n  do: choose another port"
             ) from None
+        self.addr = addr
         self.info(rpc=addr)
         member = Member(FunctionID(self.id), self.kind, addr, time.time_ns())
-        membership = Membership(rpc, member, self.controller)
+        membership = Membership(rpc, member, *self.controllers)
         task = asyncio.ensure_future(main(rpc, membership))
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):

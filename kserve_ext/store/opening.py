@@ -25,7 +25,7 @@ def open_store(process: Process, rpc: Rpc) -> Store:
     """In a running loop; close() is the caller's."""
     where = location(process.data, process.key())
     if where is None:
-        return RemoteStore(rpc, process.controller)
+        return RemoteStore(rpc, process.controllers[0])
     from kserve_ext.store.redis import RedisStore  # not installed where no such store is used
 
     return RedisStore(where)

@@ -39,13 +39,15 @@ HISTORY: Final = 4096
 READ_AT_ONCE: Final = 500
 WRITER_FORGOTTEN_S: Final = 3600
 
-#: ARGV: new life, life to replace ("" = only where there is none). Returns the life.
+#: KEYS: life, lives, revision. ARGV: new life, life to replace ("" = only where there is none), a number. Returns the
+#: life. Revisions begin far from those of any other life, so that no condition of that one holds by accident.
 _BEGIN: Final = """
 local life = redis.call('GET', KEYS[1])
 if not life or life == ARGV[2] then
   life = ARGV[1]
   redis.call('SET', KEYS[1], life)
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', 100, '*', 'l', life)
+  redis.call('INCRBY', KEYS[3], ARGV[3])
 end
 return life
 """
@@ -200,6 +202,8 @@ class RedisStore:
                 )
                 if said == b"life":
                     await self._begin()
+                    if expect:
+                        raise Conflict(f"state store {self.where} has lost its content: no revision holds")
                 elif said == b"conflict":
                     raise Conflict(more[0].decode())
                 elif said == b"ok":
@@ -230,8 +234,9 @@ class RedisStore:
 
     async def _begin(self, over: str = "") -> str:
         """The life of the store, which begins now if there is none, or if it is `over`."""
-        keys = [self._key("life"), self._key("lives")]
-        life: str = (await self._script(_BEGIN, keys, [secrets.token_hex(8), over])).decode()
+        keys = [self._key("life"), self._key("lives"), self._key("revision")]
+        args = [secrets.token_hex(8), over, secrets.randbits(40)]
+        life: str = (await self._script(_BEGIN, keys, args)).decode()
         if life != self.behind.life:
             self._revision = 0
         self.behind.heard(life)

@@ -73,7 +73,7 @@ class Watcher:
 
     async def __aenter__(self) -> Watcher:
         member = Member(FunctionID("watcher"), "dispatch", await self.rpc.listen("127.0.0.1"), 1)
-        self.membership = Membership(self.rpc, member, self.controller)
+        self.membership = Membership(self.rpc, member, *self.controller.split(","))
         self.membership.on_view(self.saw)
         await self.membership.start()
         return self

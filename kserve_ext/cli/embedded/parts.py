@@ -31,10 +31,12 @@ def parts(cluster: dict[str, Any], data: Path) -> list[Part]:
 
 def _part(kind: str, part_id: str, cluster: dict[str, Any], data: Path) -> Part:
     module = ("activator_replacement",) if kind == "dispatch" else ("autoscaler_shim", kind)
-    host, _, port = str(cluster["controller"]).rpartition(":")
+    controllers = str(cluster["controller"]).split(",")
+    host = controllers[0].rpartition(":")[0]
     argv = [sys.executable, "-m", *module, "--id", part_id, "--data", str(data)]
     argv += ["--controller", str(cluster["controller"]), "--host", host]
     if kind == "controller":
+        port = controllers[int(part_id.rpartition("-")[2])].rpartition(":")[2]
         argv += ["--port", port, *elastic.controller_args(cluster)]
     elif kind == "dispatch":
         argv += ["--http", str(cluster["http"]), "--domain", str(cluster["domain"])]

@@ -156,7 +156,7 @@ def _answers(folder: Folder, running: set[str]) -> Iterator[Finding]:
 
 def _members(facts: Document, running: set[str]) -> Iterator[Finding]:
     members = {str(m["id"]) for m in facts["members"]}
-    outside = sorted(running - members - {"controller-0"})
+    outside = sorted(running - members - {part for part in running if part.startswith("controller-")})
     if outside:
         yield Finding("failed", f"not in the view: {', '.join(outside)}", "see their logs: galaxy logs NAME")
     else:

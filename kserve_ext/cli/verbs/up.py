@@ -121,6 +121,13 @@ def _quantity(value: str, read: Any) -> int:
     help="Clients come in here; 0 = any.",
 )
 @click.option(
+    "--controllers",
+    type=click.IntRange(1, 8),
+    default=1,
+    show_default=True,
+    help="Top-level controllers: one leads, the others stand by; needs --store.",
+)
+@click.option(
     "--store",
     callback=_store,
     metavar="URL",
@@ -144,6 +151,7 @@ def command(
     node_labels: tuple[str, ...],
     namespace_weights: str,
     http_port: int,
+    controllers: int,
     store: str,
     pvc: dict[str, str],
     domain: str,
@@ -164,7 +172,12 @@ def command(
         return
     port = check_port(http_port)
     bounds = {"dispatch": dispatch, "schedule": schedule, "cluster-mgr": cluster_mgr}
-    counts = {kind: b.min for kind, b in bounds.items()} | {"node": nodes}
+    counts = {kind: b.min for kind, b in bounds.items()} | {"node": nodes, "controller": controllers}
+    if controllers > 1 and not store:
+        raise click.BadParameter(
+            "several controllers need a store that outlives each of them: give --store",
+            param_hint="--controllers",
+        )
     try:
         labels = node_label_table.by_node(node_labels, [f"node-{n}" for n in range(nodes)])
     except ValueError as error:
@@ -176,9 +189,9 @@ def command(
     cpu, memory = machine()
     prepare(folder)
     check_store(folder, store)
-    controller, objects = free_ports(2)
+    objects, *ports = free_ports(1 + controllers)
     cluster = {
-        "controller": f"{HOST}:{controller}",
+        "controller": ",".join(f"{HOST}:{port}" for port in ports),
         "objects": f"{HOST}:{objects}",
         "http": f"{HOST}:{port}",
         "domain": domain,
@@ -347,7 +360,8 @@ def _missing(folder: Folder, wanted: list[str]) -> list[str]:
         status = Client(folder, 3.0).call("GET", "/api/status").body
     except Failure:
         return ["objects-0"]
-    in_view = {str(m["id"]) for m in status["members"]} | {"controller-0"}
+    in_view = {str(m["id"]) for m in status["members"]}
+    in_view |= {name for name in running if name.startswith("controller-")}
     owned = {n["node"] for f in status["functions"] if f["kind"] == "schedule" for n in f.get("nodes") or ()}
     outside = [f"partition of {node['node']}" for node in status["nodes"] if node["node"] not in owned]
     return [name for name in wanted if name not in in_view] or outside

@@ -53,7 +53,9 @@ class ReportReply(Message, frozen=True):
     threshold: float = (
         0.0  # srps above which a function of this kind applies for scale-out; 0 = it never does
     )
-    leader: str = ""  # known = False: the rpc address of the controller to join, "" = this one, or nobody's known
+    leader: str = (
+        ""  # known = False: the rpc address of the controller to join, "" = this one, or nobody's known
+    )
 
 
 class PublishView(Message, frozen=True):
