@@ -19,6 +19,8 @@ from kserve_ext.core.ids import InstanceID, NodeID
 NODE_GRACE_S = 10.0  # a node agent that restarts is back before; its instances serve meanwhile
 SETTLING_S = 1.0  # a full report may have left its node before the start arrived there
 STOP_AGAIN_S = 1.0
+SUSPECT_S = 1.0
+MOST_DOUBTS = 3  # after 1 s and 2 more: before a request that is sent there in vain gives up
 LONG_AGO_S = 3600.0  # one that a former home started has been ready for an unknown time
 REMEMBER_ENDED = 1000
 ANY_NODE = NodeID("?")
@@ -49,11 +51,18 @@ class Known:
     stop_at: float = 0.0  # when Stop is sent (again)
     #: a shard couldn't reach it: not used until its node has confirmed it, or this time
     suspect_until: float = 0.0
+    #: so often in a row, without a word of its node in between
+    doubts: int = 0
     #: nodes that may have it and haven't said so yet (state unknown)
     asked_nodes: set[NodeID] = field(default_factory=set)
 
     def usable(self, now: float) -> bool:
         return self.state == "ready" and self.doomed_at is None and now >= self.suspect_until
+
+    @property
+    def given_up(self) -> bool:
+        """Nobody reaches it, and its node doesn't say that it is well."""
+        return self.doubts >= MOST_DOUBTS
 
     @property
     def wanted(self) -> bool:
@@ -138,7 +147,8 @@ class Fleet:
                     unwanted.append(fact.id)
                     continue
                 known = self.known[fact.id] = Known(fact.id, "unknown", now)
-            known.node, known.generation, known.suspect_until = node, fact.generation, 0.0
+            known.node, known.generation = node, fact.generation
+            known.suspect_until, known.doubts = 0.0, 0
             known.listens = fact.addr
             known.asked_nodes.clear()
             self._advance(known, fact, now, change)
@@ -204,6 +214,16 @@ class Fleet:
 
     # --- stopping
 
+    def broken(self, instance: InstanceID, now: float) -> None:
+        """A shard couldn't reach it. Nobody uses it for a while, or ever where its node keeps silent about it."""
+        known = self.known.get(instance)
+        if known is None or known.state != "ready" or now < known.suspect_until:
+            return
+        known.suspect_until = now + SUSPECT_S * 2**known.doubts
+        known.doubts += 1
+        if known.given_up and known.doomed_at is None:
+            self.doom(known, "nobody reaches it, and its node does not say that it is well", now)
+
     def doom(self, known: Known, reason: str, now: float, *, preempted: bool = False) -> None:
         known.doomed_at, known.why_doomed, known.preempted = now, reason, preempted
 
@@ -211,7 +231,7 @@ class Fleet:
         """Up to `count` doomed instances are kept after all; how many."""
         kept = 0
         for known in self.known.values():
-            spared = known.doomed_at is not None and not known.preempted
+            spared = known.doomed_at is not None and not known.preempted and not known.given_up
             if kept < count and spared and known.state in ("starting", "ready", "asked"):
                 known.doomed_at = None
                 kept += 1

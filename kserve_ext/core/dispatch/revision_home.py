@@ -39,7 +39,6 @@ from kserve_ext.core.scaling.window import MetricWindows, panic_window_s
 STOP_AGAIN_S = 2.0
 ASK_AGAIN_S = 0.5
 PUSH_AGAIN_S = 1.0
-SUSPECT_S = 1.0
 HAND_BACK_S = 1.0  # for slots of one that is preempted: what is under way then ends while it drains
 
 
@@ -208,9 +207,7 @@ class RevisionHome:
 
     def broken(self, instance: InstanceID, now: float) -> None:
         """A shard couldn't reach it: its node is asked, and nobody uses it until the answer, or for a moment."""
-        known = self.fleet.known.get(instance)
-        if known is not None and known.state == "ready" and known.suspect_until <= now:
-            known.suspect_until = now + SUSPECT_S
+        self.fleet.broken(instance, now)
 
     # --- instances
 

@@ -165,3 +165,25 @@ def test_a_deleted_revision_drains_and_ends_though_its_home_has_moved() -> None:
     world.finish_all()
     world.pass_time(2.0)
     assert not world.all_running()
+
+
+def test_an_instance_that_nobody_reaches_is_replaced_though_its_node_keeps_silent() -> None:
+    """Its process died while its node agent is paused: nobody says so."""
+    world = World(2, {N0: 3, N1: 3}, [revision()])
+    first = world.request(D0)
+    up(world)
+    world.finish(first)
+    world.flush()
+    (run,) = world.all_running()
+    world.nodes[run.node].agent = False
+    world.nodes[run.node].running.clear()
+    late = world.request(D0)
+    for _ in range(24):
+        world.pass_time(0.25)
+        up(world)
+    assert late.state == "sent", world.log
+    assert late.instance != run.id
+    world.finish(late)
+    world.nodes[run.node].agent = True
+    world.settle(5.0)
+    world.check()
