@@ -216,6 +216,8 @@ class Dispatcher:
     # --- revisions, view, time
 
     def revision(self, key: RevisionKey, revision: Revision | None) -> None:
+        if self.recording.on:
+            self.recording.knows(key, revision is None)
         if revision is not None:
             self.shard.know(revision, self.loop.time())
             return

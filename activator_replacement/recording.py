@@ -77,6 +77,9 @@ class ShardHistory:
     def on(self) -> bool:
         return self.history.on
 
+    def knows(self, key: RevisionKey, gone: bool) -> None:
+        self.history.say("knows", revision=key, gone=gone)
+
     def accepted(self, request: bytes, key: RevisionKey) -> None:
         self.history.say("accepted", request=request.decode("latin-1"), revision=key)
 

@@ -17,8 +17,9 @@ from collections import Counter
 from pathlib import Path
 
 from tests.chaos import checker, faults
-from tests.chaos.cluster import Shape
+from tests.chaos.digest import Limits
 from tests.chaos.history import load
+from tests.chaos.plans import FULL, SCRIPTS
 from tests.chaos.run import Run, began_of
 
 MOST_SHOWN = 12
@@ -30,18 +31,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="of the schedule and the load; default: a new one, printed")
     parser.add_argument("--schedule", type=Path, help="faults from this file instead of the seed's own")
     parser.add_argument("--bug", default="", help="plant this bug first: see tests/chaos/planted.py")
+    parser.add_argument("--script", default="", help="a short plan: see SCRIPTS in tests/chaos/plans.py")
     parser.add_argument("--keep", type=Path, help="keep histories and logs in this folder")
     parser.add_argument("--check", type=Path, help="only check the history in this folder")
     args = parser.parse_args(argv)
     if args.check:
-        return judge(args.check)
+        return judge(args.check, FULL.limits)
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1 << 31)
-    shape = Shape()
-    schedule = (
-        faults.read(args.schedule.read_text())
-        if args.schedule
-        else faults.make(seed, args.seconds, shape.ids)
-    )
+    plan = SCRIPTS[args.script] if args.script else FULL
+    if args.schedule:
+        schedule = faults.read(args.schedule.read_text())
+    elif args.script:
+        schedule = faults.Schedule(seed, plan.seconds, plan.faults)
+    else:
+        schedule = faults.make(seed, args.seconds, plan.shape.ids)
     if args.schedule and args.seed is not None:
         schedule = schedule._replace(seed=seed)
     print(
@@ -52,9 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     folder = args.keep or Path(tempfile.mkdtemp(prefix="galaxy-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "schedule").write_text(schedule.text())
-    run = Run(folder, schedule, shape, lambda text: print(text, flush=True), args.bug)
+    run = Run(folder, schedule, plan, lambda text: print(text, flush=True), args.bug)
     asyncio.run(run.go())
-    code = judge(folder / "history")
+    code = judge(folder / "history", plan.limits)
     if code or args.keep:
         print(f"histories, logs and the schedule are in {folder}")
     else:
@@ -62,10 +65,10 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def judge(history: Path) -> int:
+def judge(history: Path, limits: Limits) -> int:
     began = time.monotonic()
     events = load(history)
-    found = checker.check(events)
+    found = checker.check(events, limits)
     requests = Counter(str(e["status"] or e["outcome"]) for e in events if e.what == "request")
     faults_ = Counter(e["kind"] for e in events if e.what == "fault")
     instances = sum(e.what == "began" for e in events)

@@ -25,6 +25,10 @@ class Limits(NamedTuple):
     away_s: float = 10.0
     #: a held request of a calm cluster with room gets its instance within this
     start_s: float = 15.0
+    #: news of a service reaches every Dispatch function within this
+    routed_s: float = 5.0
+    #: with the store down, a request for a service at zero is answered within this
+    answered_s: float = 12.0
 
 
 class Violation(NamedTuple):
@@ -57,6 +61,11 @@ class Service:
     group: str
     drain_s: float
     deleted: float = FOREVER
+
+    @property
+    def hog(self) -> bool:
+        """It wants more than there is room for, by its name."""
+        return self.revision.startswith("chaos/hog")
 
 
 class Digest:

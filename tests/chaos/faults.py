@@ -23,7 +23,7 @@ SHIFTS = (-3600.0, -5.0, 5.0, 3600.0, 86400.0)
 
 class Fault(NamedTuple):
     at: float  # seconds after the beginning
-    kind: str  # kill | pause | clock | kill-instance | pause-instance | kill-zygote | cut
+    kind: str  # kill | pause | clock | cut | kill-instance | pause-instance | kill-zygote | late-stop
     target: str  # id of a part; of instances and zygotes a number to choose by
     seconds: float = 0.0  # so long it is away, paused, cut off
     amount: float = 0.0  # of a clock: so many seconds it is shifted
@@ -61,7 +61,7 @@ def make(seed: int, seconds: float, parts: list[str], *, cut: bool = False) -> S
 def _one(rng: random.Random, at: float, parts: list[str], cut: bool) -> Fault:
     nodes = [p for p in parts if p.startswith("node")]
     kinds: dict[str, int] = {"kill": 5, "pause": 4, "clock": 1, "kill-instance": 2, "pause-instance": 1}
-    kinds["kill-zygote"] = 1
+    kinds["kill-zygote"] = kinds["late-stop"] = 1
     if cut:
         kinds["cut"] = 3
     kind = rng.choices(list(kinds), list(kinds.values()))[0]

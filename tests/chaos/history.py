@@ -35,10 +35,10 @@ def event(line: str | bytes) -> Event:
     return Event(float(facts.pop("t")), facts.pop("by"), int(facts.pop("pid")), facts.pop("what"), facts)
 
 
-def load(folder: Path) -> list[Event]:
-    """Every event of a run. The last line of a killed process may be torn: it is left out."""
+def load(folder: Path, of: str = "*") -> list[Event]:
+    """Every event of a run, or of the processes so named. A line that a killed process left torn is left out."""
     found = []
-    for file in sorted(folder.glob("*.jsonl")):
+    for file in sorted(folder.glob(f"{of}.jsonl")):
         for line in file.read_bytes().splitlines(keepends=True):
             if line.endswith(b"\n"):
                 found.append(event(line))

@@ -51,6 +51,7 @@ class Client:
             outcome, why = "broken" if reached else "unreached", f"{type(error).__name__} {error}"
         if outcome != "answered":
             self.close()
+        streamed = "/stream" in path and answer.status == 200
         self.said.say(
             "request",
             request=number,
@@ -60,8 +61,8 @@ class Client:
             began=began,
             outcome=outcome,
             status=answer.status,
-            body=answer.body[:400].decode("latin-1") if "/stream" not in path else "",
-            stream=_stream(answer.body) if "/stream" in path and answer.status == 200 else None,
+            body=answer.body[:400].decode("latin-1") if not streamed else "",
+            stream=_stream(answer.body) if streamed else None,
             why=why,
         )
         return outcome if outcome != "answered" else str(answer.status)

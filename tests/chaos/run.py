@@ -7,30 +7,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from kserve_ext.core.ids import FunctionID, InstanceID
+from kserve_ext.rpc import RpcError
 from kserve_ext.rpc.history import History
-from tests.chaos import services
-from tests.chaos.cluster import Cluster, Part, Shape
+from kserve_ext.wire.messages import Stop
+from tests.chaos.cluster import Cluster, Part
 from tests.chaos.faults import Fault, Schedule, facts_of
-from tests.chaos.history import Event
+from tests.chaos.history import Event, load
 from tests.chaos.observer import Observer
+from tests.chaos.plans import Plan
 
-#: A node whose agent is away is asked by nobody; what runs there is stopped within this after everything is deleted.
-GONE_S = 45.0
 UP_S = 30.0
+#: An epoch that every node has left behind.
+LONG_AGO = 1
 
 Say = Callable[[str], None]
 
 
 class Run:
-    def __init__(self, folder: Path, schedule: Schedule, shape: Shape, say: Say, bug: str = "") -> None:
-        self.schedule, self.say_so = schedule, say
+    def __init__(self, folder: Path, schedule: Schedule, plan: Plan, say: Say, bug: str = "") -> None:
+        self.schedule, self.plan, self.say_so = schedule, plan, say
         self.said = History("runner", str(folder / "history"))
-        self.cluster = Cluster(folder, shape, self.said, bug)
+        self.cluster = Cluster(folder, plan.shape, self.said, bug)
         self.observer = Observer(self.cluster.history, self.said)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -40,12 +44,12 @@ class Run:
         try:
             await cluster.start()
             self.observer.start()
-            for revision in services.standing(cluster.history):
+            for revision in self.plan.services(cluster.history):
                 cluster.apply(revision)
-            up = await cluster.until(lambda: bool(self.observer.living), UP_S)
-            assert up, f"no instance came up within {UP_S:g} s: see {cluster.data / 'log'}"
+            up = await cluster.until(self._up, UP_S)
+            assert up, f"the cluster did not come up within {UP_S:g} s: see {cluster.data / 'log'}"
             self.said.say("begin")
-            load = asyncio.create_task(services.Load(cluster, self.schedule.seed).run(self.schedule.seconds))
+            load = asyncio.create_task(self.plan.load(cluster, self.schedule.seed).run(self.schedule.seconds))
             faults = asyncio.create_task(self._faults())
             await load
             await faults
@@ -61,11 +65,23 @@ class Run:
             await asyncio.sleep(0.1)
             self.observer.close()
 
+    def _up(self) -> bool:
+        """Every part runs, every Dispatch function knows the services, and those that want an instance have one."""
+        run = self.cluster.data / "run"
+        if not all((run / f"{part}.json").exists() for part in self.cluster.parts):
+            return False
+        services = self.cluster.services
+        wanting = {key for key in services if services[key].scale.min}
+        if not wanting <= {began["revision"] for began in self.observer.living.values()}:
+            return False
+        known = {(e.by, e["revision"]) for e in load(self.cluster.history, "dispatch-*") if e.what == "knows"}
+        return known >= {(shard, key) for shard in self.cluster.shards for key in services}
+
     async def _end(self) -> None:
         """Everything is deleted: nothing is left."""
         for key in list(self.cluster.services):
             self.cluster.delete(key)
-        await self.cluster.until(lambda: not self.observer.living, GONE_S)
+        await self.cluster.until(lambda: not self.observer.living, self.plan.gone_s)
         left = [[began["instance"], pid] for pid, began in self.observer.living.items()]
         self.said.say("finished", left=left)
 
@@ -87,14 +103,16 @@ class Run:
         target = self._target(fault)
         self.said.say("fault", **facts_of(fault), on=str(target))
         self.say_so(f"{fault.at:7.2f} s: {fault.kind} {target} {fault.seconds or fault.amount:g} s")
-        if isinstance(target, Part):
+        if fault.kind == "late-stop":
+            await self._late_stop(target)
+        elif isinstance(target, Part):
             await self._on_part(fault, target)
         elif target is not None:
             await self._on_process(fault, target)
         self.said.say("fault_over", **facts_of(fault), on=str(target), since=began)
 
     def _target(self, fault: Fault) -> Part | int | None:
-        if not fault.kind.endswith(("-instance", "-zygote")):
+        if not fault.kind.endswith(("-instance", "-zygote", "-stop")):
             return self.cluster.parts[fault.target]
         number = int(fault.target)
         if fault.kind == "kill-zygote":
@@ -135,6 +153,17 @@ class Run:
             if pid in self.observer.living:
                 os.kill(pid, signal.SIGCONT)
 
+    async def _late_stop(self, pid: Part | int | None) -> None:
+        """What a home of long ago has sent arrives only now."""
+        began = self.observer.living.get(pid) if isinstance(pid, int) else None
+        assert self.cluster.rpc is not None
+        if began is None:
+            return
+        file = self.cluster.data / "run" / f"{began['node']}.json"
+        message = Stop(InstanceID(began["instance"]), LONG_AGO, FunctionID("dispatch-0"), 0.0, "it came late")
+        with contextlib.suppress(RpcError, OSError):
+            await self.cluster.rpc.call(json.loads(file.read_text())["rpc"], message, 1.0)
+
     def _wake_instances(self) -> None:
         for pid in self.observer.living:
             with contextlib.suppress(ProcessLookupError):
@@ -142,8 +171,6 @@ class Run:
 
 
 def _zygotes(node: Path) -> list[int]:
-    import json
-
     found = []
     for file in sorted((node / "zygotes").glob("*.json")):
         with contextlib.suppress(OSError, ValueError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from tests.chaos.digest import Digest, Violation
+from tests.chaos.digest import Digest, Violation, length, minus
 
 NAME = "6 epochs"
 
@@ -19,6 +19,7 @@ def check(digest: Digest) -> Iterator[Violation]:
     yield from _obeyed_by_nodes(digest)
     yield from _obeyed_by_shards(digest)
     yield from _one_home(digest)
+    yield from _two_at_once(digest)
     yield from _one_process(digest)
 
 
@@ -92,6 +93,37 @@ def _one_home(digest: Digest) -> Iterator[Violation]:
                 told.add(key)
                 text = f"{e['revision']} has two homes in term {e['term']}: {first[0]} and {who[0]}"
                 yield Violation(NAME, e.t, text, digest.near(e.t - 5, e.t, e["revision"]))
+
+
+def _two_at_once(digest: Digest) -> Iterator[Violation]:
+    """No two living Dispatch functions take themselves for the home of a revision in a calm cluster."""
+    claims: dict[str, list[tuple[str, int, float, float]]] = defaultdict(list)
+    since: dict[tuple[str, int, str], float] = {}
+
+    def over(key: tuple[str, int, str], t: float) -> None:
+        if key in since:
+            claims[key[2]].append((key[0], key[1], since.pop(key), t))
+
+    for e in digest.events:
+        if e.what == "home" and not e["deleted"]:
+            since.setdefault((e.by, e.pid, e["revision"]), e.t)
+        elif e.what in ("home", "unhome"):
+            over((e.by, e.pid, e["revision"]), e.t)
+        elif e.what == "died":
+            for key in [k for k in since if k[1] == e["of"]]:
+                over(key, e.t)
+    for key in list(since):
+        over(key, digest.end)
+    for revision, spans in claims.items():
+        for k, (a, pid, a_from, a_to) in enumerate(spans):
+            for b, other, b_from, b_to in spans[:k]:
+                both = (max(a_from, b_from), min(a_to, b_to))
+                if pid == other or both[0] >= both[1]:
+                    continue
+                calm = length(minus(both, digest.disturbed()))
+                if calm > 2 * digest.limits.late_s:
+                    text = f"{revision} had two homes for {calm:.1f} s of calm: {a} and {b}"
+                    yield Violation(NAME, both[0], text, digest.near(*both, revision))
 
 
 def _one_process(digest: Digest) -> Iterator[Violation]:

@@ -16,8 +16,6 @@ from tests.chaos.history import Event
 NAME = "2 requests"
 #: 421 and 404 are of services that aren't (yet, or any more) there; 502 of an instance that broke off
 KNOWN = (200, 404, 429, 502, 503, 504)
-#: routes reach a Dispatch function so late at most after it or the store was away
-ROUTED_S = 5.0
 
 
 def check(digest: Digest) -> Iterator[Violation]:
@@ -138,7 +136,7 @@ def _changing(digest: Digest, e: Event) -> bool:
     service = digest.services.get(e["revision"])
     if service is None or e.t > service.deleted - 0.1:
         return True
-    known_by = service.applied + ROUTED_S
+    known_by = service.applied + digest.limits.routed_s
     return e["began"] < known_by or not digest.calm(service.applied, e.t)
 
 
@@ -152,11 +150,11 @@ def _paused_instance(digest: Digest, start: float, end: float) -> bool:
 def _should_serve(digest: Digest, e: Event) -> bool:
     """Nothing stood in its way from its beginning to its end, and there was room for its instance."""
     service = digest.services.get(e["revision"])
-    if service is None or e["revision"] == "chaos/hog" or e.t > service.deleted - 0.1:
+    if service is None or service.hog or e.t > service.deleted - 0.1:
         return False
     if not digest.calm(max(service.applied, e["began"]) - 1.0, e.t):
         return False
-    hogs = [s for s in digest.services.values() if s.revision == "chaos/hog"]
+    hogs = [s for s in digest.services.values() if s.hog]
     if any(s.applied <= e.t and e["began"] <= s.deleted + digest.limits.settle_s for s in hogs):
         return False
-    return bool(e["began"] > service.applied + ROUTED_S)
+    return bool(e["began"] > service.applied + digest.limits.routed_s)

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from tests.chaos.digest import Digest, Span, Violation
 
 NAME = "5 store down"
-#: a request of a service that is at zero gets its answer within this
-ANSWERED_S = 12.0
 
 
 def check(digest: Digest) -> Iterator[Violation]:
@@ -21,13 +19,15 @@ def check(digest: Digest) -> Iterator[Violation]:
             if e.what != "request" or not down[0] <= e["began"] < down[1]:
                 continue
             service = digest.services.get(e["revision"])
-            if service is None or service.revision == "chaos/hog":
+            if service is None or service.hog:
                 continue
-            if e["began"] < service.applied + 5.0 or e.t > service.deleted - 0.1:
+            if e["began"] < service.applied + digest.limits.routed_s or e.t > service.deleted - 0.1:
                 continue
             took = e.t - e["began"]
             well = e["outcome"] == "answered" and e["status"] in (200, 429)
-            if not well or ("stream" not in e["path"] and took > ANSWERED_S and e["status"] == 200):
+            if not well or (
+                "stream" not in e["path"] and took > digest.limits.answered_s and e["status"] == 200
+            ):
                 text = f"{e['request']} of {e['revision']}: {e['outcome']} {e['status']} after {took:.1f} s"
                 yield Violation(NAME, e.t, f"{text}, with only the store down: {e['body']}{e['why']}", (e,))
 
@@ -44,7 +44,7 @@ def _down_alone(digest: Digest) -> list[Span]:
             if g is not f and g.t < over + 15.0 and g_over + digest.limits.settle_s > f.t
         ]
         hog = any(
-            s.revision == "chaos/hog" and s.applied < over and f.t < s.deleted + digest.limits.settle_s
+            s.hog and s.applied < over and f.t < s.deleted + digest.limits.settle_s
             for s in digest.services.values()
         )
         if not others and not hog:

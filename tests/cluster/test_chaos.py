@@ -1,0 +1,75 @@
+"""The chaos suite: its checker catches every planted bug, and finds nothing where none is planted.
+
+Each bug has a script of a few seconds (tests/chaos/plans.py) that is run twice on real processes, with the bug and
+without. Runs go some at a time: they mostly wait.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from tests.chaos.plans import SCRIPTS
+from tests.chaos.planted import BUGS
+from tests.support.embedded import ROOT
+
+pytestmark = pytest.mark.cluster
+
+AT_ONCE = 6
+#: Which invariant each bug breaks.
+BREAKS = {
+    "lost-instance": "3 known",
+    "double-home": "6 epochs",
+    "stale-epoch": "6 epochs",
+    "leaked-lease": "2 requests",
+    "over-commit": "1 capacity",
+    "lost-request": "2 requests",
+    "answered-twice": "2 requests",
+    "placed-twice": "6 epochs",
+    "bound-passed": "4 bounds",
+    "never-stopped": "3 known",
+    "not-recalled": "4 bounds",
+    "half-a-gang": "4 bounds",
+    "epoch-back": "6 epochs",
+    "store-in-the-way": "5 store down",
+    "done-though-dead": "2 requests",
+}
+Result = subprocess.CompletedProcess[str]
+Runs = dict[tuple[str, bool], Future[Result]]
+
+
+def run(script: str, planted: bool) -> Result:
+    argv = [sys.executable, "-m", "tests.chaos", "--script", script, "--seed", "1"]
+    argv += ["--bug", script] if planted else []
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest) -> Iterator[Runs]:
+    """Those that the chosen tests ask for, all under way from the first test on."""
+    chosen = [
+        (item.callspec.params["bug"], item.callspec.params["planted"])
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    ]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {key: pool.submit(run, *key) for key in chosen}
+
+
+@pytest.mark.parametrize("planted", [True, False], ids=["planted", "clean"])
+@pytest.mark.parametrize("bug", BUGS)
+def test_the_checker_sees_a_planted_bug_and_nothing_else(runs: Runs, bug: str, planted: bool) -> None:
+    done = runs[bug, planted].result()
+    if not planted:
+        assert done.returncode == 0, done.stdout + done.stderr
+        return
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"'{BREAKS[bug]}'" in done.stdout.partition("VIOLATIONS:")[2], done.stdout
+
+
+def test_every_bug_has_a_script() -> None:
+    assert BUGS.keys() == SCRIPTS.keys() == BREAKS.keys()
