@@ -341,6 +341,7 @@ class ScheduleFunction:
             "nodes": [
                 {
                     "node": c.status.node,
+                    "since": self.nodes.term(c.status.node),
                     "free": c.free._asdict(),
                     "capacity": c.status.capacity._asdict(),
                     "models": c.status.models,

@@ -20,6 +20,7 @@ from kserve_ext.core.facts import Command, Model, Resources, Revision, Scale
 from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
 from kserve_ext.core.partitions import owners
 from kserve_ext.rpc import RpcError
+from kserve_ext.store.remote import RemoteStore
 from kserve_ext.wire.messages import Item, Placements, Schedule
 from tests.cluster.test_controller import Parts, Watcher
 
@@ -152,6 +153,9 @@ def test_nodes_change_hands_while_instances_start(parts: Parts) -> None:
             await home.settle()
             print(f"{len(home.placed)} placed, {len(home.unknown)} unknown, refused: {dict(home.refused)}")
             await check(watcher, home)
+            store = RemoteStore(watcher.rpc, parts.controller)
+            assert (await store.scan("nodes/")).keys() == {f"nodes/{node}" for node in NODES}
+            await store.close()
 
     parts.start("controller", "controller-0")
     parts.start("cluster-mgr", "cluster-mgr-0")

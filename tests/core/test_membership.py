@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from kserve_ext.core.facts import Kind, Member, View
 from kserve_ext.core.ids import FunctionID
 from kserve_ext.core.membership import GATHER_S, LOST_S, SILENT_S, MembershipMachine, Push
+from kserve_ext.core.partitions import moved, owners
 
 NAMES = ["dispatch-0", "schedule-0", "node-0"]
 KINDS: dict[str, Kind] = {"dispatch-0": "dispatch", "schedule-0": "schedule", "node-0": "node"}
@@ -215,3 +216,23 @@ def test_a_draining_function_stays_a_member_and_is_given_no_work() -> None:
     assert MembershipMachine(machine.view, 1.0).view.of("schedule") == ()
     machine.join(member("schedule-0", 2), 0, 3, 0.4)
     assert len(machine.view.of("schedule")) == 1
+
+
+def test_who_has_which_node_outlives_the_controller_and_only_what_must_move_moves() -> None:
+    def joins(machine: MembershipMachine, name: str, kind: Kind) -> None:
+        machine.join(Member(FunctionID(name), kind, f"{name}:1", 1), 0, 1, 0.0)
+
+    machine = MembershipMachine(View(), 0.0)
+    for k in range(9):
+        joins(machine, f"node-{k}", "node")
+    for name in ("schedule-0", "schedule-1"):
+        joins(machine, name, "schedule")
+        before = owners(machine.view, "schedule")
+    again = MembershipMachine(machine.view, 5.0)
+    assert owners(again.view, "schedule") == before
+    joins(again, "schedule-2", "schedule")
+    after = owners(again.view, "schedule")
+    assert {after[node] for node in moved(before, after)} == {"schedule-2"}
+    assert len(moved(before, after)) == 3
+    again.drain(FunctionID("schedule-2"), 6.0)
+    assert set(owners(again.view, "schedule").values()) == {"schedule-0", "schedule-1"}
