@@ -50,6 +50,10 @@ class ThresholdType(click.ParamType[str]):
         return str(value)
 
 
+#: Kinds of which there are always as many as were asked for.
+FIXED: Final = ("node", "controller", "objects")
+
+
 def document(bounds: dict[str, Bounds], thresholds: tuple[str, ...], stable_s: float) -> Document:
     """For cluster.json."""
     return {
@@ -61,7 +65,7 @@ def document(bounds: dict[str, Bounds], thresholds: tuple[str, ...], stable_s: f
 
 def controller_args(cluster: Document) -> list[str]:
     elastic = cluster.get("elastic") or {}
-    bounds = {kind: (count, count) for kind, count in cluster["counts"].items() if kind != "node"}
+    bounds = {kind: (count, count) for kind, count in cluster["counts"].items() if kind not in FIXED}
     bounds |= elastic.get("bounds") or {}
     args = [word for kind, (low, high) in bounds.items() for word in ("--bounds", f"{kind}={low}:{high}")]
     for threshold in elastic.get("thresholds") or ():

@@ -215,7 +215,7 @@ def command(
         stop_cluster(folder, lambda what: None)
         raise
     click.echo(
-        f"cluster is up after {took:.1f} s: {sum(counts.values()) + 2} parts, {nodes} node(s), in {folder.root}"
+        f"cluster is up after {took:.1f} s: {sum(counts.values()) + 1} parts, {nodes} node(s), in {folder.root}"
     )
     click.echo(f"requests: http://{cluster['http']}  (Host: NAME.NAMESPACE.{domain})")
     if not no_wait:
