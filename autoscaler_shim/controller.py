@@ -120,6 +120,11 @@ class Controller:
         self.machine.lost(FunctionID(who.name), id(who.connection), self.loop.time())
 
     async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._tick())
+            tasks.create_task(self.elastic.run())
+
+    async def _tick(self) -> None:
         while True:
             self._push(self.machine.tick(self.loop.time()))
             self.elastic.step()
@@ -136,6 +141,7 @@ class Controller:
             "loads": {name: msgspec.structs.asdict(load) for name, load in self.loads.items()},
             "removed": [r._asdict() for r in machine.removed],
             "scaled": self.elastic.describe(),
+            "metrics": self.elastic.metrics,
         }
         return Description(msgspec.json.encode(body))
 

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from autoscaler_shim.metrics import ControlCollector, MetricsServer
 from kserve_ext.api.kserve.priority_class import SYSTEM
 from kserve_ext.core.control.facts import (
     NEEDS,
@@ -93,6 +94,8 @@ class Elastic:
         self._show, self._remember = show, remember
         self._now = asyncio.get_running_loop().time
         self._since = time.time() - self._now()
+        #: host:port of its series, "" until they are served
+        self.metrics = ""
         rpc.handle(m.Apply, self.apply)
         rpc.handle(m.ModInstance, self.mod_instance)
 
@@ -127,6 +130,15 @@ class Elastic:
         self._carry_out(out)
         self.step()
         return m.ModInstanceReply(home=True, unwanted=tuple(unwanted), epoch=self.membership.epoch)
+
+    async def run(self) -> None:
+        """Serves the series until cancelled."""
+        server = MetricsServer(ControlCollector(self.membership, self.machine))
+        try:
+            self.metrics = await server.start(self.launch.host, 0)
+            await asyncio.Event().wait()
+        finally:
+            await server.close()
 
     # --- carrying out
 

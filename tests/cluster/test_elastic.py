@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from autoscaler_shim.node.cleanup import stop_all
@@ -131,11 +132,18 @@ def test_load_makes_functions_come_from_zygotes_and_its_end_makes_them_go(parts:
             assert len(hows) == 2
             assert all("zygote" in how for how in hows)
             assert [n["free"]["cpu_milli"] for n in nodes] == [1500, 1500]
+            series = await scraped((await watcher.status("controller-0"))["metrics"])
+            assert 'galaxy_functions_wanted{kind="schedule"} 3.0' in series
+            assert 'galaxy_functions_started_total{kind="schedule"} 2.0' in series
             load.rate = 0.0
             await until(watcher, lambda s: s["running"] == 1 and s["draining"] == 0)
             assert {r["reason"] for name in ("schedule-e1", "schedule-e2") for r in await gone(watcher, name)}
             assert [(await watcher.status(n))["free"]["cpu_milli"] for n in NODES] == [2000, 2000]
             assert any(m.draining for v in watcher.views for m in v.members)
+
+    async def scraped(addr: str) -> list[str]:
+        async with aiohttp.ClientSession() as session, session.get(f"http://{addr}/metrics") as answer:
+            return (await answer.text()).splitlines()
 
     async def gone(watcher: Watcher, name: str) -> list[dict[str, Any]]:
         removed = [r for r in (await watcher.status("controller-0"))["removed"] if r["id"] == name]
