@@ -172,7 +172,8 @@ class Controller:
         def done(reply: Message | RpcError) -> None:
             if isinstance(reply, Ack):
                 self.machine.acked(push.member.id, reply.epoch)
-                self.elastic.step()
+                if self.machine.consistent():
+                    self.elastic.step()
             elif isinstance(reply, RpcError) and reply.code == ErrorCode.UNAVAILABLE and not reply.sent:
                 self.machine.unreachable(push.member.id, push.member.incarnation, self.loop.time())
 

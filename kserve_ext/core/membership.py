@@ -63,6 +63,8 @@ class MembershipMachine:
             m.id: _Record(m._replace(draining=False), now, draining=m.draining) for m in stored.members
         }
         self._view: View | None = None
+        #: all and only the members that have yet to acknowledge the present epoch
+        self._behind = set(self._records)
         self._partitions = owners(stored, "schedule")
         self._shares = owners(stored, "cluster_mgr")
         self._gather_by = now + GATHER_S
@@ -103,7 +105,7 @@ class MembershipMachine:
             return False
         record.heard_at, record.connection, record.lost_at = now, connection, None
         if now - record.pushed_at >= PUSH_AGAIN_S:
-            record.acked_epoch = epoch  # what it has, whatever became of our push or its acknowledgement
+            self._ack(record, epoch)  # what it has, whatever became of our push or its acknowledgement
         return True
 
     def leave(self, member: FunctionID, incarnation: int, reason: str, now: float) -> list[Push]:
@@ -137,7 +139,7 @@ class MembershipMachine:
     def acked(self, member: FunctionID, epoch: int) -> None:
         record = self._records.get(member)
         if record is not None:
-            record.acked_epoch = max(record.acked_epoch, epoch)
+            self._ack(record, max(record.acked_epoch, epoch))
 
     def tick(self, now: float) -> list[Push]:
         """Removes who is dead, and pushes again to who has not acknowledged the view."""
@@ -164,7 +166,7 @@ class MembershipMachine:
 
     def consistent(self) -> bool:
         """Every member has acknowledged the current view."""
-        return all(r.acked_epoch >= self.epoch for r in self._records.values())
+        return not self._behind
 
     # --- inside
 
@@ -188,9 +190,17 @@ class MembershipMachine:
         self.removed = (self.removed + dead)[-100:]
         return self._changed(self.epoch + 1, now)
 
+    def _ack(self, record: _Record, epoch: int) -> None:
+        record.acked_epoch = epoch
+        if epoch >= self.epoch:
+            self._behind.discard(record.member.id)
+        else:
+            self._behind.add(record.member.id)
+
     def _changed(self, epoch: int, now: float) -> list[Push]:
         self.epoch = epoch
         self._view = None
+        self._behind = {name for name, record in self._records.items() if record.acked_epoch < epoch}
         return self._pushes(now)
 
     def _forgive(self, gap: float, now: float) -> None:

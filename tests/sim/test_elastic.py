@@ -8,12 +8,14 @@ from kserve_ext.core.control.scaling import Pace
 from kserve_ext.sim import bursts
 from kserve_ext.sim.elastic import Run, measured, of_all, only
 from kserve_ext.sim.fleet import World
+from kserve_ext.sim.traces import Arrival
 
 WORLD = World(nodes=12, start_s=0.05)
 SHAPE = bursts.Shape(
     seconds=50.0, bursts=1, functions=12, base=0.2, peak=200.0, rise_s=6.0, hold_s=3.0, fall_s=4.0
 )
-ARRIVALS = list(bursts.arrivals(SHAPE))
+#: A last one when all is long over: until then it has time to go back.
+ARRIVALS = [*bursts.arrivals(SHAPE), Arrival(60.0, "function-0000", seconds=0.1)]
 WEIGHT = 400.0
 PACE = Pace(stable_s=8.0, shrink_s=1.0)
 

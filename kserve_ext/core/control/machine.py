@@ -14,7 +14,7 @@ from kserve_ext.core.control.calibrated import THRESHOLDS
 from kserve_ext.core.control.facts import SCALED, Answer, Bounds, Kept, Reading, Room, ScaledKind, scaled
 from kserve_ext.core.control.roster import Drain, Roster, Say, Start, Stop
 from kserve_ext.core.control.scaling import Pace, Scaling
-from kserve_ext.core.facts import Instance, Kind, Resources, View
+from kserve_ext.core.facts import Instance, Kind, Member, Resources, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 
 
@@ -34,6 +34,24 @@ class Grown(NamedTuple):
     view_s: float  # from then until everybody had acknowledged the view
 
 
+class _Seen(NamedTuple):
+    """A view, sorted once."""
+
+    view: View
+    members: Mapping[FunctionID, Member]
+    functions: Mapping[ScaledKind, frozenset[FunctionID]]
+    nodes: frozenset[NodeID]
+
+    @classmethod
+    def of(cls, view: View) -> _Seen:
+        return cls(
+            view,
+            {m.id: m for m in view.members},
+            {kind: frozenset(m.id for m in view.of(kind)) for kind in SCALED},
+            frozenset(NodeID(m.id) for m in view.of("node")),
+        )
+
+
 class ElasticMachine:
     def __init__(
         self,
@@ -51,6 +69,7 @@ class ElasticMachine:
         self.roster = Roster(kept.owned, kept.number, now)
         self.grown: dict[ScaledKind, Grown] = {}
         self._kept = kept
+        self._seen = _Seen.of(View())
         self._rooms: dict[NodeID, Room] = {}
         self._applied_at: dict[ScaledKind, float] = {}
         self._joined_at: dict[ScaledKind, float] = {}
@@ -95,19 +114,20 @@ class ElasticMachine:
 
     def step(self, view: View, now: float, *, consistent: bool) -> list[Instruction]:
         """After every event, and once a period."""
-        nodes = {NodeID(m.id) for m in view.of("node")}
-        self._rooms = {node: room for node, room in self._rooms.items() if node in nodes}
+        if view is not self._seen.view:
+            self._seen = _Seen.of(view)
+            self._rooms = {node: room for node, room in self._rooms.items() if node in self._seen.nodes}
         out: list[Instruction] = []
         wanted: dict[ScaledKind, int] = {}
         for kind, scaling in self.scalings.items():
-            functions = {FunctionID(m.id) for m in view.of(kind)}
+            functions = self._seen.functions[kind]
             scaling.keep_only(functions)
             if scaling.tick(now, len(functions)):
                 out.append(Say(f"{kind}: {scaling.decision.reason}"))
             self._settle(kind, scaling, len(functions), consistent, now, out)
             wanted[kind] = scaling.wanted - scaling.bounds.min
-        rooms = [self._rooms[node] for node in sorted(self._rooms)]
-        out += self.roster.step(wanted, rooms, view, consistent=consistent, now=now)
+        members = self._seen.members
+        out += self.roster.step(wanted, self._rooms.values(), members, consistent=consistent, now=now)
         kept = Kept(
             tuple((kind, s.wanted) for kind, s in self.scalings.items()),
             self.roster.owned(),

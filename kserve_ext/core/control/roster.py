@@ -8,7 +8,7 @@ view shows it as going, everybody acknowledges that view, then its node is asked
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -22,7 +22,7 @@ from kserve_ext.core.control.facts import (
     ScaledKind,
     kind_of,
 )
-from kserve_ext.core.facts import Instance, Member, Resources, View
+from kserve_ext.core.facts import Instance, Member, Resources
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 
 #: Nodes report all that they run at least every 2 s: by then a new controller knows what there is.
@@ -168,15 +168,14 @@ class Roster:
     def step(
         self,
         wanted: Mapping[ScaledKind, int],
-        rooms: Sequence[Room],
-        view: View,
+        rooms: Collection[Room],
+        members: Mapping[FunctionID, Member],
         *,
         consistent: bool,
         now: float,
     ) -> list[Instruction]:
-        """Looks at who is there, then starts and drains. `wanted`: of those that are ours to start."""
+        """Looks at who is there (`members`: the view), then starts and drains. `wanted`: of ours to start."""
         out: list[Instruction] = []
-        members = {m.id: m for m in view.members}
         for f in list(self._functions.values()):
             if f.id in members:
                 f.seen_at = now
@@ -257,7 +256,7 @@ class Roster:
         return [Say(text, bad=True)]
 
     def _start(
-        self, kind: ScaledKind, count: int, rooms: Sequence[Room], now: float, out: list[Instruction]
+        self, kind: ScaledKind, count: int, rooms: Collection[Room], now: float, out: list[Instruction]
     ) -> None:
         for _ in range(count):
             room = self._choose(kind, rooms, now)
@@ -274,7 +273,7 @@ class Roster:
             self._functions[name] = _Function(name, kind, room.node, "starting", now, now)
             out.append(Start(name, kind, room.node, room.addr))
 
-    def _choose(self, kind: ScaledKind, rooms: Sequence[Room], now: float) -> Room | None:
+    def _choose(self, kind: ScaledKind, rooms: Collection[Room], now: float) -> Room | None:
         """Spread: the node with the fewest of this kind, then with the fewest of ours, then with the most room."""
         mine = list(self._functions.values())
 

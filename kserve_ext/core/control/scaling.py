@@ -10,6 +10,7 @@ few for is remembered, so that a load that is merely badly divided doesn't make 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Set
 from dataclasses import dataclass
 from math import ceil
 from typing import Final, NamedTuple
@@ -90,7 +91,7 @@ class Scaling:
     def report(self, function: FunctionID, reading: Reading) -> None:
         self.readings[function] = reading
 
-    def keep_only(self, functions: set[FunctionID]) -> None:
+    def keep_only(self, functions: Set[FunctionID]) -> None:
         """The functions of this kind that work is divided among."""
         for name in [name for name in self.readings if name not in functions]:
             del self.readings[name]

@@ -18,8 +18,13 @@ from kserve_ext.sim.fleet import Fleet
 
 Answered = Callable[[object], None]
 CALL_S: Final = 1.0
-#: What comes whether there are requests or not.
-BACKGROUND: Final = frozenset(("ack", "mod-node", "report", "room", "tick", "update"))
+#: What comes once for each request or each start; the rest comes as often as time passes, or once for many.
+FOR_EACH: Final = frozenset(
+    (
+        "acknowledged", "announce", "candidate", "failed", "finished", "placed", "probe", "probed", "schedule",
+        "schedule-call", "start", "started", "stop", "submit", "told",
+    )
+)  # fmt: skip
 
 
 class Process:
@@ -55,7 +60,7 @@ class Network:
     def __init__(
         self, fleet: Fleet, *, cached: bool = True, stopwatch: bool = False, weight: float = 1.0
     ) -> None:
-        """`weight`: each message that a request brings about costs as much as so many."""
+        """`weight`: each request, and each start, costs as much as so many."""
         self.fleet, self.clock, self.cached, self.weight = fleet, fleet.clock, cached, weight
         self.weather: Weather | None = None
         self.taken: dict[str, Taken] | None = {} if stopwatch else None
@@ -170,7 +175,7 @@ class Network:
     def cost(self, kind: str, rpc: bool) -> float:
         found = self._seconds.get((kind, rpc))
         if found is None:
-            weight = 1.0 if kind in BACKGROUND or kind.startswith("view-") else self.weight
+            weight = self.weight if kind in FOR_EACH else 1.0
             found = self._seconds[kind, rpc] = costs.seconds(kind, rpc=rpc) * weight
         return found
 
