@@ -309,12 +309,12 @@ class ScheduleMachine:
 
     def room(self) -> Room:
         """How much there is here: what goes with the answer to a borrower."""
-        self.rooms.describe(*self.partition.room(), self.partition.capacity())
+        self.rooms.describe(*self.partition.room(), self.partition.capacity(), exactly=True)
         return self.rooms.own
 
     def gossip(self) -> list[Gossip]:
         """Once a period: whom to tell how much room there is where."""
-        self.room()
+        self.rooms.describe(*self.partition.room(), self.partition.capacity())
         return self.rooms.round()
 
     @property

@@ -74,8 +74,16 @@ class Rooms:
 
     # --- gossip
 
-    def describe(self, free: Resources, largest: Resources, nodes: int, capacity: Resources | None) -> None:
-        """What we have now; whether it is news follows from what we said last."""
+    def describe(
+        self,
+        free: Resources,
+        largest: Resources,
+        nodes: int,
+        capacity: Resources | None,
+        *,
+        exactly: bool = False,
+    ) -> None:
+        """What we have now: news or not follows from what we said last. `exactly`: say no less if it is none."""
         said = self.own
         now = said._replace(free=free, largest=largest, nodes=nodes, capacity=capacity)
         if now == said:
@@ -83,7 +91,7 @@ class Rooms:
         news = (nodes, capacity) != (said.nodes, said.capacity) or _differ(free, said.free)
         if news or _differ(largest, said.largest):
             self._news[self.me] = self._lifetime()
-        elif self._rounds % EXCHANGE_ROUNDS:
+        elif self._rounds % EXCHANGE_ROUNDS and not exactly:
             return  # goes with the next exchange
         self.own = now._replace(version=(said.version[0], said.version[1] + 1))
 

@@ -138,6 +138,19 @@ def test_a_small_change_is_no_news_but_comes_with_the_exchange() -> None:
     assert [(r.function, r.free) for r in gossip.rooms] == [("a", cpu(6000))]
 
 
+def test_what_a_lender_answers_is_exact_and_ends_the_deduction() -> None:
+    lender, borrower = Rooms(FunctionID("a")), Rooms(FunctionID("b"))
+    for rooms in (lender, borrower):
+        rooms.view({FunctionID("a"), FunctionID("b"), FunctionID("c")})
+    lender.describe(cpu(8000), cpu(8000), 1, None)
+    borrower.heard([lender.own, Room(FunctionID("c"), (1, 1), cpu(7900), cpu(7900))])
+    assert borrower.lender([cpu(1000)], ()) == "a"
+    assert borrower.lender([cpu(1000)], ()) == "c", "a has less by what it was asked for"
+    lender.describe(cpu(7950), cpu(7950), 1, None, exactly=True)
+    borrower.heard([lender.own])
+    assert borrower.lender([cpu(1000)], ()) == "a", "it has said what it has left"
+
+
 def test_a_burst_of_borrowers_spreads_over_the_roomiest() -> None:
     """200 functions that all know the same borrow at once: nobody is asked by all, and none that is nearly full."""
     names = [FunctionID(f"schedule-{k}") for k in range(35)]
