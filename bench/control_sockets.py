@@ -195,7 +195,7 @@ async def whole_path(plane: ControlPlane, under_way: int, seconds: float, said: 
     argv = ["bench.sockets.dispatch", "--data", str(plane.data), "--controller", plane.controller]
     argv += ["--under-way", str(under_way), "--seconds", str(seconds)]
     before = await plane.counters()
-    plane.start("dispatch-0", plane.other_cpu, *argv, stdout=subprocess.PIPE)
+    plane.start("dispatch-0", plane.schedule_cpu, *argv, stdout=subprocess.PIPE)
     out = plane.processes["dispatch-0"].stdout
     assert out is not None
     cpu = {name: plane.cpu_s(name) for name in plane.processes}

@@ -57,8 +57,7 @@ class Refusal(NamedTuple):
 # --- instructions: what the shell carries out, feeding each outcome back
 
 
-@dataclass(frozen=True, slots=True)
-class SendStart:
+class SendStart(NamedTuple):
     op: int
     instance: InstanceID
     revision: Revision
@@ -67,8 +66,7 @@ class SendStart:
     reserve: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SendCommit:
+class SendCommit(NamedTuple):
     """To one node: start, or with `cancel` release, what it has reserved."""
 
     op: int
@@ -78,8 +76,7 @@ class SendCommit:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+class Forward(NamedTuple):
     """Ask another partition. `reserve`: it shall reserve only; we commit or cancel at its nodes."""
 
     op: int
@@ -89,8 +86,7 @@ class Forward:
     hops: int
 
 
-@dataclass(frozen=True, slots=True)
-class SendProbe:
+class SendProbe(NamedTuple):
     """Ask a node for its status; `op` 0: nobody waits for the answer."""
 
     op: int
@@ -98,8 +94,7 @@ class SendProbe:
     addr: str
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     op: int
     placed: tuple[Place, ...]
     refused: tuple[Refusal, ...]
