@@ -77,6 +77,8 @@ class ControlPlane:
             process.kill()
         for process in self.processes.values():
             process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
         self._folder.cleanup()
 
     async def describe(self, name: str, what: str = "status") -> dict[str, Any]:
@@ -98,8 +100,8 @@ class ControlPlane:
 
     def start(self, name: str, cpu: int, *argv: str, **kwargs: Any) -> None:
         env = {**os.environ, "GALAXY_LOG_LEVEL": "WARNING"}
-        errors = (self.data / f"{name}.log").open("wb")
-        self.processes[name] = on_cpu(cpu, sys.executable, "-m", *argv, env=env, stderr=errors, **kwargs)
+        with (self.data / f"{name}.log").open("wb") as errors:
+            self.processes[name] = on_cpu(cpu, sys.executable, "-m", *argv, env=env, stderr=errors, **kwargs)
 
     async def running(self, name: str) -> str:
         """Its rpc address, from its run file, once it is there."""
