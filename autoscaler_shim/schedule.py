@@ -169,7 +169,9 @@ class ScheduleFunction:
                 if reply.moved:
                     self.nodes.refused(i.node, term)
                 reason = None if reply.admitted else reply.reason
-                out = self.machine.started(i.op, i.instance, i.node, i.addr, reason, reply.status)
+                out = self.machine.started(
+                    i.op, i.instance, i.node, i.addr, reason, reply.status, stale=reply.stale
+                )
             else:
                 assert isinstance(reply, RpcError)
                 out = self.machine.start_lost(i.op, i.instance, i.node, str(reply), sent=reply.sent)

@@ -218,8 +218,13 @@ class ScheduleMachine:
         addr: str,
         reason: str | None,
         status: NodeStatus,
+        *,
+        stale: bool = False,
     ) -> list[Instruction]:
-        """A node's answer to SendStart: admitted (`reason` None), or refused with its true status."""
+        """A node's answer to SendStart: admitted (`reason` None), or refused with its true status.
+
+        `stale`: the node obeys a newer home of this revision. No other node is asked for one that has been replaced.
+        """
         if self.partition.answered(instance, status):
             self.knowledge.cache.answered(node, self._now)
         op = self._ops.get(op_id)
@@ -229,6 +234,8 @@ class ScheduleMachine:
         out: list[Instruction] = []
         if reason is None:
             op.placed[instance] = Place(instance, node, addr)
+        elif stale:
+            op.refused[instance] = Refusal(instance, reason)
         else:
             self.conflicts_total += 1
             op.tried.setdefault(instance, set()).add(node)

@@ -185,7 +185,8 @@ class Schedule:
             if verdict.moved:
                 self._carry(self.handover.refused(i.node, term, self.network.clock.now))
             reason = verdict.reason or None
-            self._carry(self.machine.started(i.op, i.instance, i.node, i.addr, reason, status))
+            out = self.machine.started(i.op, i.instance, i.node, i.addr, reason, status, stale=verdict.stale)
+            self._carry(out)
 
         def lost() -> None:
             self._carry(self.machine.start_lost(i.op, i.instance, i.node, "no answer", sent=True))

@@ -205,6 +205,22 @@ def test_a_late_answer_of_a_node_that_moved_does_not_bring_it_back() -> None:
     assert not machine.partition.candidates()
 
 
+def test_what_an_older_home_asks_for_is_asked_of_no_second_node() -> None:
+    machine = core.ScheduleMachine(FunctionID("s0"))
+    for name in "ab":
+        machine.partition.learn(status(name))
+    op, out = machine.schedule(wanted(1))
+    start = out[0]
+    assert isinstance(start, core.SendStart)
+    why = "epoch 2 is older than 3"
+    (answer,) = machine.started(
+        op, start.instance, start.node, start.addr, why, status(start.node, seq=2), stale=True
+    )
+    assert isinstance(answer, core.Answer)
+    assert [r.reason for r in answer.refused] == [why]
+    assert machine.conflicts_total == 0
+
+
 def test_a_start_whose_answer_is_lost_is_not_repeated_under_the_same_id() -> None:
     cluster = Cluster({"s0": [Node("a", Resources(4000, 4096)), Node("b", Resources(1000, 4096))]}, seed=1)
     cluster.lose_start.add(NodeID("a"))
