@@ -1,37 +1,25 @@
-"""The control plane's cores without any socket, on this machine: decisions a second, and memory.
+"""Decisions a second of the cores without any socket, on this machine.
 
-A decision is one instance that the node's own machine has admitted. Memory is what the process of a fresh Python
-grows by, so that each figure is taken in a process of its own (`python -m bench.cores KIND`).
+A decision is one instance that its node has admitted; here by a count of what is free, then by its own machine.
+What sockets and processes cost besides is measured by control_sockets.py.
 """
 
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, Protocol
 
-from kserve_ext.core.cluster_mgr import ClusterMgrMachine
-from kserve_ext.core.dispatch.facts import Instruction, Outcome, Place, SendGrant
-from kserve_ext.core.dispatch.home import Home
-from kserve_ext.core.dispatch.shard import Shard
 from kserve_ext.core.facts import (
     Command,
-    Instance,
-    Member,
     Model,
     NodeStatus,
     Resources,
     Revision,
     Scale,
-    View,
 )
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
-from kserve_ext.core.membership import MembershipMachine
 from kserve_ext.core.node.admission import Ledger
 from kserve_ext.core.node.facts import Order
 from kserve_ext.core.node.machine import NodeMachine
@@ -148,116 +136,6 @@ def _decisions(nodes: Nodes, count: int) -> float:
     return number / seconds
 
 
-# --- memory
-
-
-def resident_bytes() -> int:
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def functions_of_nodes(count: int = 1000) -> object:
-    """What all control functions know of so many nodes: one of each kind, and the controller."""
-    agents = [node(k) for k in range(count)]
-    before = resident_bytes()
-    members = tuple(Member(FunctionID(a.node), "node", a.addr, 1) for a in agents)
-    functions = tuple(
-        Member(FunctionID(f"{kind}-0"), kind, "10.0.1.1:1", 1)
-        for kind in ("dispatch", "schedule", "cluster_mgr")
-    )
-    controller = MembershipMachine(View(1, (*functions, *members)), 0.0)
-    view = controller.view
-    schedule, manager = ScheduleMachine(SCHEDULE), ClusterMgrMachine(FunctionID("cluster_mgr-0"))
-    manager.view(view, 0.0)
-    for agent in agents:
-        status = agent.status()
-        manager.update(status, 1, 0.0)
-        schedule.partition.learn(status)
-    home = Home(FunctionID("dispatch-0"), 1, lambda key: InstanceID(key))
-    home.view([a.node for a in agents], {FunctionID("dispatch-0"): 1}, (), 0.0)
-    print(resident_bytes() - before)
-    return controller, schedule, manager, home
-
-
-class _Request:
-    """What a shard holds."""
-
-    held_bytes = 0
-
-
-def homes_of_instances(count: int = 10_000, each: int = 10) -> object:
-    """Home and shard of so many ready instances, `each` of every revision, and a request in flight on each."""
-    me, now = FunctionID("dispatch-0"), 1.0
-    numbers = iter(range(1 << 30))
-    nodes = [NodeID(f"node-{k:04d}") for k in range(210)]
-    before = resident_bytes()
-    shard: Shard[_Request] = Shard(1)
-    shard.view(1, lambda key: me)
-    homes: list[Home] = []
-    for number in range(count // each):
-        rev = revision(number)._replace(concurrency=1, scale=Scale(initial=0, target=1.0, utilization=1.0))
-        home = Home(me, 1, lambda key: InstanceID(f"{key}-{next(numbers)}"))
-        homes.append(home)
-        home.view((), {}, (), now)  # nobody is to be asked what runs
-        home.add(rev, True, (), now)
-        home.view(nodes, {me: 1}, (), now)
-        shard.know(rev, now)
-        for _ in range(each):
-            shard.submit(rev.key, _Request(), now)
-        _serve(home, shard, rev, nodes, now)
-    assert sum(h.revisions[key].fleet.ready for h in homes for key in h.revisions) == count
-    assert sum(p.throttler.in_flight for p in shard.parts.values()) == count
-    print(resident_bytes() - before)
-    return homes, shard
-
-
-def _serve(home: Home, shard: Shard[_Request], rev: Revision, nodes: list[NodeID], now: float) -> None:
-    """Until nothing is left to say; instances are ready at once."""
-    while due := shard.due(now):
-        for _, demand in due:
-            grant, out = home.demand(home.me, demand, now)
-            if grant is not None:
-                shard.grant(grant, now)
-            shard.answered(rev.key, demand.seq, now)
-            for i in [*out, *_started(home, rev, nodes, out, now)]:
-                if isinstance(i, SendGrant):
-                    shard.grant(i.grant, now)
-            for _ in shard.drain(rev.key, now):
-                pass
-
-
-def _started(
-    home: Home, rev: Revision, nodes: list[NodeID], instructions: list[Instruction], now: float
-) -> list[Instruction]:
-    out: list[Instruction] = []
-    for _, ids in (item for i in instructions if isinstance(i, Place) for item in i.items):
-        outcomes = [Outcome(name, nodes[k % len(nodes)]) for k, name in enumerate(ids)]
-        out += home.placed({rev.key: outcomes}, now)
-        for outcome in outcomes:
-            fact = Instance(outcome.instance, rev.key, outcome.node, "ready", "10.0.0.1:80")
-            out += home.observed(rev.key, outcome.node, (fact,), False, now)[1]
-    return out
-
-
-def agents_of_instances(count: int = 10_000, on: int = 210) -> object:
-    """The agents of `on` nodes with so many instances."""
-    agents = [node(k) for k in range(on)]
-    rev = revision()
-    before = resident_bytes()
-    for number in range(count):
-        order = Order(InstanceID(f"i{number}"), rev, 1, FunctionID("home"), "home:1")
-        agents[number % on].start(order, 1.0)
-    print(resident_bytes() - before)
-    return agents
-
-
-KINDS: Final[dict[str, Callable[[], object]]] = {
-    "1,000 nodes, all control functions": functions_of_nodes,
-    "10,000 instances, homes and shards": homes_of_instances,
-    "10,000 instances, agents of 210 nodes": agents_of_instances,
-}
-
-
 def rows() -> Iterator[dict[str, Any]]:
     """Of results (record.py)."""
     cases: tuple[tuple[str, Callable[[int], Nodes], tuple[int, ...]], ...] = (
@@ -276,19 +154,3 @@ def rows() -> Iterator[dict[str, Any]]:
                     "better": "higher",
                     "conditions": f"measured in one process, no sockets; {REVISIONS} revisions",
                 }
-    for kind in KINDS:
-        command = [sys.executable, "-m", "bench.cores", kind]
-        said = subprocess.run(command, capture_output=True, text=True, check=True)
-        yield {
-            "metric": f"memory: {kind}",
-            "ours": round(int(said.stdout) / 2**20, 2),
-            "peer": None,
-            "peer_name": None,
-            "unit": "MiB",
-            "better": "lower",
-            "conditions": "measured: growth of a process's resident memory, the real cores",
-        }
-
-
-if __name__ == "__main__":
-    KINDS[sys.argv[1]]()
