@@ -133,6 +133,8 @@ class Nodes:
                 moved = tuple(core.Moved(*what) for what in reply.moved)
                 answer = core.Handing(reply.epoch, handed, moved)
                 self._carry_out(self.handover.handed(i.to, i.epoch, answer, self._loop.time()))
+            elif isinstance(reply, RpcError) and not reply.sent:
+                self._carry_out(self.handover.nobody(i, self._loop.time()))
 
         addr = self.membership.addr_of(i.to)
         self.rpc.call_soon(addr, ClaimNodes(i.epoch, i.nodes), done, CALL_TIMEOUT_S)

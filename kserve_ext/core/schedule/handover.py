@@ -57,7 +57,7 @@ class Handing(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Ask this function for nodes; its answer comes back as handed(), its silence as nothing at all."""
+    """Ask this function for nodes; its answer comes back as handed(), or nobody() listens there."""
 
     to: FunctionID
     epoch: int
@@ -213,6 +213,10 @@ class Handover:
                 self._take(moved.node, awaited.status, now)
                 taken.append(moved.node)
         return [*self._claims(again, now), *_recalls(taken)]
+
+    def nobody(self, claim: Claim, now: float) -> list[Instruction]:
+        """Nobody listens where the claim should have gone."""
+        return self.handed(claim.to, claim.epoch, Handing(0, moved=tuple(map(Moved, claim.nodes))), now)
 
     def tick(self, now: float) -> list[Instruction]:
         """Claims again what was not answered, takes what is not answered any more, ends what has an end."""

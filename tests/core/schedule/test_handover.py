@@ -94,6 +94,11 @@ def test_a_dead_owner_is_replaced_at_once_and_a_silent_one_after_a_while() -> No
     assert b.tick(1.15) == [Claim(A, 2, (N,))]
     assert b.tick(1.0 + PATIENCE_S) == [Recall((N,))]
 
+    _, b = two()
+    (claim,) = b.view(2, {N: B}, {A, B}, 1.0)
+    assert isinstance(claim, Claim)
+    assert b.nobody(claim, 1.1) == [Recall((N,))]
+
 
 def test_an_owner_that_was_paused_finds_out_from_the_node_and_claims_what_is_its_own_again() -> None:
     a, b = two()
