@@ -26,6 +26,7 @@ from runtimes.vllm_pd import resuming
 from runtimes.vllm_pd.continuation import ASKED, Finish
 from runtimes.vllm_pd.inproc import InprocAsyncClient
 from runtimes.vllm_pd.options import kv_cache_bytes
+from runtimes.vllm_pd.ranks import forking
 from runtimes.vllm_pd.scheduler_side import PUSH
 from runtimes.vllm_pd.timeline import CURRENT
 
@@ -189,7 +190,7 @@ def build_engine(args: Namespace, kv_transfer: dict[str, Any] | None, event: Cal
             kv_bytes_per_token(config), config.model_config.max_model_len
         )
     own_workers = config.parallel_config.worker_extension_cls == _WORKER
-    with _engine_on_a_thread():
+    with _engine_on_a_thread(), _ranks_forked():
         engine = Engine(
             vllm_config=config,
             executor_class=_telling(Executor.get_class(config), event),
@@ -233,3 +234,20 @@ def _engine_on_a_thread() -> Iterator[None]:
         yield
     finally:
         async_llm.EngineCoreClient = original
+
+
+@contextlib.contextmanager
+def _ranks_forked() -> Iterator[None]:
+    """While this lasts, vLLM's executor forks its workers from the server that was made for them, if one was."""
+    if not forking.serves():
+        yield
+        return
+    from vllm.v1.executor import multiproc_executor
+
+    original = multiproc_executor.get_mp_context
+    multiproc_executor.get_mp_context = forking.Context
+    try:
+        yield
+    finally:
+        multiproc_executor.get_mp_context = original
+        forking.all_started()

@@ -21,6 +21,7 @@ MODULES = (
     "vllm.entrypoints.launchers.cli_args",
     "vllm.v1.engine.async_llm",
     "vllm.v1.engine.core",
+    "vllm.v1.executor.multiproc_executor",
     "vllm.v1.executor.uniproc_executor",
     "vllm.v1.worker.cpu_worker",
     "vllm.v1.attention.backends.cpu_attn",

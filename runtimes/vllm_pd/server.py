@@ -20,6 +20,7 @@ from typing import Any
 from runtimes.vllm_pd import options
 from runtimes.vllm_pd.hang import LOOK_S, Steps
 from runtimes.vllm_pd.http_server import http_server, listen
+from runtimes.vllm_pd.ranks import forking
 from runtimes.vllm_pd.status import StartRefused, Status
 
 #: Kept from being collected: tearing an engine down takes a second, ending the process does it at once.
@@ -38,8 +39,10 @@ def main(argv: list[str]) -> int:
 
         preimport()
         status.event("imported")
-        _use_threads(os.environ["OMP_NUM_THREADS"])
         args = _arguments(argv)
+        if _forks_ranks(args):
+            forking.serve()
+        forking.use_threads(os.environ["OMP_NUM_THREADS"])
     except StartRefused as refusal:
         return _refuse(status, refusal)
     except Exception as error:
@@ -69,12 +72,12 @@ def _arguments(argv: list[str]) -> Namespace:
     return args
 
 
-def _use_threads(wanted: str) -> None:
-    """A forked process has inherited the number that its zygote's OpenMP read."""
-    import torch
+def _forks_ranks(args: Namespace) -> bool:
+    """On CPUs: what a GPU's driver makes of a fork is its own affair."""
+    from vllm.platforms import current_platform
 
-    if wanted.isdigit() and int(wanted) > 0 and int(wanted) != torch.get_num_threads():
-        torch.set_num_threads(int(wanted))
+    several = args.tensor_parallel_size > 1
+    return several and bool(current_platform.is_cpu()) and forking.has_one_thread()
 
 
 def _refuse(status: Status, refusal: StartRefused) -> int:

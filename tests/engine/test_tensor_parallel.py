@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -28,17 +29,12 @@ def two_ranks(nursery: Nursery) -> Iterator[Instance]:
 
 
 def workers(instance: Instance) -> list[int]:
-    """Processes that the instance has started for its ranks."""
-    found = []
+    """Processes of the instance's ranks: forked by one that the instance has forked for that."""
+    parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            command = (folder / "cmdline").read_bytes()
-        except (OSError, ValueError, IndexError):
-            continue
-        if parent == instance.pid and b"resource_tracker" not in command:
-            found.append(int(folder.name))
-    return found
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    return [pid for pid, parent in parents.items() if parents.get(parent) == instance.pid]
 
 
 def test_ranks_give_the_tokens_of_one_and_end_with_their_instance(
