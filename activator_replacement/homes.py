@@ -33,7 +33,7 @@ from kserve_ext.core.dispatch.facts import (
 )
 from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.dispatch.revision_home import RevisionHome
-from kserve_ext.core.dispatch.take_over import Copy
+from kserve_ext.core.dispatch.take_over import Copy, Leavers
 from kserve_ext.core.facts import Mark, Revision, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 from kserve_ext.rpc import Caller, Rpc, RpcError
@@ -78,6 +78,7 @@ class Homes:
         self.copied = asyncio.Event()
         #: homes that have had an event since they last were idle: ticked every time
         self._awake: dict[str, None] = {}
+        self._leavers = Leavers()
         self._recording = HomeHistory(rpc.history)
         self._questions = Questions(rpc, membership, self.homes, self._carry)
         #: revisions that nodes tell of and the store doesn't know (any more), and since when
@@ -102,6 +103,7 @@ class Homes:
         members = {FunctionID(x.id): x.incarnation for x in view.of("dispatch")}
         nodes = {NodeID(x.id) for x in view.of("node")}
         self._ghosts.view(view.of("dispatch"), now)
+        self._leavers.view(nodes, now)
         if (members, nodes) != (self._members, self._nodes):
             self._members, self._nodes = members, nodes
             self._owners.change(members)
@@ -117,7 +119,10 @@ class Homes:
                 self._status.pop(key, None)  # the next home writes another
             self._recording.left(gone)
         for home_key, home in list(self.homes.items()):
-            self._carry(home_key, home.view(self._nodes, self._members, self._ghosts.left, now))
+            self._carry(
+                home_key,
+                home.view(self._nodes, self._members, self._ghosts.left, now, self._leavers.away(now)),
+            )
         for revision in list(self.routes.revisions.values()):
             self.revision(revision.key, revision, created=False)
 
@@ -141,7 +146,10 @@ class Homes:
         found = self.homes.get(home_key)
         if found is None:
             found = self.homes[home_key] = Home(self.me, self.membership.view.epoch, self._new_id)
-            self._carry(home_key, found.view(self._nodes, self._members, self._ghosts.left, now))
+            self._carry(
+                home_key,
+                found.view(self._nodes, self._members, self._ghosts.left, now, self._leavers.away(now)),
+            )
         if key not in found.revisions:
             copies = tuple(self._copies.get(key, {}).values())
             log.info("home of %s at epoch %d", key, found.term)

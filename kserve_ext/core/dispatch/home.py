@@ -30,6 +30,7 @@ class Home:
         self._nodes: set[NodeID] = set()
         self._shards: dict[FunctionID, int] = {}
         self._ghosts: set[FunctionID] = set()
+        self._away: set[NodeID] = set()
         #: revisions of this home that have the traffic of their service
         self._routed: frozenset[RevisionKey] = frozenset()
         #: the Schedule function that has just told of room
@@ -43,9 +44,11 @@ class Home:
         shards: Mapping[FunctionID, int],
         ghosts: Iterable[FunctionID],
         now: float,
+        away: Iterable[NodeID] = (),
     ) -> list[Instruction]:
-        """Nodes, shards with their incarnations, and shards that left so lately that they may be alive."""
+        """Nodes, shards with their incarnations, shards and nodes that left so lately that they may be alive."""
         self._nodes, self._shards, self._ghosts = set(nodes), dict(shards), set(ghosts)
+        self._away = set(away)
         for home in self.revisions.values():
             home.view(self._nodes, self._shards, now)
         return self._settle(now)
@@ -82,7 +85,7 @@ class Home:
         return self._settle(now)
 
     def _take_over(self, home: RevisionHome, copies: Sequence[Copy], now: float) -> None:
-        take = TakeOver(self._nodes, self._shards, self._ghosts, copies, now + RECALL_S)
+        take = TakeOver(self._nodes, self._shards, self._ghosts, copies, now + RECALL_S, self._away)
         home.take_over(self.term, take, now)
 
     # --- shards

@@ -4,7 +4,8 @@ A new home asks every node what it runs and every shard what it uses. It acts (i
 answered or left the view, or after a bounded time; then the store's copy stands in for the nodes that didn't. Slots
 that a former home may have given out stay frozen until every shard has answered, or their leases are surely over:
 a shard that left the view so lately that it may still be alive (a ghost) can't be asked, unless its process is seen
-to have ended.
+to have ended. Nor can a node that has just left the view (it is *away*: its agent may be starting again): an instance
+whose place isn't known may be there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from kserve_ext.core.dispatch.fleet import ANY_NODE, NOWHERE, Fleet
+from kserve_ext.core.dispatch.fleet import ANY_NODE, NODE_GRACE_S, NOWHERE, Fleet
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 
 
@@ -24,6 +25,23 @@ class Copy(NamedTuple):
     addr: str
 
 
+class Leavers:
+    """The nodes that left the views of one process within the time for which they may come back."""
+
+    def __init__(self) -> None:
+        self._there: set[NodeID] = set()
+        self._left: dict[NodeID, float] = {}
+
+    def view(self, nodes: Iterable[NodeID], now: float) -> None:
+        there = set(nodes)
+        self._left |= dict.fromkeys(self._there - there, now)
+        self._left = {n: at for n, at in self._left.items() if n not in there and now - at < NODE_GRACE_S}
+        self._there = there
+
+    def away(self, now: float) -> set[NodeID]:
+        return {node for node, at in self._left.items() if now - at < NODE_GRACE_S}
+
+
 class TakeOver:
     def __init__(
         self,
@@ -32,6 +50,7 @@ class TakeOver:
         ghosts: Iterable[FunctionID],
         copies: Iterable[Copy],
         open_by: float,
+        away: Iterable[NodeID] = (),
     ) -> None:
         self.open = False
         self.open_by = open_by
@@ -40,12 +59,15 @@ class TakeOver:
         self.silent_shards = set(shards)
         #: shards that may be alive outside of the view
         self.ghosts = set(ghosts)
+        #: nodes that may have something and can't be asked now
+        self.away = set(away)
         self._copies = tuple(copies)
         self._answered: set[NodeID] = set()
 
     def view(self, nodes: set[NodeID], shards: set[FunctionID]) -> None:
-        """Who left needn't answer; a ghost that is back can be asked."""
-        self.silent_nodes &= nodes
+        """Who left needn't answer; who is back can be asked."""
+        unanswered = self.silent_nodes | self.away
+        self.silent_nodes, self.away = unanswered & nodes, unanswered - nodes
         back = self.ghosts & shards
         self.ghosts -= back
         self.silent_shards = (self.silent_shards & shards) | back
@@ -70,7 +92,7 @@ class TakeOver:
         """What the store knows of nodes that didn't answer."""
         for copy in self._copies:
             if copy.node == ANY_NODE:
-                fleet.adopt(copy.instance, NOWHERE, "", set(self.silent_nodes), now)
+                fleet.adopt(copy.instance, NOWHERE, "", self.silent_nodes | self.away, now)
             elif copy.node not in self._answered:
                 fleet.adopt(copy.instance, copy.node, copy.addr, {copy.node}, now)
         self._copies = ()

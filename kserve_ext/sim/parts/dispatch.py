@@ -28,7 +28,7 @@ from kserve_ext.core.dispatch.facts import (
 )
 from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.dispatch.shard import MOST_ATTEMPTS, Shard
-from kserve_ext.core.dispatch.take_over import Copy
+from kserve_ext.core.dispatch.take_over import Copy, Leavers
 from kserve_ext.core.dispatch.throttler import HELD, Holdable, Tracker
 from kserve_ext.core.facts import Instance, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
@@ -120,6 +120,7 @@ class Dispatch(Generic[R]):
         self.dead = False
         self.epoch = 0
         self.left: dict[FunctionID, float] = {}
+        self._leavers = Leavers()
         self.members: dict[FunctionID, int] = {}
         self.nodes: Set[NodeID] = frozenset()
         self._owners = rendezvous.Owners[FunctionID]()
@@ -139,6 +140,7 @@ class Dispatch(Generic[R]):
                 gone, "ended", lambda proc: "ended" if proc.dead else "", partial(self._gone_said, gone, now)
             )
         self.left = {m: t for m, t in self.left.items() if m not in members and now - t < LEASE_TTL_S}
+        self._leavers.view(nodes, now)
         same = (members, nodes) == (self.members, self.nodes)
         self.epoch, self.members, self.nodes = epoch, members, nodes
         self._owners.change(members)
@@ -158,7 +160,7 @@ class Dispatch(Generic[R]):
         home = self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id)
         home.view((), {}, (), now)
         self.carry(home_key, home.add(revision, True, (), now))
-        self.carry(home_key, home.view(self.nodes, self.members, self.left, now))
+        self.carry(home_key, home.view(self.nodes, self.members, self.left, now, self._leavers.away(now)))
 
     def _own(self, home_key: str) -> None:
         now = self.around.now
@@ -169,7 +171,7 @@ class Dispatch(Generic[R]):
         if fresh:
             self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id)
         home = self.homes[home_key]
-        self.carry(home_key, home.view(self.nodes, self.members, self.left, now))
+        self.carry(home_key, home.view(self.nodes, self.members, self.left, now, self._leavers.away(now)))
         if fresh:
             for rev in self.around.revisions.values():
                 if rev.home_key == home_key:

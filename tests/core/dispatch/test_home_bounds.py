@@ -187,3 +187,28 @@ def test_an_instance_that_nobody_reaches_is_replaced_though_its_node_keeps_silen
     world.nodes[run.node].agent = True
     world.settle(5.0)
     world.check()
+
+
+def test_a_start_on_a_node_that_has_just_left_the_view_counts_until_it_is_back() -> None:
+    """The home dies while its Place is under way, and the node that took it away before its successor can ask it."""
+    world = World(3, {N0: 3, N1: 3}, [revision()])
+    world.flush()
+    world.request(D0)
+    home = next(name for name, proc in world.procs.items() if proc.homes)
+    world.deliver()  # the Demand; what follows is the Place
+    world.kill(home)
+    world.deliver()
+    (run,) = world.all_running()
+    asks = next(proc.id for proc in world.live())
+    for _ in range(4):
+        world.request(asks)
+    node = world.nodes[run.node]
+    node.agent = False
+    world.away.add(node.id)
+    world.publish()
+    world.pass_time(0.5)
+    node.agent = True
+    world.away.discard(node.id)
+    world.publish()
+    world.check()
+    world.settle(5.0)
