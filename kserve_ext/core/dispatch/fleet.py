@@ -256,6 +256,11 @@ class Fleet:
         return sum(k.wanted and k.state != "ready" for k in self.known.values())
 
     @property
+    def asking(self) -> int:
+        """Asked for, and not answered yet."""
+        return sum(k.wanted and k.state == "asked" for k in self.known.values())
+
+    @property
     def wanted(self) -> int:
         """Running and starting, less those meant to stop."""
         return sum(k.wanted for k in self.known.values())

@@ -350,7 +350,7 @@ class RevisionHome:
             return []
         self.agreed = goal
         existing = self.fleet.wanted
-        if goal <= existing:
+        if goal <= existing - self.fleet.asking:
             self.without_room_since = None
         if goal < existing:
             self._doom(existing - goal, now)
@@ -384,8 +384,8 @@ class RevisionHome:
 
     @property
     def lacks(self) -> bool:
-        """Instances are missing that it would ask for."""
-        return self.open and self.agreed > self.fleet.wanted
+        """Instances are missing that have no place yet; they may have been asked for just now."""
+        return self.open and self.agreed > self.fleet.wanted - self.fleet.asking
 
     def preempt(self, known: Known, reason: str, now: float) -> None:
         """It goes; another is asked for not before the next pause is over, and then waits for room like all."""

@@ -12,7 +12,7 @@ never wait for each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -21,17 +21,18 @@ from kserve_ext.core.ids import InstanceID, NodeID, RevisionKey
 from kserve_ext.core.schedule.fairness import AGED_S, Shares, in_turn
 from kserve_ext.core.schedule.gangs import choose_gang
 from kserve_ext.core.schedule.partition import Partition
-from kserve_ext.core.schedule.preemption import Victims, keep, plan, rooms
+from kserve_ext.core.schedule.preemption import Victims, keep, plan, plan_each, rooms
 
 HEARD_S: Final = 10.0  # a home that hasn't asked again for so long doesn't want it any more
 CLAIM_S: Final = 2.0  # and one that was told of room comes at once
-ASK_AGAIN_S: Final = 5.0  # victims whose homes didn't answer, or which aren't gone
-GOING_S: Final = 10.0  # so long what was given up is counted as going, although its node still shows it
+GOING_S: Final = 10.0  # so long one that was asked to go counts as going, although its node still shows it
 SPARED_S: Final = 10.0  # so long a home that can spare none is not asked again
+REST_S: Final = 0.2  # between two times that one is told of room
 PLAN_AGAIN_S: Final = 0.5
 MOST_WAITING: Final = 1_000
 MOST_MEMBERS: Final = 64
 MOST_KEPT: Final = 8  # waiters for whom room to come is kept
+MOST_MADE: Final = 16  # instances of one of them for which others make room at once
 
 
 class Standing(NamedTuple):
@@ -85,8 +86,9 @@ class Waiter:
     #: nodes on which room to come is kept, and when they were chosen
     kept: tuple[tuple[Revision, NodeID], ...] = ()
     planned_at: float = float("-inf")
-    asked_at: float = float("-inf")
     room_is_made: bool = False
+    #: what it was told of was no room after all, it seems: not told again before
+    rests_until: float = 0.0
     #: its home asks right now
     asking: bool = False
 
@@ -111,24 +113,36 @@ class Line:
         self.waiters: dict[str, Waiter] = {}
         self.told_total = 0
         self.preempted_total = 0
+        #: of a revision on a node: how many stay when those asked to go are gone, and until when that counts
         self._going: dict[tuple[RevisionKey, NodeID], tuple[int, float]] = {}
         self._spared: dict[RevisionKey, float] = {}
 
     # --- events
 
-    def comes(self, keys: Sequence[str]) -> None:
-        """A home asks (again): what was kept for it is free for its call."""
-        for key in keys:
-            waiter = self.waiters.get(key)
-            if waiter is not None:
-                self._release(waiter)
-                waiter.asking = True
+    def comes(self, keys: Sequence[str]) -> dict[RevisionKey, list[NodeID]]:
+        """A home asks (again): what was kept for it is free for its call; where, if it was told that there is room.
 
-    def keeps(self, keys: Iterable[str]) -> None:
-        """Nothing was found for its call: room that is to come is kept on, while others are asked."""
-        for key in keys:
-            waiter = self.waiters.get(key)
-            if waiter is not None and not waiter.claims:
+        What it was told of was found before room to come was kept for those behind it: that counts from tried() on.
+        """
+        asking = [waiter for key in keys if (waiter := self.waiters.get(key)) is not None]
+        told: dict[RevisionKey, list[NodeID]] = {}
+        for waiter in asking:
+            if waiter.told_at is not None:
+                waiter.rests_until = waiter.told_at + REST_S
+                for _, node, revision in waiter.claims:
+                    told.setdefault(revision.key, []).append(node)
+            self._release(waiter)
+            waiter.asking = True
+        if told:
+            for waiter in self.waiters.values():
+                if waiter.told_at is None:
+                    self._release(waiter)
+        return told
+
+    def tried(self, placed: Collection[str]) -> None:
+        """The nodes here were looked at for a call, with success for `placed`: room to come is kept on."""
+        for key, waiter in self.waiters.items():
+            if key not in placed and not waiter.claims:
                 for revision, node in waiter.kept:
                     self._claim(waiter, revision, node)
 
@@ -144,7 +158,7 @@ class Line:
         else:
             waiter.since, waiter.asking = min(waiter.since, since), False
             waiter.members, waiter.home_addr, waiter.heard_at = members, who.home_addr, now
-            self.keeps((key,))
+            self.tried(())
         if len(self.waiters) > MOST_WAITING:
             last = max(self.waiters.values(), key=lambda w: (-w.priority, w.since, w.key))
             self.leaves(last.key)
@@ -161,12 +175,9 @@ class Line:
         if count < ask.count:
             self._spared[ask.victim] = now + SPARED_S
             for waiter in self.waiters.values():
-                waiter.planned_at = waiter.asked_at = float("-inf")  # others are to be found
-        before, _ = self._going.get((ask.victim, ask.node), (0, 0.0))
-        if before + count - ask.count > 0:
-            self._going[ask.victim, ask.node] = (before + count - ask.count, now + GOING_S)
-        else:
-            self._going.pop((ask.victim, ask.node), None)
+                waiter.planned_at = float("-inf")  # others are to be found
+        stay, until = self._going.get((ask.victim, ask.node), (0, now))
+        self._going[ask.victim, ask.node] = (stay + ask.count - count, until)
 
     # --- a pass
 
@@ -175,7 +186,9 @@ class Line:
         self._lapse(now)
         if not self.waiters:
             return []
-        waiting = [w for w in self.waiters.values() if w.told_at is None and not w.asking]
+        waiting = [
+            w for w in self.waiters.values() if w.told_at is None and not w.asking and now >= w.rests_until
+        ]
         for waiter in waiting:
             self._release(waiter)
         shares = Shares(self.partition.candidates(), self.weights)
@@ -226,18 +239,19 @@ class Line:
             return False
         if now - waiter.planned_at >= PLAN_AGAIN_S:
             waiter.planned_at = now
-            going = {at: count for at, (count, _) in self._going.items()}
-            members = waiter.members if waiter.gang else waiter.members[:1]
+            going = {at: stay for at, (stay, _) in self._going.items()}
+            members = waiter.members if waiter.gang else waiter.members[:MOST_MADE]
             nodes = rooms(self.partition.candidates(), going)
-            wanted = plan(members, nodes, self._spared) if waiter.preempts else None
+            planned = plan if waiter.gang else plan_each
+            wanted = planned(members, nodes, self._spared) if waiter.preempts else None
             waiter.room_is_made = wanted is not None
             if wanted is not None:
-                waiter.kept = tuple(zip(members, wanted.nodes, strict=True))
-                if wanted.victims and now - waiter.asked_at >= ASK_AGAIN_S:
-                    waiter.asked_at = now
-                    out.extend(self._ask(waiter, victims, now) for victims in wanted.victims)
+                waiter.kept = tuple(zip(members, wanted.nodes, strict=False))
+                out.extend(self._ask(waiter, victims, now) for victims in wanted.victims)
             elif aged:
-                waiter.kept = keep(members, rooms(self.partition.candidates(), going))
+                waiter.kept = keep(
+                    members if waiter.gang else members[:1], rooms(self.partition.candidates(), going)
+                )
             else:
                 waiter.kept = ()
         for revision, node in waiter.kept:
@@ -246,8 +260,8 @@ class Line:
 
     def _ask(self, waiter: Waiter, victims: Victims, now: float) -> AskRoom:
         holding, node, count = victims
-        going, _ = self._going.get((holding.revision, node), (0, 0.0))
-        self._going[holding.revision, node] = (going + count, now + GOING_S)
+        stay, _ = self._going.get((holding.revision, node), (holding.instances, 0.0))
+        self._going[holding.revision, node] = (stay - count, now + GOING_S)
         names = " and ".join(dict.fromkeys(m.key for m in waiter.members))
         reason = f"preempted by {names} (priority {waiter.priority} over {holding.priority})"
         return AskRoom(holding.revision, holding.home_key, node, count, waiter.priority, reason)
@@ -271,7 +285,7 @@ class Line:
             if unwanted or now - waiter.heard_at >= HEARD_S:
                 self.leaves(waiter.key)
         self._spared = {key: until for key, until in self._spared.items() if now < until}
-        self._going = {at: (count, until) for at, (count, until) in self._going.items() if now < until}
+        self._going = {at: (stay, until) for at, (stay, until) in self._going.items() if now < until}
 
     def describe(self, now: float) -> list[dict[str, object]]:
         """For people, in the order in which they stand."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from kserve_ext.core import rendezvous
 from kserve_ext.core.facts import NodeStatus, Resources, Revision
-from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
+from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 from kserve_ext.core.schedule.filters import Candidate, fits, why_not
 from kserve_ext.core.schedule.gangs import choose_gang
 from kserve_ext.core.schedule.knowledge import MOST_ASKED, Knowledge
@@ -188,8 +188,6 @@ class ScheduleMachine:
         op_id, self._next_op = self._next_op, self._next_op + 1
         op = _Op({w.instance: w.revision for w in wanted}, gang, reserve, hops, near, who)
         self._ops[op_id] = op
-        if self.line.waiters:
-            self.line.comes(list(op.members))
         out: list[Instruction] = []
         if not self._ask_first(op_id, op, out):
             self._begin(op_id, op, out)
@@ -348,17 +346,38 @@ class ScheduleMachine:
             out.append(SendProbe(op_id, node, status.addr))
 
     def _begin(self, op_id: int, op: _Op, out: list[Instruction]) -> None:
-        """Places what is not placed yet, each on its node."""
-        if op.gang and not op.placed:
+        """Places what is not placed yet, each on its node; first of all where room was kept for it."""
+        told = self.line.comes(list(op.members)) if self.line.waiters else {}
+        begun = self._take_claims(op_id, op, told, out) if told else set()
+        if op.gang and not op.placed and not begun:
             candidates = self.knowledge.pool(self._now) if op.pooled else self.partition.candidates()
             nodes = choose_gang(list(op.wanted.values()), candidates)
             op.plan = dict(zip(op.wanted, nodes, strict=True)) if nodes else {}
         for instance in op.wanted:
-            if instance not in op.placed and instance not in op.refused:
+            if instance not in op.placed and instance not in op.refused and instance not in begun:
                 op.stuck.pop(instance, None)
                 self._try_next(op_id, op, instance, out)
-        if self.line.waiters and not out:
-            self.line.keeps(op.members)
+        if self.line.waiters:
+            self.line.tried(op.members if out else ())
+
+    def _take_claims(
+        self, op_id: int, op: _Op, told: dict[RevisionKey, list[NodeID]], out: list[Instruction]
+    ) -> set[InstanceID]:
+        """Starts what has a claim where that is; returns these."""
+        begun: set[InstanceID] = set()
+        for instance, revision in op.wanted.items():
+            nodes = told.get(revision.key)
+            if not nodes or instance in op.placed or instance in op.refused:
+                continue
+            node = nodes.pop()
+            candidate = self.partition.candidate(node)
+            if candidate is not None and fits(revision, candidate):
+                op.plan[instance] = node
+                op.stuck.pop(instance, None)
+                self._try_next(op_id, op, instance, out)
+                begun.add(instance)
+        self.line.tried(op.members if begun else ())
+        return begun
 
     def _heard(self, node: NodeID, status: NodeStatus) -> None:
         """A node's answer, whatever was asked: what it says of itself is as good as a probe."""

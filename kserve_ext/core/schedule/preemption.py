@@ -15,7 +15,7 @@ from kserve_ext.core.facts import Holding, Resources, Revision
 from kserve_ext.core.ids import NodeID, RevisionKey
 from kserve_ext.core.schedule.filters import Candidate, selects
 
-#: instances of a revision on a node that were asked to go and still are in the node's status
+#: of a revision on a node: how many will stay when those are gone that were asked to go; its status may be older
 Going = Mapping[tuple[RevisionKey, NodeID], int]
 
 
@@ -41,11 +41,10 @@ class Room:
         coming = status.capacity.minus(status.free)  # what is held, less what is held by those that stay
         self.holdings: dict[RevisionKey, tuple[Holding, int]] = {}
         for holding in status.holdings:
-            leaving = min(holding.instances, going.get((holding.revision, status.node), 0))
-            coming = coming.minus(_times(holding.needs, holding.instances - leaving))
-            self.holdings[holding.revision] = (holding, holding.instances - leaving)
+            stay = min(holding.instances, going.get((holding.revision, status.node), holding.instances))
+            coming = coming.minus(_times(holding.needs, stay))
+            self.holdings[holding.revision] = (holding, stay)
         self.free = candidate.free.plus(coming.most(Resources()))
-        self.victims: dict[RevisionKey, int] = {}
 
     def lacks(self, needs: Resources) -> float:
         """0 when it will fit; otherwise how much of what it needs is missing."""
@@ -86,7 +85,6 @@ class Room:
             self.free = self.free.plus(_times(holding.needs, count))
             of, left = self.holdings[holding.revision]
             self.holdings[holding.revision] = (of, left - count)
-            self.victims[holding.revision] = self.victims.get(holding.revision, 0) + count
         self.free = self.free.minus(needs)
 
 
@@ -101,6 +99,7 @@ def plan(
 ) -> Plan | None:
     """For all `members` (of one gang, or one alone), or None. `nodes` is used up. `spared`: can't be asked now."""
     chosen: list[NodeID] = []
+    asked: dict[tuple[RevisionKey, NodeID], Victims] = {}
     for revision in members:
         options = []
         for room in nodes:
@@ -114,12 +113,27 @@ def plan(
         _, node, room, victims = min(options, key=lambda option: option[:2])
         room.take(revision.needs, victims)
         chosen.append(node)
-    asked = [
-        Victims(room.holdings[key][0], room.candidate.status.node, count)
-        for room in nodes
-        for key, count in sorted(room.victims.items())
-    ]
-    return Plan(tuple(chosen), tuple(asked))
+        for holding, _, count in victims:
+            before = asked.get((holding.revision, node))
+            asked[holding.revision, node] = Victims(
+                holding, node, count + (before.instances if before else 0)
+            )
+    return Plan(tuple(chosen), tuple(asked[at] for at in sorted(asked)))
+
+
+def plan_each(
+    members: Sequence[Revision], nodes: Sequence[Room], spared: Collection[RevisionKey] = ()
+) -> Plan | None:
+    """For as many of `members` as can have room made for them, each by itself; None for nobody."""
+    plans = []
+    for member in members:
+        found = plan((member,), nodes, spared)
+        if found is None:
+            break
+        plans.append(found)
+    if not plans:
+        return None
+    return Plan(tuple(n for p in plans for n in p.nodes), tuple(v for p in plans for v in p.victims))
 
 
 def keep(members: Sequence[Revision], nodes: Sequence[Room]) -> tuple[tuple[Revision, NodeID], ...]:

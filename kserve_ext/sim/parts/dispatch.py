@@ -32,6 +32,7 @@ from kserve_ext.core.dispatch.take_over import Copy, Leavers
 from kserve_ext.core.dispatch.throttler import HELD, Holdable, Tracker
 from kserve_ext.core.facts import Instance, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
+from kserve_ext.core.schedule.line import AskRoom
 
 
 class Asked(Holdable, Protocol):
@@ -302,6 +303,24 @@ class Dispatch(Generic[R]):
         unwanted, out = self.homes[home_key].observed(key, node, facts, full, self.around.now)
         self.carry(home_key, out)
         return unwanted
+
+    def room_for(self, keys: Sequence[RevisionKey], function: FunctionID) -> bool:
+        """A Schedule function keeps room; False: it isn't needed."""
+        home_key = self.around.revisions[keys[0]].home_key
+        if self.dead or home_key not in self.homes:
+            return False
+        wanted, out = self.homes[home_key].room_for(keys, function, self.around.now)
+        self.carry(home_key, out)
+        return wanted
+
+    def make_room(self, ask: AskRoom) -> int:
+        if self.dead or ask.home_key not in self.homes:
+            return 0
+        given, out = self.homes[ask.home_key].make_room(
+            ask.victim, ask.node, ask.count, ask.priority, ask.reason, self.around.now
+        )
+        self.carry(ask.home_key, out)
+        return given
 
     def carry(self, home_key: str, instructions: Iterable[Instruction]) -> None:
         self._idle_due.pop(home_key, None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from kserve_ext.core.dispatch.facts import Outcome, Place
 from kserve_ext.core.facts import NodeStatus, View
@@ -18,22 +18,45 @@ from kserve_ext.core.node.facts import Order, Verdict
 from kserve_ext.core.partitions import owners
 from kserve_ext.core.schedule import machine as core
 from kserve_ext.core.schedule.handover import Claim, Handing, Handover, Recall
+from kserve_ext.core.schedule.line import AskRoom, Standing, TellRoom
+from kserve_ext.core.schedule.machine import NOBODY
 from kserve_ext.core.schedule.probe_cache import Rates
 from kserve_ext.sim.parts.network import Network, Process
 from kserve_ext.sim.parts.node import NodeAgent
 
 HEARD_OF_S: Final = 0.6  # so long it is told of nodes also where nobody tells later: else it knew none to ask
 PROBES: Final = 3  # per decision, as Prequal's per query
+GIVE_S: Final = 0.02
+GIVE_AGAIN_S: Final = 0.2
 Reply = Callable[[core.Answer], None]
+Told = Callable[[], None]
 
 
 class Call:
-    """One Schedule call: for whom."""
+    """One Schedule call: for whom, since when they wait for room, where their partners are."""
 
-    __slots__ = ("epoch", "home", "reply", "waiting")
+    __slots__ = ("epoch", "home", "near", "reply", "waited_s", "waiting")
 
-    def __init__(self, home: FunctionID, epoch: int, waiting: tuple[str, ...], reply: Reply) -> None:
+    def __init__(
+        self,
+        home: FunctionID,
+        epoch: int,
+        waiting: tuple[str, ...],
+        reply: Reply,
+        waited_s: float = 0.0,
+        near: tuple[NodeID, ...] = (),
+    ) -> None:
         self.home, self.epoch, self.waiting, self.reply = home, epoch, waiting, reply
+        self.waited_s, self.near = waited_s, near
+
+
+class Dispatchers(Protocol):
+    """How a Schedule function reaches the homes of those who wait, and of those who are to make room."""
+
+    def room_for(self, caller: Process, function: FunctionID, told: TellRoom, gone: Told) -> None:
+        """`gone` is called when that home doesn't want it any more."""
+
+    def make_room(self, caller: Process, asked: AskRoom, made: Callable[[int], None]) -> None: ...
 
 
 class Schedule:
@@ -48,6 +71,7 @@ class Schedule:
         rng: random.Random,
         incarnation: int = 1,
         told: bool = True,
+        homes: Dispatchers | None = None,
     ) -> None:
         self.network, self.id, self.nodes, self.others = network, name, nodes, others
         self.process: Process = network.process(name)
@@ -56,6 +80,8 @@ class Schedule:
         self.probe_cache, self._rng, self._told = probe_cache, rng, told
         self.handover = Handover(name, self.machine.partition)
         self._calls: dict[int, Call] = {}
+        self._homes, self._giving = homes, False
+        self._learned, self._give_at = -1, 0.0
 
     # --- which nodes
 
@@ -99,7 +125,10 @@ class Schedule:
     def schedule(self, wanted: list[core.Wanted], gang: bool, reserve: bool, hops: int, call: Call) -> None:
         def decide() -> None:
             now = self.network.clock.now
-            op, out = self.machine.schedule(wanted, gang=gang, reserve=reserve, hops=hops, now=now)
+            who = NOBODY if self._homes is None else Standing(call.home, call.waited_s)
+            op, out = self.machine.schedule(
+                wanted, gang=gang, reserve=reserve, hops=hops, near=call.near, who=who, now=now
+            )
             self._calls[op] = call
             self._carry(out)
 
@@ -116,7 +145,13 @@ class Schedule:
     def place(self, place: Place, home: FunctionID, epoch: int, reply: Reply) -> None:
         wanted = [core.Wanted(i, revision) for revision, ids in place.items for i in ids]
         self.network.fleet.count("decisions", len(wanted))
-        self.schedule(wanted, place.gang, False, 0, Call(home, epoch, tuple(place.waiting), reply))
+        self.schedule(
+            wanted,
+            place.gang,
+            False,
+            0,
+            Call(home, epoch, tuple(place.waiting), reply, place.waited_s, place.near),
+        )
 
     def learn(self, status: NodeStatus, down: str = "") -> None:
         """`down`: why it is not there any more."""
@@ -174,6 +209,32 @@ class Schedule:
                     self._ask(i)
                 case core.Answer():
                     self._calls.pop(i.op).reply(i)
+                    if self.machine.line.waiters and not self._giving:
+                        self._giving = True
+                        self.network.clock.after(GIVE_S, self._give)
+                case TellRoom():
+                    assert self._homes is not None
+                    self._homes.room_for(self.process, self.id, i, partial(self.machine.line.leaves, i.key))
+                case AskRoom():
+                    assert self._homes is not None
+                    self._homes.make_room(self.process, i, partial(self._made, i))
+
+    def _give(self) -> None:
+        """As long as anybody waits: a look at all nodes when they have changed, and now and then."""
+        now = self.network.clock.now
+        self._giving = bool(self.machine.line.waiters) and not self.process.dead
+        if self._giving:
+            self.network.clock.after(GIVE_S, self._give)
+        learned = self.machine.partition.learned
+        if not self.process.runs(now) or (learned == self._learned and now < self._give_at):
+            return
+        self._learned, self._give_at = learned, now + GIVE_AGAIN_S
+        looked = len(self.machine.partition.candidates())
+        self.process.core.spend(looked * self.network.cost("candidate", False))
+        self._carry(self.machine.tick(now))
+
+    def _made(self, i: AskRoom, count: int) -> None:
+        self.machine.line.yielded(i, count, self.network.clock.now)
 
     def _start(self, i: core.SendStart) -> None:
         call, node = self._calls[i.op], self.nodes[i.node]
@@ -214,7 +275,7 @@ class Schedule:
         self.network.fleet.count("borrowed", len(i.wanted))
 
         def ask(reply: Reply) -> None:
-            here = Call(call.home, call.epoch, call.waiting, reply)
+            here = Call(call.home, call.epoch, call.waiting, reply, call.waited_s, call.near)
             other.schedule(list(i.wanted), False, i.reserve, i.hops, here)
 
         def answered(said: object) -> None:

@@ -21,6 +21,7 @@ from kserve_ext.core.facts import Command, Hold, Kind, Member, Model, Revision, 
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 from kserve_ext.core.membership import Push
 from kserve_ext.core.node.facts import Tell
+from kserve_ext.core.schedule.line import AskRoom, TellRoom
 from kserve_ext.core.schedule.machine import Answer
 from kserve_ext.sim.fleet import Fleet, Instance, Request
 from kserve_ext.sim.layout import FULL, Layout
@@ -96,6 +97,7 @@ class Galaxy:
                 rng=random.Random(f"{self.fleet.world.seed}/{name}/{incarnation}"),
                 incarnation=incarnation,
                 told=self.layout.told,
+                homes=self,
             )
             self.processes[name] = self.schedulers[name].process
         else:
@@ -196,7 +198,8 @@ class Galaxy:
     def place(self, caller: Dispatch[Held], place: Place, told: Told) -> None:
         source = self.processes[caller.id]
         home_key = place.items[0][0].home_key
-        name = owner(home_key, self._order("schedule"))
+        there = self._order("schedule")
+        name = place.at if place.at in there else owner(home_key, there)
         assert name is not None
         function = self.schedulers[name]
 
@@ -209,6 +212,38 @@ class Galaxy:
 
         lost = partial(told, "lost")
         self.network.ask(source, function.process, "schedule-call", ask, answered, "placed", lost)
+
+    # --- what Schedule functions find around them
+
+    def room_for(
+        self, caller: Process, function: FunctionID, told: TellRoom, gone: Callable[[], None]
+    ) -> None:
+        shard = self.shards.get(FunctionID(told.home_addr))
+        if shard is None:
+            gone()
+            return
+
+        def answered(wanted: object) -> None:
+            if not wanted:
+                gone()
+
+        ask = partial(shard.room_for, told.revisions, function)
+        self.network.call(caller, self.processes[shard.id], "announce", ask, answered)
+
+    def make_room(self, caller: Process, asked: AskRoom, made: Callable[[int], None]) -> None:
+        home = self.home_of(asked.home_key)
+        if home is None:
+            made(0)
+            return
+
+        def answered(count: object) -> None:
+            assert isinstance(count, int)
+            made(count)
+
+        shard, lost = self.shards[home], partial(made, 0)
+        self.network.call(
+            caller, self.processes[home], "announce", partial(shard.make_room, asked), answered, lost=lost
+        )
 
     def stop(self, caller: Dispatch[Held], stop: StopInstance, epoch: int) -> None:
         node = self.nodes[stop.node]
