@@ -31,7 +31,7 @@ Watcher = asyncio.Queue[tuple[str, Document]]
 
 
 class Desk:
-    """`clock` gives unix seconds, `rng` the uids."""
+    """`clock` gives unix seconds that go on evenly, `rng` the uids."""
 
     def __init__(
         self, reconciler: Reconciler, storage: Storage, clock: Callable[[], float], rng: random.Random
@@ -57,7 +57,7 @@ class Desk:
         kept: list[tuple[str, bytes]] = []
         for prefix in ("rollouts/", "status/", "revisions/", "routes/"):
             kept += await self.storage.scan(prefix)
-        orphans = self.reconciler.restore(kept)
+        orphans = self.reconciler.restore(kept, self.clock())
         items: Items = [(key, None) for key in orphans]
         for key, rollout in list(self.reconciler.rollouts.items()):
             if key not in self.book.documents and rollout.revisions:

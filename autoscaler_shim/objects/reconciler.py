@@ -126,14 +126,15 @@ class Reconciler:
             return sorted(k for k in self.book.services if not key.namespace or k.namespace == key.namespace)
         return sorted(k for k in self.book.services if k.namespace == key.namespace and self._group(k))
 
-    def restore(self, items: Iterable[tuple[str, bytes]]) -> tuple[str, ...]:
+    def restore(self, items: Iterable[tuple[str, bytes]], now: float) -> tuple[str, ...]:
         """rollouts/, status/, ... of the store. Returns revisions/ keys that belong to no service any more."""
         revisions: set[str] = set()
         for key, value in items:
             prefix, _, rest = key.partition("/")
             if prefix == "rollouts":
                 namespace, _, name = rest.partition("/")
-                self.rollouts[ObjectKey(ISVC, namespace, name)] = msgspec.json.decode(value, type=Rollout)
+                stored = msgspec.json.decode(value, type=Rollout)
+                self.rollouts[ObjectKey(ISVC, namespace, name)] = rollout.restored(stored, now)
             elif prefix == "status":
                 self.observe(RevisionKey(rest), value)
             elif prefix == "revisions":

@@ -26,7 +26,7 @@ from autoscaler_shim.objects.storage import OrderedStorage
 from kserve_ext.api.kserve.storage import Claims
 from kserve_ext.fluid.preload import ModelUnavailable, ModelUnusable
 from kserve_ext.rpc.membership import Membership
-from kserve_ext.rpc.process import Process, wall_time
+from kserve_ext.rpc.process import Process, steady_clock
 from kserve_ext.rpc.rpc import Rpc
 from kserve_ext.store.opening import open_store
 
@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> int:
         claims = Claims(str(process.data / "pvc"), cluster.get("pvc") or {})
         address = f"http://{cluster['http']}"
         reconciler = Reconciler(Book(), claims, cluster["domain"], address, check_folder)
-        desk = Desk(reconciler, OrderedStorage(store), wall_time, random.Random())
+        desk = Desk(reconciler, OrderedStorage(store), steady_clock(), random.Random())
         await desk.load()
         overview = Overview(rpc, membership, reconciler)
         reconciler.too_large = overview.too_large

@@ -37,6 +37,12 @@ def wall_time() -> float:
     return time.time()
 
 
+def steady_clock() -> Callable[[], float]:
+    """Unix seconds that go on evenly whatever is done to the machine's clock: for times both shown and decided by."""
+    since = time.time() - time.monotonic()
+    return lambda: since + time.monotonic()
+
+
 def common_args(parser: argparse.ArgumentParser) -> None:
     """The options that every part takes."""
     parser.add_argument("--id", required=True, help="name of this part in the cluster, e.g. schedule-0")
@@ -115,6 +121,20 @@ class Process:
     def _run_file(self) -> Path:
         return self.data / "run" / f"{self.id}.json"
 
+    def _incarnation(self) -> int:
+        """Above that of every earlier process of this name here, also when the clock was set back in between."""
+        file = self._run_file.with_suffix(".incarnation")
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            former = int(file.read_text())
+        except (OSError, ValueError):
+            former = 0
+        incarnation = max(time.time_ns(), former + 1)
+        with contextlib.suppress(OSError):
+            write_atomically(file, str(incarnation))
+        return incarnation
+
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         """Shows whoever watches the file that this loop turns."""
         with contextlib.suppress(OSError):
@@ -145,7 +165,7 @@ class Process:
             ) from None
         self.addr = addr
         self.info(rpc=addr)
-        member = Member(FunctionID(self.id), self.kind, addr, time.time_ns())
+        member = Member(FunctionID(self.id), self.kind, addr, self._incarnation())
         membership = Membership(rpc, member, *self.controllers)
         task = asyncio.ensure_future(main(rpc, membership))
         loop = asyncio.get_running_loop()

@@ -6,6 +6,7 @@ Watches start over with a scan when the store's history no longer reaches back.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Iterable
 
 from kserve_ext.rpc.errors import RpcError
@@ -33,16 +34,18 @@ class RemoteStore:
         self.rpc = rpc
         self.addr = addr
         self.behind = WriteBehind(self._write)
+        self._writer = secrets.token_hex(8)
+        self._asked = 0
         self._watchers: set[asyncio.Task[None]] = set()
 
     def put(self, items: Items) -> None:
         self.behind.put(items)
 
     async def put_now(self, items: Items, expect: Iterable[tuple[str, int]] = ()) -> int:
-        message = StorePut(tuple(items), tuple(expect))
-        for key, _ in message.items:
+        written = tuple(items)
+        for key, _ in written:
             self.behind.pending.forget(key)  # this write takes the place of one that still waits
-        reply = await self._put(message)
+        reply = await self._put(written, tuple(expect))
         if not reply.ok:
             raise Conflict(reply.conflict)
         return reply.revision
@@ -88,14 +91,20 @@ class RemoteStore:
     # --- inside
 
     async def _write(self, batch: Batch) -> None:
-        await self._put(StorePut(tuple(batch.items())))
+        await self._put(tuple(batch.items()), ())
 
-    async def _put(self, message: StorePut) -> StorePutReply:
+    async def _put(
+        self, items: tuple[tuple[str, bytes | None], ...], expect: tuple[tuple[str, int], ...]
+    ) -> StorePutReply:
+        self._asked += 1
+        message = StorePut(items, expect, self._writer, self._asked)
         try:
             reply: StorePutReply = await self.rpc.call(self.addr, message, CALL_TIMEOUT_S)
         except RpcError as error:
             raise _away(error) from error
         self.behind.heard(reply.life)
+        if reply.late:
+            raise Unavailable(f"state store {self.addr}: a later write of this process was done before")
         return reply
 
     async def _scan(self, prefix: str) -> StoreItems:

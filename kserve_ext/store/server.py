@@ -23,6 +23,7 @@ from kserve_ext.wire.messages import (
 
 #: a long poll answers, empty, this long before its caller gives up
 MARGIN_S = 1.0
+MOST_WRITERS = 10_000
 
 
 class _Waiter(NamedTuple):
@@ -38,12 +39,21 @@ class StoreServer:
     def __init__(self, rpc: Rpc, journal: Journal) -> None:
         self.journal = journal
         self._waiting: set[_Waiter] = set()
+        #: what each writer asked last; those that have been silent for longest first
+        self._done: dict[str, int] = {}
         rpc.handle(StorePut, self.put)
         rpc.handle(StoreScan, self.scan)
         rpc.handle(StoreWatch, self.watch)
 
     def put(self, message: StorePut, caller: Caller) -> StorePutReply:
         memory = self.journal.memory
+        if message.writer:
+            last = self._done.pop(message.writer, 0)
+            self._done[message.writer] = max(last, message.sequence)
+            if last >= message.sequence:
+                return StorePutReply(False, memory.revision, life=self.journal.life, late=True)
+            if len(self._done) > MOST_WRITERS:
+                del self._done[next(iter(self._done))]
         conflict = memory.conflict(message.expect)
         if conflict:
             return StorePutReply(False, memory.revision, conflict, life=self.journal.life)

@@ -14,6 +14,7 @@ from kserve_ext.api.kserve.rollout import (
     Rollout,
     Step,
     fingerprint,
+    restored,
     step,
     stop,
 )
@@ -177,3 +178,10 @@ def test_whatever_happens_one_revision_serves_and_none_is_leaked(
         assert rollout.serving in exist
         assert set(rollout.revisions) == exist
     assert made == sorted(set(made))
+
+
+def test_what_a_clock_that_was_set_back_had_stored_is_not_in_the_future() -> None:
+    kept = Rollout(since=9000.0, retiring=((FIRST, 9000.0), (SECOND, 50.0)))
+    known = restored(kept, 100.0)
+    assert known.since == 100.0
+    assert [since for _, since in known.retiring] == [100.0, 50.0]

@@ -87,6 +87,14 @@ def stop(rollout: Rollout) -> Step:
     return Step(Rollout(last=rollout.last), delete=rollout.revisions)
 
 
+def restored(rollout: Rollout, now: float) -> Rollout:
+    """As an earlier process has stored it; a time to come was said by a clock that has been set back since."""
+    return rollout._replace(
+        since=min(rollout.since, now),
+        retiring=tuple((key, min(since, now)) for key, since in rollout.retiring),
+    )
+
+
 def step(
     rollout: Rollout, wanted: Revision | None, observed: Mapping[RevisionKey, Observed], now: float
 ) -> Step:

@@ -9,10 +9,15 @@ from kserve_ext.wire.messages.base import Message
 
 
 class StorePut(Message, frozen=True):
-    """Writes, in order; a value of None deletes. `expect` (revision of the key, 0 = absent) makes it conditional."""
+    """Writes, in order; a value of None deletes. `expect` (revision of the key, 0 = absent) makes it conditional.
+
+    `sequence` grows with each of a writer's: one that arrives after a later one is late, and not done.
+    """
 
     items: tuple[tuple[str, bytes | None], ...]
     expect: tuple[tuple[str, int], ...] = ()
+    writer: str = ""
+    sequence: int = 0
 
 
 class StorePutReply(Message, frozen=True):
@@ -20,6 +25,7 @@ class StorePutReply(Message, frozen=True):
     revision: int
     conflict: str = ""
     life: str = ""
+    late: bool = False
 
 
 class StoreScan(Message, frozen=True):
