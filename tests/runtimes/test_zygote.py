@@ -13,16 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.vllm_pd.zygote import Zygote
+from kserve_ext.rpc.zygote import Zygote
+from runtimes.vllm_pd.zygote import program
 from tests.support.embedded import ROOT
 
 #: A child that takes long to get its session, as on a busy machine.
 SLOW = """
 import os, sys, time
-from runtimes.vllm_pd.zygote import Zygote
+from kserve_ext.rpc.zygote import Zygote
+from runtimes.vllm_pd.zygote import program
 setsid = os.setsid
 os.setsid = lambda: (time.sleep(0.2), setsid())
-zygote = Zygote(sys.argv[1], "slow", "tests.support.fake_runtime")
+zygote = Zygote(sys.argv[1], "slow", program("tests.support.fake_runtime"))
 print("listens", flush=True)
 zygote.run()
 """
@@ -53,7 +55,7 @@ def test_a_fork_that_fails_leaves_nothing_open(tmp_path: Path, monkeypatch: pyte
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     monkeypatch.setattr(os, "fork", full)
-    zygote = Zygote(str(tmp_path / "sock"), "full", "tests.support.fake_runtime")
+    zygote = Zygote(str(tmp_path / "sock"), "full", program("tests.support.fake_runtime"))
     ours, theirs = socket.socketpair()
     with ours, theirs, zygote._listener:
         before = sorted(os.listdir("/proc/self/fd"))
