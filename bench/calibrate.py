@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 
 import uvloop
 
+from bench import quiet
 from bench.loads import Target, wrk
 from bench.peers import nginx
 from bench.processes import cpu_ns, free_port, on_cpu, wait_listening
@@ -315,17 +316,20 @@ def measure(kind: ScaledKind) -> Figure:
         return figure
 
 
-def written(figures: dict[ScaledKind, Figure]) -> str:
+def written(figures: dict[ScaledKind, Figure], conditions: str, at: str) -> str:
     """calibrated.py with these figures, two digits of each: more would say more than was measured."""
     text = FILE.read_text()
     head = text[: text.index("MACHINE: Final")]
-    lines = [f'MACHINE: Final = "{machine()}"', f'COMMIT: Final = "{commit()}"', f"P99_MS: Final = {P99_MS}"]
-    lines += [
-        f"#: At that rate: {kind} used {figure.busy:.0%} of its core, p99 was {figure.p99_ms:.1f} ms"
-        for kind, figure in sorted(figures.items())
+    lines = [
+        f'MACHINE: Final = "{machine()}"',
+        f'CONDITIONS: Final = "{conditions}"',
+        f'COMMIT: Final = "{at}"',
+        f"P99_MS: Final = {P99_MS}",
+        "THRESHOLDS: Final[Mapping[ScaledKind, float]] = {",
     ]
-    lines.append("THRESHOLDS: Final[Mapping[ScaledKind, float]] = {")
-    lines += [f'    "{kind}": {float(f"{figure.rate:.2g}")},' for kind, figure in sorted(figures.items())]
+    for kind, figure in sorted(figures.items()):
+        rate = float(f"{figure.rate:.2g}")
+        lines.append(f'    "{kind}": {rate},  # {figure.busy:.0%} of its core, p99 {figure.p99_ms:.1f} ms')
     return head + "\n".join([*lines, "}"]) + "\n"
 
 
@@ -335,12 +339,18 @@ def main() -> int:
     args = parser.parse_args()
     if len(os.sched_getaffinity(0)) < 2:
         raise SystemExit("error: two processors are needed, one for the function, one for the load")
+    watch = quiet.Watch()
     kinds: tuple[ScaledKind, ...] = ("dispatch", "schedule", "cluster_mgr")
     figures = {kind: measure(kind) for kind in kinds}
     for kind, figure in figures.items():
         print(f"{kind}: {figure.rate:,.0f}/s, p99 {figure.p99_ms:.1f} ms, {figure.busy:.0%} of its core")
-    if args.write:
-        FILE.write_text(written(figures))
+    verdict = watch.verdict()
+    if not args.write:
+        return 0
+    if verdict.refused:
+        print(f"not written: {verdict.refused}")
+        return 1
+    FILE.write_text(written(figures, verdict.text, commit()))
     return 0
 
 

@@ -18,11 +18,12 @@ FIGURES: dict[ScaledKind, Figure] = {
 
 def test_what_is_written_is_read_again() -> None:
     found: dict[str, object] = {}
-    text = calibrate.written(FIGURES)
+    text = calibrate.written(FIGURES, "quiet", "0123abc")
     assert text.startswith(calibrate.FILE.read_text()[:200])
     exec(compile(text, "calibrated.py", "exec"), found)
     assert found["THRESHOLDS"] == {"dispatch": 25_000.0, "schedule": 8_400.0, "cluster_mgr": 54_000.0}
-    assert "schedule used 44% of its core, p99 was 8.0 ms" in text
+    assert "44% of its core, p99 8.0 ms" in text
+    assert found["COMMIT"] == "0123abc"
 
 
 def test_every_kind_has_a_threshold_and_where_it_was_measured() -> None:
