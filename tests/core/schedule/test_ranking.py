@@ -46,7 +46,7 @@ def statuses(draw: st.DrawFn, seq: int) -> NodeStatus:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data(), kinds=st.lists(shapes(), min_size=1, max_size=4))
 def test_the_kept_order_is_that_of_looking_at_every_node(data: st.DataObject, kinds: list[Revision]) -> None:
     partition = Partition()
