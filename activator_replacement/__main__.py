@@ -17,9 +17,11 @@ import sys
 from typing import Any
 
 import msgspec
+from prometheus_client import CollectorRegistry
 
 from activator_replacement.dispatch import TICK_S, Dispatcher
 from activator_replacement.homes import Homes, status_of
+from activator_replacement.metrics import ConnectionCollector
 from activator_replacement.peers import PeerWatches
 from activator_replacement.prefill import PrefillLeases
 from activator_replacement.routes import Routes
@@ -49,7 +51,9 @@ class DispatchFunction:
         self.homes = Homes(rpc, membership, store, self.routes, self.dispatcher)
         self.prefill = PrefillLeases(rpc, self.dispatcher, self.routes, self.homes)
         self.peers = PeerWatches(rpc, self.routes, self.homes.peers_of)
-        self.server = Server(self.dispatcher, status=self.status, ready=self.not_ready)
+        registry = CollectorRegistry()
+        registry.register(ConnectionCollector(rpc.connections))
+        self.server = Server(self.dispatcher, registry=registry, status=self.status, ready=self.not_ready)
         rpc.handle(Describe, self.describe)
         membership.on_view(self._view)
         membership.report_load(self.load)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -95,3 +95,25 @@ class PlaneCollector(Collector):
             buckets=buckets,
             sum_value=counters.first_byte_sum_s,
         )
+
+
+class ConnectionCollector(Collector):
+    """Connections of this process to other functions and nodes (kserve_ext/core/connection_cache.py)."""
+
+    def __init__(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self._counts()
+        yield GaugeMetricFamily("galaxy_rpc_connections_kept", "Kept to other parts.", counts["kept"])
+        yield GaugeMetricFamily("galaxy_rpc_connections_accepted", "Of other parts.", counts["accepted"])
+        for name, what in (
+            ("hits", "Calls on a kept connection."),
+            ("misses", "Calls that had to connect first."),
+            ("dials", "Connections opened, ahead of calls or for them."),
+            ("evictions", "Connections closed because others were used more lately."),
+            ("pings", "Questions on connections on which nothing came."),
+            ("dead", "Connections given up because nothing came, not even the answer to a ping."),
+            ("repeated", "Requests given to a new connection, not written on one that died."),
+        ):
+            yield CounterMetricFamily(f"galaxy_rpc_connection_{name}", what, counts[name])

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import uvloop
+from prometheus_client import CollectorRegistry, generate_latest
 
+from activator_replacement.metrics import ConnectionCollector
 from kserve_ext.core.connection_cache import FOUND_BUSY_S, LOOK_S, WARM_AT_ONCE
 from kserve_ext.core.ids import FunctionID
 from kserve_ext.rpc import Caller, Rpc, RpcError, outgoing
@@ -186,5 +188,20 @@ def test_a_network_that_drops_everything_is_noticed(monkeypatch: pytest.MonkeyPa
 def test_a_ping_is_answered_by_whoever_listens() -> None:
     async def story(caller: Rpc, peers: list[Rpc], addrs: list[str]) -> None:
         assert isinstance(await caller.call(addrs[0], Ping()), Ack)
+
+    run(story)
+
+
+def test_metrics_name_every_counter_of_the_cache() -> None:
+    """A counter that is added belongs into the metrics too."""
+
+    async def story(caller: Rpc, peers: list[Rpc], addrs: list[str]) -> None:
+        await caller.call(addrs[0], report())
+        registry = CollectorRegistry()
+        registry.register(ConnectionCollector(caller.connections))
+        text = generate_latest(registry).decode()
+        for name in caller.connections().keys() - {"bound"}:
+            assert f"_{name}" in text
+        assert "galaxy_rpc_connection_misses_total 1.0" in text
 
     run(story)

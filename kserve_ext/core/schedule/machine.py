@@ -345,8 +345,8 @@ class ScheduleMachine:
             op.open += 1
             out.append(SendProbe(op_id, node, status.addr))
 
-    def _begin(self, op_id: int, op: _Op, out: list[Instruction]) -> None:
-        """Places what is not placed yet, each on its node; first of all where room was kept for it."""
+    def _begin(self, op_id: int, op: _Op, out: list[Instruction]) -> bool:
+        """Places what is not placed yet, first of all where room was kept for it; whether any start is under way."""
         told = self.line.comes(list(op.members)) if self.line.waiters else {}
         begun = self._take_claims(op_id, op, told, out) if told else set()
         if op.gang and not op.placed and not begun:
@@ -359,6 +359,7 @@ class ScheduleMachine:
                 self._try_next(op_id, op, instance, out)
         if self.line.waiters:
             self.line.tried(op.members if out else ())
+        return op.open > 0
 
     def _take_claims(
         self, op_id: int, op: _Op, told: dict[RevisionKey, list[NodeID]], out: list[Instruction]
@@ -425,6 +426,10 @@ class ScheduleMachine:
             if op.pooled and not (op.elsewhere and not op.asked):
                 self._probe(op_id, op, MOST_ASKED, out)
                 if op.probing:
+                    return out
+                # Nobody is left to ask: of those that do not answer, what was last heard is all there is.
+                op.pooled = False
+                if self._begin(op_id, op, out):
                     return out
             function = self._lender(op)
             if function is not None and not (op.gang and op.refused):
