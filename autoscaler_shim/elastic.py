@@ -19,6 +19,7 @@ import msgspec
 
 from autoscaler_shim.metrics import ControlCollector, MetricsServer
 from kserve_ext.api.kserve.priority_class import SYSTEM
+from kserve_ext.core.control.calibrated import THRESHOLDS
 from kserve_ext.core.control.facts import (
     NEEDS,
     SCALED,
@@ -34,7 +35,7 @@ from kserve_ext.core.control.machine import ElasticMachine, Instruction, Remembe
 from kserve_ext.core.control.roster import Drain, Start, Stop
 from kserve_ext.core.control.scaling import Pace
 from kserve_ext.core.facts import Command, Model, Revision, Scale
-from kserve_ext.core.ids import FunctionID, InstanceID
+from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.core.membership import MembershipMachine, Push
 from kserve_ext.rpc import Caller, Rpc, RpcError
 from kserve_ext.rpc.process import Process
@@ -103,11 +104,11 @@ class Elastic:
 
     def reported(self, message: m.Report) -> float:
         """A member's load; the threshold that it is told."""
-        member = self.membership.view.member(message.id)
+        member = self.membership.member(message.id)
         if member is None:
             return 0.0
         if member.kind == "node":
-            self.machine.room(message.id, member.addr, message.load.free)  # type: ignore[arg-type]
+            self.machine.room(NodeID(message.id), member.addr, message.load.free)
         else:
             self.machine.report(message.id, member.kind, _reading(message.load))
         return self.machine.threshold(member.kind)
@@ -185,7 +186,7 @@ class Elastic:
         self.rpc.call_soon(i.addr, message, done, CALL_TIMEOUT_S)
 
     def _stop(self, i: Stop) -> None:
-        member = self.membership.view.member(i.node)
+        member = self.membership.member(FunctionID(i.node))
         if member is None:
             return
         epoch, home = self.membership.epoch, FunctionID(self.rpc.name)
@@ -246,8 +247,6 @@ def add_args(parser: argparse.ArgumentParser) -> None:
 
 
 def machine_of(args: argparse.Namespace, kept: Kept, now: float) -> ElasticMachine:
-    from kserve_ext.core.control.calibrated import THRESHOLDS
-
     bounds: Mapping[ScaledKind, Bounds] = dict(args.bounds)
     pace = Pace(stable_s=args.stable, shrink_s=min(Pace().shrink_s, args.stable))
     return ElasticMachine(bounds, kept, now, {**THRESHOLDS, **dict(args.threshold)}, pace)

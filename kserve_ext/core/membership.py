@@ -81,6 +81,11 @@ class MembershipMachine:
             self._view = self._divided(View(self.epoch, members))
         return self._view
 
+    def member(self, name: FunctionID) -> Member | None:
+        """As the view shows it."""
+        record = self._records.get(name)
+        return record.shown if record is not None else None
+
     def gathering(self, now: float) -> float:
         """For how long the view isn't given to anybody yet, since members that were in it may still come."""
         return max(0.0, self._gather_by - now) if self._gathers else 0.0

@@ -209,7 +209,7 @@ def test_a_draining_function_stays_a_member_and_is_given_no_work() -> None:
     pushes = machine.drain(FunctionID("schedule-0"), 0.1)
     assert [p.view.epoch for p in pushes] == [epoch + 1]
     assert machine.view.of("schedule") == ()
-    assert machine.view.member("schedule-0") is not None
+    assert machine.view.member("schedule-0") == machine.member(FunctionID("schedule-0"))
     assert machine.drain(FunctionID("schedule-0"), 0.2) == []
     machine.join(member("schedule-0"), epoch + 1, 2, 0.3)  # its connection broke: it doesn't forget
     assert machine.view.of("schedule") == ()
