@@ -43,7 +43,24 @@ STATUS: dict[str, Any] = {
             }
         }
     },
-    "functions": [{"id": "dispatch-0", "kind": "dispatch", "held": 2, "in_flight": 1}],
+    "functions": [
+        {"id": "dispatch-0", "kind": "dispatch", "held": 2, "in_flight": 1},
+        {
+            "id": "schedule-0",
+            "kind": "schedule",
+            "waiting": [
+                {
+                    "waiter": "team/vip-00001",
+                    "instances": 3,
+                    "priority": 1000,
+                    "waited_s": 12.3,
+                    "share": 0.25,
+                    "kept_on": ["node-0"],
+                    "preempting": True,
+                }
+            ],
+        },
+    ],
     "nodes": [
         {
             "node": "node-0",
@@ -51,6 +68,7 @@ STATUS: dict[str, Any] = {
             "free": {"cpu_milli": 500, "memory_mib": 2048, "gpus": 0},
             "capacity": {"cpu_milli": 4000, "memory_mib": 4096, "gpus": 0},
             "instances": 1,
+            "labels": {"kubernetes.io/hostname": "node-0", "zone": "a"},
         }
     ],
     "instances": [
@@ -268,6 +286,10 @@ def test_describe_and_status(galaxy: Running) -> None:
         assert part in status
     for part in ("2:8", "1,234/s of 900/s each", "2 -> 3: schedule-1 applied"):
         assert part in status
+    (waits,) = (line for line in status.splitlines() if "team/vip-00001" in line)
+    assert " ".join(waits.split()) == "schedule-0 team/vip-00001 3 1000 12 s 25 % node-0 (preempting)"
+    assert "zone=a" in status
+    assert "hostname" not in status
     assert json.loads(galaxy("status", "-o", "json").output) == STATUS
 
 

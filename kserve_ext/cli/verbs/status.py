@@ -66,9 +66,30 @@ def picture(facts: Document) -> str:
     controller = facts.get("controller") or {}
     away = f", controller: {controller['error']}" if controller.get("error") else ""
     head = f"epoch {facts['epoch']}, {len(facts['members'])} members, {facts['held']} held requests{away}"
-    return "\n".join(
-        (head, _scaled(controller), _functions(facts), _nodes(facts), _revisions(facts), _instances(facts))
-    )
+    parts = [head, _scaled(controller), _functions(facts), _nodes(facts)]
+    waiting = _waiting(facts)
+    parts += [section("Waiting for room", WAITING, waiting)] if waiting else []
+    return "\n".join((*parts, _revisions(facts), _instances(facts)))
+
+
+WAITING = ("AT", "WHO", "INSTANCES", "PRIORITY", "WAITED", "NAMESPACE HAS", "ROOM KEPT ON")
+
+
+def _waiting(facts: Document) -> list[tuple[object, ...]]:
+    """Each Schedule function's line, in its order."""
+    return [
+        (
+            function["id"],
+            w["waiter"],
+            w["instances"],
+            w["priority"],
+            f"{w['waited_s']:.0f} s",
+            f"{100 * w['share']:.0f} %",
+            " ".join(w["kept_on"]) + (" (preempting)" if w["preempting"] else ""),
+        )
+        for function in facts["functions"]
+        for w in function.get("waiting") or ()
+    ]
 
 
 def _scaled(controller: Document) -> str:
@@ -127,11 +148,28 @@ def _nodes(facts: Document) -> str:
                 " ".join(f"{module}:{count}" for module, count in (node.get("slots") or {}).items()),
                 node.get("instances", 0),
                 " ".join(str(model) for model in node.get("models") or ()),
+                _labels(node),
                 str(node.get("error", "")),
             )
         )
-    names = ("NODE", "CPU FREE", "MEMORY FREE", "GPUS FREE", "SLOTS", "INSTANCES", "MODELS", "ERROR")
+    names = (
+        "NODE",
+        "CPU FREE",
+        "MEMORY FREE",
+        "GPUS FREE",
+        "SLOTS",
+        "INSTANCES",
+        "MODELS",
+        "LABELS",
+        "ERROR",
+    )
     return section("Nodes", names, rows)
+
+
+def _labels(node: Document) -> str:
+    """Those that somebody gave it."""
+    labels = node.get("labels") or {}
+    return ",".join(f"{key}={value}" for key, value in labels.items() if key != "kubernetes.io/hostname")
 
 
 def _revisions(facts: Document) -> str:
