@@ -96,6 +96,30 @@ def test_requests_flow_and_instances_start_whatever_becomes_of_the_store(
     assert asyncio.run(volley([shard_urls(cluster)[1]], HOST, 4)).ok == 4
 
 
+@pytest.mark.parametrize("how", ["killed", "paused"])
+def test_the_leader_is_killed_or_paused_under_load(cluster: Embedded, how: str) -> None:
+    def leader() -> str:
+        return str(cluster.json("status")["controller"]["id"])
+
+    first, epoch = leader(), int(cluster.json("status")["epoch"])
+
+    def act() -> None:
+        pid = cluster.kill(first, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        if how == "paused":
+            cluster.wait("the other leads", lambda: leader() != first)
+        cluster.kill("cluster-mgr-1")  # whoever leads publishes that
+        cluster.wait("a newer view", lambda: int(cluster.json("status")["epoch"]) > epoch and whole(cluster))
+        if how == "paused":
+            second = leader()
+            os.kill(pid, signal.SIGCONT)
+            cluster.kill("cluster-mgr-1")
+            cluster.wait("whole again", lambda: whole(cluster))
+            assert leader() == second
+
+    for url, tally in under_load(cluster, act).items():
+        assert (tally.reset, dict(tally.refused)) == (0, {}), f"{how}, {url}: {tally}"
+
+
 def test_everything_is_killed_at_once_and_known_again_none_twice_none_leaked(
     cluster: Embedded, store: RedisServer
 ) -> None:
