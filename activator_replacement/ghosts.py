@@ -1,9 +1,9 @@
 """Shards that left the view so lately that they may still be alive, and use what a home gave them: ghosts.
 
-A ghost is one for as long as its leases last at most. It is none any more when it is back in the view, or when its
-process is seen to have ended: nobody listens where it did on this machine. Its connections to instances have ended
-then, too, and with them their work for it. Of another machine's refusal it isn't known who says so (a firewall may),
-so there leases end by time.
+A ghost of this machine is *seen*: it is one until its process has ended, since nobody listens where it did. Its
+connections to instances have ended then, too, and with them their work for it. Until then it may only be paused, and
+its requests go on. Of another machine's refusal it isn't known who says so (a firewall may): leases end by time there.
+A ghost that is back in the view is none.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
-from kserve_ext.core.dispatch.facts import LEASE_TTL_S
+from kserve_ext.core.dispatch.facts import LEASE_TTL_S, SEEN_TTL_S
 from kserve_ext.core.facts import Member
 from kserve_ext.core.ids import FunctionID
 from kserve_ext.rpc import Rpc, RpcError
@@ -46,14 +46,22 @@ class Ghosts:
         self.left = {f: ghost for f, ghost in self.left.items() if f not in there} | gone
         self._there = there
 
+    @property
+    def seen(self) -> set[FunctionID]:
+        """Those whose end is noticed."""
+        return {shard for shard, ghost in self.left.items() if self._here(ghost)}
+
     def ask(self, now: float) -> None:
         """Whether they are still there; again and again, since one may be on its way out."""
-        self.left = {f: ghost for f, ghost in self.left.items() if now - ghost.since < LEASE_TTL_S}
-        here = _host(self._membership.addr)
+        lasts = {True: SEEN_TTL_S, False: LEASE_TTL_S}
+        self.left = {f: g for f, g in self.left.items() if now - g.since < lasts[self._here(g)]}
         for shard, ghost in self.left.items():
-            if _host(ghost.addr) == here:
+            if self._here(ghost):
                 said = partial(self._said, shard, ghost)
                 self._rpc.call_soon(ghost.addr, m.Describe("request"), said, TIMEOUT_S)
+
+    def _here(self, ghost: Ghost) -> bool:
+        return _host(ghost.addr) == _host(self._membership.addr)
 
     def _said(self, shard: FunctionID, ghost: Ghost, reply: m.Message | RpcError) -> None:
         if isinstance(reply, RpcError) and reply.nobody and self.left.get(shard) == ghost:

@@ -121,10 +121,14 @@ class Homes:
         for home_key, home in list(self.homes.items()):
             self._carry(
                 home_key,
-                home.view(self._nodes, self._members, self._ghosts.left, now, self._leavers.away(now)),
+                home.view(self._nodes, self._members, *self._lately(now)),
             )
         for revision in list(self.routes.revisions.values()):
             self.revision(revision.key, revision, created=False)
+
+    def _lately(self, now: float) -> tuple[Iterable[FunctionID], float, set[NodeID], set[FunctionID]]:
+        """The rest of what a home is told of a view: who has left it lately."""
+        return self._ghosts.left, now, self._leavers.away(now), self._ghosts.seen
 
     def _ended(self, shard: FunctionID) -> None:
         for home_key, home in list(self.homes.items()):
@@ -148,7 +152,7 @@ class Homes:
             found = self.homes[home_key] = Home(self.me, self.membership.view.epoch, self._new_id)
             self._carry(
                 home_key,
-                found.view(self._nodes, self._members, self._ghosts.left, now, self._leavers.away(now)),
+                found.view(self._nodes, self._members, *self._lately(now)),
             )
         if key not in found.revisions:
             copies = tuple(self._copies.get(key, {}).values())

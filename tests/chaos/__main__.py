@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.chaos import checker, faults
 from tests.chaos.digest import Limits
 from tests.chaos.history import load
-from tests.chaos.plans import FULL, SCRIPTS
+from tests.chaos.plans import FOUND, FULL, SCRIPTS
 from tests.chaos.run import Run, began_of
 
 MOST_SHOWN = 12
@@ -31,14 +31,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="of the schedule and the load; default: a new one, printed")
     parser.add_argument("--schedule", type=Path, help="faults from this file instead of the seed's own")
     parser.add_argument("--bug", default="", help="plant this bug first: see tests/chaos/planted.py")
-    parser.add_argument("--script", default="", help="a short plan: see SCRIPTS in tests/chaos/plans.py")
+    parser.add_argument(
+        "--script", default="", help="a short plan: see SCRIPTS and FOUND in tests/chaos/plans.py"
+    )
     parser.add_argument("--keep", type=Path, help="keep histories and logs in this folder")
     parser.add_argument("--check", type=Path, help="only check the history in this folder")
     args = parser.parse_args(argv)
     if args.check:
         return judge(args.check, FULL.limits)
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1 << 31)
-    plan = SCRIPTS[args.script] if args.script else FULL
+    plan = (SCRIPTS | FOUND)[args.script] if args.script else FULL
     if args.schedule:
         schedule = faults.read(args.schedule.read_text())
     elif args.script:

@@ -96,7 +96,7 @@ def homed_at(*shards: str) -> str:
     return next(n for n in names if ranked(f"chaos/{n}", sorted(shards)) == list(shards))
 
 
-HERE = homed_at("dispatch-0", "dispatch-1")
+HERE, THERE = homed_at("dispatch-0", "dispatch-1"), homed_at("dispatch-1", "dispatch-0")
 OF_THREE = homed_at("dispatch-0", "dispatch-2", "dispatch-1")
 
 #: The script in which each planted bug shows.
@@ -190,4 +190,21 @@ SCRIPTS: dict[str, Plan] = {
         faults=(Fault(2.0, "kill-instance", "0"),),
         seconds=5.0,
     ),
+}
+
+
+def paused(name: str) -> Plan:
+    """A Dispatch function is paused for longer than its leases last, while its request goes on."""
+    return script(
+        (Ask(0.1, name, "dispatch-1", path="/?delay=11.0"), Ask(5.0, name, "dispatch-0")),
+        service(name, concurrency=1, scale={"max": 1}, hold=Hold(seconds=30.0)),
+        faults=(Fault(1.5, "pause", "dispatch-1", 9.0),),
+        seconds=13.0,
+    )
+
+
+#: What runs have found, told again: clean since it was mended.
+FOUND: dict[str, Plan] = {
+    "paused-shard": paused(HERE),
+    "paused-home": paused(THERE),
 }

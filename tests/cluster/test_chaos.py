@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from tests.chaos.plans import SCRIPTS
+from tests.chaos.plans import FOUND, SCRIPTS
 from tests.chaos.planted import BUGS
 from tests.support.embedded import ROOT
 
@@ -69,6 +69,13 @@ def test_the_checker_sees_a_planted_bug_and_nothing_else(runs: Runs, bug: str, p
         return
     assert done.returncode == 1, done.stdout + done.stderr
     assert f"'{BREAKS[bug]}'" in done.stdout.partition("VIOLATIONS:")[2], done.stdout
+
+
+@pytest.mark.parametrize("bug", FOUND)
+@pytest.mark.parametrize("planted", [False], ids=["mended"])
+def test_what_a_run_has_found_stays_mended(runs: Runs, bug: str, planted: bool) -> None:
+    done = runs[bug, planted].result()
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_bug_has_a_script() -> None:

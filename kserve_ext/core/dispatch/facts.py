@@ -13,8 +13,12 @@ from typing import Final, NamedTuple
 
 from kserve_ext.core.facts import Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
+from kserve_ext.core.pulse import HUNG_S
 
 LEASE_TTL_S: Final = 3.0  # a shard may use limited slots so long after it sent the Demand that was answered
+#: Where the end of a shard's process would be seen, what it used is not free before: it may be paused, and its
+#: requests go on. For so long: a process that does not turn is ended by whoever watches it (core/pulse.py).
+SEEN_TTL_S: Final = HUNG_S + 10.0
 REPORT_S: Final = 0.5  # a shard with anything to report reports so often
 QUIET_S: Final = 10.0  # a shard that has had nothing to do for so long forgets instances and falls silent
 UNLIMITED: Final = -1

@@ -31,6 +31,7 @@ class Home:
         self._shards: dict[FunctionID, int] = {}
         self._ghosts: set[FunctionID] = set()
         self._away: set[NodeID] = set()
+        self._seen: frozenset[FunctionID] = frozenset()
         #: revisions of this home that have the traffic of their service
         self._routed: frozenset[RevisionKey] = frozenset()
         #: the Schedule function that has just told of room
@@ -45,11 +46,16 @@ class Home:
         ghosts: Iterable[FunctionID],
         now: float,
         away: Iterable[NodeID] = (),
+        seen: Iterable[FunctionID] = (),
     ) -> list[Instruction]:
-        """Nodes, shards with their incarnations, shards and nodes that left so lately that they may be alive."""
+        """Nodes, shards with their incarnations, shards and nodes that left so lately that they may be alive.
+
+        `seen`: those of `ghosts` whose end will be told (`ended`).
+        """
         self._nodes, self._shards, self._ghosts = set(nodes), dict(shards), set(ghosts)
-        self._away = set(away)
+        self._away, self._seen = set(away), frozenset(seen)
         for home in self.revisions.values():
+            home.seen = self._seen
             home.view(self._nodes, self._shards, now)
         return self._settle(now)
 
@@ -58,6 +64,7 @@ class Home:
         if revision.key not in self.revisions:
             home = RevisionHome(self.me, revision, fresh, self.new_id, now)
             self.revisions[revision.key] = home
+            home.seen = self._seen
             self._take_over(home, copies, now)
         return self._settle(now)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from heapq import merge
 from itertools import islice
 
-from kserve_ext.core.dispatch.facts import LEASE_TTL_S, QUIET_S, Demand
+from kserve_ext.core.dispatch.facts import LEASE_TTL_S, QUIET_S, SEEN_TTL_S, Demand
 from kserve_ext.core.ids import FunctionID, InstanceID
 
 TURN_S = 0.5
@@ -159,11 +159,13 @@ class Leases:
             account.held = account.in_flight = account.wanted = 0
             account.waiting = ()
 
-    def expire(self, now: float) -> bool:
+    def expire(self, now: float, seen: Container[FunctionID] = ()) -> bool:
+        """Forgets who left. `seen`: shards whose end will be told; what they use isn't free before."""
         gone = [
             shard
             for shard, account in self.accounts.items()
-            if account.left_at is not None and now - account.heard_at > LEASE_TTL_S
+            if account.left_at is not None
+            and now - account.heard_at > (SEEN_TTL_S if shard in seen else LEASE_TTL_S)
         ]
         for shard in gone:
             del self.accounts[shard]

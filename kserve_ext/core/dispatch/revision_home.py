@@ -85,6 +85,8 @@ class RevisionHome:
         self.term = 0
         self.take = TakeOver((), (), (), (), now)
         self._ask_at = now
+        #: shards out of the view whose processes may live, and whose end would be told
+        self.seen: frozenset[FunctionID] = frozenset()
 
     # --- take-over
 
@@ -95,7 +97,8 @@ class RevisionHome:
         for known in self.fleet.known.values():
             known.inherited = True  # another home may have been here in between
         if self.revision.concurrency:
-            self.leases.frozen_until = now + home_facts.LEASE_TTL_S
+            paused = take.ghosts & self.seen
+            self.leases.frozen_until = now + (home_facts.SEEN_TTL_S if paused else home_facts.LEASE_TTL_S)
         self._ask_at = now
         self._heard(now)
 
@@ -304,7 +307,7 @@ class RevisionHome:
 
     def tick(self, nodes: set[NodeID], now: float, out: list[Instruction]) -> None:
         """Some times a second."""
-        self.leases.expire(now)
+        self.leases.expire(now, self.seen)
         for known in self.fleet.nodes(nodes, now):
             out.append(Remember(self.revision.key, known.id, NOWHERE))
         self._heard(now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kserve_ext.core.dispatch.facts import LEASE_TTL_S, Demand
+from kserve_ext.core.dispatch.facts import LEASE_TTL_S, SEEN_TTL_S, Demand
 from kserve_ext.core.dispatch.leases import Leases, fair_shares
 from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
 
@@ -287,3 +287,17 @@ def test_no_order_of_events_gives_out_more_than_the_limit(steps: list[tuple[int,
             may_use = sum(max(s.slots.get(i, 0), s.uses.get(i, 0)) for s in shards.values())
             assert may_use <= limit
         leases.check(usable)
+
+
+def test_what_a_paused_shard_uses_is_not_free_when_its_lease_is_over() -> None:
+    """Its requests go on at their instances; where the end of its process would be told, that is waited for."""
+    leases = opened(2)
+    leases.report(S[0], demand(1, leases={A: 2}), 1, 0.0)
+    leases.left(S[0], 3.0)
+    assert not leases.expire(LEASE_TTL_S + 0.1, {S[0]})
+    leases.report(S[1], demand(1, wanted=1), 1, LEASE_TTL_S + 0.1)
+    leases.allot([A], (), LEASE_TTL_S + 0.1)
+    assert not leases.accounts[S[1]].intended
+    assert leases.expire(SEEN_TTL_S + 0.1, {S[0]}), "it hangs, and was ended by whoever watches it"
+    leases.allot([A], (), SEEN_TTL_S + 0.1)
+    assert leases.accounts[S[1]].intended == {A: 1}
