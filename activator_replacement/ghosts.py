@@ -2,7 +2,7 @@
 
 A ghost of this machine is *seen*: it is one until its process has ended, since nobody listens where it did. Its
 connections to instances have ended then, too, and with them their work for it. Until then it may only be paused, and
-its requests go on. Of another machine's refusal it isn't known who says so (a firewall may): leases end by time there.
+its requests go on. Of another machine's refusal it isn't known who says so (a firewall may): leases end by time.
 A ghost that is back in the view is none.
 """
 

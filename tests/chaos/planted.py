@@ -8,7 +8,6 @@ the real classes before any part runs.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -162,7 +161,7 @@ def half_a_gang() -> None:
 
     def commits(self: Any, op_id: int, op: Any, out: list[Any]) -> None:
         release(self, op_id, op, out)
-        out[:] = [dataclasses.replace(i, cancel=False) if isinstance(i, SendCommit) else i for i in out]
+        out[:] = [i._replace(cancel=False) if isinstance(i, SendCommit) else i for i in out]
 
     setattr(ScheduleMachine, "_release_gang", commits)  # noqa: B010
 
