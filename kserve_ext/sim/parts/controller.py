@@ -16,7 +16,7 @@ from kserve_ext.core.membership import MembershipMachine, Push
 from kserve_ext.sim import costs
 from kserve_ext.sim.parts.network import Network, Process
 
-TAKEOVER_S: Final = 2.0
+TAKEOVER_S: Final = 3.5  # the lease in the store, and until another candidate looks at it again
 
 
 class Controller:
