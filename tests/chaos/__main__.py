@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import random
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.chaos import checker, faults
+from tests.chaos.cluster import Shape
 from tests.chaos.digest import Limits
 from tests.chaos.history import load
-from tests.chaos.plans import FOUND, FULL, SCRIPTS
+from tests.chaos.network import Network, possible
+from tests.chaos.plans import STORIES, FULL, SCRIPTS
 from tests.chaos.run import Run, began_of
 
 MOST_SHOWN = 12
@@ -32,21 +36,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--schedule", type=Path, help="faults from this file instead of the seed's own")
     parser.add_argument("--bug", default="", help="plant this bug first: see tests/chaos/planted.py")
     parser.add_argument(
-        "--script", default="", help="a short plan: see SCRIPTS and FOUND in tests/chaos/plans.py"
+        "--script", default="", help="a short plan: see SCRIPTS and STORIES in tests/chaos/plans.py"
     )
+    parser.add_argument("--no-cut", action="store_true", help="no network namespaces (they need root)")
     parser.add_argument("--keep", type=Path, help="keep histories and logs in this folder")
     parser.add_argument("--check", type=Path, help="only check the history in this folder")
     args = parser.parse_args(argv)
     if args.check:
         return judge(args.check, FULL.limits)
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1 << 31)
-    plan = (SCRIPTS | FOUND)[args.script] if args.script else FULL
+    plan = (SCRIPTS | STORIES)[args.script] if args.script else FULL
     if args.schedule:
         schedule = faults.read(args.schedule.read_text())
     elif args.script:
         schedule = faults.Schedule(seed, plan.seconds, plan.faults)
     else:
-        schedule = faults.make(seed, args.seconds, plan.shape.ids)
+        cut = possible() and not args.no_cut
+        schedule = faults.make(seed, args.seconds, plan.shape.ids, cut=cut)
     if args.schedule and args.seed is not None:
         schedule = schedule._replace(seed=seed)
     print(
@@ -57,14 +63,29 @@ def main(argv: list[str] | None = None) -> int:
     folder = args.keep or Path(tempfile.mkdtemp(prefix="galaxy-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "schedule").write_text(schedule.text())
-    run = Run(folder, schedule, plan, lambda text: print(text, flush=True), args.bug)
-    asyncio.run(run.go())
+    with network_for(schedule, plan.shape) as network:
+        run = Run(folder, schedule, plan, lambda text: print(text, flush=True), args.bug, network)
+        asyncio.run(run.go())
     code = judge(folder / "history", plan.limits)
     if code or args.keep:
         print(f"histories, logs and the schedule are in {folder}")
     else:
         shutil.rmtree(folder, ignore_errors=True)
     return code
+
+
+@contextlib.contextmanager
+def network_for(schedule: faults.Schedule, shape: Shape) -> Iterator[Network | None]:
+    """Namespaces, where the schedule cuts nodes off."""
+    if not any(fault.kind == "cut" for fault in schedule.faults):
+        yield None
+        return
+    network = Network([part for part in shape.ids if part.startswith("node")])
+    network.open()
+    try:
+        yield network
+    finally:
+        network.close()
 
 
 def judge(history: Path, limits: Limits) -> int:

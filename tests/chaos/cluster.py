@@ -28,6 +28,7 @@ from kserve_ext.core.facts import Revision
 from kserve_ext.rpc import Rpc
 from kserve_ext.rpc.history import VARIABLE, History
 from kserve_ext.store.remote import RemoteStore
+from tests.chaos.network import Network
 
 #: A part that dies by itself comes back after so long.
 RESTART_S = 0.2
@@ -77,12 +78,17 @@ class Part:
 
 
 class Cluster:
-    def __init__(self, folder: Path, shape: Shape, said: History, bug: str = "") -> None:
+    def __init__(
+        self, folder: Path, shape: Shape, said: History, bug: str = "", network: Network | None = None
+    ) -> None:
+        """`network`: open, and with a place for every node; None: all is on this machine's loopback."""
+        self.network = network
+        self.host = network.host if network is not None else "127.0.0.1"
         self.folder, self.shape, self.said, self.bug = folder, shape, said, bug
         self.data = folder / "data"
         self.history = folder / "history"
         self.ports = free_ports(1 + 1 + shape.dispatch)
-        self.controller = f"127.0.0.1:{self.ports[0]}"
+        self.controller = f"{self.host}:{self.ports[0]}"
         self.parts: dict[str, Part] = {}
         self.nursery: asyncio.subprocess.Process | None = None
         self.rpc: Rpc | None = None
@@ -98,6 +104,9 @@ class Cluster:
         """Port of each Dispatch function's own HTTP address."""
         return {f"dispatch-{k}": self.ports[2 + k] for k in range(self.shape.dispatch)}
 
+    def http(self, shard: str) -> tuple[str, int]:
+        return self.host, self.shards[shard]
+
     # --- life
 
     async def start(self) -> None:
@@ -108,7 +117,7 @@ class Cluster:
         await self._start_nursery()
         described: dict[str, Any] = {
             "controller": self.controller,
-            "http": f"127.0.0.1:{self.ports[1]}",
+            "http": f"{self.host}:{self.ports[1]}",
             "domain": "galaxy.local",
             "counts": self.shape.counts,
             "node": {
@@ -126,9 +135,13 @@ class Cluster:
                 argv += ["--own-http", str(self.shards[found.id])]
             if found.kind == "node":
                 argv += ["--zygote-memory", "64Mi"]
+                if self.network is not None:
+                    argv[argv.index("--host") + 1] = self.network.host_of(found.id)
             clock = self.data / "clock" / found.id
             clock.write_bytes(struct.pack("d", 0.0))
             part = self.parts[found.id] = Part(found.id, found.kind, argv, clock)
+            if self.network is not None and found.kind == "node":
+                part.net = self.network.namespace(found.id)
             await self._launch(part)
         self.rpc = Rpc("runner", (self.data / "cluster.key").read_bytes())
         self.rpc.history = self.said

@@ -28,8 +28,8 @@ class Client:
 
     _numbers = itertools.count()
 
-    def __init__(self, said: History, shard: str, port: int) -> None:
-        self.said, self.shard, self.port = said, shard, port
+    def __init__(self, said: History, shard: str, addr: tuple[str, int]) -> None:
+        self.said, self.shard, self.addr = said, shard, addr
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
@@ -76,7 +76,7 @@ class Client:
         if self._writer is not None and self._reader is not None and not self._reader.at_eof():
             return
         self.close()
-        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self._reader, self._writer = await asyncio.open_connection(*self.addr)
 
     def _send(self, number: str, host: str, path: str) -> None:
         assert self._writer is not None

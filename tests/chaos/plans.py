@@ -60,7 +60,7 @@ class Script:
 
     async def _ask(self, ask: Ask) -> None:
         await asyncio.sleep(ask.at)
-        client = Client(self.cluster.said, ask.shard, self.cluster.shards[ask.shard])
+        client = Client(self.cluster.said, ask.shard, self.cluster.http(ask.shard))
         for _ in range(ask.again):
             await client.ask(host_of(f"chaos/{ask.service}"), f"chaos/{ask.service}", ask.path)
         client.close()
@@ -203,8 +203,14 @@ def paused(name: str) -> Plan:
     )
 
 
-#: What runs have found, told again: clean since it was mended.
-FOUND: dict[str, Plan] = {
+#: What runs have found, told again, and what must go well besides: all clean.
+STORIES: dict[str, Plan] = {
     "paused-shard": paused(HERE),
     "paused-home": paused(THERE),
+    "cut-off": script(
+        (Ask(0.1, HERE, many=4, path="/?delay=0.3"), Ask(6.0, HERE, many=4)),
+        service(HERE, scale={"min": 1, "initial": 1, "max": 4, "target": 1.0}),
+        faults=(Fault(1.0, "cut", "node-0", 4.0),),
+        seconds=12.0,
+    ),
 }

@@ -20,6 +20,7 @@ from kserve_ext.wire.messages import Stop
 from tests.chaos.cluster import Cluster, Part
 from tests.chaos.faults import Fault, Schedule, facts_of
 from tests.chaos.history import Event, load
+from tests.chaos.network import Network
 from tests.chaos.observer import Observer
 from tests.chaos.plans import Plan
 
@@ -31,10 +32,18 @@ Say = Callable[[str], None]
 
 
 class Run:
-    def __init__(self, folder: Path, schedule: Schedule, plan: Plan, say: Say, bug: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        schedule: Schedule,
+        plan: Plan,
+        say: Say,
+        bug: str = "",
+        network: Network | None = None,
+    ) -> None:
         self.schedule, self.plan, self.say_so = schedule, plan, say
         self.said = History("runner", str(folder / "history"))
-        self.cluster = Cluster(folder, plan.shape, self.said, bug)
+        self.cluster = Cluster(folder, plan.shape, self.said, bug, network)
         self.observer = Observer(self.cluster.history, self.said)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -140,6 +149,10 @@ class Run:
                     cluster.signal(part, signal.SIGCONT)
             case "clock":
                 cluster.shift_clock(part, fault.amount)
+            case "cut" if cluster.network is not None:
+                cluster.network.cut(part.id)
+                await asyncio.sleep(fault.seconds)
+                cluster.network.heal(part.id)
             case _:
                 raise ValueError(f"there is no fault {fault.kind!r}")
 

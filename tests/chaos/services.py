@@ -93,7 +93,7 @@ class Load:
             await asyncio.wait(self._tasks)
 
     def _client(self, shard: str) -> Client:
-        return Client(self.cluster.said, shard, self.cluster.shards[shard])
+        return Client(self.cluster.said, shard, self.cluster.http(shard))
 
     async def _steady(self, shard: str, until: float) -> None:
         client, key = self._client(shard), "chaos/steady"

@@ -25,9 +25,15 @@ def check(digest: Digest) -> Iterator[Violation]:
 
 def _concurrency(digest: Digest) -> Iterator[Violation]:
     for e in digest.events:
-        if e.what == "over":
+        if e.what == "over" and not _cut_off(digest, e["node"], e.t):
             text = f"{e['instance']} served {e['in_flight']} requests at once, {e['limit']} are its limit"
             yield Violation(NAME, e.t, text, (*digest.near(e.t - 5, e.t, e["instance"]), e))
+
+
+def _cut_off(digest: Digest, node: str, t: float) -> bool:
+    """Clients may have left an instance there, and it can't have heard yet."""
+    cuts = digest.disturbed(kinds=("cut",), parts=(node,))
+    return any(a <= t <= b for a, b in cuts)
 
 
 def _most(

@@ -68,7 +68,7 @@ def _wrong(
         yield f"its service was there, and was not found: {e['body']}"
     if status == 502:
         broke = any(began - 2 * late <= t <= e.t + 2 * late for t in ended_at)
-        if not broke and not _paused_instance(digest, began, e.t):
+        if not broke and not _out_of_reach(digest, began, e.t):
             yield f"no instance broke off: {e['body']}"
     if status in (503, 504) and _should_serve(digest, e):
         yield f"refused in a calm cluster with room: {status} {_reason(e)}"
@@ -88,7 +88,7 @@ def _stream(digest: Digest, e: Event, story: list[Event], by_instance: dict[str,
     sent = [by_instance.get(s["instance"]) for s in story if s.what == "sent"]
     slack = 2 * digest.limits.late_s
     died = any(p is not None and e["began"] - slack <= p.ended <= e.t + slack for p in sent)
-    if not died and not _paused_instance(digest, e["began"], e.t):
+    if not died and not _out_of_reach(digest, e["began"], e.t):
         yield f"an error event, and its instance lived on: {said}"
 
 
@@ -140,9 +140,12 @@ def _changing(digest: Digest, e: Event) -> bool:
     return e["began"] < known_by or not digest.calm(service.applied, e.t)
 
 
-def _paused_instance(digest: Digest, start: float, end: float) -> bool:
+def _out_of_reach(digest: Digest, start: float, end: float) -> bool:
+    """Some instance was paused, or cut off with its node."""
     return any(
-        f["kind"].endswith("-instance") and f.t <= end and start <= over + digest.limits.settle_s
+        (f["kind"].endswith("-instance") or f["kind"] == "cut")
+        and f.t <= end
+        and start <= over + digest.limits.settle_s
         for f, over in digest.faults
     )
 
