@@ -85,7 +85,7 @@ while at <= #ARGV do
   end
   at = at + 5
 end
-return {{'ok', redis.call('GET', KEYS[2]) or '0'}}
+return {{'ok', redis.call('GET', KEYS[2]) or '0', asked or '0'}}
 """
 
 #: KEYS: life, values, index, counts, stream of the segment, lives. ARGV: prefix, what is behind it, segment.
@@ -119,8 +119,9 @@ class RedisStore:
         self._base = f"{{{where.namespace}}}:"
         self._writer = secrets.token_hex(8)
         self._asked = 0
-        #: the highest revision that the store has given to a write of ours
-        self._revision = 0
+        #: the last of our writes that the store acknowledged, and when: one that doesn't know it has lost it
+        self._known = 0
+        self._known_at = 0.0
         self._writing = asyncio.Lock()
         self._client = self._connect(CALL_TIMEOUT_S)
         self._reader = self._connect(POLL_S + CALL_TIMEOUT_S)
@@ -207,13 +208,13 @@ class RedisStore:
                 elif said == b"conflict":
                     raise Conflict(more[0].decode())
                 elif said == b"ok":
-                    revision = int(more[0])
-                    if revision < self._revision:  # a copy that lags behind has taken its place
-                        self._revision = revision
-                        await self._begin(over=life)
-                        continue
-                    self._revision = revision
-                    return revision
+                    now = asyncio.get_running_loop().time()
+                    remembers = now < self._known_at + WRITER_FORGOTTEN_S / 2
+                    lags = remembers and int(more[1]) < self._known
+                    self._known, self._known_at = self._asked, now
+                    if not lags:
+                        return int(more[0])
+                    await self._begin(over=life)  # a copy that lags behind has taken its place
                 else:
                     raise Unavailable(
                         f"state store {self.where}: a later write of this process was done before"
@@ -238,7 +239,7 @@ class RedisStore:
         args = [secrets.token_hex(8), over, secrets.randbits(40)]
         life: str = (await self._script(_BEGIN, keys, args)).decode()
         if life != self.behind.life:
-            self._revision = 0
+            self._known = 0
         self.behind.heard(life)
         return life
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.store import Unavailable
 from kserve_ext.store.location import Location
 from kserve_ext.store.redis import RedisStore
+from tests.support.certificates import Authority
 from tests.support.redis_server import RedisServer
 
 KEY = b"k" * 32
@@ -90,3 +92,26 @@ def test_a_user_with_the_rights_that_the_remedy_names_is_enough(tmp_path: Path) 
         asyncio.run(story(f"redis://galaxy:pw@{host}/0?namespace=mine"))
         with pytest.raises(Unavailable, match=r"permissions .* ~\{other\}:\*"):
             asyncio.run(story(f"redis://galaxy:pw@{host}/0?namespace=other"))
+
+
+def test_over_tls_only_a_server_that_the_authority_vouches_for(tmp_path: Path) -> None:
+    authority = Authority()
+    authority.server(tmp_path, "store.example")
+    (tmp_path / "ca.crt").write_bytes(authority.pem)
+    (tmp_path / "other.crt").write_bytes(Authority("other").pem)
+
+    async def write(url: str) -> int:
+        store = RedisStore(Location.of(url, KEY))
+        try:
+            return await store.put_now([("a/1", b"x")])
+        finally:
+            await store.close()
+
+    port = free_port()
+    files = {"cert": "tls.crt", "key": "tls.key", "ca-cert": "ca.crt"}
+    tls = [word for name, file in files.items() for word in (f"--tls-{name}-file", str(tmp_path / file))]
+    with RedisServer(tmp_path, "--tls-port", str(port), "--tls-auth-clients", "no", *tls):
+        host = f"rediss://127.0.0.1:{port}/0"
+        assert asyncio.run(write(f"{host}?ssl_ca_certs={tmp_path}/ca.crt"))
+        with pytest.raises(Unavailable, match="certificate verify failed"):
+            asyncio.run(write(f"{host}?ssl_ca_certs={tmp_path}/other.crt"))
