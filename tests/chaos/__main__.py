@@ -23,7 +23,7 @@ from tests.chaos.cluster import Shape
 from tests.chaos.digest import Limits
 from tests.chaos.history import load
 from tests.chaos.network import Network, possible
-from tests.chaos.plans import STORIES, FULL, SCRIPTS
+from tests.chaos.plans import FULL, SCRIPTS, STORIES
 from tests.chaos.run import Run, began_of
 
 MOST_SHOWN = 12

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from tests.chaos.network import possible
-from tests.chaos.plans import STORIES, SCRIPTS
+from tests.chaos.plans import SCRIPTS, STORIES
 from tests.chaos.planted import BUGS
 from tests.support.embedded import ROOT
 
