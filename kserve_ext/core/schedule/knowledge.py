@@ -14,7 +14,6 @@ once. docs/decisions/0021 has the measurements.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Collection
 from typing import Final, Literal, NamedTuple
 
@@ -79,8 +78,8 @@ def sample(nodes: int, room: int) -> int:
 class Knowledge:
     """The state of one partition, and its probe cache."""
 
-    def __init__(self, partition: Partition, rates: Rates, rng: random.Random) -> None:
-        self.cache = ProbeCache(rates, rng)
+    def __init__(self, partition: Partition, rates: Rates, name: str) -> None:
+        self.cache = ProbeCache(rates, name)
         self._partition = partition
         #: until then every node was told of late enough
         self._told_until = -1.0

@@ -10,7 +10,6 @@ them; else by a probe cache, and asks nodes first where that holds too little (k
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -158,7 +157,7 @@ class ScheduleMachine:
         self.me = me
         self.partition = Partition()
         self.line = Line(self.partition, weights)
-        self.knowledge = Knowledge(self.partition, rates, random.Random(me))
+        self.knowledge = Knowledge(self.partition, rates, me)
         self._now = 0.0
         self.rooms = Rooms(me, incarnation)
         self.placed_total = 0

@@ -10,8 +10,8 @@ to a start is one about its node, a refusal's too; it takes the place of the one
 
 from __future__ import annotations
 
+import hashlib
 import math
-import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -54,10 +54,11 @@ class _Answer:
 
 
 class ProbeCache:
-    def __init__(self, rates: Rates, rng: random.Random) -> None:
+    def __init__(self, rates: Rates, name: str) -> None:
+        """`name`: its draws are those of no other cache; they are hashes of a counter."""
         self.rates = rates
         self.probes = self.reused = 0
-        self._rng = rng
+        self._name, self._draws = name, 0
         #: oldest first
         self._answers: dict[NodeID, _Answer] = {}
         self._to_probe = self._to_remove = 0.0
@@ -115,9 +116,17 @@ class ProbeCache:
         """So many nodes at random whose answers don't count (any more)."""
         pool = self.pool(now)
         unknown = sorted(set(nodes).difference(pool))
-        asked = self._rng.sample(unknown, min(count, len(unknown)))
-        self.probes += len(asked)
-        return asked
+        count = min(count, len(unknown))
+        for k in range(count):
+            other = k + self._draw() % (len(unknown) - k)
+            unknown[k], unknown[other] = unknown[other], unknown[k]
+        self.probes += count
+        return unknown[:count]
+
+    def _draw(self) -> int:
+        self._draws += 1
+        text = f"{self._name}/{self._draws}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
 
 
 def fullness(candidate: Candidate) -> float:

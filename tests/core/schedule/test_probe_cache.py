@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,7 +28,7 @@ events = st.lists(
 def test_no_answer_is_used_too_often_or_too_late_and_the_pool_is_bounded(
     script: list[tuple[str, NodeID, float]],
 ) -> None:
-    cache = ProbeCache(RATES, random.Random(1))
+    cache = ProbeCache(RATES, "s")
     most, now = uses(RATES, len(NODES)), 0.0
     answered: dict[NodeID, float] = {}
     used: dict[NodeID, int] = {}
@@ -56,7 +54,7 @@ def test_no_answer_is_used_too_often_or_too_late_and_the_pool_is_bounded(
 
 
 def test_what_is_taken_away_is_the_oldest_and_the_fullest_in_turns() -> None:
-    cache = ProbeCache(Rates(pool=4, removed=1.0, probes=3.0), random.Random(1))
+    cache = ProbeCache(Rates(pool=4, removed=1.0, probes=3.0), "s")
     for node in NODES[:4]:
         cache.answered(node, 0.0)
     full = {NODES[2]: 0.9}
