@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import sys
 import time
@@ -182,6 +183,8 @@ async def run(args: argparse.Namespace) -> None:
     found = Nodes(nodes, rpc)
     reports = [asyncio.create_task(node.telling.run()) for node in nodes]
     ticks = asyncio.create_task(found.ticks())
+    gc.collect()
+    gc.freeze()  # as the processes of the cluster do (rpc/process.py)
     print(addr, flush=True)
     await asyncio.gather(ticks, *reports)
 

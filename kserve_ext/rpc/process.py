@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -105,6 +106,8 @@ class Process:
 
     def ready(self) -> None:
         """From now on this part can be found and asked."""
+        gc.collect()
+        gc.freeze()  # what is here now stays: no later collection, which calls would wait for, has to look at it
         if self._instance is not None:
             port = int(self._info["rpc"].rpartition(":")[2])
             said = {"phase": "ready", "pid": os.getpid(), "port": port, "info": self._info}
