@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 FIRST_S = 5.0
 STORM_S = (4.0, 10.0)
 CALM_S = 14.0
+#: No storm begins later: it is over, and most of the calm after it, when the run is.
+LAST_S = 20.0
 
 KILLS = (0.1, 0.5, 2.0, 5.0)
 PAUSES = (0.3, 1.5, 3.5, 6.0, 12.0)
@@ -50,7 +52,7 @@ def make(seed: int, seconds: float, parts: list[str], *, cut: bool = False) -> S
     rng = random.Random(seed)
     faults: list[Fault] = []
     at = FIRST_S
-    while at + STORM_S[0] < seconds:
+    while at + LAST_S <= seconds:
         storm = rng.uniform(*STORM_S)
         for _ in range(rng.choice((1, 1, 2, 2, 3, 4))):
             faults.append(_one(rng, round(at + rng.uniform(0, storm / 2), 2), parts, cut))

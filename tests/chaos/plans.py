@@ -213,4 +213,14 @@ STORIES: dict[str, Plan] = {
         faults=(Fault(1.0, "cut", "node-0", 4.0),),
         seconds=12.0,
     ),
+    "clocks-go-back": script(
+        (Ask(0.1, HERE), Ask(6.0, HERE, many=3), Ask(6.0, HERE, "dispatch-1", many=3)),
+        service(HERE, concurrency=2, scale={"min": 1, "initial": 1}),
+        faults=tuple(
+            fault
+            for part in ("node-0", "node-1", "dispatch-1")
+            for fault in (Fault(0.5, "clock", part, amount=-3600.0), Fault(0.8, "kill", part, 0.1))
+        ),
+        seconds=9.0,
+    ),
 }

@@ -1,0 +1,34 @@
+"""Chaos schedules: values made from a seed, printed and read back; what histories say of spans of time."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.chaos import faults
+from tests.chaos.digest import length, minus, union
+
+PARTS = ["controller-0", "dispatch-0", "dispatch-1", "node-0"]
+spans = st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)).map(lambda t: (min(t), max(t))), max_size=8)
+
+
+@given(st.integers(0, 1 << 31), st.floats(25, 400), st.booleans())
+def test_a_schedule_is_its_seeds_alone_and_comes_back_from_its_text(
+    seed: int, seconds: float, cut: bool
+) -> None:
+    made = faults.make(seed, seconds, PARTS, cut=cut)
+    assert made == faults.make(seed, seconds, PARTS, cut=cut) == faults.read(made.text())
+    assert made.faults
+    assert all(f.at + f.seconds <= seconds for f in made.faults), "what a run began is over when it ends"
+    assert cut or not any(f.kind == "cut" for f in made.faults)
+
+
+@given(spans, spans)
+def test_what_is_left_of_a_span_lies_in_no_hole(
+    some: list[tuple[float, float]], holes: list[tuple[float, float]]
+) -> None:
+    for span in some:
+        left = minus(span, holes)
+        assert all(span[0] <= a <= b <= span[1] for a, b in left)
+        inside = [(max(a, span[0]), min(b, span[1])) for a, b in holes if a < span[1] and b > span[0]]
+        assert abs(length(left) + length(union(inside)) - length([span])) < 1e-6
