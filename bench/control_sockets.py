@@ -85,6 +85,11 @@ async def finding(plane: ControlPlane, seconds: float, said: str) -> list[Row]:
     out = plane.processes["shards"].stdout
     assert out is not None
     *shards, plane.addr["shards"] = (await asyncio.to_thread(out.readline)).decode().split()
+    meeting = Calls(plane.rpc, plane.addr["schedule-0"], 16, 4, "met", tuple(shards))
+    while meeting.placed < 4 * plane.count:  # an instance that starts in no time leaves none to connect ahead
+        await meeting.run(0.2)
+    await asyncio.sleep(0.5)
+    await plane.describe("shards", "forget")
     calls = Calls(plane.rpc, plane.addr["schedule-0"], 1, 1, "found", tuple(shards))
     await calls.run(seconds)
     await asyncio.sleep(0.5)
@@ -92,7 +97,7 @@ async def finding(plane: ControlPlane, seconds: float, said: str) -> list[Row]:
     took = heard["took"]
     if len(took) != calls.placed:
         raise SystemExit(f"{calls.placed} instances were placed, all shards have heard of {len(took)}")
-    said = f"{said}; {SHARDS} shards, {len(took):,} instances, one Schedule call under way"
+    said = f"{said}; {SHARDS} shards, {len(took):,} instances, one Schedule call under way, connections stand"
     await plane.end_instances()
     plane.processes["shards"].kill()
     aim: dict[str, Any] = {"peer": AIM_FOUND_S * 1e3, "peer_name": "aim"}

@@ -50,18 +50,18 @@ class Calls:
     placed: int = 0
     refused: int = 0
     waited: list[float] = field(default_factory=list)
+    number: int = 0
 
     async def run(self, seconds: float) -> float:
         """Seconds until the last answer."""
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         began = perf_counter()
-        until, left, number = began + seconds, self.under_way, 0
+        until, left = began + seconds, self.under_way
         pool = revisions(200)
         home_addr = self.waiting[0] if self.waiting else ""
 
         def call() -> None:
-            nonlocal number
-            number += 1
+            number = self.number = self.number + 1
             ids = tuple(InstanceID(f"{self.tag}-{number}-{k}") for k in range(self.count))
             item = Item(pool[number % len(pool)], ids)
             message = Schedule((item,), EPOCH, FunctionID("bench"), home_addr, self.waiting)

@@ -2,7 +2,7 @@
 
 They note how long ago a node has found an instance ready when its ModInstance is in their handler; the first of them
 answers as the home, the others as shards that hold a request. Prints their addresses, then one at which Describe
-answers with the times of those instances that all of them have heard of.
+answers with the times of those instances that all of them have heard of; Describe("forget") begins anew.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class Shards:
         return m.ModInstanceReply(shard == 0, (), 0)
 
     def describe(self, message: m.Describe, caller: Caller) -> m.Description:
+        if message.what == "forget":
+            self.heard.clear()
         all_heard = [max(of.values()) for of in self.heard.values() if len(of) == len(self.rpcs)]
         return m.Description(msgspec.json.encode({"known": len(self.heard), "took": sorted(all_heard)}))
 
