@@ -5,9 +5,11 @@ PYTHON ?= python3.11
 KEEP ?=
 PY := .venv/bin/python
 ROOTS := kserve_ext autoscaler_shim activator_replacement runtimes tools tests bench examples e2e
-BENCHES := bench-rpc bench-dataplane bench-activator bench-from-zero bench-coldstart bench-kv bench-kv-ttft bench-kv-peers bench-kv-gpu bench-kv-gpu-rungs bench-simulate
+BENCHES := bench-rpc bench-dataplane bench-activator bench-from-zero bench-coldstart bench-kv bench-kv-ttft bench-kv-peers bench-kv-gpu bench-kv-gpu-rungs bench-control
 FUZZ_SECONDS ?= 60
 REQUESTS ?= 10000
+SECONDS ?= 120
+SEED ?=
 E2E ?=
 #: Tests that must pass on the compiled form of the request path, too.
 ON_COMPILED := tests/wire/test_http1.py tests/wire/test_knative_head.py tests/wire/http2 tests/shell/test_dataplane.py \
@@ -15,7 +17,7 @@ ON_COMPILED := tests/wire/test_http1.py tests/wire/test_knative_head.py tests/wi
   tests/shell/test_continuing.py tests/wire/test_continuation.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check unit e2e rdma storm fuzz golden compiled clean $(BENCHES)
+.PHONY: help setup demo test check unit e2e rdma storm chaos fuzz golden compiled clean $(BENCHES)
 
 help:
 	@echo 'make demo [KEEP=1]   an embedded cluster: from zero to the first token (KEEP=1 leaves it running)'
@@ -25,6 +27,7 @@ help:
 	@echo '                     (E2E="--impl ours -k websocket" are options of pytest; needs root and Go, see e2e/README.md)'
 	@echo 'make rdma            KV over real verbs under a kernel with soft-RoCE (built once: six minutes)'
 	@echo 'make storm           REQUESTS=10000 through a pair in which every step fails at times (quarter of an hour)'
+	@echo 'make chaos           SECONDS=120 of faults by a seed on real processes, every invariant checked (SEED=n repeats a run)'
 	@echo 'make compiled        the request path through mypyc, in the cache; used from then on (decision 8)'
 	@echo 'make fuzz            every parser by coverage, FUZZ_SECONDS each'
 	@echo 'make golden          rewrite the golden scripts from what the code does now; then read the diff'
@@ -75,6 +78,9 @@ rdma: setup
 
 storm: setup
 	@$(PY) -m tests.engine.storm --requests $(REQUESTS)
+
+chaos: setup
+	@$(PY) -m tests.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 fuzz: setup
 	@$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS)
