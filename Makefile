@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 KEEP ?=
 PY := .venv/bin/python
 ROOTS := kserve_ext autoscaler_shim activator_replacement runtimes tools tests bench examples e2e
-BENCHES := bench-rpc bench-dataplane bench-activator bench-from-zero bench-coldstart bench-kv bench-kv-ttft bench-kv-peers bench-kv-gpu bench-kv-gpu-rungs bench-control
+BENCHES := bench-rpc bench-dataplane bench-activator bench-from-zero bench-coldstart bench-kv bench-kv-ttft bench-kv-peers bench-kv-gpu bench-kv-gpu-rungs bench-control bench-control-sockets bench-elastic
 FUZZ_SECONDS ?= 60
 REQUESTS ?= 10000
 SECONDS ?= 120
@@ -17,7 +17,7 @@ ON_COMPILED := tests/wire/test_http1.py tests/wire/test_knative_head.py tests/wi
   tests/shell/test_continuing.py tests/wire/test_continuation.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check unit e2e rdma storm chaos fuzz golden compiled clean $(BENCHES)
+.PHONY: help setup demo test check unit e2e rdma storm chaos calibrate fuzz golden compiled clean $(BENCHES)
 
 help:
 	@echo 'make demo [KEEP=1]   an embedded cluster: from zero to the first token (KEEP=1 leaves it running)'
@@ -28,6 +28,7 @@ help:
 	@echo 'make rdma            KV over real verbs under a kernel with soft-RoCE (built once: six minutes)'
 	@echo 'make storm           REQUESTS=10000 through a pair in which every step fails at times (quarter of an hour)'
 	@echo 'make chaos           SECONDS=120 of faults by a seed on real processes, every invariant checked (SEED=n repeats a run)'
+	@echo 'make calibrate       what one function of each kind bears, kept as data (three quiet minutes)'
 	@echo 'make compiled        the request path through mypyc, in the cache; used from then on (decision 8)'
 	@echo 'make fuzz            every parser by coverage, FUZZ_SECONDS each'
 	@echo 'make golden          rewrite the golden scripts from what the code does now; then read the diff'
@@ -78,6 +79,9 @@ rdma: setup
 
 storm: setup
 	@$(PY) -m tests.engine.storm --requests $(REQUESTS)
+
+calibrate: setup
+	@$(PY) -m bench.calibrate --write
 
 chaos: setup
 	@$(PY) -m tests.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
