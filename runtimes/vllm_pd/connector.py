@@ -8,6 +8,7 @@ Failed loads are recomputed (kv_load_failure_policy=recompute).
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,7 +123,11 @@ class GalaxyConnector(KVConnectorBase_V1):  # type: ignore[misc]
             self._halves().layer_computed(layer_name, self._get_connector_metadata().plan)
 
     def wait_for_save(self) -> None:
-        self._halves().after_forward(self._get_connector_metadata().plan)
+        plan = self._get_connector_metadata().plan
+        if sys.exception() is None:
+            self._halves().after_forward(plan)
+        else:  # vLLM calls this in a `finally`
+            self._halves().before_forward(plan.failed_step())
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
         sent, received, failed = self._halves().results(finished_req_ids)

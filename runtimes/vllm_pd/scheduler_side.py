@@ -64,6 +64,10 @@ class Plan(NamedTuple):
     ended: tuple[int, ...] = ()
     failed: tuple[str, ...] = ()
 
+    def failed_step(self) -> Plan:
+        """Instead of it, when the step has raised: nobody knows what is in the blocks that it was to compute."""
+        return Plan(preempted=tuple(p.push for p in self.progress))
+
 
 class DecodeSide:
     """Waits for blocks that another engine computes."""
