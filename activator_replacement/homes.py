@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -33,6 +33,7 @@ from kserve_ext.core.dispatch.facts import (
 )
 from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.dispatch.revision_home import RevisionHome
+from kserve_ext.core.dispatch.standing import Standing
 from kserve_ext.core.dispatch.take_over import Copy, Leavers
 from kserve_ext.core.facts import Mark, Revision, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
@@ -79,6 +80,8 @@ class Homes:
         #: homes that have had an event since they last were idle: ticked every time
         self._awake: dict[str, None] = {}
         self._leavers = Leavers()
+        self._standing = Standing()
+        membership.on_confirmed(self._standing.member)
         self._recording = HomeHistory(rpc.history)
         self._questions = Questions(rpc, membership, self.homes, self._carry)
         #: revisions that nodes tell of and the store doesn't know (any more), and since when
@@ -102,6 +105,7 @@ class Homes:
         now = self.loop.time()
         members = {FunctionID(x.id): x.incarnation for x in view.of("dispatch")}
         nodes = {NodeID(x.id) for x in view.of("node")}
+        self._standing.view(view.epoch)
         self._ghosts.view(view.of("dispatch"), now)
         self._leavers.view(nodes, now)
         if (members, nodes) != (self._members, self._nodes):
@@ -149,7 +153,9 @@ class Homes:
             return
         found = self.homes.get(home_key)
         if found is None:
-            found = self.homes[home_key] = Home(self.me, self.membership.view.epoch, self._new_id)
+            found = self.homes[home_key] = Home(
+                self.me, self.membership.view.epoch, self._new_id, self._standing
+            )
             self._carry(
                 home_key,
                 found.view(self._nodes, self._members, *self._lately(now)),
@@ -206,6 +212,9 @@ class Homes:
         now = self.loop.time()
         self._ticks += 1
         self._ghosts.ask(now)
+        if not self._acts():
+            self._ask_others(now)
+            return
         turn = list(self.homes)[self._ticks % IDLE_TICKS :: IDLE_TICKS]
         for home_key in self._awake | dict.fromkeys(turn):
             home = self.homes.get(home_key)
@@ -219,6 +228,32 @@ class Homes:
             if home.idle:
                 self._awake.pop(home_key, None)
 
+    # --- whether we still are the home
+
+    def _acts(self) -> bool:
+        sure = self._standing.sure
+        acts = self._standing.turns(self.loop.time())
+        if sure and not acts:
+            log.warning("this process stood still: no home acts until it is known that there is no other")
+        return acts
+
+    def _ask_others(self, now: float) -> None:
+        """The controller is asked by our reports; the others are where it doesn't answer."""
+
+        def said(who: FunctionID) -> Callable[[m.Message | RpcError], None]:
+            def done(reply: m.Message | RpcError) -> None:
+                self._standing.answered(who, now, reply.epoch if isinstance(reply, m.RecallReply) else None)
+
+            return done
+
+        for other in self._standing.asks(self._members.keys() - {self.me}, now):
+            nothing = m.Recall(0, self.me, self.membership.addr, ())
+            self.rpc.call_soon(self._addr(other), nothing, said(other), GRANT_TIMEOUT_S)
+
+    def _acting(self, key: RevisionKey) -> tuple[str, Home] | None:
+        """The home of a revision, if it is here and may act."""
+        return self.of_revision(key) if self._acts() else None
+
     # --- rpc handlers
 
     def coordinate(self, message: m.Coordinate, caller: Caller) -> m.CoordinateReply:
@@ -228,7 +263,7 @@ class Homes:
         for action in message.actions:
             match action:
                 case m.Demand():
-                    found = self.of_revision(action.revision)
+                    found = self._acting(action.revision)
                     if found is None:
                         elsewhere.append(action.revision)
                         continue
@@ -245,7 +280,7 @@ class Homes:
                     if demand is not None:
                         answers.append(demand)
                 case m.Broken():
-                    found = self.of_revision(action.revision)
+                    found = self._acting(action.revision)
                     if found is not None:
                         out = found[1].broken(action.revision, action.instance, self.loop.time())
                         self._carry(found[0], out)
@@ -259,7 +294,7 @@ class Homes:
 
     def _room_for(self, action: m.RoomFor) -> tuple[RevisionKey, ...]:
         """Those of its revisions for which it isn't needed: all or none."""
-        found = self.of_revision(action.revisions[0]) if action.revisions else None
+        found = self._acting(action.revisions[0]) if action.revisions else None
         if found is None:
             return action.revisions
         home_key, home = found
@@ -268,7 +303,7 @@ class Homes:
         return () if wanted else action.revisions
 
     def _make_room(self, action: m.MakeRoom) -> m.MadeRoom:
-        found = self.of_revision(action.victim)
+        found = self._acting(action.victim)
         given = 0
         if found is not None:
             home_key, home = found
@@ -283,7 +318,7 @@ class Homes:
 
     def mod_instance(self, message: m.ModInstance, caller: Caller) -> m.ModInstanceReply:
         epoch = self.membership.view.epoch
-        found = self.of_revision(message.revision)
+        found = self._acting(message.revision)
         unwanted: tuple[InstanceID, ...] = ()
         if found is not None:
             home_key, home = found
@@ -291,7 +326,7 @@ class Homes:
                 message.revision, message.node, message.instances, message.full, self.loop.time()
             )
             self._carry(home_key, out)
-        elif self._nobodys(message.revision):
+        elif self._acts() and self._nobodys(message.revision):
             return m.ModInstanceReply(True, tuple(i.id for i in message.instances), epoch)
         self.dispatcher.announced(message.revision, message.instances)
         return m.ModInstanceReply(found is not None, unwanted, epoch)

@@ -58,6 +58,7 @@ class Membership:
         self._moved = asyncio.Event()
         self.view = View()
         self._callbacks: list[Callable[[View], None]] = []
+        self._confirmed: list[Callable[[float], None]] = []
         self._load: Callable[[], Load] = Load
         self._task: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
@@ -84,6 +85,13 @@ class Membership:
     def on_view(self, callback: Callable[[View], None]) -> None:
         """Called with every newer view, in order of epochs."""
         self._callbacks.append(callback)
+
+    def on_confirmed(self, callback: Callable[[float], None]) -> None:
+        """Called when the controller has said that this is a member of the view that is known here.
+
+        With the loop's time at which it was asked.
+        """
+        self._confirmed.append(callback)
 
     def report_load(self, load: Callable[[], Load]) -> None:
         """`load` is asked every period for what only this part knows: requests since start, and what it holds."""
@@ -159,7 +167,7 @@ class Membership:
         pause = BACKOFF_S[0]
         complained = False
         while True:
-            asked = self.controller
+            asked, asked_at = self.controller, asyncio.get_running_loop().time()
             try:
                 reply: PublishView = await self._ask(Join(self.member, self.view.epoch), JOIN_TIMEOUT_S)
                 if reply.view.epoch:
@@ -178,6 +186,13 @@ class Membership:
             log.info("joined again at epoch %d", reply.view.epoch)
         self._take(reply.view)
         self._check(reply.view)
+        self._confirm(asked_at, reply.view.epoch)
+
+    def _confirm(self, asked_at: float, epoch: int) -> None:
+        mine = self.view.member(self.me)
+        if epoch >= self.view.epoch and mine is not None and mine.incarnation == self.member.incarnation:
+            for callback in self._confirmed:
+                callback(asked_at)
 
     def _check(self, view: View) -> None:
         mine = view.member(self.me)
@@ -198,7 +213,7 @@ class Membership:
             self._lost.clear()
             load = self._measure(self._meter, due)
             message = Report(self.me, self.member.incarnation, self.view.epoch, load)
-            asked = self.controller
+            asked, asked_at = self.controller, loop.time()
             try:
                 reply: ReportReply = await self._ask(message, CALL_TIMEOUT_S)
             except RpcError:
@@ -209,6 +224,8 @@ class Membership:
             if not reply.known:
                 self._led_by(reply.leader or asked)
                 await self._join()
+            elif reply.epoch == self.view.epoch:
+                self._confirm(asked_at, reply.epoch)
 
     def _measure(self, meter: Meter, due: float) -> Load:
         """This period's load; applies when it is too much. A lost application is made up for by the next period's."""

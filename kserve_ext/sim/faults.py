@@ -22,8 +22,6 @@ from kserve_ext.sim.systems.galaxy import Galaxy
 CONTROLLER: Final = FunctionID("controller")
 ONCE: Final = frozenset({"schedule-call", "ack", "placed", "submit"})
 WATCH_S: Final = 0.5
-#: a home that is paused for longer than leases last has a successor, and doesn't know it for a moment when it goes on
-PAUSE_S: Final = 2.5
 UNKNOWN_S: Final = 35.0  # an instance that its home doesn't know is stopped within 30 s after 5 s
 
 What = Literal["kill", "pause", "cut", "storm"]
@@ -66,8 +64,7 @@ def drawn(
     out: list[Fault] = []
     for k in range(count):
         what, who = kinds[rng.randrange(len(kinds))]
-        most = PAUSE_S if what == "pause" else 6.0
-        out.append(Fault(first + k * seconds / count, what, who(), rng.uniform(0.5, most)))
+        out.append(Fault(first + k * seconds / count, what, who(), rng.uniform(0.5, 6.0)))
     return out
 
 

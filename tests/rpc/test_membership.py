@@ -99,6 +99,29 @@ def test_a_broken_connection_is_followed_by_a_report_at_once(monkeypatch: pytest
     run(story)
 
 
+def test_it_is_confirmed_by_answers_to_reports_under_the_view_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "REPORT_PERIOD_S", 0.01)
+
+    async def story(controller: Controller, membership: Membership, rpc: Rpc) -> None:
+        asked: asyncio.Queue[float] = asyncio.Queue()
+        membership.on_confirmed(asked.put_nowait)
+        since = asyncio.get_running_loop().time()
+        while await asked.get() < since:
+            pass
+        controller.view = View(2, controller.view.members)  # it hasn't heard of this one
+        for _ in range(3):
+            await controller.heard.get()
+        while not asked.empty():
+            asked.get_nowait()
+        for _ in range(3):
+            await controller.heard.get()
+        assert asked.empty()
+
+    run(story)
+
+
 def test_a_member_that_is_not_known_joins_again_with_the_epoch_it_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

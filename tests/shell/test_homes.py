@@ -113,6 +113,12 @@ class World:
     def scan(self, revisions: list[Revision]) -> None:
         self.routes._all_revisions({f"revisions/{r.key}": msgspec.msgpack.encode(r) for r in revisions})
 
+    def passes(self, seconds: float) -> None:
+        until = self.fakes.now + seconds
+        while self.fakes.now < until:
+            self.fakes.now = min(until, self.fakes.now + 0.5)
+            self.homes.tick()
+
     def run_soon(self) -> None:
         while self.fakes.soon:
             self.fakes.soon.pop(0)()
@@ -239,7 +245,7 @@ def test_instances_of_a_revision_that_is_only_new_here_are_not_unwanted() -> Non
         told = m.ModInstance(revision.key, NodeID("node-0"), 1, (fact,), 1, full=True)
         reply = world.homes.mod_instance(told, SOMEBODY)
         assert (reply.home, reply.unwanted) == (False, ())
-        world.fakes.now += shell.STRANGER_S
+        world.passes(shell.STRANGER_S)
         assert world.homes.mod_instance(told, SOMEBODY).unwanted == ("i",), "it was deleted, after all"
         world.scan([revision])
         assert world.homes.mod_instance(told, SOMEBODY).home
@@ -279,5 +285,48 @@ def test_the_copy_of_what_is_no_more_takes_no_room() -> None:
         world.homes._copy_changed("instances/ns/r-1/i", None)
         world.homes._copy_changed("instances/ns/r-1/never", None)
         assert world.homes._copies == {}
+
+    run(test)
+
+
+def test_a_process_that_stood_still_answers_as_if_it_were_no_home_until_the_controller_knows_it() -> None:
+    def test(world: World) -> None:
+        (revision,) = mine(1)
+        world.scan([revision])
+        world.view(1, OTHER, "node-0")
+        world.settle()
+        (home,) = world.homes.homes.values()
+        ask = m.Coordinate(OTHER, "", 1, (m.Demand(revision.key, 1, 1, 0, 1, 1, 0, 0.0, 0.5),))
+        assert world.homes.coordinate(ask, SOMEBODY).elsewhere == ()
+        world.fakes.now += 5.0
+        late = m.Coordinate(OTHER, "", 1, (m.Demand(revision.key, 2, 1, 0, 1, 1, 0, 0.0, 0.5),))
+        assert world.homes.coordinate(late, SOMEBODY).elsewhere == (revision.key,)
+        told = m.ModInstance(revision.key, NodeID("node-0"), 1, (), 1)
+        assert not world.homes.mod_instance(told, SOMEBODY).home
+        world.membership._confirm(world.fakes.now, 1)
+        assert world.homes.coordinate(late, SOMEBODY).elsewhere == ()
+        assert home.term == 1
+
+    run(test)
+
+
+def test_where_no_controller_answers_a_process_that_stood_still_asks_the_others() -> None:
+    def test(world: World) -> None:
+        (revision,) = mine(1)
+        world.scan([revision])
+        world.view(1, OTHER, "node-0")
+        world.settle()
+        world.fakes.now += 5.0
+        world.homes.tick()
+        world.fakes.now += 0.9
+        world.homes.tick()
+        assert world.recalls() == []
+        world.fakes.now += 0.9
+        world.homes.tick()
+        ((addr, message, done),) = world.recalls()
+        assert (addr, message.revisions) == (f"{OTHER}:1", ())
+        assert world.homes._acting(revision.key) is None
+        done(m.RecallReply((), 1))
+        assert world.homes._acting(revision.key) is not None
 
     run(test)

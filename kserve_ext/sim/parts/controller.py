@@ -66,14 +66,21 @@ class Controller:
         """Its connection has ended: a process is dead."""
         self.membership.lost(member, 1, self.clock.now)
 
-    def report(self, members: Sequence[Member]) -> None:
-        """Those that report now; one that is not a member any more joins again."""
+    def report(self, members: Sequence[Member]) -> list[FunctionID]:
+        """Those that report now; one that is not a member any more joins again.
+
+        Returns those that are members of the view that they know.
+        """
+        current: list[FunctionID] = []
         for member in members:
             self.network.aside(self.process, "report")
             epoch = self.shown.get(member.id, 0)
             if not self.membership.report(member.id, member.incarnation, epoch, 1, self.clock.now):
                 self._push(self.membership.join(member, epoch, 1, self.clock.now))
+            elif epoch == self.membership.epoch:
+                current.append(member.id)
         self._push(self.membership.tick(self.clock.now))
+        return current
 
     def die(self) -> None:
         """Until another one has taken over."""

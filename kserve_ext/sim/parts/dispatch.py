@@ -28,6 +28,7 @@ from kserve_ext.core.dispatch.facts import (
 )
 from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.dispatch.shard import MOST_ATTEMPTS, Shard
+from kserve_ext.core.dispatch.standing import Standing
 from kserve_ext.core.dispatch.take_over import Copy, Leavers
 from kserve_ext.core.dispatch.throttler import HELD, Holdable, Tracker
 from kserve_ext.core.facts import Instance, Revision
@@ -122,6 +123,7 @@ class Dispatch(Generic[R]):
         self.epoch = 0
         self.left: dict[FunctionID, float] = {}
         self._leavers = Leavers()
+        self.standing = Standing()
         self.members: dict[FunctionID, int] = {}
         self.nodes: Set[NodeID] = frozenset()
         self._owners = rendezvous.Owners[FunctionID]()
@@ -142,6 +144,7 @@ class Dispatch(Generic[R]):
             )
         self.left = {m: t for m, t in self.left.items() if m not in members and now - t < LEASE_TTL_S}
         self._leavers.view(nodes, now)
+        self.standing.view(epoch)
         same = (members, nodes) == (self.members, self.nodes)
         self.epoch, self.members, self.nodes = epoch, members, nodes
         self._owners.change(members)
@@ -158,7 +161,7 @@ class Dispatch(Generic[R]):
         self.shard.know(revision, now)
         if self._owners.of(home_key) != self.id:
             return
-        home = self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id)
+        home = self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id, self.standing)
         home.view((), {}, (), now)
         self.carry(home_key, home.add(revision, True, (), now))
         self.carry(home_key, home.view(self.nodes, self.members, self.left, now, self._leavers.away(now)))
@@ -170,7 +173,7 @@ class Dispatch(Generic[R]):
             return
         fresh = home_key not in self.homes
         if fresh:
-            self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id)
+            self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id, self.standing)
         home = self.homes[home_key]
         self.carry(home_key, home.view(self.nodes, self.members, self.left, now, self._leavers.away(now)))
         if fresh:
@@ -257,7 +260,7 @@ class Dispatch(Generic[R]):
     def _ask_home(self, demand: Demand, proc: Dispatch[R]) -> object:
         """Done by the home's process."""
         home_key = self.around.revisions[demand.revision].home_key
-        if proc.dead or home_key not in proc.homes:
+        if proc.dead or home_key not in proc.homes or not proc.standing.turns(self.around.now):
             return "moved"
         grant, out = proc.homes[home_key].demand(self.id, demand, self.around.now)
         proc.carry(home_key, out)
@@ -298,7 +301,7 @@ class Dispatch(Generic[R]):
         self, key: RevisionKey, node: NodeID, facts: tuple[Instance, ...], full: bool
     ) -> tuple[InstanceID, ...]:
         home_key = self.around.revisions[key].home_key
-        if home_key not in self.homes:
+        if home_key not in self.homes or not self.standing.turns(self.around.now):
             return ()
         unwanted, out = self.homes[home_key].observed(key, node, facts, full, self.around.now)
         self.carry(home_key, out)
@@ -392,6 +395,8 @@ class Dispatch(Generic[R]):
         for key in active:
             self.drain(key)
         looked = len(active)
+        if not self.standing.turns(now):
+            self._ask_others(now)
         for home_key, home in list(self.homes.items()):
             if now < self._idle_due.get(home_key, 0.0):
                 continue
@@ -406,6 +411,15 @@ class Dispatch(Generic[R]):
             self.recall_shards()
         self.flush()
         return looked
+
+    def _ask_others(self, now: float) -> None:
+        """Whether they know a newer view; the controller says it to those that report."""
+        for other in self.standing.asks(self.members.keys() - {self.id}, now):
+            said = partial(self._other_said, other, now)
+            self.call(other, "epoch", lambda proc: "lost" if proc.dead else proc.epoch, said)
+
+    def _other_said(self, other: FunctionID, asked_at: float, answer: object) -> None:
+        self.standing.answered(other, asked_at, answer if isinstance(answer, int) else None)
 
     # --- calls
 

@@ -137,4 +137,7 @@ class Upkeep:
 
     def _report(self) -> None:
         if self.controller.process.runs(self.clock.now):
-            self.controller.report(self.members())
+            now = self.clock.now
+            for name in self.controller.report(self.members()):
+                if name in self.shards:
+                    self.shards[name].standing.member(now)
