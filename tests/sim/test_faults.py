@@ -63,7 +63,7 @@ def test_a_dispatch_function_that_dies_resets_its_own_requests_only() -> None:
 
 
 def test_an_instance_that_is_granted_to_two_shards_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Leases, "free", lambda self, instance: self.limit)
+    monkeypatch.setattr(Leases, "_free", lambda self, usable, frozen: dict.fromkeys(usable, self.limit))
     _, happening = run(1, [], seconds=4.0)
     assert any("slots may be used" in violation for violation in happening.violations)
     assert any("served another" in violation for violation in happening.violations)

@@ -5,6 +5,10 @@ doesn't know it was asked, or its node has been away for NODE_GRACE_S: also whil
 lost. What a node reports and home didn't know is taken in (a former home started it). An instance that is
 *doomed* shall stop: it gets nothing new, and is stopped when no shard uses it any more; until then it can be
 kept after all. Whether there are too many or too few is decided elsewhere (revision_home.py).
+
+Nodes say again and again what they run, so what is only said again costs O(1) an instance, and says so (`news`);
+what is asked all the time is counted as it changes: how many are wanted, ready, asked for, and which may be used,
+leave, are in doubt, or are on one node.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from kserve_ext.core.facts import Instance
+from kserve_ext.core.facts import Instance, InstanceState
 from kserve_ext.core.ids import InstanceID, NodeID
 
 NODE_GRACE_S = 10.0  # a node agent that restarts is back before; its instances serve meanwhile
@@ -27,6 +31,14 @@ ANY_NODE = NodeID("?")
 NOWHERE = NodeID("")
 
 State = Literal["asked", "unknown", "starting", "ready", "stopping"]
+#: What a node says of one in this state that tells nothing new.
+_SAID: dict[State, tuple[InstanceState, ...]] = {
+    "asked": (),
+    "unknown": (),
+    "starting": ("reserved", "fetching", "starting"),
+    "ready": ("ready",),
+    "stopping": ("draining",),
+}
 
 
 @dataclass(slots=True)
@@ -55,6 +67,8 @@ class Known:
     doubts: int = 0
     #: nodes that may have it and haven't said so yet (state unknown)
     asked_nodes: set[NodeID] = field(default_factory=set)
+    #: in order of their making
+    number: int = 0
 
     def usable(self, now: float) -> bool:
         return self.state == "ready" and self.doomed_at is None and now >= self.suspect_until
@@ -76,6 +90,7 @@ class Change(NamedTuple):
     ready: list[Known]
     ended: list[tuple[Known, Instance | None]]  # with what its node said, None: it doesn't know it
     unwanted: tuple[InstanceID, ...] = ()
+    news: bool = True  # False: all of it was known
 
 
 class Fleet:
@@ -85,22 +100,40 @@ class Fleet:
         self._ended: dict[InstanceID, None] = {}
         #: nodes out of the view, and since when
         self._away: dict[NodeID, float] = {}
+        #: running and starting, less those meant to stop
+        self.wanted = 0
+        self.ready = 0
+        #: asked for, and not answered yet
+        self.asking = 0
+        self._leaving: dict[InstanceID, Known] = {}
+        self._made = 0
+        self._on: dict[NodeID, dict[InstanceID, Known]] = {}
+        #: some nodes may have it and haven't said so yet
+        self._doubted: dict[InstanceID, Known] = {}
+        #: nobody could reach these lately
+        self._suspects: dict[InstanceID, Known] = {}
+        #: as last told; None: it is to be made anew
+        self._usable: list[InstanceID] | None = None
 
     # --- starts
 
     def asked(self, instance: InstanceID, now: float) -> None:
-        self.known[instance] = Known(instance, "asked", now)
+        self._enter(Known(instance, "asked", now))
 
     def placed(self, instance: InstanceID, node: NodeID, now: float) -> None:
         known = self.known.get(instance)
         if known is not None and known.state in ("asked", "unknown"):
+            self._leave(known)
             known.state, known.node, known.since = "starting", node, now
+            self._enter(known)
 
     def lost(self, instance: InstanceID, nodes: Iterable[NodeID], now: float) -> None:
         """It may have been started on one of these nodes."""
         known = self.known.get(instance)
         if known is not None and known.state == "asked":
+            self._leave(known)
             known.state, known.asked_nodes, known.since = "unknown", set(nodes), now
+            self._enter(known)
             if not known.asked_nodes:
                 self.forget(known)
 
@@ -113,15 +146,17 @@ class Fleet:
         """From the store's copy, while nodes haven't answered. One with an address was ready, and is used."""
         if instance not in self.known and instance not in self._ended and asked:
             state: State = "ready" if addr else "unknown"
-            self.known[instance] = Known(
-                instance,
-                state,
-                now,
-                node,
-                addr,
-                ready_at=now - LONG_AGO_S,
-                inherited=True,
-                asked_nodes=asked,
+            self._enter(
+                Known(
+                    instance,
+                    state,
+                    now,
+                    node,
+                    addr,
+                    ready_at=now - LONG_AGO_S,
+                    inherited=True,
+                    asked_nodes=asked,
+                )
             )
 
     # --- reports
@@ -134,9 +169,13 @@ class Fleet:
         change = Change([], [])
         seen: set[InstanceID] = set()
         unwanted: list[InstanceID] = []
+        news = definite
         for fact in facts:
             seen.add(fact.id)
             known = self.known.get(fact.id)
+            if known is not None and self._says_nothing_new(known, fact, node):
+                continue
+            news = True
             if fact.state in ("failed", "gone"):
                 if known is not None:
                     change.ended.append((known, fact))
@@ -146,15 +185,18 @@ class Fleet:
                 if fact.id in self._ended:
                     unwanted.append(fact.id)
                     continue
-                known = self.known[fact.id] = Known(fact.id, "unknown", now)
+                known = Known(fact.id, "unknown", now)
+            else:
+                self._leave(known)
             known.node, known.generation = node, fact.generation
             known.suspect_until, known.doubts = 0.0, 0
             known.listens = fact.addr
             known.asked_nodes.clear()
             self._advance(known, fact, now, change)
+            self._enter(known)
         if full:
-            for known in list(self.known.values()):
-                if known.id in seen:
+            for known in [*self._on.get(node, {}).values(), *self._doubted.values()]:
+                if known.id in seen or known.id not in self.known:
                     continue
                 if known.asked_nodes:
                     if definite:
@@ -163,9 +205,21 @@ class Fleet:
                 else:
                     absent = known.node == node and (definite or now - known.since > SETTLING_S)
                 if absent:
+                    news = True
                     change.ended.append((known, None))
                     self.forget(known)
-        return change._replace(unwanted=tuple(unwanted))
+        return change._replace(unwanted=tuple(unwanted), news=news)
+
+    def _says_nothing_new(self, known: Known, fact: Instance, node: NodeID) -> bool:
+        return (
+            fact.state in _SAID[known.state]
+            and known.node == node
+            and known.listens == fact.addr
+            and known.generation == fact.generation
+            and known.addr == (fact.addr if fact.state == "ready" else known.addr)
+            and not known.asked_nodes
+            and not known.doubts
+        )
 
     def _advance(self, known: Known, fact: Instance, now: float, change: Change) -> None:
         if fact.state == "draining":
@@ -186,16 +240,24 @@ class Fleet:
     def nodes(self, present: set[NodeID], now: float) -> list[Known]:
         """The nodes of the view; the instances that are given up with a node that stays away."""
         lost: list[Known] = []
-        for known in list(self.known.values()):
-            homes = known.asked_nodes or ({known.node} if known.node else set())
-            for node in homes:
-                if node not in present and node != ANY_NODE:
-                    self._away.setdefault(node, now)
-            if homes and all(self._given_up(node, present, now) for node in homes):
-                lost.append(known)
-                self.forget(known)
+        self._missing((n for n, there in self._on.items() if there), present, now)
+        for known in self._doubted.values():
+            self._missing(known.asked_nodes, present, now)
+        if self._away:
+            away = [self._on[n].values() for n in self._away if n in self._on]
+            there = {k.id: k for of in (*away, self._doubted.values()) for k in of}
+            for known in there.values():
+                homes = known.asked_nodes or {known.node}
+                if all(self._given_up(node, present, now) for node in homes):
+                    lost.append(known)
+                    self.forget(known)
         self.back(present)
         return lost
+
+    def _missing(self, nodes: Iterable[NodeID], present: set[NodeID], now: float) -> None:
+        for node in nodes:
+            if node not in present and node != ANY_NODE:
+                self._away.setdefault(node, now)
 
     def back(self, nodes: Iterable[NodeID]) -> None:
         """They are in the view, or have been heard of."""
@@ -207,7 +269,9 @@ class Fleet:
         return node not in present and now - self._away.get(node, now) > NODE_GRACE_S
 
     def forget(self, known: Known) -> None:
-        self.known.pop(known.id, None)
+        if self.known.get(known.id) is known:
+            self._leave(known)
+            del self.known[known.id]
         self._ended[known.id] = None
         if len(self._ended) > REMEMBER_ENDED:
             del self._ended[next(iter(self._ended))]
@@ -221,51 +285,103 @@ class Fleet:
             return
         known.suspect_until = now + SUSPECT_S * 2**known.doubts
         known.doubts += 1
+        self._suspects[instance], self._usable = known, None
         if known.given_up and known.doomed_at is None:
             self.doom(known, "nobody reaches it, and its node does not say that it is well", now)
 
     def doom(self, known: Known, reason: str, now: float, *, preempted: bool = False) -> None:
+        self._leave(known)
         known.doomed_at, known.why_doomed, known.preempted = now, reason, preempted
+        self._enter(known)
+
+    def stopping(self, known: Known, now: float) -> None:
+        """It is told to stop."""
+        self._leave(known)
+        known.state, known.since, known.stop_at = "stopping", now, now
+        self._enter(known)
 
     def keep(self, count: int) -> int:
         """Up to `count` doomed instances are kept after all; how many."""
         kept = 0
-        for known in self.known.values():
+        for known in self.leaving if count > 0 else ():
             spared = known.doomed_at is not None and not known.preempted and not known.given_up
             if kept < count and spared and known.state in ("starting", "ready", "asked"):
+                self._leave(known)
                 known.doomed_at = None
+                self._enter(known)
                 kept += 1
         return kept
 
     # --- counts
 
     def usable(self, now: float) -> list[InstanceID]:
-        return [k.id for k in self.known.values() if k.usable(now)]
+        """In order of their making; the same list as long as nothing has changed."""
+        for known in [k for k in self._suspects.values() if now >= k.suspect_until]:
+            del self._suspects[known.id]
+            self._usable = None
+        if self._usable is None:
+            self._usable = [k.id for k in self.known.values() if k.usable(now)]
+        return self._usable
+
+    @property
+    def leaving(self) -> list[Known]:
+        """Doomed, or told to stop; in order of their making."""
+        return sorted(self._leaving.values(), key=lambda k: k.number) if self._leaving else []
 
     def listening(self, now: float) -> list[Known]:
         """Those that may be used, and those that will be as soon as they are ready, in order of id."""
         soon = (k for k in self.known.values() if k.state == "starting" and k.wanted and k.listens)
         return sorted((*soon, *(k for k in self.known.values() if k.usable(now))), key=lambda k: k.id)
 
-    @property
-    def ready(self) -> int:
-        return sum(k.state == "ready" and k.doomed_at is None for k in self.known.values())
-
-    @property
-    def starting(self) -> int:
-        return sum(k.wanted and k.state != "ready" for k in self.known.values())
-
-    @property
-    def asking(self) -> int:
-        """Asked for, and not answered yet."""
-        return sum(k.wanted and k.state == "asked" for k in self.known.values())
-
-    @property
-    def wanted(self) -> int:
-        """Running and starting, less those meant to stop."""
-        return sum(k.wanted for k in self.known.values())
-
     def doubtful(self, now: float) -> set[NodeID]:
         """Nodes to be asked what they have."""
-        nodes = {n for k in self.known.values() for n in k.asked_nodes}
-        return nodes | {k.node for k in self.known.values() if k.suspect_until > now}
+        nodes = {n for k in self._doubted.values() for n in k.asked_nodes}
+        return nodes | {k.node for k in self._suspects.values() if k.suspect_until > now}
+
+    def check(self) -> None:
+        """Invariants, for tests: what is counted is what there is."""
+        all_known = list(self.known.values())
+        assert self.wanted == sum(k.wanted for k in all_known)
+        assert self.ready == sum(k.state == "ready" and k.doomed_at is None for k in all_known)
+        assert self.asking == sum(k.wanted and k.state == "asked" for k in all_known)
+        assert self.leaving == [k for k in all_known if not k.wanted]
+        assert self._doubted.keys() == {k.id for k in all_known if k.asked_nodes}
+        on = {(node, instance) for node, there in self._on.items() for instance in there}
+        assert on == {(k.node, k.id) for k in all_known if k.node}
+        assert self._suspects.keys() <= self.known.keys()
+
+    # --- inside
+
+    def _enter(self, known: Known) -> None:
+        if known.id not in self.known:
+            self._made += 1
+            known.number, self.known[known.id] = self._made, known
+        self._count(known, 1)
+        if known.node:
+            self._on.setdefault(known.node, {})[known.id] = known
+        if known.asked_nodes:
+            self._doubted[known.id] = known
+        if not known.wanted:
+            self._leaving[known.id] = known
+
+    def _leave(self, known: Known) -> None:
+        """What it was counted as, before that changes."""
+        self._count(known, -1)
+        there = self._on.get(known.node)
+        if there is not None:
+            there.pop(known.id, None)
+            if not there:
+                del self._on[known.node]
+        self._doubted.pop(known.id, None)
+        self._leaving.pop(known.id, None)
+        if self._suspects.pop(known.id, None) is not None:
+            self._usable = None
+
+    def _count(self, known: Known, by: int) -> None:
+        if known.wanted:
+            self.wanted += by
+            if known.state == "asked":
+                self.asking += by
+        if known.state == "ready" and known.doomed_at is None:
+            self.ready += by
+            self._usable = None

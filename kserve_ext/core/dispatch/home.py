@@ -181,8 +181,11 @@ class Home:
         if home is None:
             return (), []
         out: list[Instruction] = []
-        unwanted = home.observe(node, facts, full, now, False, out)
-        return unwanted, self._settle(now, out)
+        opened = home.open
+        change = home.observe(node, facts, full, now, False, out)
+        if not change.news and opened == home.open:
+            return (), out
+        return change.unwanted, self._settle(now, out)
 
     def node_says(
         self, key: RevisionKey, node: NodeID, facts: Iterable[Instance], now: float

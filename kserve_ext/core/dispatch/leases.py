@@ -25,6 +25,7 @@ TURN_S = 0.5
 KEPT_GRANTS = 8
 
 Slots = dict[InstanceID, int]
+Basis = tuple[int, bool, int, tuple[FunctionID, ...]]
 
 
 @dataclass(slots=True)
@@ -61,6 +62,15 @@ class Account:
     def bound(self, instance: InstanceID) -> int:
         """The most that it may be using, or be told to use."""
         return max(self.uses.get(instance, 0), self.leased(instance))
+
+    def bounds(self) -> Slots:
+        """The same of all instances."""
+        found = self.uses.copy()
+        for slots in (self.reported, self.intended, *(slots for _, slots in self.unacked)):
+            for instance, n in slots.items():
+                if n > found.get(instance, 0):
+                    found[instance] = n
+        return found
 
     def leased(self, instance: InstanceID) -> int:
         most = max(self.reported.get(instance, 0), self.intended.get(instance, 0))
@@ -108,6 +118,8 @@ class Leases:
         self.frozen_until = now
         #: slots of an instance that aren't this home's to give
         self.reserved: Slots = {}
+        #: of accounts, by what shards said or by their end
+        self._changes = 0
 
     # --- shards
 
@@ -119,6 +131,7 @@ class Leases:
         elif demand.incarnation < account.incarnation:
             return False
         account.left_at = None
+        self._changes += 1
         if demand.seq <= account.seq:
             return False
         account.seq, account.heard_at = demand.seq, now
@@ -149,7 +162,15 @@ class Leases:
         if account is None or account.incarnation >= incarnation:
             return False
         self.accounts[shard] = Account(incarnation)
+        self._changes += 1
         return True
+
+    def ended(self, shard: FunctionID) -> None:
+        """Its process, unless it is back: another one of its name has an account of its own."""
+        account = self.accounts.get(shard)
+        if account is not None and account.left_at is not None:
+            del self.accounts[shard]
+            self._changes += 1
 
     def left(self, shard: FunctionID, now: float) -> None:
         """It is out of the view: its demand counts no more, its slots when its lease is over."""
@@ -158,6 +179,7 @@ class Leases:
             account.left_at = now
             account.held = account.in_flight = account.wanted = 0
             account.waiting = ()
+            self._changes += 1
 
     def expire(self, now: float, seen: Container[FunctionID] = ()) -> bool:
         """Forgets who left. `seen`: shards whose end will be told; what they use isn't free before."""
@@ -169,6 +191,7 @@ class Leases:
         ]
         for shard in gone:
             del self.accounts[shard]
+        self._changes += len(gone)
         return bool(gone)
 
     # --- slots
@@ -176,6 +199,15 @@ class Leases:
     def free(self, instance: InstanceID) -> int:
         given = sum(account.bound(instance) for account in self.accounts.values())
         return self.limit - self.reserved.get(instance, 0) - given
+
+    def _free(self, usable: Iterable[InstanceID], frozen: Container[InstanceID]) -> Slots:
+        """Of these, those with free slots; in one pass over what is given out."""
+        left = {i: self.limit - self.reserved.get(i, 0) for i in usable if i not in frozen}
+        for account in self.accounts.values():
+            for instance, n in account.bounds().items():
+                if instance in left:
+                    left[instance] -= n
+        return {i: n for i, n in left.items() if n > 0}
 
     def _left_by_others(self, instance: InstanceID, account: Account) -> int:
         others = sum(a.bound(instance) for a in self.accounts.values() if a is not account)
@@ -187,6 +219,14 @@ class Leases:
     def held_by(self, instance: InstanceID, now: float) -> bool:
         """Some shard may still send requests there, or hasn't finished those it sent."""
         return any(account.may_use(instance, now) for account in self.accounts.values())
+
+    def basis(self, now: float) -> Basis:
+        """What decides besides who may be used: as long as it is the same, nothing is to be allotted anew."""
+        if self.limit == 0:
+            listening = tuple(s for s, a in self.accounts.items() if self._listens(a, now))
+            return self._changes, False, 0, listening
+        asks = any(a.wanted > 0 or a.prefers for a in self.accounts.values())
+        return self._changes, now < self.frozen_until, int(now / TURN_S) if asks else 0, ()
 
     def allot(
         self, usable: Sequence[InstanceID], inherited: Container[InstanceID], now: float
@@ -268,7 +308,7 @@ class Leases:
             return
         turn = int(now / TURN_S) % len(shards)
         order = [*shards[turn:], *shards[:turn]]
-        free = {i: n for i in usable if i not in frozen and (n := self.free(i)) > 0}
+        free = self._free(usable, frozen)
         capacity = sum(self.limit - self.reserved.get(i, 0) for i in usable)
         fair = fair_shares({s: self.accounts[s].need for s in shards}, capacity, order)
 

@@ -24,7 +24,7 @@ from kserve_ext.core.dispatch.facts import (
 )
 from kserve_ext.core.dispatch.fleet import ANY_NODE, NOWHERE, Change, Fleet, Known
 from kserve_ext.core.dispatch.group import Wish
-from kserve_ext.core.dispatch.leases import Leases
+from kserve_ext.core.dispatch.leases import Basis, Leases
 from kserve_ext.core.dispatch.setbacks import SOON_S, Setbacks
 from kserve_ext.core.dispatch.take_over import TakeOver
 from kserve_ext.core.facts import Instance, Revision
@@ -71,6 +71,9 @@ class RevisionHome:
         #: shards choose among all instances, so that they are told of those too of which they have no slot
         self._named = bool(revision.concurrency) and chooses(revision)
         self._roster: list[InstanceID] = []
+        #: for what slots were allotted last
+        self._allotted: list[InstanceID] | None = None
+        self._basis: Basis | None = None
         self.since = now
         self.deleted = False
         self.goal = 0
@@ -93,7 +96,7 @@ class RevisionHome:
     def take_over(self, term: int, take: TakeOver, now: float) -> None:
         """Under a new term: everything has to be asked."""
         self.term, self.take = term, take
-        self.leases = Leases(self.revision.concurrency, now)
+        self.leases, self._allotted = Leases(self.revision.concurrency, now), None
         for known in self.fleet.known.values():
             known.inherited = True  # another home may have been here in between
         if self.revision.concurrency:
@@ -112,9 +115,7 @@ class RevisionHome:
 
     def shard_ended(self, shard: FunctionID, now: float) -> None:
         """Not if it is back: another process of its name has an account of its own."""
-        account = self.leases.accounts.get(shard)
-        if account is not None and account.left_at is not None:
-            del self.leases.accounts[shard]
+        self.leases.ended(shard)
         self.take.ghosts.discard(shard)
         self._heard(now)
 
@@ -222,8 +223,8 @@ class RevisionHome:
         now: float,
         definite: bool,
         out: list[Instruction],
-    ) -> tuple[InstanceID, ...]:
-        """What a node says; `definite` as an answer to AskNode. Returns the instances that nobody wants."""
+    ) -> Change:
+        """What a node says; `definite` as an answer to AskNode. Without news nothing follows from it."""
         if definite:
             self.take.node_answered(node)
         facts = tuple(facts)
@@ -237,7 +238,7 @@ class RevisionHome:
                 out.append(Remember(self.revision.key, instance, node))
         self._ended(change, now, out)
         self._heard(now)
-        return change.unwanted
+        return change
 
     def _ended(self, change: Change, now: float, out: list[Instruction]) -> None:
         for known, fact in change.ended:
@@ -400,9 +401,8 @@ class RevisionHome:
     def settle(self, now: float, out: list[Instruction], answering: FunctionID | None = None) -> None:
         """Slots to shards (not to the one whose answer follows), stops of what nobody uses, open questions."""
         if self.open:
-            inherited = {k.id for k in self.fleet.known.values() if k.inherited}
             usable = self.fleet.usable(now)
-            tell = self.leases.allot(usable, inherited, now)
+            tell = self._allot(usable, now)
             if self._named and usable != self._roster:
                 self._roster = usable
                 tell = sorted({*tell, *self.leases.listening(now)})
@@ -413,7 +413,7 @@ class RevisionHome:
                 news = self._refusal and account.told != (self._refusal, self.failed)
                 if news and account.held and account.left_at is None and shard != answering:
                     out.append(SendGrant(shard, self.grant(shard, 0, now)))
-            for known in self.fleet.known.values():
+            for known in self.fleet.leaving:
                 self._stop(known, now, out)
         if now >= self._ask_at:
             nodes = self.take.silent_nodes | self.fleet.doubtful(now)
@@ -424,13 +424,25 @@ class RevisionHome:
             for shard in self.leases.unheard(now, PUSH_AGAIN_S):
                 out.append(SendGrant(shard, self.grant(shard, 0, now)))
 
+    def _allot(self, usable: list[InstanceID], now: float) -> list[FunctionID]:
+        """Not again for the same that it was done for last."""
+        basis = self.leases.basis(now)
+        if usable is self._allotted and basis == self._basis:
+            return []
+        self._allotted = usable
+        frozen = now < self.leases.frozen_until
+        inherited = {k.id for k in self.fleet.known.values() if k.inherited} if frozen else ()
+        told = self.leases.allot(usable, inherited, now)
+        self._basis = self.leases.basis(now)
+        return told
+
     def _stop(self, known: Known, now: float, out: list[Instruction]) -> None:
         drain_s = self.revision.command.drain_s
         if known.state in ("starting", "ready") and known.doomed_at is not None and known.node:
             waited = now - known.doomed_at > (HAND_BACK_S if known.preempted else drain_s)
             if known.state == "ready" and self.leases.held_by(known.id, now) and not waited:
                 return
-            known.state, known.since, known.stop_at = "stopping", now, now
+            self.fleet.stopping(known, now)
         if known.state == "stopping" and now >= known.stop_at:
             known.stop_at = now + STOP_AGAIN_S
             out.append(StopInstance(self.revision.key, known.id, known.node, drain_s, known.why_doomed))
@@ -448,5 +460,6 @@ class RevisionHome:
     def check(self) -> None:
         """Invariants, for tests."""
         self.leases.check(list(self.fleet.known))
+        self.fleet.check()
         if self.spec.max and not self.deleted:
             assert self.fleet.wanted <= max(self.spec.max, 0) or not self.open
