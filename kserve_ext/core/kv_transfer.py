@@ -109,7 +109,7 @@ class TransferPlan:
             raise ValueError("ahead: more blocks than there are sources")
         if self._final or count <= self._computed or not self._same(sources):
             return
-        if len(sources) != len(self._sources):
+        if list(sources) != self._sources:
             self._sources = list(sources)
         self._ahead, self._turns = count, turns
 

@@ -311,10 +311,12 @@ class Pushes:
         with self._work:
             self._kept.add(engine_request)
             push = self._by_key.get(key)
-            if push is None or push.ending is not None:
+            if push is None:
                 return
             push.engine_request = engine_request
             self._open_requests[engine_request] = key
+            if push.ending is not None:
+                return  # what left within the step may be read still
             self._memory.mark(blocks[push.marked : whole])
             push.marked = whole
         push.sender.computed(push.number, blocks, whole, final)

@@ -142,6 +142,15 @@ def test_a_step_that_is_lost_has_what_was_taken_and_the_rest_from_elsewhere() ->
     assert plan.finished
 
 
+def test_a_step_says_where_the_blocks_lie_that_it_computes() -> None:
+    """What was said of blocks that were not whole by then does not count."""
+    plan = TransferPlan(2)
+    plan.reserved(0, [1, 2])
+    plan.computed([7, 8], 1, False)
+    plan.ahead([7, 20], 2, 1)
+    assert plan.take(9, 9) == [Write(0, 7, 1, 1), Write(1, 7, 1, 1), Write(0, 20, 2, 1)]
+
+
 @given(transfers())
 def test_as_few_writes_as_there_are_runs(transfer: tuple[list[int], list[int], int, int]) -> None:
     sources, targets, skip, layers = transfer

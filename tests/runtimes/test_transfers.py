@@ -171,6 +171,36 @@ def test_a_transfer_that_is_cancelled_within_a_step_sends_nothing_more_of_it(
     assert [bytes(layer) for layer in setup.target] == before
 
 
+def test_blocks_are_kept_while_they_are_read_although_their_transfer_was_cancelled_within_their_first_step(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its only step ends, and its request with it, while a layer that left within it is still being copied."""
+    monkeypatch.setattr(kv_plan, "AHEAD_FROM", 0)
+    monkeypatch.setattr(kv_plan, "LEAST", 1)
+    reads, go_on = threading.Event(), threading.Event()
+    write, write_rows = setup.far.write, setup.far.write_rows
+
+    def slowly(copy: Callable[..., int]) -> Callable[..., int]:
+        def slow(*args: object) -> int:
+            reads.set()
+            assert go_on.wait(WAIT_S)
+            return copy(*args)
+
+        return slow
+
+    monkeypatch.setattr(setup.far, "write", slowly(write))
+    monkeypatch.setattr(setup.far, "write_rows", slowly(write_rows))
+    number, key = setup.open()
+    setup.pushes.take(setup.far, jobs.Reserve(number, 0, [1], LAYERS, SIZE))
+    setup.pushes.ahead(key, [8], 1, 1)
+    assert reads.wait(WAIT_S)
+    setup.pushes.take(setup.far, jobs.Cancel(number, "gone"))
+    setup.pushes.computed(key, "engine-p", [8], 1, True)
+    assert setup.pushes.results({"engine-p"}) == set()
+    go_on.set()
+    assert _eventually(lambda: setup.pushes.results(set())) == {"engine-p"}
+
+
 def test_reserving_first_works_as_well(setup: Setup) -> None:
     number, key = setup.open()
     setup.landings.reserve(number, "engine-d", 0, [1, 2], 40)
