@@ -10,26 +10,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-from kserve_ext.api import quantities
-from kserve_ext.api.problems import Findings, did_you_mean
+from kserve_ext.api import quantities, readers
+from kserve_ext.api.problems import Findings, nearest
 from kserve_ext.core.facts import Affinity, Placement, Preload, Role
 
 PREFIX: Final = "kserve-galaxy.io/"
+#: Where services run: what an annotation does differs.
+Cluster = Literal["embedded", "Knative"]
 
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
+_whole: Final = readers.integer(0).read
+_positive: Final = readers.number(0, 1e9, above=True).read
 
 
 def _seconds(text: str) -> float:
-    value = float(text.removesuffix("s"))
-    if not 0 < value < 1e9:
-        raise ValueError(text)
+    value: float = _positive(text.removesuffix("s"))
     return value
 
 
@@ -77,8 +73,10 @@ class Annotation:
     meaning: str
     read: Callable[[str], object] = str
     choices: tuple[str, ...] = ()
-    #: False: checked, and reported as having no effect in the embedded cluster.
-    acted_on: bool = True
+    #: Elsewhere it is checked, and reported as having no effect.
+    acted_on: tuple[Cluster, ...] = ("embedded",)
+    #: Whether an instance reads it at its start, so that it can't change while the revision lives.
+    fixed: bool = False
 
     @property
     def key(self) -> str:
@@ -97,6 +95,7 @@ TABLE: Final = (
         "webhook, shim",
         "`galaxy` opts the service in. In the embedded cluster every service is.",
         choices=("galaxy",),
+        acted_on=("embedded", "Knative"),
     ),
     Annotation(
         "role",
@@ -105,6 +104,7 @@ TABLE: Final = (
         "runtime, Schedule",
         "What the instances of this service compute: everything, or one half of a group.",
         choices=("unified", "prefill", "decode"),
+        fixed=True,
     ),
     Annotation(
         "pd-group",
@@ -113,6 +113,7 @@ TABLE: Final = (
         "Dispatch, Schedule",
         "Joins the prefill service and the decode service that serve together. Clients talk to the decode service.",
         _name,
+        fixed=True,
     ),
     Annotation(
         "pd",
@@ -121,6 +122,7 @@ TABLE: Final = (
         "decode's front",
         "When a prompt is sent to a prefill instance: when it pays, always, never.",
         choices=("auto", "always", "never"),
+        fixed=True,
     ),
     Annotation(
         "pd-threshold-tokens",
@@ -129,6 +131,7 @@ TABLE: Final = (
         "decode's front",
         "Prompts with fewer uncached tokens than this are prefilled where they are decoded.",
         _whole,
+        fixed=True,
     ),
     Annotation(
         "pd-ratio",
@@ -146,6 +149,7 @@ TABLE: Final = (
         "By which method the KV cache goes from prefill to decode. `rdma`: into the cache or through rings; `ipc`: "
         "within one host, from GPU to GPU or through shared memory; `none` recomputes.",
         choices=("auto", "rdma", "ipc", "tcp", "nixl", "none"),
+        fixed=True,
     ),
     Annotation(
         "kv-transfer-required",
@@ -155,6 +159,7 @@ TABLE: Final = (
         "`true`: a request whose KV cannot be transferred that way is refused, not recomputed.",
         _flag,
         choices=("true", "false"),
+        fixed=True,
     ),
     Annotation(
         "hold-seconds",
@@ -196,7 +201,7 @@ TABLE: Final = (
         "shim",
         "Size of the pool of standby pods for this shape.",
         _whole,
-        acted_on=False,
+        acted_on=(),
     ),
     Annotation(
         "preload",
@@ -231,10 +236,14 @@ TABLE: Final = (
         "Dispatch",
         "Header that names the tenant; what is held is shared fairly between tenants.",
         _header,
-        acted_on=False,
+        acted_on=(),
     ),
 )
 BY_NAME: Final = {row.name: row for row in TABLE}
+_AS_TEXT: Final[Mapping[Cluster, str]] = {
+    "embedded": "the embedded cluster",
+    "Knative": "a Knative cluster so far",
+}
 
 
 class Settings(NamedTuple):
@@ -258,17 +267,26 @@ class Settings(NamedTuple):
     placement: Placement = "auto"
 
 
-def read(annotations: Mapping[str, str], findings: Findings, path: str = "metadata.annotations") -> Settings:
+def read(
+    annotations: Mapping[str, str],
+    findings: Findings,
+    path: str = "metadata.annotations",
+    cluster: Cluster = "embedded",
+) -> Settings:
     """Settings of what could be read; everything else is in the findings."""
     values: dict[str, Any] = {}
     for key, text in annotations.items():
         if not key.startswith(PREFIX):
             continue
-        row = BY_NAME.get(key.removeprefix(PREFIX))
+        name = key.removeprefix(PREFIX)
+        row = BY_NAME.get(name)
         where = f"{path}[{key}]"
         if row is None:
-            known = [PREFIX + name for name in BY_NAME]
-            findings.problem(where, "unknown annotation", did_you_mean(key, known))
+            close = nearest(name, BY_NAME)
+            known = f"use one of {', '.join(BY_NAME)}, each after {PREFIX}"
+            findings.problem(
+                where, "unknown annotation", f"did you mean {PREFIX}{close}?" if close else known
+            )
             continue
         if row.choices and text not in row.choices:
             findings.problem(where, "not an allowed value", f"use one of {row.allowed}", text)
@@ -278,29 +296,48 @@ def read(annotations: Mapping[str, str], findings: Findings, path: str = "metada
         except (ValueError, KeyError, OverflowError):
             findings.problem(where, "not an allowed value", f"use {row.allowed}", text)
             continue
-        if not row.acted_on:
-            findings.warn(f"{where}: has no effect in the embedded cluster")
+        if cluster not in row.acted_on:
+            findings.warn(f"{where}: has no effect in {_AS_TEXT[cluster]}")
     values.pop("engine", None)
     return Settings(**values)
 
 
-def check_together(settings: Settings, findings: Findings, path: str = "metadata.annotations") -> None:
-    """Combinations that make no sense. For the merged annotations only: a role may come from the runtime."""
+def in_metadata(name: str) -> str:
+    return f"metadata.annotations[{PREFIX}{name}]"
+
+
+def check_together(
+    settings: Settings,
+    findings: Findings,
+    field: Callable[[str], str] = in_metadata,
+    *,
+    complete: bool = True,
+) -> None:
+    """Combinations that make no sense, of annotations merged from wherever they may come.
+
+    `field` says where a row's annotation stands. not complete: what is missing may come from the runtime, so that it
+    is warned of.
+    """
+    lacks: Callable[[str, str, str], None] = (
+        findings.problem
+        if complete
+        else lambda where, what, remedy: findings.warn(f"{where}: {what}; {remedy}, if its runtime doesn't")
+    )
     if settings.role != "unified" and not settings.pd_group:
-        findings.problem(
-            f"{path}[{PREFIX}role]",
+        lacks(
+            field("role"),
             f"role {settings.role} serves only in a group",
             f"add {PREFIX}pd-group: NAME here and on the service with the other role",
         )
     if settings.role == "unified" and settings.pd_group:
-        findings.problem(
-            f"{path}[{PREFIX}pd-group]",
+        lacks(
+            field("pd-group"),
             "a unified service is in no group",
-            f"add {PREFIX}role: prefill or decode, or remove {PREFIX}pd-group",
+            f"add {PREFIX}role: prefill or decode",
         )
     if settings.kv_transfer_required and settings.kv_transfer == "none":
         findings.problem(
-            f"{path}[{PREFIX}kv-transfer-required]",
+            field("kv-transfer-required"),
             f"{PREFIX}kv-transfer is none, so that every request would be refused",
             f"set {PREFIX}kv-transfer to auto, rdma, ipc, tcp or nixl",
         )
@@ -315,17 +352,21 @@ def markdown() -> str:
         "keeps it current.",
         "",
         f"All keys have the prefix `{PREFIX}`. They apply to an InferenceService (`metadata.annotations` or",
-        "`spec.predictor.annotations`) and to the `spec.annotations` of a ServingRuntime or ClusterServingRuntime;",
-        "the later of runtime, service, predictor wins. An unknown key with this prefix is an error.",
+        "`spec.predictor.annotations`), to the `spec.annotations` of a ServingRuntime or ClusterServingRuntime, and",
+        "to the template of a Knative Service (`spec.template.metadata.annotations`); the later of runtime, service,",
+        "predictor wins. An unknown key with this prefix is an error. In a Knative cluster the webhook says so when",
+        "the object is applied ([install.md](install.md#webhook)). What is *fixed* can't change on a revision that",
+        "is there: a change in the template makes another revision.",
         "",
-        "| key | values | default | read by | meaning |",
-        "|---|---|---|---|---|",
+        "| key | values | default | read by | acted on in | meaning |",
+        "|---|---|---|---|---|---|",
     ]
     for row in TABLE:
         values = ", ".join(f"`{choice}`" for choice in row.choices) or row.kind
-        effect = "" if row.acted_on else " (no effect in the embedded cluster)"
         default = f"`{row.default}`" if row.default in row.choices else row.default
-        lines.append(f"| `{row.name}` | {values} | {default} | {row.read_by} | {row.meaning}{effect} |")
+        clusters = ", ".join(row.acted_on) or "neither yet"
+        key = f"`{row.name}`" + (" (fixed)" if row.fixed else "")
+        lines.append(f"| {key} | {values} | {default} | {row.read_by} | {clusters} | {row.meaning} |")
     return "\n".join(lines) + "\n"
 
 
