@@ -203,6 +203,7 @@ async def whole_path(plane: ControlPlane, under_way: int, seconds: float, said: 
     plane.start("dispatch-0", plane.schedule_cpu, *argv, stdout=subprocess.PIPE)
     out = plane.processes["dispatch-0"].stdout
     assert out is not None
+    await asyncio.to_thread(out.readline)
     cpu = {name: plane.cpu_s(name) for name in plane.processes}
     line = await asyncio.to_thread(out.readline)
     if not line:
@@ -230,12 +231,16 @@ async def whole_path(plane: ControlPlane, under_way: int, seconds: float, said: 
         row("whole path: p50 from held to handed over", found["p50"] * 1e3, "ms", said),
         row("whole path: p99 from held to handed over", found["p99"] * 1e3, "ms", said),
         row("whole path: processor time of Dispatch", found["cpu_s"] * each, "us", said),
+        row("whole path: processor time of Schedule", used["schedule-0"] * each, "us", said),
         row(
-            "whole path: processor time of Schedule, start-up included", used["schedule-0"] * each, "us", said
+            "whole path: processor time of node agents",
+            sum(used[n] for n in plane.groups) * each,
+            "us",
+            said,
         ),
         row(
-            "whole path: processor time of node agents, start-up included",
-            sum(used[n] for n in plane.groups) * each,
+            "whole path: processor time of ClusterMgr and controller",
+            (used["cluster-mgr-0"] + used["controller"]) * each,
             "us",
             said,
         ),

@@ -3,7 +3,7 @@
 Shard, homes and their shells are the real ones, the state store is the controller's; only HTTP is left out: what is
 held is held by the shard, and counts as answered when the shard hands it the address of a ready instance. So many are
 held at once, each of a revision in turn, and none ever ends, so that each needs an instance of its own. Prints a line
-of JSON at the end: how many in how long, and how long each waited.
+when it begins, and one of JSON at the end: how many in how long, and how long each waited.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ async def serve(process: Process, rpc: Rpc, membership: Membership, args: argpar
     process.ready()
     await asyncio.sleep(1.0)
     load = Load(function, args.under_way, args.seconds)
+    print("begins", flush=True)
     cpu = process_time()
     took = await load.run()
     waited = sorted(load.waited)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import merge
+from heapq import heapify, heappop, heappush, merge
 from itertools import islice
 
 from kserve_ext.core.dispatch.facts import LEASE_TTL_S, QUIET_S, SEEN_TTL_S, Demand
@@ -50,6 +50,9 @@ class Account:
     reported: Slots = field(default_factory=dict)
     #: what the next Grant says
     intended: Slots = field(default_factory=dict)
+    #: as counted last: what is intended, with what it still uses of slots that were taken back (they serve its need
+    #: as long as they do)
+    occupied: int = 0
     #: Grants it has not acknowledged
     unacked: list[tuple[int, Slots]] = field(default_factory=list)
     #: the newest Grant that it has acknowledged
@@ -84,11 +87,23 @@ class Account:
     def total(self) -> int:
         return sum(self.intended.values())
 
-    @property
-    def occupied(self) -> int:
-        """With what it still uses of slots that were taken back: they serve its need as long as they do."""
+    def count(self) -> None:
+        """Brings `occupied` up to date; give() keeps it so."""
         intended, uses = self.intended, self.uses
-        return self.total + sum(max(0, n - intended.get(i, 0)) for i, n in uses.items())
+        self.occupied = self.total
+        for instance, n in uses.items():
+            if (beyond := n - intended.get(instance, 0)) > 0:
+                self.occupied += beyond
+
+    def give(self, instance: InstanceID, count: int) -> None:
+        """So many more of it, or less, are intended."""
+        before, used = self.intended.get(instance, 0), self.uses.get(instance, 0)
+        after = before + count
+        self.occupied += max(after, used) - max(before, used)
+        if after:
+            self.intended[instance] = after
+        else:
+            del self.intended[instance]
 
     @property
     def lacks(self) -> int:
@@ -303,13 +318,17 @@ class Leases:
 
     def _share(self, usable: Sequence[InstanceID], frozen: Container[InstanceID], now: float) -> None:
         shards = [s for s, a in sorted(self.accounts.items()) if a.left_at is None and a.joined]
+        for shard in shards:
+            self.accounts[shard].count()
         waiting = [s for s in shards if self.accounts[s].lacks > 0]
         if not waiting and not any(self.accounts[s].prefers for s in shards):
             return
         turn = int(now / TURN_S) % len(shards)
         order = [*shards[turn:], *shards[:turn]]
         free = self._free(usable, frozen)
-        capacity = sum(self.limit - self.reserved.get(i, 0) for i in usable)
+        capacity = self.limit * len(usable)
+        if self.reserved:
+            capacity -= sum(self.reserved.get(i, 0) for i in usable)
         fair = fair_shares({s: self.accounts[s].need for s in shards}, capacity, order)
 
         def below_fair() -> dict[FunctionID, int]:
@@ -351,11 +370,14 @@ class Leases:
         A slot that is idle and waits for a request of its shard stays, and one that is in use does where the shard's
         own requests have waited longer than those of others.
         """
-        lacking = sum(lacks.values()) - sum(
-            max(0, account.bound(i) - account.intended.get(i, 0))
-            for account in self.accounts.values()
-            for i in usable
-        )
+        lacking = sum(lacks.values())
+        if not lacking:
+            return
+        there = set(usable)
+        for account in self.accounts.values():  # on their way
+            lacking -= sum(
+                n - account.intended.get(i, 0) for i, n in account.bounds().items() if n > 0 and i in there
+            )
         for shard in order:
             account = self.accounts[shard]
             over = min(account.total - fair[shard], lacking)
@@ -383,9 +405,8 @@ class Leases:
             else:
                 take = min(left, intended[instance])
             left -= take
-            intended[instance] -= take
-            if not intended[instance]:
-                del intended[instance]
+            if take:
+                account.give(instance, -take)
         return most - left
 
     def _give(self, account: Account, count: int, free: dict[InstanceID, int]) -> None:
@@ -402,7 +423,7 @@ class Leases:
             idle = max(0, account.intended.get(instance, 0) - account.uses.get(instance, 0))
             step = min(count - idle, free.get(instance, 0), most - given)
             if step > 0:
-                account.intended[instance] = account.intended.get(instance, 0) + step
+                account.give(instance, step)
                 free[instance] -= step
                 if not free[instance]:
                     del free[instance]
@@ -410,13 +431,19 @@ class Leases:
         return given
 
     def _spread(self, account: Account, count: int, free: dict[InstanceID, int]) -> None:
-        while count > 0 and free:
-            instance = max(free, key=lambda i: free[i])
-            ahead = sorted(free.values(), reverse=True)
-            step = min(count, free[instance], max(1, ahead[0] - ahead[1] if len(ahead) > 1 else count))
-            account.intended[instance] = account.intended.get(instance, 0) + step
+        if count <= 0:
+            return
+        heap = [(-n, k, i) for k, (i, n) in enumerate(free.items())]
+        heapify(heap)
+        while count > 0 and heap:
+            negative, k, instance = heappop(heap)
+            ahead = heap[0][0] - negative if heap else count
+            step = min(count, -negative, max(1, ahead))
+            account.give(instance, step)
             free[instance] -= step
-            if not free[instance]:
+            if free[instance]:
+                heappush(heap, (negative + step, k, instance))
+            else:
                 del free[instance]
             count -= step
 
