@@ -33,7 +33,7 @@ from kserve_ext.core.dispatch.facts import (
 )
 from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.dispatch.revision_home import RevisionHome
-from kserve_ext.core.dispatch.standing import Standing
+from kserve_ext.core.dispatch.authority import Authority
 from kserve_ext.core.dispatch.take_over import Copy, Leavers
 from kserve_ext.core.facts import Mark, Revision, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
@@ -80,8 +80,8 @@ class Homes:
         #: homes that have had an event since they last were idle: ticked every time
         self._awake: dict[str, None] = {}
         self._leavers = Leavers()
-        self._standing = Standing()
-        membership.on_confirmed(self._standing.member)
+        self._authority = Authority()
+        membership.on_confirmed(self._authority.member)
         self._recording = HomeHistory(rpc.history)
         self._questions = Questions(rpc, membership, self.homes, self._carry)
         #: revisions that nodes tell of and the store doesn't know (any more), and since when
@@ -105,7 +105,7 @@ class Homes:
         now = self.loop.time()
         members = {FunctionID(x.id): x.incarnation for x in view.of("dispatch")}
         nodes = {NodeID(x.id) for x in view.of("node")}
-        self._standing.view(view.epoch)
+        self._authority.view(view.epoch)
         self._ghosts.view(view.of("dispatch"), now)
         self._leavers.view(nodes, now)
         if (members, nodes) != (self._members, self._nodes):
@@ -154,7 +154,7 @@ class Homes:
         found = self.homes.get(home_key)
         if found is None:
             found = self.homes[home_key] = Home(
-                self.me, self.membership.view.epoch, self._new_id, self._standing
+                self.me, self.membership.view.epoch, self._new_id, self._authority
             )
             self._carry(
                 home_key,
@@ -231,8 +231,8 @@ class Homes:
     # --- whether we still are the home
 
     def _acts(self) -> bool:
-        sure = self._standing.sure
-        acts = self._standing.turns(self.loop.time())
+        sure = self._authority.sure
+        acts = self._authority.turns(self.loop.time())
         if sure and not acts:
             log.warning("this process stood still: no home acts until it is known that there is no other")
         return acts
@@ -242,11 +242,11 @@ class Homes:
 
         def said(who: FunctionID) -> Callable[[m.Message | RpcError], None]:
             def done(reply: m.Message | RpcError) -> None:
-                self._standing.answered(who, now, reply.epoch if isinstance(reply, m.RecallReply) else None)
+                self._authority.answered(who, now, reply.epoch if isinstance(reply, m.RecallReply) else None)
 
             return done
 
-        for other in self._standing.asks(self._members.keys() - {self.me}, now):
+        for other in self._authority.asks(self._members.keys() - {self.me}, now):
             nothing = m.Recall(0, self.me, self.membership.addr, ())
             self.rpc.call_soon(self._addr(other), nothing, said(other), GRANT_TIMEOUT_S)
 

@@ -4,17 +4,17 @@ Events go in, instructions come out; after every event the revisions' wishes are
 new instances are asked for in one call (a gang when the whole group is at zero), and slots are settled. It is
 created when the view makes this Dispatch function the home of the key, and dropped when the view moves the key
 on; everything it knows it learns again from nodes, shards and the store's copy. While its process doesn't know
-whether it still is the home (standing.py), it takes in what it hears and does nothing.
+whether it still is the home (authority.py), it takes in what it hears and does nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
+from kserve_ext.core.dispatch.authority import Authority
 from kserve_ext.core.dispatch.facts import Demand, Grant, Instruction, Outcome, Place, Retake
 from kserve_ext.core.dispatch.group import agree
 from kserve_ext.core.dispatch.revision_home import RevisionHome
-from kserve_ext.core.dispatch.standing import Standing
 from kserve_ext.core.dispatch.take_over import Copy, TakeOver
 from kserve_ext.core.dispatch.yielding import chosen
 from kserve_ext.core.facts import Instance, Revision
@@ -30,12 +30,12 @@ class Home:
         me: FunctionID,
         term: int,
         new_id: Callable[[str], InstanceID],
-        standing: Standing | None = None,
+        authority: Authority | None = None,
     ) -> None:
-        """`standing` is its process's; without one it never doubts."""
+        """`authority` is its process's; without one it never doubts."""
         self.me, self.term = me, term
         self.new_id = new_id
-        self.standing = standing or Standing(still_s=float("inf"))
+        self.authority = authority or Authority(still_s=float("inf"))
         self.revisions: dict[RevisionKey, RevisionHome] = {}
         self._nodes: set[NodeID] = set()
         self._shards: dict[FunctionID, int] = {}
@@ -113,10 +113,10 @@ class Home:
     def demand(self, shard: FunctionID, demand: Demand, now: float) -> tuple[Grant | None, list[Instruction]]:
         """A Demand, and the Grant that answers it; none while it isn't known what runs.
 
-        While the process's standing is in doubt, don't ask: an answer without a Grant renews leases, too.
+        While the process's authority is in doubt, don't ask: an answer without a Grant renews leases, too.
         """
         home = self.revisions.get(demand.revision)
-        if home is None or not self.standing.turns(now):
+        if home is None or not self.authority.turns(now):
             return None, []
         if demand.term > self.term:
             return None, [Retake(demand.term)]
@@ -218,7 +218,7 @@ class Home:
         What it keeps may be room for a part of a gang; then the gang is asked for, there.
         """
         missing = {key for key, home in self.revisions.items() if home.lacks}
-        if missing.isdisjoint(keys) or not self.standing.turns(now):
+        if missing.isdisjoint(keys) or not self.authority.turns(now):
             return False, []
         for key in missing:
             self.revisions[key].setbacks.again_at(now)
@@ -231,7 +231,7 @@ class Home:
         self, key: RevisionKey, node: NodeID, count: int, priority: int, reason: str, now: float
     ) -> tuple[int, list[Instruction]]:
         """For others of higher priority: how many of the revision on that node go (yielding.py)."""
-        if not self.standing.turns(now):
+        if not self.authority.turns(now):
             return 0, []
         going = chosen(self.revisions, key, node, count, priority)
         for home, known in going:
@@ -243,7 +243,7 @@ class Home:
 
     def tick(self, now: float) -> list[Instruction]:
         out: list[Instruction] = []
-        if not self.standing.turns(now):
+        if not self.authority.turns(now):
             return out
         for key, home in list(self.revisions.items()):
             home.tick(self._nodes, now, out)
@@ -274,10 +274,10 @@ class Home:
         answering: tuple[RevisionKey, FunctionID] | None = None,
     ) -> list[Instruction]:
         out = [] if out is None else out
-        if not self.standing.turns(now):
+        if not self.authority.turns(now):
             return out
-        if self.standing.term > self.term:
-            self._again(self.standing.term, now)
+        if self.authority.term > self.term:
+            self._again(self.authority.term, now)
         self._fit(now, out)
         for key, home in self.revisions.items():
             home.settle(now, out, answering[1] if answering and answering[0] == key else None)

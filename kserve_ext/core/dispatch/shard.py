@@ -5,7 +5,7 @@ and no slot is there, when slots that were taken back get free, when idle ones a
 while there is anything to do; at most one Demand of a revision is under way. A Demand is a complete state, so a
 lost one is simply followed by a newer one. A home of an older term is not obeyed any more from the moment on at
 which a newer one has asked (Recall) or the view has named another; slots leased from the old one stay usable
-until they expire, and are reported to the new one. It sends nothing and answers no request itself.
+until they expire, and are reported to the new one; what has expired is not. It sends nothing and answers no request itself.
 """
 
 from __future__ import annotations
@@ -254,6 +254,7 @@ class Shard(Generic[R]):
                 continue
             self.pending.discard(key)
             part.dirty = False
+            part.throttler.lapse(now)
             demand = part.demand(now, self.incarnation, part.told)
             part.sending = part.totals(now)
             part.open_seq, part.open_since = demand.seq, now
@@ -322,6 +323,7 @@ class Shard(Generic[R]):
                 self._terms[key] = max(term, self._terms.get(key, 0))
             else:
                 self._obey(part, term)
+                part.throttler.lapse(now)
                 out.append(part.demand(now, self.incarnation, None))
         return out
 

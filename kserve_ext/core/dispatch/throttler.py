@@ -223,6 +223,12 @@ class Throttler(Generic[R]):
             tracker.peak = tracker.in_flight
         return given
 
+    def lapse(self, now: float) -> None:
+        """Limited slots whose time is over are lost for good: others may have them, whatever is answered later."""
+        if now >= self.valid_until:
+            for tracker in [t for t in self.trackers.values() if t.slots > 0]:
+                self._withdraw(tracker)
+
     def forget_all(self) -> None:
         """Gives everything back; requests in flight go on."""
         for tracker in list(self.trackers.values()):

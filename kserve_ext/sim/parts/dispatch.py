@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from typing import Generic, Protocol, TypeVar
 
 from kserve_ext.core import rendezvous
+from kserve_ext.core.dispatch.authority import Authority
 from kserve_ext.core.dispatch.choosing import Chooser
 from kserve_ext.core.dispatch.facts import (
     LEASE_TTL_S,
@@ -28,12 +29,11 @@ from kserve_ext.core.dispatch.facts import (
 )
 from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.dispatch.shard import MOST_ATTEMPTS, Shard
-from kserve_ext.core.dispatch.standing import Standing
 from kserve_ext.core.dispatch.take_over import Copy, Leavers
 from kserve_ext.core.dispatch.throttler import HELD, Holdable, Tracker
 from kserve_ext.core.facts import Instance, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
-from kserve_ext.core.schedule.line import AskRoom
+from kserve_ext.core.schedule.facts import AskRoom
 
 
 class Asked(Holdable, Protocol):
@@ -123,7 +123,7 @@ class Dispatch(Generic[R]):
         self.epoch = 0
         self.left: dict[FunctionID, float] = {}
         self._leavers = Leavers()
-        self.standing = Standing()
+        self.authority = Authority()
         self.members: dict[FunctionID, int] = {}
         self.nodes: Set[NodeID] = frozenset()
         self._owners = rendezvous.Owners[FunctionID]()
@@ -144,7 +144,7 @@ class Dispatch(Generic[R]):
             )
         self.left = {m: t for m, t in self.left.items() if m not in members and now - t < LEASE_TTL_S}
         self._leavers.view(nodes, now)
-        self.standing.view(epoch)
+        self.authority.view(epoch)
         same = (members, nodes) == (self.members, self.nodes)
         self.epoch, self.members, self.nodes = epoch, members, nodes
         self._owners.change(members)
@@ -161,7 +161,7 @@ class Dispatch(Generic[R]):
         self.shard.know(revision, now)
         if self._owners.of(home_key) != self.id:
             return
-        home = self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id, self.standing)
+        home = self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id, self.authority)
         home.view((), {}, (), now)
         self.carry(home_key, home.add(revision, True, (), now))
         self.carry(home_key, home.view(self.nodes, self.members, self.left, now, self._leavers.away(now)))
@@ -173,7 +173,7 @@ class Dispatch(Generic[R]):
             return
         fresh = home_key not in self.homes
         if fresh:
-            self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id, self.standing)
+            self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id, self.authority)
         home = self.homes[home_key]
         self.carry(home_key, home.view(self.nodes, self.members, self.left, now, self._leavers.away(now)))
         if fresh:
@@ -260,7 +260,7 @@ class Dispatch(Generic[R]):
     def _ask_home(self, demand: Demand, proc: Dispatch[R]) -> object:
         """Done by the home's process."""
         home_key = self.around.revisions[demand.revision].home_key
-        if proc.dead or home_key not in proc.homes or not proc.standing.turns(self.around.now):
+        if proc.dead or home_key not in proc.homes or not proc.authority.turns(self.around.now):
             return "moved"
         grant, out = proc.homes[home_key].demand(self.id, demand, self.around.now)
         proc.carry(home_key, out)
@@ -301,7 +301,7 @@ class Dispatch(Generic[R]):
         self, key: RevisionKey, node: NodeID, facts: tuple[Instance, ...], full: bool
     ) -> tuple[InstanceID, ...]:
         home_key = self.around.revisions[key].home_key
-        if home_key not in self.homes or not self.standing.turns(self.around.now):
+        if home_key not in self.homes or not self.authority.turns(self.around.now):
             return ()
         unwanted, out = self.homes[home_key].observed(key, node, facts, full, self.around.now)
         self.carry(home_key, out)
@@ -395,7 +395,7 @@ class Dispatch(Generic[R]):
         for key in active:
             self.drain(key)
         looked = len(active)
-        if not self.standing.turns(now):
+        if not self.authority.turns(now):
             self._ask_others(now)
         for home_key, home in list(self.homes.items()):
             if now < self._idle_due.get(home_key, 0.0):
@@ -414,12 +414,12 @@ class Dispatch(Generic[R]):
 
     def _ask_others(self, now: float) -> None:
         """Whether they know a newer view; the controller says it to those that report."""
-        for other in self.standing.asks(self.members.keys() - {self.id}, now):
+        for other in self.authority.asks(self.members.keys() - {self.id}, now):
             said = partial(self._other_said, other, now)
             self.call(other, "epoch", lambda proc: "lost" if proc.dead else proc.epoch, said)
 
     def _other_said(self, other: FunctionID, asked_at: float, answer: object) -> None:
-        self.standing.answered(other, asked_at, answer if isinstance(answer, int) else None)
+        self.authority.answered(other, asked_at, answer if isinstance(answer, int) else None)
 
     # --- calls
 

@@ -140,4 +140,4 @@ class Upkeep:
             now = self.clock.now
             for name in self.controller.report(self.members()):
                 if name in self.shards:
-                    self.shards[name].standing.member(now)
+                    self.shards[name].authority.member(now)

@@ -107,6 +107,32 @@ def test_a_home_of_an_older_term_is_not_obeyed_after_recall_or_view() -> None:
     assert asked(shard, 0.0)[0] == H1
 
 
+def test_an_expired_lease_is_neither_reported_nor_renewed_by_an_answer_without_a_grant() -> None:
+    """It stood still, and another home has given its slots to others meanwhile."""
+    shard = shard_of()
+    for k in range(2):
+        shard.submit(KEY, Request(k), 0.0)
+    _, seq, _ = asked(shard, 0.0)
+    assert served(shard, seq, 0.0, (A, 2)) == [A, A]
+    shard.finished(KEY, A, 0.1)
+    late = LEASE_TTL_S + 1.0
+    shard.view(2, lambda key: H1)
+    ((_, demand),) = shard.due(late)
+    assert demand.leases == ((A, 1),), "the request that is there still"
+    shard.answered(KEY, demand.seq, late)
+    assert shard.submit(KEY, Request(9), late) == HELD
+
+
+def test_a_recall_is_told_nothing_of_an_expired_lease() -> None:
+    shard = shard_of()
+    shard.submit(KEY, Request(1), 0.0)
+    _, seq, _ = asked(shard, 0.0)
+    assert served(shard, seq, 0.0, (A, 2)) == [A]
+    shard.finished(KEY, A, 0.1)
+    (demand,) = shard.recall(2, [KEY], LEASE_TTL_S + 1.0)
+    assert demand.leases == ()
+
+
 def test_what_was_leased_stays_usable_while_the_home_moves() -> None:
     shard = shard_of()
     shard.submit(KEY, Request(1), 0.0)

@@ -22,7 +22,7 @@ STILL_S: Final = 1.0
 ASK_S: Final = 1.5
 
 
-class Standing:
+class Authority:
     """Of one process; its homes share it."""
 
     def __init__(self, still_s: float = STILL_S) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from kserve_ext.core.dispatch.authority import ASK_S, STILL_S, Authority
 from kserve_ext.core.dispatch.facts import Demand, SendGrant
 from kserve_ext.core.dispatch.home import Home
-from kserve_ext.core.dispatch.standing import ASK_S, STILL_S, Standing
 from kserve_ext.core.facts import Instance
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from tests.support.world_nodes import revision
@@ -15,74 +15,74 @@ ME, OTHER, THIRD = (FunctionID(f"dispatch-{k}") for k in range(3))
 NODE, ONE = NodeID("node-0"), InstanceID("one")
 
 
-def after_a_gap() -> Standing:
-    standing = Standing()
-    standing.view(4)
-    assert standing.turns(0.0)
-    assert not standing.turns(10.0)
-    return standing
+def after_a_gap() -> Authority:
+    authority = Authority()
+    authority.view(4)
+    assert authority.turns(0.0)
+    assert not authority.turns(10.0)
+    return authority
 
 
 def test_ticks_in_time_are_no_reason_to_doubt() -> None:
-    standing = Standing()
-    assert all(standing.turns(k * STILL_S) for k in range(100))
+    authority = Authority()
+    assert all(authority.turns(k * STILL_S) for k in range(100))
 
 
 def test_only_an_answer_to_a_question_asked_after_the_gap_counts() -> None:
-    standing = after_a_gap()
-    standing.member(asked_at=9.9)
-    assert not standing.turns(10.1)
-    standing.member(asked_at=10.0)
-    assert standing.turns(10.2)
-    assert standing.term == 0
+    authority = after_a_gap()
+    authority.member(asked_at=9.9)
+    assert not authority.turns(10.1)
+    authority.member(asked_at=10.0)
+    assert authority.turns(10.2)
+    assert authority.term == 0
 
 
 def test_after_a_view_that_it_has_missed_its_homes_take_over_anew() -> None:
-    standing = after_a_gap()
-    standing.view(6)
-    standing.member(asked_at=10.5)
-    assert (standing.turns(10.6), standing.term) == (True, 6)
+    authority = after_a_gap()
+    authority.view(6)
+    authority.member(asked_at=10.5)
+    assert (authority.turns(10.6), authority.term) == (True, 6)
 
 
 def test_a_second_gap_asks_again() -> None:
-    standing = after_a_gap()
-    assert not standing.turns(20.0)
-    standing.member(asked_at=10.5)
-    assert not standing.turns(20.1)
+    authority = after_a_gap()
+    assert not authority.turns(20.0)
+    authority.member(asked_at=10.5)
+    assert not authority.turns(20.1)
 
 
 def test_where_no_controller_answers_all_others_that_can_be_reached_must() -> None:
-    standing = after_a_gap()
-    assert standing.asks([OTHER, THIRD], 10.0) == []
+    authority = after_a_gap()
+    assert authority.asks([OTHER, THIRD], 10.0) == []
     at = 10.0 + ASK_S
-    assert standing.asks([OTHER, THIRD], at) == [OTHER, THIRD]
-    standing.answered(OTHER, at, 4)
-    assert not standing.sure
-    standing.answered(THIRD, at, None)
-    assert standing.sure
+    assert authority.asks([OTHER, THIRD], at) == [OTHER, THIRD]
+    authority.answered(OTHER, at, 4)
+    assert not authority.sure
+    authority.answered(THIRD, at, None)
+    assert authority.sure
 
 
 @pytest.mark.parametrize("answers", [(None, None), (4, 5), (5, 4)])
 def test_nobody_reached_or_a_newer_view_leaves_the_doubt(answers: tuple[int | None, int | None]) -> None:
-    standing = after_a_gap()
+    authority = after_a_gap()
     at = 10.0 + ASK_S
-    standing.asks([OTHER, THIRD], at)
+    authority.asks([OTHER, THIRD], at)
     for who, epoch in zip((OTHER, THIRD), answers, strict=True):
-        standing.answered(who, at, epoch)
-    assert not standing.sure
+        authority.answered(who, at, epoch)
+    assert not authority.sure
 
 
 def test_the_only_one_of_its_view_has_nobody_to_ask() -> None:
-    standing = after_a_gap()
-    assert standing.asks([], 10.0 + ASK_S) == []
-    assert standing.sure
+    authority = after_a_gap()
+    assert authority.asks([], 10.0 + ASK_S) == []
+    assert authority.sure
 
 
 def test_a_home_that_stood_still_grants_nothing_and_takes_over_anew_after_a_view_it_missed() -> None:
     of = revision(concurrency=1)
-    standing = Standing()
-    standing.view(1)
-    home = Home(ME, 1, lambda key: ONE, standing)
+    authority = Authority()
+    authority.view(1)
+    home = Home(ME, 1, lambda key: ONE, authority)
     home.view([NODE], {ME: 1}, (), 0.0)
     home.add(of, True, (), 0.0)
     home.recalled(ME, [of.key], (), 0.0)
@@ -96,8 +96,8 @@ def test_a_home_that_stood_still_grants_nothing_and_takes_over_anew_after_a_view
     assert home.tick(10.1) == []
     assert not [i for i in home.view([NODE], {ME: 1}, (), 10.2) if isinstance(i, SendGrant)]
 
-    standing.view(3)
-    standing.member(asked_at=10.3)
+    authority.view(3)
+    authority.member(asked_at=10.3)
     home.tick(10.4)
     assert home.term == 3
     assert not home.revisions[of.key].open
