@@ -1,7 +1,7 @@
 """The Schedule function's shell: carries out what core/schedule decides, and feeds each outcome back.
 
 It owns one partition of the nodes (partition.py beside it: which, and how they change hands), answers homes
-(Schedule) and other Schedule functions (Schedule with hops, Coordinate with Room).
+(Schedule) and other Schedule functions (Schedule with hops, Coordinate with Room), and tells both of room (room.py).
 It decides nothing about scale, and admits nothing: that is home's and the node's.
 """
 
@@ -11,26 +11,25 @@ import argparse
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from autoscaler_shim.partition import Nodes
+from autoscaler_shim.room import RoomTold, read, written
 from kserve_ext.api.weights import read_weights
 from kserve_ext.core import rendezvous
-from kserve_ext.core.facts import Mark, Resources, View
+from kserve_ext.core.facts import Mark, View
 from kserve_ext.core.ids import FunctionID, NodeID
-from kserve_ext.core.schedule import line
-from kserve_ext.core.schedule import machine as core
-from kserve_ext.core.schedule.rooms import Room as Summary
+from kserve_ext.core.schedule import facts as core
+from kserve_ext.core.schedule.machine import ScheduleMachine
 from kserve_ext.rpc import Caller, Rpc, RpcError
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.process import Process, wall_time
 from kserve_ext.store import Store
 from kserve_ext.store.opening import open_store
 from kserve_ext.wire.messages import (
-    Action,
     Commit,
     Coordinate,
     CoordinateReply,
@@ -38,15 +37,11 @@ from kserve_ext.wire.messages import (
     Description,
     Item,
     Load,
-    MadeRoom,
-    MakeRoom,
     Message,
     Placed,
     Placements,
     Probe,
     Refused,
-    Room,
-    RoomFor,
     Schedule,
     Start,
     StartReply,
@@ -55,14 +50,10 @@ from kserve_ext.wire.messages import (
 
 log = logging.getLogger(__name__)
 
-GOSSIP_PERIOD_S = 0.5
 START_TIMEOUT_S = 2.0
 PROBE_TIMEOUT_S = 0.1  # placements wait for it
 FORWARD_TIMEOUT_S = 5.0
 FINISH_S = 5.0
-GIVE_PERIOD_S = 0.02
-GIVE_AGAIN_S = 0.2
-ROOM_TIMEOUT_S = 1.0
 
 
 class ScheduleFunction:
@@ -80,12 +71,12 @@ class ScheduleFunction:
         self.me = me
         self.rpc = rpc
         self.membership = membership
-        self.machine = core.ScheduleMachine(me, membership.member.incarnation, weights)
+        self.machine = ScheduleMachine(me, membership.member.incarnation, weights)
         self.asked = self.decisions = 0
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, tuple[Schedule, asyncio.Future[Placements]]] = {}
         self.nodes = Nodes(me, rpc, membership, self.machine.partition, store)
-        self._anybody_waits = asyncio.Event()
+        self.room = RoomTold(me, rpc, membership, self.machine)
         rpc.handle(Schedule, self.schedule)
         rpc.handle(Coordinate, self.coordinate)
         rpc.handle(Describe, self.describe)
@@ -100,8 +91,8 @@ class ScheduleFunction:
         self.rpc.warm(m.addr for m in view.members if NodeID(m.id) in mine or m.kind == "schedule")
 
     def coordinate(self, message: Coordinate, caller: Caller) -> CoordinateReply:
-        better = self.machine.rooms.heard(_read(message.actions), wants=message.wants)
-        return CoordinateReply(tuple(_written(room) for room in better), self.membership.view.epoch)
+        better = self.machine.rooms.heard(read(message.actions), wants=message.wants)
+        return CoordinateReply(tuple(written(room) for room in better), self.membership.view.epoch)
 
     # --- placement
 
@@ -116,7 +107,7 @@ class ScheduleFunction:
             reserve=message.reserve,
             hops=message.hops,
             near=message.near,
-            who=line.Standing(message.home_addr, message.waited_s),
+            who=core.Standing(message.home_addr, message.waited_s),
             now=self._loop.time(),
         )
         answer: asyncio.Future[Placements] = self._loop.create_future()
@@ -145,10 +136,6 @@ class ScheduleFunction:
                     self._send_probe(instruction)
                 case core.Answer():
                     self._answer(instruction)
-                case line.TellRoom():
-                    self._tell_room(instruction)
-                case line.AskRoom():
-                    self._ask_room(instruction)
 
     def _send_start(self, i: core.SendStart) -> None:
         call, _ = self._calls[i.op]
@@ -234,7 +221,7 @@ class ScheduleFunction:
                 placed = [core.Place(p.instance, p.node, p.addr) for p in reply.placed]
                 refused = [core.Refusal(r.instance, r.reason, r.unknown) for r in reply.refused]
                 if reply.room is not None:
-                    self.machine.rooms.heard(_read([reply.room]))
+                    self.machine.rooms.heard(read([reply.room]))
                 if reply.stale:
                     refused = [core.Refusal(w.instance, f"{i.function} knows a newer view") for w in i.wanted]
             else:
@@ -251,8 +238,7 @@ class ScheduleFunction:
     def _answer(self, i: core.Answer) -> None:
         call, answer = self._calls.pop(i.op)
         self.decisions += len(i.placed)
-        if self.machine.line.waiters:
-            self._anybody_waits.set()
+        self.room.wake()
         if self.rpc.history.on:
             refused = [(r.instance, r.reason) for r in i.refused]
             placed = [(p.instance, p.node) for p in i.placed]
@@ -263,7 +249,7 @@ class ScheduleFunction:
                     placed=tuple(Placed(p.instance, p.node, p.addr) for p in i.placed),
                     refused=tuple(Refused(r.instance, r.reason, r.unknown, r.never) for r in i.refused),
                     epoch=self.membership.view.epoch,
-                    room=_written(self.machine.room()) if call.hops else None,
+                    room=written(self.machine.room()) if call.hops else None,
                 )
             )
 
@@ -273,63 +259,7 @@ class ScheduleFunction:
         if under_way:
             await asyncio.wait(under_way, timeout=FINISH_S)
 
-    # --- those who wait
-
-    async def give_room(self) -> None:
-        """While anybody waits: soon after nodes have changed, and now and then; costs nothing while nobody does."""
-        seen, due = -1, 0.0
-        while True:
-            await self._anybody_waits.wait()
-            await asyncio.sleep(GIVE_PERIOD_S)
-            learned = self.machine.partition.learned
-            if learned != seen or self._loop.time() >= due:
-                seen, due = learned, self._loop.time() + GIVE_AGAIN_S
-                self._carry_out(self.machine.tick(self._loop.time()))
-            if not self.machine.line.waiters:
-                self._anybody_waits.clear()
-
-    def _tell_room(self, i: line.TellRoom) -> None:
-        def done(reply: Message | RpcError) -> None:
-            if isinstance(reply, CoordinateReply) and set(i.revisions) <= set(reply.elsewhere):
-                self.machine.line.leaves(i.key)
-
-        self._coordinate(i.home_addr, RoomFor(self.me, i.revisions), done)
-
-    def _ask_room(self, i: line.AskRoom) -> None:
-        dispatchers = [FunctionID(d.id) for d in self.membership.view.of("dispatch")]
-        home = rendezvous.owner(i.home_key, dispatchers)
-        log.info("%s: asks the home of %s for %d on %s", i.reason, i.victim, i.count, i.node)
-
-        def done(reply: Message | RpcError) -> None:
-            made = 0
-            if isinstance(reply, CoordinateReply):
-                made = sum(a.count for a in reply.actions if isinstance(a, MadeRoom))
-            self.machine.line.yielded(i, made, self._loop.time())
-
-        action = MakeRoom(i.victim, i.node, i.count, i.priority, i.reason)
-        self._coordinate(self.membership.addr_of(home) if home else "", action, done)
-
-    def _coordinate(
-        self, addr: str, action: RoomFor | MakeRoom, done: Callable[[Message | RpcError], None]
-    ) -> None:
-        message = Coordinate(self.me, self.membership.addr, self.membership.view.epoch, (action,))
-        self.rpc.call_soon(addr, message, done, ROOM_TIMEOUT_S)
-
-    # --- gossip and description
-
-    async def gossip(self) -> None:
-        """Tells other Schedule functions how much room there is where."""
-
-        def done(reply: Message | RpcError) -> None:
-            if isinstance(reply, CoordinateReply):
-                self.machine.rooms.heard(_read(reply.actions))
-
-        while True:
-            await asyncio.sleep(GOSSIP_PERIOD_S)
-            for to, rooms, wants in self.machine.gossip():
-                epoch, actions = self.membership.view.epoch, tuple(_written(room) for room in rooms)
-                message = Coordinate(self.me, self.membership.addr, epoch, actions, wants)
-                self.rpc.call_soon(self.membership.addr_of(to), message, done, 1.0)
+    # --- description
 
     def load(self) -> Load:
         return Load(requests=self.asked, queued=self.machine.under_way)
@@ -367,19 +297,6 @@ class ScheduleFunction:
         return Description(msgspec.json.encode(body))
 
 
-def _read(actions: Iterable[Action]) -> Iterator[Summary]:
-    for action in actions:
-        if isinstance(action, Room):
-            capacity = Resources(*action.capacity) if action.capacity else None
-            free, largest = Resources(*action.free), Resources(*action.largest)
-            yield Summary(action.function, action.version, free, largest, action.nodes, capacity)
-
-
-def _written(room: Summary) -> Room:
-    capacity = tuple(room.capacity or ())
-    return Room(room.function, tuple(room.free), tuple(room.largest), room.nodes, capacity, room.version)
-
-
 def _weights(data: Path) -> dict[str, float]:
     """Of namespaces, as cluster.json has them; functions that the controller starts find them there, too."""
     try:
@@ -401,9 +318,9 @@ def main(args: argparse.Namespace) -> int:
         process.ready()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(function.gossip())
+                group.create_task(function.room.gossip())
                 group.create_task(function.nodes.keep_copy())
-                group.create_task(function.give_room())
+                group.create_task(function.room.give())
         finally:
             await function.finish()
             await store.close()

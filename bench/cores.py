@@ -24,7 +24,8 @@ from kserve_ext.core.node.admission import Ledger
 from kserve_ext.core.node.facts import Order
 from kserve_ext.core.node.machine import NodeMachine
 from kserve_ext.core.node.slots import Slots
-from kserve_ext.core.schedule.machine import ScheduleMachine, SendStart, Wanted
+from kserve_ext.core.schedule.facts import SendStart, Wanted
+from kserve_ext.core.schedule.machine import ScheduleMachine
 
 NEEDS: Final = Resources(cpu_milli=100, memory_mib=64)
 CAPACITY: Final = Resources(cpu_milli=10_000_000, memory_mib=10_000_000)

@@ -155,7 +155,8 @@ def not_recalled() -> None:
 
 def half_a_gang() -> None:
     """Of a gang that doesn't fit as a whole, the part that fits is started."""
-    from kserve_ext.core.schedule.machine import ScheduleMachine, SendCommit
+    from kserve_ext.core.schedule.facts import SendCommit
+    from kserve_ext.core.schedule.machine import ScheduleMachine
 
     release = ScheduleMachine._release_gang
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from autoscaler_shim import schedule as shell
+from autoscaler_shim import room as shell
 from autoscaler_shim.schedule import ScheduleFunction
 from kserve_ext.core.facts import Holding, Instance, Member, NodeStatus, Resources, Revision, Scale, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
@@ -78,7 +78,7 @@ class Function:
 def run(test: Callable[[Function], Awaitable[None]]) -> None:
     async def main() -> None:
         function = Function()
-        giving = asyncio.create_task(function.it.give_room())
+        giving = asyncio.create_task(function.it.room.give())
         try:
             await test(function)
         finally:

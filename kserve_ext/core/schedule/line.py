@@ -1,9 +1,9 @@
 """Those who found no room: in whose name the next room is kept, and whose home is told.
 
 Nobody is placed from here. A home that was refused asks again by itself, with growing pauses; in between its revision
-(or its gang, as one) stands in this line. As soon as nodes have room, it is *claimed* for whoever is next
+(or its gang, as one) stands in this line. As soon as nodes have room, it is *booked* for whoever is next
 (fairness.py): deducted from what the nodes have free, so that nobody who comes later gets it, and the home is told;
-its next call takes the claim. A claim that no call comes for lapses, and so does a place in the line. For those who
+its next call takes the booking. One that no call comes for lapses, and so does a place in the line. For those who
 have waited too long, and for those that others make room for (preemption.py), room that is still to come is kept
 likewise, in order: what frees up goes to them and not to smaller ones that would fit sooner. All this is worked out
 anew in every pass, in one order that is the same in every partition, so that two gangs that need two partitions
@@ -14,17 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 from kserve_ext.core.facts import Resources, Revision
 from kserve_ext.core.ids import InstanceID, NodeID, RevisionKey
+from kserve_ext.core.schedule.facts import AskRoom, Standing, TellRoom
 from kserve_ext.core.schedule.fairness import AGED_S, Shares, in_turn
 from kserve_ext.core.schedule.gangs import choose_gang
 from kserve_ext.core.schedule.partition import Partition
 from kserve_ext.core.schedule.preemption import Victims, keep, plan, plan_each, rooms
 
 HEARD_S: Final = 10.0  # a home that hasn't asked again for so long doesn't want it any more
-CLAIM_S: Final = 2.0  # and one that was told of room comes at once
+BOOKED: Final = "room/"  # before the name of a booking, where starts under way are deducted
+BOOKED_S: Final = 2.0  # and one that was told of room comes at once
 GOING_S: Final = 10.0  # so long one that was asked to go counts as going, although its node still shows it
 SPARED_S: Final = 10.0  # so long a home that can spare none is not asked again
 REST_S: Final = 0.2  # between two times that one is told of room
@@ -33,40 +35,6 @@ MOST_WAITING: Final = 1_000
 MOST_MEMBERS: Final = 64
 MOST_KEPT: Final = 8  # waiters for whom room to come is kept
 MOST_MADE: Final = 16  # instances of one of them for which others make room at once
-
-
-class Standing(NamedTuple):
-    """For whom a call asks, as far as the line is concerned."""
-
-    home_addr: str = ""  # "": nobody could be told, so it does not wait
-    waited_s: float = 0.0  # since its home was first refused
-
-
-# --- instructions
-
-
-@dataclass(frozen=True, slots=True)
-class TellRoom:
-    """To a home: there is room for these revisions now; declined() if it doesn't want it any more."""
-
-    key: str
-    home_addr: str
-    revisions: tuple[RevisionKey, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AskRoom:
-    """To the home of `victim`: let `count` of its instances on `node` go; yielded() says how many do."""
-
-    victim: RevisionKey
-    home_key: str
-    node: NodeID
-    count: int
-    priority: int
-    reason: str
-
-
-Instruction = TellRoom | AskRoom
 
 
 @dataclass(slots=True)
@@ -80,8 +48,8 @@ class Waiter:
     since: float
     heard_at: float
     #: deductions in its name
-    claims: list[tuple[InstanceID, NodeID, Revision]] = field(default_factory=list)
-    #: its claims are free now, and its home knows
+    bookings: list[tuple[InstanceID, NodeID, Revision]] = field(default_factory=list)
+    #: its bookings are free now, and its home knows
     told_at: float | None = None
     #: nodes on which room to come is kept, and when they were chosen
     kept: tuple[tuple[Revision, NodeID], ...] = ()
@@ -129,7 +97,7 @@ class Line:
         for waiter in asking:
             if waiter.told_at is not None:
                 waiter.rests_until = waiter.told_at + REST_S
-                for _, node, revision in waiter.claims:
+                for _, node, revision in waiter.bookings:
                     told.setdefault(revision.key, []).append(node)
             self._release(waiter)
             waiter.asking = True
@@ -142,9 +110,9 @@ class Line:
     def tried(self, placed: Collection[str]) -> None:
         """The nodes here were looked at for a call, with success for `placed`: room to come is kept on."""
         for key, waiter in self.waiters.items():
-            if key not in placed and not waiter.claims:
+            if key not in placed and not waiter.bookings:
                 for revision, node in waiter.kept:
-                    self._claim(waiter, revision, node)
+                    self._book(waiter, revision, node)
 
     def waits(self, key: str, members: Sequence[Revision], gang: bool, who: Standing, now: float) -> None:
         """It was refused for lack of room."""
@@ -181,7 +149,7 @@ class Line:
 
     # --- a pass
 
-    def give(self, now: float) -> list[Instruction]:
+    def give(self, now: float) -> list[TellRoom | AskRoom]:
         """Room to those who are next, in order; call it when nodes have changed, and now and then."""
         self._lapse(now)
         if not self.waiters:
@@ -193,9 +161,9 @@ class Line:
             self._release(waiter)
         shares = Shares(self.partition.candidates(), self.weights)
         for waiter in self.waiters.values():
-            for _, _, revision in waiter.claims:
+            for _, _, revision in waiter.bookings:
                 shares.add(waiter.namespace, revision.needs)
-        out: list[Instruction] = []
+        out: list[TellRoom | AskRoom] = []
         full: list[Revision] = []
         kept = 0
         for waiter in in_turn(waiting, shares, now):
@@ -216,12 +184,12 @@ class Line:
         return out
 
     def _places(self, waiter: Waiter) -> list[tuple[Revision, NodeID]]:
-        """Claims what fits now: all of a gang or nothing, of others as many as do."""
+        """Books what fits now: all of a gang or nothing, of others as many as do."""
         if waiter.gang:
             nodes = choose_gang(waiter.members, self.partition.candidates())
             places = list(zip(waiter.members, nodes, strict=True)) if nodes else []
             for revision, node in places:
-                self._claim(waiter, revision, node)
+                self._book(waiter, revision, node)
             return places
         places = []
         for revision in waiter.members:
@@ -229,10 +197,10 @@ class Line:
             if best is None:
                 break
             places.append((revision, best.status.node))
-            self._claim(waiter, revision, best.status.node)
+            self._book(waiter, revision, best.status.node)
         return places
 
-    def _keep(self, waiter: Waiter, now: float, out: list[Instruction]) -> bool:
+    def _keep(self, waiter: Waiter, now: float, out: list[TellRoom | AskRoom]) -> bool:
         """Keeps room that is to come, if it may have that; asks victims to make it."""
         aged = now - waiter.since >= AGED_S
         if not (waiter.preempts or aged):
@@ -255,7 +223,7 @@ class Line:
             else:
                 waiter.kept = ()
         for revision, node in waiter.kept:
-            self._claim(waiter, revision, node)
+            self._book(waiter, revision, node)
         return bool(waiter.kept)
 
     def _ask(self, waiter: Waiter, victims: Victims, now: float) -> AskRoom:
@@ -268,20 +236,20 @@ class Line:
 
     # --- inside
 
-    def _claim(self, waiter: Waiter, revision: Revision, node: NodeID) -> None:
-        claim = InstanceID(f"room/{waiter.key}/{len(waiter.claims)}")
-        waiter.claims.append((claim, node, revision))
-        self.partition.sent(claim, node, revision.needs)
+    def _book(self, waiter: Waiter, revision: Revision, node: NodeID) -> None:
+        booking = InstanceID(f"{BOOKED}{waiter.key}/{len(waiter.bookings)}")
+        waiter.bookings.append((booking, node, revision))
+        self.partition.sent(booking, node, revision.needs)
 
     def _release(self, waiter: Waiter) -> None:
-        for claim, _, _ in waiter.claims:
-            self.partition.answered(claim)
-        waiter.claims.clear()
+        for booking, _, _ in waiter.bookings:
+            self.partition.answered(booking)
+        waiter.bookings.clear()
         waiter.told_at = None
 
     def _lapse(self, now: float) -> None:
         for waiter in list(self.waiters.values()):
-            unwanted = waiter.told_at is not None and now - waiter.told_at >= CLAIM_S
+            unwanted = waiter.told_at is not None and now - waiter.told_at >= BOOKED_S
             if unwanted or now - waiter.heard_at >= HEARD_S:
                 self.leaves(waiter.key)
         self._spared = {key: until for key, until in self._spared.items() if now < until}
@@ -297,7 +265,7 @@ class Line:
                 "priority": waiter.priority,
                 "waited_s": round(now - waiter.since, 1),
                 "share": round(shares.of(waiter.namespace), 3),
-                "kept_on": sorted({node for _, node, _ in waiter.claims}),
+                "kept_on": sorted({node for _, node, _ in waiter.bookings}),
                 "preempting": waiter.room_is_made,
             }
             for waiter in in_turn(list(self.waiters.values()), shares, now)

@@ -11,16 +11,30 @@ them; else by a probe cache, and asks nodes first where that holds too little (k
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from kserve_ext.core import rendezvous
 from kserve_ext.core.facts import NodeStatus, Resources, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
+from kserve_ext.core.schedule.facts import (
+    NOBODY,
+    Answer,
+    AskRoom,
+    Forward,
+    Instruction,
+    Place,
+    Refusal,
+    SendCommit,
+    SendProbe,
+    SendStart,
+    Standing,
+    TellRoom,
+    Wanted,
+)
 from kserve_ext.core.schedule.filters import Candidate, fits, why_not
 from kserve_ext.core.schedule.gangs import choose_gang
 from kserve_ext.core.schedule.knowledge import MOST_ASKED, Knowledge
-from kserve_ext.core.schedule.line import AskRoom, Line, Standing, TellRoom, key_of
+from kserve_ext.core.schedule.line import Line
+from kserve_ext.core.schedule.op import Op
 from kserve_ext.core.schedule.partition import Partition
 from kserve_ext.core.schedule.probe_cache import RATES, Rates
 from kserve_ext.core.schedule.rooms import Gossip, Room, Rooms
@@ -28,119 +42,6 @@ from kserve_ext.core.schedule.scores import NOWHERE, near
 
 MAX_HOPS = 2
 SECOND_LINE_S = 5.0
-NOBODY = Standing()
-
-
-class Wanted(NamedTuple):
-    instance: InstanceID
-    revision: Revision
-
-
-class Place(NamedTuple):
-    """Where an instance was admitted."""
-
-    instance: InstanceID
-    node: NodeID
-    addr: str
-
-
-class Refusal(NamedTuple):
-    """Why an instance was not placed. `unknown`: this node was asked and its answer was lost."""
-
-    instance: InstanceID
-    reason: str
-    unknown: NodeID = NodeID("")
-    never: bool = False  # no node of the cluster is large enough, even when empty
-
-
-# --- instructions: what the shell carries out, feeding each outcome back
-
-
-class SendStart(NamedTuple):
-    op: int
-    instance: InstanceID
-    revision: Revision
-    node: NodeID
-    addr: str
-    reserve: bool
-
-
-class SendCommit(NamedTuple):
-    """To one node: start, or with `cancel` release, what it has reserved."""
-
-    op: int
-    addr: str
-    instances: tuple[InstanceID, ...]
-    cancel: bool
-    reason: str = ""
-
-
-class Forward(NamedTuple):
-    """Ask another partition. `reserve`: it shall reserve only; we commit or cancel at its nodes."""
-
-    op: int
-    function: FunctionID
-    wanted: tuple[Wanted, ...]
-    reserve: bool
-    hops: int
-
-
-class SendProbe(NamedTuple):
-    """Ask a node for its status; `op` 0: nobody waits for the answer."""
-
-    op: int
-    node: NodeID
-    addr: str
-
-
-class Answer(NamedTuple):
-    op: int
-    placed: tuple[Place, ...]
-    refused: tuple[Refusal, ...]
-
-
-Instruction = SendStart | SendCommit | Forward | SendProbe | Answer | TellRoom | AskRoom
-
-
-@dataclass(slots=True)
-class _Op:
-    """One Schedule call under way."""
-
-    wanted: dict[InstanceID, Revision]
-    gang: bool
-    reserve: bool
-    hops: int
-    #: where partners of these instances are
-    near: Collection[NodeID] = ()
-    who: Standing = NOBODY
-    #: nodes that refused, by instance
-    tried: dict[InstanceID, set[NodeID]] = field(default_factory=dict)
-    placed: dict[InstanceID, Place] = field(default_factory=dict)
-    #: no node here takes it: may still find room elsewhere
-    stuck: dict[InstanceID, Refusal] = field(default_factory=dict)
-    #: final
-    refused: dict[InstanceID, Refusal] = field(default_factory=dict)
-    #: starts, commits and forwards not yet answered
-    open: int = 0
-    #: partitions asked
-    asked: set[FunctionID] = field(default_factory=set)
-    committing: bool = False
-    #: of a gang: where each fits together with the others
-    plan: dict[InstanceID, NodeID] = field(default_factory=dict)
-    #: not all nodes are told of: it decides by the probe cache (`elsewhere`: after the other partitions), and has
-    #: asked these nodes; nothing is placed before they have answered
-    pooled: bool = False
-    elsewhere: bool = False
-    probed: set[NodeID] = field(default_factory=set)
-    probing: int = 0
-
-    @property
-    def members(self) -> dict[str, list[InstanceID]]:
-        """By who stands in line for them."""
-        found: dict[str, list[InstanceID]] = {}
-        for instance, revision in self.wanted.items():
-            found.setdefault(key_of(revision, self.gang or self.reserve), []).append(instance)
-        return found
 
 
 class ScheduleMachine:
@@ -163,7 +64,7 @@ class ScheduleMachine:
         self.placed_total = 0
         self.refused_total = 0
         self.conflicts_total = 0
-        self._ops: dict[int, _Op] = {}
+        self._ops: dict[int, Op] = {}
         self._next_op = 1
 
     # --- events
@@ -185,7 +86,7 @@ class ScheduleMachine:
         """
         self._now = max(self._now, now)
         op_id, self._next_op = self._next_op, self._next_op + 1
-        op = _Op({w.instance: w.revision for w in wanted}, gang, reserve, hops, near, who)
+        op = Op({w.instance: w.revision for w in wanted}, gang, reserve, hops, near, who)
         self._ops[op_id] = op
         out: list[Instruction] = []
         if not self._ask_first(op_id, op, out):
@@ -296,10 +197,10 @@ class ScheduleMachine:
             op.stuck.pop(place.instance, None)
         return self._settle(op_id, op, [])
 
-    def tick(self, now: float) -> list[Instruction]:
+    def tick(self, now: float) -> list[TellRoom | AskRoom]:
         """Room to those who wait: soon after nodes have changed, and some times a second while anybody waits."""
         self._now = max(self._now, now)
-        return list(self.line.give(self._now))
+        return self.line.give(self._now)
 
     def view(self, owned: set[NodeID], functions: set[FunctionID]) -> None:
         """A new view: the nodes that are ours, and the Schedule functions that there are."""
@@ -322,7 +223,7 @@ class ScheduleMachine:
 
     # --- inside
 
-    def _ask_first(self, op_id: int, op: _Op, out: list[Instruction]) -> bool:
+    def _ask_first(self, op_id: int, op: Op, out: list[Instruction]) -> bool:
         """Nodes of which too little is known are asked; False: there is nothing to wait for."""
         if self.knowledge.all_told(self._now) or not op.wanted:
             return False
@@ -335,7 +236,7 @@ class ScheduleMachine:
             self._probe(op_id, op, max(source.ask, 2 * len(op.wanted) if op.gang else 0), out)
         return op.probing > 0
 
-    def _probe(self, op_id: int, op: _Op, count: int, out: list[Instruction]) -> None:
+    def _probe(self, op_id: int, op: Op, count: int, out: list[Instruction]) -> None:
         for node in self.knowledge.ask(count, op.probed, self._now):
             status = self.partition.status(node)
             assert status is not None
@@ -344,10 +245,10 @@ class ScheduleMachine:
             op.open += 1
             out.append(SendProbe(op_id, node, status.addr))
 
-    def _begin(self, op_id: int, op: _Op, out: list[Instruction]) -> bool:
+    def _begin(self, op_id: int, op: Op, out: list[Instruction]) -> bool:
         """Places what is not placed yet, first of all where room was kept for it; whether any start is under way."""
         told = self.line.comes(list(op.members)) if self.line.waiters else {}
-        begun = self._take_claims(op_id, op, told, out) if told else set()
+        begun = self._take_bookings(op_id, op, told, out) if told else set()
         if op.gang and not op.placed and not begun:
             candidates = self.knowledge.pool(self._now) if op.pooled else self.partition.candidates()
             nodes = choose_gang(list(op.wanted.values()), candidates)
@@ -360,10 +261,10 @@ class ScheduleMachine:
             self.line.tried(op.members if out else ())
         return op.open > 0
 
-    def _take_claims(
-        self, op_id: int, op: _Op, told: dict[RevisionKey, list[NodeID]], out: list[Instruction]
+    def _take_bookings(
+        self, op_id: int, op: Op, told: dict[RevisionKey, list[NodeID]], out: list[Instruction]
     ) -> set[InstanceID]:
-        """Starts what has a claim where that is; returns these."""
+        """Starts what has a booking where that is; returns these."""
         begun: set[InstanceID] = set()
         for instance, revision in op.wanted.items():
             nodes = told.get(revision.key)
@@ -384,7 +285,7 @@ class ScheduleMachine:
         if self.partition.refresh(status):
             self.knowledge.cache.answered(node, self._now)
 
-    def _try_next(self, op_id: int, op: _Op, instance: InstanceID, out: list[Instruction]) -> None:
+    def _try_next(self, op_id: int, op: Op, instance: InstanceID, out: list[Instruction]) -> None:
         revision = op.wanted[instance]
         chosen = self._best(op, instance, revision)
         if chosen is None:
@@ -401,7 +302,7 @@ class ScheduleMachine:
                 assert status is not None
                 out.append(SendProbe(0, other, status.addr))
 
-    def _best(self, op: _Op, instance: InstanceID, revision: Revision) -> Candidate | None:
+    def _best(self, op: Op, instance: InstanceID, revision: Revision) -> Candidate | None:
         """Where it was planned to go; else near its partners, if it has any; else the best of all."""
         tried = op.tried.get(instance, ())
         planned = op.plan.get(instance)
@@ -417,7 +318,7 @@ class ScheduleMachine:
     def _statuses(self, nodes: Iterable[NodeID]) -> list[NodeStatus]:
         return [status for node in nodes if (status := self.partition.status(node)) is not None]
 
-    def _settle(self, op_id: int, op: _Op, out: list[Instruction]) -> list[Instruction]:
+    def _settle(self, op_id: int, op: Op, out: list[Instruction]) -> list[Instruction]:
         """Goes on when nothing is open: ask elsewhere, commit or release a gang, or answer."""
         if op.open:
             return out
@@ -455,7 +356,7 @@ class ScheduleMachine:
         out.append(Answer(op_id, tuple(op.placed.values()), tuple(op.refused.values())))
         return out
 
-    def _stand(self, op: _Op) -> None:
+    def _stand(self, op: Op) -> None:
         """In line stands what found no room, a gang as a whole; what was placed stands there no more."""
         if not self.line.waiters and not op.refused:
             return
@@ -468,7 +369,7 @@ class ScheduleMachine:
             else:
                 self.line.leaves(key)
 
-    def _release_gang(self, op_id: int, op: _Op, out: list[Instruction]) -> None:
+    def _release_gang(self, op_id: int, op: Op, out: list[Instruction]) -> None:
         """Neither starts: the reserved ones are released, and say which other one did not fit."""
         culprit = max(op.refused.values(), key=lambda r: r.never)
         key = op.wanted[culprit.instance].key
@@ -482,13 +383,13 @@ class ScheduleMachine:
             op.refused[instance] = Refusal(instance, why, never=culprit.never)
         op.placed.clear()
 
-    def _by_node(self, op: _Op) -> dict[str, tuple[InstanceID, ...]]:
+    def _by_node(self, op: Op) -> dict[str, tuple[InstanceID, ...]]:
         nodes: dict[str, tuple[InstanceID, ...]] = {}
         for place in op.placed.values():
             nodes[place.addr] = (*nodes.get(place.addr, ()), place.instance)
         return nodes
 
-    def _judged(self, op: _Op, refusal: Refusal) -> Refusal:
+    def _judged(self, op: Op, refusal: Refusal) -> Refusal:
         """Adds why partitions that weren't asked would not take it either, and whether any ever could."""
         needs = op.wanted[refusal.instance].needs
         unasked = [
@@ -510,14 +411,14 @@ class ScheduleMachine:
         known = [c for c in (own, *(r.capacity for r in self.rooms.known.values())) if c and any(c)]
         return bool(known) and not any(needs.fits(c) for c in known)
 
-    def _lender(self, op: _Op) -> FunctionID | None:
+    def _lender(self, op: Op) -> FunctionID | None:
         """The partition to ask next."""
         if op.hops >= MAX_HOPS or (op.hops and op.reserve):
             return None
         needs = [op.wanted[i].needs for i in op.stuck]
         return self.rooms.lender(needs, op.asked) or self._second_line(op, needs)
 
-    def _second_line(self, op: _Op, needs: Sequence[Resources]) -> FunctionID | None:
+    def _second_line(self, op: Op, needs: Sequence[Resources]) -> FunctionID | None:
         """Who has waited for long stands in line in one more partition, where room may come sooner."""
         if op.asked or op.hops or op.who.waited_s < SECOND_LINE_S:
             return None

@@ -16,10 +16,10 @@ from kserve_ext.core.facts import NodeStatus, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.core.node.facts import Order, Verdict
 from kserve_ext.core.partitions import owners
-from kserve_ext.core.schedule import machine as core
+from kserve_ext.core.schedule import facts as core
+from kserve_ext.core.schedule.facts import NOBODY, AskRoom, Standing, TellRoom
 from kserve_ext.core.schedule.handover import Claim, Handing, Handover, Recall
-from kserve_ext.core.schedule.line import AskRoom, Standing, TellRoom
-from kserve_ext.core.schedule.machine import NOBODY
+from kserve_ext.core.schedule.machine import ScheduleMachine
 from kserve_ext.core.schedule.probe_cache import Rates
 from kserve_ext.sim.parts.network import Network, Process
 from kserve_ext.sim.parts.node import NodeAgent
@@ -76,7 +76,7 @@ class Schedule:
         self.network, self.id, self.nodes, self.others = network, name, nodes, others
         self.process: Process = network.process(name)
         rates = Rates() if probe_cache else Rates(pool=PROBES, probes=0.0, removed=0.0)
-        self.machine = core.ScheduleMachine(name, incarnation, rates=rates)
+        self.machine = ScheduleMachine(name, incarnation, rates=rates)
         self.probe_cache, self._rng, self._told = probe_cache, rng, told
         self.handover = Handover(name, self.machine.partition)
         self._calls: dict[int, Call] = {}
@@ -192,7 +192,7 @@ class Schedule:
         status, lost = node.machine.status, partial(answered, None)
         self.network.call(self.process, node.process, "probe", status, answered, "probed", lost)
 
-    def _carry(self, instructions: Iterable[core.Instruction | Claim | Recall]) -> None:
+    def _carry(self, instructions: Iterable[core.Instruction | TellRoom | AskRoom | Claim | Recall]) -> None:
         for i in instructions:
             match i:
                 case Claim():

@@ -21,8 +21,7 @@ from kserve_ext.core.facts import Command, Hold, Kind, Member, Model, Revision, 
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 from kserve_ext.core.membership import Push
 from kserve_ext.core.node.facts import Tell
-from kserve_ext.core.schedule.line import AskRoom, TellRoom
-from kserve_ext.core.schedule.machine import Answer
+from kserve_ext.core.schedule.facts import Answer, AskRoom, TellRoom
 from kserve_ext.sim.fleet import Fleet, Instance, Request
 from kserve_ext.sim.layout import FULL, Layout
 from kserve_ext.sim.parts.controller import Controller

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from kserve_ext.core.facts import Holding, NodeStatus, Resources, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
-from kserve_ext.core.schedule import machine as core
-from kserve_ext.core.schedule.line import AskRoom, Standing, TellRoom
+from kserve_ext.core.schedule import facts as core
+from kserve_ext.core.schedule.facts import AskRoom, Standing, TellRoom
+from kserve_ext.core.schedule.machine import ScheduleMachine
 from tests.core.schedule.test_placement import revision
 
 STEP_S = 0.1
@@ -86,7 +87,7 @@ class FullCluster:
         self.line = line
         self.random = random.Random(seed)
         self.now = 0.0
-        self.machines = {name: core.ScheduleMachine(FunctionID(name), weights=weights) for name in partitions}
+        self.machines = {name: ScheduleMachine(FunctionID(name), weights=weights) for name in partitions}
         self.nodes: dict[NodeID, Node] = {}
         for name, sizes in partitions.items():
             for k, size in enumerate(sizes):
@@ -95,7 +96,7 @@ class FullCluster:
                 self._tell(node)
         self.homes: dict[str, Home] = {}
         self.log: list[str] = []
-        self._queue: list[tuple[str, core.Instruction]] = []
+        self._queue: list[tuple[str, core.Instruction | TellRoom | AskRoom]] = []
         self._calls: dict[tuple[str, int], tuple[str, core.Forward] | str] = {}
         self._ids = 0
 
@@ -236,7 +237,7 @@ class FullCluster:
             machine.rooms.view({FunctionID(name) for name in self.machines})
             machine.rooms.heard([other.room() for other in self.machines.values()])
 
-    def _put(self, machine: str, instructions: Sequence[core.Instruction]) -> None:
+    def _put(self, machine: str, instructions: Sequence[core.Instruction | TellRoom | AskRoom]) -> None:
         self._queue.extend((machine, i) for i in instructions)
 
     def flush(self) -> None:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from kserve_ext.core.facts import NodeStatus, Resources
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
-from kserve_ext.core.schedule import machine as core
+from kserve_ext.core.schedule import facts as core
 from kserve_ext.core.schedule.handover import Handover
+from kserve_ext.core.schedule.machine import ScheduleMachine
 from tests.core.schedule.handover_world import NEEDS, Node, Post, ViewOf, World
 from tests.core.schedule.test_placement import revision, status
 
@@ -47,7 +48,7 @@ class FullNode(Node):
 
 class Placing(World):
     def __init__(self, nodes: int, functions: list[FunctionID], seed: int, harm: float) -> None:
-        self.machines: dict[FunctionID, core.ScheduleMachine] = {}
+        self.machines: dict[FunctionID, ScheduleMachine] = {}
         self.later: list[tuple[float, FunctionID | None, Callable[[], None]]] = []
         self.answers: dict[InstanceID, list[core.Answer]] = {}
         self.asked: dict[InstanceID, FunctionID] = {}
@@ -57,7 +58,7 @@ class Placing(World):
         self.nodes.update(self.full)
 
     def join(self, function: FunctionID) -> None:
-        machine = self.machines[function] = core.ScheduleMachine(function, len(self.views))
+        machine = self.machines[function] = ScheduleMachine(function, len(self.views))
         self.functions[function] = Handover(function, machine.partition)
         self.paused.discard(function)
         self.publish([*(f for f in self.members if f != function), function])

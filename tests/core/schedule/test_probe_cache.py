@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from kserve_ext.core.facts import Resources
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
-from kserve_ext.core.schedule import machine as core
+from kserve_ext.core.schedule import facts as core
 from kserve_ext.core.schedule.filters import Candidate
 from kserve_ext.core.schedule.knowledge import ASKED, FEW, MISSED, TOLD_S, State, sample, source
+from kserve_ext.core.schedule.machine import ScheduleMachine
 from kserve_ext.core.schedule.probe_cache import MOST_USES, ProbeCache, Rates, choose_of_pool, fullness, uses
 from kserve_ext.core.schedule.rooms import Room
 from tests.core.schedule.test_placement import revision, status
@@ -125,14 +126,14 @@ def test_nearly_full_or_small_partitions_are_asked_whole() -> None:
 # --- in the machine
 
 
-def machine(free: dict[str, int], now: float = 100.0) -> core.ScheduleMachine:
-    found = core.ScheduleMachine(FunctionID("s"))
+def machine(free: dict[str, int], now: float = 100.0) -> ScheduleMachine:
+    found = ScheduleMachine(FunctionID("s"))
     for name, cpu in free.items():
         found.partition.learn(of(name, cpu).status, now)
     return found
 
 
-def ask(m: core.ScheduleMachine, now: float, count: int = 1) -> tuple[int, list[core.Instruction]]:
+def ask(m: ScheduleMachine, now: float, count: int = 1) -> tuple[int, list[core.Instruction]]:
     return m.schedule([core.Wanted(InstanceID(f"i{k}"), revision(1000)) for k in range(count)], now=now)
 
 

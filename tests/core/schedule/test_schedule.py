@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from kserve_ext.core.facts import NodeStatus, Resources
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
-from kserve_ext.core.schedule import machine as core
+from kserve_ext.core.schedule import facts as core
+from kserve_ext.core.schedule.machine import ScheduleMachine
 from kserve_ext.core.schedule.rooms import Room
 from tests.core.schedule.test_placement import revision, status
 
@@ -52,7 +53,7 @@ class Cluster:
     """Machines and nodes; outcomes are delivered in a random order."""
 
     def __init__(self, partitions: dict[str, list[Node]], seed: int) -> None:
-        self.machines = {name: core.ScheduleMachine(FunctionID(name)) for name in partitions}
+        self.machines = {name: ScheduleMachine(FunctionID(name)) for name in partitions}
         self.nodes = {n.name: n for nodes in partitions.values() for n in nodes}
         self.random = random.Random(seed)
         self.queue: list[tuple[str, core.Instruction]] = []
@@ -193,7 +194,7 @@ def test_a_gang_may_span_partitions() -> None:
 
 
 def test_a_late_answer_of_a_node_that_moved_does_not_bring_it_back() -> None:
-    machine = core.ScheduleMachine(FunctionID("s0"))
+    machine = ScheduleMachine(FunctionID("s0"))
     machine.partition.learn(status("a"))
     op, out = machine.schedule(wanted(1))
     start = out[0]
@@ -206,7 +207,7 @@ def test_a_late_answer_of_a_node_that_moved_does_not_bring_it_back() -> None:
 
 
 def test_what_an_older_home_asks_for_is_asked_of_no_second_node() -> None:
-    machine = core.ScheduleMachine(FunctionID("s0"))
+    machine = ScheduleMachine(FunctionID("s0"))
     for name in "ab":
         machine.partition.learn(status(name))
     op, out = machine.schedule(wanted(1))
@@ -230,7 +231,7 @@ def test_a_start_whose_answer_is_lost_is_not_repeated_under_the_same_id() -> Non
 
 
 def test_a_node_that_cannot_be_reached_is_passed_over() -> None:
-    machine = core.ScheduleMachine(FunctionID("s0"))
+    machine = ScheduleMachine(FunctionID("s0"))
     for node in ("a", "b"):
         machine.partition.learn(status(node))
     op, out = machine.schedule(wanted(1))
