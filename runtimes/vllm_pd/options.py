@@ -25,7 +25,6 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
 
 KV_TRANSFER = ["auto", "shm", "ipc", "tcp", "rdma", "nixl", "none"]

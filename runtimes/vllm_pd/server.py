@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
         args = _arguments(argv)
         if _forks_ranks(args):
             forking.serve()
+        os.environ.setdefault(forking.METHOD, "spawn")  # other processes of an engine: it has threads by then
         forking.use_threads(os.environ["OMP_NUM_THREADS"])
     except StartRefused as refusal:
         return _refuse(status, refusal)
@@ -77,7 +78,7 @@ def _forks_ranks(args: Namespace) -> bool:
     from vllm.platforms import current_platform
 
     several = args.tensor_parallel_size > 1
-    return several and bool(current_platform.is_cpu()) and forking.has_one_thread()
+    return several and bool(current_platform.is_cpu()) and forking.possible()
 
 
 def _refuse(status: Status, refusal: StartRefused) -> int:

@@ -9,12 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+from runtimes.vllm_pd import options
 from runtimes.vllm_pd.ranks import forking
 
 WAIT_S = 60.0
 
 
 def told(path: str) -> None:
+    assert {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} == {signal.SIG_DFL}
     Path(path).write_text(f"{os.getpid()} {os.getppid()} {os.environ.get('RANK', '')} {'marked' in sys.argv}")
 
 
@@ -26,7 +28,7 @@ def stays(path: str) -> None:
 def story(folder: Path) -> None:
     """An instance of one thread, in a process of its own."""
     sys.argv.append("marked")
-    assert forking.has_one_thread()
+    assert forking.possible({})
     assert not forking.serves()
     forking.serve()
     assert forking.serves()
@@ -57,6 +59,39 @@ def until(condition: object) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_ranks_of_a_user_who_wants_them_started_are_not_forked() -> None:
+    program = "from runtimes.vllm_pd.ranks import forking; print(forking.possible())"
+    for asked, expected in (("spawn", "False"), ("fork", "True"), ("", "True")):
+        environ = os.environ | {forking.METHOD: asked}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split()[0] == expected
+    ours: dict[str, str] = {}
+    options.apply_environment(ours)
+    assert forking.METHOD not in ours, "what the user has said could not be told from it"
+
+
+def test_a_server_leaves_nothing_behind_of_an_instance_that_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import os, signal; from runtimes.vllm_pd.ranks import forking; forking.serve();"
+        "print(forking._folders[0], flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environ = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    folder = Path(done.stdout.strip())
+    assert folder.parent == tmp_path
+    until(lambda: not folder.exists())
 
 
 def test_ranks_are_forked_with_what_their_instance_has_and_end_with_it(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 A fork server is forked from an instance that has no threads yet: vLLM's workers cannot be forked from the instance
 itself, whose engine, event loop and torch have them by then. It is the standard library's, but for how it comes to
 be: not started, but forked. What a worker finds in its environment is what the instance has when it starts the
-worker, as vLLM expects. Where threads are there already nothing changes: ranks import for themselves.
+worker, as vLLM expects. Where threads are there already, or the user has asked for it, ranks import for themselves.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from collections.abc import Callable, Mapping
 from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+#: vLLM's, of how workers come to be: "fork" or "spawn".
+METHOD: Final = "VLLM_WORKER_MULTIPROC_METHOD"
+
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
 _folders: list[str] = []  # with the address of the server
 
@@ -34,10 +39,13 @@ def serve() -> None:
         if pid == 0:
             try:
                 os.close(ours)
-                for number in (signal.SIGTERM, signal.SIGINT):
+                for number in _ENDING:
                     signal.signal(number, signal.SIG_IGN)  # it ends with the last of its processes
                 forkserver.main(listener.fileno(), alive, ())
             finally:
+                shutil.rmtree(
+                    folder, ignore_errors=True
+                )  # of an instance that was killed before it had done so
                 os._exit(0)
     os.close(alive)
     server: Any = forkserver._forkserver
@@ -55,8 +63,9 @@ def all_started() -> None:
         shutil.rmtree(_folders.pop(), ignore_errors=True)
 
 
-def has_one_thread() -> bool:
-    return len(os.listdir("/proc/self/task")) == 1
+def possible(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process has one thread, and its user has not asked for workers that import for themselves."""
+    return environ.get(METHOD) != "spawn" and len(os.listdir("/proc/self/task")) == 1
 
 
 class Context(ForkServerContext):
@@ -69,6 +78,8 @@ class Context(ForkServerContext):
 
 def run(environ: Mapping[str, str], target: Callable[..., None], kwargs: Mapping[str, Any]) -> None:
     """In the process of a rank."""
+    for number in _ENDING:  # its server ignores them
+        signal.signal(number, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(environ)
     use_threads(environ.get("OMP_NUM_THREADS", ""))
