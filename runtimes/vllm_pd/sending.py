@@ -175,12 +175,8 @@ class Sender:
                     if going.stopping:
                         break
                     self._put(going, write)
-        except ChannelError as error:
-            return f"channel-{error.reason}"
-        except ValueError as error:
-            return f"unsendable: {error}"  # one word, for metrics
-        except Exception as error:  # without this thread nothing would ever be over on this rung
-            return f"{type(error).__name__}: {error}"
+        except Exception as error:
+            return _why(error)
         return ""
 
     def _put(self, going: _Going, write: Write) -> None:
@@ -210,8 +206,8 @@ class Sender:
         """Until nothing of it is under way, or its channel is lost."""
         try:
             self._channel.flush(going.number, going.rung)
-        except ChannelError as error:
-            return f"channel-{error.reason}"
+        except Exception as error:
+            return _why(error)
         return ""
 
     # --- the end
@@ -222,8 +218,8 @@ class Sender:
             try:
                 self._channel.send(jobs.encode(self._sent(going, ended)))
                 self._channel.finish(going.number, going.blocks, going.rung)
-            except ChannelError as error:
-                reason = f"channel-{error.reason}"
+            except Exception as error:
+                reason = _why(error)
         with self._changed:
             del self._going[going.number]
         seconds = self._clock() - going.first_at if going.first_at else 0.0
@@ -235,3 +231,11 @@ class Sender:
         overlap = min(1.0, while_computed / took) if going.first_at and took > 0 else 0.0
         link_s = ended.took_s if going.direct else 0.0
         return jobs.Sent(going.number, overlap, link_s, ended.lead_s, ended.starved_s, ended.ahead)
+
+
+def _why(error: Exception) -> str:
+    """A transfer ended with it, whatever was raised: without its thread nothing would ever be over on a rung."""
+    if isinstance(error, ChannelError):
+        return f"channel-{error.reason}"
+    word = "unsendable" if isinstance(error, ValueError) else type(error).__name__  # one, for metrics
+    return f"{word}: {error}"

@@ -137,6 +137,27 @@ def test_a_rung_that_stands_still_stops_no_other_one(setup: Setup) -> None:
     assert setup.ended().transfer == 2
 
 
+@pytest.mark.parametrize("where", ["write", "flush", "finish"])
+def test_whatever_is_raised_ends_one_transfer_and_not_the_thread_of_its_rung(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = Setup(direct=True)
+    real = getattr(setup.gate, where)
+
+    def broken(*args: Any) -> Any:
+        if args[0] == 1:
+            raise OSError("no such device")
+        return real(*args)
+
+    monkeypatch.setattr(setup.gate, where, broken)
+    monkeypatch.setattr(setup.gate, "_pass", lambda *args: None)
+    setup.open(1, 4)
+    assert setup.ended()[:2] == (1, "OSError: no such device")
+    setup.open(2, 4)
+    assert setup.ended()[:2] == (2, "")
+    setup.sender.close("closed")
+
+
 def test_a_cancelled_transfer_is_over_when_nobody_reads_its_blocks(setup: Setup) -> None:
     setup.open(1, 8)
     setup.gate.doing.get(timeout=WAIT_S)
