@@ -21,6 +21,7 @@ from activator_replacement.questions import Questions
 from activator_replacement.recording import HomeHistory
 from activator_replacement.routes import Routes
 from kserve_ext.core import rendezvous
+from kserve_ext.core.dispatch.authority import Authority
 from kserve_ext.core.dispatch.facts import (
     AskNode,
     Instruction,
@@ -33,7 +34,6 @@ from kserve_ext.core.dispatch.facts import (
 )
 from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.dispatch.revision_home import RevisionHome
-from kserve_ext.core.dispatch.authority import Authority
 from kserve_ext.core.dispatch.take_over import Copy, Leavers
 from kserve_ext.core.facts import Mark, Revision, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
