@@ -93,12 +93,10 @@ class TransferPlan:
         if count > len(sources):
             raise ValueError("computed: more blocks than there are sources")
         moved = not self._same(sources)
-        self._sources = list(sources)
+        self._lie(sources, moved)
         self._computed = count if moved else max(count, self._computed)
         self._ahead = self._turns = 0
         self._final = final or (self._final and not moved)
-        if self._first < self._end and (moved or self._ends[-1:] != [self._end - self._first]):
-            self._ends = self._runs()
 
     def ahead(self, sources: Sequence[int], count: int, turns: int) -> None:
         """A step is under way: in the first `turns` of the layers the first `count` of `sources` are whole.
@@ -109,8 +107,7 @@ class TransferPlan:
             raise ValueError("ahead: more blocks than there are sources")
         if self._final or count <= self._computed or not self._same(sources):
             return
-        if list(sources) != self._sources:
-            self._sources = list(sources)
+        self._lie(sources, False)
         self._ahead, self._turns = count, turns
 
     def reserved(self, skip: int, targets: Sequence[int]) -> None:
@@ -205,6 +202,12 @@ class TransferPlan:
         """Whether what is known to be whole still lies where it did, and what is being taken."""
         known = max(self._computed, min(self._end, len(self._sources), len(sources)))
         return self._sources[:known] == list(sources[:known])
+
+    def _lie(self, sources: Sequence[int], moved: bool) -> None:
+        """Where the blocks do; `moved`: also those that were known to be whole, or are being taken."""
+        self._sources = list(sources)
+        if self._first < self._end and (moved or self._ends[-1:] != [self._end - self._first]):
+            self._ends = self._runs()
 
     def _reach(self, layer: int) -> int:
         """How many blocks of the prompt are whole in this layer, as far as they are to be written."""

@@ -151,6 +151,20 @@ def test_a_step_says_where_the_blocks_lie_that_it_computes() -> None:
     assert plan.take(9, 9) == [Write(0, 7, 1, 1), Write(1, 7, 1, 1), Write(0, 20, 2, 1)]
 
 
+def test_blocks_that_moved_and_are_fewer_come_back_with_the_next_step() -> None:
+    plan = TransferPlan(2)
+    plan.reserved(0, [1, 2, 3])
+    plan.ahead([7, 8, 9], 3, 1)
+    assert plan.take(1, 9) == [Write(0, 7, 1, 1)]
+    plan.computed([20], 1, False)
+    plan.ahead([20, 30, 31], 3, 1)
+    assert plan.ready == 3
+    assert plan.take(9, 9) == [Write(0, 30, 2, 2), Write(1, 20, 1, 1)]
+    plan.computed([20, 30, 31], 3, True)
+    assert plan.take(9, 9) == [Write(1, 30, 2, 2)]
+    assert plan.finished
+
+
 @given(transfers())
 def test_as_few_writes_as_there_are_runs(transfer: tuple[list[int], list[int], int, int]) -> None:
     sources, targets, skip, layers = transfer
