@@ -17,6 +17,9 @@ _REMEDIES: Final = {
     "NoPermissionError": "give the user `+@read +@write +@scripting +@connection ~{NAMESPACE}:*`",
     "ReadOnlyError": "it is a replica: name the primary",
     "OutOfMemoryError": "give the server more memory (maxmemory), with maxmemory-policy noeviction",
+    "MovedError": "it is a node of a Redis Cluster and another has our keys: name that one, or a server by itself",
+    "AskError": "it is a node of a Redis Cluster and our keys are moving: name a server by itself",
+    "ClusterDownError": "it is a node of a Redis Cluster that isn't whole: name a server by itself",
     "BusyLoadingError": "it is loading its data: wait",
 }
 

@@ -4,7 +4,7 @@ All keys begin with `{NAMESPACE}:`, so that they share a slot and a server may h
 
     values      hash: key -> REVISION:VALUE          index   sorted set of the keys, for scans by prefix
     revision    counter of all writes                life    names the content: an emptied server gets another
-    changes:S   stream of what was written under the first segment S of keys, numbered without gaps by counts[S]
+    changes:S   stream of what was written under the first segment S/ of keys, numbered without gaps by counts[S]
     lives       stream of the lives                  writer:W  what writer W asked last: nothing older is done
 
 A write is one script, so it is done whole or not, and its conditions hold when it is done. A watcher reads the stream
@@ -34,8 +34,10 @@ from kserve_ext.store.location import Location
 CALL_TIMEOUT_S: Final = 3.0
 #: A watcher that hears nothing asks after so long whether the store is still the same.
 POLL_S: Final = 20.0
-#: Changes of one segment that are kept for watchers that were away.
+#: Changes of one segment that are kept for watchers that were away; fewer of large values.
 HISTORY: Final = 4096
+HISTORY_BYTES: Final = 16 * 1024 * 1024
+LEAST_HISTORY: Final = 16
 READ_AT_ONCE: Final = 500
 WRITER_FORGOTTEN_S: Final = 3600
 
@@ -53,7 +55,8 @@ return life
 """
 
 #: KEYS: life, revision, values, index, counts, writer, then a stream for each segment.
-#: ARGV: life, sequence, expectations, (key, revision)..., then key, segment, stream, "1" or "0" (delete), value...
+#: ARGV: life, sequence, expectations, (key, revision)..., then key, segment, stream ("0": of a key without a segment,
+#: which nobody can watch), "1" or "0" (delete), value...
 _PUT: Final = f"""
 local life = redis.call('GET', KEYS[1])
 if life ~= ARGV[1] then return {{'life'}} end
@@ -75,13 +78,19 @@ while at <= #ARGV do
     local revision = redis.call('INCR', KEYS[2])
     redis.call('HSET', KEYS[3], key, string.format('%.0f', revision) .. ':' .. ARGV[at + 4])
     redis.call('ZADD', KEYS[4], 0, key)
-    local n = redis.call('HINCRBY', KEYS[5], segment, 1)
-    redis.call('XADD', stream, 'MAXLEN', '~', {HISTORY}, '*', 'k', key, 'n', n, 'v', ARGV[at + 4])
+    if stream then
+      local n = redis.call('HINCRBY', KEYS[5], segment, 1)
+      local most = math.floor({HISTORY_BYTES} / (#ARGV[at + 4] + 1))
+      most = math.max({LEAST_HISTORY}, math.min({HISTORY}, most))
+      redis.call('XADD', stream, 'MAXLEN', '~', most, '*', 'k', key, 'n', n, 'v', ARGV[at + 4])
+    end
   elseif redis.call('HDEL', KEYS[3], key) == 1 then
     redis.call('INCR', KEYS[2])
     redis.call('ZREM', KEYS[4], key)
-    local n = redis.call('HINCRBY', KEYS[5], segment, 1)
-    redis.call('XADD', stream, 'MAXLEN', '~', {HISTORY}, '*', 'k', key, 'n', n)
+    if stream then
+      local n = redis.call('HINCRBY', KEYS[5], segment, 1)
+      redis.call('XADD', stream, 'MAXLEN', '~', {HISTORY}, '*', 'k', key, 'n', n)
+    end
   end
   at = at + 5
 end
@@ -226,11 +235,11 @@ class RedisStore:
         streams: dict[str, int] = {}
         items: list[str | int | bytes] = []
         for key, value in batch.items():
-            segment = key.partition("/")[0]
-            if segment not in streams:
+            segment, slash, _ = key.partition("/")
+            if slash and segment not in streams:
                 keys.append(self._key(f"changes:{segment}"))
                 streams[segment] = len(keys)
-            items += [key, segment, streams[segment], int(value is not None), value or b""]
+            items += [key, segment, streams[segment] if slash else 0, int(value is not None), value or b""]
         return keys, items
 
     async def _begin(self, over: str = "") -> str:

@@ -115,3 +115,18 @@ def test_over_tls_only_a_server_that_the_authority_vouches_for(tmp_path: Path) -
         assert asyncio.run(write(f"{host}?ssl_ca_certs={tmp_path}/ca.crt"))
         with pytest.raises(Unavailable, match="certificate verify failed"):
             asyncio.run(write(f"{host}?ssl_ca_certs={tmp_path}/other.crt"))
+
+
+def test_a_node_of_a_cluster_is_refused_with_what_to_name_instead(tmp_path: Path) -> None:
+    async def ask(server: RedisServer) -> str:
+        store = RedisStore(Location.of(server.url, KEY))
+        try:
+            with pytest.raises(Unavailable) as refused:
+                await store.scan("a/")
+            return str(refused.value)
+        finally:
+            await store.close()
+
+    options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    with RedisServer(tmp_path, *options) as server:
+        assert "name a server by itself" in asyncio.run(ask(server))

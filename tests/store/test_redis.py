@@ -10,7 +10,7 @@ import pytest
 
 from kserve_ext.store import Conflict
 from kserve_ext.store.location import Location
-from kserve_ext.store.redis import HISTORY, RedisStore
+from kserve_ext.store.redis import HISTORY, HISTORY_BYTES, RedisStore
 from tests.store.test_conformance import Seen
 from tests.support.redis_server import RedisServer
 
@@ -84,5 +84,26 @@ def test_the_history_is_bounded_and_who_missed_some_of_it_scans(tmp_path: Path) 
         assert await store.flush(60)
         length = int(server.command("XLEN", f"{WHERE}:changes:a").strip().lstrip(b":"))
         assert HISTORY <= length < 1.1 * HISTORY
+
+    play(tmp_path, story)
+
+
+def test_what_is_kept_of_changes_is_bounded_in_bytes_and_a_key_that_nobody_can_watch_has_none(
+    tmp_path: Path,
+) -> None:
+    async def story(server: RedisServer, store: RedisStore) -> None:
+        seen = Seen(store, "a/")
+        await seen.until(lambda: seen.scans == 1)
+        large = b"x" * (HISTORY_BYTES // 20)
+        for k in range(40):
+            await store.put_now([("a/large", large), ("view", b"%d" % k)])
+        await store.put_now([("a/last", b"1")])
+        await seen.until(lambda: "a/last" in seen.state)
+        assert seen.state == {"a/large": large, "a/last": b"1"}
+        length = int(server.command("XLEN", f"{WHERE}:changes:a").strip().lstrip(b":"))
+        assert length <= 21
+        assert server.command("EXISTS", f"{WHERE}:changes:view").strip() == b":0"
+        await store.put_now([("view", None)])
+        assert await store.scan("view") == {}
 
     play(tmp_path, story)
