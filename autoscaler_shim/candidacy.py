@@ -87,7 +87,7 @@ class Candidacy:
     async def _begin(self) -> None:
         term = Term(self.lease)
         await term.begin(self.rpc.name)
-        kept = await read(self.store, RENEW_S)
+        kept = await read(self.store, RENEW_S)  # or no term: what it would write takes the place of that
         kept = {**kept, VIEW_KEY: newest(kept.get(VIEW_KEY), self._last)}
         keeper = _Remembering(term, self.elector.lapse)
         log.info("leads from epoch %d", decode(kept[VIEW_KEY]).epoch)

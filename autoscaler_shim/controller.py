@@ -74,7 +74,9 @@ class Controller:
         self.loop = asyncio.get_running_loop()
         self.machine = MembershipMachine(decode(kept.get(VIEW_KEY)), self.loop.time())
         machine = scaled(elastic.stored(kept.get(KEPT_KEY)), self.loop.time())
-        self.elastic = Elastic(rpc, addr, self.machine, machine, launch, self._push, self._remember)
+        self.elastic = Elastic(
+            rpc, addr, self.machine, machine, launch, self._push, self._remember, lambda: keeper.busy
+        )
         self.loads: dict[str, Load] = {}
         self._put_epoch = self._said_epoch = -1
         rpc.epoch = lambda: self.machine.epoch
@@ -166,6 +168,7 @@ class Controller:
             self.rpc.call_soon(push.member.addr, message, self._acked(push), timeout_s=PUSH_TIMEOUT_S)
 
     def _written(self) -> None:
+        self.elastic.written()
         self._push(self.machine.unheard(self.loop.time()))
 
     def _acked(self, push: Push) -> Callable[[Message | RpcError], None]:
@@ -209,7 +212,7 @@ def main(args: argparse.Namespace) -> int:
                 process.ready()
                 await Candidacy(rpc, process.addr, store, lead).run()
             else:
-                kept = await keeping.read(store, keeping.PATIENCE_S)
+                kept = await keeping.read_if_there(store)
                 process.ready()
                 await lead(keeping.behind(store), kept)
         finally:

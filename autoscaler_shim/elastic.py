@@ -2,7 +2,7 @@
 
 A function is started like any instance, by Start to a node agent, as an instance of its kind's own revision, whose
 home is the controller; what nodes then tell of it (ModInstance) comes back here. What must outlive this controller is
-written before anything is started.
+written before anything is started: so one that was succeeded without noticing starts nothing.
 """
 
 from __future__ import annotations
@@ -78,7 +78,10 @@ class Launch(NamedTuple):
 
 
 class Elastic:
-    """Of one controller that leads. `show` pushes views, `remember` writes to the store."""
+    """Of one controller that leads. `show` pushes views, `remember` writes to the store.
+
+    While `busy` says that something isn't written yet, nothing is started; then written() has to be called.
+    """
 
     def __init__(
         self,
@@ -89,10 +92,12 @@ class Elastic:
         launch: Launch,
         show: Callable[[Iterable[Push]], None],
         remember: Callable[[bytes], None],
+        busy: Callable[[], bool],
     ) -> None:
         self.rpc, self._addr = rpc, addr
         self.membership, self.machine, self.launch = membership, machine, launch
-        self._show, self._remember = show, remember
+        self._show, self._remember, self._busy = show, remember, busy
+        self._unwritten: list[Start] = []
         self._now = asyncio.get_running_loop().time
         self._since = time.time() - self._now()
         #: host:port of its series, "" until they are served
@@ -156,13 +161,21 @@ class Elastic:
                 case Remember():
                     self._remember(msgspec.msgpack.encode(i.kept))
                 case Start():
-                    self._start(i)
+                    self._unwritten.append(i)
                 case Drain():
                     self._show(self.membership.drain(i.function, self._now()))
                 case Stop():
                     self._stop(i)
                 case _:
                     log.log(logging.WARNING if i.bad else logging.INFO, "%s", i.text)
+        self.written()
+
+    def written(self) -> None:
+        """Starts what was decided, if that is written."""
+        if self._unwritten and not self._busy():
+            starts, self._unwritten = self._unwritten, []
+            for start in starts:
+                self._start(start)
 
     def _start(self, i: Start) -> None:
         message = m.Start(

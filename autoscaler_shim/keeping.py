@@ -73,16 +73,24 @@ def behind(store: Store) -> Alone:
     return Alone(write)
 
 
+async def read_if_there(store: Store) -> dict[str, bytes]:
+    """For the only controller: {} where the store doesn't answer, since members tell it the epoch."""
+    try:
+        return await read(store, PATIENCE_S)
+    except Unavailable as error:
+        log.error("beginning without what an earlier controller has kept: %s", error)
+        return {}
+
+
 async def read(store: Store, patience_s: float) -> dict[str, bytes]:
-    """What an earlier controller has kept; {} where the store doesn't answer for so long. Raises nothing."""
+    """What an earlier controller has kept. Raises Unavailable where the store doesn't answer for so long."""
     until = asyncio.get_running_loop().time() + patience_s
     while True:
         try:
             found = [await store.scan(key) for key in (VIEW_KEY, KEPT_KEY)]
-        except Unavailable as error:
+        except Unavailable:
             if asyncio.get_running_loop().time() >= until:
-                log.error("beginning without what an earlier controller has kept: %s", error)
-                return {}
+                raise
             await asyncio.sleep(AGAIN_S)
             continue
         return {

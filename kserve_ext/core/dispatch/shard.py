@@ -5,7 +5,8 @@ and no slot is there, when slots that were taken back get free, when idle ones a
 while there is anything to do; at most one Demand of a revision is under way. A Demand is a complete state, so a
 lost one is simply followed by a newer one. A home of an older term is not obeyed any more from the moment on at
 which a newer one has asked (Recall) or the view has named another; slots leased from the old one stay usable
-until they expire, and are reported to the new one; what has expired is not. It sends nothing and answers no request itself.
+until they expire, and are reported to the new one; what has expired is not. It sends nothing and answers no request
+itself.
 """
 
 from __future__ import annotations

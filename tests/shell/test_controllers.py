@@ -1,0 +1,92 @@
+"""A controller that leads with others standing by: what it may do, and when, as its store answers or not."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from autoscaler_shim import candidacy, keeping
+from autoscaler_shim.candidacy import Candidacy
+from autoscaler_shim.elastic import Elastic, Launch
+from kserve_ext.core.control.facts import Kept
+from kserve_ext.core.control.machine import ElasticMachine, Remember
+from kserve_ext.core.control.roster import Start
+from kserve_ext.core.facts import View
+from kserve_ext.core.ids import FunctionID, NodeID
+from kserve_ext.core.membership import MembershipMachine
+from kserve_ext.store import Unavailable
+from kserve_ext.wire import messages as m
+
+
+class Calls:
+    """Of one rpc."""
+
+    name = "controller-0"
+
+    def __init__(self) -> None:
+        self.made: list[m.Message] = []
+
+    def handle(self, *ignored: object) -> None: ...
+
+    def call_soon(self, addr: str, message: m.Message, *ignored: Any) -> None:
+        self.made.append(message)
+
+
+def test_nothing_is_started_before_it_is_written_that_it_is() -> None:
+    async def main() -> None:
+        calls, busy = Calls(), True
+        remembered: list[bytes] = []
+        elastic = Elastic(
+            calls,  # type: ignore[arg-type]
+            "here:1",
+            MembershipMachine(View(), 0.0),
+            ElasticMachine({}, Kept(), 0.0),
+            Launch("data", "here:1", "127.0.0.1"),
+            lambda pushes: None,
+            remembered.append,
+            lambda: busy,
+        )
+        start = Start(FunctionID("schedule-e1"), "schedule", NodeID("node-0"), "node-0:1")
+        elastic._carry_out([Remember(Kept(number=1)), start])
+        assert remembered
+        assert calls.made == []
+        busy = False
+        elastic.written()
+        (made,) = calls.made
+        assert isinstance(made, m.Start)
+        elastic.written()
+        assert len(calls.made) == 1
+
+    asyncio.run(main())
+
+
+class OnlyWritten:
+    """A store that takes writes and gives nothing back."""
+
+    async def put_now(self, items: object, expect: object = ()) -> int:
+        return 7
+
+    async def scan(self, prefix: str) -> dict[str, tuple[bytes, int]]:
+        raise Unavailable("no answer")
+
+
+def test_no_term_begins_without_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the term would write takes the place of a view that is only out of sight."""
+
+    async def main() -> None:
+        async def lead(keeper: object, kept: object) -> None:
+            raise AssertionError("leads without having read the view")
+
+        of_one = Candidacy(Calls(), "here:1", OnlyWritten(), lead)  # type: ignore[arg-type]
+        monkeypatch.setattr(candidacy, "RENEW_S", 0.0)
+        with pytest.raises(Unavailable):
+            await of_one._begin()
+
+    asyncio.run(main())
+
+
+def test_the_only_controller_begins_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "PATIENCE_S", 0.0)
+    assert asyncio.run(keeping.read_if_there(OnlyWritten())) == {}  # type: ignore[arg-type]
