@@ -1,5 +1,4 @@
-"""The rung `nixl`: NVIDIA's transfer library from the sender's KV memory into the receiver's. The only file that
-imports it.
+"""The rung `nixl`: NVIDIA's transfer library from the sender's KV memory into the receiver's.
 
 Optional: offered where the package nixl is installed, taken where the other side has the same version. Each side
 registers its layers with an agent of its own for each channel, so that the end of the channel is the end of every
@@ -7,24 +6,15 @@ write into its memory. Making an agent takes half a second, so a thread does it,
 first byte has come across. A write's frame follows on the bulk socket once NIXL calls the write done; its own
 notifications would have to be polled for. For the same reason NIXL's progress thread is off (it takes half a
 core): the receiver drives its agent while the sender has said that something is coming, and only then.
-
-What UCX finds between the two sides is its own affair (UCX_TLS, UCX_NET_DEVICES), but for ways that a receiver
-could not put an end to: the kernel's from process to process. Host memory only. The libraries that come with nixl
-1.5 crash when a process ends by `exit`; ours end by `_exit`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import functools
-import importlib.metadata
-import os
 import threading
 import time
-import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,12 +24,9 @@ from kserve_ext.wire.messages import UNREADABLE
 from runtimes.transport.carriers import SocketStream
 from runtimes.transport.channel import NOTE, RUNG_NAMES, ChannelError, Extent, Frame, Rung, Way
 from runtimes.transport.kinds import Kind, Setting
+from runtimes.transport.nixl_agent import Agent, joined, text, version
 
 _WAY: Final = RUNG_NAMES.index("nixl")
-_UNENDING: Final = ("cma", "knem", "xpmem")
-#: UCX's names for all of shared memory.
-_SHARED: Final = {"sm": ("posix", "sysv"), "shm": ("posix", "sysv"), "mm": ("posix", "sysv")}
-_environment: Final = threading.Lock()
 _PROBE_S: Final = 10.0
 _STUCK_S: Final = 10.0  # a write that takes longer
 _PAUSE_S: Final = 20e-6  # between two looks: others want the interpreter, too
@@ -69,41 +56,6 @@ class _Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 _notes = msgspec.msgpack.Decoder(_Exposed | _Agreed | _Coming | _Refused)
-
-
-@functools.cache
-def version() -> str:
-    """Of the package; "" where it is not installed."""
-    try:
-        return importlib.metadata.version("nixl")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def allowed_ways(given: str) -> str:
-    """UCX_TLS without the ways by which the kernel lets a process write into another: their owner can't end those."""
-    if not given or given == "all":
-        return "^" + ",".join(_UNENDING)
-    words = [word.strip() for word in given.removeprefix("^").split(",")]
-    if given.startswith("^"):
-        return "^" + ",".join(dict.fromkeys((*words, *_UNENDING)))
-    kept = [each for word in words for each in _SHARED.get(word, (word,)) if each not in _UNENDING]
-    return ",".join(dict.fromkeys(kept))
-
-
-@contextlib.contextmanager
-def _ucx_ways(ways: str) -> Iterator[None]:
-    """UCX reads its environment when an agent is made."""
-    with _environment:
-        before = os.environ.get("UCX_TLS")
-        os.environ["UCX_TLS"] = ways
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ["UCX_TLS"]
-            else:
-                os.environ["UCX_TLS"] = before
 
 
 class NixlKind(Kind):
@@ -139,66 +91,6 @@ class NixlKind(Kind):
             self._way.close()
 
 
-class _Agent:
-    """NIXL's agent with registered memory. For one thread at a time."""
-
-    def __init__(self, layers: Sequence[Extent]) -> None:
-        """Raises ChannelError."""
-        os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")
-        try:
-            from nixl import _api as nixl  # type: ignore[import-not-found,unused-ignore]
-
-            setting = nixl.nixl_agent_config(enable_prog_thread=False, backends=["UCX"])
-            with _ucx_ways(allowed_ways(os.environ.get("UCX_TLS", ""))):
-                self._nixl: Any = nixl.nixl_agent(f"galaxy-{uuid.uuid4().hex}", setting)
-        except Exception as error:  # whatever its libraries raise
-            raise ChannelError("device", f"NIXL does not start: {_text(error)}") from error
-        try:
-            #: One byte for the first read.
-            self.scratch = ctypes.create_string_buffer(64)
-            regions = [(layer.address, layer.size, 0, "") for layer in layers]
-            regions.append((ctypes.addressof(self.scratch), len(self.scratch), 0, ""))
-            # To give the same memory back twice crashes it.
-            self._memory = self._nixl.register_memory(list(dict.fromkeys(regions)), "DRAM", ["UCX"])
-        except Exception as error:
-            raise ChannelError("memory", f"NIXL can't register the KV memory: {_text(error)}") from error
-
-    def card(self) -> bytes:
-        return bytes(self._nixl.get_agent_metadata())
-
-    def meet(self, card: bytes) -> str:
-        name = self._nixl.add_remote_agent(card)
-        return name.decode() if isinstance(name, bytes) else str(name)
-
-    def post(
-        self, kind: str, here: Sequence[tuple[int, int]], there: Sequence[tuple[int, int]], peer: str
-    ) -> Any:
-        """A transfer of pieces of memory, each an address and a size; it has begun."""
-        mine, theirs = (
-            self._nixl.get_xfer_descs([(address, size, 0) for address, size in pieces], "DRAM")
-            for pieces in (here, there)
-        )
-        handle = self._nixl.initialize_xfer(kind, mine, theirs, peer)
-        self._nixl.transfer(handle)
-        return handle
-
-    def done(self, handle: Any) -> bool:
-        state = self._nixl.check_xfer_state(handle)
-        if state == "ERR":
-            raise ChannelError("unreachable", "NIXL could not write: see its log for the reason")
-        return bool(state == "DONE")
-
-    def progress(self) -> None:
-        self._nixl.get_new_notifs()
-
-    def close(self) -> None:
-        try:
-            with contextlib.suppress(Exception):  # its destructor does what is left
-                self._nixl.deregister_memory(self._memory)
-        finally:
-            self._nixl = None
-
-
 @dataclass(slots=True)
 class _Posted:
     frame: Frame
@@ -215,7 +107,7 @@ class Nixl(Way):
         self._bulk = bulk
         self._window = window
         self._changed = threading.Condition()
-        self._agent: _Agent | None = None
+        self._agent: Agent | None = None
         self._sources: Sequence[Extent] | None = None
         self._theirs: _Exposed | None = None
         self._peer = ""
@@ -283,13 +175,13 @@ class Nixl(Way):
             self._threads.append(thread)
         thread.start()
 
-    def _make_agent(self, layers: Sequence[Extent]) -> _Agent | None:
+    def _make_agent(self, layers: Sequence[Extent]) -> Agent | None:
         """None: it can't be had, and `why` says so; or the channel has closed meanwhile."""
         if any(layer.gpu for layer in layers):
             self.why = "the KV memory is a GPU's"
             return None
         try:
-            agent = _Agent(layers)
+            agent = Agent(layers)
         except ChannelError as error:
             self.why = error.detail
             return None
@@ -350,10 +242,10 @@ class Nixl(Way):
         except ChannelError as error:
             self.lose(error)
         except Exception as error:  # whatever NIXL raises
-            self.why = self.why or _text(error)
-            self.lose(ChannelError("unreachable", f"NIXL: {_text(error)}"))
+            self.why = self.why or text(error)
+            self.lose(ChannelError("unreachable", f"NIXL: {text(error)}"))
 
-    def _probe(self, agent: _Agent, theirs: _Exposed) -> None:
+    def _probe(self, agent: Agent, theirs: _Exposed) -> None:
         """The first byte, read from the peer's memory: it makes the connection, and shows that there is a way."""
         deadline = time.monotonic() + _PROBE_S
         with self._changed:
@@ -367,7 +259,7 @@ class Nixl(Way):
             time.sleep(_PAUSE_S)
         self.why = f"no byte came across within {_PROBE_S:.0f} s: see UCX_TLS and UCX_NET_DEVICES"
 
-    def _tell_next(self, agent: _Agent) -> None:
+    def _tell_next(self, agent: Agent) -> None:
         with self._changed:
             while not self._posted:
                 if self._closed or self._lost is not None:
@@ -402,7 +294,7 @@ class Nixl(Way):
             raise ValueError(
                 f"block {frame.target + frame.blocks - 1} lies beyond the peer's layer {frame.layer}"
             )
-        here = _joined(blocks)
+        here = joined(blocks)
         there, at = [], start + at
         for _, length in here:
             there.append((at, length))
@@ -418,7 +310,7 @@ class Nixl(Way):
             try:
                 handle = self._agent.post("WRITE", here, there, self._peer)
             except Exception as error:
-                raise ChannelError("unreachable", f"NIXL: {_text(error)}") from error
+                raise ChannelError("unreachable", f"NIXL: {text(error)}") from error
             self._append(_Posted(frame, checksums, handle))
 
     def finish(self, frame: Frame) -> None:
@@ -459,22 +351,3 @@ class Nixl(Way):
             self._posted.clear()
         if agent is not None:
             agent.close()
-
-
-def _joined(blocks: Sequence[memoryview]) -> list[tuple[int, int]]:
-    """Address and size of the blocks' memory, neighbours as one."""
-    out: list[tuple[int, int]] = []
-    for block in blocks:
-        try:
-            address = ctypes.addressof(ctypes.c_char.from_buffer(block))
-        except TypeError as error:
-            raise ValueError("blocks that are written must lie in the memory that is in use") from error
-        if out and sum(out[-1]) == address:
-            out[-1] = (out[-1][0], out[-1][1] + len(block))
-        else:
-            out.append((address, len(block)))
-    return out
-
-
-def _text(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__} {error}".split())[:300]

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from bench.peers import packages
-from runtimes.transport import nixl
+from runtimes.transport import nixl, nixl_agent
 from runtimes.transport.channel import ChannelError
 from runtimes.transport.kinds import Setting
 from runtimes.transport.nixl import NixlKind
@@ -59,7 +59,7 @@ def test_two_versions_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_ways_that_the_receiver_cannot_end_are_left_out(given: str, allowed: str) -> None:
-    assert nixl.allowed_ways(given) == allowed
+    assert nixl_agent.allowed_ways(given) == allowed
 
 
 @pytest.mark.parametrize(
