@@ -233,8 +233,8 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             abort = abort or self._paused or error.code == ErrorCode.MALFORMED
             self._transport.abort() if abort else self._transport.close()
+        self._rpc.closed(self, was_open and not self.leaving)  # who hears of it may call again at once
         self._pending.fail(error)
-        self._rpc.closed(self, was_open and not self.leaving)
         for request, (done, method, due) in again:
             self._rpc.outgoing.again(self.addr, request, done, method, due)
 

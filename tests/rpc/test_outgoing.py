@@ -205,3 +205,27 @@ def test_metrics_name_every_counter_of_the_cache() -> None:
         assert "galaxy_rpc_connection_misses_total 1.0" in text
 
     run(story)
+
+
+def test_who_hears_that_its_call_is_lost_may_call_again_at_once() -> None:
+    async def story(caller: Rpc, peers: list[Rpc], addrs: list[str]) -> None:
+        began = asyncio.Event()
+
+        async def never(message: Leave, who: Caller) -> Ack:
+            began.set()
+            return await asyncio.Future()
+
+        peers[0].handle(Leave, never)
+        again: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+        def lost(answer: object) -> None:
+            assert isinstance(answer, RpcError)
+            caller.call_soon(addrs[0], report(3), again.set_result)
+
+        caller.call_soon(addrs[0], Leave(FunctionID("f"), 1), lost, 10.0)
+        await began.wait()
+        (accepted,) = peers[0]._accepted
+        accepted.drop(RpcError(ErrorCode.UNAVAILABLE, "the test ends it"), abort=True)
+        assert await again == ReportReply(3, True)
+
+    run(story)
