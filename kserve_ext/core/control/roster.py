@@ -159,7 +159,13 @@ class Roster:
                     out.append(Say(f"{name} was found on {node}"))
                 else:
                     unwanted.append(instance.id)
-            elif ended and f.node == node:
+            elif f.node != node:
+                if not ended:  # a store that lost the numbers gave its name once more: it would join for ever
+                    unwanted.append(instance.id)
+                    out.append(
+                        Say(f"{name} runs on {node}, too: that one is stopped, it is on {f.node}", bad=True)
+                    )
+            elif ended:
                 out.extend(self._ended(f, instance.reason, now))
         return unwanted, out
 

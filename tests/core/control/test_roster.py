@@ -330,3 +330,18 @@ def test_only_elastic_kinds_are_given_a_threshold() -> None:
     assert machine.threshold("dispatch") == 0.0
     assert machine.threshold("node") == 0.0
     assert not [i for i in machine.step(View(), 0.0, consistent=True) if not isinstance(i, Remember | Say)]
+
+
+def test_of_two_with_the_same_name_the_one_elsewhere_is_stopped() -> None:
+    """The store has lost the numbers of names, and a node with one of before comes back."""
+    world = World((1, 1), Bounds(1, 2))
+    world.grow(1)
+    here = next(n for n in world.nodes.values() if n.running)
+    other = next(n for n in world.nodes.values() if n is not here)
+    (name,) = here.running
+    facts = [Instance(InstanceID(name), revision_of(KIND), other.name, "ready")]
+    unwanted, out = world.machine.told(other.name, facts, world.now)
+    assert unwanted == [name]
+    assert [i for i in out if isinstance(i, Say) and i.bad]
+    facts = [Instance(InstanceID(name), revision_of(KIND), here.name, "ready")]
+    assert world.machine.told(here.name, facts, world.now) == ([], [])
