@@ -13,6 +13,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -281,7 +282,7 @@ def read_threshold(text: str) -> tuple[ScaledKind, float]:
         value = float(rate)
     except ValueError:
         value = 0.0
-    if value <= 0:
+    if not 0 < value < inf:
         raise ValueError(f"{text!r}: write KIND=RATE, e.g. schedule=500")
     return _kind(kind), value
 

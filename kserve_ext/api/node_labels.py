@@ -12,6 +12,7 @@ from typing import Final
 
 from kserve_ext.core.facts import Label
 
+HOSTNAME: Final = "kubernetes.io/hostname"
 _PART: Final = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _KEY: Final = re.compile(rf"([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_PART}")
 _VALUE: Final = re.compile(rf"({_PART})?")
@@ -24,6 +25,8 @@ def read_labels(text: str) -> tuple[Label, ...]:
         key, sep, value = item.partition("=")
         if not sep or not _KEY.fullmatch(key) or not _VALUE.fullmatch(value):
             raise ValueError(f"{item!r}: write KEY=VALUE as labels of Kubernetes are, e.g. zone=a")
+        if key == HOSTNAME:
+            raise ValueError(f"{item!r}: {key} is the name of each node, and stays so")
         if key in labels:
             raise ValueError(f"{key} is given twice")
         labels[key] = value

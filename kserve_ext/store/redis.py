@@ -120,7 +120,7 @@ return out
 
 
 class RedisStore:
-    """A Store on the server at `where`."""
+    """A Store on the server at `where`. Raises ValueError for parameters that the client doesn't take."""
 
     def __init__(self, where: Location) -> None:
         self.where = where
@@ -295,13 +295,19 @@ class RedisStore:
         return Unavailable(f"state store {self.where}: {why}; {self.where.remedy(type(error).__name__, why)}")
 
     def _connect(self, timeout_s: float) -> Redis:
-        client: Redis = Redis.from_url(
-            self.where.url,
-            protocol=2,
-            socket_connect_timeout=CALL_TIMEOUT_S,
-            socket_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),  # a write that is repeated must say so: _PUT tells attempts apart
-        )
+        try:
+            client: Redis = Redis.from_url(
+                self.where.url,
+                protocol=2,
+                socket_connect_timeout=CALL_TIMEOUT_S,
+                socket_timeout=timeout_s,
+                # a write that is repeated must say so: _PUT tells attempts apart
+                retry=Retry(NoBackoff(), 0),
+            )
+            client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # looks at all of them
+        except (TypeError, ValueError, RedisError) as error:
+            why = str(error).rpartition("() ")[2]
+            raise ValueError(f"{str(self.where)!r}: its parameters are not redis-py's: {why}") from None
         return client
 
 

@@ -16,9 +16,11 @@ def test_labels_are_read_in_order_of_key() -> None:
     assert read_labels("") == ()
 
 
-@pytest.mark.parametrize("text", ["zone", "=a", "zone=a b", "Zone/x/y=1", "zone=-a", "zone=a,zone=b"])
+@pytest.mark.parametrize(
+    "text", ["zone", "=a", "zone=a b", "Zone/x/y=1", "zone=-a", "zone=a,zone=b", "kubernetes.io/hostname=a"]
+)
 def test_what_is_no_label_is_refused_with_its_text(text: str) -> None:
-    with pytest.raises(ValueError, match=r"zone|=a|Zone"):
+    with pytest.raises(ValueError, match=r"zone|=a|Zone|hostname"):
         read_labels(text)
 
 

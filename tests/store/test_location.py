@@ -32,12 +32,33 @@ def test_clusters_on_one_server_do_not_meet() -> None:
         ("unix:", "names no socket"),
         ("redis://host:port", "port"),
         ("redis://host/name", "number of the database"),
+        ("redis://host:99999/0", "'redis://host:99999/0': the port is no number up to 65535"),
+        ("redis://:pass:word/0@host/0", "'redis://host/0' names no host: .* %2F"),
+        ("redis://:pass#word@host/0", "write %23"),
         ("redis://host?namespace={a}", "braces"),
     ],
 )
 def test_what_is_no_store_is_refused_with_the_reason(url: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         Location.of(url, KEY)
+
+
+@pytest.mark.parametrize(
+    "url", ["u:s3cret@host", "redis://:s/3cret@host", "redis://:s#3cret@host", "foo://:s3cret@h"]
+)
+def test_what_is_no_store_is_refused_without_the_password(url: str) -> None:
+    with pytest.raises(ValueError, match=r"a store is|%2F|%23") as caught:
+        Location.of(url, KEY)
+    assert "3cret" not in str(caught.value)
+
+
+def test_parameters_that_the_client_does_not_take_are_named() -> None:
+    with pytest.raises(ValueError, match=r"'redis://host/0': its parameters are not redis-py's: .*'foo'"):
+        RedisStore(Location.of("redis://host/0?foo=bar", KEY))
+    with pytest.raises(ValueError, match=r"'rediss://host/0': its parameters .*maybe"):
+        RedisStore(Location.of("rediss://host/0?ssl_cert_reqs=maybe", KEY))
+    with pytest.raises(ValueError, match="socket_timeout"):
+        RedisStore(Location.of("redis://host/0?socket_timeout=soon", KEY))
 
 
 def test_who_may_not_come_in_is_told_what_to_do_and_nobody_sees_the_password(tmp_path: Path) -> None:
@@ -51,12 +72,13 @@ def test_who_may_not_come_in_is_told_what_to_do_and_nobody_sees_the_password(tmp
     with RedisServer(tmp_path, "--requirepass", "s3cret") as server:
         host = f"127.0.0.1:{server.port}"
         for url, why, do in [
+            (f"redis://:s3cret@{host}/99", "DB index is out of range", "name a database"),
             (f"redis://{host}/0", "Authentication required", "correct user and password"),
             (f"redis://:wr0ng@{host}/0", "WRONGPASS|invalid username-password", "correct user and password"),
         ]:
             with pytest.raises(Unavailable, match=why) as caught:
                 asyncio.run(write(url))
-            assert f"redis://{host}/0" in str(caught.value)
+            assert f"redis://{host}/" in str(caught.value)
             assert do in str(caught.value)
             assert "wr0ng" not in str(caught.value)
         assert asyncio.run(write(f"redis://:s3cret@{host}/0"))

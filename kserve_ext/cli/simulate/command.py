@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice, takewhile
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +40,12 @@ def _systems(context: click.Context, param: click.Parameter, value: str) -> tupl
     return names
 
 
+def _number(context: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not isfinite(value):
+        raise click.BadParameter(f"{value} is no number; write one above 0, e.g. 0.5")
+    return value
+
+
 @click.command()
 @click.option("--trace", type=click.Path(path_type=Path, dir_okay=False), help="A trace  [default: bursts].")
 @click.option("--format", "form", type=click.Choice(tuple(READERS)), help="Of the trace.")
@@ -51,10 +58,18 @@ def _systems(context: click.Context, param: click.Parameter, value: str) -> tupl
 )
 @click.option("--nodes", type=click.IntRange(1, MOST_NODES), default=210, show_default=True)
 @click.option(
-    "--load", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Times the trace."
+    "--load",
+    type=click.FloatRange(0, min_open=True),
+    callback=_number,
+    default=1.0,
+    show_default=True,
+    help="Times the trace.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(0, min_open=True), help="Only the first so many of the trace."
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    callback=_number,
+    help="Only the first so many of the trace.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--claims/--no-claims", "with_claims", default=True, help="Published claims, as rows.")

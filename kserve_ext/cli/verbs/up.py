@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import socket
 import subprocess
 import sys
 import time
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from kserve_ext.store.location import Location
 
 WHOLE_WITHIN_S = 60.0
 HOST = "127.0.0.1"
+_DOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
 def _claims(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -60,9 +63,23 @@ def _store(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     if not value:
         return ""
     try:
-        Location.of(value, b"")
+        where = Location.of(value, b"")
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+    for file in where.missing():
+        raise click.BadParameter(f"{str(where)!r}: {file} is not there; correct the path")
+    return value
+
+
+def _domain(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if not _DOMAIN.fullmatch(value):
+        raise click.BadParameter(f"{value!r}: write a DNS name in lower case, e.g. galaxy.local")
+    return value
+
+
+def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if not isfinite(value):
+        raise click.BadParameter(f"{value}: write a number of seconds, e.g. 60")
     return value
 
 
@@ -92,6 +109,7 @@ def _quantity(value: str, read: Any) -> int:
 @click.option(
     "--stable",
     type=click.FloatRange(1.0),
+    callback=_finite,
     default=60.0,
     show_default=True,
     metavar="SECONDS",
@@ -134,7 +152,13 @@ def _quantity(value: str, read: Any) -> int:
     help="State store, e.g. redis://HOST:PORT/DB, rediss://USER:PASSWORD@HOST.  [default: the controller's own]",
 )
 @click.option("--pvc", multiple=True, callback=_claims, metavar="CLAIM=FOLDER", help="Where pvc://CLAIM is.")
-@click.option("--domain", default="galaxy.local", show_default=True, help="Hosts are NAME.NAMESPACE.DOMAIN.")
+@click.option(
+    "--domain",
+    callback=_domain,
+    default="galaxy.local",
+    show_default=True,
+    help="Hosts are NAME.NAMESPACE.DOMAIN.",
+)
 @click.option("--no-wait", is_flag=True, help="Don't wait until the runtimes of the services are imported.")
 @click.option("--foreground", is_flag=True, help="Stay until Ctrl-C, then stop the cluster.")
 def command(
@@ -283,6 +307,8 @@ def check_store(folder: Folder, url: str) -> None:
 
     try:
         asyncio.run(look())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--store") from None
     except Unavailable as error:
         what, _, do = str(error).partition("; ")
         raise Failure("the state store can't be used", what, do) from None

@@ -84,6 +84,9 @@ def test_a_trace_is_read_in_its_format_and_multiplied(tmp_path: Path) -> None:
         (("--load", "0"), "'--load'"),
         (("--load", "1e6"), "its requests are too many"),
         (("--seconds", "0.001"), "there is no request"),
+        (("--seconds", "nan"), "Invalid value for '--seconds'"),
+        (("--load", "nan"), "Invalid value for '--load'"),
+        (("--load", "inf"), "Invalid value for '--load'"),
     ],
 )
 def test_bad_input_is_said(args: tuple[str, ...], said: str) -> None:
