@@ -12,7 +12,6 @@ import pytest
 from autoscaler_shim.knative import buckets, deciders
 from autoscaler_shim.knative.autoscaler import Autoscaler
 from autoscaler_shim.knative.settings import StatefulSet
-from kserve_ext.kube import lease
 from kserve_ext.kube.kinds import (
     DEPLOYMENTS,
     ENDPOINT_SLICES,
@@ -20,6 +19,7 @@ from kserve_ext.kube.kinds import (
     LEASES,
     SERVICES,
 )
+from kserve_ext.store import elector
 from kserve_ext.wire.stats import Stat, encode
 from tests.support.api_server import ApiServer
 from tests.support.knative_autoscaler import (
@@ -182,7 +182,7 @@ def test_whoever_was_stopped_for_longer_than_its_lease_scales_nothing(
     """The clock has gone on, and no alarm has rung yet."""
     ahead = 0.0
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead)
-    monkeypatch.setattr(lease, "time", clock)
+    monkeypatch.setattr(elector, "time", clock)
 
     async def test() -> None:
         nonlocal ahead
@@ -213,7 +213,7 @@ def test_a_lease_that_nobody_else_took_costs_no_windows(monkeypatch: pytest.Monk
     """The API server takes no renewals for longer than a Lease lasts: nothing is done meanwhile, but all is known."""
     ahead = 0.0
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead)
-    monkeypatch.setattr(lease, "time", clock)
+    monkeypatch.setattr(elector, "time", clock)
 
     async def test() -> None:
         nonlocal ahead
@@ -246,7 +246,7 @@ def test_what_is_known_is_forgotten_once_somebody_else_is_seen_to_lead(
 ) -> None:
     ahead = 0.0
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead)
-    monkeypatch.setattr(lease, "time", clock)
+    monkeypatch.setattr(elector, "time", clock)
 
     async def test() -> None:
         nonlocal ahead
