@@ -72,6 +72,8 @@ class Homes:
         self._random = random.Random(membership.member.incarnation)
         self._members: dict[FunctionID, int] = {}
         self._nodes: set[NodeID] = set()
+        #: Schedule functions
+        self._functions: list[FunctionID] = []
         self._owners = rendezvous.Owners[FunctionID]()
         self._ghosts = Ghosts(rpc, membership, self._ended)
         self._copies: dict[RevisionKey, dict[InstanceID, Copy]] = {}
@@ -105,6 +107,7 @@ class Homes:
         now = self.loop.time()
         members = {FunctionID(x.id): x.incarnation for x in view.of("dispatch")}
         nodes = {NodeID(x.id) for x in view.of("node")}
+        self._functions = [FunctionID(x.id) for x in view.of("schedule")]
         self._authority.view(view.epoch)
         self._ghosts.view(view.of("dispatch"), now)
         self._leavers.view(nodes, now)
@@ -423,8 +426,7 @@ class Homes:
 
     def _schedulers(self, home_key: str, first: FunctionID | None) -> list[FunctionID]:
         """That which keeps room, then in the key's own order, so that homes spread; those that failed go last."""
-        functions = [FunctionID(x.id) for x in self.membership.view.of("schedule")]
-        ranked = rendezvous.ranked(home_key, functions)
+        ranked = rendezvous.ranked(home_key, self._functions)
         now = self.loop.time()
         return sorted(ranked, key=lambda f: (now - self._failed_at.get(f, -1e9) < 1.0, f != first))
 

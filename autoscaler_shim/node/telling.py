@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from kserve_ext.core import partitions
+from kserve_ext.core.facts import View
+from kserve_ext.core.ids import FunctionID
 from kserve_ext.core.node.facts import Instruction, Tell
 from kserve_ext.core.node.machine import NodeMachine
 from kserve_ext.rpc import Rpc, RpcError
@@ -33,6 +35,8 @@ class Telling:
         self.machine, self.rpc, self.membership = machine, rpc, membership
         self.now, self.carry_out = now, carry_out
         self._soon: asyncio.TimerHandle | None = None
+        #: the ClusterMgr function of this node, in which view
+        self._owner: tuple[View, FunctionID | None] = (View(), None)
 
     def tell(self, i: Tell) -> None:
         machine = self.machine
@@ -61,7 +65,11 @@ class Telling:
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
-        owner = partitions.owner(self.membership.view, "cluster_mgr", self.machine.node)
+        view, owner = self._owner
+        if view is not self.membership.view:  # finding it takes time for every node of the view
+            view = self.membership.view
+            owner = partitions.owner(view, "cluster_mgr", self.machine.node)
+            self._owner = view, owner
         if owner is not None:
             update = Update(self.machine.status())
             self.rpc.call_soon(self.membership.addr_of(owner), update, lambda reply: None, CALL_TIMEOUT_S)

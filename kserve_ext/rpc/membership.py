@@ -57,6 +57,8 @@ class Membership:
         self.controller = controllers[0]
         self._moved = asyncio.Event()
         self.view = View()
+        #: those of the view, by id: they are looked up for every call
+        self._members: dict[str, Member] = {}
         self._callbacks: list[Callable[[View], None]] = []
         self._confirmed: list[Callable[[float], None]] = []
         self._load: Callable[[], Load] = Load
@@ -99,7 +101,7 @@ class Membership:
 
     def addr_of(self, member_id: str) -> str:
         """The rpc address of a member; "" if it isn't in the view."""
-        member = self.view.member(member_id)
+        member = self._members.get(member_id)
         return member.addr if member else ""
 
     async def start(self) -> None:
@@ -126,6 +128,7 @@ class Membership:
         if view.epoch <= self.view.epoch:
             return
         self.view = view
+        self._members = {m.id: m for m in view.members}
         self.rpc.history.say("view", epoch=view.epoch, incarnation=self.member.incarnation)
         for callback in self._callbacks:
             try:
@@ -189,7 +192,7 @@ class Membership:
         self._confirm(asked_at, reply.view.epoch)
 
     def _confirm(self, asked_at: float, epoch: int) -> None:
-        mine = self.view.member(self.me)
+        mine = self._members.get(self.me)
         if epoch >= self.view.epoch and mine is not None and mine.incarnation == self.member.incarnation:
             for callback in self._confirmed:
                 callback(asked_at)
