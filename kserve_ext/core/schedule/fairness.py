@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from heapq import heapify, heappop, heapreplace
 from typing import Final, Protocol, TypeVar
 
 from kserve_ext.core.facts import Resources
@@ -64,7 +65,10 @@ class Shares:
 
 
 def in_turn(waiters: Iterable[W], shares: Shares, now: float) -> Iterator[W]:
-    """In order. What the caller adds to the shares in between counts for those who are still to come."""
+    """In order. What the caller adds to the shares in between counts for those who are still to come.
+
+    Shares only grow meanwhile, so that the one with the smallest is found without a look at every namespace.
+    """
     classes: dict[tuple[int, int], list[W]] = {}
     for waiter in waiters:
         if waiter.room_is_made:
@@ -82,8 +86,17 @@ def in_turn(waiters: Iterable[W], shares: Shares, now: float) -> Iterator[W]:
         queues: dict[str, deque[W]] = {}
         for waiter in of_class:
             queues.setdefault(waiter.namespace, deque()).append(waiter)
-        while queues:
-            name = min(queues, key=lambda n: (shares.of(n), queues[n][0].since, n))
-            yield queues[name].popleft()
-            if not queues[name]:
-                del queues[name]
+        heap = [(shares.of(name), queue[0].since, name) for name, queue in queues.items()]
+        heapify(heap)
+        while heap:
+            share, since, name = heap[0]
+            grown = shares.of(name)
+            if grown > share:
+                heapreplace(heap, (grown, since, name))
+                continue
+            queue = queues[name]
+            yield queue.popleft()
+            if queue:
+                heapreplace(heap, (shares.of(name), queue[0].since, name))
+            else:
+                heappop(heap)
