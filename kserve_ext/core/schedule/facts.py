@@ -8,7 +8,7 @@ it any more, of AskRoom its yielded().
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kserve_ext.core.facts import Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
@@ -44,6 +44,8 @@ class Standing(NamedTuple):
 
 
 NOBODY = Standing()
+#: Before the name of a booking, which is deducted of its node as a start under way is.
+BOOKED: Final = "room/"
 
 
 # --- instructions

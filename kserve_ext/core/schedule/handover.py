@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from kserve_ext.core.facts import NodeStatus, Resources
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
+from kserve_ext.core.schedule.facts import BOOKED
 from kserve_ext.core.schedule.partition import Partition
 
 CLAIM_S = 0.1  # until a claim that was not answered is made again
@@ -170,7 +171,8 @@ class Handover:
             if (epoch < self.epoch and owner != sender) or epoch <= self.terms.get(node, 0):
                 moved.append(Moved(node, owner, owner=True))
             elif node in self.terms:
-                what = Handed(node, self.partition.status(node), self.partition.starts(node))
+                starts = tuple(s for s in self.partition.starts(node) if not s[0].startswith(BOOKED))
+                what = Handed(node, self.partition.status(node), starts)
                 self._drop(node)
                 self._given[node] = _Given(sender, now, what)
                 handed.append(what)

@@ -18,14 +18,13 @@ from typing import Final
 
 from kserve_ext.core.facts import Resources, Revision
 from kserve_ext.core.ids import InstanceID, NodeID, RevisionKey
-from kserve_ext.core.schedule.facts import AskRoom, Standing, TellRoom
+from kserve_ext.core.schedule.facts import BOOKED, AskRoom, Standing, TellRoom
 from kserve_ext.core.schedule.fairness import AGED_S, Shares, in_turn
 from kserve_ext.core.schedule.gangs import choose_gang
 from kserve_ext.core.schedule.partition import Partition
 from kserve_ext.core.schedule.preemption import Victims, keep, plan, plan_each, rooms
 
 HEARD_S: Final = 10.0  # a home that hasn't asked again for so long doesn't want it any more
-BOOKED: Final = "room/"  # before the name of a booking, where starts under way are deducted
 BOOKED_S: Final = 2.0  # and one that was told of room comes at once
 GOING_S: Final = 10.0  # so long one that was asked to go counts as going, although its node still shows it
 SPARED_S: Final = 10.0  # so long a home that can spare none is not asked again

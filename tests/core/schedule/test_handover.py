@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
+from kserve_ext.core.schedule.facts import Standing
 from kserve_ext.core.schedule.handover import (
     LEAVE_S,
     PATIENCE_S,
@@ -16,9 +17,10 @@ from kserve_ext.core.schedule.handover import (
     Moved,
     Recall,
 )
+from kserve_ext.core.schedule.line import Line
 from kserve_ext.core.schedule.partition import Partition
 from tests.core.schedule.handover_world import NEEDS, Node, World
-from tests.core.schedule.test_placement import status
+from tests.core.schedule.test_placement import revision, status
 
 A, B, C = (FunctionID(f) for f in "ABC")
 N = NodeID("n")
@@ -59,6 +61,21 @@ def test_the_old_owner_places_until_it_is_asked_and_hands_over_what_it_knows() -
     candidate = b.partition.candidate(N)
     assert candidate is not None
     assert candidate.free == status(N).free, "the start of the old owner is over by then"
+
+
+def test_room_that_the_old_owner_keeps_for_its_line_is_not_owed() -> None:
+    a, b = two()
+    line = Line(a.partition)
+    line.waits("d/r", [revision(key="d/r")], False, Standing("home:1"), 0.5)
+    assert line.give(0.6)
+    assert a.partition.starts(N)
+    a.view(2, {N: B}, {A, B}, 1.0)
+    b.view(2, {N: B}, {A, B}, 1.0)
+    b.handed(A, 2, a.claim(B, 2, (N,), 1.0), 1.0)
+    candidate = b.partition.candidate(N)
+    assert candidate is not None
+    assert candidate.free == status(N).free
+    assert a.partition.starts(N) == ()
 
 
 def test_a_claim_that_comes_before_the_view_is_obeyed_and_a_lost_answer_is_given_again() -> None:
