@@ -28,6 +28,7 @@ from kserve_ext.core.facts import Revision
 from kserve_ext.rpc import Rpc
 from kserve_ext.rpc.history import VARIABLE, History
 from kserve_ext.store.remote import RemoteStore
+from tests.chaos import frames
 from tests.chaos.network import Network
 
 #: A part that dies by itself comes back after so long.
@@ -65,6 +66,9 @@ class Part:
     kind: str
     argv: list[str]
     clock: Path
+    #: how its connections fare, and the faults that make it so
+    frames: Path
+    weather: list[tuple[str, float]] = field(default_factory=list)
     net: str = ""
     pid: int = 0
     #: it isn't started again while this is set
@@ -110,7 +114,7 @@ class Cluster:
     # --- life
 
     async def start(self) -> None:
-        for name in ("run", "log", "clock"):
+        for name in ("run", "log", "clock", "frames"):
             (self.data / name).mkdir(parents=True, exist_ok=True)
         (self.data / "cluster.key").write_bytes(secrets.token_bytes(32))
         self.history.mkdir(exist_ok=True)
@@ -139,7 +143,9 @@ class Cluster:
                     argv[argv.index("--host") + 1] = self.network.host_of(found.id)
             clock = self.data / "clock" / found.id
             clock.write_bytes(struct.pack("d", 0.0))
-            part = self.parts[found.id] = Part(found.id, found.kind, argv, clock)
+            part = Part(found.id, found.kind, argv, clock, self.data / "frames" / found.id)
+            frames.write(part.frames, frames.Weather())
+            self.parts[found.id] = part
             if self.network is not None and found.kind == "node":
                 part.net = self.network.namespace(found.id)
             await self._launch(part)
@@ -190,6 +196,7 @@ class Cluster:
             "log": str(self.data / "log" / f"{part.id}.log"),
             "env": {},
             "clock": str(part.clock),
+            "frames": str(part.frames),
             "net": part.net,
         }
         self.nursery.stdin.write(json.dumps(order).encode() + b"\n")
@@ -246,6 +253,13 @@ class Cluster:
     def shift_clock(self, part: Part, seconds: float) -> None:
         with part.clock.open("r+b") as file:
             file.write(struct.pack("d", seconds))
+
+    def set_weather(self, part: Part) -> None:
+        """The worst of each kind that is at work."""
+        worst = [
+            max((amount for kind, amount in part.weather if kind == k), default=0.0) for k in frames.KINDS
+        ]
+        frames.write(part.frames, frames.Weather(*worst))
 
     def apply(self, revision: Revision) -> None:
         """As the objects process does: the revision, and the route of its host."""

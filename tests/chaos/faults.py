@@ -20,15 +20,19 @@ LAST_S = 20.0
 
 KILLS = (0.1, 0.5, 2.0, 5.0)
 PAUSES = (0.3, 1.5, 3.5, 6.0, 12.0)
+#: What becomes of the frames that a part is sent, and how bad it may be: seconds, or a share of its connections.
+FRAMES = {"resend": (0.1, 1.0, 4.0), "slow": (0.05, 0.3, 1.0), "silent": (0.3, 1.0), "lost": (0.3, 1.0)}
 SHIFTS = (-3600.0, -5.0, 5.0, 3600.0, 86400.0)
 
 
 class Fault(NamedTuple):
     at: float  # seconds after the beginning
-    kind: str  # kill | pause | clock | cut | kill-instance | pause-instance | kill-zygote | late-stop
+    kind: str  # kill | pause | clock | cut | kill-instance | pause-instance | kill-zygote | late-stop; FRAMES
     target: str  # id of a part; of instances and zygotes a number to choose by
     seconds: float = 0.0  # so long it is away, paused, cut off
-    amount: float = 0.0  # of a clock: so many seconds it is shifted
+    amount: float = (
+        0.0  # of a clock: so many seconds it is shifted; of frames: as tests/chaos/frames.py has it
+    )
 
 
 class Schedule(NamedTuple):
@@ -64,6 +68,7 @@ def _one(rng: random.Random, at: float, parts: list[str], cut: bool) -> Fault:
     nodes = [p for p in parts if p.startswith("node")]
     kinds: dict[str, int] = {"kill": 5, "pause": 4, "clock": 1, "kill-instance": 2, "pause-instance": 1}
     kinds["kill-zygote"] = kinds["late-stop"] = 1
+    kinds |= dict.fromkeys(FRAMES, 2)
     if cut:
         kinds["cut"] = 3
     kind = rng.choices(list(kinds), list(kinds.values()))[0]
@@ -74,6 +79,8 @@ def _one(rng: random.Random, at: float, parts: list[str], cut: bool) -> Fault:
             return Fault(at, kind, rng.choice(parts), rng.choice(PAUSES))
         case "clock":
             return Fault(at, kind, rng.choice(parts), amount=rng.choice(SHIFTS))
+        case "resend" | "slow" | "silent" | "lost":
+            return Fault(at, kind, rng.choice(parts), rng.choice(PAUSES[1:]), rng.choice(FRAMES[kind]))
         case "cut":
             return Fault(at, kind, rng.choice(nodes), rng.choice(PAUSES))
         case _:

@@ -2,10 +2,11 @@
 
     python -m tests.chaos.nursery [BUG]
 
-One JSON object a line on stdin: {"part", "argv", "log", "env", "clock", "net"}; it answers {"part", "pid"} on stdout,
-and says {"died": pid, "status"} of each that ends. A part is a process with a session of its own: it is killed and
-stopped by pid like any other. Its wall clock is shifted by the double in the file `clock`, also while it runs;
-`net` is the path of a network namespace to live in. Where a BUG is named, it is planted (planted.py) before any fork.
+One JSON object a line on stdin: {"part", "argv", "log", "env", "clock", "net", "frames"}; it answers
+{"part", "pid"} on stdout, and says {"died": pid, "status"} of each that ends. A part is a process with a session of
+its own: it is killed and stopped by pid like any other. Its wall clock is shifted by the double in the file `clock`,
+also while it runs; `net` is the path of a network namespace to live in; `frames` the file that says how its connections
+fare (frames.py). Where a BUG is named, it is planted (planted.py) before any fork.
 When stdin ends, so does the nursery; the parts go on.
 """
 
@@ -65,7 +66,7 @@ def run_part(argv: list[str]) -> int:
     return main(argv[1:])
 
 
-def become(order: dict[str, Any], clock: WallClock) -> int:
+def become(order: dict[str, Any], clock: WallClock, frames: Any) -> int:
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
@@ -86,6 +87,8 @@ def become(order: dict[str, Any], clock: WallClock) -> int:
         os.close(handle)
     if order.get("clock"):
         clock.follow(order["clock"])
+    if order.get("frames"):
+        frames.follow(order["frames"], order["part"])
     return run_part(order["argv"])
 
 
@@ -95,6 +98,10 @@ def main() -> int:
     os.environ["GALAXY_COMPILED"] = "off"
     for module in PRODUCT:
         importlib.import_module(module)
+    from tests.chaos.frames import Frames
+
+    frames = Frames()
+    frames.put_in_place()
     if len(sys.argv) > 1:
         from tests.chaos.planted import plant
 
@@ -125,7 +132,7 @@ def main() -> int:
                 if pid == 0:
                     code = 1
                     try:
-                        code = become(order, clock)
+                        code = become(order, clock, frames)
                     except SystemExit as ended:
                         if isinstance(ended.code, str):
                             print(ended.code, file=sys.stderr)

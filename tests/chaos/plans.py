@@ -190,6 +190,22 @@ SCRIPTS: dict[str, Plan] = {
         faults=(Fault(2.0, "kill-instance", "0"),),
         seconds=5.0,
     ),
+    "started-twice": script(
+        (Ask(0.1, HERE, path="/?delay=2.0"),),
+        service(HERE),
+        faults=tuple(Fault(0.0, "resend", node, 3.0, 2.0) for node in ("node-0", "node-1")),
+        seconds=4.0,
+    ),
+    "grant-overtaken": script(
+        (
+            Ask(0.3, HERE, "dispatch-1", path="/?delay=0.1"),
+            Ask(1.5, HERE, path="/?delay=7.0"),
+            Ask(2.0, HERE, "dispatch-1"),
+        ),
+        service(HERE, concurrency=1, scale={"max": 1}, hold=Hold(seconds=20.0)),
+        faults=(Fault(0.0, "resend", "dispatch-1", 3.0, 6.0),),
+        seconds=10.0,
+    ),
 }
 
 

@@ -208,6 +208,38 @@ def done_though_dead() -> None:
     setattr(exchange, "event_stream_error", lambda reason: b"data: [DONE]\n\n")  # noqa: B010
 
 
+def started_twice() -> None:
+    """A node launches what it is asked to start, however often it has been asked: only a repeated Start shows it."""
+    from kserve_ext.core.node.facts import Launch
+    from kserve_ext.core.node.machine import NodeMachine
+
+    start = NodeMachine.start
+
+    def again(self: Any, order: Any, now: float) -> Any:
+        life = self.lives.known.get(order.instance)
+        verdict, out = start(self, order, now)
+        if life is not None and life.launched and not life.ended:
+            out.append(Launch(life.id, self.ledger.held(life.id).devices))
+        return verdict, out
+
+    setattr(NodeMachine, "start", again)  # noqa: B010
+
+
+def grant_overtaken() -> None:
+    """A shard obeys the Grant that comes last, not the newest."""
+    from kserve_ext.core.dispatch.shard import Shard
+
+    grant = Shard.grant
+
+    def obeys(self: Any, came: Any, now: float) -> Any:
+        part = self.parts.get(came.revision)
+        if part is not None:
+            part.granted = min(part.granted, came.seq - 1)
+        return grant(self, came, now)
+
+    setattr(Shard, "grant", obeys)  # noqa: B010
+
+
 BUGS: dict[str, Plant] = {
     plant.__name__.replace("_", "-"): plant
     for plant in (
@@ -226,6 +258,8 @@ BUGS: dict[str, Plant] = {
         epoch_back,
         store_in_the_way,
         done_though_dead,
+        started_twice,
+        grant_overtaken,
     )
 }
 

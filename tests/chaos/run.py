@@ -149,6 +149,12 @@ class Run:
                     cluster.signal(part, signal.SIGCONT)
             case "clock":
                 cluster.shift_clock(part, fault.amount)
+            case "resend" | "slow" | "silent" | "lost":
+                part.weather.append((fault.kind, fault.amount))
+                cluster.set_weather(part)
+                await asyncio.sleep(fault.seconds)
+                part.weather.remove((fault.kind, fault.amount))
+                cluster.set_weather(part)
             case "cut" if cluster.network is not None:
                 cluster.network.cut(part.id)
                 await asyncio.sleep(fault.seconds)

@@ -38,6 +38,8 @@ BREAKS = {
     "epoch-back": "6 epochs",
     "store-in-the-way": "5 store down",
     "done-though-dead": "2 requests",
+    "started-twice": "6 epochs",
+    "grant-overtaken": "4 bounds",
 }
 Result = subprocess.CompletedProcess[str]
 Runs = dict[tuple[str, bool], Future[Result]]

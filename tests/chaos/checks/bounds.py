@@ -104,7 +104,9 @@ def _away(digest: Digest, node: str) -> list[Span]:
     spans = [
         (f.t, over + limits.stopped_s)
         for f, over in digest.faults
-        if f["target"] == node and f["kind"] in ("kill", "pause", "cut") and (over - f.t) >= 1.0
+        if f["target"] == node
+        and f["kind"] in ("kill", "pause", "cut", "slow", "silent", "lost")
+        and (over - f.t) >= 1.0
     ]
     ups = digest.lives.get(node, [])
     spans += [(b, FOREVER) for _, _, b in ups[-1:] if b < FOREVER]
