@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from autoscaler_shim.objects.admin import Admin, failure
 from kserve_ext.cli.__main__ import VERBS, main
 from kserve_ext.cli.embedded.folder import Folder
+from kserve_ext.cli.verbs import doctor, status
 from kserve_ext.rpc.process import start_ticks
 from tests.api.documents import isvc_document
 from tests.shell.test_objects import KEY, MODEL, R1, ZERO, Cluster
@@ -291,6 +292,20 @@ def test_describe_and_status(galaxy: Running) -> None:
     assert "zone=a" in status
     assert "hostname" not in status
     assert json.loads(galaxy("status", "-o", "json").output) == STATUS
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"standby": "no controller leads yet"}, {"error": "no controller leads yet"}],
+    ids=["standby", "gone"],
+)
+def test_status_and_doctor_say_that_no_controller_leads(said: dict[str, str]) -> None:
+    facts = {**STATUS, "controller": said}
+    assert "Control plane: no controller leads yet; galaxy doctor" in status.picture(facts)
+    (found,) = doctor._controller(facts, set())
+    assert found.level == "failed"
+    assert "no controller leads yet" in found.what
+    assert not list(doctor._controller(STATUS, set()))
 
 
 def test_what_is_watched_is_printed_once_where_nobody_watches(galaxy: Running) -> None:

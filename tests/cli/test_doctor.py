@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kserve_ext.cli.embedded.folder import Folder
+from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.cli.verbs import doctor
 
 PROXY = "http://proxy.example:3128"
@@ -36,3 +37,14 @@ def test_a_proxy_that_would_get_the_clusters_requests(
     found = [f for f in doctor.machine(Folder(tmp_path)) if "a proxy is set" in f.what]
     assert [f.level for f in found] == (["warning"] if remedy else [])
     assert all(remedy in f.do and "curl --noproxy" in f.do for f in found)
+
+
+def test_a_state_store_that_is_away_is_a_failure_with_its_remedy(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.key.write_bytes(b"k" * 32)
+    (found,) = doctor._store(folder, f"redis://:s3cret@127.0.0.1:{free_port()}/0")
+    assert found.level == "failed"
+    assert "state store redis://127.0.0.1:" in found.what
+    assert "s3cret" not in found.what
+    assert "is the server up" in found.do
+    assert not list(doctor._store(folder, ""))

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from kserve_ext.cli.__main__ import main
+from kserve_ext.cli.verbs import up
 
 
 @pytest.mark.parametrize(
@@ -34,10 +35,12 @@ from kserve_ext.cli.__main__ import main
         ("--namespace-weights", "a=2,a=3", "a is given twice"),
     ],
 )
-def test_what_can_not_be_is_refused_by_name(tmp_path: Path, option: str, value: str, says: str) -> None:
+def test_what_can_not_be_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str, says: str
+) -> None:
+    monkeypatch.setattr(up, "start", lambda folder: pytest.fail("it starts"))
     data = tmp_path / "data"
     result = CliRunner().invoke(main, ["up", "--http-port", "0", "--data", str(data), option, value])
     assert result.exit_code == 2, result.output
     assert f"Invalid value for {option}" in result.output.replace("'", "")
     assert says in result.output
-    assert not list(data.glob("run/*"))

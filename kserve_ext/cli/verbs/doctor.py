@@ -25,6 +25,7 @@ from kserve_ext.cli.failure import Failure
 from kserve_ext.cli.findings import Finding, Level, show
 from kserve_ext.cli.output import data_option, dump, format_option
 from kserve_ext.cli.rdma.command import command as rdma
+from kserve_ext.cli.verbs.up import check_store
 
 Document = dict[str, Any]
 LEAST_FILES: Final = 4096
@@ -127,7 +128,17 @@ def cluster(folder: Folder) -> Iterator[Finding]:
         if part.id not in running:
             log = folder.log / f"{part.id}.log"
             yield Finding("failed", f"{part.id} does not run", f"{restart}; see {log}")
+    yield from _store(folder, str(facts.get("store") or ""))
     yield from _answers(folder, running)
+
+
+def _store(folder: Folder, url: str) -> Iterator[Finding]:
+    if not url:
+        return
+    try:
+        yield Finding("ok", f"state store {check_store(folder, url)}")
+    except Failure as failure:
+        yield Finding("failed", f"{failure.message}: {failure.why}", failure.do)
 
 
 def _answers(folder: Folder, running: set[str]) -> Iterator[Finding]:
@@ -138,7 +149,7 @@ def _answers(folder: Folder, running: set[str]) -> Iterator[Finding]:
     except Failure as failure:
         yield Finding("failed", f"{failure.message}: {failure.why}", failure.do)
         return
-    checks: tuple[Callable[[Document, set[str]], Iterator[Finding]], ...] = (_members, _nodes)
+    checks: tuple[Callable[[Document, set[str]], Iterator[Finding]], ...] = (_controller, _members, _nodes)
     for check in checks:
         yield from check(facts, running)
     for service in services:
@@ -152,6 +163,17 @@ def _answers(folder: Folder, running: set[str]) -> Iterator[Finding]:
             level = "warning"
         do = "" if level == "ok" else f"galaxy describe isvc {service['metadata']['name']}"
         yield Finding(level, f"service {name}: ready {state}{', ' + message if message else ''}", do)
+
+
+def _controller(facts: Document, running: set[str]) -> Iterator[Finding]:
+    said = facts.get("controller") or {}
+    silent = said.get("standby") or said.get("error")
+    if silent:
+        yield Finding(
+            "failed",
+            f"{silent}; requests go on by the last view, no function is started or replaced in it",
+            "wait for five seconds, then correct what else has failed here; galaxy logs controller-0",
+        )
 
 
 def _members(facts: Document, running: set[str]) -> Iterator[Finding]:

@@ -93,7 +93,10 @@ def _waiting(facts: Document) -> list[tuple[object, ...]]:
 
 
 def _scaled(controller: Document) -> str:
-    """How many functions of each kind there are, are wanted and may be, and why."""
+    """How many functions of each kind there are, are wanted and may be, and why; or why nobody says."""
+    silent = controller.get("standby") or controller.get("error")
+    if silent:
+        return f"\nControl plane: {silent}; galaxy doctor says more"
     rows = []
     for kind, said in (controller.get("scaled") or {}).items():
         low, high = said["min"], said["max"]

@@ -291,22 +291,23 @@ def check_port(port: int) -> int:
     return port
 
 
-def check_store(folder: Folder, url: str) -> None:
-    """Failure when the store can't be written to: better said now than by every part."""
+def check_store(folder: Folder, url: str) -> Location | None:
+    """Where it is; Failure when it can't be written to: better said now than by every part."""
     if not url:
-        return
+        return None
     from kserve_ext.store import Unavailable
     from kserve_ext.store.redis import RedisStore
 
-    async def look() -> None:
+    async def look() -> Location:
         store = RedisStore(Location.of(url, folder.key.read_bytes()))
         try:
             await store.scan("objects/")
+            return store.where
         finally:
             await store.close()
 
     try:
-        asyncio.run(look())
+        return asyncio.run(look())
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--store") from None
     except Unavailable as error:
