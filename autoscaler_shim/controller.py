@@ -84,7 +84,7 @@ class Controller:
         rpc.handle(Report, self.report)
         rpc.handle(Leave, self.leave)
         rpc.handle(Describe, self.describe)
-        rpc.on_lost(self._lost)
+        self._hears_no_more = rpc.on_lost(self._lost)
 
     async def join(self, message: Join, caller: Caller) -> PublishView:
         member = message.member
@@ -103,10 +103,11 @@ class Controller:
         return PublishView(view, self.addr)
 
     def report(self, message: Report, caller: Caller) -> ReportReply:
-        self.loads[message.id] = message.load
         known = self.machine.report(
             message.id, message.incarnation, message.epoch, id(caller.connection), self.loop.time()
         )
+        if known:
+            self.loads[message.id] = message.load
         return ReportReply(self.machine.epoch, known, self.elastic.reported(message) if known else 0.0)
 
     def leave(self, message: Leave, caller: Caller) -> Ack:
@@ -122,9 +123,12 @@ class Controller:
         self.machine.lost(FunctionID(who.name), id(who.connection), self.loop.time())
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._tick())
-            tasks.create_task(self.elastic.run())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._tick())
+                tasks.create_task(self.elastic.run())
+        finally:
+            self._hears_no_more()
 
     async def _tick(self) -> None:
         while True:

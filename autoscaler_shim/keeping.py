@@ -109,11 +109,14 @@ class InTerm:
         self._items: dict[str, bytes | None] = {}
         self._idle = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     def put(self, key: str, value: bytes) -> None:
         self._items[key] = value
         self.busy = True
         self._idle.clear()
+        if self._closed:
+            return  # a call that outlives its term: its end must not end the next one
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._write())
 
@@ -122,6 +125,8 @@ class InTerm:
             await self._idle.wait()
 
     def close(self) -> None:
+        """Nothing more is written; what is put from here on never is."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
 

@@ -104,9 +104,10 @@ class Rpc:
         self._own.add(f"unix:{path}")
         return f"unix:{path}"
 
-    def on_lost(self, callback: Callable[[Caller], None]) -> None:
-        """Called when an accepted, authenticated connection has ended."""
+    def on_lost(self, callback: Callable[[Caller], None]) -> Callable[[], None]:
+        """Called when an accepted, authenticated connection has ended. Returns what ends that."""
         self._lost.append(callback)
+        return lambda: self._lost.remove(callback)
 
     def on_peer_lost(self, callback: Callable[[str], None]) -> None:
         """Called with the address when a connection that we dialled has ended."""

@@ -9,14 +9,17 @@ import pytest
 
 from autoscaler_shim import candidacy, keeping
 from autoscaler_shim.candidacy import Candidacy
+from autoscaler_shim.controller import Controller
 from autoscaler_shim.elastic import Elastic, Launch
+from autoscaler_shim.keeping import InTerm
 from kserve_ext.core.control.facts import Kept
 from kserve_ext.core.control.machine import ElasticMachine, Remember
 from kserve_ext.core.control.roster import Start
 from kserve_ext.core.facts import View
 from kserve_ext.core.ids import FunctionID, NodeID
 from kserve_ext.core.membership import MembershipMachine
-from kserve_ext.store import Unavailable
+from kserve_ext.rpc import Caller, Rpc
+from kserve_ext.store import Conflict, Unavailable
 from kserve_ext.wire import messages as m
 
 
@@ -90,3 +93,47 @@ def test_no_term_begins_without_what_was_kept(monkeypatch: pytest.MonkeyPatch) -
 def test_the_only_controller_begins_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "PATIENCE_S", 0.0)
     assert asyncio.run(keeping.read_if_there(OnlyWritten())) == {}  # type: ignore[arg-type]
+
+
+def test_what_is_put_after_a_term_is_not_written_and_ends_no_later_term() -> None:
+    async def main() -> None:
+        writes: list[object] = []
+        over: list[bool] = []
+
+        class OfOne:
+            async def write(self, items: object) -> None:
+                writes.append(items)
+                raise Conflict("another term has begun")
+
+        keeper = InTerm(OfOne(), lambda: over.append(True))  # type: ignore[arg-type]
+        keeper.close()
+        keeper.put("view", b"late")
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert (writes, over, keeper.busy) == ([], [], True)
+
+    asyncio.run(main())
+
+
+def test_a_term_that_is_over_hears_of_no_connection_and_a_stranger_s_load_is_not_kept() -> None:
+    async def main() -> None:
+        rpc = Rpc("controller-0", b"k" * 32)
+        keeper = keeping.Alone(lambda key, value: None)
+
+        def scaled(kept: Kept, now: float) -> ElasticMachine:
+            return ElasticMachine({}, kept, now)
+
+        launch = Launch("data", "here:1", "127.0.0.1")
+        for _ in range(3):
+            controller = Controller(rpc, "here:1", keeper, {}, scaled, launch)
+            who = Caller("stranger", 0, b"", b"", 0.0)
+            assert not controller.report(m.Report(FunctionID("stranger"), 1, 0), who).known
+            assert controller.loads == {}
+            term = asyncio.create_task(controller.run())
+            await asyncio.sleep(0)
+            term.cancel()
+            await asyncio.wait([term])
+        assert rpc._lost == []
+        await rpc.close()
+
+    asyncio.run(main())
