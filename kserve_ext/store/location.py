@@ -56,8 +56,10 @@ class Location(NamedTuple):
                 raise ValueError(f"{_hidden(url)!r}: the path is the number of the database, e.g. /0")
         query = dict(parse_qsl(parts.query))
         namespace = query.pop("namespace", "") or f"galaxy-{hashlib.sha256(key).hexdigest()[:12]}"
-        if set(namespace) & set("{}: "):
-            raise ValueError(f"namespace {namespace!r}: braces, colons and spaces can't be in it")
+        if set(namespace) & set("{}: *?[]\\"):  # the last of these mean something in the rights of users
+            raise ValueError(
+                f"namespace {namespace!r}: braces, brackets, colons, spaces, `*`, `?` and backslashes can't be in it"
+            )
         return cls(urlunsplit(parts._replace(query=urlencode(query))), namespace)
 
     def __str__(self) -> str:

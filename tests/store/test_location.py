@@ -36,6 +36,7 @@ def test_clusters_on_one_server_do_not_meet() -> None:
         ("redis://:pass:word/0@host/0", "'redis://host/0' names no host: .* %2F"),
         ("redis://:pass#word@host/0", "write %23"),
         ("redis://host?namespace={a}", "braces"),
+        ("redis://host?namespace=a*", "braces"),
     ],
 )
 def test_what_is_no_store_is_refused_with_the_reason(url: str, why: str) -> None:
