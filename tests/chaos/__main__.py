@@ -23,8 +23,9 @@ from tests.chaos.cluster import Shape
 from tests.chaos.digest import Limits
 from tests.chaos.history import load
 from tests.chaos.network import Network, possible
-from tests.chaos.plans import FULL, SCRIPTS, STORIES
+from tests.chaos.plans import FULL, SCRIPTS, SHAPES, STORIES
 from tests.chaos.run import Run, began_of
+from tests.chaos.statestore import why_not
 
 MOST_SHOWN = 12
 
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--script", default="", help="a short plan: see SCRIPTS and STORIES in tests/chaos/plans.py"
     )
+    parser.add_argument("--cluster", choices=SHAPES, help="default: by the seed")
     parser.add_argument("--no-cut", action="store_true", help="no network namespaces (they need root)")
     parser.add_argument("--keep", type=Path, help="keep histories and logs in this folder")
     parser.add_argument("--check", type=Path, help="only check the history in this folder")
@@ -52,13 +54,18 @@ def main(argv: list[str] | None = None) -> int:
         schedule = faults.Schedule(seed, plan.seconds, plan.faults)
     else:
         cut = possible() and not args.no_cut
-        schedule = faults.make(seed, args.seconds, plan.shape.ids, cut=cut)
+        cluster = args.cluster or drawn(seed)
+        shape = SHAPES[cluster]
+        # a function that a node starts listens where the controller does
+        cut = cut and not shape.elastic
+        schedule = faults.make(seed, args.seconds, shape.targets, cut=cut, cluster=cluster)
+    if not args.script:
+        plan = plan._replace(shape=SHAPES[schedule.cluster])
     if args.schedule and args.seed is not None:
         schedule = schedule._replace(seed=seed)
-    print(
-        f"seed {schedule.seed}; to run it again: python -m tests.chaos --seconds {schedule.seconds:g} "
-        f"--seed {schedule.seed}"
-    )
+    again = f"--script {args.script}" if args.script else f"--seconds {schedule.seconds:g}"
+    again += f" --seed {schedule.seed}" + ("" if args.script else f" --cluster {schedule.cluster}")
+    print(f"seed {schedule.seed}; to run it again: python -m tests.chaos {again}")
     print(schedule.text(), end="", flush=True)
     folder = args.keep or Path(tempfile.mkdtemp(prefix="galaxy-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +79,15 @@ def main(argv: list[str] | None = None) -> int:
     else:
         shutil.rmtree(folder, ignore_errors=True)
     return code
+
+
+def drawn(seed: int) -> str:
+    """Which cluster a seed has; where no Redis can be had, one that needs none."""
+    cluster = random.Random(f"cluster {seed}").choice(sorted(SHAPES))
+    if SHAPES[cluster].controllers > 1 and (why := why_not()):
+        print(f"no cluster {cluster}, but a plain one: {why}")
+        return "plain"
+    return cluster
 
 
 @contextlib.contextmanager

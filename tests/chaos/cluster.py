@@ -22,32 +22,47 @@ from typing import Any, NamedTuple
 import msgspec
 
 from autoscaler_shim.node.cleanup import stop_all
+from kserve_ext.cli.embedded import elastic
 from kserve_ext.cli.embedded.parts import ROOT, parts
 from kserve_ext.cli.embedded.ports import free_ports
+from kserve_ext.core.control.facts import Bounds
 from kserve_ext.core.facts import Revision
 from kserve_ext.rpc import Rpc
 from kserve_ext.rpc.history import VARIABLE, History
+from kserve_ext.store import Store
+from kserve_ext.store.location import Location
+from kserve_ext.store.redis import RedisStore
 from kserve_ext.store.remote import RemoteStore
 from tests.chaos import frames
 from tests.chaos.network import Network
+from tests.chaos.statestore import StateStore
 
 #: A part that dies by itself comes back after so long.
 RESTART_S = 0.2
+#: Low: what a run asks for is enough for another function.
+ELASTIC_THRESHOLD, ELASTIC_STABLE_S = "schedule=2", 4.0
+#: What is written under these nobody but the runner writes.
+OWN = ("revisions/", "routes/")
 
 
 class Shape(NamedTuple):
     """How many of each part, and how large a node is."""
 
+    #: more than one have Redis for their store
+    controllers: int = 1
     dispatch: int = 2
     schedule: int = 2
     cluster_mgr: int = 2
     nodes: int = 3
     cpu_milli: int = 4000
     memory_mib: int = 4096
+    #: Schedule functions that the controller may add to those that are there
+    elastic: int = 0
 
     @property
     def counts(self) -> dict[str, int]:
         return {
+            "controller": self.controllers,
             "cluster-mgr": self.cluster_mgr,
             "schedule": self.schedule,
             "dispatch": self.dispatch,
@@ -56,8 +71,12 @@ class Shape(NamedTuple):
 
     @property
     def ids(self) -> list[str]:
-        parts = [f"{kind}-{k}" for kind, count in self.counts.items() for k in range(count)]
-        return ["controller-0", *parts]
+        return [f"{kind}-{k}" for kind, count in self.counts.items() for k in range(count)]
+
+    @property
+    def targets(self) -> list[str]:
+        """What faults may name."""
+        return [*self.ids, *(("leader", "store") if self.controllers > 1 else ())]
 
 
 @dataclass
@@ -91,12 +110,13 @@ class Cluster:
         self.folder, self.shape, self.said, self.bug = folder, shape, said, bug
         self.data = folder / "data"
         self.history = folder / "history"
-        self.ports = free_ports(1 + 1 + shape.dispatch)
-        self.controller = f"{self.host}:{self.ports[0]}"
+        self.ports = free_ports(shape.controllers + 1 + shape.dispatch)
+        self.controller = ",".join(f"{self.host}:{port}" for port in self.ports[: shape.controllers])
+        self.redis: StateStore | None = None
         self.parts: dict[str, Part] = {}
         self.nursery: asyncio.subprocess.Process | None = None
         self.rpc: Rpc | None = None
-        self.store: RemoteStore | None = None
+        self.store: Store | None = None
         self.ending = False
         self._of_pid: dict[int, Part] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -106,7 +126,9 @@ class Cluster:
     @property
     def shards(self) -> dict[str, int]:
         """Port of each Dispatch function's own HTTP address."""
-        return {f"dispatch-{k}": self.ports[2 + k] for k in range(self.shape.dispatch)}
+        return {
+            f"dispatch-{k}": self.ports[self.shape.controllers + 1 + k] for k in range(self.shape.dispatch)
+        }
 
     def http(self, shard: str) -> tuple[str, int]:
         return self.host, self.shards[shard]
@@ -121,7 +143,7 @@ class Cluster:
         await self._start_nursery()
         described: dict[str, Any] = {
             "controller": self.controller,
-            "http": f"{self.host}:{self.ports[1]}",
+            "http": f"{self.host}:{self.ports[self.shape.controllers]}",
             "domain": "galaxy.local",
             "counts": self.shape.counts,
             "node": {
@@ -130,6 +152,14 @@ class Cluster:
                 "gpus": 0,
             },
         }
+        if self.shape.elastic:
+            most = self.shape.schedule + self.shape.elastic
+            bounds = {"schedule": Bounds(self.shape.schedule, most)}
+            described["elastic"] = elastic.document(bounds, (ELASTIC_THRESHOLD,), ELASTIC_STABLE_S)
+        if self.shape.controllers > 1:
+            self.redis = StateStore(self.folder / "redis", self.host)
+            await self.redis.start()
+            described["store"] = self.redis.url
         (self.data / "cluster.json").write_text(json.dumps(described))
         for found in parts(described, self.data):
             if found.kind == "objects":
@@ -151,7 +181,12 @@ class Cluster:
             await self._launch(part)
         self.rpc = Rpc("runner", (self.data / "cluster.key").read_bytes())
         self.rpc.history = self.said
-        self.store = RemoteStore(self.rpc, self.controller)
+        if self.redis is None:
+            self.store = RemoteStore(self.rpc, self.controller)
+            return
+        self.store = RedisStore(Location.of(self.redis.url, self.rpc.key))
+        self.store.restate(lambda: [i for r in self.services.values() for i in _items(r)], OWN)
+        self.store.watch(OWN[0], lambda *_: None, lambda *_: None)  # so it hears that all is lost
 
     async def _start_nursery(self) -> None:
         env = {**os.environ, "GALAXY_COMPILED": "off", VARIABLE: str(self.history)}
@@ -234,6 +269,8 @@ class Cluster:
                         os.kill(part.pid, signal.SIGCONT)
                         os.kill(part.pid, sig)
             await self.until(lambda: not any(p.pid for p in self.parts.values()), patience_s)
+        if self.redis is not None:
+            self.redis.close()
         if self.nursery is not None:
             assert self.nursery.stdin is not None
             self.nursery.stdin.close()
@@ -274,12 +311,7 @@ class Cluster:
             group=revision.group,
             drain_s=revision.command.drain_s,
         )
-        self.store.put(
-            [
-                (f"revisions/{revision.key}", msgspec.msgpack.encode(revision)),
-                (f"routes/{host_of(revision.key)}", msgspec.msgpack.encode(((revision.key, 100),))),
-            ]
-        )
+        self.store.put(_items(revision))
 
     def delete(self, key: str) -> None:
         assert self.store is not None
@@ -300,6 +332,13 @@ class Cluster:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _items(revision: Revision) -> list[tuple[str, bytes | None]]:
+    return [
+        (f"revisions/{revision.key}", msgspec.msgpack.encode(revision)),
+        (f"routes/{host_of(revision.key)}", msgspec.msgpack.encode(((revision.key, 100),))),
+    ]
 
 
 def host_of(key: str) -> str:

@@ -28,7 +28,7 @@ SHIFTS = (-3600.0, -5.0, 5.0, 3600.0, 86400.0)
 class Fault(NamedTuple):
     at: float  # seconds after the beginning
     kind: str  # kill | pause | clock | cut | kill-instance | pause-instance | kill-zygote | late-stop; FRAMES
-    target: str  # id of a part; of instances and zygotes a number to choose by
+    target: str  # id of a part, "leader", "store"; of instances and zygotes a number to choose by
     seconds: float = 0.0  # so long it is away, paused, cut off
     amount: float = (
         0.0  # of a clock: so many seconds it is shifted; of frames: as tests/chaos/frames.py has it
@@ -39,40 +39,52 @@ class Schedule(NamedTuple):
     seed: int
     seconds: float
     faults: tuple[Fault, ...]
+    cluster: str = "plain"  # see SHAPES in tests/chaos/plans.py
 
     def text(self) -> str:
         """One fault a line, to be read by people and by `--schedule`."""
-        head = {"seed": self.seed, "seconds": self.seconds}
+        head = {"seed": self.seed, "seconds": self.seconds, "cluster": self.cluster}
         return "\n".join([json.dumps(head), *(json.dumps(f._asdict()) for f in self.faults)]) + "\n"
 
 
 def read(text: str) -> Schedule:
     head, *lines = [json.loads(line) for line in text.splitlines() if line.strip()]
-    return Schedule(int(head["seed"]), float(head["seconds"]), tuple(Fault(**line) for line in lines))
+    faults = tuple(Fault(**line) for line in lines)
+    return Schedule(int(head["seed"]), float(head["seconds"]), faults, head.get("cluster", "plain"))
 
 
-def make(seed: int, seconds: float, parts: list[str], *, cut: bool = False) -> Schedule:
-    """`parts`: ids as the cluster has them, e.g. "dispatch-1". `cut`: nodes can be cut off from the network."""
+def make(
+    seed: int, seconds: float, targets: list[str], *, cut: bool = False, cluster: str = "plain"
+) -> Schedule:
+    """`targets`: as the cluster has them, e.g. "dispatch-1". `cut`: nodes can be cut off from the network."""
     rng = random.Random(seed)
     faults: list[Fault] = []
     at = FIRST_S
     while at + LAST_S <= seconds:
         storm = rng.uniform(*STORM_S)
         for _ in range(rng.choice((1, 1, 2, 2, 3, 4))):
-            faults.append(_one(rng, round(at + rng.uniform(0, storm / 2), 2), parts, cut))
+            faults.append(_one(rng, round(at + rng.uniform(0, storm / 2), 2), targets, cut))
         at = max([at + storm, *(f.at + f.seconds for f in faults)]) + CALM_S
-    return Schedule(seed, seconds, tuple(sorted(faults)))
+    return Schedule(seed, seconds, tuple(sorted(faults)), cluster)
 
 
-def _one(rng: random.Random, at: float, parts: list[str], cut: bool) -> Fault:
+def _one(rng: random.Random, at: float, targets: list[str], cut: bool) -> Fault:
+    parts = [t for t in targets if t not in ("leader", "store")]
     nodes = [p for p in parts if p.startswith("node")]
     kinds: dict[str, int] = {"kill": 5, "pause": 4, "clock": 1, "kill-instance": 2, "pause-instance": 1}
     kinds["kill-zygote"] = kinds["late-stop"] = 1
     kinds |= dict.fromkeys(FRAMES, 2)
+    if "leader" in targets:
+        kinds |= {"leader": 5, "store": 5}
     if cut:
         kinds["cut"] = 3
     kind = rng.choices(list(kinds), list(kinds.values()))[0]
     match kind:
+        case "leader":
+            return Fault(at, rng.choice(("kill", "pause")), "leader", rng.choice(PAUSES[2:]))
+        case "store":
+            how = rng.choice(("kill", "pause", "flush"))
+            return Fault(at, how, "store", 0.0 if how == "flush" else rng.choice(PAUSES))
         case "kill":
             return Fault(at, kind, rng.choice(parts), rng.choice(KILLS))
         case "pause":

@@ -5,8 +5,8 @@
 One JSON object a line on stdin: {"part", "argv", "log", "env", "clock", "net", "frames"}; it answers
 {"part", "pid"} on stdout, and says {"died": pid, "status"} of each that ends. A part is a process with a session of
 its own: it is killed and stopped by pid like any other. Its wall clock is shifted by the double in the file `clock`,
-also while it runs; `net` is the path of a network namespace to live in; `frames` the file that says how its connections
-fare (frames.py). Where a BUG is named, it is planted (planted.py) before any fork.
+also while it runs; `net` is the path of a network namespace to live in; `frames` the file that says how its
+connections fare (frames.py). Where a BUG is named, it is planted (planted.py) before any fork.
 When stdin ends, so does the nursery; the parts go on.
 """
 

@@ -37,6 +37,13 @@ class Plan(NamedTuple):
 
 
 FULL = Plan(services.standing, services.Load)
+#: The clusters of random runs: a seed has one of them.
+SHAPES: dict[str, Shape] = {
+    "plain": Shape(),
+    "elastic": Shape(schedule=1, elastic=3),
+    "leaders": Shape(controllers=2),
+    "leaders-elastic": Shape(controllers=2, schedule=1, elastic=3),
+}
 
 
 class Ask(NamedTuple):
@@ -228,6 +235,24 @@ STORIES: dict[str, Plan] = {
         service(HERE, scale={"min": 1, "initial": 1, "max": 4, "target": 1.0}),
         faults=(Fault(1.0, "cut", "node-0", 4.0),),
         seconds=12.0,
+    ),
+    "silent-home": script(
+        (Ask(0.1, THERE, many=2), Ask(2.0, THERE, many=3), Ask(9.0, THERE, "dispatch-1", many=2)),
+        service(THERE, concurrency=2, scale={"min": 1, "initial": 1}),
+        faults=(Fault(1.0, "silent", "dispatch-1", 6.0, 1.0), Fault(1.0, "lost", "node-0", 4.0, 1.0)),
+        seconds=14.0,
+    ),
+    "leader-goes-store-is-lost": script(
+        (Ask(0.1, HERE, many=2), Ask(3.0, HERE, many=3), Ask(9.0, THERE, "dispatch-1", many=2)),
+        service(HERE),
+        service(THERE),
+        faults=(
+            Fault(1.0, "pause", "leader", 6.0),
+            Fault(8.0, "kill", "store", 1.5),
+            Fault(12.0, "kill", "leader", 1.0),
+        ),
+        shape=SMALL._replace(controllers=2),
+        seconds=16.0,
     ),
     "clocks-go-back": script(
         (Ask(0.1, HERE), Ask(6.0, HERE, many=3), Ask(6.0, HERE, "dispatch-1", many=3)),

@@ -23,6 +23,7 @@ from tests.chaos.history import Event, load
 from tests.chaos.network import Network
 from tests.chaos.observer import Observer
 from tests.chaos.plans import Plan
+from tests.chaos.statestore import StateStore
 
 UP_S = 30.0
 #: An epoch that every node has left behind.
@@ -114,13 +115,19 @@ class Run:
         self.say_so(f"{fault.at:7.2f} s: {fault.kind} {target} {fault.seconds or fault.amount:g} s")
         if fault.kind == "late-stop":
             await self._late_stop(target)
+        elif isinstance(target, StateStore):
+            await target.suffer(fault.kind, fault.seconds)
         elif isinstance(target, Part):
             await self._on_part(fault, target)
         elif target is not None:
             await self._on_process(fault, target)
         self.said.say("fault_over", **facts_of(fault), on=str(target), since=began)
 
-    def _target(self, fault: Fault) -> Part | int | None:
+    def _target(self, fault: Fault) -> Part | StateStore | int | None:
+        if fault.target == "store":
+            return self.cluster.redis
+        if fault.target == "leader":
+            return self.cluster.parts[self._leader()]
         if not fault.kind.endswith(("-instance", "-zygote", "-stop")):
             return self.cluster.parts[fault.target]
         number = int(fault.target)
@@ -129,6 +136,11 @@ class Run:
         else:
             pids = sorted(self.observer.living)
         return pids[number % len(pids)] if pids else None
+
+    def _leader(self) -> str:
+        """Whoever has published last, as far as is written."""
+        said = [e for e in load(self.cluster.history, "controller-*") if e.what == "published"]
+        return said[-1].by if said else "controller-0"
 
     def _nodes(self) -> list[Part]:
         return [part for part in self.cluster.parts.values() if part.kind == "node"]
@@ -172,7 +184,7 @@ class Run:
             if pid in self.observer.living:
                 os.kill(pid, signal.SIGCONT)
 
-    async def _late_stop(self, pid: Part | int | None) -> None:
+    async def _late_stop(self, pid: Part | StateStore | int | None) -> None:
         """What a home of long ago has sent arrives only now."""
         began = self.observer.living.get(pid) if isinstance(pid, int) else None
         assert self.cluster.rpc is not None

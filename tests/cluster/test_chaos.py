@@ -16,6 +16,7 @@ import pytest
 from tests.chaos.network import possible
 from tests.chaos.plans import SCRIPTS, STORIES
 from tests.chaos.planted import BUGS
+from tests.chaos.statestore import why_not
 from tests.support.embedded import ROOT
 
 pytestmark = pytest.mark.cluster
@@ -79,6 +80,8 @@ def test_the_checker_sees_a_planted_bug_and_nothing_else(runs: Runs, bug: str, p
 def test_a_story_that_ends_well(runs: Runs, bug: str, planted: bool) -> None:
     if any(fault.kind == "cut" for fault in STORIES[bug].faults) and not possible():
         pytest.skip("network namespaces need root and the ip command")
+    if STORIES[bug].shape.controllers > 1 and (why := why_not()):
+        pytest.skip(f"no redis-server: {why}")
     done = runs[bug, planted].result()
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,7 +1,7 @@
 """Invariant 5: with the state store down, requests keep flowing and instances keep starting.
 
-The store lives in the controller's process: while nothing else is wrong, a request for a service that was known
-before is answered, from zero, too.
+The store lives in the controller's process, or in Redis: while nothing else is wrong, a request for a service that
+was known before is answered, from zero, too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def _down_alone(digest: Digest) -> list[Span]:
     """From when the store was away for a moment until it is back, where nothing else was wrong then."""
     found = []
     for f, over in digest.faults:
-        if f["target"] != "controller-0" or f["kind"] not in ("kill", "pause"):
+        away = f["target"].startswith("controller") or f["target"] in ("leader", "store")
+        if not away or f["kind"] not in ("kill", "pause"):
             continue
         others = [
             g

@@ -1,0 +1,55 @@
+"""The state store of a chaos run with several controllers: a Redis server, which is killed, paused and emptied."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from tests.support.redis_server import RedisServer
+from tools import redis_server
+from tools.setup.layout import Layout
+from tools.setup.steps import SetupError
+
+
+def why_not() -> str:
+    """Why there can be none here; "" where there can."""
+    try:
+        redis_server.bring(Layout.of_user())
+    except SetupError as error:
+        return str(error)
+    return ""
+
+
+class StateStore:
+    """Keeps nothing on disk: one that was killed comes back empty."""
+
+    def __init__(self, folder: Path, host: str) -> None:
+        folder.mkdir()
+        where = sorted({host, "127.0.0.1"})
+        self._server = RedisServer(folder, "--bind", *where, "--protected-mode", "no")
+        self.url = f"redis://{host}:{self._server.port}/0"
+
+    def __str__(self) -> str:
+        return "store"
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self._server.start)
+
+    def close(self) -> None:
+        self._server.kill()
+
+    async def suffer(self, kind: str, seconds: float) -> None:
+        """kill, pause or flush."""
+        match kind:
+            case "kill":
+                self._server.kill()
+                await asyncio.sleep(seconds)
+                await self.start()
+            case "pause":
+                self._server.pause()
+                await asyncio.sleep(seconds)
+                self._server.resume()
+            case "flush":
+                await asyncio.to_thread(self._server.command, "FLUSHALL")
+            case _:
+                raise ValueError(f"there is no fault {kind!r} of the store")
