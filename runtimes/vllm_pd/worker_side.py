@@ -71,6 +71,7 @@ class Worker:
 
     def before_forward(self, plan: Plan) -> None:
         """Blocks may be overwritten by this step: nobody may be sending them."""
+        self._turns = 0
         for push in plan.preempted:
             self._pushes.preempted(push)
 
@@ -84,7 +85,6 @@ class Worker:
                 self._pushes.ahead(p.push, p.blocks, p.whole, self._turns)
 
     def after_forward(self, plan: Plan) -> None:
-        self._turns = 0
         for transfer in plan.unused:
             self._landings.cancel(transfer, "not needed")
         for request in plan.dropped:

@@ -151,6 +151,30 @@ def test_layers_leave_while_the_step_computes_the_others(
     assert _eventually(lambda: worker.results({"engine-p"})[0]) == {"engine-p"}
 
 
+def test_a_step_that_raised_between_its_layers_is_no_part_of_the_next_one(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_plan, "AHEAD_FROM", 0)
+    monkeypatch.setattr(kv_plan, "LEAST", 1)
+    memory = setup.prefill_memory
+    memory._turns = {f"layer.{turn}": turn for turn in range(LAYERS)}
+    worker = Worker(memory, setup.landings, setup.pushes)
+    number, key = setup.open()
+    plan = Plan(progress=(Progress(key, "engine-p", [8], 1, True),))
+    worker.before_forward(plan)
+    worker.layer_computed("layer.0", plan)
+    worker.before_forward(plan.failed_step())
+    assert setup.outcome().reason == "preempted"
+    number, key = setup.open()
+    setup.landings.reserve(number, "engine-d", 0, [1], 40)
+    plan = Plan(progress=(Progress(key, "engine-q", [8], 1, True),))
+    worker.before_forward(plan)
+    worker.layer_computed("layer.0", plan)
+    _until(lambda: setup.landings._transfers[number].bytes == SIZE)
+    worker.after_forward(plan)
+    assert setup.outcome().reason == ""
+
+
 def test_a_transfer_that_is_cancelled_within_a_step_sends_nothing_more_of_it(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
