@@ -28,12 +28,16 @@ def two_ranks(nursery: Nursery) -> Iterator[Instance]:
         made.exited()
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def workers(instance: Instance) -> list[int]:
     """Processes of the instance's ranks: forked by one that the instance has forked for that."""
     parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            parents[int(folder.name)] = parent_of(int(folder.name))
     return [pid for pid, parent in parents.items() if parents.get(parent) == instance.pid]
 
 
@@ -47,6 +51,20 @@ def test_ranks_give_the_tokens_of_one_and_end_with_their_instance(
     two_ranks.kill()
     assert two_ranks.exited()["code"] == 0
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), "the ranks' ends")
+
+
+@pytest.mark.parametrize("ready", [False, True], ids=["loading", "ready"])
+def test_nothing_is_left_of_an_instance_that_is_killed(nursery: Nursery, ready: bool) -> None:
+    instance = nursery.start("--tensor-parallel-size", "2")
+    until(lambda: len(workers(instance)) == 2, "its ranks")
+    if ready:
+        instance.ready()
+    ranks = workers(instance)
+    (server,) = {parent_of(pid) for pid in ranks}
+    instance.kill(signal.SIGKILL)
+    instance.exited()
+    left = (*ranks, server)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), "the ends of ranks and server")
 
 
 def test_an_instance_whose_rank_dies_ends(two_ranks: Instance) -> None:
