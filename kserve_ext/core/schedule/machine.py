@@ -37,6 +37,7 @@ from kserve_ext.core.schedule.line import Line
 from kserve_ext.core.schedule.op import Op
 from kserve_ext.core.schedule.partition import Partition
 from kserve_ext.core.schedule.probe_cache import RATES, Rates
+from kserve_ext.core.schedule.repeats import Repeats
 from kserve_ext.core.schedule.rooms import Gossip, Room, Rooms
 from kserve_ext.core.schedule.scores import NOWHERE, near
 
@@ -61,6 +62,7 @@ class ScheduleMachine:
         self.knowledge = Knowledge(self.partition, rates, me)
         self._now = 0.0
         self.rooms = Rooms(me, incarnation)
+        self.repeats = Repeats()
         self.placed_total = 0
         self.refused_total = 0
         self.conflicts_total = 0
@@ -89,7 +91,7 @@ class ScheduleMachine:
         op = Op({w.instance: w.revision for w in wanted}, gang, reserve, hops, near, who)
         self._ops[op_id] = op
         out: list[Instruction] = []
-        if not self._ask_first(op_id, op, out):
+        if self.repeats.begins(op) and not self._ask_first(op_id, op, out):
             self._begin(op_id, op, out)
         return op_id, self._settle(op_id, op, out)
 
@@ -351,6 +353,7 @@ class ScheduleMachine:
                 return out
         self._stand(op)
         del self._ops[op_id]
+        self.repeats.ends(op)
         self.placed_total += len(op.placed)
         self.refused_total += len(op.refused)
         out.append(Answer(op_id, tuple(op.placed.values()), tuple(op.refused.values())))

@@ -45,6 +45,8 @@ class Op:
     elsewhere: bool = False
     probed: set[NodeID] = field(default_factory=set)
     probing: int = 0
+    #: of `wanted`, those that an earlier call has asked for
+    repeated: set[InstanceID] = field(default_factory=set)
 
     @property
     def members(self) -> dict[str, list[InstanceID]]:

@@ -134,7 +134,8 @@ def machine(free: dict[str, int], now: float = 100.0) -> ScheduleMachine:
 
 
 def ask(m: ScheduleMachine, now: float, count: int = 1) -> tuple[int, list[core.Instruction]]:
-    return m.schedule([core.Wanted(InstanceID(f"i{k}"), revision(1000)) for k in range(count)], now=now)
+    ids = (InstanceID(f"i{k}-{now}") for k in range(count))
+    return m.schedule([core.Wanted(i, revision(1000)) for i in ids], now=now)
 
 
 def test_while_nodes_are_told_of_nobody_is_asked() -> None:

@@ -267,7 +267,7 @@ def test_never_is_said_only_when_every_node_is_known_and_too_small() -> None:
     refused = cluster.schedule("s0", large).refused[0]
     assert refused.never
     assert "larger node" in refused.reason
-    full = cluster.schedule("s0", wanted(3))
+    full = cluster.schedule("s0", wanted(3, prefix="f"))
     assert [r.never for r in full.refused] == [False], "full is not too small"
     gang = cluster.schedule("s0", [*wanted(1, prefix="g"), *large], gang=True)
     assert [r.never for r in gang.refused] == [True, True]
