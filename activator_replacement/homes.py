@@ -83,6 +83,7 @@ class Homes:
         self._awake: dict[str, None] = {}
         self._leavers = Leavers()
         self._authority = Authority()
+        self._acted = True
         membership.on_confirmed(self._authority.member)
         self._recording = HomeHistory(rpc.history)
         self._questions = Questions(rpc, membership, self.homes, self._carry)
@@ -215,8 +216,9 @@ class Homes:
         now = self.loop.time()
         self._ticks += 1
         self._ghosts.ask(now)
-        if not self._acts():
-            self._ask_others(now)
+        acts = self._acts()
+        self._ask_others(now)
+        if not acts:
             return
         turn = list(self.homes)[self._ticks % IDLE_TICKS :: IDLE_TICKS]
         for home_key in self._awake | dict.fromkeys(turn):
@@ -234,10 +236,12 @@ class Homes:
     # --- whether we still are the home
 
     def _acts(self) -> bool:
-        sure = self._authority.sure
         acts = self._authority.turns(self.loop.time())
-        if sure and not acts:
-            log.warning("this process stood still: no home acts until it is known that there is no other")
+        if acts != self._acted:
+            self._acted = acts
+            log.warning(
+                "homes %s", "act again" if acts else "don't act until it is known that there is no other"
+            )
         return acts
 
     def _ask_others(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""Whether a Dispatch function may act as home: not after it stood still, until it has heard that it still is one.
+"""Whether a Dispatch function may act as home: not after it stood still, nor once others know a view that it doesn't.
 
 A process that did not run for a while (SIGSTOP, swapping, a virtual machine that moves) may have left the view and
 have a successor, and what was sent to it meanwhile doesn't say so. Other shards and nodes are fenced by terms; its
@@ -7,6 +7,10 @@ event after a gap on its homes are closed, until a question that was asked after
 controller that this is a member, of a view known here; or, as long as no controller answers, by every other shard
 that can be reached that it knows no newer view. A gap is counted in the process's own monotonic time, from turn to
 turn; it is ticked some times a second.
+
+One that is only cut off from the controller is not still, but may have a successor as well: while no controller
+answers, the others are asked all the same. A home that nobody answers goes on: a controller that is down replaces
+none.
 """
 
 from __future__ import annotations
@@ -30,10 +34,14 @@ class Authority:
         #: a home of an older term takes over anew: there may have been another one in between
         self.term = 0
         self._epoch = self._epoch_before = 0
+        #: the newest epoch that others know, of those that were asked in doubt
+        self._newer = 0
         self._still_s = still_s
         #: the last turn; before the first one nobody could doubt
         self._turned_at = float("inf")
-        self._since = self._ask_at = float("-inf")
+        self._since = float("-inf")
+        #: never, before the controller has answered once
+        self._ask_at = float("inf")
         #: of this round: who has yet to answer, and whether anybody has
         self._silent: set[FunctionID] = set()
         self._heard = False
@@ -41,25 +49,25 @@ class Authority:
     def turns(self, now: float) -> bool:
         """First of all with every event and tick: whether homes may act."""
         if now - self._turned_at > self._still_s:
-            if self.sure:
-                self._epoch_before = self._epoch
-            self.sure, self._since, self._ask_at = False, now, now + ASK_S
-            self._silent.clear()
+            self._doubt(now)
         self._turned_at = now
         return self.sure
 
     def view(self, epoch: int) -> None:
         """The newest one known here."""
         self._epoch = epoch
+        if 0 < self._newer <= epoch:
+            self._end()
 
     def member(self, asked_at: float) -> None:
         """Asked at that time, the controller said that this is a member, of the view known here."""
         if asked_at >= self._since:
+            self._ask_at = asked_at + ASK_S
             self._end()
 
     def asks(self, others: Iterable[FunctionID], now: float) -> list[FunctionID]:
         """The other shards of the view that are to say now which epoch they know; each is followed by answered()."""
-        if self.sure or now < self._ask_at:
+        if now < self._ask_at:
             return []
         self._ask_at = now + ASK_S
         self._silent, self._heard = set(others), False
@@ -72,6 +80,9 @@ class Authority:
         if who not in self._silent or asked_at < self._since:
             return
         if epoch is not None and epoch > self._epoch:
+            if self.sure:
+                self._doubt(asked_at)
+            self._newer = max(epoch, self._newer)
             self._silent.clear()  # that view comes, or has to be joined again
             return
         self._silent.discard(who)
@@ -79,9 +90,15 @@ class Authority:
         if self._heard and not self._silent:
             self._end()
 
+    def _doubt(self, now: float) -> None:
+        if self.sure:
+            self._epoch_before = self._epoch
+        self.sure, self._since, self._ask_at, self._newer = False, now, now + ASK_S, 0
+        self._silent.clear()
+
     def _end(self) -> None:
         if not self.sure:
-            self.sure = True
+            self.sure, self._newer = True, 0
             self._silent.clear()
-            if self._epoch > self._epoch_before:
+            if self._epoch > self._epoch_before + 1:  # views were missed here
                 self.term = self._epoch

@@ -395,8 +395,8 @@ class Dispatch(Generic[R]):
         for key in active:
             self.drain(key)
         looked = len(active)
-        if not self.authority.turns(now):
-            self._ask_others(now)
+        self.authority.turns(now)
+        self._ask_others(now)
         for home_key, home in list(self.homes.items()):
             if now < self._idle_due.get(home_key, 0.0):
                 continue

@@ -78,6 +78,40 @@ def test_the_only_one_of_its_view_has_nobody_to_ask() -> None:
     assert authority.sure
 
 
+def confirmed(epoch: int) -> Authority:
+    authority = Authority()
+    authority.view(epoch)
+    authority.member(asked_at=0.0)
+    return authority
+
+
+def test_nobody_is_asked_while_the_controller_answers_nor_before_it_ever_has() -> None:
+    assert Authority().asks([OTHER], 100.0) == []
+    authority = confirmed(4)
+    assert authority.asks([OTHER], ASK_S - 0.1) == []
+    authority.member(asked_at=1.0)
+    assert authority.asks([OTHER], ASK_S) == []
+
+
+def test_one_that_is_cut_off_from_the_controller_hears_from_others_that_there_is_a_newer_view() -> None:
+    authority = confirmed(4)
+    assert authority.asks([OTHER, THIRD], ASK_S) == [OTHER, THIRD]
+    authority.answered(OTHER, ASK_S, None)
+    assert authority.turns(ASK_S), "a controller that is down replaces nobody"
+    authority.answered(THIRD, ASK_S, 5)
+    assert not authority.turns(ASK_S)
+    authority.view(6)
+    assert (authority.turns(ASK_S), authority.term) == (True, 6)
+
+
+def test_a_view_that_follows_the_one_known_here_is_no_reason_to_take_over_anew() -> None:
+    authority = confirmed(4)
+    authority.asks([OTHER], ASK_S)
+    authority.answered(OTHER, ASK_S, 5)
+    authority.view(5)
+    assert (authority.sure, authority.term) == (True, 0)
+
+
 def test_a_home_that_stood_still_grants_nothing_and_takes_over_anew_after_a_view_it_missed() -> None:
     of = revision(concurrency=1)
     authority = Authority()
