@@ -330,3 +330,20 @@ def test_where_no_controller_answers_a_process_that_stood_still_asks_the_others(
         assert world.homes._acting(revision.key) is not None
 
     run(test)
+
+
+def test_one_that_hears_nothing_of_the_controller_hears_of_a_newer_view_from_the_others() -> None:
+    def test(world: World) -> None:
+        (revision,) = mine(1)
+        world.scan([revision])
+        world.view(1, OTHER, "node-0")
+        world.settle()
+        world.membership._confirm(world.fakes.now, 1)
+        world.passes(2.0)
+        ((addr, message, done),) = world.recalls()
+        assert (addr, message.revisions) == (f"{OTHER}:1", ())
+        assert world.homes._acting(revision.key) is not None
+        done(m.RecallReply((), 2))
+        assert world.homes._acting(revision.key) is None
+
+    run(test)
