@@ -76,7 +76,8 @@ class Shape(NamedTuple):
     @property
     def targets(self) -> list[str]:
         """What faults may name."""
-        return [*self.ids, *(("leader", "store") if self.controllers > 1 else ())]
+        leaders = ("leader", "store") if self.controllers > 1 else ()
+        return [*self.ids, *leaders, *(("function",) if self.elastic else ())]
 
 
 @dataclass

@@ -27,7 +27,9 @@ SHIFTS = (-3600.0, -5.0, 5.0, 3600.0, 86400.0)
 
 class Fault(NamedTuple):
     at: float  # seconds after the beginning
-    kind: str  # kill | pause | clock | cut | kill-instance | pause-instance | kill-zygote | late-stop; FRAMES
+    kind: (
+        str  # kill | pause | clock | cut | {kill,pause}-{instance,function} | kill-zygote | late-stop; FRAMES
+    )
     target: str  # id of a part, "leader", "store"; of instances and zygotes a number to choose by
     seconds: float = 0.0  # so long it is away, paused, cut off
     amount: float = (
@@ -69,13 +71,15 @@ def make(
 
 
 def _one(rng: random.Random, at: float, targets: list[str], cut: bool) -> Fault:
-    parts = [t for t in targets if t not in ("leader", "store")]
+    parts = [t for t in targets if t not in ("leader", "store", "function")]
     nodes = [p for p in parts if p.startswith("node")]
     kinds: dict[str, int] = {"kill": 5, "pause": 4, "clock": 1, "kill-instance": 2, "pause-instance": 1}
     kinds["kill-zygote"] = kinds["late-stop"] = 1
     kinds |= dict.fromkeys(FRAMES, 2)
     if "leader" in targets:
         kinds |= {"leader": 5, "store": 5}
+    if "function" in targets:
+        kinds |= {"kill-function": 4, "pause-function": 3}
     if cut:
         kinds["cut"] = 3
     kind = rng.choices(list(kinds), list(kinds.values()))[0]
@@ -97,7 +101,7 @@ def _one(rng: random.Random, at: float, targets: list[str], cut: bool) -> Fault:
             return Fault(at, kind, rng.choice(nodes), rng.choice(PAUSES))
         case _:
             which = str(rng.randrange(1000))
-            return Fault(at, kind, which, rng.choice(PAUSES[:4]) if kind == "pause-instance" else 0.0)
+            return Fault(at, kind, which, rng.choice(PAUSES[:4]) if kind.startswith("pause") else 0.0)
 
 
 def facts_of(fault: Fault) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from kserve_ext.core.ids import FunctionID, InstanceID
 from kserve_ext.rpc import RpcError
 from kserve_ext.rpc.history import History
+from kserve_ext.rpc.process import start_ticks
 from kserve_ext.wire.messages import Stop
 from tests.chaos.cluster import Cluster, Part
 from tests.chaos.faults import Fault, Schedule, facts_of
@@ -128,11 +129,13 @@ class Run:
             return self.cluster.redis
         if fault.target == "leader":
             return self.cluster.parts[self._leader()]
-        if not fault.kind.endswith(("-instance", "-zygote", "-stop")):
+        if not fault.kind.endswith(("-instance", "-zygote", "-stop", "-function")):
             return self.cluster.parts[fault.target]
         number = int(fault.target)
         if fault.kind == "kill-zygote":
             pids = [pid for part in self._nodes() for pid in _zygotes(self.cluster.data / "nodes" / part.id)]
+        elif fault.kind.endswith("-function"):
+            pids = self._functions()
         else:
             pids = sorted(self.observer.living)
         return pids[number % len(pids)] if pids else None
@@ -141,6 +144,13 @@ class Run:
         """Whoever has published last, as far as is written."""
         said = [e for e in load(self.cluster.history, "controller-*") if e.what == "published"]
         return said[-1].by if said else "controller-0"
+
+    def _functions(self) -> list[int]:
+        """Living processes of functions that the controller has added: their histories carry their pids."""
+        pids = sorted(
+            int(file.name.split(".")[-2]) for file in self.cluster.history.glob("schedule-e*.jsonl")
+        )
+        return [pid for pid in pids if start_ticks(pid)]
 
     def _nodes(self) -> list[Part]:
         return [part for part in self.cluster.parts.values() if part.kind == "node"]
@@ -181,7 +191,7 @@ class Run:
                 return
             os.kill(pid, signal.SIGSTOP)
             await asyncio.sleep(fault.seconds)
-            if pid in self.observer.living:
+            if fault.kind == "pause-function" or pid in self.observer.living:
                 os.kill(pid, signal.SIGCONT)
 
     async def _late_stop(self, pid: Part | StateStore | int | None) -> None:
