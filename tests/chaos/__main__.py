@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 
 from tests.chaos import checker, faults
@@ -24,6 +25,7 @@ from tests.chaos.digest import Limits
 from tests.chaos.history import load
 from tests.chaos.network import Network, possible
 from tests.chaos.plans import FULL, SCRIPTS, SHAPES, STORIES
+from tests.chaos.planted import BUGS
 from tests.chaos.run import Run, began_of
 from tests.chaos.statestore import why_not
 
@@ -32,17 +34,27 @@ MOST_SHOWN = 12
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=120.0, help="of load and faults (120)")
+    parser.add_argument("--seconds", type=_seconds, default=120.0, help="of load and faults (120)")
     parser.add_argument("--seed", type=int, help="of the schedule and the load; default: a new one, printed")
-    parser.add_argument("--schedule", type=Path, help="faults from this file instead of the seed's own")
-    parser.add_argument("--bug", default="", help="plant this bug first: see tests/chaos/planted.py")
+    parser.add_argument("--schedule", type=_there, help="faults from this file instead of the seed's own")
     parser.add_argument(
-        "--script", default="", help="a short plan: see SCRIPTS and STORIES in tests/chaos/plans.py"
+        "--bug",
+        choices=BUGS,
+        default="",
+        metavar="BUG",
+        help="plant this bug first: see tests/chaos/planted.py",
+    )
+    parser.add_argument(
+        "--script",
+        choices=SCRIPTS | STORIES,
+        default="",
+        metavar="SCRIPT",
+        help="a short plan: see SCRIPTS and STORIES in tests/chaos/plans.py",
     )
     parser.add_argument("--cluster", choices=SHAPES, help="default: by the seed")
     parser.add_argument("--no-cut", action="store_true", help="no network namespaces (they need root)")
     parser.add_argument("--keep", type=Path, help="keep histories and logs in this folder")
-    parser.add_argument("--check", type=Path, help="only check the history in this folder")
+    parser.add_argument("--check", type=_there, help="only check the history in this folder")
     args = parser.parse_args(argv)
     if args.check:
         return judge(args.check, FULL.limits)
@@ -90,6 +102,21 @@ def drawn(seed: int) -> str:
     return cluster
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < inf:
+        raise argparse.ArgumentTypeError(f"{text}: write a number above 0, e.g. 120")
+    return seconds
+
+
+def _there(text: str) -> Path:
+    if not Path(text).exists():
+        raise argparse.ArgumentTypeError(
+            f"{text} is not there; runs that break nothing keep only --keep FOLDER"
+        )
+    return Path(text)
+
+
 @contextlib.contextmanager
 def network_for(schedule: faults.Schedule, shape: Shape) -> Iterator[Network | None]:
     """Namespaces, where the schedule cuts nodes off."""
@@ -107,6 +134,11 @@ def network_for(schedule: faults.Schedule, shape: Shape) -> Iterator[Network | N
 def judge(history: Path, limits: Limits) -> int:
     began = time.monotonic()
     events = load(history)
+    if not events:
+        print(
+            f"{history} has no history: name the folder with NAME.PID.jsonl, FOLDER/history", file=sys.stderr
+        )
+        return 2
     found = checker.check(events, limits)
     requests = Counter(str(e["status"] or e["outcome"]) for e in events if e.what == "request")
     faults_ = Counter(e["kind"] for e in events if e.what == "fault")

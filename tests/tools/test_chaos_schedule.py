@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.chaos import faults
+from tests.chaos.__main__ import main
 from tests.chaos.digest import length, minus, union
 
 PARTS = ["controller-0", "dispatch-0", "dispatch-1", "node-0"]
@@ -32,3 +36,34 @@ def test_what_is_left_of_a_span_lies_in_no_hole(
         assert all(span[0] <= a <= b <= span[1] for a, b in left)
         inside = [(max(a, span[0]), min(b, span[1])) for a, b in holes if a < span[1] and b > span[0]]
         assert abs(length(left) + length(union(inside)) - length([span])) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--seconds", "0"),
+        ("--seconds", "nan"),
+        ("--script", "nope"),
+        ("--script", "over-commit", "--bug", "nope"),
+        ("--check", "/nope"),
+        ("--schedule", "/nope"),
+        ("--cluster", "nope"),
+    ],
+)
+def test_what_can_not_be_run_is_refused_by_name(
+    args: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tests.chaos.__main__.Run", lambda *a: pytest.fail("it runs"))
+    with pytest.raises(SystemExit) as refused:
+        main(list(args))
+    assert refused.value.code == 2
+    assert f"argument {args[-2]}" in capsys.readouterr().err
+
+
+def test_where_there_is_no_history_nothing_is_found_clean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--check", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert "has no history" in said.err
+    assert not said.out
