@@ -131,6 +131,17 @@ def test_knatives_annotations_and_kserves_bounds() -> None:
     assert (made.concurrency, made.timeout_s, made.command.drain_s) == (8, 60.0, 60.0)
 
 
+def test_bounds_that_kserve_ignores_are_said() -> None:
+    findings = Findings()
+    notes = {"autoscaling.knative.dev/min-scale": "5", "autoscaling.knative.dev/max-scale": "2"}
+    assert (
+        render(isvc(MODEL + "\nminReplicas: 0", notes=notes), ours(), CLAIMS, EMBEDDED, findings) is not None
+    )
+    low, high = findings.warnings
+    assert "min-scale]: ignored, as in KServe; use spec.predictor.minReplicas" in low
+    assert "max-scale]: ignored, as in KServe; use spec.predictor.maxReplicas" in high
+
+
 BAD = [
     (
         "containers: [{name: c, image: busybox}]",

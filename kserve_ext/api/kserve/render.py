@@ -35,11 +35,10 @@ DEFAULT_CPU_MILLI: Final = 100
 DEFAULT_MEMORY_MIB: Final = 128
 GPU: Final = "nvidia.com/gpu"
 GPU_MEMORY: Final = "kserve-galaxy.io/gpu-memory"
-_NOT_PROPAGATED: Final = frozenset(
+_BOUNDS: Final = frozenset({"autoscaling.knative.dev/min-scale", "autoscaling.knative.dev/max-scale"})
+_NOT_PROPAGATED: Final = _BOUNDS | frozenset(
     {
         "kubectl.kubernetes.io/last-applied-configuration",
-        "autoscaling.knative.dev/min-scale",
-        "autoscaling.knative.dev/max-scale",
         "internal.serving.kserve.io/storage-initializer-sourceuri",
         "modelFormat",
     }
@@ -63,6 +62,12 @@ def merged_annotations(service: InferenceService, runtime: ServingRuntime | None
     return {key: value for key, value in merged.items() if key not in _NOT_PROPAGATED}
 
 
+def _ignored_bounds(service: InferenceService) -> dict[str, str]:
+    """Of Knative's, which KServe drops: so that whoever wrote them is told."""
+    written = {**service.meta.annotations, **(service.annotations or {})}
+    return {key: value for key, value in written.items() if key in _BOUNDS}
+
+
 def render(
     service: InferenceService,
     runtime: ServingRuntime | None,
@@ -78,7 +83,7 @@ def render(
     merged = merged_annotations(service, runtime)
     settings = table.read(merged, findings)
     table.check_together(settings, findings)
-    scale = autoscaling.read(merged, findings, config, service)
+    scale = autoscaling.read({**merged, **_ignored_bounds(service)}, findings, config, service)
     path = ""
     if service.storage_uri:
         path = storage.local_path(service.storage_uri, claims, service.uri_field, findings)
