@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+from rich.console import Console
 
 from kserve_ext.cli.failure import Failure
 from kserve_ext.cli.output import dump, format_option, table
@@ -72,7 +73,9 @@ def _number(context: click.Context, param: click.Parameter, value: float | None)
     help="Only the first so many of the trace.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--claims/--no-claims", "with_claims", default=True, help="Published claims, as rows.")
+@click.option(
+    "--claims/--no-claims", "with_claims", default=True, help="Published claims, as rows: some minutes."
+)
 @click.option("--full", is_flag=True, help="Also clusters that are 70, 90 and 99 % full: some minutes.")
 @click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Folder for plots (SVG).")
 @format_option("table", "json")
@@ -92,16 +95,22 @@ def simulate(
     """Run control planes in virtual time on the same nodes and requests."""
     arrivals, what = _arrivals(trace, form, load, seconds, seed)
     world = World(nodes=nodes, seed=seed)
-    results = [run(SYSTEMS[name], arrivals, world) for name in systems]
+    results = []
     conditions = f"{said_of(world, seed)}; {what}, {len(arrivals)} requests"
     rows: list[Row] = []
-    if results[0].system == "galaxy":
-        others = [name for name in systems if name != "galaxy"]
-        rows += claims.tail(results, conditions)
-        if with_claims:
-            rows += claims.all_claims(others, world, seed)
-        if full:
-            rows += claims.full_clusters(world, others, seed)
+    with Console(stderr=True).status("") as working:
+        for name in systems:
+            working.update(f"{name}: {len(arrivals)} requests")
+            results.append(run(SYSTEMS[name], arrivals, world))
+        if results[0].system == "galaxy":
+            others = [name for name in systems if name != "galaxy"]
+            rows += claims.tail(results, conditions)
+            if with_claims:
+                working.update("the published claims: some minutes; --no-claims leaves them out")
+                rows += claims.all_claims(others, world, seed)
+            if full:
+                working.update("clusters that are 70, 90 and 99 % full: some minutes")
+                rows += claims.full_clusters(world, others, seed)
     drawn = _draw(plots, systems, results, world, seed)
     if output == "json":
         dump(
