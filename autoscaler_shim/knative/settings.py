@@ -77,10 +77,10 @@ def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Setting
         logging_config=environ.get("CONFIG_LOGGING_NAME") or "config-logging",
         observability_config=environ.get("CONFIG_OBSERVABILITY_NAME") or "config-observability",
         stateful_set=_stateful_set(environ),
-        stats_port=_port(environ, "GALAXY_STATS_PORT", 8080),
-        metrics_port=_port(environ, "GALAXY_METRICS_PORT", 9090),
-        scrape_port=_port(environ, "GALAXY_SCRAPE_PORT", 9090),
-        profiling_port=_port(environ, "PROFILING_PORT", 8008),
+        stats_port=port(environ, "GALAXY_STATS_PORT", 8080),
+        metrics_port=port(environ, "GALAXY_METRICS_PORT", 9090),
+        scrape_port=port(environ, "GALAXY_SCRAPE_PORT", 9090),
+        profiling_port=port(environ, "PROFILING_PORT", 8008),
         mutual_tls=_mode(environ),
     )
 
@@ -102,7 +102,8 @@ def _mode(environ: Mapping[str, str]) -> str:
     return mode
 
 
-def _port(environ: Mapping[str, str], name: str, default: int) -> int:
+def port(environ: Mapping[str, str], name: str, default: int) -> int:
+    """Raises BadEnvironment."""
     text = environ.get(name) or str(default)
     if not text.isdecimal() or int(text) > 65535:
         raise BadEnvironment(f"{name}={text!r}: not a port; write a number up to 65535")

@@ -103,6 +103,12 @@ class Request(NamedTuple):
     new: Object
     old: Object  # {} where there was none
 
+    @property
+    def title(self) -> str:
+        """For messages."""
+        metadata = _map(self.new.get("metadata"))
+        return f"{self.kind} {metadata.get('namespace', '')}/{metadata.get('name', '')}"
+
 
 def read(review: Any) -> Request:
     """Raises Malformed."""

@@ -17,6 +17,7 @@ from kserve_ext.kube.kinds import (
     DEPLOYMENTS,
     PODS,
     SECRETS,
+    VALIDATING_WEBHOOKS,
 )
 from tests.support.certificates import Authority
 from tests.support.knative_cluster import PLACE, KnativeCluster, stock
@@ -131,6 +132,22 @@ def test_a_kind_that_the_cluster_does_not_know_is_named(cluster: KnativeCluster)
 def mode(cluster: KnativeCluster, name: str) -> str | None:
     env = spec_of(cluster, name)["template"]["spec"]["containers"][0].get("env") or []
     return next((each["value"] for each in env if each["name"] == "GALAXY_MUTUAL_TLS"), None)
+
+
+def test_the_webhook_comes_with_the_autoscaler_and_goes_with_it(cluster: KnativeCluster) -> None:
+    installed = cluster("install", "--component", "webhook")
+    assert installed.exit_code == 0, installed.output
+    assert "deployment/galaxy-webhook rolled out, 2 of 2" in installed.stdout
+    assert cluster.get(VALIDATING_WEBHOOKS, "", "galaxy-webhook") is not None
+    assert cluster("install").exit_code == 0
+    assert cluster.get(VALIDATING_WEBHOOKS, "", "galaxy-webhook") is None
+    assert cluster.get(DEPLOYMENTS, PLACE, "galaxy-webhook") is None
+
+
+def test_who_may_not_create_deployments_is_told_so_where_one_is_added(cluster: KnativeCluster) -> None:
+    cluster.server.denied = {("create", "deployments")}
+    assert "create deployments.apps" in cluster("install", "--component", "webhook").stderr
+    assert cluster("install").exit_code == 0
 
 
 def test_mutual_tls_comes_with_a_certificate_and_goes_with_it(cluster: KnativeCluster) -> None:

@@ -120,19 +120,30 @@ def test_pods_fit_the_restricted_standard(name: str) -> None:
     assert not any("hostPort" in port for port in container["ports"])
 
 
-def test_the_only_permission_beyond_knatives_is_to_read_endpoint_slices() -> None:
-    rules = [rule for obj in OBJECTS for rule in obj.get("rules", ()) if obj["kind"] == "ClusterRole"]
-    assert rules == [
+def test_the_only_permission_of_knatives_accounts_beyond_knatives_is_to_read_endpoint_slices() -> None:
+    assert permissions("ClusterRole", "activator") == [
         {
             "apiGroups": ["discovery.k8s.io"],
             "resources": ["endpointslices"],
             "verbs": ["get", "list", "watch"],
         }
     ]
-    (binding,) = (obj for obj in OBJECTS if obj["kind"] == "ClusterRoleBinding")
-    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "activator", "namespace": NAMESPACE}]
+    assert permissions("ClusterRole", "controller") == permissions("Role", "controller") == []
     # Knative's ClusterRoles with this label go into what its controller may do.
     assert not [o for o in OBJECTS if "serving.knative.dev/controller" in o["metadata"]["labels"]]
+
+
+def permissions(kind: str, account: str) -> list[dict[str, Any]]:
+    """The rules of all roles of this kind that a service account has."""
+    subject = {"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}
+    return [
+        rule
+        for obj in OBJECTS
+        if obj["kind"] == f"{kind}Binding" and subject in obj["subjects"]
+        for rule in EVERYTHING.objects[
+            Identity(kind, obj["metadata"].get("namespace", ""), obj["roleRef"]["name"])
+        ]["rules"]
+    ]
 
 
 def test_budgets_and_policies_select_pods_of_these_deployments() -> None:

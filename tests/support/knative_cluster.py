@@ -39,7 +39,8 @@ class KnativeServer(ApiServer):
         return super()._answer(request, body)
 
     def _patch(self, target: Target, patch: Any, content_type: str) -> tuple[int, Obj]:
-        if target.kind.plural != "deployments" or content_type not in STRATEGIC:
+        known = target.key in self.objects.of(target.kind)
+        if target.kind.plural != "deployments" or content_type not in STRATEGIC or not known:
             return super()._patch(target, patch, content_type)
         return 200, self._replace(target, merge(self.objects.get(target.kind, target.key), patch))
 

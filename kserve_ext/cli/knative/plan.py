@@ -12,7 +12,14 @@ from kserve_ext.cli.knative.kustomize import MANIFESTS, Identity, build, identit
 from kserve_ext.cli.knative.parts import NAMESPACE, PART_LABEL, chosen, image_of, images
 
 Object = dict[str, Any]
-COMPONENTS: Final = ("high-availability", "monitoring", "mutual-tls", "mutual-tls-strict", "network-policy")
+COMPONENTS: Final = (
+    "high-availability",
+    "monitoring",
+    "mutual-tls",
+    "mutual-tls-strict",
+    "network-policy",
+    "webhook",
+)
 #: Which of them --mutual-tls means.
 MUTUAL_TLS: Final = {"permissive": "mutual-tls", "strict": "mutual-tls-strict"}
 

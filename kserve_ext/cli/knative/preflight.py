@@ -49,11 +49,10 @@ async def look(client: Client, namespace: str) -> Situation:
     return Situation(namespace, deployments, await _operators(client, namespace, deployments), record)
 
 
-async def denied(client: Client, namespace: str, kinds: Iterable[Kind]) -> list[str]:
+async def denied(client: Client, namespace: str, changed: Iterable[Kind], added: Iterable[Kind]) -> list[str]:
     """What the user may not do to objects of these kinds, as "create clusterroles.rbac.authorization.k8s.io"."""
-    wanted = [
-        (verb, kind) for kind in kinds for verb in (("get", "patch") if kind == DEPLOYMENTS else _VERBS)
-    ]
+    verbs = {**dict.fromkeys(changed, ("get", "patch")), **dict.fromkeys(added, _VERBS)}
+    wanted = [(verb, kind) for kind, each in verbs.items() for verb in each]
     answers = await asyncio.gather(*(_may(client, namespace, verb, kind) for verb, kind in wanted))
     return [f"{verb} {kind}" for (verb, kind), allowed in zip(wanted, answers, strict=True) if not allowed]
 

@@ -89,21 +89,24 @@ class Steps:
             if taken is None:
                 continue
             await self._put_back(part, taken)
-            await self._delete(list(taken.objects))
+            await self._delete(list(reversed(taken.objects)))
             del left[part.name]
             await self._write(Record(record.version, left))
 
     # --- inside
 
     async def _add(self, obj: Object) -> None:
+        kind = kind_of(obj)
         try:
-            await self._client.apply(kind_of(obj), obj, MANAGER, force=True)
+            made = await self._client.apply(kind, obj, MANAGER, force=True)
         except NotFound as error:
             raise Failure(
                 f"this cluster knows no {obj['kind']} of {obj['apiVersion']}",
                 str(error),
                 "install what brings that kind, or leave out the component",
             ) from None
+        if kind == DEPLOYMENTS:
+            await self._settled(obj["metadata"]["name"], made, "galaxy uninstall takes it out")
 
     async def _relax(self) -> None:
         """Ours speak without TLS, too, before Knative's come, who know none."""
@@ -176,8 +179,8 @@ class Steps:
 
     async def _settled(self, name: str, deployment: Object, do: str) -> None:
         """Waits until the Deployment has rolled out; Failure with what its pods say if it does not."""
-        former = self._situation.deployments[name]["metadata"].get("generation")
-        unchanged = deployment["metadata"].get("generation") == former
+        former = self._situation.deployments.get(name)
+        unchanged = former is not None and _generation(deployment) == _generation(former)
         until = time.monotonic() + self._wait_s
         for pause_s in itertools.chain(POLL_S, itertools.repeat(POLL_S[-1])):
             now = progress(deployment)
@@ -217,6 +220,10 @@ class Steps:
         else:
             with contextlib.suppress(NotFound):
                 await self._client.delete(CONFIG_MAPS, self._namespace, records.NAME)
+
+
+def _generation(deployment: Object) -> object:
+    return deployment["metadata"].get("generation")
 
 
 def _part(name: str) -> Part:

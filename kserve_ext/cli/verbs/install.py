@@ -81,10 +81,10 @@ def command(
             situation = await look(client, namespace)
             require(situation, chosen(only), plan.images, any_version)
             require_common_speech(situation, plan.patches)
-            kinds = dict.fromkeys([CONFIG_MAPS, DEPLOYMENTS, *map(kind_of, plan.documents())])
+            added = [CONFIG_MAPS, *(kind_of(obj) for objects in plan.added.values() for obj in objects)]
             if mutual_tls is not None:
-                kinds[SECRETS] = None
-            lacking = await denied(client, namespace, kinds)
+                added.append(SECRETS)
+            lacking = await denied(client, namespace, [DEPLOYMENTS], added)
             if lacking:
                 do = "use an account that may; docs/install.md lists all permissions"
                 raise Failure(f"this account may not do all of this in {namespace}", "\n".join(lacking), do)
