@@ -88,8 +88,10 @@ class Candidacy:
         term = Term(self.lease)
         await term.begin(self.rpc.name)
         kept = await read(self.store, RENEW_S)  # or no term: what it would write takes the place of that
-        kept = {**kept, VIEW_KEY: newest(kept.get(VIEW_KEY), self._last)}
+        found = kept.get(VIEW_KEY)
+        kept = {**kept, VIEW_KEY: newest(found, self._last)}
         keeper = _Remembering(term, self.elector.lapse)
+        keeper.lost = decode(kept[VIEW_KEY]).epoch > decode(found).epoch
         log.info("leads from epoch %d", decode(kept[VIEW_KEY]).epoch)
         try:
             await self._lead(keeper, kept)

@@ -72,7 +72,7 @@ class Controller:
         self.keeper = keeper
         keeper.on_written = self._written
         self.loop = asyncio.get_running_loop()
-        self.machine = MembershipMachine(decode(kept.get(VIEW_KEY)), self.loop.time())
+        self.machine = MembershipMachine(decode(kept.get(VIEW_KEY)), self.loop.time(), lost=keeper.lost)
         machine = scaled(elastic.stored(kept.get(KEPT_KEY)), self.loop.time())
         self.elastic = Elastic(
             rpc, addr, self.machine, machine, launch, self._push, self._remember, lambda: keeper.busy
@@ -155,8 +155,8 @@ class Controller:
 
     def _push(self, pushes: Iterable[Push]) -> None:
         self._store()
-        if self.keeper.busy:
-            return  # they follow as soon as the view is written
+        if self.keeper.busy or self.machine.gathering(self.loop.time()):
+            return  # they follow as soon as the view is written, and whole
         if self.machine.epoch != self._said_epoch:
             self._said_epoch = self.machine.epoch
             members = sorted(m.id for m in self.machine.view.members)

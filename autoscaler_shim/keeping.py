@@ -30,6 +30,8 @@ class Keeper(Protocol):
 
     #: something was put that must be written before anybody hears of it, and isn't yet
     busy: bool
+    #: the store has lost what was kept: members may know newer views than this process does
+    lost: bool
     #: called when nothing is under way any more
     on_written: Callable[[], None]
 
@@ -42,7 +44,7 @@ class Keeper(Protocol):
 class Alone:
     """In the journal that this process hosts, or in a store written behind; never busy."""
 
-    busy = False
+    busy = lost = False
 
     def __init__(self, write: Callable[[str, bytes], None]) -> None:
         self.put = write
@@ -102,7 +104,7 @@ class InTerm:
     """In a shared store, under one term; `over` is called once it has ended."""
 
     def __init__(self, term: Term, over: Callable[[], None]) -> None:
-        self.busy = False
+        self.busy = self.lost = False
         self.on_written: Callable[[], None] = _nothing
         self._term = term
         self._over = over

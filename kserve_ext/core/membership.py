@@ -56,7 +56,8 @@ class Removed(NamedTuple):
 class MembershipMachine:
     """Verbs take `now` (seconds, monotonic) and return what to push."""
 
-    def __init__(self, stored: View, now: float) -> None:
+    def __init__(self, stored: View, now: float, *, lost: bool = False) -> None:
+        """`lost`: the store has lost its content, and `stored` is only what this process still knew."""
         #: grows with every change of members, and above any epoch that a member has reported
         self.epoch = stored.epoch + 1
         self._records = {
@@ -69,7 +70,7 @@ class MembershipMachine:
         self._shares = owners(stored, "cluster_mgr")
         self._gather_by = now + GATHER_S
         #: members know epochs that our store has lost: nothing is published before _gather_by
-        self._gathers = False
+        self._gathers = lost
         self._ticked_at = now
         #: the last removals, newest last, for status and logs
         self.removed: list[Removed] = []
@@ -95,10 +96,10 @@ class MembershipMachine:
         known = self._records.get(member.id)
         if known is not None and known.member.incarnation > member.incarnation:
             return []  # a late message of a predecessor
-        if known is not None and known.member == member and epoch <= self.epoch:
+        if known is not None and known.member == member and not self._foreign(epoch, now):
             known.heard_at, known.connection, known.lost_at = now, connection, None
             return []
-        self._gathers |= epoch > self.epoch
+        self._gathers |= self._foreign(epoch, now)
         draining = known is not None and known.draining and known.member.incarnation == member.incarnation
         self._records[member.id] = _Record(member, now, connection, draining=draining)
         return self._changed(max(epoch, self.epoch) + 1, now)
@@ -106,7 +107,7 @@ class MembershipMachine:
     def report(self, member: FunctionID, incarnation: int, epoch: int, connection: int, now: float) -> bool:
         """The periodic report; False = not a member (any more): join again."""
         record = self._records.get(member)
-        if record is None or record.member.incarnation != incarnation or epoch > self.epoch:
+        if record is None or record.member.incarnation != incarnation or self._foreign(epoch, now):
             return False
         record.heard_at, record.connection, record.lost_at = now, connection, None
         if now - record.pushed_at >= PUSH_AGAIN_S:
@@ -181,6 +182,10 @@ class MembershipMachine:
         self._partitions = divide(nodes, [m.id for m in view.of("schedule")], self._partitions)
         self._shares = divide(nodes, [m.id for m in view.of("cluster_mgr")], self._shares)
         return carried(view, self._partitions, self._shares)
+
+    def _foreign(self, epoch: int, now: float) -> bool:
+        """Another controller has published it: it is above ours, or as high while ours is given to nobody."""
+        return epoch > self.epoch or (epoch == self.epoch and self.gathering(now) > 0.0)
 
     def _dead(self, record: _Record, now: float) -> str:
         if record.lost_at is not None and now - record.lost_at >= LOST_S:

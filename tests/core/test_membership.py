@@ -52,7 +52,8 @@ class Controller(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES))
     def report(self, name: str) -> None:
         i = self.incarnations[name]
-        known = self.machine.report(FunctionID(name), i, self.machine.epoch, i, self.now)
+        told = self.machine.epoch - (self.machine.gathering(self.now) > 0)  # nobody has been told of this one
+        known = self.machine.report(FunctionID(name), i, told, i, self.now)
         found = self.machine.view.member(name)
         assert known == (found is not None and found.incarnation == i)
 
@@ -236,3 +237,26 @@ def test_who_has_which_node_outlives_the_controller_and_only_what_must_move_move
     assert len(moved(before, after)) == 3
     again.drain(FunctionID("schedule-2"), 6.0)
     assert set(owners(again.view, "schedule").values()) == {"schedule-0", "schedule-1"}
+
+
+def test_one_whose_store_was_lost_gives_no_epoch_a_second_meaning() -> None:
+    """It led up to 7; another then published 8, and that is lost: members that have it must hear a newer one."""
+    known = View(7, (member("dispatch-0"), member("schedule-0")))
+    machine = MembershipMachine(known, 0.0, lost=True)
+    assert machine.epoch == 8
+    assert tick(machine, 0.0, 0.3) == [], "nobody is told before members were heard"
+    assert not machine.report(FunctionID("dispatch-0"), 1, 8, 1, 0.3), (
+        "it is to join again, and say what it knows"
+    )
+    assert machine.join(member("dispatch-0"), 8, 1, 0.3) == []
+    assert machine.join(member("schedule-0"), 9, 2, 0.4) == []
+    pushes = tick(machine, 0.4, 0.4 + GATHER_S)
+    assert {p.view.epoch for p in pushes} == {machine.epoch}
+    assert machine.epoch > 9
+
+
+def test_once_its_view_is_given_out_who_reports_it_has_it() -> None:
+    machine = MembershipMachine(View(7, (member("dispatch-0"),)), 0.0, lost=True)
+    machine.report(FunctionID("dispatch-0"), 1, 7, 1, 1.0)
+    assert tick(machine, 1.0, 1.0 + GATHER_S)
+    assert machine.report(FunctionID("dispatch-0"), 1, 8, 1, 1.0 + GATHER_S)
