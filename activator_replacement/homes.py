@@ -532,4 +532,5 @@ def status_of(home: RevisionHome) -> dict[str, object]:
         "permanent": home.failed,
         "phase": home.activity.phase,
         "held": home.held,
+        "short": home.setbacks.reason if 0 < fleet.ready < home.agreed else "",
     }

@@ -144,7 +144,7 @@ class Overview:
                         "ready": seen.ready if seen else 0,
                         "starting": seen.starting if seen else 0,
                         "held": held.get(revision, seen.held if seen else 0),
-                        "reason": seen.reason if seen else "",
+                        "reason": (seen.reason or seen.short) if seen else "",
                     }
                 )
         return found

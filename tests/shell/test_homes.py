@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -347,3 +348,23 @@ def test_one_that_hears_nothing_of_the_controller_hears_of_a_newer_view_from_the
         assert world.homes._acting(revision.key) is None
 
     run(test)
+
+
+def test_a_revision_that_serves_with_fewer_than_it_wants_says_why_and_is_no_failed_one() -> None:
+    def home(ready: int, agreed: int, reason: str) -> Any:
+        return SimpleNamespace(
+            fleet=SimpleNamespace(ready=ready, wanted=agreed),
+            agreed=agreed,
+            setbacks=SimpleNamespace(count=1, reason=reason),
+            failed=False,
+            activity=SimpleNamespace(phase="serving"),
+            held=0,
+        )
+
+    def said(ready: int, agreed: int, reason: str = "is full") -> tuple[object, object]:
+        facts = shell.status_of(home(ready, agreed, reason))
+        return facts["reason"], facts["short"]
+
+    assert said(1, 6) == ("", "is full")
+    assert said(0, 6) == ("is full", "")
+    assert said(6, 6) == ("", "")

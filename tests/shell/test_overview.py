@@ -88,6 +88,14 @@ def test_status_lays_side_by_side_what_everybody_says() -> None:
     )
 
 
+def test_what_a_revision_is_short_of_is_listed_and_leaves_it_ready() -> None:
+    cluster = gather(served())
+    cluster.say(R1, desired=6, ready=1, short="partition schedule-0 is full")
+    (revision,) = gather(overview(cluster).status())["revisions"]
+    assert revision["reason"] == "partition schedule-0 is full"
+    assert all(c["status"] == "True" for c in cluster.status()["conditions"])
+
+
 def test_the_runtimes_that_nodes_keep_imported_are_listed_while_a_service_wants_them() -> None:
     async def run() -> None:
         cluster = await served()

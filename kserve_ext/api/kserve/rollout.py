@@ -34,6 +34,7 @@ class Observed(NamedTuple):
     phase: str = ""
     held: int = 0
     at: float = 0.0
+    short: str = ""  # it serves, with fewer instances than it wants: why
 
     @property
     def broken(self) -> bool:
