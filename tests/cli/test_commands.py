@@ -348,7 +348,7 @@ def test_nothing_runs(tmp_path: Path) -> None:
         result = CliRunner().invoke(main, [verb[0], "--data", str(tmp_path), *verb[1:]], input=given)
         assert result.exit_code == 1, verb
         assert "error: there is no cluster here" in result.output
-        assert "do: start one: galaxy up" in result.output
+        assert f"do: start one: galaxy up --data {tmp_path}" in result.output
     assert CliRunner().invoke(main, ["down", "--data", str(tmp_path)]).exit_code == 0
 
 

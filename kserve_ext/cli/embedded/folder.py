@@ -84,7 +84,9 @@ class Folder:
         facts = self.cluster()
         if not facts:
             raise Failure(
-                "there is no cluster here", f"{self.root} has no cluster.json", "start one: galaxy up"
+                "there is no cluster here",
+                f"{self.root} has no cluster.json",
+                f"start one: galaxy up --data {self.root}",
             )
         if not self.supervisor():
             if not self.living():
