@@ -1,4 +1,4 @@
-"""The compiled form of the request path: the same sources through mypyc, used in their stead where it was built.
+"""The compiled form of the request path and of homes: the same sources through mypyc, used where it was built.
 
 The form lies in a folder of the cache that is named after the sources' content (`python -m tools.compiled` builds it,
 the image of the activator has it), so it is never another state's; where there is none, the sources themselves run.
@@ -18,10 +18,32 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-#: What every request goes through.
+#: What every request goes through, and every start of an instance in its home.
 MODULES: Final = (
+    "kserve_ext.core.dispatch.affinity",
+    "kserve_ext.core.dispatch.authority",
+    "kserve_ext.core.dispatch.choosing",
+    "kserve_ext.core.dispatch.facts",
+    "kserve_ext.core.dispatch.fleet",
+    "kserve_ext.core.dispatch.group",
+    "kserve_ext.core.dispatch.home",
+    "kserve_ext.core.dispatch.leases",
+    "kserve_ext.core.dispatch.pairing",
+    "kserve_ext.core.dispatch.revision_home",
+    "kserve_ext.core.dispatch.setbacks",
+    "kserve_ext.core.dispatch.shard",
+    "kserve_ext.core.dispatch.take_over",
+    "kserve_ext.core.dispatch.throttler",
+    "kserve_ext.core.dispatch.yielding",
     "kserve_ext.core.knative.activation",
     "kserve_ext.core.knative.request_stats",
+    "kserve_ext.core.scaling.burst",
+    "kserve_ext.core.scaling.decide",
+    "kserve_ext.core.scaling.scale_to_zero",
+    "kserve_ext.core.scaling.spec",
+    "kserve_ext.core.scaling.tokens",
+    "kserve_ext.core.scaling.velocity",
+    "kserve_ext.core.scaling.window",
     "kserve_ext.wire.continuation",
     "kserve_ext.wire.http1",
     "kserve_ext.wire.http1_body",
