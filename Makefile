@@ -11,10 +11,11 @@ REQUESTS ?= 10000
 SECONDS ?= 120
 SEED ?=
 E2E ?=
-#: Tests that must pass on the compiled form of the request path, too.
+#: Tests that must pass on the compiled form of the request path and of homes, too.
 ON_COMPILED := tests/wire/test_http1.py tests/wire/test_knative_head.py tests/wire/http2 tests/shell/test_dataplane.py \
   tests/shell/http2 tests/shell/knative/test_activator.py tests/shell/knative/test_request_log.py \
-  tests/shell/test_continuing.py tests/wire/test_continuation.py
+  tests/shell/test_continuing.py tests/wire/test_continuation.py tests/core/dispatch tests/core/scaling tests/core/sharing \
+  tests/shell/test_dispatch_function.py tests/shell/test_affinity.py tests/shell/test_prefill_leases.py tests/shell/test_homes.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check unit e2e rdma storm chaos calibrate fuzz golden compiled clean $(BENCHES)
@@ -29,7 +30,7 @@ help:
 	@echo 'make storm           REQUESTS=10000 through a pair in which every step fails at times (quarter of an hour)'
 	@echo 'make chaos           SECONDS=120 of faults by a seed on real processes, every invariant checked (SEED=n repeats a run)'
 	@echo 'make calibrate       what one function of each kind bears, kept as data (three quiet minutes)'
-	@echo 'make compiled        the request path through mypyc, in the cache; used from then on (decision 8)'
+	@echo 'make compiled        the request path and homes through mypyc, in the cache; used from then on (decision 8)'
 	@echo 'make fuzz            every parser by coverage, FUZZ_SECONDS each'
 	@echo 'make golden          rewrite the golden scripts from what the code does now; then read the diff'
 	@echo 'make setup           only the set-up: $$GALAXY_CACHE and .venv'
