@@ -55,7 +55,7 @@ def test_nothing_is_started_before_it_is_written_that_it_is() -> None:
         elastic._carry_out([Remember(Kept(number=1)), start])
         assert remembered
         assert calls.made == []
-        busy = lost = False
+        busy = False
         elastic.written()
         (made,) = calls.made
         assert isinstance(made, m.Start)
