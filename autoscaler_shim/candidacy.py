@@ -7,6 +7,7 @@ its lease lapses. What a leader does is controller.py's; that nobody acts under 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
@@ -25,6 +26,8 @@ from kserve_ext.wire import messages as m
 log = logging.getLogger(__name__)
 
 LEASE: Final = "controller"
+#: The view is read so often, whoever leads.
+FOLLOW_S: Final = 1.0
 
 #: Leads with what was kept until it is cancelled.
 Lead = Callable[[Keeper, Mapping[str, bytes]], Awaitable[None]]
@@ -42,12 +45,13 @@ class Candidacy:
         self.elector = Elector(self.lease, spec, self._turned, self._turned)
         self._lead = lead
         self._news = asyncio.Event()
-        #: the last view of a term of ours, in case the store loses it
+        #: the newest view of anybody's term, as far as it is known here, in case the store loses it
         self._last: bytes | None = None
 
     async def run(self) -> None:
         self._stand_by()
         self.elector.start()
+        following = asyncio.create_task(self._follow())
         try:
             while True:
                 if self.elector.leading:
@@ -57,12 +61,22 @@ class Candidacy:
                     await self._news.wait()
                 self._news.clear()
         finally:
+            following.cancel()
             await self.elector.stop()
 
     def leader(self) -> str:
         """The address of whoever leads, "" while nobody is known to."""
         name, _, addr = self.elector.holder.partition(" at ")
         return "" if name == self.rpc.name else addr
+
+    async def _follow(self) -> None:
+        """What others publish. Late is early enough: members tell of what is newer, once they are asked."""
+        while True:
+            with contextlib.suppress(Unavailable):
+                found = await self.store.scan(VIEW_KEY)
+                if VIEW_KEY in found:
+                    self._last = newest(self._last, found[VIEW_KEY][0])
+            await asyncio.sleep(FOLLOW_S)
 
     # --- leading
 
@@ -97,7 +111,7 @@ class Candidacy:
             await self._lead(keeper, kept)
         finally:
             keeper.close()
-            self._last = keeper.view or self._last
+            self._last = newest(self._last, keeper.view)
 
     # --- standing by
 

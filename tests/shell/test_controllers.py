@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from autoscaler_shim import candidacy, keeping
 from autoscaler_shim.candidacy import Candidacy
 from autoscaler_shim.controller import Controller
 from autoscaler_shim.elastic import Elastic, Launch
-from autoscaler_shim.keeping import InTerm
+from autoscaler_shim.keeping import InTerm, Keeper
 from kserve_ext.core.control.facts import Kept
 from kserve_ext.core.control.machine import ElasticMachine, Remember
 from kserve_ext.core.control.roster import Start
@@ -135,5 +137,38 @@ def test_a_term_that_is_over_hears_of_no_connection_and_a_stranger_s_load_is_not
             await asyncio.wait([term])
         assert rpc._lost == []
         await rpc.close()
+
+    asyncio.run(main())
+
+
+class Emptied(OnlyWritten):
+    """A store that has a view until it loses it."""
+
+    def __init__(self, view: View) -> None:
+        self.items = {"view": (msgspec.msgpack.encode(view), 1)}
+        self.read = asyncio.Event()
+
+    async def scan(self, prefix: str) -> dict[str, tuple[bytes, int]]:
+        self.read.set()
+        return {key: found for key, found in self.items.items() if key.startswith(prefix)}
+
+
+def test_who_has_never_led_goes_on_from_the_view_that_the_store_has_lost() -> None:
+    async def main() -> None:
+        led: list[tuple[int, bool]] = []
+
+        async def lead(keeper: Keeper, kept: Mapping[str, bytes]) -> None:
+            led.append((candidacy.decode(kept["view"]).epoch, keeper.lost))
+
+        store = Emptied(View(9))
+        of_one = Candidacy(Calls(), "here:1", store, lead)  # type: ignore[arg-type]
+        following = asyncio.create_task(of_one._follow())
+        await store.read.wait()
+        await asyncio.sleep(0)
+        following.cancel()
+        await of_one._begin()
+        store.items.clear()
+        await of_one._begin()
+        assert led == [(9, False), (9, True)]
 
     asyncio.run(main())
