@@ -97,9 +97,11 @@ def test_one_part_of_ours_beside_the_other_of_knatives(
 
 def test_components_come_and_go(stack: Cluster, stock: Api) -> None:
     former = {name: deployment(stock, name)["spec"] for name in NAMES}
-    components = ("--component", "high-availability", "--component", "network-policy")
+    names = ("high-availability", "network-policy", "webhook")
+    components = [word for name in names for word in ("--component", name)]
     run(stack, "install", *OPTIONS, *components)
     assert deployment(stock, "autoscaler")["spec"]["replicas"] == 2
+    assert deployment(stock, "galaxy-webhook")["status"]["readyReplicas"] == 2
     for name in NAMES:
         assert "topologySpreadConstraints" in deployment(stock, name)["spec"]["template"]["spec"]
     run(stack, "install", *OPTIONS, "--component", "network-policy")
@@ -107,7 +109,8 @@ def test_components_come_and_go(stack: Cluster, stock: Api) -> None:
     run(stack, "uninstall")
     assert {name: deployment(stock, name)["spec"] for name in NAMES} == former
     label = "app.kubernetes.io/part-of=kserve-galaxy"
-    for version, kind in (("networking.k8s.io/v1", "NetworkPolicy"), ("policy/v1", "PodDisruptionBudget")):
+    kinds = ("NetworkPolicy", "PodDisruptionBudget", "Deployment")
+    for version, kind in zip(("networking.k8s.io/v1", "policy/v1", "apps/v1"), kinds, strict=True):
         assert stock.list(version, kind, SYSTEM_NAMESPACE, label) == []
 
 
