@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import importlib.util
 import json
@@ -80,7 +81,7 @@ def stream(galaxy: Embedded, service: str, model: str, path: str, kills: int = 0
             since, gap_s = 0, time.monotonic() - died
         elif since == 100 and kills:
             kills -= 1
-            os.kill(serving(galaxy, name), signal.SIGKILL)
+            kill_who_serves(galaxy, name)
             died = time.monotonic()
     connection.close()
     tokens: list[int] = []
@@ -91,10 +92,23 @@ def stream(galaxy: Embedded, service: str, model: str, path: str, kills: int = 0
     return Streamed(name, b"".join(lines), tokens, gap_s)
 
 
-def serving(galaxy: Embedded, request: str) -> int:
-    """The process that streams it."""
-    [file] = galaxy.data.glob(f"nodes/*/instances/{galaxy.json('explain', request)['instance']}/pid.json")
-    return int(json.loads(file.read_text())["pid"])
+def kill_who_serves(galaxy: Embedded, request: str) -> None:
+    """All instances stand still while it is looked up, or the stream may have ended before."""
+    pids = {
+        file.parent.name: int(json.loads(file.read_text())["pid"])
+        for file in galaxy.data.glob("nodes/*/instances/*/pid.json")
+    }
+    paused = []
+    for pid in pids.values():
+        with contextlib.suppress(ProcessLookupError):  # of one that has ended
+            os.kill(pid, signal.SIGSTOP)
+            paused.append(pid)
+    try:
+        os.kill(pids[galaxy.json("explain", request)["instance"]], signal.SIGKILL)
+    finally:
+        for pid in paused:
+            with contextlib.suppress(ProcessLookupError):  # the killed one
+                os.kill(pid, signal.SIGCONT)
 
 
 def metric(galaxy: Embedded, name: str) -> float:

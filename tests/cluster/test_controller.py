@@ -102,6 +102,14 @@ class Watcher:
         status: dict[str, Any] = json.loads(answer.body)
         return status
 
+    async def heard(self, name: str) -> None:
+        """Until the controller has had a report of it, and so would notice its connection's end."""
+        async with asyncio.timeout(100):
+            while True:
+                if name in (await self.status("controller-0"))["loads"]:
+                    return
+                await asyncio.sleep(0.05)
+
     async def removals(self, name: str) -> list[str]:
         return [r["reason"] for r in (await self.status("controller-0"))["removed"] if r["id"] == name]
 
