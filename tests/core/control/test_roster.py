@@ -341,7 +341,7 @@ def test_of_two_with_the_same_name_the_one_elsewhere_is_stopped() -> None:
     (name,) = here.running
     facts = [Instance(InstanceID(name), revision_of(KIND), other.name, "ready")]
     unwanted, out = world.machine.told(other.name, facts, world.now)
-    assert unwanted == [name]
+    assert unwanted == [InstanceID(name)]
     assert [i for i in out if isinstance(i, Say) and i.bad]
     facts = [Instance(InstanceID(name), revision_of(KIND), here.name, "ready")]
     assert world.machine.told(here.name, facts, world.now) == ([], [])
