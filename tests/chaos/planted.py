@@ -173,7 +173,9 @@ def epoch_back() -> None:
     from kserve_ext.core.membership import MembershipMachine
 
     init, join, report = MembershipMachine.__init__, MembershipMachine.join, MembershipMachine.report
-    setattr(MembershipMachine, "__init__", lambda self, stored, now: init(self, View(), now))  # noqa: B010
+
+    def begins(self: Any, stored: Any, now: float, **more: Any) -> None:
+        init(self, View(), now)
 
     def joins(self: Any, member: Any, epoch: int, connection: int, now: float) -> Any:
         return join(self, member, 0, connection, now)
@@ -181,6 +183,7 @@ def epoch_back() -> None:
     def reports(self: Any, member: Any, incarnation: int, epoch: int, connection: int, now: float) -> bool:
         return report(self, member, incarnation, 0, connection, now)
 
+    setattr(MembershipMachine, "__init__", begins)  # noqa: B010
     setattr(MembershipMachine, "join", joins)  # noqa: B010
     setattr(MembershipMachine, "report", reports)  # noqa: B010
 
