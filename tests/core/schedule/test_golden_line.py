@@ -22,6 +22,7 @@ import pytest
 
 from kserve_ext.core.facts import Resources
 from tests.core.schedule.full_cluster import FullCluster
+from tests.support.scripts import played
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "golden" / "schedule"
 
@@ -89,19 +90,7 @@ class Script:
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.txt")), ids=lambda p: p.stem)
 def test_script(script: Path, golden: Golden) -> None:
-    machine, out = Script(), []
-    lines = iter(script.read_text(encoding="utf-8").splitlines())
-    for line in lines:
-        if not line.strip():
-            continue
-        if line.startswith("#"):
-            out.append(f"{line}\n")
-            continue
-        out.append(f"{line}\n----\n{machine.run(line)}\n")
-        for rest in lines:  # the former output
-            if not rest.strip():
-                break
-    golden(f"schedule/{script.name}", "".join(out).rstrip() + "\n")
+    golden(f"schedule/{script.name}", played(script, Script().run))
 
 
 def test_there_are_scripts() -> None:
