@@ -23,6 +23,7 @@ from autoscaler_shim.node.describe import describe
 from autoscaler_shim.node.folders import NodeFolder, write_json
 from autoscaler_shim.node.instances import Instances
 from autoscaler_shim.node.models import ModelCache
+from autoscaler_shim.node.orders import order_of, reply_of
 from autoscaler_shim.node.process_backend import SLEEP_REFUSED, ProcessBackend, base_environment
 from autoscaler_shim.node.readiness import POLL_S, ReadySocket
 from autoscaler_shim.node.recording import NodeHistory
@@ -105,18 +106,7 @@ class NodeAgent:
     # --- handlers
 
     def start(self, message: m.Start, caller: Caller) -> m.StartReply:
-        order = facts.Order(
-            message.instance,
-            message.revision,
-            message.epoch,
-            message.home,
-            message.home_addr,
-            message.waiting,
-            message.reserve,
-            message.reserve_s,
-            message.marks,
-            message.term,
-        )
+        order = order_of(message)
         if message.waiting:
             self.rpc.warm(message.waiting)  # told as soon as it is ready: no hello then
         verdict, out = self.machine.start(order, self.now())
@@ -199,9 +189,7 @@ class NodeAgent:
 
     def _verdict(self, verdict: facts.Verdict, out: list[facts.Instruction]) -> m.StartReply:
         self.carry_out(out)
-        return m.StartReply(
-            not verdict.reason, verdict.reason, self.machine.status(), verdict.stale, verdict.moved
-        )
+        return reply_of(verdict, self.machine.status())
 
     def _modules_known(self, modules: frozenset[str]) -> None:
         self.carry_out(self.machine.wants(modules | self._functions, self.now()))

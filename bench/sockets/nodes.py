@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from autoscaler_shim.node.orders import order_of, reply_of
 from autoscaler_shim.node.telling import Telling
 from kserve_ext.core.facts import Mark, Member, Resources, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
@@ -69,29 +70,18 @@ class EmulatedNode:
     # --- as autoscaler_shim/node/agent.py answers
 
     def start(self, message: m.Start, caller: Caller) -> m.StartReply:
-        order = facts.Order(
-            message.instance,
-            message.revision,
-            message.epoch,
-            message.home,
-            message.home_addr,
-            message.waiting,
-            message.reserve,
-            message.reserve_s,
-            message.marks,
-        )
         if message.waiting:
             self.rpc.warm(message.waiting)
-        verdict, out = self.machine.start(order, self.now())
+        verdict, out = self.machine.start(order_of(message), self.now())
         self.carry_out(out)
-        return m.StartReply(not verdict.reason, verdict.reason, self.machine.status(), verdict.stale)
+        return reply_of(verdict, self.machine.status())
 
     def commit(self, message: m.Commit, caller: Caller) -> m.StartReply:
         verdict, out = self.machine.commit(
             message.instances, message.epoch, self.now(), cancel=message.cancel, reason=message.reason
         )
         self.carry_out(out)
-        return m.StartReply(not verdict.reason, verdict.reason, self.machine.status(), verdict.stale)
+        return reply_of(verdict, self.machine.status())
 
     def stop(self, message: m.Stop, caller: Caller) -> m.Ack:
         _, out = self.machine.stop(
