@@ -64,6 +64,7 @@ from kserve_ext.wire.messages.nodes import (
 from kserve_ext.wire.messages.partitions import ClaimNodes, HandedNode, HandNodes, MovedNode
 from kserve_ext.wire.messages.people import Describe, Description
 from kserve_ext.wire.messages.placement import Item, Placed, Placements, Refused, Schedule
+from kserve_ext.wire.messages.standby import FreeSlot, NodeSlots, SlotReply, TakeSlot, WatchSlots
 from kserve_ext.wire.messages.store import (
     StoreChanges,
     StoreItems,
@@ -90,6 +91,7 @@ __all__ = [
     "Demand",
     "Describe",
     "Description",
+    "FreeSlot",
     "Grant",
     "Greet",
     "Greeted",
@@ -109,6 +111,7 @@ __all__ = [
     "ModInstanceReply",
     "ModNode",
     "MovedNode",
+    "NodeSlots",
     "Ping",
     "Placed",
     "Placements",
@@ -127,6 +130,7 @@ __all__ = [
     "RoomFor",
     "Schedule",
     "Sleep",
+    "SlotReply",
     "Start",
     "StartReply",
     "Stop",
@@ -136,7 +140,9 @@ __all__ = [
     "StorePutReply",
     "StoreScan",
     "StoreWatch",
+    "TakeSlot",
     "Update",
     "Wake",
     "WatchPrefill",
+    "WatchSlots",
 ]

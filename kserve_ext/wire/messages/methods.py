@@ -44,6 +44,7 @@ from kserve_ext.wire.messages.nodes import (
 from kserve_ext.wire.messages.partitions import ClaimNodes, HandNodes
 from kserve_ext.wire.messages.people import Describe, Description
 from kserve_ext.wire.messages.placement import Placements, Schedule
+from kserve_ext.wire.messages.standby import FreeSlot, NodeSlots, SlotReply, TakeSlot, WatchSlots
 from kserve_ext.wire.messages.store import (
     StoreChanges,
     StoreItems,
@@ -82,6 +83,9 @@ METHODS: Final[dict[int, tuple[type[Message], type[Message]]]] = {
     52: (StoreWatch, StoreChanges),
     60: (Describe, Description),
     70: (Greet, Greeted),
+    71: (WatchSlots, NodeSlots),
+    72: (TakeSlot, SlotReply),
+    73: (FreeSlot, SlotReply),
     80: (Ping, Ack),
     81: (Bye, Ack),
 }

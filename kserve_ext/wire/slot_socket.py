@@ -1,0 +1,51 @@
+"""What a standby pod and the agent of its node say over the agent's unix socket: a JSON object a line, both ways.
+
+The pod dials; its connection is its life. It begins with Hello and tells its state whenever that changes; the agent
+sends orders. A slot that is connected again tells what it does, so neither side has to remember the other.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from kserve_ext.core.standby.facts import Assignment, Level, SlotState
+
+
+class Hello(msgspec.Struct, tag="hello", frozen=True):
+    """Who dials. The agent has the API server check `token` (TokenReview, audience kserve-galaxy.io): it names the pod."""
+
+    token: str
+    pod: str  # namespace/name
+    uid: str
+    pool: str
+    addr: str  # IP of the pod
+    level: Level
+    incarnation: int
+
+
+class State(msgspec.Struct, tag="state", frozen=True):
+    state: SlotState
+    revision: str = ""
+    reason: str = ""
+
+
+class Start(msgspec.Struct, tag="start", frozen=True):
+    """Agent -> slot. Its answer is a State: starting or, if it has another revision, its state with the reason."""
+
+    assignment: Assignment
+
+
+class Free(msgspec.Struct, tag="free", frozen=True):
+    """Agent -> slot: drain, end the server, be a standby again."""
+
+    revision: str
+
+
+class Refused(msgspec.Struct, tag="refused", frozen=True):
+    """Agent -> slot, and the end of the connection: why, and what to do."""
+
+    reason: str
+
+
+FromSlot = Hello | State
+FromAgent = Start | Free | Refused
