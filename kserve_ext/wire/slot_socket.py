@@ -12,7 +12,7 @@ from kserve_ext.core.standby.facts import Assignment, Level, SlotState
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True):
-    """Who dials. The agent has the API server check `token` (TokenReview, audience kserve-galaxy.io): it names the pod."""
+    """Who dials. The API server checks `token` for the agent (TokenReview, audience kserve-galaxy.io)."""
 
     token: str
     pod: str  # namespace/name

@@ -1,4 +1,4 @@
-"""The nouns of standby pods: a slot as its node agent tells of it, and what a slot has to know to serve a revision."""
+"""The nouns of standby pods: a slot as its node agent tells of it, and what it must know to serve a revision."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from kserve_ext.wire.messages.base import Message
 
 
 class WatchSlots(Message, frozen=True):
-    """Autoscaler -> agent; answered at once when `tag` is not the latest, else when something changes, or after a while."""
+    """Autoscaler -> agent; answered at once when `tag` is not the latest, else at a change, or after a while."""
 
     tag: str = ""
 
@@ -39,7 +39,7 @@ class TakeSlot(Message, frozen=True):
 
 
 class FreeSlot(Message, frozen=True):
-    """Autoscaler -> agent: it drains, and is a standby pod again. Of a revision that it does not have: nothing is done."""
+    """Autoscaler -> agent: it drains, and is a standby pod again. Nothing is done where it has another revision."""
 
     pod: str
     uid: str
