@@ -5,6 +5,7 @@ A name with a digest says what a program was made from, so that clones share it 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,11 @@ from tools.setup import commands, steps
 from tools.setup.layout import Layout, digest
 
 PEERS = Path(__file__).resolve().parent
+_SERVING = "knative.dev/serving"
+_LIMITS = {
+    "cfg.QPS = controllerNum * rest.DefaultQPS": "cfg.QPS = 400 * rest.DefaultQPS; controller.DefaultThreadsPerController = 32",
+    "cfg.Burst = controllerNum * rest.DefaultBurst": "cfg.Burst = 400 * rest.DefaultBurst",
+}
 _GO = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
 
 
@@ -40,6 +46,38 @@ def rust_hyper() -> Path | None:
         shutil.rmtree(built)
 
     return _made("cargo", target, work)
+
+
+def unlimited_autoscaler() -> Path | None:
+    """Knative's autoscaler without the limits that its main sets over every flag: 10 requests a second to the API server.
+
+    Built from the module as it is, with those two lines replaced for the compiler: what operators do who build their
+    own. The text that is compiled lies beside the program, in the cache (go build -overlay).
+    """
+    module = Path(__file__).resolve().parents[2] / "e2e" / "go" / "knative"
+    target = _place("autoscaler-unlimited", [module / "go.mod", module / "go.sum", Path(__file__)])
+    partial = target.with_suffix(".partial")
+
+    def work(log: Path) -> None:
+        listing = log.with_name("bench-modules.log")
+        commands.run(["go", "mod", "download", _SERVING], listing, cwd=module)
+        commands.run(["go", "list", "-m", "-f", "{{.Dir}}", _SERVING], listing, cwd=module)
+        source = Path(listing.read_text(encoding="utf-8").strip()) / "cmd" / "autoscaler"
+        text = (source / "main.go").read_text(encoding="utf-8")
+        for limited, unlimited in _LIMITS.items():
+            if limited not in text:
+                raise steps.SetupError(f"{_SERVING}: its autoscaler's main has no line {limited!r} any more")
+            text = text.replace(limited, unlimited)
+        changed, overlay = target.with_suffix(".go"), target.with_suffix(".json")
+        changed.write_text(text, encoding="utf-8")
+        files = {"main.go": changed, "leaderelection.go": source / "leaderelection.go"}
+        replaced = {str(module / "unlimited" / name): str(file) for name, file in files.items()}
+        overlay.write_text(json.dumps({"Replace": replaced}), encoding="utf-8")
+        flags = ["-trimpath", "-overlay", overlay, "-ldflags", "-s -w"]
+        commands.run(["go", "build", *flags, "-o", partial, "./unlimited"], log, env=_GO, cwd=module)
+        os.replace(partial, target)
+
+    return _made("go", target, work)
 
 
 def _go(name: str, folder: Path, package: str, made_from: list[Path]) -> Path | None:
