@@ -17,8 +17,10 @@ from tools.setup.layout import Layout, digest
 PEERS = Path(__file__).resolve().parent
 _SERVING = "knative.dev/serving"
 _LIMITS = {
-    "cfg.QPS = controllerNum * rest.DefaultQPS": "cfg.QPS = 400 * rest.DefaultQPS; controller.DefaultThreadsPerController = 32",
-    "cfg.Burst = controllerNum * rest.DefaultBurst": "cfg.Burst = 400 * rest.DefaultBurst",
+    "cfg.QPS = controllerNum * rest.DefaultQPS": "cfg.QPS = 400 * rest.DefaultQPS",
+    "cfg.Burst = controllerNum * rest.DefaultBurst": (
+        "cfg.Burst, controller.DefaultThreadsPerController = 400 * rest.DefaultBurst, 32"
+    ),
 }
 _GO = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
 
@@ -49,7 +51,7 @@ def rust_hyper() -> Path | None:
 
 
 def unlimited_autoscaler() -> Path | None:
-    """Knative's autoscaler without the limits that its main sets over every flag: 10 requests a second to the API server.
+    """Knative's autoscaler without the limit that its main sets over every flag: 10 requests a second.
 
     Built from the module as it is, with those two lines replaced for the compiler: what operators do who build their
     own. The text that is compiled lies beside the program, in the cache (go build -overlay).
