@@ -192,7 +192,7 @@ async def whole_path(plane: ControlPlane, under_way: int, seconds: float, said: 
     """Held at a shard, told to its home, placed, admitted, told by the node, granted, handed over."""
     store = RemoteStore(plane.rpc, plane.controller)
     items = []
-    for revision in revisions(64):
+    for revision in revisions(64, "path"):
         host = revision.service.partition("/")[2]
         items.append((f"revisions/{revision.key}", msgspec.msgpack.encode(revision)))
         items.append((f"routes/{host}", msgspec.msgpack.encode(((revision.key, 100),))))

@@ -17,15 +17,19 @@ EPOCH = 1_000_000  # newer than any view here
 ANSWER_S = 30.0
 
 
-def revisions(count: int) -> list[Revision]:
-    """One request at a time an instance, a processor each."""
+def revisions(count: int, name: str = "r") -> list[Revision]:
+    """One request at a time an instance, a processor each.
+
+    Nodes obey nobody of an older epoch than EPOCH about those that Calls asks for: whoever is their home later takes
+    another `name`.
+    """
     command = Command(("python", "-m", "runtimes.vllm_pd", "--port", "0"), runtime="vllm-pd")
     needs = Resources(cpu_milli=1000, memory_mib=512)
     scale = Scale(initial=0, target=1.0, utilization=1.0)
     return [
         Revision(
-            RevisionKey(f"bench/r{k}-00001"),
-            f"bench/r{k}",
+            RevisionKey(f"bench/{name}{k}-00001"),
+            f"bench/{name}{k}",
             1,
             command,
             Model(),

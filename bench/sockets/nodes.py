@@ -3,7 +3,7 @@
 Each is the real core of a node agent behind an address of its own: it admits by its own ledger, joins the view, tells
 homes, reports to its ClusterMgr function. Only what it starts is emulated: an instance is ready in the next turn of
 the loop, and ends when it is told to. Prints the address at which Describe
-answers with the sums of its agents' own counters; Describe("end") ends all instances.
+answers with the sums of its agents' own counters; Describe("end") ends all instances, as if their homes knew.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from kserve_ext.core.facts import Mark, Member, Resources, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.core.node import facts
 from kserve_ext.core.node.admission import Ledger
+from kserve_ext.core.node.instance_life import facts_of
 from kserve_ext.core.node.machine import NodeMachine
 from kserve_ext.core.node.slots import Slots
 from kserve_ext.rpc import Caller, Rpc
@@ -128,6 +129,16 @@ class EmulatedNode:
     def _exited(self, instance: InstanceID) -> None:
         self.carry_out(self.machine.lives.exited(instance, 0, None, "", self.now()))
 
+    def end(self) -> None:
+        """All of its instances are gone, and their homes know: nothing is left to tell or to remember of them."""
+        lives, homes = self.machine.lives, self.machine.homes
+        for instance in list(lives.known):
+            self._exited(instance)
+        for key in {life.revision.key for life in lives.known.values()}:
+            for _ in ("they are gone", "nothing is left"):
+                told = facts.Tell(key, "", True, facts_of(lives.of(key), self.machine.node), True, 0)
+                self.carry_out(lives.acknowledged(told, True, (), homes.obeyed(key), self.now()))
+
     def tick(self) -> None:
         self.carry_out(self.machine.tick(self.now()))
 
@@ -140,8 +151,7 @@ class Nodes:
     def describe(self, message: m.Describe, caller: Caller) -> m.Description:
         if message.what == "end":
             for node in self.nodes:
-                for instance in list(node.machine.lives.known):
-                    node._exited(instance)
+                node.end()
         machines = [node.machine for node in self.nodes]
         sums = {
             "pid": os.getpid(),
