@@ -9,8 +9,9 @@ weather there is stands in a file of four doubles that the runner writes, and th
     silent   of that share of the connections nothing is heard; then all of it, in order
     lost     likewise; then the connection breaks, and what was not heard never is
 
-What the part says itself goes out as ever. A connection that is dialled meanwhile has the same weather, its hello
-too. (tests/support/faulty_rpc.py loses single frames in one process, which no real connection does.)
+What the part says itself goes out as ever; what it says on a connection that the peer has given up meanwhile goes
+nowhere, as with TCP. A connection that is dialled meanwhile has the same weather, its hello too.
+(tests/support/faulty_rpc.py loses single frames in one process, which no real connection does.)
 """
 
 from __future__ import annotations
@@ -61,6 +62,25 @@ class Line:
     due: float = 0.0
     ended: bool = False
     error: Exception | None = None
+
+
+class Nowhere:
+    """The transport of a connection that has ended, and whose part has yet to hear so."""
+
+    def write(self, data: bytes) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
 
 
 class Frames:
@@ -121,6 +141,8 @@ class Frames:
             self._ended(connection, error)
         else:
             line.ended, line.error = True, error
+            # uvloop's own raises an error when it is written to now.
+            setattr(connection, "_transport", Nowhere())  # noqa: B010
 
     def _line(self, connection: Connection, weather: Weather) -> Line:
         share = self._rng.random()
@@ -132,24 +154,29 @@ class Frames:
         return line
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        now, weather = monotonic(), self.weather
-        for connection, line in list(self._lines.items()):
-            if line.mute and (weather.lost if line.lost else weather.silent):
-                continue
-            if line.lost:
-                del self._lines[connection]
-                self._break(connection, line)
-                continue
-            line.mute = False
-            while line.held and line.held[0][0] <= now and connection in self._lines:
-                self._received(connection, line.held.popleft()[1])
-            if not line.held and (line.ended or not any(weather[1:])):
-                self._lines.pop(connection, None)
-                if line.ended:
-                    self._ended(connection, line.error)
-        self._ticking = bool(self._lines)
-        if self._ticking:
-            loop.call_later(TICK_S, self._tick, loop)
+        try:
+            for connection, line in list(self._lines.items()):
+                self._hand_on(connection, line)
+        finally:  # one that fails to take what it hears must not keep the others silent
+            self._ticking = bool(self._lines)
+            if self._ticking:
+                loop.call_later(TICK_S, self._tick, loop)
+
+    def _hand_on(self, connection: Connection, line: Line) -> None:
+        weather = self.weather
+        if line.mute and (weather.lost if line.lost else weather.silent):
+            return
+        if line.lost:
+            del self._lines[connection]
+            self._break(connection, line)
+            return
+        line.mute = False
+        while line.held and line.held[0][0] <= monotonic() and connection in self._lines:
+            self._received(connection, line.held.popleft()[1])
+        if not line.held and (line.ended or not any(weather[1:])):
+            self._lines.pop(connection, None)
+            if line.ended:
+                self._ended(connection, line.error)
 
     def _break(self, connection: Connection, line: Line) -> None:
         transport = connection._transport
