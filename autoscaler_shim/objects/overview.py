@@ -47,6 +47,7 @@ class Overview:
         self._seen: OrderedDict[str, Document] = OrderedDict()
         #: What each node of the view is able to run when empty, as it last said.
         self._capacity: dict[str, Resources] = {}
+        self._labels: dict[str, dict[str, str]] = {}
         #: What ready instances say of their KV channels, by node; each with its revision.
         self._channels: dict[str, dict[str, tuple[str, Document]]] = {}
         self._news = asyncio.Event()
@@ -58,8 +59,8 @@ class Overview:
     async def follow(self, changed: Callable[[], None]) -> None:
         """Looks at nodes and instances soon after there is news of them; runs until cancelled.
 
-        `changed`: other nodes, nodes of another size, other channels. Of channels no news comes, so that they are
-        looked at all the time that there are any.
+        `changed`: other nodes, nodes of another size or with other labels, other channels. Of channels no news comes,
+        so that they are looked at all the time that there are any.
         """
         while True:
             with contextlib.suppress(TimeoutError):
@@ -67,9 +68,9 @@ class Overview:
                     await self._news.wait()
                     await asyncio.sleep(LOOK_AFTER_S)
             self._news.clear()
-            before = dict(self._capacity), self._channels_shown()
+            before = dict(self._capacity), dict(self._labels), self._channels_shown()
             await self.look()
-            if (self._capacity, self._channels_shown()) != before:
+            if (self._capacity, self._labels, self._channels_shown()) != before:
                 changed()
 
     def channels(self, revision: RevisionKey) -> list[tuple[str, Document]]:
@@ -151,12 +152,19 @@ class Overview:
 
     def too_large(self, revision: Revision) -> str:
         """Why no node could run an instance even when empty, "" if one can, or if no node has said its size."""
-        reasons = []
-        for node, size in sorted(self._capacity.items()):
+        reasons, selected = [], dict(revision.node_selector)
+        fitting = {n: size for n, size in sorted(self._capacity.items()) if self._selected(n, selected)}
+        if self._capacity and not fitting:
+            labels = ", ".join(f"{key}={value}" for key, value in selected.items())
+            return f"no node has the labels that nodeSelector names: {labels}"
+        for node, size in fitting.items():
             if revision.needs.fits(size):
                 return ""
             reasons.append(f"{node}: {revision.needs.short_of(size).replace(' free', ' there')}")
         return f"no node is large enough ({'; '.join(reasons)})" if reasons else ""
+
+    def _selected(self, node: str, labels: dict[str, str]) -> bool:
+        return labels.items() <= self._labels.get(node, {}).items()
 
     async def request(self, request_id: str) -> Document | None:
         """The marks of one request from everybody who saw it; None when no Dispatch function knows it."""
@@ -198,12 +206,15 @@ class Overview:
         """Asks the nodes what they are and run."""
         nodes = self.membership.view.of("node")
         self._capacity = {m.id: self._capacity[m.id] for m in nodes if m.id in self._capacity}
+        self._labels = {m.id: self._labels[m.id] for m in nodes if m.id in self._labels}
         self._channels = {m.id: self._channels[m.id] for m in nodes if m.id in self._channels}
         for member, facts in zip(nodes, await self._ask(nodes, "status"), strict=True):
             capacity = facts.get("capacity")
             if isinstance(capacity, dict):
                 sizes = {name: _count(capacity.get(name)) for name in Resources._fields}
                 self._capacity[member.id] = Resources(**sizes)
+                labels = facts.get("labels")
+                self._labels[member.id] = labels if isinstance(labels, dict) else {}
             if "error" not in facts:
                 self._channels[member.id] = _kv_of(facts.get("instances") or ())
             for instance in facts.get("instances") or ():

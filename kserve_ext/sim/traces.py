@@ -16,6 +16,14 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 MINUTES: Final = 1440  # of a day of Azure Functions
+HEAD: Final = 1 << 16  # characters of a first line that are looked at
+#: what each format calls what is read of it
+COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
+    "azure-functions": ("HashOwner", "HashApp", "HashFunction", "1", str(MINUTES)),
+    "azure-llm": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+    "burstgpt": ("Timestamp", "Model", "Request tokens", "Response tokens"),
+    "mooncake": ("timestamp", "input_length", "output_length", "hash_ids"),
+}
 
 
 class TraceError(Exception):
@@ -40,7 +48,7 @@ Reader = Callable[[Path, int], Iterator[Arrival]]
 def azure_llm(path: Path, seed: int = 0) -> Iterator[Arrival]:
     """TIMESTAMP (a date with up to 7 digits of fraction), ContextTokens, GeneratedTokens."""
     start: datetime | None = None
-    for where, row in _rows(path, ("TIMESTAMP", "ContextTokens", "GeneratedTokens")):
+    for where, row in _rows(path, COLUMNS["azure-llm"]):
         at = _date(where, row["TIMESTAMP"])
         start = start or at
         yield Arrival(
@@ -53,7 +61,7 @@ def azure_llm(path: Path, seed: int = 0) -> Iterator[Arrival]:
 def burstgpt(path: Path, seed: int = 0) -> Iterator[Arrival]:
     """Timestamp (seconds), Model, Request tokens, Response tokens; a failed request has no response tokens."""
     first: float | None = None
-    for where, row in _rows(path, ("Timestamp", "Model", "Request tokens", "Response tokens")):
+    for where, row in _rows(path, COLUMNS["burstgpt"]):
         at = _number(where, row, "Timestamp")
         first = at if first is None else first
         yield Arrival(
@@ -72,8 +80,8 @@ def mooncake(path: Path, seed: int = 0) -> Iterator[Arrival]:
             where = f"{path}:{number}"
             try:
                 row = json.loads(line)
-                fields = row["timestamp"], row["input_length"], row["output_length"]
-                prefix = tuple(row["hash_ids"])
+                *fields, prefix = (row[name] for name in COLUMNS["mooncake"])
+                prefix = tuple(prefix)
             except (ValueError, KeyError, TypeError) as error:
                 raise TraceError(
                     f"{where}: expected timestamp, input_length, output_length and hash_ids ({error!r})"
@@ -92,7 +100,7 @@ def azure_functions(path: Path, seed: int = 0) -> Iterator[Arrival]:
         path.with_name(path.name.replace("invocations_per_function_md", "function_durations_percentiles"))
     )
     functions: list[tuple[str, list[int]]] = []
-    for where, row in _rows(path, ("HashOwner", "HashApp", "HashFunction", "1", str(MINUTES))):
+    for where, row in _rows(path, COLUMNS["azure-functions"]):
         counts = [_whole(where, row, str(minute)) for minute in range(1, MINUTES + 1)]
         functions.append((row["HashFunction"], counts))
     rng = random.Random(seed)
@@ -112,6 +120,18 @@ READERS: Final[Mapping[str, Reader]] = {
     "burstgpt": burstgpt,
     "mooncake": mooncake,
 }
+
+
+def format_of(path: Path) -> str:
+    """The one whose names its first line has; "" for none."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        line = file.readline(HEAD)
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = next(csv.reader([line]), [])
+    names = set(row) if isinstance(row, dict | list) and all(isinstance(name, str) for name in row) else set()
+    return next((form for form, columns in COLUMNS.items() if names.issuperset(columns)), "")
 
 
 def _durations(path: Path) -> dict[str, float]:

@@ -330,10 +330,10 @@ class Pushes:
         if push is not None and push.ending is None:
             push.sender.ahead(push.number, blocks, whole, turns)
 
-    def preempted(self, key: int) -> None:
+    def overwritten(self, key: int, why: str) -> None:
         """Its blocks are about to be overwritten: returns when nobody reads them any more."""
         push = self._by_key.get(key)
-        self._end(push, "preempted")
+        self._end(push, why)
         self._wait(push)
 
     def _wait(self, push: _Push | None) -> None:

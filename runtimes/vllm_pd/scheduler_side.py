@@ -57,7 +57,8 @@ class Plan(NamedTuple):
     fetch: tuple[Fetch, ...] = ()
     dropped: tuple[str, ...] = ()  # requests whose fetch prefill doesn't need any more
     progress: tuple[Progress, ...] = ()
-    preempted: tuple[int, ...] = ()
+    withdrawn: tuple[int, ...] = ()  # jobs whose blocks nobody may read any more
+    why: str = "preempted"  # these are
     # Said by the front to ranks that are processes (ranks/): its jobs, those that won't be computed, and requests
     # whose transfer has ended before it was reserved.
     begin: tuple[Begin, ...] = ()
@@ -66,7 +67,7 @@ class Plan(NamedTuple):
 
     def failed_step(self) -> Plan:
         """Instead of it, when the step has raised: nobody knows what is in the blocks that it was to compute."""
-        return Plan(preempted=tuple(p.push for p in self.progress))
+        return Plan(withdrawn=tuple(p.push for p in self.progress), why="step-failed")
 
 
 class DecodeSide:
@@ -199,7 +200,7 @@ class PrefillSide:
             fetch=tuple(self._fetch),
             dropped=tuple(self._dropped),
             progress=tuple(p for p in progress if p is not None),
-            preempted=lost,
+            withdrawn=lost,
         )
         self._fetch, self._dropped = [], []
         return plan

@@ -72,8 +72,8 @@ class Worker:
     def before_forward(self, plan: Plan) -> None:
         """Blocks may be overwritten by this step: nobody may be sending them."""
         self._turns = 0
-        for push in plan.preempted:
-            self._pushes.preempted(push)
+        for push in plan.withdrawn:
+            self._pushes.overwritten(push, plan.why)
 
     def layer_computed(self, name: str, plan: Plan) -> None:
         """Behind each layer of a step. One that comes out of turn says nothing: the end of the step does."""

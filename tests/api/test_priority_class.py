@@ -63,10 +63,15 @@ def test_it_is_applied_listed_and_deleted_without_a_spec() -> None:
 def test_what_the_api_server_would_refuse_is_refused_with_a_remedy() -> None:
     book = Book()
     book.apply(document("high", 1000, globalDefault=True), "now", "uid")
-    assert "can't be changed (it is 1000)" in refusal(book, document("high", 2000))
-    assert "it is PreemptLowerPriority" in refusal(
+    assert "can't be changed from 1000 (is 2000)" in refusal(book, document("high", 2000))
+    assert "can't be changed from PreemptLowerPriority" in refusal(
         book, document("high", 1000, globalDefault=True, preemptionPolicy="Never")
     )
+    inside = document("placed", 1)
+    inside["metadata"]["namespace"] = "default"
+    said = refusal(book, inside)
+    assert "metadata.namespace: a PriorityClass is of the whole cluster and has none (is 'default')" in said
+    assert "leave it out" in said
     assert "high is the default already" in refusal(book, document("low", 1, globalDefault=True))
     assert "at most 1000000000" in refusal(book, document("most", 2_000_000_000))
     assert "Kubernetes' own" in refusal(book, document("system-mine", 5))

@@ -101,6 +101,7 @@ def test_what_is_under_way_counts_until_it_has_ended() -> None:
         ("checksum", True),
         ("timeout", True),
         ("preempted", False),
+        ("step-failed", False),
         ("short", False),
         ("channel-closed", False),
     ],

@@ -343,7 +343,7 @@ def test_preempted_blocks_are_not_sent(equal: Two) -> None:
     number, key = equal.open()
     equal.prefill_step(Plan(progress=(Progress(key, "p", [1, 2], 1, False),)))
     equal.reserve(number, [5, 6])
-    equal.prefill_step(Plan(preempted=(key,)))
+    equal.prefill_step(Plan(withdrawn=(key,)))
     assert equal.outcome().reason == "preempted"
 
 

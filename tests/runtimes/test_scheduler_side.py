@@ -136,7 +136,7 @@ def test_a_preempted_job_is_given_up_but_its_blocks_are_accounted_for() -> None:
     job = request("a", 50, **{PUSH: 3})
     side.arrived(job)
     side.step(output(new={"a": (0, 20)}, blocks={"a": [5, 6]}))
-    assert side.step(output(preempted={"a"})).preempted == (3,)
+    assert side.step(output(preempted={"a"})).withdrawn == (3,)
     again = side.step(output(cached={"a": (0, 50)}, blocks={"a": [1, 2, 3, 4]}, resumed={"a"}))
     assert again == Plan()
     assert side.finished(job) is True

@@ -164,7 +164,7 @@ def test_a_step_that_raised_between_its_layers_is_no_part_of_the_next_one(
     worker.before_forward(plan)
     worker.layer_computed("layer.0", plan)
     worker.before_forward(plan.failed_step())
-    assert setup.outcome().reason == "preempted"
+    assert setup.outcome().reason == "step-failed"
     number, key = setup.open()
     setup.landings.reserve(number, "engine-d", 0, [1], 40)
     plan = Plan(progress=(Progress(key, "engine-q", [8], 1, True),))
@@ -350,7 +350,7 @@ def test_preempted_blocks_are_not_read_any_more(setup: Setup) -> None:
     number, key = setup.open()
     setup.landings.reserve(number, "engine-d", 0, [1, 2, 3], 40)
     setup.pushes.computed(key, "engine-p", [8], 1, False)
-    setup.pushes.preempted(key)
+    setup.pushes.overwritten(key, "preempted")
     setup.source[0][8 * SIZE : 9 * SIZE] = bytes(SIZE)
     assert setup.outcome().reason == "preempted"
     assert setup.landings.results() == ({"engine-d"}, {"engine-d"})

@@ -184,6 +184,21 @@ def test_a_revision_larger_than_every_node() -> None:
     assert view.too_large(needing(2001)) == ""  # none is there, so none is too small
 
 
+def test_a_revision_whose_labels_no_node_has() -> None:
+    def selecting(disk: str, cpu_milli: int = 100) -> Revision:
+        command, needs = Command(("a",)), Resources(cpu_milli, 64)
+        revision = Revision(RevisionKey(R1), "default/tiny", 1, command, Model(), needs, Scale())
+        return revision._replace(node_selector=(("disk", disk),))
+
+    view = overview(gather(served()))
+    cast(Answers, view.rpc).said["node-0", "status"] = {**NODE, "labels": {"disk": "nvme", "zone": "a"}}
+    assert view.too_large(selecting("tape")) == ""  # no node has said what it is
+    gather(view.look())
+    assert view.too_large(selecting("nvme")) == ""
+    assert view.too_large(selecting("tape")) == "no node has the labels that nodeSelector names: disk=tape"
+    assert view.too_large(selecting("nvme", 9000)).startswith("no node is large enough (node-0: cpu")
+
+
 @pytest.mark.parametrize("pairs", ["up", ["up"], [{"state": "up", "rungs": "tcp"}], [{"passed": [1]}]])
 def test_what_an_instance_says_of_channels_is_left_out_where_it_makes_no_sense(pairs: Any) -> None:
     """An instance's program is its user's: it must not end what looks at all of them."""

@@ -9,7 +9,7 @@ import pytest
 
 from kserve_ext.sim import bursts
 from kserve_ext.sim.bursts import Shape
-from kserve_ext.sim.traces import MINUTES, READERS, Arrival, TraceError
+from kserve_ext.sim.traces import MINUTES, READERS, Arrival, TraceError, format_of
 
 MINUTE_COLUMNS = ",".join(str(minute) for minute in range(1, MINUTES + 1))
 
@@ -48,6 +48,23 @@ def test_mooncake_keeps_the_hashes_of_the_prompts_blocks(tmp_path: Path) -> None
     assert list(READERS["mooncake"](written(tmp_path, "t.jsonl", line), 0)) == [
         Arrival(0.277, "", 1100, 6, prefix=(1, 2, 3))
     ]
+
+
+@pytest.mark.parametrize(
+    ("head", "form"),
+    [
+        ("TIMESTAMP,ContextTokens,GeneratedTokens", "azure-llm"),
+        ("Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type", "burstgpt"),
+        (f"\ufeffHashOwner,HashApp,HashFunction,Trigger,{MINUTE_COLUMNS}", "azure-functions"),
+        ('{"timestamp": 277, "input_length": 1100, "output_length": 6, "hash_ids": [1]}', "mooncake"),
+        ('{"timestamp": 277, "input_length": 1100}', ""),
+        ("[[1], 2]", ""),
+        ("when,what", ""),
+        ("", ""),
+    ],
+)
+def test_a_format_is_known_by_the_names_of_its_first_line(tmp_path: Path, head: str, form: str) -> None:
+    assert format_of(written(tmp_path, "t", head, "5,x")) == form
 
 
 def test_azure_functions_spread_a_minutes_count_over_it_by_the_seed(tmp_path: Path) -> None:

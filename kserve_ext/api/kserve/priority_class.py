@@ -79,9 +79,9 @@ def check_change(
     """What depends on what there is already."""
     remedy = "delete it and create it anew, or create another class"
     if before is not None and new.value != before.value:
-        findings.problem("value", f"can't be changed (it is {before.value})", remedy, new.value)
+        findings.problem("value", f"can't be changed from {before.value}", remedy, new.value)
     if before is not None and new.preempts != before.preempts:
-        findings.problem("preemptionPolicy", f"can't be changed (it is {before.policy})", remedy, new.policy)
+        findings.problem("preemptionPolicy", f"can't be changed from {before.policy}", remedy, new.policy)
     default = next((c for c in others if c.default and c.meta.name != new.meta.name), None)
     if new.default and default is not None:
         findings.problem(

@@ -254,6 +254,13 @@ def metadata(document: Document, namespaced: bool, findings: Findings) -> Meta:
             "use at most 63 lower-case letters, digits and dashes, starting with a letter",
             name,
         )
+    if not namespaced and values.get("namespace"):
+        findings.problem(
+            "metadata.namespace",
+            f"a {document.get('kind')} is of the whole cluster and has none",
+            "leave it out",
+            values["namespace"],
+        )
     if namespaced and (not isinstance(namespace, str) or not _DNS.fullmatch(namespace) or "." in namespace):
         findings.problem(
             "metadata.namespace", "not a valid name", "use lower-case letters, digits and dashes", namespace

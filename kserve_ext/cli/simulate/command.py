@@ -21,7 +21,7 @@ from kserve_ext.sim import bursts, claims, workloads
 from kserve_ext.sim.fleet import World
 from kserve_ext.sim.rows import Row, said_of
 from kserve_ext.sim.runs import COMPARED, SYSTEMS, Result, run
-from kserve_ext.sim.traces import READERS, Arrival, TraceError
+from kserve_ext.sim.traces import READERS, Arrival, TraceError, format_of
 
 #: short enough to be run by hand: two bursts, which double the rate many times
 TRACE: Final = bursts.Shape(seconds=300.0, bursts=2, functions=100, peak=250.0)
@@ -49,7 +49,9 @@ def _number(context: click.Context, param: click.Parameter, value: float | None)
 
 @click.command()
 @click.option("--trace", type=click.Path(path_type=Path, dir_okay=False), help="A trace  [default: bursts].")
-@click.option("--format", "form", type=click.Choice(tuple(READERS)), help="Of the trace.")
+@click.option(
+    "--format", "form", type=click.Choice(tuple(READERS)), help="Of the trace  [default: by its first line]."
+)
 @click.option(
     "--systems",
     callback=_systems,
@@ -136,9 +138,8 @@ def _arrivals(
             raise click.UsageError("--format is of a trace: name it with --trace FILE")
         found = bursts.arrivals(replace(TRACE, seed=seed, seconds=seconds or TRACE.seconds))
         what = "synthetic bursts"
-    elif form is None:
-        raise click.UsageError(f"--trace needs --format: one of {', '.join(READERS)}")
     else:
+        form = form or _format_of(trace)
         found, what = READERS[form](trace, seed), f"{trace.name} ({form})"
     try:
         cut = takewhile(lambda arrival: not seconds or arrival.at < seconds, found)
@@ -160,6 +161,22 @@ def _arrivals(
     if load != 1.0:
         what += f" times {load:g}"
     return arrivals, what
+
+
+def _format_of(trace: Path) -> str:
+    try:
+        form = format_of(trace)
+    except OSError as error:
+        raise Failure(
+            f"can't read {trace}", error.strerror or str(error), "name a file that is there"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise Failure(f"{trace} is no trace that can be read", str(error), "see docs/simulate.md") from error
+    if not form:
+        raise click.UsageError(
+            f"{trace}: its first line is of none of {', '.join(READERS)}: name the format with --format"
+        )
+    return form
 
 
 # --- what comes out

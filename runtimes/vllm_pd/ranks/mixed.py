@@ -227,10 +227,10 @@ class MixedPrefill(_Mixed):
     def _parted(self, plan: Plan) -> tuple[Plan, Plan]:
         ours = plan._replace(
             progress=tuple(p for p in plan.progress if p.push < _BASE),
-            preempted=tuple(p for p in plan.preempted if p < _BASE),
+            withdrawn=tuple(p for p in plan.withdrawn if p < _BASE),
         )
         theirs = plan._replace(
             progress=tuple(p for p in plan.progress if p.push >= _BASE),
-            preempted=tuple(p for p in plan.preempted if p >= _BASE),
+            withdrawn=tuple(p for p in plan.withdrawn if p >= _BASE),
         )
         return ours, theirs

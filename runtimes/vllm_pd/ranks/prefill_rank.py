@@ -78,11 +78,11 @@ class PrefillRank:
 
     def before_forward(self, plan: Plan) -> None:
         """Blocks may be overwritten by this step: nobody may be sending them."""
-        for push in plan.preempted:
+        for push in plan.withdrawn:
             job = self._jobs.get(push)
             if job is not None:
-                job.reason = job.reason or "preempted"
-                while not self._pushes.withdraw(job.source, "preempted"):
+                job.reason = job.reason or plan.why
+                while not self._pushes.withdraw(job.source, plan.why):
                     time.sleep(_LOOK_S)
 
     def layer_computed(self, name: str, plan: Plan) -> None:

@@ -77,7 +77,8 @@ def test_a_trace_is_read_in_its_format_and_multiplied(tmp_path: Path) -> None:
     [
         (("--systems", "galaxi"), "there is no system galaxi; did you mean galaxy"),
         (("--systems", ","), "name at least one of galaxy"),
-        (("--trace", "t.csv"), "--trace needs --format"),
+        (("--trace", "missing.csv"), "can't read missing.csv"),
+        (("--trace", "."), "is a directory"),
         (("--format", "burstgpt"), "--format is of a trace: name it with --trace"),
         (("--trace", "missing.csv", "--format", "burstgpt"), "can't read missing.csv"),
         (("--nodes", "0"), "'--nodes'"),

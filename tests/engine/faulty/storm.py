@@ -95,7 +95,7 @@ def prefill() -> None:
         if storm.strikes("job preempted"):
             for key, push in list(self._by_key.items()):
                 if push.channel is channel and push.number == job.transfer:
-                    self.preempted(key)
+                    self.overwritten(key, "preempted")
 
     def disturbed(channel: Any, name: str, rows: Sequence[Row]) -> list[Row]:
         if storm.strikes("channel lost before a write"):
