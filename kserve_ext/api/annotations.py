@@ -46,6 +46,12 @@ def _name(text: str) -> str:
     return text
 
 
+def _package(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", text):
+        raise ValueError(text)
+    return text
+
+
 def _header(text: str) -> str:
     if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", text):
         raise ValueError(text)
@@ -199,9 +205,29 @@ TABLE: Final = (
         "an integer >= 0",
         "0",
         "shim",
-        "Size of the pool of standby pods for this shape.",
+        "How many standby pods are kept for services of this shape: alike in namespace, image, resources, service "
+        "account, volumes and environment. The largest of such services counts ([standby.md](standby.md)).",
         _whole,
-        acted_on=(),
+        acted_on=("Knative",),
+    ),
+    Annotation(
+        "standby-level",
+        "",
+        "S0",
+        "shim",
+        "What a standby pod has done already: `S0` the runtime's imports, `S1` an engine of this shape made as well.",
+        choices=("S0", "S1"),
+        acted_on=("Knative",),
+    ),
+    Annotation(
+        "zygote",
+        "the name of a Python package such as runtimes.vllm_pd",
+        "what its command says",
+        "shim",
+        "Of a runtime: the package that its image runs, so that a standby pod can have imported it.",
+        _package,
+        acted_on=("Knative",),
+        fixed=True,
     ),
     Annotation(
         "preload",
@@ -265,6 +291,8 @@ class Settings(NamedTuple):
     tenant_header: str = ""
     continuation: bool = True
     placement: Placement = "auto"
+    standby_level: Literal["S0", "S1"] = "S0"
+    zygote: str = ""
 
 
 def read(

@@ -1,0 +1,63 @@
+"""What a standby pod, its node's agent and the autoscaler call things: labels, variables, paths, ports."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kserve_ext.api.annotations import PREFIX
+
+#: On every standby pod, adopted or not: its pool.
+POOL_LABEL: Final = PREFIX + "standby-pool"
+COMPONENT_LABEL: Final = "app.kubernetes.io/component"
+PART_LABEL: Final = "app.kubernetes.io/part-of"
+PART: Final = "kserve-galaxy"
+COMPONENT: Final = "standby"
+#: Pods of the DaemonSet, in the system namespace.
+AGENT_COMPONENT: Final = "node-agent"
+#: The name of the port on which an agent answers autoscalers, and its number where the pod doesn't say.
+AGENT_PORT_NAME: Final = "rpc"
+AGENT_PORT: Final = 8015
+
+ENGINE: Final = PREFIX + "engine"
+SIZE: Final = PREFIX + "standby"
+LEVEL: Final = PREFIX + "standby-level"
+ZYGOTE: Final = PREFIX + "zygote"
+
+#: The folder of the agent's socket, on the node and in its pods.
+SOCKET_FOLDER: Final = "/run/kserve-galaxy"
+SOCKET: Final = SOCKET_FOLDER + "/agent.sock"
+TOKEN_FOLDER: Final = "/var/run/secrets/kserve-galaxy.io"
+TOKEN: Final = TOKEN_FOLDER + "/token"
+AUDIENCE: Final = "kserve-galaxy.io"
+#: Below it each PersistentVolumeClaim of the pool is mounted whole, by its name.
+CLAIMS: Final = "/mnt/galaxy"
+
+#: What a standby pod runs.
+COMMAND: Final = ("python", "-m", "runtimes.standby")
+#: Its environment.
+ENV_POOL: Final = "GALAXY_STANDBY_POOL"
+ENV_LEVEL: Final = "GALAXY_STANDBY_LEVEL"
+#: The package whose zygote it keeps.
+ENV_RUNTIME: Final = "GALAXY_STANDBY_RUNTIME"
+#: Of S1: the engine's arguments as JSON, without those that name the model.
+ENV_SHAPE: Final = "GALAXY_STANDBY_SHAPE"
+ENV_GPUS: Final = "GALAXY_STANDBY_GPUS"
+ENV_SOCKET: Final = "GALAXY_SLOT_SOCKET"
+ENV_TOKEN: Final = "GALAXY_SLOT_TOKEN"
+
+#: queue-proxy's, which the front answers.
+HTTP_PORT: Final = 8012
+HTTP2_PORT: Final = 8013
+HTTPS_PORT: Final = 8112
+ADMIN_PORT: Final = 8022
+METRICS_PORT: Final = 9090
+USER_METRICS_PORT: Final = 9091
+DRAIN_PATH: Final = "/wait-for-drain"
+
+REVISION_UID_LABEL: Final = "serving.knative.dev/revisionUID"
+TEMPLATE_HASH: Final = "pod-template-hash"
+DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
+#: An adopted pod goes before others of its revision.
+GOES_FIRST: Final = "-100"
+#: Of a Deployment: rises with its template, not with its scale.
+TEMPLATE_REVISION: Final = "deployment.kubernetes.io/revision"

@@ -1,0 +1,301 @@
+"""A pool and its pods: the bare Pod that is kept for revisions which wish for one like it.
+
+Pods of a pool are alike in everything but their names, and what they are alike in is their pool: its digest is made
+of the pod as it would be created. So another image, other resources, another ServiceAccount, or another release of
+this file makes another pool, and the pods of the former go as soon as nobody wishes for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Final
+
+from kserve_ext.api import quantities
+from kserve_ext.api.knative.conditions import Document
+from kserve_ext.api.standby import fitting, names
+from kserve_ext.api.standby.fitting import Wish
+
+DIGEST_CHARACTERS: Final = 16
+#: What an import may read: belongs to the pool, beside what the revision itself gets.
+_READ_BY_IMPORTS: Final = (
+    *(
+        "CUDA_",
+        "HF_",
+        "LD_",
+        "MKL_",
+        "NCCL_",
+        "NVIDIA_",
+        "OMP_",
+        "PYTHON",
+        "RDMAV_",
+        "TORCH",
+        "TRANSFORMERS_",
+    ),
+    *("TRITON_", "UCX_", "VLLM_"),
+)
+#: Annotations that are acted on when a pod is made.
+READ_BY_NETWORKS: Final = (
+    "sidecar.istio.io/",
+    "traffic.sidecar.istio.io/",
+    "k8s.v1.cni.cncf.io/",
+    "linkerd.io/",
+)
+_SPREAD: Final = "serving.knative.dev/revision"
+_GPUS: Final = ("nvidia.com/gpu", "amd.com/gpu")
+_READ_WRITE: Final = "storage.kserve.io/readonly"
+_NOT_COPIED: Final = (
+    "containers",
+    "initContainers",
+    "volumes",
+    "affinity",
+    "restartPolicy",
+    "nodeName",
+    "hostname",
+)
+MODELS: Final = "/mnt/models"
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    digest: str
+    namespace: str
+    pod: Document  # without a name
+
+    @property
+    def key(self) -> str:
+        """Of a bucket: whoever holds it keeps the pool."""
+        return f"{self.namespace}/standby-{self.digest}"
+
+
+def pool(wish: Wish) -> Pool:
+    annotations = {k: v for k, v in wish.annotations.items() if k.startswith(READ_BY_NETWORKS)}
+    spec = {k: v for k, v in (wish.template.get("spec") or {}).items() if k not in _NOT_COPIED}
+    mounts, volumes = _volumes(wish)
+    spec |= {"restartPolicy": "Never", "volumes": volumes, "containers": [_container(wish, mounts)]}
+    affinity = _affinity((wish.template.get("spec") or {}).get("affinity") or {})
+    if affinity:
+        spec["affinity"] = affinity
+    text = json.dumps([wish.namespace, annotations, spec], sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:DIGEST_CHARACTERS]
+    spec["containers"][0]["env"].append({"name": names.ENV_POOL, "value": digest})
+    if not affinity:
+        spec["affinity"] = _spread(digest)
+    labels = {names.POOL_LABEL: digest, names.PART_LABEL: names.PART, names.COMPONENT_LABEL: names.COMPONENT}
+    metadata = {"namespace": wish.namespace, "labels": labels}
+    if annotations:
+        metadata["annotations"] = annotations
+    return Pool(digest, wish.namespace, {"metadata": metadata, "spec": spec})
+
+
+def pod(pool: Pool, suffix: str) -> Document:
+    """`suffix`: of its name, unlike any other's."""
+    metadata = {**pool.pod["metadata"], "name": f"standby-{pool.digest[:8]}-{suffix}"}
+    return {"metadata": metadata, "spec": pool.pod["spec"]}
+
+
+def models(wish: Wish) -> tuple[tuple[str, str], ...]:
+    """Paths that its revision uses, and where the standby pod has them."""
+    claims = _claims(wish)
+    found = []
+    for mount in wish.user.get("volumeMounts") or ():
+        if mount["name"] in claims:
+            found.append((str(mount["mountPath"]), _below(claims[mount["name"]], mount.get("subPath") or "")))
+    claim, path = fitting.claim_of(wish.annotations)
+    if claim:
+        found.append((MODELS, _below(claim, path)))
+    return tuple(found)
+
+
+# --- inside
+
+
+def _container(wish: Wish, mounts: list[Document]) -> Document:
+    user = wish.user
+    made: Document = {
+        key: user[key] for key in ("name", "image", "imagePullPolicy", "workingDir") if key in user
+    }
+    made |= {
+        "command": list(names.COMMAND),
+        "env": _environment(wish),
+        "resources": _resources(wish),
+        "volumeMounts": mounts,
+        "ports": [
+            {"name": "http-autometric", "containerPort": names.METRICS_PORT},
+            {"name": "http-usermetric", "containerPort": names.USER_METRICS_PORT},
+            {"name": "http-queueadm", "containerPort": names.ADMIN_PORT},
+            {"name": "queue-port", "containerPort": names.HTTP_PORT},
+            {"name": "queue-port-h2c", "containerPort": names.HTTP2_PORT},
+        ],
+        "readinessProbe": {
+            "httpGet": {
+                "port": names.HTTP_PORT,
+                "httpHeaders": [{"name": "K-Network-Probe", "value": "queue"}],
+            },
+            "periodSeconds": 1,
+            "failureThreshold": 3,
+        },
+        "lifecycle": {"preStop": {"httpGet": {"port": names.ADMIN_PORT, "path": names.DRAIN_PATH}}},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+    if user.get("envFrom"):
+        made["envFrom"] = user["envFrom"]
+    if user.get("securityContext"):
+        made["securityContext"] = user["securityContext"]
+    return made
+
+
+def _environment(wish: Wish) -> list[Document]:
+    """Sorted, so that order makes no other pool."""
+    own = {
+        names.ENV_LEVEL: wish.level,
+        names.ENV_RUNTIME: wish.zygote,
+        names.ENV_GPUS: str(_gpus(wish)),
+        names.ENV_SOCKET: names.SOCKET,
+        names.ENV_TOKEN: names.TOKEN,
+    }
+    if wish.level == "S1":
+        own[names.ENV_SHAPE] = json.dumps(shape(wish))
+    fields = {
+        "POD_NAME": "metadata.name",
+        "POD_NAMESPACE": "metadata.namespace",
+        "POD_UID": "metadata.uid",
+        "POD_IP": "status.podIP",
+    }
+    values = {
+        name: value.replace("$(", "$$(")
+        for name, value in fitting.literal(wish.user).items()
+        if name.startswith(_READ_BY_IMPORTS)
+    }
+    entries: dict[str, Document] = {name: {"value": value} for name, value in (values | own).items()}
+    for entry in wish.user.get("env") or ():
+        if entry.get("valueFrom"):
+            entries[entry["name"]] = {"valueFrom": entry["valueFrom"]}
+    entries |= {name: {"valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()}
+    return [{"name": name, **entries[name]} for name in sorted(entries)]
+
+
+#: Arguments that name a model or a place, not the engine's shape.
+_OF_THE_MODEL: Final = ("--model", "--served-model-name", "--port", "--host", "--tokenizer")
+
+
+def shape(wish: Wish) -> list[str]:
+    """The arguments of its server that make an engine what it is, whatever weights it has."""
+    env = fitting.literal(wish.user)
+    words = [fitting.expand(str(word), env) for word in wish.user.get("args") or ()]
+    kept: list[str] = []
+    value_follows = False
+    for word in words:
+        if value_follows and not word.startswith("--"):
+            continue
+        name, equals, _ = word.partition("=")
+        value_follows = name in _OF_THE_MODEL and not equals
+        if name not in _OF_THE_MODEL:
+            kept.append(word)
+    return kept
+
+
+def _resources(wish: Wish) -> Document:
+    """The user's and queue-proxy's, since the one container does the work of both."""
+    made: Document = {}
+    for kind in ("requests", "limits"):
+        amounts = [(c.get("resources") or {}).get(kind) or {} for c in (wish.user, wish.queue)]
+        total: dict[str, str] = {}
+        for name in sorted({name for each in amounts for name in each}):
+            given = [each[name] for each in amounts if name in each]
+            if kind == "limits" and name not in amounts[0]:
+                continue  # the user's is unlimited, so both are
+            total[name] = str(given[0]) if len(given) == 1 else _sum(name, given)
+        if total:
+            made[kind] = total
+    claims = (wish.user.get("resources") or {}).get("claims")
+    return {**made, **({"claims": claims} if claims else {})}
+
+
+def _sum(name: str, amounts: list[object]) -> str:
+    amount = sum((quantities.parse(each) for each in amounts), start=quantities.parse(0))
+    if name == "cpu":
+        return f"{quantities.up(amount * 1000)}m"
+    return str(quantities.up(amount))
+
+
+def _gpus(wish: Wish) -> int:
+    resources = wish.user.get("resources") or {}
+    amounts = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+    return sum(quantities.whole(amounts[name]) for name in _GPUS if name in amounts)
+
+
+def _claims(wish: Wish) -> dict[str, str]:
+    """By volume, the claim that it is."""
+    volumes = (wish.template.get("spec") or {}).get("volumes") or ()
+    return {
+        v["name"]: str(v["persistentVolumeClaim"]["claimName"])
+        for v in volumes
+        if v.get("persistentVolumeClaim")
+    }
+
+
+def _below(claim: str, path: str) -> str:
+    return "/".join(part for part in (names.CLAIMS, claim, path.strip("/")) if part)
+
+
+def _volumes(wish: Wish) -> tuple[list[Document], list[Document]]:
+    """Mounts and volumes: claims whole, whatever part of them a revision uses; others as they are."""
+    claims = _claims(wish)
+    read_only: dict[str, bool] = {}
+    mounts: list[Document] = []
+    for mount in wish.user.get("volumeMounts") or ():
+        claim = claims.get(mount["name"])
+        if claim is None:
+            mounts.append(mount)
+        else:
+            read_only[claim] = read_only.get(claim, True) and bool(mount.get("readOnly"))
+    claim = fitting.claim_of(wish.annotations)[0]
+    if claim:
+        written = wish.annotations.get(_READ_WRITE) == "false"
+        read_only[claim] = read_only.get(claim, True) and not written
+    used = {mount["name"] for mount in mounts}
+    volumes = [v for v in (wish.template.get("spec") or {}).get("volumes") or () if v["name"] in used]
+    for number, claim in enumerate(sorted(read_only)):
+        name = f"galaxy-claim-{number}"
+        volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim}})
+        mounts.append({"name": name, "mountPath": _below(claim, ""), "readOnly": read_only[claim]})
+    token = {"audience": names.AUDIENCE, "expirationSeconds": 3600, "path": "token"}
+    volumes += [
+        {"name": "galaxy-agent", "hostPath": {"path": names.SOCKET_FOLDER, "type": "DirectoryOrCreate"}},
+        {"name": "galaxy-token", "projected": {"sources": [{"serviceAccountToken": token}]}},
+    ]
+    mounts += [
+        {"name": "galaxy-agent", "mountPath": names.SOCKET_FOLDER, "readOnly": True},
+        {"name": "galaxy-token", "mountPath": names.TOKEN_FOLDER, "readOnly": True},
+    ]
+    return mounts, volumes
+
+
+def _affinity(affinity: Document) -> Document:
+    """Without Knative's own wish that pods of this one revision be apart."""
+    terms = (affinity.get("podAntiAffinity") or {}).get(
+        "preferredDuringSchedulingIgnoredDuringExecution"
+    ) or ()
+    of_revision = [
+        term
+        for term in terms
+        if list(((term.get("podAffinityTerm") or {}).get("labelSelector") or {}).get("matchLabels") or {})
+        == [_SPREAD]
+    ]
+    if set(affinity) == {"podAntiAffinity"} and set(affinity["podAntiAffinity"]) == {
+        "preferredDuringSchedulingIgnoredDuringExecution"
+    }:
+        return affinity if len(of_revision) != len(terms) else {}
+    return affinity
+
+
+def _spread(digest: str) -> Document:
+    """Where nobody says otherwise, pods of a pool are apart."""
+    term = {
+        "labelSelector": {"matchLabels": {names.POOL_LABEL: digest}},
+        "topologyKey": "kubernetes.io/hostname",
+    }
+    preferred = [{"weight": 100, "podAffinityTerm": term}]
+    return {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}

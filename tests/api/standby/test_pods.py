@@ -1,0 +1,129 @@
+"""What pods of a pool are alike in, what they are made of, and what makes one a revision's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kserve_ext.api.standby import assigning, fitting, names, pods
+from kserve_ext.api.standby.fitting import Wish
+from kserve_ext.core.ids import RevisionKey
+from tests.api.standby.deployments import RUNTIME, deployment
+from tests.support.api_objects import merge_patch
+
+
+def wish(name: str = "chat-00001", **changes: Any) -> Wish:
+    found = fitting.read(deployment(name, **changes))
+    assert isinstance(found, Wish), found
+    return found
+
+
+def test_revisions_of_one_shape_share_a_pool_whatever_they_are_called() -> None:
+    one, other = pods.pool(wish("chat-00001")), pods.pool(wish("mail-00007", standby="5"))
+    assert one == other
+
+
+def test_the_part_of_a_claim_that_is_used_makes_no_other_pool() -> None:
+    def of(path: str) -> Wish:
+        return wish(notes={fitting.SOURCE: f"pvc://models/{path}"})
+
+    assert pods.pool(of("a/b")) == pods.pool(of("c"))
+    assert pods.models(of("a/b")) == (("/mnt/models", "/mnt/galaxy/models/a/b"),)
+    assert pods.pool(of("a")) != pods.pool(wish())
+    mounted = wish(
+        container={"volumeMounts": [{"name": "m", "mountPath": "/data", "subPath": "x", "readOnly": True}]},
+        volumes=[{"name": "m", "persistentVolumeClaim": {"claimName": "models"}}],
+    )
+    assert pods.models(mounted) == (("/data", "/mnt/galaxy/models/x"),)
+    assert pods.pool(mounted) == pods.pool(of("a"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"container": {"image": "registry.example/vllm-pd@sha256:2"}},
+        {"container": {"resources": {"requests": {"cpu": "2"}}}},
+        {"container": {"env": [{"name": "VLLM_USE_V1", "value": "1"}]}},
+        {"container": {"securityContext": {"runAsUser": 7}}},
+        {"serviceAccountName": "other"},
+        {"nodeSelector": {"gpu": "h100"}},
+        {"tolerations": [{"key": "gpu", "operator": "Exists"}]},
+        {
+            "volumes": [{"name": "m", "emptyDir": {}}],
+            "container": {"volumeMounts": [{"name": "m", "mountPath": "/m"}]},
+        },
+        {"notes": {"k8s.v1.cni.cncf.io/networks": "roce"}},
+    ],
+)
+def test_what_a_pod_cant_change_later_makes_another_pool(changes: dict[str, Any]) -> None:
+    assert pods.pool(wish(**changes)).digest != pods.pool(wish()).digest
+
+
+def test_shaped_engines_are_of_a_pool_by_their_arguments() -> None:
+    def of(**more: Any) -> pods.Pool:
+        made = deployment(**more)
+        made["metadata"]["annotations"]["kserve-galaxy.io/standby-level"] = "S1"
+        found = fitting.read(made)
+        assert isinstance(found, Wish)
+        return pods.pool(found)
+
+    assert pods.shape(wish()) == ["--max-model-len", "2048"]
+    assert of().digest == of(name="mail-00001").digest
+    assert of().digest != of(container={"args": ["--model=/mnt/models", "--max-model-len=4096"]}).digest
+    assert of().digest != pods.pool(wish()).digest
+
+
+def test_the_pod() -> None:
+    pool = pods.pool(wish())
+    made = pods.pod(pool, "abcde")
+    spec, container = made["spec"], made["spec"]["containers"][0]
+    assert made["metadata"]["name"] == f"standby-{pool.digest[:8]}-abcde"
+    assert made["metadata"]["labels"][names.POOL_LABEL] == pool.digest
+    assert not any(key.startswith("serving.knative.dev") for key in made["metadata"]["labels"])
+    assert "ownerReferences" not in made["metadata"]
+    assert len(spec["containers"]) == 1
+    assert spec["restartPolicy"] == "Never"
+    assert container["resources"] == {
+        "requests": {"cpu": "525m", "memory": "1Gi"},
+        "limits": {"memory": "2Gi", "nvidia.com/gpu": "1"},
+    }
+    env = {entry["name"]: entry for entry in container["env"]}
+    assert env[names.ENV_POOL]["value"] == pool.digest
+    assert env[names.ENV_RUNTIME]["value"] == RUNTIME
+    assert env[names.ENV_GPUS]["value"] == "1"
+    assert env["VLLM_LOGGING_LEVEL"]["value"] == "INFO"
+    assert "K_REVISION" not in env
+    assert env["POD_UID"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.uid"
+    (token,) = (v for v in spec["volumes"] if v["name"] == "galaxy-token")
+    assert token["projected"]["sources"][0]["serviceAccountToken"]["audience"] == "kserve-galaxy.io"
+    spread = spec["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"][0]
+    assert spread["podAffinityTerm"]["labelSelector"]["matchLabels"] == {names.POOL_LABEL: pool.digest}
+
+
+def test_the_assignment_says_what_queue_proxy_was_told() -> None:
+    given = assigning.assignment(wish(), RevisionKey("default/chat-00001"), "standby-1")
+    assert given.argv[:4] == ("python", "-m", RUNTIME, "--port=$(PORT)")
+    assert dict(given.env)["K_REVISION"] == "chat-00001"
+    assert (given.port, given.http2, given.concurrency, given.drain_s) == (8080, False, 4, 120.0)
+    assert given.timeouts == (120.0, 30.0, 0.0)
+    assert '"tcpSocket"' in given.probe
+    assert ("SERVING_REVISION", "chat-00001") in given.labels
+    h2c = wish(queue={"QUEUE_SERVING_PORT": "8013"})
+    assert assigning.assignment(h2c, RevisionKey("default/chat-00001"), "s").http2
+
+
+def test_what_adoption_gives_the_release_takes_back() -> None:
+    of = wish()
+    before = pods.pod(pods.pool(of), "abcde")
+    before["metadata"] |= {"uid": "u", "resourceVersion": "7"}
+    adopted = merge_patch(before, assigning.labelled(of, "hash", "u", "7"))
+    labels = adopted["metadata"]["labels"]
+    assert labels["pod-template-hash"] == "hash"
+    assert labels["serving.knative.dev/revisionUID"] == "uid-of-chat-00001"
+    assert labels[names.POOL_LABEL] == pods.pool(of).digest
+    assert adopted["metadata"]["annotations"][names.DELETION_COST] == "-100"
+    adopted["metadata"]["ownerReferences"] = [{"kind": "ReplicaSet"}]
+    after = merge_patch(adopted, assigning.released(adopted))
+    after["metadata"].pop("annotations")
+    assert after == before
