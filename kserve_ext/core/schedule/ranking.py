@@ -34,6 +34,8 @@ class _Shape:
     __slots__ = ("entered", "heap", "model", "partners", "revision", "seen", "stamp")
 
     def __init__(self, revision: Revision, partners: Near, model: str) -> None:
+        if not model:  # others share this heap, and have other models or none
+            revision = revision._replace(model=revision.model._replace(uri=""))
         self.revision, self.partners, self.model = revision, partners, model
         self.heap: list[tuple[float, NodeID, int]] = []
         #: the stamp of each node's valid entry

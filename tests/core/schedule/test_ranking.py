@@ -73,3 +73,17 @@ def test_the_kept_order_is_that_of_looking_at_every_node(data: st.DataObject, ki
         assert [c.status.node for c in partition.candidates()] == sorted(
             c.status.node for c in partition.candidates()
         )
+
+
+def test_the_model_of_whoever_asked_first_counts_for_nobody_else() -> None:
+    partition = Partition()
+    for seq, name in enumerate(("n0", "n1")):
+        size = Resources(4000, 8192)
+        partition.learn(NodeStatus(NodeID(name), f"{name}:1", 1, seq, size, size))
+    assert partition.ranking.best(revision(500, uri="pvc://m")) is not None
+    size = Resources(4000, 8192)
+    partition.learn(NodeStatus(NodeID("n1"), "n1:1", 1, 9, size, Resources(1000, 8192), models=("pvc://m",)))
+    for uri in ("", "pvc://n"):
+        best = partition.ranking.best(revision(500, uri=uri))
+        assert best is not None
+        assert best.status.node == "n0", "it has more room, and the model is of no use to this one"
