@@ -156,8 +156,16 @@ class ScheduleFunction:
                 if reply.moved:
                     self.nodes.refused(i.node, term)
                 reason = None if reply.admitted else reply.reason
+                admitted = i.revision if reply.brief else None
                 out = self.machine.started(
-                    i.op, i.instance, i.node, i.addr, reason, reply.status, stale=reply.stale
+                    i.op,
+                    i.instance,
+                    i.node,
+                    i.addr,
+                    reason,
+                    reply.status,
+                    stale=reply.stale,
+                    admitted=admitted,
                 )
             else:
                 assert isinstance(reply, RpcError)

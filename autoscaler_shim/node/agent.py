@@ -111,7 +111,8 @@ class NodeAgent:
             self.rpc.warm(message.waiting)  # told as soon as it is ready: no hello then
         verdict, out = self.machine.start(order, self.now())
         self.recording.start(order, verdict)
-        return self._verdict(verdict, out)
+        self.carry_out(out)
+        return reply_of(verdict, self.machine, start=True)
 
     def commit(self, message: m.Commit, caller: Caller) -> m.StartReply:
         verdict, out = self.machine.commit(
@@ -189,7 +190,7 @@ class NodeAgent:
 
     def _verdict(self, verdict: facts.Verdict, out: list[facts.Instruction]) -> m.StartReply:
         self.carry_out(out)
-        return reply_of(verdict, self.machine.status())
+        return reply_of(verdict, self.machine)
 
     def _modules_known(self, modules: frozenset[str]) -> None:
         self.carry_out(self.machine.wants(modules | self._functions, self.now()))

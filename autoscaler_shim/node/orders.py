@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kserve_ext.core.facts import NodeStatus
 from kserve_ext.core.node.facts import Order, Verdict
+from kserve_ext.core.node.machine import NodeMachine
 from kserve_ext.wire.messages import Start, StartReply
 
 
@@ -22,6 +22,9 @@ def order_of(message: Start) -> Order:
     )
 
 
-def reply_of(verdict: Verdict, status: NodeStatus) -> StartReply:
-    """`status`: as it is after what the verdict brought about."""
-    return StartReply(not verdict.reason, verdict.reason, status, verdict.stale, verdict.moved)
+def reply_of(verdict: Verdict, machine: NodeMachine, *, start: bool = False) -> StartReply:
+    """With the status as it is after what the verdict brought about, to a `start` that was admitted a brief one."""
+    admitted = not verdict.reason
+    brief = start and admitted
+    status = machine.status(brief=brief)
+    return StartReply(admitted, verdict.reason, status, verdict.stale, verdict.moved, brief)

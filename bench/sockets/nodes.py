@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import os
 import sys
 import time
@@ -31,6 +30,7 @@ from kserve_ext.core.node.machine import NodeMachine
 from kserve_ext.core.node.slots import Slots
 from kserve_ext.rpc import Caller, Rpc
 from kserve_ext.rpc.membership import Membership
+from kserve_ext.rpc.process import settle_memory
 from kserve_ext.wire import messages as m
 
 CAPACITY = Resources(cpu_milli=1_000_000, memory_mib=1_000_000)
@@ -75,14 +75,14 @@ class EmulatedNode:
             self.rpc.warm(message.waiting)
         verdict, out = self.machine.start(order_of(message), self.now())
         self.carry_out(out)
-        return reply_of(verdict, self.machine.status())
+        return reply_of(verdict, self.machine, start=True)
 
     def commit(self, message: m.Commit, caller: Caller) -> m.StartReply:
         verdict, out = self.machine.commit(
             message.instances, message.epoch, self.now(), cancel=message.cancel, reason=message.reason
         )
         self.carry_out(out)
-        return reply_of(verdict, self.machine.status())
+        return reply_of(verdict, self.machine)
 
     def stop(self, message: m.Stop, caller: Caller) -> m.Ack:
         _, out = self.machine.stop(
@@ -183,8 +183,7 @@ async def run(args: argparse.Namespace) -> None:
     found = Nodes(nodes, rpc)
     reports = [asyncio.create_task(node.telling.run()) for node in nodes]
     ticks = asyncio.create_task(found.ticks())
-    gc.collect()
-    gc.freeze()  # as the processes of the cluster do (rpc/process.py)
+    settle_memory()  # as the processes of the cluster do
     print(addr, flush=True)
     await asyncio.gather(ticks, *reports)
 

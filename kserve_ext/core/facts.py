@@ -40,7 +40,14 @@ class Resources(NamedTuple):
 
     def most(self, other: Resources) -> Resources:
         """The larger of each: what fits into neither fits into nothing that is smaller than this."""
-        return Resources(*(max(a, b) for a, b in zip(self, other, strict=True)))
+        a, b = self, other
+        return Resources(
+            a[0] if a[0] > b[0] else b[0],
+            a[1] if a[1] > b[1] else b[1],
+            a[2] if a[2] > b[2] else b[2],
+            a[3] if a[3] > b[3] else b[3],
+            a[4] if a[4] > b[4] else b[4],
+        )
 
     def plus(self, other: Resources) -> Resources:
         a, b = self, other

@@ -13,6 +13,9 @@ from typing import NamedTuple
 from kserve_ext.core.facts import Resources
 
 
+_NOTHING = Resources()
+
+
 class Held(NamedTuple):
     """One holder's part."""
 
@@ -38,7 +41,8 @@ class Ledger:
 
     @property
     def free(self) -> Resources:
-        return Resources(*(max(0, left) for left in self._left))
+        left = self._left
+        return left if min(left) >= 0 else left.most(_NOTHING)
 
     def holds(self, holder: str) -> bool:
         return holder in self._held

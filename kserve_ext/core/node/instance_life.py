@@ -68,11 +68,15 @@ class Life:
 
     def mark(self, *marks: Mark) -> None:
         """Adds marks; one that is there already (same name) stays as it was."""
-        names = {m.name for m in self.marks}
+        there = self.marks
         for mark in marks:
-            if mark.name not in names and len(self.marks) < MAX_MARKS:
-                names.add(mark.name)
-                self.marks.append(mark)
+            name = mark.name
+            for known in there:
+                if known.name == name:
+                    break
+            else:
+                if len(there) < MAX_MARKS:
+                    there.append(mark)
 
     def fact(self, node: NodeID) -> Instance:
         end = self.end or End(False, "")

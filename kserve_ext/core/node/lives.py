@@ -63,7 +63,8 @@ class Lives:
 
     def _holding(self, key: RevisionKey) -> Holding | None:
         if key not in self._held:
-            self._held[key] = holding_of([life for life in self.of(key) if life.stays])
+            lives = self._by_revision.get(key, {}).values()
+            self._held[key] = holding_of([life for life in lives if life.stays])
         return self._held[key]
 
     def check(self) -> None:
@@ -300,6 +301,8 @@ class Lives:
         key = life.revision.key
         self._held.pop(key, None)
         home, epoch = self.homes.addr(key), self.homes.epoch(key)
+        if not home and not life.waiting:
+            return
         facts = (life.fact(self.node),)
         if home:
             out.append(Tell(key, home, True, facts, False, epoch))

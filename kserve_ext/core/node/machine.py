@@ -204,7 +204,8 @@ class NodeMachine:
                 out.append(Tell(key, addr, True, facts, True, self.homes.epoch(key)))
         return out
 
-    def status(self) -> NodeStatus:
+    def status(self, *, brief: bool = False) -> NodeStatus:
+        """`brief`: without the holdings, which are as many as there are revisions here."""
         self._seq += 1
         return NodeStatus(
             node=self.node,
@@ -218,7 +219,7 @@ class NodeMachine:
             instances=self.lives.running,
             accepting=self.accepting,
             labels=self.labels,
-            holdings=self.lives.holdings(),
+            holdings=() if brief else self.lives.holdings(),
         )
 
     def check(self) -> None:

@@ -48,6 +48,8 @@ class Slots:
     def free(self) -> Resources:
         """Free on the node if the zygotes ended."""
         free = self.ledger.free
+        if not self.zygotes:
+            return free
         for module in self.zygotes:
             if self.ledger.holds(_holder(module)):
                 free = free.plus(self.ledger.held(_holder(module)).needs)
@@ -57,6 +59,8 @@ class Slots:
         return self._others.get(module, self._needs)
 
     def ready(self) -> tuple[tuple[str, int], ...]:
+        if not self.zygotes:
+            return ()
         return tuple(sorted((module, 1) for module, z in self.zygotes.items() if z.state == "ready"))
 
     def want(self, module: str, now: float) -> bool:
@@ -124,6 +128,8 @@ class Slots:
 
     def forked(self, instance: InstanceID) -> list[str]:
         """The zygotes to end because this instance has been started, or never will be."""
+        if not self._leaving:
+            return []
         ended = [module for module, of in self._leaving.items() if of == instance]
         for module in ended:
             self._let_go(module)

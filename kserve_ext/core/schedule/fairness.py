@@ -45,10 +45,12 @@ class Shares:
         self._weights = weights
         self._held: dict[str, list[int]] = {}
         self._total = Resources()
-        for status, _ in candidates:
+        for status, _, admitted in candidates:
             self._total = self._total.plus(status.capacity)
             for holding in status.holdings:
                 self.add(holding.revision.partition("/")[0], holding.needs, holding.instances)
+            for revision in admitted:
+                self.add(revision.namespace, revision.needs)
 
     def add(self, namespace: str, needs: Resources, count: int = 1) -> None:
         held = self._held.setdefault(namespace, [0] * len(needs))

@@ -19,6 +19,7 @@ class Candidate(NamedTuple):
 
     status: NodeStatus
     free: Resources
+    admitted: tuple[Revision, ...] = ()  # instances since its holdings were said
 
 
 def fits(revision: Revision, candidate: Candidate) -> bool:

@@ -120,12 +120,14 @@ class ScheduleMachine:
         status: NodeStatus,
         *,
         stale: bool = False,
+        admitted: Revision | None = None,
     ) -> list[Instruction]:
         """A node's answer to SendStart: admitted (`reason` None), or refused with its true status.
 
         `stale`: the node obeys a newer home of this revision. No other node is asked for one that has been replaced.
+        `admitted`: what was, where the status leaves out what the node's revisions hold.
         """
-        if self.partition.answered(instance, status):
+        if self.partition.answered(instance, status, admitted):
             self.knowledge.cache.answered(node, self._now)
         op = self._ops.get(op_id)
         if op is None:

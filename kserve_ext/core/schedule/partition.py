@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 
-from kserve_ext.core.facts import NodeStatus, Resources
+from kserve_ext.core.facts import NodeStatus, Resources, Revision
 from kserve_ext.core.ids import InstanceID, NodeID
 from kserve_ext.core.schedule.filters import Candidate
 from kserve_ext.core.schedule.ranking import Ranking
@@ -30,6 +30,8 @@ class Partition:
         self._pending: dict[InstanceID, tuple[NodeID, Resources]] = {}
         #: their sum, by node
         self._taken: dict[NodeID, Resources] = {}
+        #: admitted since the node has said what its revisions hold
+        self._admitted: dict[NodeID, tuple[Revision, ...]] = {}
         #: what follows from these, kept for each node, and the nodes in order of id
         self._candidates: dict[NodeID, Candidate] = {}
         self._order: list[NodeID] = []
@@ -50,11 +52,12 @@ class Partition:
         self.told[status.node] = now
         return self._take(status)
 
-    def _take(self, status: NodeStatus) -> bool:
+    def _take(self, status: NodeStatus, admitted: tuple[Revision, ...] = ()) -> bool:
         known = self._status.get(status.node)
         if known is not None and (status.incarnation, status.seq) < (known.incarnation, known.seq):
             return False
         self._status[status.node] = status
+        self._admitted[status.node] = admitted
         self.learned += 1
         self._changed(status.node)
         if known is None or known.capacity != status.capacity:
@@ -63,6 +66,7 @@ class Partition:
 
     def forget(self, node: NodeID) -> None:
         self._status.pop(node, None)
+        self._admitted.pop(node, None)
         self.told.pop(node, None)
         self._changed(node)
 
@@ -85,13 +89,32 @@ class Partition:
         self._taken[node] = needs if taken is None else taken.plus(needs)
         self._changed(node)
 
-    def answered(self, instance: InstanceID, status: NodeStatus | None = None) -> bool:
-        """A start under way has come to an end; `status`: of its node, as it says. Whether that is news."""
+    def answered(
+        self, instance: InstanceID, status: NodeStatus | None = None, admitted: Revision | None = None
+    ) -> bool:
+        """A start under way has come to an end; `status`: of its node, as it says. Whether that is news.
+
+        `admitted`: this one was, and the status leaves out what the node's revisions hold.
+        """
         node = self._settle(instance)
-        fresh = status is not None and self.refresh(status)
+        if admitted is not None and status is not None:
+            fresh = self._admit(status, admitted)
+        else:
+            fresh = status is not None and self.refresh(status)
         if node is not None and not (fresh and status is not None and status.node == node):
             self._changed(node)
         return fresh
+
+    def _admit(self, status: NodeStatus, revision: Revision) -> bool:
+        """Takes in a status without holdings. One that is late says nothing new: the newer one counts it."""
+        node = status.node
+        known = self._status.get(node)
+        if known is None or (status.incarnation, status.seq) < (known.incarnation, known.seq):
+            return False
+        since = self._admitted.get(node, ())
+        return self._take(
+            status._replace(holdings=known.holdings) if known.holdings else status, (*since, revision)
+        )
 
     def _settle(self, instance: InstanceID) -> NodeID | None:
         """Deducts it no longer; the node it was sent to."""
@@ -143,7 +166,7 @@ class Partition:
         if status is not None:
             taken = self._taken.get(node)
             free = status.free if taken is None else status.free.minus(taken)
-            self._candidates[node] = Candidate(status, free)
+            self._candidates[node] = Candidate(status, free, self._admitted.get(node, ()))
             if not known:
                 bisect.insort(self._order, node)
         elif known:

@@ -44,6 +44,8 @@ class Room:
             stay = min(holding.instances, going.get((holding.revision, status.node), holding.instances))
             coming = coming.minus(_times(holding.needs, stay))
             self.holdings[holding.revision] = (holding, stay)
+        for revision in candidate.admitted:  # too young to be asked to go; the next status has them
+            coming = coming.minus(revision.needs)
         self.free = candidate.free.plus(coming.most(Resources()))
 
     def lacks(self, needs: Resources) -> float:

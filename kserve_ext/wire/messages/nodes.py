@@ -45,6 +45,7 @@ class StartReply(Message, frozen=True):
     status: NodeStatus  # true status of the node, also in a refusal
     stale: bool = False  # refused because the epoch is older than one this node has obeyed
     moved: bool = False  # refused because another Schedule function has this node meanwhile
+    brief: bool = False  # `status` leaves out the holdings: they are as last said, and this start
 
 
 class Commit(Message, frozen=True):

@@ -43,6 +43,17 @@ loads = st.lists(
 )
 
 
+def test_what_was_just_admitted_is_no_room_that_comes() -> None:
+    one = candidate("n", 2000, [(1000, 1, 0, 1.0)])
+    admitted = one._replace(
+        status=one.status._replace(free=Resources(0, BIG)), free=Resources(0, BIG), admitted=(wants(1000, 0),)
+    )
+    (room,) = rooms([admitted], {})
+    assert room.free.cpu_milli == 0
+    assert taken(plan([wants(1000)], rooms([admitted], {}))) == {"n/r0": 1}
+    assert plan([wants(2000)], rooms([admitted], {})) is None, "the young one is not asked yet"
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     nodes=st.lists(loads, min_size=1, max_size=3),

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kserve_ext.core.facts import NodeStatus, Resources
-from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
+from kserve_ext.core.facts import Holding, NodeStatus, Resources
+from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 from kserve_ext.core.schedule import facts as core
+from kserve_ext.core.schedule.fairness import Shares
 from kserve_ext.core.schedule.machine import ScheduleMachine
 from kserve_ext.core.schedule.rooms import Room
 from tests.core.schedule.test_placement import revision, status
@@ -204,6 +205,27 @@ def test_a_late_answer_of_a_node_that_moved_does_not_bring_it_back() -> None:
     assert isinstance(answer, core.Answer)
     assert [p.node for p in answer.placed] == ["a"]
     assert not machine.partition.candidates()
+
+
+def test_what_was_admitted_counts_until_its_node_says_again_what_is_held() -> None:
+    machine = ScheduleMachine(FunctionID("s0"))
+    held = Holding(RevisionKey("team/x"), "team/x", 0, Resources(500, 512), 2, 1.0)
+    machine.partition.learn(status("a")._replace(holdings=(held,)))
+    (asked,) = wanted(1)
+    op, out = machine.schedule([asked])
+    start = out[0]
+    assert isinstance(start, core.SendStart)
+    brief = status("a", seq=2)
+    machine.started(op, start.instance, start.node, start.addr, None, brief, admitted=start.revision)
+    (candidate,) = machine.partition.candidates()
+    assert candidate.status.holdings == (held,), "as last said"
+    assert candidate.admitted == (asked.revision,)
+    shares = Shares([candidate], {})
+    assert shares.of(asked.revision.namespace) > 0
+    machine.partition.learn(status("a", seq=3))
+    (candidate,) = machine.partition.candidates()
+    assert candidate.admitted == ()
+    assert candidate.status.holdings == ()
 
 
 def test_what_an_older_home_asks_for_is_asked_of_no_second_node() -> None:
