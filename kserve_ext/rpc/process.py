@@ -60,8 +60,8 @@ def common_args(parser: argparse.ArgumentParser) -> None:
 def settle_memory() -> None:
     """What is here now stays: no later collection, which calls would wait for, has to look at it.
 
-    And collections are rare: nearly all that calls leave behind is freed by its last reference, and what stays (who
-    was placed where, what nodes have said) is looked at by every one of them: a quarter of a Schedule function's time.
+    And collections are rare: what calls leave behind is freed by its last reference, and what stays (who was placed
+    where, what nodes have said) is looked at by every one of them: a quarter of a Schedule function's time.
     """
     gc.collect()
     gc.freeze()

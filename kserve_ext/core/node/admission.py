@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from kserve_ext.core.facts import Resources
 
-
 _NOTHING = Resources()
 
 
