@@ -33,17 +33,17 @@ AUDIENCE: Final = "kserve-galaxy.io"
 CLAIMS: Final = "/mnt/galaxy"
 
 #: What a standby pod runs.
-COMMAND: Final = ("python", "-m", "runtimes.standby")
+COMMAND: Final = ("python", "-m", "autoscaler_shim.slot")
 #: Its environment.
-ENV_POOL: Final = "GALAXY_STANDBY_POOL"
-ENV_LEVEL: Final = "GALAXY_STANDBY_LEVEL"
+ENV_POOL: Final = "GALAXY_POOL"
+ENV_LEVEL: Final = "GALAXY_SLOT_LEVEL"
 #: The package whose zygote it keeps.
-ENV_RUNTIME: Final = "GALAXY_STANDBY_RUNTIME"
+ENV_RUNTIME: Final = "GALAXY_ZYGOTE"
 #: Of S1: the engine's arguments as JSON, without those that name the model.
-ENV_SHAPE: Final = "GALAXY_STANDBY_SHAPE"
-ENV_GPUS: Final = "GALAXY_STANDBY_GPUS"
-ENV_SOCKET: Final = "GALAXY_SLOT_SOCKET"
-ENV_TOKEN: Final = "GALAXY_SLOT_TOKEN"
+ENV_SHAPE: Final = "GALAXY_SLOT_SHAPE"
+ENV_GPUS: Final = "GALAXY_SLOT_GPUS"
+ENV_SOCKET: Final = "GALAXY_AGENT_SOCKET"
+ENV_TOKEN: Final = "GALAXY_TOKEN_FILE"
 
 #: queue-proxy's, which the front answers.
 HTTP_PORT: Final = 8012
