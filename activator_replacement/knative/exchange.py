@@ -9,7 +9,7 @@ Hot dialect, see kserve_ext/wire/http1.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from activator_replacement.exchange import RESPONDING, HttpExchange
 from activator_replacement.knative.answers import TIMED_OUT
@@ -30,6 +30,9 @@ _SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
 
 
 class KnativeExchange(HttpExchange):
+    #: The text of a 504.
+    too_late: ClassVar[str] = TIMED_OUT
+
     __slots__ = ("host", "record", "status", "timeouts", "trace", "written")
 
     def __init__(self, client: ClientProtocol, facts: RequestHead, head: bytes, started: float) -> None:
@@ -83,4 +86,4 @@ class KnativeExchange(HttpExchange):
         if begun:
             self.client.abort()
         else:
-            self.client.answer(self, 504, TIMED_OUT)
+            self.client.answer(self, 504, self.too_late)

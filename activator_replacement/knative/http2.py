@@ -35,6 +35,8 @@ _KUBELET: Final = b"kube-probe/"
 
 
 class KnativeHttp2Exchange(Http2Exchange):
+    too_late: ClassVar[str] = answers.TIMED_OUT
+
     __slots__ = ("host", "record", "status", "timeouts", "trace", "written")
 
     def __init__(
@@ -95,7 +97,7 @@ class KnativeHttp2Exchange(Http2Exchange):
         if begun:
             self.client.break_off(self, INTERNAL_ERROR)
         else:
-            self.client.answer(self, 504, answers.TIMED_OUT)
+            self.client.answer(self, 504, self.too_late)
 
 
 class KnativeHttp2Client(Http2Client):

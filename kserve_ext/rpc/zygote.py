@@ -1,8 +1,9 @@
 """A process that has done a program's imports and forks processes of it on request: for runtimes, and for functions.
 
-One JSON request per connection ({"argv", "env", "cwd", "stdout", "stderr", "instance_dir"} -> {"pid"};
-{"ping": true} -> {"ready", ...}). It has one thread and starts no loop, so that a fork is whole. It reaps its
-children and writes exit.json beside their status; SIGTERM ends it and none of them, and it outlives who started it.
+One JSON request per connection ({"argv", "env", "cwd", "stdout", "stderr", "instance_dir"} -> {"pid"}, with
+"stdio": "inherit" for the zygote's own output; {"ping": true} -> {"ready", ...}). It has one thread and starts no
+loop, so that a fork is whole. It reaps its children and writes exit.json beside their status; SIGTERM ends it and
+none of them, and it outlives who started it.
 """
 
 from __future__ import annotations
@@ -145,7 +146,8 @@ class Zygote:
                 os.chdir(request["cwd"])
             os.setsid()
             os.close(tell)
-            _redirect(request.get("stdout") or os.devnull, request.get("stderr") or os.devnull)
+            if request.get("stdio") != "inherit":
+                _redirect(request.get("stdout") or os.devnull, request.get("stderr") or os.devnull)
             os.environ.update({str(k): str(v) for k, v in (request.get("env") or {}).items()})
             own = arguments_only(argv)
             sys.argv = [self._program.name, *own]

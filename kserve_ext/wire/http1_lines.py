@@ -42,6 +42,9 @@ ORIGINAL_HOST: Final = 20
 TE: Final = 21
 USER_AGENT: Final = 22  # value b"": not the kubelet's
 CONTINUATION: Final = 23
+PROBER: Final = 24  # value b"": not one that a queue-proxy answers
+PROXIED: Final = 25
+FORWARDED_HOST: Final = 26
 
 Line = tuple[int, bytes]
 
@@ -211,6 +214,13 @@ def _user_agent(value: bytes, status: int) -> bytes:
     return value if value.startswith(b"kube-probe/") else b""
 
 
+_PROBERS: Final = (b"kube-probe/", b"Knative-Activator-Probe", b"Knative-Autoscaling-Probe")
+
+
+def _prober(value: bytes, status: int) -> bytes:
+    return value if value.startswith(_PROBERS) else b""
+
+
 _CHECKS: Final[Mapping[int, Callable[[bytes, int], bytes]]] = {
     HOST: _host,
     LENGTH: _length,
@@ -219,6 +229,7 @@ _CHECKS: Final[Mapping[int, Callable[[bytes, int], bytes]]] = {
     REQUEST_ID: _request_id,
     TYPE: _type,
     USER_AGENT: _user_agent,
+    PROBER: _prober,
 }
 
 

@@ -30,7 +30,9 @@ from kserve_ext.wire.http1_lines import (
     RequestLines,
 )
 
-_LINE = re.compile(rb"((?!(?:CONNECT|PRI) )" + TOKEN + rb"{1,32}+) (?:/[!-~\x80-\xff]*+|\*) HTTP/1\.([01])")
+LINE: Final = re.compile(
+    rb"((?!(?:CONNECT|PRI) )" + TOKEN + rb"{1,32}+) (?:/[!-~\x80-\xff]*+|\*) HTTP/1\.([01])"
+)
 _PROTOCOL = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+(?:/[!#$%&'*+\-.^_`|~0-9a-z]+)?")
 
 
@@ -81,7 +83,7 @@ class KnativeGrammar(Grammar):
 
 
 KNATIVE: Final = KnativeGrammar(
-    RequestLines(_LINE),
+    RequestLines(LINE),
     Fields(
         {
             **REQUEST_NAMES,

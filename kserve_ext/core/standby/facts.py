@@ -39,7 +39,10 @@ class Timeouts(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """All that a slot needs to become a pod of a revision: its server, and what queue-proxy would have been told."""
+    """All that a slot needs to become a pod of a revision: its server, and what queue-proxy would have been told.
+
+    argv and env are as in the pod's spec, values from elsewhere looked up: `$(NAME)` is put in by the slot.
+    """
 
     revision: RevisionKey
     instance: InstanceID  # the pod's name

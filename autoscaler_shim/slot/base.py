@@ -1,0 +1,128 @@
+"""What servers are forked from: a runtime's zygote, started here, asked over its socket (kserve_ext/rpc/zygote.py).
+
+Its `ping` answers that it is ready when the next fork can be had at once: a plain zygote after its imports; one that
+keeps an engine ready for the next server, once that stands again. Forks write to the slot's own output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from autoscaler_shim.node.process_backend import base_environment
+from autoscaler_shim.node.processes import Process, identify
+from autoscaler_shim.node.watcher import Exit, Watcher
+
+log = logging.getLogger(__name__)
+
+DIAL_PERIOD_S = 0.02
+FORK_TIMEOUT_S = 30.0
+
+
+class NoFork(Exception):
+    """No server came of it, and why."""
+
+
+class Base:
+    def __init__(
+        self,
+        module: str,
+        socket: Path,
+        watcher: Watcher,
+        own: set[int],
+        ready: Callable[[], None],
+        died: Callable[[str], None],
+    ) -> None:
+        """`own`: pids that are waited for here."""
+        self.module = module
+        self._socket = socket
+        self._watcher = watcher
+        self._own = own
+        self._ready = ready
+        self._died = died
+        self._process: Process | None = None
+        self._checking: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._socket.unlink(missing_ok=True)
+        command = [sys.executable, "-m", f"{self.module}.zygote"]
+        command += ["--socket", str(self._socket), "--name", self.module]
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, env=base_environment(), start_new_session=True
+        )
+        self._own.add(child.pid)
+        process = identify(child.pid) or Process(child.pid, 0)
+        self._process = process
+
+        def ended(exit: Exit) -> None:
+            self._own.discard(child.pid)
+            if self._process == process:
+                self._process = None
+                how = f"signal {exit.signum}" if exit.signum else f"exit code {exit.code}"
+                self._died(f"the zygote of {self.module} ended ({how})")
+
+        self._watcher.watch(process, ended, child=child)
+        self.check()
+
+    def check(self) -> None:
+        """`ready` is called once the next fork can be had at once."""
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.get_running_loop().create_task(self._check())
+
+    async def fork(self, argv: tuple[str, ...], env: dict[str, str], folder: Path) -> Process:
+        """Raises NoFork."""
+        request = {
+            "argv": list(argv),
+            "env": env,
+            "stdio": "inherit",
+            "instance_dir": str(folder),
+        }
+        try:
+            answer = await asyncio.wait_for(self._ask(request), FORK_TIMEOUT_S)
+        except TimeoutError:
+            self.kill()  # so that it does not fork later
+            raise NoFork(f"the zygote of {self.module} forked nothing within {FORK_TIMEOUT_S:g} s") from None
+        except (OSError, ValueError) as error:
+            raise NoFork(f"the zygote of {self.module} did not answer ({error})") from error
+        pid = answer.get("pid")
+        if not isinstance(pid, int):
+            raise NoFork(f"the zygote of {self.module} refused: {answer.get('error', answer)}")
+        return identify(pid) or Process(pid, 0)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill_group()
+
+    def close(self) -> None:
+        if self._checking is not None:
+            self._checking.cancel()
+
+    async def _check(self) -> None:
+        process = self._process
+        while process is not None and self._process == process:
+            try:
+                answer = await self._ask({"ping": True})
+            except (OSError, ValueError):
+                answer = {}
+            if answer.get("ready") and self._process == process:
+                self._ready()
+                return
+            await asyncio.sleep(DIAL_PERIOD_S)
+
+    async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        reader, writer = await asyncio.open_unix_connection(str(self._socket))
+        try:
+            writer.write(json.dumps(request).encode() + b"\n")
+            await writer.drain()
+            answer = json.loads(await reader.readline())
+        finally:
+            writer.close()
+        if not isinstance(answer, dict):
+            raise ValueError(f"not a JSON object: {answer!r}")
+        return answer

@@ -1,0 +1,64 @@
+"""What a standby pod's environment says to its slot: the pod's own fields by the downward API, and GALAXY_ variables.
+
+A value that is missing or can't be read ends the start with its name and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, get_args
+
+from kserve_ext.core.standby.facts import Level
+
+
+class BadEnvironment(Exception):
+    """The message names the variable, and what to write instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    pod: str
+    namespace: str
+    uid: str
+    ip: str
+    pool: str  # its digest, as in the pod's label
+    #: A runtime: package with a module `zygote`, which forks its servers.
+    zygote: str
+    agent_socket: str
+    token_file: Path  # projected token of the ServiceAccount, audience kserve-galaxy.io
+    level: Level
+    #: Where sockets and the server's status are kept; None: in a new folder of the system's temporary one.
+    folder: Path | None
+    front_host: str  # address that the front listens on
+
+
+def read(environ: Mapping[str, str]) -> Settings:
+    def required(name: str, where: str) -> str:
+        if not environ.get(name):
+            raise BadEnvironment(f"{name} is not set: {where}")
+        return environ[name]
+
+    def field(name: str, path: str) -> str:
+        return required(name, f"take it from the pod's own field {path} with the downward API")
+
+    pool = "the autoscaler writes it into the pods of its pools"
+    level = environ.get("GALAXY_SLOT_LEVEL") or "S0"
+    if level not in get_args(Level):
+        raise BadEnvironment(f"GALAXY_SLOT_LEVEL={level!r}: write one of {', '.join(get_args(Level))}")
+    folder = environ.get("GALAXY_SLOT_DIR")
+    ip = field("POD_IP", "status.podIP")
+    return Settings(
+        pod=field("POD_NAME", "metadata.name"),
+        namespace=field("POD_NAMESPACE", "metadata.namespace"),
+        uid=field("POD_UID", "metadata.uid"),
+        ip=ip,
+        pool=required("GALAXY_POOL", pool),
+        zygote=required("GALAXY_ZYGOTE", f"{pool}; the package of a runtime, such as runtimes.vllm_pd"),
+        agent_socket=required("GALAXY_AGENT_SOCKET", f"{pool}; the path of the node agent's socket"),
+        token_file=Path(required("GALAXY_TOKEN_FILE", f"{pool}; the path of a projected token")),
+        level=cast("Level", level),
+        folder=Path(folder) if folder else None,
+        front_host=environ.get("GALAXY_FRONT_HOST") or ("::" if ":" in ip else "0.0.0.0"),
+    )

@@ -1,0 +1,181 @@
+"""The slot of a standby pod: carries out what core/standby/slot.py says, on base, front, server and agent.
+
+The first process of its container. When it ends, whatever the reason, nothing of it is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from autoscaler_shim.node.watcher import Watcher
+from autoscaler_shim.slot.base import Base
+from autoscaler_shim.slot.descendants import Reaper, become_first, end_all
+from autoscaler_shim.slot.front import Front
+from autoscaler_shim.slot.line import AgentLine
+from autoscaler_shim.slot.server import Server
+from autoscaler_shim.slot.settings import Settings
+from kserve_ext.core.backoff import pause_s
+from kserve_ext.core.standby.slot import (
+    BaseDied,
+    BaseReady,
+    CheckBase,
+    Connected,
+    End,
+    EndServer,
+    Event,
+    Fork,
+    FreeAsked,
+    FrontAssign,
+    FrontAssigned,
+    FrontBlank,
+    FrontDied,
+    FrontDrain,
+    FrontDrained,
+    FrontServe,
+    FrontUp,
+    Instruction,
+    SlotMachine,
+    StartAsked,
+    StartBase,
+    StartFront,
+    Tell,
+    Terminated,
+)
+from kserve_ext.wire.slot_front import Assign, Assigned, Blank, Drain, Drained, Serve, ToSlot
+from kserve_ext.wire.slot_socket import Free, Start, State
+
+log = logging.getLogger(__name__)
+
+LEAST_PAUSE_S, MOST_PAUSE_S = 0.1, 30.0
+
+
+class Slot:
+    """`run` once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._machine = SlotMachine(settings.pod)
+        self._folder = settings.folder or Path(tempfile.mkdtemp(prefix="galaxy-slot-"))
+        self._watcher = Watcher()
+        self._reaper = Reaper()
+        own = self._reaper.own
+        self._base = Base(
+            settings.zygote,
+            self._folder / "base.sock",
+            self._watcher,
+            own,
+            lambda: self._happened(BaseReady()),
+            lambda why: self._happened(BaseDied(why)),
+        )
+        self._front = Front(
+            settings.front_host,
+            self._watcher,
+            own,
+            self._front_said,
+            lambda why: self._happened(FrontDied(why)),
+        )
+        self._server = Server(self._folder, self._base, self._watcher, self._happened)
+        self._line = AgentLine(
+            settings, time.time_ns(), lambda: self._happened(Connected()), self._agent_ordered
+        )
+        self._end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """The exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, lambda: self._happened(Terminated()))
+        become_first()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.chmod(0o700)  # a server's environment may hold secrets
+        await self._server.listen()
+        self._carry_out(self._machine.begin())
+        line = asyncio.ensure_future(self._line.run())
+        self._tasks.add(line)
+        try:
+            end = await self._end
+            log.log(logging.INFO if end.code == 0 else logging.ERROR, "the slot ends: %s", end.reason)
+            await asyncio.sleep(0)  # what was told last is written
+            return end.code
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for part in (self._base, self._front, self._server, self._reaper, self._watcher):
+            part.close()
+        left = end_all()
+        log.info("%d processes of it were ended", left)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    # --- what happened
+
+    def _happened(self, event: Event) -> None:
+        self._carry_out(self._machine.handle(event))
+
+    def _front_said(self, message: ToSlot) -> None:
+        if isinstance(message, Assigned):
+            self._happened(FrontAssigned(message.revision))
+        elif isinstance(message, Drained):
+            if message.cut:
+                log.warning(
+                    "%s: %d exchanges were not done in time, and were cut off", message.revision, message.cut
+                )
+            self._happened(FrontDrained(message.revision))
+        else:
+            self._happened(FrontUp())
+
+    def _agent_ordered(self, order: Start | Free) -> None:
+        if isinstance(order, Start):
+            self._happened(StartAsked(order.assignment))
+        else:
+            self._happened(FreeAsked(order.revision))
+
+    # --- what to do
+
+    def _carry_out(self, instructions: list[Instruction]) -> None:
+        for instruction in instructions:
+            self._carry_out_one(instruction)
+
+    def _carry_out_one(self, instruction: Instruction) -> None:
+        match instruction:
+            case Tell(state, revision, reason):
+                log.info("%s%s%s", state, f" {revision}" if revision else "", f": {reason}" if reason else "")
+                self._line.tell(State(state, revision, reason))
+            case Fork(assignment):
+                self._server.start(assignment)
+            case FrontAssign(assignment):
+                self._front.tell(Assign(assignment))
+            case FrontServe(revision):
+                self._front.tell(Serve(revision))
+            case FrontBlank(ready, reason):
+                self._front.tell(Blank(ready, reason))
+            case FrontDrain(revision, seconds, quiet_s):
+                self._front.tell(Drain(revision, seconds, quiet_s))
+            case EndServer(grace_s):
+                self._server.end(grace_s)
+            case CheckBase():
+                self._base.check()
+            case StartBase(failures):
+                self._later(failures, self._base.start)
+            case StartFront(failures):
+                self._later(failures, self._front.start)
+            case End():
+                self._end.set_result(instruction)
+
+    def _later(self, failures: int, start: Callable[[], None]) -> None:
+        if failures:
+            pause = pause_s(failures, LEAST_PAUSE_S, MOST_PAUSE_S, random.random())
+            asyncio.get_running_loop().call_later(pause, start)
+        else:
+            start()

@@ -1,0 +1,435 @@
+"""What the slot in a standby pod does next: its states, from the first process to the last.
+
+Around it are three others: the base (a runtime's zygote, or an engine that only lacks weights) from which servers
+are forked, the front (queue-proxy's duties), and the agent of the node, which gives and takes revisions. One event
+in, instructions out, in order. It keeps at most one revision at a time; what it is asked and can't do, it answers
+with its state and the reason. A server that ends while it serves ends the slot: the pod is then replaced, as
+decision 33 says.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from kserve_ext.core.standby.facts import Assignment, SlotState
+
+#: Ports of the front, which a revision's server can't have.
+FRONT_PORTS: Final = (8012, 8013, 8022, 9090, 9091)
+#: Between the front's last answer and the kill of a server that does not end by itself.
+SERVER_GRACE_S: Final = 10.0
+#: A pod that is deleted serves on until nobody has come for so long, as with queue-proxy: load balancers learn late.
+QUIET_S: Final = 30.0
+
+
+# --- what happened
+
+
+class BaseReady(NamedTuple):
+    """A server can be forked at once."""
+
+
+class BaseDied(NamedTuple):
+    reason: str
+
+
+class FrontUp(NamedTuple):
+    """It listens, and knows nothing."""
+
+
+class FrontAssigned(NamedTuple):
+    """It has the revision, and sends its requests to the server."""
+
+    revision: str
+
+
+class FrontDrained(NamedTuple):
+    """Nothing is under way any more."""
+
+    revision: str
+
+
+class FrontDied(NamedTuple):
+    reason: str
+
+
+class Connected(NamedTuple):
+    """To the agent."""
+
+
+class StartAsked(NamedTuple):
+    assignment: Assignment
+
+
+class FreeAsked(NamedTuple):
+    revision: str
+
+
+class ServerReady(NamedTuple): ...
+
+
+class ServerFailed(NamedTuple):
+    """It was not started, or says itself that it can't serve."""
+
+    reason: str
+
+
+class ServerEnded(NamedTuple):
+    reason: str  # how
+
+
+class Terminated(NamedTuple):
+    """The pod is deleted."""
+
+
+Event = (
+    BaseReady
+    | BaseDied
+    | FrontUp
+    | FrontAssigned
+    | FrontDrained
+    | FrontDied
+    | Connected
+    | StartAsked
+    | FreeAsked
+    | ServerReady
+    | ServerFailed
+    | ServerEnded
+    | Terminated
+)
+
+
+# --- what to do
+
+
+class StartBase(NamedTuple):
+    """Later, if it has died before: `failures` in a row."""
+
+    failures: int
+
+
+class CheckBase(NamedTuple):
+    """Ask it whether the next fork can be had at once: BaseReady when it can."""
+
+
+class StartFront(NamedTuple):
+    failures: int
+
+
+class Tell(NamedTuple):
+    """The agent, if it is connected: else it hears the state when it is."""
+
+    state: SlotState
+    revision: str
+    reason: str
+
+
+class Fork(NamedTuple):
+    """The revision's server."""
+
+    assignment: Assignment
+
+
+class EndServer(NamedTuple):
+    """SIGTERM, after `grace_s` SIGKILL; ServerEnded follows."""
+
+    grace_s: float
+
+
+class FrontBlank(NamedTuple):
+    """The front has no revision; whether the pod is ready, and why not."""
+
+    ready: bool
+    reason: str
+
+
+class FrontAssign(NamedTuple):
+    assignment: Assignment
+
+
+class FrontServe(NamedTuple):
+    """The server answers: probes are asked on."""
+
+    revision: str
+
+
+class FrontDrain(NamedTuple):
+    """FrontDrained follows, after `seconds` at the latest.
+
+    `quiet_s` 0: nothing new is taken. Else requests are, until none has come for so long.
+    """
+
+    revision: str
+    seconds: float
+    quiet_s: float
+
+
+class End(NamedTuple):
+    """Everything, and then the process with this code."""
+
+    code: int
+    reason: str
+
+
+Instruction = (
+    StartBase
+    | CheckBase
+    | StartFront
+    | Tell
+    | Fork
+    | EndServer
+    | FrontBlank
+    | FrontAssign
+    | FrontServe
+    | FrontDrain
+    | End
+)
+
+
+class SlotMachine:
+    __slots__ = (
+        "_assigned",
+        "_base_failures",
+        "_base_ready",
+        "_ending",
+        "_front_failures",
+        "_front_up",
+        "_server",
+        "_server_ready",
+        "assignment",
+        "ended",
+        "pod",
+        "reason",
+        "state",
+    )
+
+    def __init__(self, pod: str) -> None:
+        """`pod`: its name."""
+        self.pod = pod
+        self.state: SlotState = "warming"
+        self.reason = "it has just begun"
+        #: In starting, serving and draining; in failed, the one that could not start.
+        self.assignment: Assignment | None = None
+        #: End was said, and nothing follows.
+        self.ended = False
+        self._ending = False  # the pod is deleted
+        self._base_ready = False
+        self._base_failures = 0
+        self._front_up = False
+        self._front_failures = 0
+        self._assigned = False  # the front has the revision
+        self._server = False  # it was asked for, and has not ended
+        self._server_ready = False
+
+    @property
+    def revision(self) -> str:
+        return self.assignment.revision if self.assignment is not None else ""
+
+    def begin(self) -> list[Instruction]:
+        return [StartBase(0), StartFront(0)]
+
+    def handle(self, event: Event) -> list[Instruction]:
+        if self.ended:
+            return []
+        match event:
+            case BaseReady():
+                self._base_ready = True
+                self._base_failures = 0
+                return self._settle()
+            case BaseDied(reason):
+                return self._base_died(reason)
+            case FrontUp():
+                return self._front_began()
+            case FrontAssigned(revision):
+                if revision != self.revision:
+                    return []
+                self._assigned = True
+                return self._serves()
+            case FrontDrained(revision):
+                return self._drained() if revision == self.revision else []
+            case FrontDied(reason):
+                return self._front_died(reason)
+            case Connected():
+                return [self._tell()]
+            case StartAsked(assignment):
+                return self._start(assignment)
+            case FreeAsked(revision):
+                return self._free(revision)
+            case ServerReady():
+                return self._server_began()
+            case ServerFailed(reason):
+                return self._failed(reason)
+            case ServerEnded(reason):
+                self._server = False
+                return self._server_ended(reason)
+            case Terminated():
+                return self._terminated()
+
+    # --- orders
+
+    def _start(self, assignment: Assignment) -> list[Instruction]:
+        if self.assignment is not None and assignment.revision == self.revision:
+            return [self._tell()]  # it was asked before, and the answer was lost
+        why = self._refusal(assignment)
+        if why:
+            return [self._tell(why)]
+        self.assignment = assignment
+        self._assigned = self._server_ready = False
+        self._server = True
+        self._base_ready = False
+        self._become("starting", "")
+        return [self._tell(), Fork(assignment), FrontAssign(assignment)]
+
+    def _refusal(self, assignment: Assignment) -> str:
+        """Why this can't be started here, "" if it can."""
+        asked = f"can't start {assignment.revision}"
+        if self._ending:
+            return f"{asked}: the pod is being deleted; take another slot"
+        if self.state != "ready":
+            has = f"it has {self.revision}" if self.revision else self.reason
+            return f"{asked}: this slot is {self.state} ({has}); take another slot"
+        if assignment.instance.rpartition("/")[2] != self.pod:
+            return f"{asked}: instance is {assignment.instance!r} and this pod {self.pod!r}; name this pod"
+        if not assignment.argv:
+            return f"{asked}: argv is empty; give the command and args of the user's container"
+        if not 0 < assignment.port < 65536 or assignment.port in FRONT_PORTS:
+            taken = ", ".join(map(str, FRONT_PORTS))
+            return (
+                f"{asked}: port {assignment.port} is none that a server can have; not 0 and none of {taken}"
+            )
+        return ""
+
+    def _free(self, revision: str) -> list[Instruction]:
+        if self.assignment is None or revision != self.revision:
+            has = f"it has {self.revision}" if self.assignment is not None else "it has none"
+            return [self._tell(f"can't free {revision}: {has}")]
+        if self.state == "serving":
+            assignment = self.assignment
+            self._become("draining", "")
+            return [self._tell(), *self._drain(assignment.drain_s, 0.0)]
+        if self.state in ("starting", "failed"):
+            self._become("draining", "")
+            return [self._tell(), *self._end_server()]
+        return [self._tell()]
+
+    def _terminated(self) -> list[Instruction]:
+        if self._ending:
+            return []
+        self._ending = True
+        if self.assignment is None or self.state == "failed":
+            return self._end(0, "the pod is deleted")
+        if self.state == "serving":
+            assignment = self.assignment
+            self._become("draining", "the pod is deleted")
+            return [self._tell(), *self._drain(assignment.drain_s, QUIET_S)]
+        if self.state == "starting":
+            self._become("draining", "the pod is deleted")
+            return [self._tell(), *self._end_server()]
+        return []  # it drains already
+
+    # --- the server
+
+    def _server_began(self) -> list[Instruction]:
+        if self.state != "starting":
+            return []
+        self._server_ready = True
+        serve: list[Instruction] = [FrontServe(self.revision)] if self._front_up else []
+        return serve + self._serves()
+
+    def _serves(self) -> list[Instruction]:
+        if self.state != "starting" or not self._server_ready or not self._assigned:
+            return []
+        self._become("serving", "")
+        return [self._tell()]
+
+    def _failed(self, reason: str) -> list[Instruction]:
+        if self.state == "starting":
+            self._become("failed", reason)
+            return [self._tell(), *self._blank(), *([EndServer(0.0)] if self._server else [])]
+        return []
+
+    def _server_ended(self, reason: str) -> list[Instruction]:
+        if self.state == "starting":
+            return self._failed(f"the server {reason} before it was ready: see the pod's log")
+        if self.state == "serving":
+            self._become("failed", f"the server {reason}: the pod is to be replaced")
+            return [self._tell(), *self._end(1, self.reason)]
+        if self.state == "draining":
+            return self._server_gone()
+        return []
+
+    def _drain(self, seconds: float, quiet_s: float) -> list[Instruction]:
+        if self._front_up and self._assigned:
+            return [FrontDrain(self.revision, seconds, quiet_s)]
+        return self._end_server()
+
+    def _drained(self) -> list[Instruction]:
+        return self._end_server() if self.state == "draining" else []
+
+    def _end_server(self) -> list[Instruction]:
+        return [EndServer(SERVER_GRACE_S)] if self._server else self._server_gone()
+
+    def _server_gone(self) -> list[Instruction]:
+        if self._ending:
+            return self._end(0, "the pod is deleted")
+        self.assignment = None
+        self._assigned = self._server_ready = False
+        self._become("warming", "it gets its next fork ready")
+        return [*self._blank(), CheckBase()]
+
+    # --- base and front
+
+    def _base_died(self, reason: str) -> list[Instruction]:
+        self._base_ready = False
+        self._base_failures += 1
+        again: list[Instruction] = [StartBase(self._base_failures)]
+        if self.state in ("ready", "warming"):
+            self._become("warming", f"{reason}; it is started again")
+            return [self._tell(), *self._blank(), *again]
+        return again
+
+    def _front_began(self) -> list[Instruction]:
+        self._front_up = True
+        self._front_failures = 0
+        if self.assignment is None or self.state not in ("starting", "serving"):
+            return self._settle() if self.assignment is None else self._blank()
+        told: list[Instruction] = [FrontAssign(self.assignment)]
+        return [*told, FrontServe(self.revision)] if self._server_ready else told
+
+    def _front_died(self, reason: str) -> list[Instruction]:
+        self._front_up = self._assigned = False
+        self._front_failures += 1
+        again: list[Instruction] = [StartFront(self._front_failures)]
+        if self.state == "draining":
+            return [*again, *self._end_server()]
+        if self.state in ("ready", "warming"):
+            self._become("warming", f"{reason}; it is started again")
+            return [self._tell(), *again]
+        return again
+
+    def _settle(self) -> list[Instruction]:
+        """Ready, if nothing is missing; the front is told how the slot is."""
+        if self.assignment is not None:
+            return []
+        if self._base_ready and self._front_up:
+            if self.state == "ready":
+                return []
+            self._become("ready", "")
+            return [*self._blank(), self._tell()]
+        missing = "its base imports" if not self._base_ready else "its front begins"
+        self._become("warming", missing)
+        return self._blank()
+
+    def _blank(self) -> list[Instruction]:
+        ready = self.state == "ready"
+        return [FrontBlank(ready, self.reason)] if self._front_up else []
+
+    def _end(self, code: int, reason: str) -> list[Instruction]:
+        self.ended = True
+        return [End(code, reason)]
+
+    def _become(self, state: SlotState, reason: str) -> None:
+        self.state = state
+        self.reason = reason
+
+    def _tell(self, reason: str = "") -> Tell:
+        return Tell(self.state, self.revision, reason or self.reason)
