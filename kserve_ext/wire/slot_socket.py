@@ -21,6 +21,7 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
     addr: str  # IP of the pod
     level: Level
     incarnation: int
+    gpus: int = 0  # that the pod has, for the account of what stands by
 
 
 class State(msgspec.Struct, tag="state", frozen=True):

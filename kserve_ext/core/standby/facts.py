@@ -28,6 +28,7 @@ class Slot(NamedTuple):
     reason: str = ""  # of failed or warming: what, and what to do
     since: float = 0.0  # of this state, unix seconds
     incarnation: int = 0  # of its process: unix nanoseconds at its start
+    gpus: int = 0  # that its pod has
 
 
 class Timeouts(NamedTuple):
