@@ -81,7 +81,7 @@ def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Setting
         metrics_port=port(environ, "GALAXY_METRICS_PORT", 9090),
         scrape_port=port(environ, "GALAXY_SCRAPE_PORT", 9090),
         profiling_port=port(environ, "PROFILING_PORT", 8008),
-        mutual_tls=_mode(environ),
+        mutual_tls=mutual_tls(environ),
     )
 
 
@@ -95,7 +95,7 @@ def _stateful_set(environ: Mapping[str, str]) -> StatefulSet | None:
     return StatefulSet(name, int(ordinal), service, port, environ.get("STATEFUL_SERVICE_PROTOCOL") or "http")
 
 
-def _mode(environ: Mapping[str, str]) -> str:
+def mutual_tls(environ: Mapping[str, str]) -> str:
     mode = environ.get("GALAXY_MUTUAL_TLS") or "off"
     if mode not in MODES:
         raise BadEnvironment(f"GALAXY_MUTUAL_TLS={mode!r}: write one of {', '.join(MODES)}")

@@ -69,6 +69,9 @@ class ApiServer:
         self.objects = Objects(self._changed)
         self.requests: list[str] = []  # "PATCH /apis/..."
         self.token = ""  # not "": requests must carry it
+        self.reviewed: dict[
+            str, Obj
+        ] = {}  # token -> the status that a TokenReview of it gets; others are unknown
         self.most_per_page = 0  # > 0: a list with a limit comes in pages no larger than this
         self.pages_expire = False  # whether every page but the first gets 410
         self.watches: set[Watch] = set()
@@ -228,6 +231,9 @@ class ApiServer:
             case "GET":
                 found = objects.get(kind, target.key)
                 return 200, scale_of(found) if target.subresource == "scale" else found
+            case "POST" if kind.plural == "tokenreviews":
+                unknown = {"authenticated": False, "error": "invalid bearer token"}
+                return 201, {**body, "status": self.reviewed.get(body["spec"]["token"], unknown)}
             case "POST":
                 return 201, objects.create(kind, target.namespace, body)
             case "PUT":

@@ -13,11 +13,11 @@ from typing import Any, Final
 from activator_replacement.knative.background import kept_up
 from activator_replacement.knative.dispatcher import Dispatcher
 from activator_replacement.knative.settings import Settings
-from activator_replacement.knative.sharing.key import shared_key
 from activator_replacement.knative.sharing.sharing import Sharing
 from kserve_ext.kube.client import Client
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import ENDPOINTS
+from kserve_ext.kube.peers_key import shared_key
 from kserve_ext.rpc import Rpc
 from kserve_ext.rpc.mutual_tls import Identity
 

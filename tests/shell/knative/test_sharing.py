@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from activator_replacement.knative.activator import Activator
-from activator_replacement.knative.sharing.key import SECRET, shared_key
 from activator_replacement.knative.sharing.neighbourhood import ACTIVATORS
 from kserve_ext.core import rendezvous
 from kserve_ext.kube.kinds import ENDPOINTS, SECRETS
+from kserve_ext.kube.peers_key import SECRET, shared_key
 from tests.shell.knative.test_activator_process import line, start
 from tests.support.api_server import ApiServer
 from tests.support.dataplane import Client, get, run
@@ -268,7 +268,7 @@ def test_the_first_to_find_the_secret_empty_makes_the_key(caplog: pytest.LogCapt
 
 
 def test_an_api_server_that_is_away_for_a_moment_costs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("activator_replacement.knative.sharing.key.AGAIN_S", 0.01)
+    monkeypatch.setattr("kserve_ext.kube.peers_key.AGAIN_S", 0.01)
 
     async def test() -> None:
         async with ApiServer() as api, api.client() as client:

@@ -1,0 +1,237 @@
+"""One node's agent: carries out core/standby/agent.py between the socket of slots, autoscalers and activators.
+
+It begins without a memory: slots of its node dial again and say what they do. Autoscalers watch (WatchSlots) and give
+orders (TakeSlot, FreeSlot); all of them, and activators, prove the key of the Secret galaxy-peers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any, Final, assert_never
+
+from autoscaler_shim.node_agent import status
+from autoscaler_shim.node_agent.door import Door
+from autoscaler_shim.node_agent.metrics import Figures, Metrics, Page
+from autoscaler_shim.node_agent.reviews import NotProven, Reviews
+from autoscaler_shim.node_agent.settings import Settings
+from autoscaler_shim.node_agent.telling import Telling
+from kserve_ext.core.ids import NodeID, RevisionKey
+from kserve_ext.core.standby.agent import Drop, Effect, EmptySlot, News, SlotAccount, StartSlot
+from kserve_ext.core.standby.facts import Slot
+from kserve_ext.kube.client import Client, KubeError
+from kserve_ext.kube.identity import SecretIdentity
+from kserve_ext.kube.kinds import NODES
+from kserve_ext.kube.peers_key import NoKey, peers_key
+from kserve_ext.rpc import Caller, Rpc
+from kserve_ext.wire.messages import FreeSlot, NodeSlots, SlotReply, TakeSlot, WatchSlots
+from kserve_ext.wire.slot_socket import Free, Start, State
+
+log = logging.getLogger(__name__)
+
+#: A watch is answered after so long at the latest, and before its caller gives up.
+WATCH_S: Final = 20.0
+EARLIER_S: Final = 0.5
+#: Between looks at the Node object and at the folders of models.
+LOOK_S: Final = 15.0
+KEY_AGAIN_S: Final = 5.0
+
+
+class NodeAgent:
+    """`start` once, then `stop` once."""
+
+    def __init__(self, settings: Settings, client: Client) -> None:
+        self._settings = settings
+        self._client = client
+        self._loop = asyncio.get_running_loop()
+        self.node = NodeID(settings.node)
+        self.incarnation = time.time_ns()
+        self.account = SlotAccount()
+        self.reviews = Reviews(client, settings.node)
+        self.door = Door(settings.socket, self.reviews, self, NotProven)
+        self.identity: SecretIdentity | None = None
+        if settings.mutual_tls != "off":
+            self.identity = SecretIdentity(client, settings.namespace, settings.mutual_tls)
+        self.page = Page(Metrics(self.figures), lambda: self._ready)
+        self.addr = ""
+        self._ready = False
+        self._rpc: Rpc | None = None
+        self._telling: Telling | None = None
+        self._read: dict[str, Any] = {}
+        self._models: tuple[str, ...] = ()
+        self._looks = 0
+        self._watchers: set[asyncio.Future[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._looking: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Returns when slots may dial and autoscalers may call. Waits for the API server to give the key."""
+        settings = self._settings
+        await self.page.start(settings.pod_ip, settings.metrics_port)
+        if self.identity is not None:
+            await self.identity.start()
+        key = await self._key()
+        identity = self.identity.identity if self.identity is not None else None
+        rpc = self._rpc = Rpc(f"node-agent/{self.node}", key, identity=identity)
+        self._telling = Telling(rpc, self.node, self.incarnation)
+        await self._look()
+        await self.door.open()
+        rpc.handle(WatchSlots, self._watched)
+        rpc.handle(TakeSlot, self._take)
+        rpc.handle(FreeSlot, self._free)
+        self.addr = await rpc.listen(settings.pod_ip, settings.port)
+        self._looking = asyncio.create_task(self._keep_looking())
+        self._ready = True
+        log.info("slots dial %s, autoscalers call %s", settings.socket, self.addr)
+
+    async def stop(self) -> None:
+        self._ready = False
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+        if self._rpc is not None:
+            # First, so that nobody is told that slots have ended: they dial again.
+            await self._rpc.close()
+        await self.door.close()
+        if self.identity is not None:
+            await self.identity.stop()
+        await self.page.stop()
+
+    def figures(self) -> Figures:
+        told, lost = (self._telling.told, self._telling.lost) if self._telling is not None else (0, 0)
+        return Figures(
+            self.account.counts(),
+            self.account.idle_by_pool(time.time()),
+            self.door.refused,
+            self.reviews.waiting,
+            told,
+            lost,
+        )
+
+    # --- what the door says
+
+    def connected(self, link: int, slot: Slot) -> None:
+        self._do(self.account.connected(link, slot, time.time()))
+
+    def said(self, link: int, state: State) -> None:
+        self._do(self.account.said(link, state.state, RevisionKey(state.revision), state.reason, time.time()))
+
+    def lost(self, link: int) -> None:
+        if self._ready:
+            self._do(self.account.lost(link, time.time()))
+
+    # --- what autoscalers ask
+
+    async def _watched(self, message: WatchSlots, caller: Caller) -> NodeSlots:
+        begun, _, change = message.tag.partition(".")
+        if begun == str(self.incarnation):
+            self.account.heard(int(change.partition(".")[0] or 0))
+        if message.tag == self._tag:
+            changed = self._loop.create_future()
+            self._watchers.add(changed)
+            try:
+                until = min(WATCH_S, caller.deadline_left_s(self._loop.time()) - EARLIER_S)
+                async with asyncio.timeout(max(0.0, until)):
+                    await changed
+            except TimeoutError:
+                pass
+            finally:
+                self._watchers.discard(changed)
+        return NodeSlots(self._tag, self._status(), self.account.slots)
+
+    def _take(self, message: TakeSlot, caller: Caller) -> SlotReply:
+        assert self._rpc is not None
+        self._rpc.warm(message.tell)
+        verdict, effects = self.account.take(
+            message.pod, message.uid, message.assignment, message.tell, message.term, time.time()
+        )
+        self._do(effects)
+        if verdict.reason:
+            log.info("%s does not get %s: %s", message.assignment.revision, message.pod, verdict.reason)
+        return SlotReply(*verdict)
+
+    def _free(self, message: FreeSlot, caller: Caller) -> SlotReply:
+        verdict, effects = self.account.free(
+            message.pod, message.uid, message.revision, message.term, time.time()
+        )
+        self._do(effects)
+        return SlotReply(*verdict)
+
+    # --- inside
+
+    @property
+    def _tag(self) -> str:
+        return f"{self.incarnation}.{self.account.changes}.{self._looks}"
+
+    def _status(self) -> Any:
+        return status.status(
+            self.node,
+            self.addr,
+            self.incarnation,
+            self.account.changes + self._looks,
+            self._read,
+            self.account.slots,
+            self._models,
+        )
+
+    def _do(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case StartSlot():
+                    self.door.send(effect.link, Start(effect.assignment))
+                case EmptySlot():
+                    self.door.send(effect.link, Free(effect.revision))
+                case Drop():
+                    log.warning("a slot is dropped: %s", effect.reason)
+                    self.door.drop(effect.link, effect.reason)
+                case News():
+                    assert self._telling is not None
+                    self._telling.tell(effect)
+                case _:
+                    assert_never(effect)
+        self._wake()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self.account.due()
+        if due < float("inf"):
+            self._timer = self._loop.call_later(max(0.0, due - time.time()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._do(self.account.tick(time.time()))
+
+    def _wake(self) -> None:
+        for watcher in self._watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+    async def _key(self) -> bytes:
+        while True:
+            try:
+                return await peers_key(self._client, self._settings.namespace, make=False)
+            except NoKey as error:
+                log.warning("no key yet, which an activator of ours makes: %s", error)
+                await asyncio.sleep(KEY_AGAIN_S)
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self._look()
+
+    async def _look(self) -> None:
+        """At the Node object and the folders; a change wakes who watches."""
+        settings = self._settings
+        before = self._models, self._read.get("status", {}).get("allocatable"), self._read.get("spec")
+        try:
+            self._read = await self._client.get(NODES, "", settings.node)
+        except KubeError as error:
+            log.warning("node %s can't be read, what was known of it stays: %s", settings.node, error)
+        self._models = await asyncio.to_thread(status.models, settings.model_cache, settings.fluid_mounts)
+        after = self._models, self._read.get("status", {}).get("allocatable"), self._read.get("spec")
+        if after != before:
+            self._looks += 1
+            self._wake()

@@ -1,0 +1,183 @@
+"""The unix socket at which standby pods of this node dial, a JSON object a line (kserve_ext/wire/slot_socket.py).
+
+Anybody on the node who has the folder mounted may dial; who has not said and proven in time which pod it is, is
+dropped with the reason. Carries what slots say to the account (kserve_ext/core/standby/agent.py), and orders back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+
+from kserve_ext.core.standby.facts import Slot
+from kserve_ext.wire.slot_socket import FromAgent, FromSlot, Hello, Refused, State
+
+log = logging.getLogger(__name__)
+
+#: From dialling to Hello.
+HELLO_S: Final = 5.0
+#: Longest line of a slot.
+MOST_BYTES: Final = 64 * 1024
+#: Connections at once; a node has a hundred or some hundred pods.
+MOST: Final = 1024
+#: Whoever runs in a standby pod may write into the socket, which is what connecting asks for.
+SOCKET_MODE: Final = 0o666
+
+_decode: Callable[[bytes], FromSlot] = msgspec.json.Decoder(FromSlot).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Unproven(Protocol):
+    async def prove(self, hello: Hello) -> None: ...
+
+
+class Heard(Protocol):
+    """Whoever keeps the account of slots."""
+
+    def connected(self, link: int, slot: Slot) -> None: ...
+    def said(self, link: int, state: State) -> None: ...
+    def lost(self, link: int) -> None: ...
+
+
+class Door:
+    """`open` once, `close` once."""
+
+    def __init__(self, path: Path, reviews: Unproven, heard: Heard, refusal: type[Exception]) -> None:
+        """`refusal`: what `reviews` raises, with the reason, for whoever isn't who it says."""
+        self._path = path
+        self._reviews = reviews
+        self._heard = heard
+        self._refusal = refusal
+        self._server: asyncio.AbstractServer | None = None
+        self._writers: dict[int, asyncio.StreamWriter] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last = 0
+        self.refused = 0
+
+    async def open(self) -> None:
+        """Raises OSError where the folder can't be written to."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self._path.with_name(f"{self._path.name}.new")
+        with contextlib.suppress(FileNotFoundError):
+            fresh.unlink()
+        self._server = await asyncio.start_unix_server(self._accepted, fresh, limit=MOST_BYTES)
+        fresh.chmod(SOCKET_MODE)
+        os.replace(fresh, self._path)  # also over one that a former agent has left
+
+    async def close(self) -> None:
+        """Slots dial again, at whoever opens next."""
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def send(self, link: int, message: FromAgent) -> None:
+        writer = self._writers.get(link)
+        if writer is not None and not writer.is_closing():
+            writer.write(_encode(message) + b"\n")
+
+    def drop(self, link: int, reason: str) -> None:
+        """It hears why; its end is not told to the account, which has asked for it."""
+        writer = self._writers.pop(link, None)
+        if writer is not None:
+            self.refused += 1
+            _refuse(writer, reason)
+
+    # --- inside
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._tasks) >= MOST:
+            _refuse(writer, f"{MOST} connections are open: try again")
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._last += 1
+        link = self._last
+        try:
+            await self._serve(link, reader, writer)
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # it is gone
+        except asyncio.CancelledError:
+            pass  # this agent ends; raised on, the stream's own callback would log it
+        finally:
+            self._tasks.discard(task)
+            if self._writers.pop(link, None) is not None:
+                self._heard.lost(link)
+            writer.close()
+
+    async def _serve(self, link: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(HELLO_S):
+                hello = await _read(reader)
+            if not isinstance(hello, Hello):
+                raise _Bad("the first line is no hello: send it first")
+            await self._proven(hello, reader)
+        except (TimeoutError, _Bad, self._refusal) as error:
+            self.refused += 1
+            reason = str(error) or f"no hello within {HELLO_S:g} s"
+            log.warning("a slot is refused: %s", reason)
+            _refuse(writer, reason)
+            return
+        self._writers[link] = writer
+        log.info("slot %s (pool %s, %s) is connected", hello.pod, hello.pool, hello.level)
+        self._heard.connected(
+            link,
+            Slot(
+                hello.pod,
+                hello.uid,
+                hello.pool,
+                hello.addr,
+                hello.level,
+                "warming",
+                incarnation=hello.incarnation,
+                gpus=hello.gpus,
+            ),
+        )
+        try:
+            while link in self._writers:
+                said = await _read(reader)
+                if not isinstance(said, State):
+                    raise _Bad("a second hello: dial anew instead")
+                if link in self._writers:
+                    self._heard.said(link, said)
+        except _Bad as error:
+            if link in self._writers:
+                log.warning("slot %s is dropped: %s", hello.pod, error)
+                self._writers.pop(link)
+                self._heard.lost(link)
+                _refuse(writer, str(error))
+
+    async def _proven(self, hello: Hello, reader: asyncio.StreamReader) -> None:
+        await self._reviews.prove(hello)
+        if reader.at_eof():
+            raise ConnectionResetError  # it didn't wait
+
+
+class _Bad(Exception):
+    """What a slot has sent can't be used."""
+
+
+async def _read(reader: asyncio.StreamReader) -> FromSlot:
+    try:
+        line = await reader.readuntil(b"\n")
+    except asyncio.LimitOverrunError:
+        raise _Bad(f"a line of more than {MOST_BYTES} bytes") from None
+    try:
+        return _decode(line)
+    except msgspec.DecodeError as error:
+        raise _Bad(f"a line that is no message of a slot: {error}") from None
+
+
+def _refuse(writer: asyncio.StreamWriter, reason: str) -> None:
+    with contextlib.suppress(OSError):
+        writer.write(_encode(Refused(reason)) + b"\n")
+        writer.close()

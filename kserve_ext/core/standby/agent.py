@@ -1,0 +1,369 @@
+"""The node agent's account of its slots: who has which, and what has to go out to slots and activators.
+
+The slots are the truth: what one says replaces what is believed here, but for an order under way. A slot has one
+revision; the first who takes it has it, and asking again changes nothing. A holder of a bucket that has been obeyed
+fences former ones, for each revision apart. What serves is told to the activators that were named, and taken back as
+soon as it doesn't. A slot with a revision that no autoscaler has heard of for UNCLAIMED_S is made free again, since
+nobody can have adopted it. One that had it before this agent began may be adopted, and is left alone.
+
+Reads no clock, sends nothing: every verb gives back what has to go out (Effect), in order.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Final, NamedTuple
+
+from kserve_ext.core.ids import InstanceID, RevisionKey
+from kserve_ext.core.standby.facts import Assignment, Slot, SlotState
+
+#: So long a slot with a revision may be unknown to every autoscaler.
+UNCLAIMED_S: Final = 60.0
+#: So long a slot has to answer an order before what it said last counts again.
+ORDER_S: Final = 5.0
+#: Revisions whose last obeyed term is remembered.
+KEEP_TERMS: Final = 10_000
+HTTP1_PORT: Final = 8012
+HTTP2_PORT: Final = 8013
+#: States in which a slot has a revision.
+BUSY: Final[frozenset[SlotState]] = frozenset(("starting", "serving", "draining"))
+#: States in which nobody's work is done with its GPUs.
+IDLE: Final[frozenset[SlotState]] = frozenset(("warming", "ready"))
+
+_BEFORE_START: Final[frozenset[SlotState]] = frozenset(("ready",))
+_BEFORE_EMPTY: Final[frozenset[SlotState]] = frozenset(("starting", "serving"))
+
+
+class StartSlot(NamedTuple):
+    link: int
+    assignment: Assignment
+
+
+class EmptySlot(NamedTuple):
+    """It drains, and is a standby again."""
+
+    link: int
+    revision: RevisionKey
+
+
+class Drop(NamedTuple):
+    """The connection ends, and the slot hears why."""
+
+    link: int
+    reason: str
+
+
+class News(NamedTuple):
+    """For activators: requests may go to this instance, or no longer."""
+
+    to: tuple[str, ...]
+    revision: RevisionKey
+    instance: InstanceID
+    addr: str  # host:port
+    incarnation: int
+    serves: bool
+    reason: str = ""  # why no longer
+
+
+Effect = StartSlot | EmptySlot | Drop | News
+
+
+class Verdict(NamedTuple):
+    reason: str = ""  # "" = done
+    stale: bool = False
+    slot: Slot | None = None
+
+
+class _Life:
+    """One slot that is connected."""
+
+    __slots__ = (
+        "changed_at",
+        "claimable",
+        "late",
+        "link",
+        "ordered_until",
+        "said",
+        "slot",
+        "taken",
+        "tell",
+        "told",
+    )
+
+    def __init__(self, link: int, slot: Slot) -> None:
+        self.link = link
+        self.slot = slot
+        #: What it said last, while an order is under way and `slot` shows what was ordered.
+        self.said = slot
+        self.ordered_until = 0.0
+        #: States that it may have said before it has read that order.
+        self.late: frozenset[SlotState] = frozenset()
+        #: The change that brought it to its revision; an autoscaler that has heard of it knows the slot.
+        self.changed_at = 0
+        #: Taken through this agent: then nobody knows it who hasn't heard of it here.
+        self.claimable = False
+        self.taken: Assignment | None = None
+        self.tell: tuple[str, ...] = ()
+        #: The news that activators have, while they believe that it serves.
+        self.told: News | None = None
+
+
+class SlotAccount:
+    def __init__(self) -> None:
+        #: Rises with every change of any slot.
+        self.changes = 0
+        #: GPU-seconds that slots have stood by, by pool.
+        self.idle_gpu_s: dict[str, float] = {}
+        self._lives: dict[str, _Life] = {}  # by pod
+        self._pods: dict[int, str] = {}  # by link
+        self._heard = 0  # the change up to which some autoscaler knows everything
+        self._terms: OrderedDict[RevisionKey, int] = OrderedDict()
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return tuple(life.slot for _, life in sorted(self._lives.items()))
+
+    def counts(self) -> dict[tuple[str, SlotState], int]:
+        """Slots by pool and state."""
+        found: dict[tuple[str, SlotState], int] = {}
+        for life in self._lives.values():
+            at = life.slot.pool, life.slot.state
+            found[at] = found.get(at, 0) + 1
+        return found
+
+    def idle_by_pool(self, now: float) -> dict[str, float]:
+        """GPU-seconds that slots have stood by until now."""
+        found = dict(self.idle_gpu_s)
+        for life in self._lives.values():
+            found[life.slot.pool] = found.get(life.slot.pool, 0.0) + _idle_s(life.slot, now)
+        return found
+
+    # --- slots
+
+    def connected(self, link: int, slot: Slot, now: float) -> list[Effect]:
+        """A slot that has proven which pod it is; what state it is in, it says next."""
+        try:
+            ip_address(slot.addr)
+        except ValueError:
+            return [Drop(link, f"addr {slot.addr!r} is no IP address: send the pod's own (status.podIP)")]
+        before = self._lives.get(slot.pod)
+        effects: list[Effect] = []
+        if before is not None and before.slot.uid == slot.uid:
+            if before.slot.incarnation > slot.incarnation:
+                return [Drop(link, f"a newer process of pod {slot.pod} is connected: end this one")]
+            effects.append(Drop(before.link, "this pod has connected again"))
+            del self._pods[before.link]
+            if before.slot.incarnation == slot.incarnation:  # the same process on another connection
+                before.link, before.ordered_until = link, 0.0
+                self._pods[link] = slot.pod
+                return effects
+        elif before is not None:
+            effects.append(Drop(before.link, f"another pod is called {slot.pod} now"))
+        if before is not None:
+            effects += self._end(before, "its process has ended", now)
+        life = _Life(link, slot._replace(state="warming", revision=RevisionKey(""), since=now))
+        self._lives[slot.pod] = life
+        self._pods[link] = slot.pod
+        self._changed()
+        return effects
+
+    def said(
+        self, link: int, state: SlotState, revision: RevisionKey, reason: str, now: float
+    ) -> list[Effect]:
+        """A slot says what it does."""
+        life = self._of(link)
+        if life is None:
+            return []
+        if state in BUSY and not revision:
+            why = f"state {state} without a revision: name it"
+            effects = self._end(life, why, now)
+            self._changed()
+            return [*effects, Drop(link, why)]
+        if state not in BUSY and state != "failed":
+            revision = RevisionKey("")
+        life.said = life.said._replace(state=state, revision=revision, reason=reason)
+        if life.ordered_until and state in life.late:
+            return []
+        life.ordered_until = 0.0
+        return self._become(life, state, revision, reason, now)
+
+    def lost(self, link: int, now: float) -> list[Effect]:
+        """The connection is over, and with it the slot."""
+        life = self._of(link)
+        if life is None:
+            return []
+        effects = self._end(life, "its process has ended", now)
+        self._changed()
+        return effects
+
+    # --- autoscalers
+
+    def heard(self, change: int) -> None:
+        """An autoscaler knows all slots as they were after this change."""
+        self._heard = max(self._heard, min(change, self.changes))
+
+    def take(
+        self, pod: str, uid: str, assignment: Assignment, tell: Iterable[str], term: int, now: float
+    ) -> tuple[Verdict, list[Effect]]:
+        life, verdict = self._asked(pod, uid, assignment.revision, term)
+        if life is None:
+            return verdict, []
+        slot = life.slot
+        if assignment.revision.partition("/")[0] != pod.partition("/")[0]:
+            return Verdict(f"pod {pod} serves revisions of its own namespace only", slot=slot), []
+        if slot.revision == assignment.revision and slot.state in ("starting", "serving"):
+            life.taken = assignment
+            return Verdict(slot=slot), self._tell_also(life, tuple(tell))
+        if slot.state != "ready":
+            of = f" {slot.revision}" if slot.revision else ""
+            why = f": {slot.reason}" if slot.reason else ""
+            return Verdict(f"pod {pod} is {slot.state}{of}{why}; take another slot", slot=slot), []
+        life.taken, life.tell, life.claimable = assignment, tuple(tell), True
+        life.said, life.ordered_until, life.late = slot, now + ORDER_S, _BEFORE_START
+        effects = self._become(life, "starting", assignment.revision, "", now)
+        return Verdict(slot=life.slot), [*effects, StartSlot(life.link, assignment)]
+
+    def free(
+        self, pod: str, uid: str, revision: RevisionKey, term: int, now: float
+    ) -> tuple[Verdict, list[Effect]]:
+        life, verdict = self._asked(pod, uid, revision, term)
+        if life is None:
+            return verdict, []
+        slot = life.slot
+        if slot.revision != revision:
+            has = f"has {slot.revision}" if slot.revision else f"is {slot.state} and has no revision"
+            return Verdict(f"pod {pod} {has}; nothing was done", slot=slot), []
+        if slot.state == "draining":
+            return Verdict(slot=slot), []
+        return self._empty(life, "its revision has given it back", now)
+
+    # --- time
+
+    def tick(self, now: float) -> list[Effect]:
+        """Orders that nobody answered, slots that nobody knows."""
+        effects: list[Effect] = []
+        for life in list(self._lives.values()):
+            if life.ordered_until and now >= life.ordered_until:
+                life.ordered_until = 0.0
+                effects += self._become(life, life.said.state, life.said.revision, life.said.reason, now)
+            elif self._unclaimed(life) and now >= life.slot.since + UNCLAIMED_S:
+                effects += self._empty(life, "no autoscaler has heard of it", now)[1]
+        return effects
+
+    def due(self) -> float:
+        """When `tick` has something to do; infinity: not before something else happens."""
+        times = [life.ordered_until for life in self._lives.values() if life.ordered_until]
+        times += [life.slot.since + UNCLAIMED_S for life in self._lives.values() if self._unclaimed(life)]
+        return min(times, default=float("inf"))
+
+    # --- inside
+
+    def _of(self, link: int) -> _Life | None:
+        pod = self._pods.get(link)
+        return None if pod is None else self._lives[pod]
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def _unclaimed(self, life: _Life) -> bool:
+        return life.claimable and life.slot.state in ("starting", "serving") and life.changed_at > self._heard
+
+    def _asked(self, pod: str, uid: str, revision: RevisionKey, term: int) -> tuple[_Life | None, Verdict]:
+        """Whom an order is for, unless it is refused."""
+        life = self._lives.get(pod)
+        slot = life.slot if life is not None else None
+        obeyed = self._terms.get(revision, 0)
+        if term < obeyed:
+            why = (
+                f"term {term} of {revision} is over: {obeyed} has been obeyed, another autoscaler has it now"
+            )
+            return None, Verdict(why, stale=True, slot=slot)
+        if life is None or slot is None:
+            why = f"pod {pod} has no slot here: it has ended, or hasn't connected yet"
+            return None, Verdict(why)
+        if slot.uid != uid:
+            return None, Verdict(f"pod {pod} is another one now (uid {slot.uid}, not {uid})", slot=slot)
+        self._terms[revision] = term
+        self._terms.move_to_end(revision)
+        if len(self._terms) > KEEP_TERMS:
+            self._terms.popitem(last=False)
+        return life, Verdict()
+
+    def _become(
+        self, life: _Life, state: SlotState, revision: RevisionKey, reason: str, now: float
+    ) -> list[Effect]:
+        slot = life.slot
+        if (slot.state, slot.revision, slot.reason) == (state, revision, reason):
+            return []
+        if (slot.state, slot.revision) != (state, revision):
+            self._count_idle(slot, now)
+            slot = slot._replace(since=now)
+        life.slot = slot._replace(state=state, revision=revision, reason=reason)
+        self._changed()
+        life.changed_at = self.changes
+        effects = self._take_back(life, reason or f"it is {state}") if not self._believed(life) else []
+        if life.taken is not None and life.taken.revision != revision:
+            life.taken, life.tell, life.claimable = None, (), False
+        if state == "serving" and life.told is None and life.taken is not None and life.tell:
+            effects.append(self._announce(life, life.tell))
+        return effects
+
+    def _believed(self, life: _Life) -> bool:
+        """What activators believe of it is so."""
+        told = life.told
+        return told is None or (life.slot.state == "serving" and life.slot.revision == told.revision)
+
+    def _announce(self, life: _Life, to: tuple[str, ...]) -> News:
+        slot, taken = life.slot, life.taken
+        assert taken is not None
+        port = HTTP2_PORT if taken.http2 else HTTP1_PORT
+        host = f"[{slot.addr}]" if ":" in slot.addr else slot.addr
+        news = News(to, slot.revision, taken.instance, f"{host}:{port}", slot.incarnation, serves=True)
+        life.told = news._replace(to=life.tell)
+        return news
+
+    def _tell_also(self, life: _Life, tell: tuple[str, ...]) -> list[Effect]:
+        """Activators that haven't heard of it yet; one that was asked to tell before is not forgotten."""
+        new = tuple(addr for addr in tell if addr not in life.tell)
+        life.tell += new
+        if life.slot.state == "serving" and new:
+            return [self._announce(life, new)]
+        return []
+
+    def _take_back(self, life: _Life, reason: str) -> list[Effect]:
+        told, life.told = life.told, None
+        return [told._replace(serves=False, reason=reason)] if told is not None else []
+
+    def _empty(self, life: _Life, reason: str, now: float) -> tuple[Verdict, list[Effect]]:
+        revision = life.slot.revision
+        life.said, life.ordered_until, life.late = life.slot, now + ORDER_S, _BEFORE_EMPTY
+        effects = self._become(life, "draining", revision, reason, now)
+        return Verdict(slot=life.slot), [*effects, EmptySlot(life.link, revision)]
+
+    def _end(self, life: _Life, reason: str, now: float) -> list[Effect]:
+        self._count_idle(life.slot, now)
+        self._lives.pop(life.slot.pod, None)
+        self._pods.pop(life.link, None)
+        return self._take_back(life, reason)
+
+    def _count_idle(self, slot: Slot, now: float) -> None:
+        idle_s = _idle_s(slot, now)
+        if idle_s:
+            self.idle_gpu_s[slot.pool] = self.idle_gpu_s.get(slot.pool, 0.0) + idle_s
+
+    def check(self) -> None:
+        """Invariants, for tests."""
+        assert {life.link: pod for pod, life in self._lives.items()} == self._pods
+        for pod, life in self._lives.items():
+            slot = life.slot
+            assert slot.pod == pod
+            assert bool(slot.revision) == (slot.state in BUSY) or slot.state == "failed"
+            if life.told is not None:
+                assert slot.state == "serving"
+                assert slot.revision == life.told.revision
+
+
+def _idle_s(slot: Slot, now: float) -> float:
+    return slot.gpus * (now - slot.since) if slot.gpus and slot.state in IDLE else 0.0

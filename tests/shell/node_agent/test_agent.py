@@ -1,0 +1,286 @@
+"""A node agent over real sockets: slots prove who they are, are taken and freed, and activators hear of it."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from autoscaler_shim.node_agent.agent import NodeAgent
+from kserve_ext.core.ids import RevisionKey
+from kserve_ext.rpc import Rpc, RpcError
+from kserve_ext.wire.messages import FreeSlot, NodeSlots, SlotReply, TakeSlot, WatchSlots
+from tests.support.api_server import ApiServer
+from tests.support.dataplane import run
+from tests.support.dispatch_cluster import until
+from tests.support.standby import (
+    KEY,
+    NODE,
+    REVISION,
+    FakeActivator,
+    FakeSlot,
+    assignment,
+    put_cluster,
+    review,
+    settings,
+)
+
+
+class World:
+    def __init__(self, api: ApiServer, agent: NodeAgent, folder: Path) -> None:
+        self.api = api
+        self.agent = agent
+        self.autoscaler = Rpc("autoscaler", KEY)
+        self.path = folder / "agent.sock"
+
+    def slot(self, pod: str = "default/a", uid: str = "u1") -> FakeSlot:
+        return FakeSlot(self.api, self.path, pod, uid)
+
+    async def watch(self, tag: str = "") -> NodeSlots:
+        found: NodeSlots = await self.autoscaler.call(self.agent.addr, WatchSlots(tag))
+        return found
+
+    async def states(self, *wanted: str) -> NodeSlots:
+        """Waits until the slots are in these states, by pod."""
+        tag = ""
+        while True:
+            found = await self.watch(tag)
+            if [slot.state for slot in found.slots] == list(wanted):
+                return found
+            tag = found.tag
+
+    async def take(self, slot: FakeSlot, *tell: str, term: int = 1, **options: Any) -> SlotReply:
+        given = assignment(instance=slot.hello.pod.partition("/")[2], **options)
+        message = TakeSlot(slot.hello.pod, slot.hello.uid, given, tell, term)
+        reply: SlotReply = await self.autoscaler.call(self.agent.addr, message)
+        return reply
+
+    async def free(self, slot: FakeSlot, revision: RevisionKey = REVISION, term: int = 1) -> SlotReply:
+        message = FreeSlot(slot.hello.pod, slot.hello.uid, revision, term)
+        reply: SlotReply = await self.autoscaler.call(self.agent.addr, message)
+        return reply
+
+
+@asynccontextmanager
+async def world(folder: Path) -> AsyncIterator[World]:
+    async with ApiServer() as api, api.client() as client:
+        put_cluster(api)
+        agent = NodeAgent(settings(folder), client)
+        await agent.start()
+        made = World(api, agent, folder)
+        try:
+            yield made
+        finally:
+            await made.autoscaler.close()
+            await agent.stop()
+
+
+def test_a_slot_is_taken_serves_and_is_given_back(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            activator = FakeActivator()
+            await activator.start()
+            slot = w.slot()
+            await slot.dial()
+            (shown,) = (await w.states("ready")).slots
+            assert (shown.pod, shown.uid, shown.pool, shown.addr, shown.gpus) == (
+                "default/a",
+                "u1",
+                "pool-1",
+                "10.0.0.7",
+                1,
+            )
+            reply = await w.take(slot, activator.addr)
+            assert reply.reason == ""
+            assert reply.slot is not None
+            assert (reply.slot.state, reply.slot.revision) == ("starting", REVISION)
+            await until(
+                lambda: activator.news == [("a", "ready", "10.0.0.7:8012")], "the activator hears of it"
+            )
+            assert (await w.states("serving")).slots[0].revision == REVISION
+            again = await w.take(slot, activator.addr)
+            assert (again.reason, len(slot.orders)) == ("", 1)
+            assert (await w.free(slot)).reason == ""
+            await until(lambda: activator.news[-1] == ("a", "gone", "10.0.0.7:8012"), "it is taken back")
+            assert (await w.states("ready")).slots[0].revision == ""
+            assert (await w.take(slot, activator.addr, http2=True)).reason == ""
+            await until(
+                lambda: activator.news[-1] == ("a", "ready", "10.0.0.7:8013"), "it serves over HTTP/2"
+            )
+            await slot.close()
+            await until(lambda: activator.news[-1] == ("a", "gone", "10.0.0.7:8013"), "its end is told")
+            await w.states()
+            await activator.rpc.close()
+
+    run(test())
+
+
+def test_an_activator_that_joins_late_hears_what_serves_already(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            first, second = FakeActivator(), FakeActivator()
+            await first.start()
+            await second.start()
+            slot = w.slot()
+            await slot.dial()
+            await w.states("ready")
+            await w.take(slot, first.addr)
+            await until(lambda: len(first.news) == 1, "the first hears of it")
+            await w.take(slot, first.addr, second.addr)
+            await until(lambda: len(second.news) == 1, "so does the second")
+            await slot.close()
+            await until(lambda: len(first.news) == len(second.news) == 2, "both hear of its end")
+            for activator in (first, second):
+                await activator.rpc.close()
+
+    run(test())
+
+
+def test_two_want_one_slot_and_a_former_holder_wants_any(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            slot = w.slot()
+            slot.quiet = True
+            await slot.dial()
+            await w.states("ready")
+            assert (await w.take(slot, term=5)).reason == ""
+            other = await w.take(slot, revision=RevisionKey("default/second"), term=9)
+            assert other.reason == "pod default/a is starting default/first; take another slot"
+            assert other.slot is not None
+            assert other.slot.revision == REVISION
+            late = await w.take(slot, term=4)
+            assert late.stale
+            assert (await w.free(slot, term=4)).stale
+            assert (await w.free(slot, RevisionKey("default/second"), term=9)).reason == (
+                "pod default/a has default/first; nothing was done"
+            )
+            foreign = await w.take(slot, revision=RevisionKey("elsewhere/first"))
+            assert foreign.reason == "pod default/a serves revisions of its own namespace only"
+            stranger = w.slot("default/a", "u2")
+            assert "uid u1, not u2" in (await w.take(stranger, term=9)).reason
+            assert "has no slot here" in (await w.take(w.slot("default/b"), term=9)).reason
+            assert len(slot.orders) == 1
+            await slot.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        ({"authenticated": False, "error": "token expired"}, "the token is refused: token expired"),
+        ({**review(), "audiences": ["https://kubernetes.default.svc"]}, "is not for kserve-galaxy.io"),
+        (review(pod="elsewhere/a"), "not of a ServiceAccount in 'default'"),
+        (review(pod="default/b"), "names 'b', where pod 'a' is expected"),
+        (review(uid="u2"), "names 'u2', where uid 'u1' is expected"),
+        (review(node="node-2"), "names 'node-2', where node 'node-1' is expected"),
+        ({**review(), "user": {"username": "system:serviceaccount:default:default"}}, "names no pod"),
+        ({**review(), "user": {"username": "system:admin"}}, "not of a ServiceAccount"),
+    ],
+)
+def test_who_does_not_prove_which_pod_it_is_hears_why(
+    tmp_path: Path, status: dict[str, Any], reason: str
+) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            slot = w.slot()
+            w.api.reviewed[slot.hello.token] = status
+            await slot.dial()
+            await slot.ended()
+            assert reason in slot.refused
+            assert (await w.watch()).slots == ()
+
+    run(test())
+
+
+def test_a_new_slot_waits_for_an_api_server_that_is_away_and_one_seen_before_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoscaler_shim.node_agent.reviews.AGAIN_S", 0.01)
+
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            known, new = w.slot(), w.slot("default/b", "u2")
+            await known.dial()
+            await w.states("ready")
+            await w.api.down()
+            await new.dial()
+            await until(lambda: w.agent.reviews.waiting == 1, "the new one waits")
+            await known.close()
+            await w.states()
+            await known.dial()
+            await w.states("ready")
+            await w.api.up()
+            await w.states("ready", "ready")
+            for slot in (known, new):
+                await slot.close()
+
+    run(test())
+
+
+def test_lines_that_make_no_sense_end_a_connection_with_the_reason(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            for line, reason in (
+                (b"{}", "no message of a slot"),
+                (b"x" * 70_000, "a line of more than"),
+                (b'{"type":"state","state":"happy"}', "no message of a slot"),
+                (b'{"type":"state","state":"serving"}', "state serving without a revision"),
+            ):
+                slot = w.slot()
+                await slot.dial()
+                await w.states("ready")
+                slot.raw(line)
+                await slot.ended()
+                assert reason in slot.refused
+                await w.states()
+
+    run(test())
+
+
+def test_a_watch_waits_for_a_change_and_needs_the_key(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            begun = await w.watch()
+            slot = w.slot()
+            await slot.dial()
+            after = await w.states("ready")
+            assert after.tag != begun.tag
+            status = after.status
+            assert (status.node, status.addr) == (NODE, w.agent.addr)
+            assert (status.capacity.gpus, status.free.gpus) == (2, 1)
+            assert status.capacity.gpu_memory_mib == 2 * 81559
+            assert status.slots == (("pool-1", 1),)
+            stranger = Rpc("stranger", b"x" * 32)
+            with pytest.raises(RpcError):
+                await stranger.call(w.agent.addr, WatchSlots(""))
+            await stranger.close()
+            await slot.close()
+
+    run(test())
+
+
+def test_the_socket_is_for_all_users_of_the_node_and_metrics_say_what_stands_by(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            assert stat.S_IMODE(w.path.stat().st_mode) == 0o666
+            slot = w.slot()
+            await slot.dial()
+            await w.states("ready")
+            base = f"http://127.0.0.1:{w.agent.page.port}"
+            async with aiohttp.ClientSession() as http:
+                async with http.get(f"{base}/metrics") as answer:
+                    text = await answer.text()
+                for path in ("/healthz", "/readyz"):
+                    async with http.get(f"{base}{path}") as answer:
+                        assert answer.status == 200
+            assert 'galaxy_standby_slots{pool="pool-1",state="ready"} 1.0' in text
+            assert 'galaxy_standby_idle_gpu_seconds_total{pool="pool-1"}' in text
+            await slot.close()
+
+    run(test())
