@@ -158,6 +158,8 @@ class Activator:
             keep_connections=tls is None,  # they are asked without TLS
         )
         self.dispatcher.unreachable = self.backends.unreachable
+        if tls is None:  # else they are not reached at the address that is announced
+            self.neighbourhood.announced = self.backends.announced
         await self.neighbourhood.join()
         revisions = Informer(client, REVISIONS, on_change=self._revision_changed, keep=kept)
         logs = self._watch(settings.logging_config, self._logging_changed)

@@ -115,6 +115,13 @@ class Backends:
         pods, now = backend.pods, self._loop.time()
         self._do(backend, pods.cluster_failed(now) if addr == backend.cluster else pods.failed(addr, now))
 
+    def announced(self, key: RevisionKey, addr: str, serves: bool) -> None:
+        """The agent of its node says whether a pod serves that the Endpoints needn't list yet."""
+        backend = self.backends.get(key)
+        if backend is not None:
+            pods, now = backend.pods, self._loop.time()
+            self._do(backend, pods.announce(addr, now) if serves else pods.withdraw(addr, now))
+
     def close(self) -> None:
         for key in list(self.backends):
             self.forget(key)

@@ -1,5 +1,7 @@
 """How an activator comes to share slots: the key, the port where others speak to it, and where they are.
 
+At the same port the agents of nodes say which standby pods serve a revision now (decision 33).
+
 Where the activators are is read from the Endpoints of activator-service, which Knative's role allows. Without a key
 or a port it shares with nobody, and says why; nothing else depends on it.
 """
@@ -8,18 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 
 from activator_replacement.knative.background import kept_up
 from activator_replacement.knative.dispatcher import Dispatcher
 from activator_replacement.knative.settings import Settings
 from activator_replacement.knative.sharing.sharing import Sharing
+from kserve_ext.core.ids import RevisionKey
 from kserve_ext.kube.client import Client
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import ENDPOINTS
 from kserve_ext.kube.peers_key import shared_key
-from kserve_ext.rpc import Rpc
+from kserve_ext.rpc import Caller, Rpc
 from kserve_ext.rpc.mutual_tls import Identity
+from kserve_ext.wire.messages import ModInstance, ModInstanceReply
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +43,8 @@ class Neighbourhood:
     ) -> None:
         """`identity`: for mutual TLS beneath the proof of the key."""
         self.sharing: Sharing | None = None
+        #: Told of a revision's pod by the agent of its node: its address, and whether it serves.
+        self.announced: Callable[[RevisionKey, str, bool], None] = lambda key, addr, serves: None
         self._settings = settings
         self._client = client
         self._dispatcher = dispatcher
@@ -63,6 +70,7 @@ class Neighbourhood:
             await rpc.close()
             return
         self._rpc = rpc
+        rpc.handle(ModInstance, self._instances)
         port = int(addr.rpartition(":")[2])
         self.sharing = Sharing(rpc, port, self._dispatcher.parts, self._dispatcher.drain)
         self._dispatcher.sharing = self.sharing
@@ -92,6 +100,11 @@ class Neighbourhood:
             await self._informer.stop()
         if self._rpc is not None:
             await self._rpc.close()
+
+    def _instances(self, message: ModInstance, _: Caller) -> ModInstanceReply:
+        for instance in message.instances:
+            self.announced(message.revision, instance.addr, instance.state == "ready")
+        return ModInstanceReply(home=False)
 
     def _changed(self, old: dict[str, Any] | None, new: dict[str, Any] | None) -> None:
         assert self.sharing is not None

@@ -6,6 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from kserve_ext.core.knative.announced import KEEP_S
 from kserve_ext.core.knative.pods import DENIED, HEAL_S, OK, SILENT, Ask, Pods, Rules
 from kserve_ext.core.knative.sampling import MeshMode
 
@@ -185,6 +186,72 @@ def test_only_the_services_own_failure_ends_it() -> None:
     assert not made.cluster
 
 
+def test_an_announced_pod_is_used_at_once_until_the_endpoints_have_it() -> None:
+    made = pods()
+    assert made.announce(A, 1.0) == Ask(changed=True), "no probe: it has said that it serves"
+    assert made.healthy == {A}
+    assert made.due() == 1.0 + KEEP_S
+    assert made.observe(NONE, {A}, 2.0) == Ask(), "labelled, and the kubelet has yet to ask it"
+    assert made.observe({A}, NONE, 3.0) == Ask()
+    assert made.due() is None
+    assert made.observe({B}, NONE, 4.0).changed, "from then on they say whether it is there"
+    assert made.healthy == set()
+
+
+def test_an_announcement_that_the_endpoints_never_confirm_ends() -> None:
+    made = pods()
+    made.announce(A, 0.0)
+    made.observe({B}, NONE, 5.0)
+    assert A in made.healthy, "they don't have it yet"
+    assert made.tick(KEEP_S - 0.1) == Ask()
+    assert made.tick(KEEP_S) == Ask(changed=True)
+    assert A not in made.healthy
+
+
+def test_a_pod_that_was_listed_and_no_longer_is_has_gone() -> None:
+    made = pods(early=False)
+    made.announce(A, 0.0)
+    made.observe(NONE, {A}, 1.0)
+    assert made.healthy == {A}, "its slot has made the checks"
+    assert made.observe(NONE, NONE, 2.0) == Ask(changed=True)
+    assert made.healthy == set()
+
+
+def test_an_announcement_is_taken_back() -> None:
+    made = pods()
+    made.announce(A, 0.0)
+    assert made.withdraw(A, 1.0) == Ask(changed=True)
+    assert (made.healthy, made.due()) == (set(), None)
+    made.observe({A}, NONE, 2.0)
+    made.probed(A, OK, 2.0)
+    assert made.withdraw(A, 3.0) == Ask((A,), changed=True), "where it is listed, it is asked"
+
+
+def test_an_announced_pod_that_fails_is_asked_and_dropped_if_it_is_silent() -> None:
+    made = pods()
+    made.announce(A, 0.0)
+    assert made.failed(A, 1.0) == Ask((A,), changed=True)
+    assert made.probed(A, OK, 1.1) == Ask(changed=True)
+    assert made.failed(A, 2.0) == Ask((A,), changed=True)
+    assert made.probed(A, SILENT, 2.3) == Ask()
+    assert (made.healthy, made.due()) == (set(), None)
+
+
+def test_an_answer_from_before_the_announcement_is_of_no_account() -> None:
+    made = pods()
+    made.observe(NONE, {A}, 0.0)
+    made.announce(A, 0.1)
+    assert made.probed(A, SILENT, 0.2) == Ask()
+    assert made.healthy == {A}
+
+
+def test_behind_a_mesh_an_announced_pod_waits_for_the_endpoints() -> None:
+    assert pods(mesh=MeshMode.ENABLED).announce(A, 0.0) == Ask()
+    made = behind_a_mesh()
+    made.announce(B, 0.2)
+    assert (made.cluster, made.healthy) == (True, set())
+
+
 ADDRS = [f"10.0.0.{k}:8012" for k in range(4)]
 
 
@@ -196,6 +263,7 @@ class PodsMachine(RuleBasedStateMachine):
         self.made = Pods(Rules(mesh, passthrough, early))
         self.now = 0.0
         self.probes: list[str] = []
+        self.announced: dict[str, float] = {}
         self.cluster_probes = 0
         self.seen: tuple[object, ...] = (frozenset(), False, 0)
 
@@ -229,6 +297,21 @@ class PodsMachine(RuleBasedStateMachine):
         self.take(self.made.cluster_probed(ok, self.now))
 
     @rule(addr=st.sampled_from(ADDRS))
+    def announce(self, addr: str) -> None:
+        asked = self.made.announce(addr, self.now)
+        assert addr not in asked.pods or self.made.cluster
+        self.take(asked)
+        if self.made.rules.mesh is not MeshMode.ENABLED:
+            assert self.made.cluster or addr in self.made.healthy
+            self.announced[addr] = self.now
+
+    @rule(addr=st.sampled_from(ADDRS))
+    def withdraw(self, addr: str) -> None:
+        self.take(self.made.withdraw(addr, self.now))
+        assert addr not in self.made.healthy
+        self.announced.pop(addr, None)
+
+    @rule(addr=st.sampled_from(ADDRS))
     def failed(self, addr: str) -> None:
         self.take(self.made.failed(addr, self.now))
 
@@ -236,7 +319,7 @@ class PodsMachine(RuleBasedStateMachine):
     def cluster_failed(self) -> None:
         self.take(self.made.cluster_failed(self.now))
 
-    @rule(wait=st.floats(0.01, 3.0))
+    @rule(wait=st.one_of(st.floats(0.01, 3.0), st.just(KEEP_S)))
     def time_passes(self, wait: float) -> None:
         self.now += wait
         self.take(self.made.tick(self.now))
@@ -248,17 +331,19 @@ class PodsMachine(RuleBasedStateMachine):
         made = self.made
         due = made.due()
         assert due is None or due > self.now, "a timer at once, again and again"
-        known = made.ready | made.not_ready
+        known = made.ready | made.not_ready | made.announced.addrs
+        for addr in made.healthy - made.ready - made.not_ready:
+            assert self.now < self.announced[addr] + KEEP_S, "nobody but an agent knows it, and not lately"
         assert made.healthy <= known
         assert not (made.cluster and made.healthy)
         if not made.rules.early and made.rules.mesh is not MeshMode.DISABLED:
-            assert made.healthy <= made.ready
+            assert made.healthy <= made.ready | made.announced.addrs
         if made.cluster:
             assert made.ready
             assert not made.rules.passthrough
             assert made.rules.mesh is not MeshMode.DISABLED
         elif made.rules.mesh is not MeshMode.ENABLED:
-            could = known if made.rules.early else made.ready
+            could = known if made.rules.early else made.ready | made.announced.addrs
             if could - made.healthy - set(self.probes):
                 assert made.due() is not None, "nobody will ask"
 

@@ -15,8 +15,12 @@ import pytest
 from activator_replacement.knative.activator import Activator
 from activator_replacement.knative.sharing.neighbourhood import ACTIVATORS
 from kserve_ext.core import rendezvous
+from kserve_ext.core.facts import Instance, InstanceState
+from kserve_ext.core.ids import InstanceID, NodeID, RevisionKey
 from kserve_ext.kube.kinds import ENDPOINTS, SECRETS
 from kserve_ext.kube.peers_key import SECRET, shared_key
+from kserve_ext.rpc import Rpc
+from kserve_ext.wire.messages import ModInstance
 from tests.shell.knative.test_activator_process import line, start
 from tests.support.api_server import ApiServer
 from tests.support.dataplane import Client, get, run
@@ -275,5 +279,56 @@ def test_an_api_server_that_is_away_for_a_moment_costs_no_key(monkeypatch: pytes
             put_secret(api)
             api.fail(503, 3, path=SECRET)
             assert await shared_key(client, SYSTEM) == b"k" * 32
+
+    run(test())
+
+
+async def announce(made: Sequence[Activator], pod: Pod, state: InstanceState = "ready") -> None:
+    """As the agent of its node does."""
+    agent = Rpc("node-agent/node-1", b"k" * 32)
+    instance = Instance(InstanceID("standby-a"), RevisionKey(KEY), NodeID("node-1"), state, pod.addr)
+    for one in made:
+        port = one.settings.peer_port
+        await agent.call(
+            f"{one.settings.pod_ip}:{port}",
+            ModInstance(RevisionKey(KEY), NodeID("node-1"), 1, (instance,), 0),
+        )
+    await agent.close()
+
+
+def test_a_pod_that_only_its_agent_knows_is_used_within_its_limit_by_all() -> None:
+    async def test() -> None:
+        async with ApiServer() as api, contextlib.AsyncExitStack() as stack:
+            (pod,) = await pods_of(stack, 1)
+            put_all(api, [], ONE, TWO)
+            async with activators(api, ONE, TWO) as made:
+                asking = [asyncio.ensure_future(ask(one.http1[1], 3)) for one in made for _ in range(4)]
+                await until(lambda: all(part(one).activation.held == 4 for one in made), "all are held")
+                await announce(made, pod)
+                assert await asyncio.gather(*asking) == [[200] * 3] * 8
+                assert pod.most_in_flight == 1
+                assert pod.probes == 0
+                await announce(made, pod, "gone")
+                assert [part(one).activation.pods for one in made] == [[], []]
+
+    run(test())
+
+
+def test_an_activator_that_was_not_told_holds_and_one_that_was_serves() -> None:
+    async def test() -> None:
+        async with ApiServer() as api, contextlib.AsyncExitStack() as stack:
+            (pod,) = await pods_of(stack, 1)
+            put_all(api, [], ONE, TWO)
+            async with activators(api, ONE, TWO) as (told, other):
+                late = asyncio.ensure_future(ask(other.http1[1], 2))
+                await announce([told], pod)
+                assert await ask(told.http1[1], 3) == [200] * 3
+                assert not late.done()
+                put_endpoints(api, REVISION, [pod.addr])
+                assert await late == [200] * 2
+                assert await ask(told.http1[1], 3) == [200] * 3
+                assert pod.most_in_flight == 1
+                put_endpoints(api, REVISION, [])
+                await until(lambda: part(told).activation.pods == [], "the Endpoints have the last word")
 
     run(test())
