@@ -1,159 +1,224 @@
-"""Many revisions at zero, one request to each at once, and when each step of their starts was seen.
+"""Bursts from zero onto standby pods: Knative as shipped and without its limits, ours without and with standby.
 
-The steps are read from watches of the API server in this process, so all times are of one clock. Nothing is decided
-here about which implementation runs.
+`make bench-burst`: one stack (real API server, controllers, scheduler, Knative's controller), light pods, the same
+Services for all. A standby pod knows no revision before its request; then a process of its own loads the revision's
+model, a file that no other has, and the answer is the file's SHA-256: that is checked. Without standby our agents are
+not there, so that every start misses.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import datetime
-import json
-import re
+import hashlib
+import os
+import signal
+import statistics
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import aiohttp
+from bench import quiet, waking
+from bench.from_zero import percentile
+from bench.processes import of_stack
+from bench.record import record
+from bench.standby_stack import IMPLEMENTATIONS, POOL_S, Setting
+from bench.waking import STEPS, Burst, Observer
+from bench.zero_stack import SPARE, activator_of, cpu_by_program, name_of, prepare
+from e2e.stack import cluster, watch
+from e2e.stack.cluster import Cluster
 
-from e2e.stack import watch
-
-Object = dict[str, Any]
-ANSWER_S = 300.0
-#: What the API server shows later than the last answer belongs to the burst as well.
-LINGER_S = 1.0
-REVISION = "serving.knative.dev/revision"
-SERVICE_TYPE = "networking.internal.knative.dev/serviceType"
-#: In the order in which they usually happen. `logged` is the autoscaler's own word: Knative's comes before its patch
-#: of the scale, ours when the patch has been answered. `endpoint`: the pod's address is among the ready ones.
-STEPS = ("logged", "scaled", "created", "bound", "ready", "endpoint", "answered")
-_SCALES = re.compile(r"Scaling from 0 to \d|^default/(\S+): activating, want \d")
-_WATCHES = {
-    "/apis/apps/v1/namespaces/default/deployments": ("scaled",),
-    "/api/v1/namespaces/default/pods": ("created", "bound", "ready"),
-    "/api/v1/namespaces/default/endpoints": ("endpoint",),
-}
+ZERO_S = 400.0
+SETTLE_S = 3.0
+CATCH_UP_S = 180.0
+#: Alone: so many bursts of one each time.
+SINGLES = 5
 
 
-@dataclass
-class Burst:
-    """Of one burst: when each revision was asked for, and when each of its steps was first seen."""
-
-    asked: dict[str, float] = field(default_factory=dict)
-    seen: dict[str, dict[str, float]] = field(default_factory=lambda: {step: {} for step in STEPS})
-    outcomes: Counter[str] = field(default_factory=Counter)
-
-    def answers_s(self) -> list[float]:
-        """From request to answer, of those answered with 200, in order."""
-        return sorted(at - self.asked[name] for name, at in self.seen["answered"].items())
-
-    def all_s(self) -> float:
-        """From the first request to the last answer."""
-        return max(self.seen["answered"].values()) - min(self.asked.values())
-
-    def steps_s(self, step: str) -> list[float]:
-        """From request to the step."""
-        return [at - self.asked[name] for name, at in self.seen[step].items() if name in self.asked]
+class Figures(NamedTuple):
+    bursts: list[Burst]
+    cpu: Counter[str]
 
 
-def steps_of(kind: str, obj: Object) -> tuple[str, ...]:
-    """Those that the object shows to be done; `kind`: the last word of its path."""
-    status = obj.get("status") or {}
-    if kind == "deployments":
-        return ("scaled",) if obj["spec"].get("replicas") else ()
-    if kind == "endpoints":
-        return ("endpoint",) if any(s.get("addresses") for s in obj.get("subsets") or []) else ()
-    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or [])
-    bound = ("bound",) if obj["spec"].get("nodeName") else ()
-    return ("created", *bound, *(("ready",) if ready else ()))
+Found = dict[tuple[str, int], Figures]  # (implementation, revisions at once)
 
 
-class Observer:
-    """Follows the objects; what happens to revisions at zero goes to the burst under way."""
+class Models:
+    """A file for each Service, and what it hashes to."""
 
-    def __init__(self) -> None:
-        self.burst: Burst | None = None
-        #: Revision -> objects of each kind that still show it above zero.
-        self._alive: dict[str, set[str]] = {}
-        self._changed = asyncio.Event()
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.digests: dict[str, str] = {}
 
-    async def follow(self, client: aiohttp.ClientSession) -> None:
-        await asyncio.gather(*(self._follow(client, path) for path in _WATCHES))
-
-    async def _follow(self, client: aiohttp.ClientSession, path: str) -> None:
-        kind = path.rpartition("/")[2]
-        await watch.follow(client, path, lambda change, obj: self.changed(kind, change, obj))
-
-    def changed(self, kind: str, change: str, obj: Object) -> None:
-        """An object of a revision is there (SET) or has gone (GONE)."""
-        labels = obj["metadata"].get("labels", {})
-        revision = labels.get(REVISION)
-        if not revision or (kind == "endpoints" and labels.get(SERVICE_TYPE) != "Private"):
-            return
-        steps = () if change == "GONE" else steps_of(kind, obj)
-        alive = self._alive.setdefault(revision, set())
-        key = f"{kind}/{obj['metadata']['name']}"
-        (alive.add if steps else alive.discard)(key)
-        if self.burst and revision in self.burst.asked:
-            now = time.time()
-            for step in steps:
-                self.burst.seen[step].setdefault(revision, now)
-        self._changed.set()
-
-    async def wait_zero(self, revisions: list[str], seconds: float) -> None:
-        """No replicas wanted, no pods, no endpoints."""
-        async with asyncio.timeout(seconds):
-            while any(self._alive.get(revision) for revision in revisions):
-                self._changed.clear()
-                await self._changed.wait()
+    def make(self, name: str) -> Path:
+        path = self._folder / f"{name}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = hashlib.shake_256(name.encode()).digest(1 << 16)
+        path.write_bytes(content)
+        self.digests[f"{name}-00001"] = hashlib.sha256(content).hexdigest()
+        return path
 
 
-async def fire(observer: Observer, revisions: list[str], activator: str, linger_s: float = LINGER_S) -> Burst:
-    """One request to each at once, to the activator as an ingress would."""
-    burst = observer.burst = Burst()
-    timeout = aiohttp.ClientTimeout(total=ANSWER_S)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as client:
+def hits(burst: Burst, digests: Mapping[str, str]) -> int:
+    """Answers from standby pods. Raises if one answered from another's model."""
+    plain = sum(body == "hello" for body in burst.bodies.values())
+    wrong = [r for r, body in burst.bodies.items() if body != "hello" and body != digests[r]]
+    if wrong:
+        raise SystemExit(f"answered from another model: {', '.join(sorted(wrong))}")
+    return len(burst.bodies) - plain
 
-        async def ask(revision: str) -> None:
-            headers = {"Knative-Serving-Namespace": "default", "Knative-Serving-Revision": revision}
-            burst.asked[revision] = time.time()
-            try:
-                async with client.get(f"http://{activator}/", headers=headers) as response:
-                    await response.read()
-                    outcome = str(response.status)
-            except (OSError, TimeoutError, aiohttp.ClientError) as error:
-                outcome = type(error).__name__
-            burst.outcomes[outcome] += 1
-            if outcome == "200":
-                burst.seen["answered"][revision] = time.time()
 
-        await asyncio.gather(*(ask(revision) for revision in revisions))
-    await asyncio.sleep(linger_s)
-    observer.burst = None
+async def one_burst(stack: Cluster, observer: Observer, names: Sequence[str], figures: Figures) -> Burst:
+    revisions = [f"{name}-00001" for name in names]
+    await observer.wait_zero(revisions, ZERO_S)
+    await asyncio.sleep(SETTLE_S)
+    before = cpu_by_program(stack.place)
+    burst = await waking.fire(observer, revisions, activator_of(stack), catch_up_s=CATCH_UP_S)
+    figures.cpu.update(cpu_by_program(stack.place) - before)
+    figures.bursts.append(burst)
     return burst
 
 
-def read_logs(logs: Path, burst: Burst) -> None:
-    """What the autoscaler's logs say of the burst."""
-    for file in logs.glob("pod-knative-serving-autoscaler-*.log"):
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            if found := logged(line):
-                revision, at = found
-                if at >= burst.asked.get(revision, float("inf")):
-                    burst.seen["logged"].setdefault(revision, at)
+async def measure(stack: Cluster, setting: Setting, models: Models, args: argparse.Namespace) -> Found:
+    found: Found = {}
+    sizes = [int(size) for size in args.sizes.split(",")]
+    chosen = args.impl.split(",")
+    observer = Observer()
+    async with watch.session(stack.place) as client:
+        following = asyncio.create_task(observer.follow(client))
+        for number in range(args.rounds):
+            first = number % len(chosen)
+            for name in [*chosen[first:], *chosen[:first]]:
+                await asyncio.to_thread(setting.use, name)
+                spare = await one_burst(stack, observer, [SPARE], Figures([], Counter()))
+                if spare.outcomes != {"200": 1}:
+                    raise SystemExit(f"{name} does not wake {SPARE}: {dict(spare.outcomes)}")
+                for size in sizes:
+                    figures = found.setdefault((name, size), Figures([], Counter()))
+                    groups = [range(i, i + 1) for i in range(SINGLES)] if size == 1 else [range(size)]
+                    for group in groups:
+                        await asyncio.to_thread(setting.wait_standing_by, max(sizes), POOL_S)
+                        burst = await one_burst(stack, observer, [name_of(i) for i in group], figures)
+                        show(number, name, size, burst, hits(burst, models.digests))
+        following.cancel()
+    return found
 
 
-def logged(line: str) -> tuple[str, float] | None:
-    """The revision that the line says is scaled from zero, and when."""
+def show(number: int, implementation: str, size: int, burst: Burst, standby: int) -> None:
+    answers = burst.answers_s()
+    text = "no answers"
+    if answers:
+        late = burst.steps_s("endpoint")
+        text = (
+            f"p50 {percentile(answers, 0.5):7.3f} s  p99 {percentile(answers, 0.99):7.3f} s  "
+            f"{len(answers) / burst.all_s():6.1f}/s  standby {standby}  "
+            f"objects caught up after {max(late, default=0.0):.1f} s ({len(late)} of {len(answers)})"
+        )
+    print(
+        f"round {number + 1}  {implementation:14} {size:3} at once  {text}  {dict(burst.outcomes)}",
+        flush=True,
+    )
+
+
+def rows_of(found: Found, conditions: str) -> list[dict[str, Any]]:
+    """Ours, without and with standby, beside Knative as shipped and without limits."""
+    rows = []
+    for (mine, size), figures in found.items():
+        if not mine.startswith("ours"):
+            continue
+        for peer_name in ("shipped", "unlimited"):
+            peer = found.get((peer_name, size))
+            if peer is None:
+                continue
+            ours_s, peer_s = (sorted(s for b in f.bursts for s in b.answers_s()) for f in (figures, peer))
+            fields = [
+                (
+                    "request to first byte, p50",
+                    percentile(ours_s, 0.5),
+                    percentile(peer_s, 0.5),
+                    "s",
+                    "lower",
+                ),
+                (
+                    "request to first byte, p99",
+                    percentile(ours_s, 0.99),
+                    percentile(peer_s, 0.99),
+                    "s",
+                    "lower",
+                ),
+            ]
+            if size > 1:
+                pace = [statistics.median(size / b.all_s() for b in f.bursts) for f in (figures, peer)]
+                fields.append(("ready per second", pace[0], pace[1], "revisions/s", "higher"))
+            cpu = [f.cpu.total() / sum(len(b.asked) for b in f.bursts) / 1000 for f in (figures, peer)]
+            fields.append(("CPU until objects have caught up", cpu[0], cpu[1], "ms/revision", "lower"))
+            rows += [
+                {
+                    "metric": f"{size} at once from zero, {mine}: {label}",
+                    "ours": round(value, 3),
+                    "peer": round(other, 3),
+                    "peer_name": f"Knative {peer_name}",
+                    "unit": unit,
+                    "better": better,
+                    "conditions": conditions,
+                }
+                for label, value, other, unit, better in fields
+            ]
+    return rows
+
+
+def explain(found: Found) -> None:
+    for (implementation, size), figures in found.items():
+        print(f"{implementation}, {size} at once: since the request, p50 and p99 in s")
+        for step in STEPS:
+            times = sorted(s for burst in figures.bursts for s in burst.steps_s(step))
+            if times:
+                print(f"  {step:10} {percentile(times, 0.5):7.3f} {percentile(times, 0.99):7.3f}")
+        starts = sum(len(burst.asked) for burst in figures.bursts)
+        shares = ", ".join(f"{name} {us / starts / 1000:.0f}" for name, us in figures.cpu.most_common(9))
+        print(f"  CPU ms per revision: {figures.cpu.total() / starts / 1000:.0f} ({shares})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--sizes", default="1,25,100,400", help="revisions at once")
+    parser.add_argument("--impl", default=",".join(IMPLEMENTATIONS), help=f"of {', '.join(IMPLEMENTATIONS)}")
+    args = parser.parse_args()
+    if unknown := set(args.impl.split(",")) - set(IMPLEMENTATIONS):
+        parser.error(f"unknown: {', '.join(unknown)}")
+    most = max(SINGLES, *(int(size) for size in args.sizes.split(",")))
+    observed = quiet.Watch()
+    stack = cluster.up()
     try:
-        entry = json.loads(line)
-        found = _SCALES.search(entry["message"])
-        at = datetime.datetime.fromisoformat(entry["timestamp"]).timestamp()
-    except (ValueError, KeyError, TypeError):
-        return None  # what Go's runtime or ours prints besides
-    if found is None:
-        return None
-    revision = found[1] or entry.get("knative.dev/key", "").rpartition("/")[2]
-    return (revision, at) if revision else None
+        began = time.monotonic()
+        models = Models(stack.place.folder / "models")
+        setting = Setting(stack)
+        prepare(stack, most, True, setting.marking(models.make, most))
+        print(f"{most} Services ready after {time.monotonic() - began:.0f} s", flush=True)
+        found = asyncio.run(measure(stack, setting, models, args))
+    finally:
+        cluster.down(stack.place)
+        for pid in of_stack(stack.place.folder):
+            os.kill(pid, signal.SIGKILL)
+    verdict = observed.verdict()
+    outcomes = sum((b.outcomes for f in found.values() for b in f.bursts), Counter[str]())
+    failed = outcomes.total() - outcomes["200"]
+    with_standby = [f for (name, _), f in found.items() if name == "ours-standby"]
+    standby = sum(hits(b, models.digests) for f in with_standby for b in f.bursts)
+    of = sum(len(b.bodies) for f in with_standby for b in f.bursts)
+    conditions = (
+        f"one stack on {os.cpu_count()} cores with all its parts, light pods, window 6 s; {args.rounds} rounds, "
+        f"{SINGLES} single starts in each; {standby} of {of} starts with standby were hits; {verdict.text}"
+    )
+    explain(found)
+    refused = f"{failed} requests were not answered with 200" if failed else verdict.refused
+    record("burst", rows_of(found, conditions), refused=refused)
+
+
+if __name__ == "__main__":
+    main()

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bench import api_requests, quiet
-from bench.burst import STEPS, Burst, Observer, fire, read_logs
 from bench.processes import of_stack
 from bench.record import record
+from bench.waking import STEPS, Burst, Observer, fire, read_logs
 from bench.zero_stack import SPARE, activator_of, cpu_by_program, name_of, prepare, use
 from e2e.stack import cluster, watch
 from e2e.stack.cluster import Cluster

@@ -9,9 +9,10 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from bench.peers import light_node
 from bench.processes import of_stack, own_cpu_ns
@@ -38,7 +39,14 @@ def name_of(number: int) -> str:
     return f"zero-{number:03}"
 
 
-def service(name: str, light: bool) -> dict[str, Any]:
+class Marks(NamedTuple):
+    """What a Service has besides: annotations of its revision, arguments of its server."""
+
+    annotations: Mapping[str, str] = MappingProxyType({})
+    args: tuple[str, ...] = ()
+
+
+def service(name: str, light: bool, more: Marks) -> dict[str, Any]:
     marks = {
         "window": "6s",
         "min-scale": "0",
@@ -46,7 +54,10 @@ def service(name: str, light: bool) -> dict[str, Any]:
         "scale-to-zero-pod-retention-period": "0s",
     }
     annotations = {f"autoscaling.knative.dev/{key}": value for key, value in marks.items()}
-    container = {"image": programs.USER_SERVER, "ports": [{"containerPort": 8080}]}
+    annotations |= more.annotations
+    container: dict[str, Any] = {"image": programs.USER_SERVER, "ports": [{"containerPort": 8080}]}
+    if more.args:
+        container["args"] = list(more.args)
     spec: dict[str, Any] = {"containers": [container]}
     if light:
         spec |= {"nodeSelector": light_node.LABEL, "tolerations": [light_node.TAINT]}
@@ -58,7 +69,9 @@ def service(name: str, light: bool) -> dict[str, Any]:
     }
 
 
-def prepare(stack: Cluster, count: int, light: bool) -> None:
+def prepare(
+    stack: Cluster, count: int, light: bool, marks: Callable[[str], Marks] = lambda name: Marks()
+) -> None:
     """The settings, the light node, and `count` Services that are ready at zero."""
     api = stack.api
     for name, data in SETTINGS.items():
@@ -72,10 +85,12 @@ def prepare(stack: Cluster, count: int, light: bool) -> None:
         )
     names = [SPARE, *map(name_of, range(count))]
     # The webhook may not have seen the settings yet.
-    wait_until("the first Service", lambda: bool(api.create(service(names[0], light))), 60, 0.5)
+    wait_until(
+        "the first Service", lambda: bool(api.create(service(names[0], light, marks(names[0])))), 60, 0.5
+    )
     for first in range(1, len(names), CREATED_AT_ONCE):
         for name in names[first : first + CREATED_AT_ONCE]:
-            api.create(service(name, light))
+            api.create(service(name, light, marks(name)))
         for name in names[first : first + CREATED_AT_ONCE]:
             wait_until(
                 f"Service {name} ready",

@@ -75,7 +75,7 @@ def unlimited_autoscaler() -> Path | None:
         files = {"main.go": changed, "leaderelection.go": source / "leaderelection.go"}
         replaced = {str(module / "unlimited" / name): str(file) for name, file in files.items()}
         overlay.write_text(json.dumps({"Replace": replaced}), encoding="utf-8")
-        flags = ["-trimpath", "-overlay", overlay, "-ldflags", "-s -w"]
+        flags: list[str | Path] = ["-trimpath", "-overlay", overlay, "-ldflags", "-s -w"]
         commands.run(["go", "build", *flags, "-o", partial, "./unlimited"], log, env=_GO, cwd=module)
         os.replace(partial, target)
 

@@ -2,23 +2,28 @@
 
 A pod bound to it is ready as soon as the API server is told, with an address of its own; all those addresses are this
 process's. It answers there as a queue-proxy: probes, its statistics, and 200 to every request. So what is measured of
-a start from zero is the control plane and the activator, not the speed of starting processes.
+a start from zero is the control plane and the activator, not the speed of starting processes. Standby pods are light,
+too (light_slots.py), and their node's agent is the real one, as a process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import sys
 import time
+from pathlib import Path
 from typing import Any, cast
 
 import aiohttp
 
+from bench.peers.light_slots import Slots
 from e2e.stack import network, watch
 from e2e.stack.kubelet.__main__ import HEARTBEAT_S
 from e2e.stack.kubelet.container import now
-from e2e.stack.place import NODE_IP, Place
+from e2e.stack.place import CLONE, NODE_IP, SYSTEM_NAMESPACE, Place
+from kserve_ext.api.standby import names
 from kserve_ext.wire.stats import Stat, encode_stat
 
 Object = dict[str, Any]
@@ -64,9 +69,43 @@ class QueueProxy(asyncio.Protocol):
         return head % len(body) + body
 
 
+class Agents:
+    """Pods of the agents' DaemonSet: at most one, in this namespace, with the administrator's rights."""
+
+    def __init__(self, place: Place, socket: Path) -> None:
+        self._place = place
+        self._socket = socket
+        self._process: asyncio.subprocess.Process | None = None
+        self._uid = ""
+
+    async def start(self, pod: Object, address: str) -> None:
+        self._uid = pod["metadata"]["uid"]
+        env = {
+            "NODE_NAME": NODE,
+            "POD_IP": address,
+            "POD_NAME": pod["metadata"]["name"],
+            "SYSTEM_NAMESPACE": SYSTEM_NAMESPACE,
+            "GALAXY_SLOT_SOCKET": str(self._socket),
+            "GALAXY_METRICS_PORT": "9191",  # 9090 is the pods'
+            "KUBECONFIG": str(self._place.kubeconfig),
+        }
+        argv = [sys.executable, "-m", "autoscaler_shim.node_agent"]
+        with (self._place.logs / "light-agent.log").open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *argv, cwd=CLONE, env={**os.environ, **env}, stdout=log, stderr=log
+            )
+
+    async def end(self, uid: str) -> None:
+        if uid == self._uid and self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            await self._process.wait()
+
+
 class Node:
-    def __init__(self, client: aiohttp.ClientSession) -> None:
+    def __init__(self, client: aiohttp.ClientSession, slots: Slots, agents: Agents) -> None:
         self._client = client
+        self._slots = slots
+        self._agents = agents
         self._number = 0
         self._known: dict[str, str] = {}
         self._ending: set[str] = set()
@@ -84,6 +123,9 @@ class Node:
 
             def changed(change: str, pod: Object) -> None:
                 uid = pod["metadata"]["uid"]
+                labels = pod["metadata"].get("labels") or {}
+                if change == "GONE" or pod["metadata"].get("deletionTimestamp"):
+                    self._slots.remove(uid)
                 if change == "GONE":
                     self.pods.pop(self._known.pop(uid, ""), None)
                     self._ending.discard(uid)
@@ -96,7 +138,12 @@ class Node:
                     self._number += 1
                     address = f"10.246.{self._number // 250 % 250}.{self._number % 250 + 1}"
                     self._known[uid] = address
-                    self.pods[address] = pod["metadata"]["name"], time.time()
+                    if labels.get(names.COMPONENT_LABEL) == names.AGENT_COMPONENT:
+                        tasks.create_task(self._agents.start(pod, address))
+                    elif names.POOL_LABEL in labels:
+                        self._slots.add(pod, address)
+                    else:
+                        self.pods[address] = pod["metadata"]["name"], time.time()
                     tasks.create_task(self._ready(pod, address))
 
             await watch.follow(self._client, f"/api/v1/pods?fieldSelector=spec.nodeName%3D{NODE}", changed)
@@ -126,6 +173,7 @@ class Node:
         await self._send("PATCH", f"{_path(pod)}/status", {"status": status}, _PATCH)
 
     async def _end(self, pod: Object) -> None:
+        await self._agents.end(pod["metadata"]["uid"])
         await self._send("DELETE", _path(pod), {"gracePeriodSeconds": 0}, {})
 
     async def _send(self, method: str, path: str, body: Object, headers: dict[str, str]) -> None:
@@ -151,11 +199,15 @@ def _path(pod: Object) -> str:
 async def main(place: Place) -> None:
     network.ip("-n", place.node, "route", "replace", "local", RANGE, "dev", "lo")
     loop = asyncio.get_running_loop()
+    folder = place.folder / "light"
+    socket = folder / "agent.sock"
     async with watch.session(place) as client:
-        node = Node(client)
+        slots = Slots(client, folder, socket)
+        await slots.start()
+        node = Node(client, slots, Agents(place, socket))
         for port, stats in ((REQUEST_PORT, False), (STATS_PORT, True)):
             proxy = functools.partial(QueueProxy, node.pods, stats)
-            await loop.create_server(proxy, "0.0.0.0", port, backlog=1024)
+            await loop.create_server(proxy, "0.0.0.0", port, backlog=1024, reuse_port=True)
         await node.run()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from bench.burst import Burst, Observer, fire, logged, read_logs, steps_of
+from bench.waking import Burst, Observer, fire, logged, read_logs, steps_of
 
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
 NOT_READY = {"conditions": [{"type": "Ready", "status": "False"}]}
