@@ -25,3 +25,7 @@ class TokenBucket:
         self._at = now if self._at is None else max(now, self._at)
         self._tokens -= 1.0
         return max(0.0, -self._tokens / self.qps)
+
+    def give_back(self) -> None:
+        """What was taken last isn't used."""
+        self._tokens += 1.0

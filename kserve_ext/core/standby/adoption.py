@@ -1,0 +1,345 @@
+"""One revision and its standby pods: which slots it takes, when they become its pods, what is scaled the plain way.
+
+Asked again at every change with what is known then, it says what to do next; whatever gets lost on the way is found
+missing the next time, so that a successor which remembers nothing comes to the same. It must hold that
+
+- pods asked for the plain way and slots taken add up to what is wanted, never more;
+- a pod gets the revision's labels after the number of replicas has room for it, and not before it serves;
+- what is taken serves within a time, or is given back and made up for the plain way.
+
+What is remembered is only what nobody else says: orders under way, since when something is so, and set-backs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple
+
+from kserve_ext.core.backoff import pause_s
+from kserve_ext.core.ids import RevisionKey
+from kserve_ext.core.standby.known import Known, Seen, StandbyPod, choose
+
+#: Between an order to a slot and the slot's own word that it obeys.
+ORDER_S: Final = 5.0
+#: A slot that serves is believed to for so long without a word, while its agent is away or begins anew.
+SILENT_S: Final = 15.0
+#: Labels that we have written, until the API server's own copy has them.
+WRITTEN_S: Final = 15.0
+#: Adoption waits for others that are starting, but no longer.
+BEHIND_S: Final = 5.0
+#: A pod with our labels that serves nobody, or that no ReplicaSet has taken; the word may be on its way.
+ODD_S: Final = 10.0
+SETBACK_S: Final = (15.0, 600.0)
+
+
+class Wanted(NamedTuple):
+    """What is asked for, and what the API server has of it."""
+
+    pods: int | None  # None: as many as there are
+    replicas: int
+    ready: int  # pods of the revision that are, with labels
+    pool: str = ""  # "" = no standby pod fits
+    unfit: str = ""
+    model: str = ""  # what nodes call it
+    short: int = 0  # pods that the pool lacks
+    adoptable: bool = True  # what the labels have to be is known
+    rush: bool = False  # other revisions are being started
+    start_s: float = 600.0
+
+
+class Plan(NamedTuple):
+    """What to do, in this order. Whatever can't be done is planned again."""
+
+    take: tuple[Seen, ...] = ()
+    release: tuple[str, ...] = ()  # uids: labels off, before replicas go down
+    replicas: int = 0
+    label: tuple[str, ...] = ()  # uids: once replicas are as above
+    free: tuple[str, ...] = ()  # uids: back to the pool
+    delete: tuple[str, ...] = ()  # uids: hopeless
+    missed: int = 0  # pods that found no slot just now
+    why: str = ""  # they didn't: a word for metrics
+    recheck_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Taken:
+    """A slot of ours without our labels."""
+
+    since: float
+    sure_at: float  # when it, or its acceptance, was last heard
+    confirmed: bool = False  # by the slot's own word
+    serving_since: float | None = None
+
+
+@dataclass(slots=True)
+class Adoption:
+    revision: RevisionKey
+    known: Known
+    #: By uid.
+    taken: dict[str, _Taken] = field(default_factory=dict)
+    #: When they were written here.
+    _labelled: dict[str, float] = field(default_factory=dict)
+    _released: dict[str, float] = field(default_factory=dict)
+    #: Freed by us; not ours again whatever late words say.
+    _freed: dict[str, float] = field(default_factory=dict)
+    #: They couldn't start it: to be deleted, whatever else they say.
+    _hopeless: set[str] = field(default_factory=set)
+    #: Since when something is not as it should be of what has our labels.
+    _odd: dict[str, float] = field(default_factory=dict)
+    _setbacks: int = 0
+    _plain_until: float = 0.0
+    _missed_for: int = 0
+    hits: int = 0
+
+    # --- what came of it
+
+    def accepted(self, uid: str, now: float) -> None:
+        """The agent has given it to us."""
+        if uid in self.taken:
+            self.taken[uid].sure_at = now
+
+    def refused(self, uid: str) -> None:
+        """Certainly not ours: somebody else has it, or it isn't there."""
+        self._drop(uid)
+
+    def labelled(self, uid: str, now: float) -> None:
+        self._drop(uid)
+        self._labelled[uid] = now
+
+    def released(self, uid: str, now: float) -> None:
+        self._labelled.pop(uid, None)
+        self._released[uid] = now
+
+    def freed(self, uid: str, now: float) -> None:
+        """It was told to go back."""
+        self._drop(uid)
+        self._freed[uid] = now
+
+    def close(self) -> None:
+        """Somebody else's from now on: what is promised here is nobody's."""
+        for uid in list(self.taken):
+            self._drop(uid)
+
+    # --- what to do
+
+    def plan(self, wanted: Wanted, now: float) -> Plan:
+        delete = self._observe(wanted, now)
+        mine, idle, orphans = self._with_labels(now)
+        serving = [uid for uid, taken in self.taken.items() if taken.serving_since is not None]
+        starting = [uid for uid in self.taken if uid not in serving]
+        pods = wanted.replicas + len(self.taken) if wanted.pods is None else wanted.pods
+        lacking = pods - wanted.replicas - len(self.taken)
+        take: list[Seen] = []
+        why = ""
+        if lacking > 0:
+            take, why = self._take(wanted, lacking, now)
+            starting += [seen.slot.uid for seen in take]
+        free: list[str] = []
+        surplus = max(0, -lacking)
+        free += self._newest(starting)[:surplus]
+        surplus -= len(free)
+        enough = wanted.ready >= pods  # so that nobody is worse off without those that serve beside them
+        spare = len(serving) - pods if not enough else surplus
+        free += self._newest(serving)[: max(0, min(spare, surplus))]
+        starting = [uid for uid in starting if uid not in free]
+        serving = [uid for uid in serving if uid not in free]
+        adopt = [uid for uid in serving if self._may_adopt(uid, wanted, now)]
+        waiting = len(serving) - len(adopt)
+        # Those that wait for their labels take no pod away from those that are there.
+        replicas = max(pods - len(starting) - waiting, min(wanted.replicas, pods - len(starting)), 0)
+        shrinks = wanted.replicas - replicas
+        release = mine[: max(0, min(shrinks, wanted.short))] if shrinks > 0 else []
+        missed = self._count_missed(lacking - len(take) if lacking > 0 else 0)
+        return Plan(
+            take=tuple(take),
+            release=tuple(release),
+            replicas=replicas,
+            label=(*adopt[:replicas], *(orphans if wanted.adoptable else ())),
+            free=(*free, *self._still_ours()),
+            delete=(*delete, *idle),
+            missed=missed,
+            why=why if missed else "",
+            recheck_s=self._recheck_s(wanted, now),
+        )
+
+    # --- inside
+
+    def _observe(self, wanted: Wanted, now: float) -> list[str]:
+        """Brings what is remembered up to what is known; uids of pods that can't be helped."""
+        self._hopeless &= self.known.pods.keys()
+        for uid in self.known.of_revision(self.revision):
+            seen = self.known.slots.get(uid)
+            if seen is not None and seen.slot.revision == self.revision and not seen.away:
+                self._hear(uid, seen, self.known.pods.get(uid), now)
+        for uid, taken in list(self.taken.items()):
+            verdict = self._verdict(uid, taken, wanted, now)
+            if verdict == "ours":
+                continue
+            self._drop(uid)
+            if verdict in ("failed", "given back"):
+                self._set_back(now)
+            if verdict == "failed":
+                self._hopeless.add(uid)
+        for memory, most_s in (
+            (self._labelled, WRITTEN_S),
+            (self._released, WRITTEN_S),
+            (self._freed, ORDER_S),
+        ):
+            for uid, at in list(memory.items()):
+                if now - at >= most_s or uid not in self.known.pods:
+                    del memory[uid]
+        return [uid for uid in sorted(self._hopeless) if not self.known.pods[uid].leaving]
+
+    def _verdict(
+        self, uid: str, taken: _Taken, wanted: Wanted, now: float
+    ) -> Literal["ours", "lost", "given back", "failed"]:
+        seen, pod = self.known.slots.get(uid), self.known.pods.get(uid)
+        silent_s = now - taken.sure_at
+        if pod is None:  # the API server has deleted it, or will tell of it
+            return "lost" if silent_s >= ORDER_S else "ours"
+        if pod.leaving or pod.ended:
+            return "given back" if pod.ended and taken.serving_since is None else "lost"
+        if seen is None or seen.away:
+            return "lost" if silent_s >= (SILENT_S if taken.confirmed else ORDER_S) else "ours"
+        state = seen.slot.state
+        if seen.slot.revision == self.revision:
+            late = state == "starting" and now - taken.since >= wanted.start_s
+            if state == "failed" or late:
+                return "failed"
+            return "lost" if state == "draining" else "ours"
+        if not taken.confirmed:
+            # The order or the answer may have got lost. If the slot says yet that it has us, it counts again.
+            return "lost" if silent_s >= ORDER_S else "ours"
+        if state == "warming":  # its agent begins anew, and hears in a moment what it does
+            return "lost" if silent_s >= SILENT_S else "ours"
+        return "lost" if taken.serving_since is not None else "given back"
+
+    def _hear(self, uid: str, seen: Seen, pod: StandbyPod | None, now: float) -> None:
+        """A slot says that it has our revision."""
+        if seen.slot.state not in ("starting", "serving") or pod is None or pod.leaving or pod.ended:
+            return
+        if (
+            pod.revision == self.revision
+            or uid in self._labelled
+            or uid in self._released
+            or uid in self._freed
+        ):
+            return
+        if uid in self._hopeless:
+            return
+        taken = self.taken.get(uid)
+        if taken is None:
+            taken = self.taken[uid] = _Taken(now, now)
+            self.known.promised[uid] = self.revision
+        taken.confirmed = True
+        taken.sure_at = now
+        if seen.slot.state == "serving":
+            if taken.serving_since is None:
+                taken.serving_since = now
+                self.hits += 1
+                self._setbacks = 0
+        else:
+            taken.serving_since = None
+
+    def _take(self, wanted: Wanted, count: int, now: float) -> tuple[list[Seen], str]:
+        if not wanted.pool:
+            return [], "unfit"
+        if now < self._plain_until:
+            return [], "set-back"
+        busy: dict[str, int] = {}
+        for uid in (*self.taken, *self.known.of_revision(self.revision)):
+            seen = self.known.slots.get(uid)
+            if seen is not None:
+                busy[seen.node] = busy.get(seen.node, 0) + 1
+        chosen = choose(self.known.free(wanted.pool), count, wanted.model, self.known.models, busy)
+        for seen in chosen:
+            uid = seen.slot.uid
+            self.known.promised[uid] = self.revision
+            self.taken[uid] = _Taken(now, now)
+            self._freed.pop(uid, None)
+        return chosen, "" if len(chosen) == count else "empty"
+
+    def _with_labels(self, now: float) -> tuple[list[str], list[str], list[str]]:
+        """Those that serve; those that have served nobody for long, and those that no ReplicaSet has taken."""
+        serving: list[str] = []
+        idle: list[str] = []
+        orphans: list[str] = []
+        odd: dict[str, float] = {}
+        for uid in self.known.of_revision(self.revision):
+            seen, pod = self.known.slots.get(uid), self.known.pods.get(uid)
+            if (
+                pod is None
+                or pod.leaving
+                or pod.ended
+                or pod.revision != self.revision
+                or uid in self._released
+            ):
+                continue
+            heard = seen is not None and not seen.away
+            if (
+                heard
+                and seen is not None
+                and seen.slot.state == "serving"
+                and seen.slot.revision == self.revision
+            ):
+                serving.append(uid)
+            elif heard and seen is not None and seen.slot.state == "ready":
+                odd[uid] = self._odd.get(uid, now)
+                if now - odd[uid] >= ODD_S:
+                    idle.append(uid)
+                continue
+            if not pod.owned and uid not in self._labelled:
+                odd[uid] = self._odd.get(uid, now)
+                if now - odd[uid] >= ODD_S:
+                    orphans.append(uid)
+                    odd[uid] = now
+        self._odd = odd
+        return serving, idle, orphans
+
+    def _still_ours(self) -> list[str]:
+        """Those whose labels we have taken off: they go back to the pool, and again until the slot says so."""
+        return [
+            uid
+            for uid in self._released
+            if (seen := self.known.slots.get(uid)) is not None
+            and seen.slot.revision == self.revision
+            and seen.slot.state in ("starting", "serving")
+            and uid not in self._freed
+        ]
+
+    def _may_adopt(self, uid: str, wanted: Wanted, now: float) -> bool:
+        since = self.taken[uid].serving_since
+        if not wanted.adoptable or since is None:
+            return False
+        return not wanted.rush or now - since >= BEHIND_S
+
+    def _newest(self, uids: list[str]) -> list[str]:
+        return sorted(uids, key=lambda uid: (-self.taken[uid].since, uid))
+
+    def _set_back(self, now: float) -> None:
+        self._setbacks += 1
+        self._plain_until = now + pause_s(self._setbacks, *SETBACK_S, 1.0)
+
+    def _count_missed(self, missing: int) -> int:
+        """Each is counted once, however often it is planned while it lasts."""
+        new, self._missed_for = max(0, missing - self._missed_for), missing
+        return new
+
+    def _recheck_s(self, wanted: Wanted, now: float) -> float | None:
+        times = []
+        for taken in self.taken.values():
+            if not taken.confirmed:
+                times.append(taken.sure_at + ORDER_S)
+            elif taken.serving_since is None:
+                times.append(taken.since + wanted.start_s)
+            elif wanted.rush:
+                times.append(taken.serving_since + BEHIND_S)
+            times.append(taken.sure_at + SILENT_S)
+        times += [at + ORDER_S for at in self._freed.values()]
+        times += [at + ODD_S for at in self._odd.values()]
+        return max(0.05, min(times) - now) if times else None
+
+    def _drop(self, uid: str) -> None:
+        self.taken.pop(uid, None)
+        if self.known.promised.get(uid) == self.revision:
+            del self.known.promised[uid]

@@ -1,0 +1,194 @@
+"""What an autoscaler knows of standby pods: what node agents say of slots, what the API server says of their pods.
+
+The two come by different ways and neither waits for the other, so they are kept apart and joined by the pod's uid.
+Agents are believed about slots, the API server about labels, owners and ends. A slot is promised to one revision
+at a time here; among several autoscalers its agent decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from kserve_ext.core.ids import RevisionKey
+from kserve_ext.core.standby.facts import Slot
+
+NOBODY = RevisionKey("")
+
+
+class StandbyPod(NamedTuple):
+    """As the API server has it."""
+
+    name: str  # namespace/name
+    uid: str
+    pool: str
+    revision: RevisionKey = NOBODY  # by its labels
+    owned: bool = False  # a ReplicaSet controls it
+    ready: bool = False
+    ended: str = ""  # why none of its processes runs any more; "" = it hasn't ended
+    leaving: bool = False  # it is being deleted
+    made_at: float = 0.0  # unix seconds
+
+
+class Seen(NamedTuple):
+    """A slot, the agent that has told of it, and whether that can be heard right now."""
+
+    slot: Slot
+    node: str
+    away: bool = False
+
+
+class Known:
+    def __init__(self) -> None:
+        self.slots: dict[str, Seen] = {}  # by uid
+        self.pods: dict[str, StandbyPod] = {}  # by uid
+        #: By node: what its models are called.
+        self.models: dict[str, frozenset[str]] = {}
+        #: By uid, until whoever promised it knows better.
+        self.promised: dict[str, RevisionKey] = {}
+        self._of_node: dict[str, set[str]] = {}
+        self._of_revision: dict[RevisionKey, set[str]] = {}
+        self._of_pool: dict[str, set[str]] = {}
+
+    # --- what is told
+
+    def told(self, node: str, slots: Iterable[Slot], models: Iterable[str]) -> set[RevisionKey]:
+        """All slots of a node; the revisions that this concerns."""
+        before = self._of_node.get(node, set())
+        found = {slot.uid: slot for slot in slots}
+        concerned: set[RevisionKey] = set()
+        for uid in before - found.keys():
+            concerned |= self._slot(uid, None)
+        for uid, slot in found.items():
+            concerned |= self._slot(uid, Seen(slot, node))
+        self._of_node[node] = set(found)
+        self.models[node] = frozenset(models)
+        return concerned
+
+    def away(self, node: str) -> None:
+        """Its agent can't be heard. Its slots are what they were, as far as anybody knows; none can be taken."""
+        for uid in self._of_node.get(node, ()):
+            self.slots[uid] = self.slots[uid]._replace(away=True)
+
+    def gone(self, node: str) -> set[RevisionKey]:
+        """There is no such agent any more."""
+        concerned: set[RevisionKey] = set()
+        for uid in self._of_node.pop(node, set()):
+            concerned |= self._slot(uid, None)
+        self.models.pop(node, None)
+        return concerned
+
+    def pod(self, uid: str, pod: StandbyPod | None) -> set[RevisionKey]:
+        """The API server has it so; None: not any more."""
+        before = self.pods.pop(uid, None)
+        if pod is not None:
+            self.pods[uid] = pod
+        for one in (before, pod):
+            if one is not None:
+                self._index(uid, one.revision, one.pool)
+        concerned = {one.revision for one in (before, pod) if one is not None}
+        seen = self.slots.get(uid)
+        if seen is not None:
+            concerned.add(seen.slot.revision)
+        if uid in self.promised:
+            concerned.add(self.promised[uid])
+        return concerned - {NOBODY}
+
+    # --- what is known
+
+    def of_revision(self, revision: RevisionKey) -> list[str]:
+        """Uids of what has its labels, or a slot that has it."""
+        return sorted(uid for uid in self._of_revision.get(revision, ()) if self._has(uid, revision))
+
+    def of_pool(self, pool: str) -> list[StandbyPod]:
+        found = (self.pods.get(uid) for uid in sorted(self._of_pool.get(pool, ())))
+        return [pod for pod in found if pod is not None]
+
+    def pools(self) -> list[str]:
+        return sorted({pod.pool for pod in self.pods.values()})
+
+    def free(self, pool: str) -> list[Seen]:
+        """Slots that can be taken. One whose pod the API server hasn't told of yet can't."""
+        found = []
+        for uid in sorted(self._of_pool.get(pool, ())):
+            seen, pod = self.slots.get(uid), self.pods.get(uid)
+            if seen is None or pod is None or seen.away or uid in self.promised:
+                continue
+            if seen.slot.state == "ready" and not (pod.revision or pod.leaving or pod.ended):
+                found.append(seen)
+        return found
+
+    def starting(self) -> bool:
+        """Whether any slot is about to serve, so that the machine has better things to do than what can wait."""
+        return any(seen.slot.state == "starting" and not seen.away for seen in self.slots.values())
+
+    # --- inside
+
+    def _slot(self, uid: str, seen: Seen | None) -> set[RevisionKey]:
+        before = self.slots.pop(uid, None)
+        if seen is not None:
+            self.slots[uid] = seen
+            self._index(uid, seen.slot.revision, seen.slot.pool)
+        if before is not None and seen is not None and before == seen:
+            return set()
+        concerned = {one.slot.revision for one in (before, seen) if one is not None}
+        if uid in self.promised:
+            concerned.add(self.promised[uid])
+        if uid in self.pods:
+            concerned.add(self.pods[uid].revision)
+        return concerned - {NOBODY}
+
+    def _index(self, uid: str, revision: RevisionKey, pool: str) -> None:
+        """Left as they are when it goes; whoever reads looks whether it is still so, and forgets what isn't."""
+        if revision:
+            self._of_revision.setdefault(revision, set()).add(uid)
+        self._of_pool.setdefault(pool, set()).add(uid)
+
+    def _has(self, uid: str, revision: RevisionKey) -> bool:
+        seen, pod = self.slots.get(uid), self.pods.get(uid)
+        return (seen is not None and seen.slot.revision == revision) or (
+            pod is not None and pod.revision == revision
+        )
+
+    def forget(self) -> None:
+        """Drops what indices have of slots and pods that are no more; now and then."""
+        for index in (self._of_revision, self._of_pool):
+            for key, uids in list(index.items()):
+                alive = {uid for uid in uids if uid in self.slots or uid in self.pods}
+                if index is self._of_revision:
+                    alive = {uid for uid in alive if self._has(uid, RevisionKey(key))}
+                if alive:
+                    index[key] = alive  # type: ignore[index]
+                else:
+                    del index[key]  # type: ignore[arg-type]
+
+
+def choose(
+    free: Iterable[Seen],
+    count: int,
+    model: str,
+    models: Mapping[str, frozenset[str]],
+    busy: Mapping[str, int],
+) -> list[Seen]:
+    """The best of them: where the model is, what has most of a start behind it, and not all on one node.
+
+    `busy`: by node, how many slots this revision has there.
+    """
+    left = list(free)
+    chosen: list[Seen] = []
+    used = dict(busy)
+    while left and len(chosen) < count:
+        best = min(
+            left,
+            key=lambda seen: (
+                model not in models.get(seen.node, ()) if model else False,
+                seen.slot.level == "S0",
+                used.get(seen.node, 0),
+                seen.slot.since,
+                seen.slot.pod,
+            ),
+        )
+        left.remove(best)
+        chosen.append(best)
+        used[best.node] = used.get(best.node, 0) + 1
+    return chosen

@@ -1,0 +1,313 @@
+"""How a revision takes standby pods: scripts for what is to be seen, a machine for what must always hold."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from kserve_ext.core.standby import adoption
+from tests.core.standby.world import A, B, World
+
+
+def serving(world: World) -> None:
+    """All orders arrive, and what starts serves."""
+    while world.orders:
+        world.deliver(0)
+    for uid in list(world.pods):
+        world.step(uid)
+    world.report()
+
+
+def test_a_slot_is_taken_and_nothing_is_written_before_it_serves() -> None:
+    world = World()
+    world.add(2)
+    world.restart()
+    world.wanted[A] = 1
+    plan = world.plan(A)
+    assert [seen.slot.uid for seen in plan.take] == ["u1"]
+    assert (plan.replicas, plan.label, plan.missed) == (0, (), 0)
+
+
+def test_then_replicas_rise_and_it_gets_its_labels() -> None:
+    world = World()
+    world.add(2)
+    world.restart()
+    world.wanted[A] = 1
+    world.act(A)
+    serving(world)
+    plan = world.plan(A)
+    assert (plan.replicas, plan.label, plan.take) == (1, ("u1",), ())
+
+
+def test_what_finds_no_slot_is_scaled_at_once() -> None:
+    world = World()
+    world.add(2)
+    world.restart()
+    world.wanted[A] = 5
+    plan = world.plan(A)
+    assert (len(plan.take), plan.replicas, plan.missed, plan.why) == (2, 3, 3, "empty")
+    assert world.plan(A).missed == 0  # counted once
+
+
+def test_a_slot_is_promised_to_one_of_two_revisions() -> None:
+    world = World()
+    world.add(1)
+    world.restart()
+    world.wanted = {A: 1, B: 1}
+    assert len(world.plan(A).take) == 1
+    plan = world.plan(B)
+    assert (plan.take, plan.replicas, plan.why) == ((), 1, "empty")
+
+
+def test_a_slot_that_fails_is_made_up_for_and_its_pod_goes() -> None:
+    world = World()
+    world.add(2)
+    world.restart()
+    world.wanted[A] = 1
+    world.act(A)
+    world.deliver(0)
+    world.step("u1", goes_well=False)
+    world.report()
+    plan = world.plan(A)
+    assert (plan.take, plan.replicas, plan.delete, plan.why) == ((), 1, ("u1",), "set-back")
+    world.now += adoption.SETBACK_S[0] + 1
+    assert [seen.slot.uid for seen in world.plan(A).take] == ["u2"]
+
+
+def test_a_slot_that_does_not_serve_in_time_is_given_up() -> None:
+    world = World()
+    world.add(1)
+    world.restart()
+    world.wanted[A] = 1
+    world.act(A)
+    world.deliver(0)
+    world.report()
+    assert world.plan(A).replicas == 0
+    world.now += 600.0
+    plan = world.plan(A)
+    assert (plan.replicas, plan.delete) == (1, ("u1",))
+
+
+def test_an_order_that_got_lost_is_made_up_for() -> None:
+    world = World()
+    world.add(1)
+    world.restart()
+    world.wanted[A] = 1
+    world.act(A)
+    world.orders.clear()
+    world.now += adoption.ORDER_S
+    assert len(world.plan(A).take) == 1
+
+
+def test_adoption_waits_while_others_are_starting_but_not_for_ever() -> None:
+    world = World()
+    world.add(1)
+    world.restart()
+    world.wanted[A] = 1
+    world.act(A)
+    serving(world)
+    world.rush = True
+    plan = world.plan(A)
+    assert (plan.replicas, plan.label) == (0, ())
+    assert plan.recheck_s is not None
+    world.now += adoption.BEHIND_S
+    assert world.plan(A).label == ("u1",)
+
+
+def test_after_a_restart_between_scale_and_labels_it_gets_them_and_the_plain_pod_goes() -> None:
+    world = World()
+    world.add(1)
+    world.restart()
+    world.wanted[A] = 1
+    world.act(A)
+    serving(world)
+    world.act(A, fails_at="label")
+    world.control()
+    assert (world.replicas[A], world.plain[A]) == (1, [False])
+    world.restart()
+    plan = world.plan(A)
+    assert (plan.replicas, plan.label, plan.free) == (1, ("u1",), ())
+    world.act(A)
+    world.control()
+    assert world.plain[A] == []
+    assert world.count(A) == 1
+
+
+def test_down_it_goes_back_to_a_pool_that_is_short_labels_first() -> None:
+    world = World()
+    world.add(1)
+    world.restart()
+    world.wanted[A] = 1
+    world.settle()
+    assert world.pods["u1"].labels == A
+    world.wanted[A], world.short = 0, 1
+    plan = world.plan(A)
+    assert (plan.release, plan.replicas) == (("u1",), 0)
+    world.settle()
+    assert (world.pods["u1"].labels, world.pods["u1"].state) == ("", "ready")
+
+
+def test_down_it_is_deleted_where_the_pool_lacks_none() -> None:
+    world = World()
+    world.add(1)
+    world.restart()
+    world.wanted[A] = 1
+    world.settle()
+    world.wanted[A] = 0
+    assert world.plan(A).release == ()
+    world.settle()
+    assert world.pods == {}
+
+
+def test_what_is_no_longer_wanted_before_it_serves_is_free_again() -> None:
+    world = World()
+    world.add(1)
+    world.restart()
+    world.wanted[A] = 1
+    world.act(A)
+    world.deliver(0)
+    world.report()
+    world.wanted[A] = 0
+    plan = world.plan(A)
+    assert (plan.free, plan.replicas) == (("u1",), 0)
+
+
+def test_while_its_agent_is_away_a_slot_counts_and_then_it_does_not() -> None:
+    world = World()
+    world.add(1)
+    world.restart()
+    world.wanted[A] = 1
+    world.act(A)
+    world.deliver(0)
+    world.report()
+    world.plan(A)
+    world.known.away("node-0")
+    world.now += adoption.SILENT_S - 1
+    assert world.plan(A).replicas == 0
+    world.now += 1
+    assert world.plan(A).replicas == 1
+
+
+def test_a_word_from_before_the_order_changes_nothing() -> None:
+    world = World()
+    world.add(1)
+    world.restart()
+    world.wanted[A] = 1
+    world.act(A)
+    world.report()  # it is ready yet
+    plan = world.plan(A)
+    assert (plan.take, plan.replicas) == ((), 0)
+
+
+class Adoptions(RuleBasedStateMachine):
+    """Two revisions, one pool; orders, answers, reports and writes are lost, late or repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+
+    @initialize(pods=st.integers(0, 4))
+    def begin(self, pods: int) -> None:
+        self.world.add(pods)
+        self.world.restart()
+
+    @rule(key=st.sampled_from((A, B)), count=st.integers(0, 3))
+    def want(self, key: str, count: int) -> None:
+        self.world.wanted[key] = count  # type: ignore[index]
+
+    @rule(
+        key=st.sampled_from((A, B)),
+        fails_at=st.sampled_from(("", "", "", "release", "scale", "label")),
+        short=st.integers(0, 2),
+    )
+    def act(self, key: str, fails_at: str, short: int) -> None:
+        self.world.short = short
+        self.world.act(key, fails_at)  # type: ignore[arg-type]
+
+    @rule(data=st.data(), fate=st.sampled_from(("done", "unanswered", "lost", "twice")))
+    def order(self, data: st.DataObject, fate: str) -> None:
+        orders = self.world.orders
+        if not orders:
+            return
+        index = data.draw(st.integers(0, len(orders) - 1))
+        if fate == "twice":
+            orders.append(orders[index])
+        if fate == "lost":
+            del orders[index]
+        else:
+            self.world.deliver(index, answer=fate != "unanswered")
+
+    @rule(data=st.data(), lost=st.booleans())
+    def answer(self, data: st.DataObject, lost: bool) -> None:
+        replies = self.world.replies
+        if replies:
+            index = data.draw(st.integers(0, len(replies) - 1))
+            if lost:
+                del replies[index]
+            else:
+                self.world.answer(index)
+
+    @rule(data=st.data(), well=st.booleans())
+    def step(self, data: st.DataObject, well: bool) -> None:
+        if self.world.pods:
+            self.world.step(data.draw(st.sampled_from(sorted(self.world.pods))), well)
+
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        """A slot's process ends."""
+        if self.world.pods:
+            self.world.pods[data.draw(st.sampled_from(sorted(self.world.pods)))].ended = "killed"
+
+    @rule()
+    def report(self) -> None:
+        self.world.report()
+
+    @rule()
+    def inform(self) -> None:
+        self.world.inform()
+
+    @rule()
+    def away(self) -> None:
+        self.world.known.away("node-0")
+
+    @rule()
+    def control(self) -> None:
+        self.world.control()
+
+    @rule(count=st.integers(1, 2))
+    def refill(self, count: int) -> None:
+        if len(self.world.pods) < 6:
+            self.world.add(count)
+
+    @rule(seconds=st.sampled_from((0.1, 3.0, 6.0, 20.0, 700.0)))
+    def wait(self, seconds: float) -> None:
+        self.world.now += seconds
+
+    @rule(rush=st.booleans())
+    def rush(self, rush: bool) -> None:
+        self.world.rush = rush
+
+    @rule()
+    def restart(self) -> None:
+        self.world.restart()
+
+    @invariant()
+    def promises_are_whose_they_are(self) -> None:
+        for uid, key in self.world.known.promised.items():
+            assert uid in self.world.adoptions[key].taken
+
+    def teardown(self) -> None:
+        world = self.world
+        world.settle()
+        for key in (A, B):
+            assert world.replicas[key] == world.wanted[key]
+            assert world.count(key) == world.wanted[key]
+            assert not world.adoptions[key].taken
+        for pod in world.pods.values():
+            assert pod.slot_of == pod.labels, pod
+            assert pod.state == ("serving" if pod.labels else "ready"), pod
+
+
+TestAdoptions = Adoptions.TestCase
+TestAdoptions.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
