@@ -25,15 +25,14 @@ async def serve(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     async with Client.from_environment(user_agent="kserve-galaxy-node-agent") as client:
         agent = NodeAgent(settings, client)
-        starting = asyncio.ensure_future(agent.start())
-        stopping = asyncio.ensure_future(stop.wait())
+        await agent.start()
+        stopping, ended = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(agent.ended())
         try:
-            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if starting.done():
-                await starting
-                await stopping
+            await asyncio.wait((stopping, ended), return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                await ended
         finally:
-            for task in (starting, stopping):
+            for task in (stopping, ended):
                 task.cancel()
             await agent.stop()
 

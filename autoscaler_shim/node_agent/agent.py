@@ -39,7 +39,7 @@ KEY_AGAIN_S: Final = 5.0
 
 
 class NodeAgent:
-    """`start` once, then `stop` once."""
+    """`start` once, then `stop` once; ends by itself only by a fault (`ended`)."""
 
     def __init__(self, settings: Settings, client: Client) -> None:
         self._settings = settings
@@ -63,35 +63,29 @@ class NodeAgent:
         self._looks = 0
         self._watchers: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._looking: asyncio.Task[None] | None = None
+        self._running: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Returns when slots may dial and autoscalers may call. Waits for the API server to give the key."""
+        """Returns when slots may dial; autoscalers may call as soon as the API server has given the key."""
         settings = self._settings
         await self.page.start(settings.pod_ip, settings.metrics_port)
-        if self.identity is not None:
-            await self.identity.start()
-        key = await self._key()
-        identity = self.identity.identity if self.identity is not None else None
-        rpc = self._rpc = Rpc(f"node-agent/{self.node}", key, identity=identity)
-        self._telling = Telling(rpc, self.node, self.incarnation)
-        await self._look()
         await self.door.open()
-        rpc.handle(WatchSlots, self._watched)
-        rpc.handle(TakeSlot, self._take)
-        rpc.handle(FreeSlot, self._free)
-        self.addr = await rpc.listen(settings.pod_ip, settings.port)
-        self._looking = asyncio.create_task(self._keep_looking())
         self._ready = True
-        log.info("slots dial %s, autoscalers call %s", settings.socket, self.addr)
+        log.info("slots dial %s", settings.socket)
+        self._running = [asyncio.create_task(run()) for run in (self._answer_autoscalers, self._keep_looking)]
+
+    async def ended(self) -> None:
+        """Raises what ended it."""
+        await asyncio.gather(*self._running)
+        await asyncio.get_running_loop().create_future()
 
     async def stop(self) -> None:
         self._ready = False
         if self._timer is not None:
             self._timer.cancel()
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
         if self._rpc is not None:
             # First, so that nobody is told that slots have ended: they dial again.
             await self._rpc.close()
@@ -162,6 +156,20 @@ class NodeAgent:
 
     # --- inside
 
+    async def _answer_autoscalers(self) -> None:
+        settings = self._settings
+        if self.identity is not None:
+            await self.identity.start()
+        key = await self._key()
+        identity = self.identity.identity if self.identity is not None else None
+        rpc = self._rpc = Rpc(f"node-agent/{self.node}", key, identity=identity)
+        self._telling = Telling(rpc, self.node, self.incarnation)
+        rpc.handle(WatchSlots, self._watched)
+        rpc.handle(TakeSlot, self._take)
+        rpc.handle(FreeSlot, self._free)
+        self.addr = await rpc.listen(settings.pod_ip, settings.port)
+        log.info("autoscalers call %s", self.addr)
+
     @property
     def _tag(self) -> str:
         return f"{self.incarnation}.{self.account.changes}.{self._looks}"
@@ -219,8 +227,8 @@ class NodeAgent:
 
     async def _keep_looking(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_S)
             await self._look()
+            await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
         """At the Node object and the folders; a change wakes who watches."""

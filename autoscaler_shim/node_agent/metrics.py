@@ -90,4 +90,4 @@ class Page:
     async def _readiness(self, _: web.Request) -> web.Response:
         if self._ready():
             return web.Response(text="ok\n")
-        return web.Response(status=503, text="the peers' key can't be had yet, or about to end\n")
+        return web.Response(status=503, text="slots may not dial yet, or it is about to end\n")

@@ -14,6 +14,7 @@ from kserve_ext.kube.kinds import (
     CLUSTER_ROLE_BINDINGS,
     CLUSTER_ROLES,
     CONFIG_MAPS,
+    DAEMON_SETS,
     DEPLOYMENTS,
     PODS,
     SECRETS,
@@ -142,6 +143,22 @@ def test_the_webhook_comes_with_the_autoscaler_and_goes_with_it(cluster: Knative
     assert cluster("install").exit_code == 0
     assert cluster.get(VALIDATING_WEBHOOKS, "", "galaxy-webhook") is None
     assert cluster.get(DEPLOYMENTS, PLACE, "galaxy-webhook") is None
+
+
+def test_standby_pods_go_with_the_component_and_those_that_serve_stay(cluster: KnativeCluster) -> None:
+    installed = cluster("install", "--component", "standby")
+    assert installed.exit_code == 0, installed.output
+    assert "daemonset/galaxy-node-agent rolled out, 3 of 3" in installed.stdout
+    pool = {"kserve-galaxy.io/standby-pool": "x"}
+    adopted = {**pool, "serving.knative.dev/revision": "r"}
+    for name, labels in (("standby-a", pool), ("standby-b", adopted)):
+        cluster.server.put(PODS, {"metadata": {"namespace": "users", "name": name, "labels": labels}})
+    removed = cluster("uninstall")
+    assert removed.exit_code == 0, removed.output
+    assert "standby pod users/standby-a deleted" in removed.stdout
+    assert cluster.get(PODS, "users", "standby-a") is None
+    assert cluster.get(PODS, "users", "standby-b") is not None
+    assert cluster.get(DAEMON_SETS, PLACE, "galaxy-node-agent") is None
 
 
 def test_who_may_not_create_deployments_is_told_so_where_one_is_added(cluster: KnativeCluster) -> None:

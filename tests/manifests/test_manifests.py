@@ -19,6 +19,7 @@ COMPONENTS = [MANIFESTS / "components" / name for name in plan.COMPONENTS]
 EVERYTHING = build(OVERLAY, COMPONENTS)
 OBJECTS = list(EVERYTHING.objects.values())
 DEPLOYMENTS = {key.name: obj for key, obj in EVERYTHING.objects.items() if key.kind == "Deployment"}
+WORKLOADS = [obj for obj in OBJECTS if obj["kind"] in ("Deployment", "DaemonSet")]
 #: What Services, autoscaling, budgets, gateways and the kubelet rely on, from the manifests of Knative 1.21.
 ACTIVATOR_PORTS = {"metrics": 9090, "profiling": 8008, "http1": 8012, "h2c": 8013}
 AUTOSCALER_PORTS = {"metrics": 9090, "profiling": 8008, "websocket": 8080}
@@ -147,7 +148,7 @@ def permissions(kind: str, account: str) -> list[dict[str, Any]]:
 
 
 def test_budgets_and_policies_select_pods_of_these_deployments() -> None:
-    labels = [deployment["spec"]["template"]["metadata"]["labels"] for deployment in DEPLOYMENTS.values()]
+    labels = [workload["spec"]["template"]["metadata"]["labels"] for workload in WORKLOADS]
     selectors = [
         obj["spec"].get("podSelector") or obj["spec"]["selector"]
         for obj in OBJECTS

@@ -48,6 +48,24 @@ def test_a_deployment_scaled_to_zero_is_done() -> None:
     assert progress({"metadata": {"generation": 1}, "spec": {"replicas": 0}, "status": status}).done
 
 
+@pytest.mark.parametrize(
+    ("status", "done", "text"),
+    [
+        ({"observedGeneration": 1}, False, "waiting for the DaemonSet controller"),
+        ({"observedGeneration": 2, "desiredNumberScheduled": 2}, False, "0 of 2 new pods exist"),
+        (
+            {"observedGeneration": 2, "desiredNumberScheduled": 2, "updatedNumberScheduled": 2},
+            False,
+            "0 of 2 pods are available",
+        ),
+        ({"observedGeneration": 2, "desiredNumberScheduled": 0}, True, "0 of 0 pods are available"),
+    ],
+)
+def test_progress_on_nodes(status: dict[str, Any], done: bool, text: str) -> None:
+    found = progress({"kind": "DaemonSet", "metadata": {"generation": 2}, "spec": {}, "status": status})
+    assert (found.done, found.text) == (done, text)
+
+
 def test_complaints_name_pod_and_reason() -> None:
     waiting = {"reason": "CrashLoopBackOff", "message": "back-off 10s"}
     unschedulable = {"type": "PodScheduled", "reason": "Unschedulable", "message": "0/3 nodes"}

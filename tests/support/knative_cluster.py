@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from kserve_ext.cli.__main__ import main
 from kserve_ext.cli.knative.kustomize import MANIFESTS
 from kserve_ext.cli.knative.merging import merge
-from kserve_ext.kube.kinds import DEPLOYMENTS, PODS, Kind
+from kserve_ext.kube.kinds import DAEMON_SETS, DEPLOYMENTS, PODS, Kind
 from tests.support.api_objects import Change, Obj
 from tests.support.api_server import ApiServer, Target
 
@@ -46,6 +46,11 @@ class KnativeServer(ApiServer):
 
     def _changed(self, kind: Kind, change: Change) -> None:
         super()._changed(kind, change)
+        if kind.plural == "daemonsets" and change.new is not None and not change.deleted:
+            counts = dict.fromkeys(("desiredNumberScheduled", "updatedNumberScheduled", "numberAvailable"), 3)
+            status = {"observedGeneration": change.new["metadata"]["generation"], **counts}
+            if change.new.get("status") != status:
+                self.put(DAEMON_SETS, {**change.new, "status": status})
         if kind.plural == "deployments" and change.new is not None and not change.deleted:
             metadata = change.new["metadata"]
             observed = (change.new.get("status") or {}).get("observedGeneration")

@@ -16,6 +16,7 @@ _OURS: Final = (
     kinds.CLUSTER_ROLES,
     kinds.CLUSTER_ROLE_BINDINGS,
     kinds.CONFIG_MAPS,
+    kinds.DAEMON_SETS,
     kinds.DEPLOYMENTS,
     kinds.MUTATING_WEBHOOKS,
     kinds.POD_DISRUPTION_BUDGETS,

@@ -18,6 +18,7 @@ COMPONENTS: Final = (
     "mutual-tls",
     "mutual-tls-strict",
     "network-policy",
+    "standby",
     "webhook",
 )
 #: Which of them --mutual-tls means.

@@ -1,4 +1,4 @@
-"""How far the roll-out of a Deployment is, and what its pods wait for.
+"""How far the roll-out of a Deployment or DaemonSet is, and what its pods wait for.
 
 Pure; looks at the same fields in the same order as `kubectl rollout status`.
 """
@@ -16,9 +16,13 @@ class Progress(NamedTuple):
 
 
 def progress(deployment: Mapping[str, Any]) -> Progress:
+    """Of a Deployment, or of a DaemonSet, whose kind is then said."""
     status = deployment.get("status") or {}
+    kind = deployment.get("kind", "Deployment")
     if int(status.get("observedGeneration", 0)) < int(deployment["metadata"].get("generation", 0)):
-        return Progress(False, False, "waiting for the Deployment controller")
+        return Progress(False, False, f"waiting for the {kind} controller")
+    if kind == "DaemonSet":
+        return _on_nodes(status)
     for condition in status.get("conditions") or ():
         if condition["type"] == "Progressing" and condition.get("reason") == "ProgressDeadlineExceeded":
             return Progress(False, True, str(condition.get("message", "")))
@@ -33,6 +37,16 @@ def progress(deployment: Mapping[str, Any]) -> Progress:
     if available < new:
         return Progress(False, False, f"{available} of {new} pods are available")
     return Progress(True, False, f"{available} of {wanted} pods are available")
+
+
+def _on_nodes(status: Mapping[str, Any]) -> Progress:
+    wanted, new, available = (
+        int(status.get(field, 0))
+        for field in ("desiredNumberScheduled", "updatedNumberScheduled", "numberAvailable")
+    )
+    if new < wanted:
+        return Progress(False, False, f"{new} of {wanted} new pods exist")
+    return Progress(available >= wanted, False, f"{available} of {wanted} pods are available")
 
 
 def complaints(pods: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from kserve_ext.api.knative.revision import REVISION_LABEL
+from kserve_ext.api.standby.names import POOL_LABEL
 from kserve_ext.cli.failure import Failure
 from kserve_ext.cli.knative import record as records
 from kserve_ext.cli.knative.kinds import kind_named, kind_of
@@ -31,8 +33,8 @@ from kserve_ext.cli.knative.plan import Plan
 from kserve_ext.cli.knative.preflight import Situation
 from kserve_ext.cli.knative.record import Record, Taken
 from kserve_ext.cli.knative.rollout import complaints, progress
-from kserve_ext.kube.client import Client, KubeError, NotFound
-from kserve_ext.kube.kinds import CONFIG_MAPS, DEPLOYMENTS, PODS
+from kserve_ext.kube.client import Client, Conflict, KubeError, NotFound
+from kserve_ext.kube.kinds import CONFIG_MAPS, DAEMON_SETS, DEPLOYMENTS, PODS, Kind
 
 Object = dict[str, Any]
 MANAGER: Final = "galaxy"
@@ -89,6 +91,8 @@ class Steps:
             if taken is None:
                 continue
             await self._put_back(part, taken)
+            if any(key.kind == DAEMON_SETS.kind for _, key in taken.objects):
+                await self._end_standby()
             await self._delete(list(reversed(taken.objects)))
             del left[part.name]
             await self._write(Record(record.version, left))
@@ -105,8 +109,8 @@ class Steps:
                 str(error),
                 "install what brings that kind, or leave out the component",
             ) from None
-        if kind == DEPLOYMENTS:
-            await self._settled(obj["metadata"]["name"], made, "galaxy uninstall takes it out")
+        if kind in (DEPLOYMENTS, DAEMON_SETS):
+            await self._settled(obj["metadata"]["name"], made, "galaxy uninstall takes it out", kind)
 
     async def _relax(self) -> None:
         """Ours speak without TLS, too, before Knative's come, who know none."""
@@ -177,26 +181,42 @@ class Steps:
             part.name, changed, "the pods of ours go on serving; galaxy uninstall goes on from here"
         )
 
-    async def _settled(self, name: str, deployment: Object, do: str) -> None:
-        """Waits until the Deployment has rolled out; Failure with what its pods say if it does not."""
+    async def _end_standby(self) -> None:
+        """Pods that no revision has adopted: nobody keeps them now. The others go with their revisions."""
+        try:
+            listed = await self._client.list(PODS, labels=f"{POOL_LABEL},!{REVISION_LABEL}")
+        except KubeError as error:
+            if error.status != 403:
+                raise
+            self._say(
+                f"standby pods stay, as they can't be listed ({error}): kubectl delete pods -A -l {POOL_LABEL}"
+            )
+            return
+        for pod in listed.items:
+            metadata = pod["metadata"]
+            with contextlib.suppress(NotFound, Conflict):
+                await self._client.delete(PODS, metadata["namespace"], metadata["name"], uid=metadata["uid"])
+                self._say(f"standby pod {metadata['namespace']}/{metadata['name']} deleted")
+
+    async def _settled(self, name: str, deployment: Object, do: str, kind: Kind = DEPLOYMENTS) -> None:
+        """Waits until it has rolled out; Failure with what its pods say if it does not."""
+        what = f"{kind.kind.lower()}/{name}"
         former = self._situation.deployments.get(name)
         unchanged = former is not None and _generation(deployment) == _generation(former)
         until = time.monotonic() + self._wait_s
         for pause_s in itertools.chain(POLL_S, itertools.repeat(POLL_S[-1])):
             now = progress(deployment)
             if now.done:
-                self._say(f"deployment/{name} {'unchanged' if unchanged else 'rolled out'}, {now.text}")
+                self._say(f"{what} {'unchanged' if unchanged else 'rolled out'}, {now.text}")
                 return
             late = time.monotonic() >= until
             if now.failed or late:
-                what = "has failed" if now.failed else f"is not done after {self._wait_s:g} s"
+                how = "has failed" if now.failed else f"is not done after {self._wait_s:g} s"
                 why = "\n".join([now.text, *await self._complaints(name)])
-                raise Failure(
-                    f"the roll-out of deployment/{name} {what}", why, f"the former pods serve; {do}"
-                )
-            self._wait(f"deployment/{name}: {now.text}")
+                raise Failure(f"the roll-out of {what} {how}", why, f"the former pods serve; {do}")
+            self._wait(f"{what}: {now.text}")
             await asyncio.sleep(pause_s)
-            deployment = await self._client.get(DEPLOYMENTS, self._namespace, name)
+            deployment = await self._client.get(kind, self._namespace, name)
 
     async def _complaints(self, name: str) -> list[str]:
         try:

@@ -72,6 +72,7 @@ async def world(folder: Path) -> AsyncIterator[World]:
         put_cluster(api)
         agent = NodeAgent(settings(folder), client)
         await agent.start()
+        await until(lambda: agent.addr != "", "autoscalers may call")
         made = World(api, agent, folder)
         try:
             yield made
@@ -247,6 +248,8 @@ def test_a_watch_waits_for_a_change_and_needs_the_key(tmp_path: Path) -> None:
     async def test() -> None:
         async with world(tmp_path) as w:
             begun = await w.watch()
+            while not begun.status.capacity.gpus:
+                begun = await w.watch(begun.tag)
             slot = w.slot()
             await slot.dial()
             after = await w.states("ready")
