@@ -50,6 +50,11 @@ class Place:
         return self.folder / "log"
 
     @property
+    def host(self) -> Path:
+        """What is / to hostPath volumes of its pods."""
+        return self.folder / "host"
+
+    @property
     def certificates(self) -> Path:
         return self.folder / "certificates"
 

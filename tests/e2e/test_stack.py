@@ -18,7 +18,7 @@ from cryptography import x509
 from e2e import build
 from e2e.stack import certificate_stub, dns, ingress_stub, processes
 from e2e.stack.certificates import Authority
-from e2e.stack.kubelet import environment, programs, volumes
+from e2e.stack.kubelet import environment, mounts, programs, volumes
 from e2e.stack.place import Place, pod_address, pod_number
 from tools.setup.layout import Layout
 
@@ -83,7 +83,7 @@ def test_other_record_types_have_no_answer_and_unknown_names_do_not_exist(names:
     assert dns.reply(names, question("example.com"))[3] & 0xF == 3
 
 
-POD = {
+POD: dict[str, dict[str, object]] = {
     "metadata": {"name": "p-1", "namespace": "ns", "uid": "u", "labels": {"a/b": "c"}},
     "spec": {"nodeName": "node-1", "serviceAccountName": "account"},
 }
@@ -145,6 +145,19 @@ def test_what_the_environment_cannot_have_is_said(entry: dict[str, object]) -> N
         env_of(entry)
 
 
+async def no_token(namespace: str, account: str, spec: environment.Object) -> environment.Object:
+    raise AssertionError("no token is asked for")
+
+
+def pod_volumes(
+    spec: environment.Object,
+    folder: Path,
+    fetch: volumes.Fetch,
+    request: volumes.RequestToken = no_token,
+) -> volumes.Volumes:
+    return volumes.Volumes({**POD, "spec": spec}, folder, fetch, request, folder / "host", "10.244.0.9")
+
+
 VOLUMES = {"volumes": [{"name": "v", "secret": {"secretName": "s"}}, {"name": "other", "emptyDir": {}}]}
 
 
@@ -155,26 +168,105 @@ def test_a_secret_becomes_a_folder_that_follows_it(tmp_path: Path) -> None:
         assert (plural, namespace, name) == ("secrets", "ns", "s")
         return {"data": held}
 
-    made = volumes.Volumes({**POD, "spec": VOLUMES}, tmp_path, changing)
+    made = pod_volumes(VOLUMES, tmp_path, changing)
     asyncio.run(made.fill())
     assert (tmp_path / "v" / "k").read_bytes() == b"v"
     held["k"] = "dw=="
     asyncio.run(made.fill())
     assert {path.name: path.read_bytes() for path in (tmp_path / "v").iterdir()} == {"k": b"w"}
     container = {"volumeMounts": [{"name": "v", "mountPath": "/a/b"}, {"name": "other", "mountPath": "/c"}]}
-    assert made.mounts(container) == [(tmp_path / "v", Path("/a/b"))]
+    assert made.mounts(container) == [
+        (tmp_path / "v", Path("/a/b"), False),
+        (tmp_path / "other", Path("/c"), False),
+    ]
 
 
 def test_a_secret_that_is_not_there_is_said(tmp_path: Path) -> None:
     spec = {"volumes": [{"name": "v", "secret": {"secretName": "none"}}]}
-    with pytest.raises(volumes.BadVolume, match="secret ns/none not found"):
-        asyncio.run(volumes.Volumes({**POD, "spec": spec}, tmp_path, fetch).fill())
+    with pytest.raises(mounts.BadVolume, match="secret ns/none not found"):
+        asyncio.run(pod_volumes(spec, tmp_path, fetch).fill())
+
+
+def test_the_volume_of_every_pods_account_is_left_out_and_an_unknown_kind_is_said(tmp_path: Path) -> None:
+    account = {"name": "kube-api-access-x", "projected": {"sources": [{"unknown": {}}]}}
+    made = pod_volumes({"volumes": [account]}, tmp_path, fetch)
+    asyncio.run(made.fill())
+    assert made.mounts({"volumeMounts": [{"name": "kube-api-access-x", "mountPath": "/a"}]}) == []
+    with pytest.raises(mounts.BadVolume, match="volume n: nfs is not supported"):
+        asyncio.run(pod_volumes({"volumes": [{"name": "n", "nfs": {}}]}, tmp_path, fetch).fill())
+
+
+def test_a_token_is_bound_to_its_pod_and_renewed_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str, environment.Object]] = []
+
+    async def request(namespace: str, account: str, spec: environment.Object) -> environment.Object:
+        asked.append((namespace, account, spec))
+        return {"token": f"t{len(asked)}"}
+
+    sources = [
+        {"serviceAccountToken": {"path": "token", "audience": "a", "expirationSeconds": 600}},
+        {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
+        {"configMap": {"name": "c", "items": [{"key": "k", "path": "deep/k"}]}},
+    ]
+    spec = {**POD["spec"], "volumes": [{"name": "v", "projected": {"sources": sources}}]}
+    now = 1000.0
+    monkeypatch.setattr("e2e.stack.kubelet.volumes.time.time", lambda: now)
+    made = pod_volumes(spec, tmp_path, fetch, request)
+    asyncio.run(made.fill())
+    asyncio.run(made.fill())
+    bound = {"apiVersion": "v1", "kind": "Pod", "name": "p-1", "uid": "u"}
+    wanted = {"audiences": ["a"], "expirationSeconds": 600, "boundObjectRef": bound}
+    assert asked == [("ns", "account", wanted)]
+    assert (tmp_path / "v" / "labels").read_text() == 'a/b="c"\n'
+    assert (tmp_path / "v" / "deep" / "k").read_text() == "v"
+    now += 480
+    made.pod = {**made.pod, "metadata": {**POD["metadata"], "labels": {"a/b": "d"}}}
+    asyncio.run(made.fill())
+    assert (tmp_path / "v" / "token").read_text() == "t2"
+    assert (tmp_path / "v" / "labels").read_text() == 'a/b="d"\n'
+
+
+def test_paths_of_the_node_and_claims_are_folders_of_the_stack(tmp_path: Path) -> None:
+    async def cluster(plural: str, namespace: str, name: str) -> environment.Object | None:
+        known: dict[tuple[str, str, str], environment.Object] = {
+            ("persistentvolumeclaims", "ns", "models"): {"spec": {"volumeName": "pv"}},
+            ("persistentvolumeclaims", "ns", "loose"): {"spec": {}},
+            ("persistentvolumes", "", "pv"): {"spec": {"hostPath": {"path": "/models"}}},
+        }
+        return known.get((plural, namespace, name))
+
+    host = tmp_path / "host"
+    (host / "models").mkdir(parents=True)
+    spec = {
+        "volumes": [
+            {"name": "run", "hostPath": {"path": "/run/x", "type": "DirectoryOrCreate"}},
+            {"name": "models", "persistentVolumeClaim": {"claimName": "models"}},
+        ]
+    }
+    made = pod_volumes(spec, tmp_path, cluster)
+    asyncio.run(made.fill())
+    listed = [
+        {"name": "run", "mountPath": "/run/x", "readOnly": True},
+        {"name": "models", "mountPath": "/m", "subPath": "tiny"},
+    ]
+    assert made.mounts({"volumeMounts": listed}) == [
+        (host / "run" / "x", Path("/run/x"), True),
+        (host / "models" / "tiny", Path("/m"), False),
+    ]
+    for volume, why in (
+        ({"hostPath": {"path": "/gone", "type": "Directory"}}, "hostPath /gone: .* is no Directory"),
+        ({"persistentVolumeClaim": {"claimName": "loose"}}, "ns/loose is not bound"),
+    ):
+        with pytest.raises(mounts.BadVolume, match=why):
+            asyncio.run(pod_volumes({"volumes": [{"name": "v", **volume}]}, tmp_path, cluster).fill())
 
 
 def test_a_mount_point_that_is_not_there_is_made_in_memory(tmp_path: Path) -> None:
-    assert volumes.mounting(["true"], []) == ["true"]
-    mount = volumes.Mount(tmp_path, tmp_path / "no" / "such")
-    *shell, script, name, program = volumes.mounting(["true"], [mount])
+    assert mounts.mounting(["true"], []) == ["true"]
+    mount = mounts.Mount(tmp_path, tmp_path / "no" / "such")
+    *shell, script, name, program = mounts.mounting(["true"], [mount])
     assert (shell, name, program) == (["sh", "-ec"], "sh", "true")
     assert script.splitlines() == [
         f"mount -t tmpfs tmpfs {tmp_path}",
@@ -182,9 +274,14 @@ def test_a_mount_point_that_is_not_there_is_made_in_memory(tmp_path: Path) -> No
         f"mount --bind {tmp_path} {tmp_path}/no/such",
         'exec "$@"',
     ]
-    assert "tmpfs" not in volumes.mounting(["true"], [volumes.Mount(tmp_path, tmp_path)])[2]
-    with pytest.raises(volumes.BadVolume, match="but the root"):
-        volumes.mounting(["true"], [volumes.Mount(tmp_path, Path("/no-such/folder"))])
+    assert "tmpfs" not in mounts.mounting(["true"], [mounts.Mount(tmp_path, tmp_path)])[2]
+    with pytest.raises(mounts.BadVolume, match="but the root"):
+        mounts.mounting(["true"], [mounts.Mount(tmp_path, Path("/no-such/folder"))])
+
+
+def test_a_mount_that_would_hide_the_stack_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(mounts.BadVolume, match="would hide"):
+        mounts.mounting(["true"], [mounts.Mount(tmp_path / "a", tmp_path)])
 
 
 def test_a_certificate_is_vouched_for_by_its_authority() -> None:

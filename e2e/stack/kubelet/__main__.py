@@ -1,7 +1,7 @@
 """`python -m e2e.stack.kubelet STACK`: a node whose pods are real processes, in a network namespace each.
 
-Serves whatever pods the scheduler binds to its node, stock and ours alike. Not done: images, volumes other than
-Secrets, resource limits, users, init containers. Each pod gets a kubeconfig with a token of its ServiceAccount in
+Serves whatever pods the scheduler binds to its node, stock and ours alike. Not done: images, resource limits, users,
+init containers, sizes of volumes. Each pod gets a kubeconfig with a token of its ServiceAccount in
 KUBECONFIG, so that roles are what they would be in a cluster.
 """
 
@@ -61,7 +61,16 @@ class Kubelet:
         if uid in self._pods:
             return
         self._number += 1
-        pod = Pod(self._place, self._number, obj, self._client, self._prober, self._fetch, self._kubeconfig)
+        pod = Pod(
+            self._place,
+            self._number,
+            obj,
+            self._client,
+            self._prober,
+            self._fetch,
+            self._kubeconfig,
+            self._token,
+        )
         self._pods[uid] = pod
         if doomed:
             pod.delete(0)
@@ -74,7 +83,8 @@ class Kubelet:
             del self._pods[uid]
 
     async def _fetch(self, plural: str, namespace: str, name: str) -> Object | None:
-        async with self._client.get(f"/api/v1/namespaces/{namespace}/{plural}/{name}") as response:
+        place = f"namespaces/{namespace}/" if namespace else ""
+        async with self._client.get(f"/api/v1/{place}{plural}/{name}") as response:
             if response.status == 404:
                 return None
             response.raise_for_status()
@@ -87,12 +97,15 @@ class Kubelet:
             self._accounts[key] = asyncio.create_task(self._make_kubeconfig(namespace, account))
         return await asyncio.shield(self._accounts[key])
 
-    async def _make_kubeconfig(self, namespace: str, account: str) -> Path:
+    async def _token(self, namespace: str, account: str, spec: Object) -> Object:
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
-        body = {"spec": {"expirationSeconds": 86_400}}
-        async with self._client.post(path, json=body) as response:
+        async with self._client.post(path, json={"spec": spec}) as response:
             response.raise_for_status()
-            token = (await response.json())["status"]["token"]
+            status: Object = (await response.json())["status"]
+            return status
+
+    async def _make_kubeconfig(self, namespace: str, account: str) -> Path:
+        token = (await self._token(namespace, account, {"expirationSeconds": 86_400}))["token"]
         file = self._place.folder / f"kubeconfig-{namespace}-{account}"
         certificates.write_kubeconfig(self._place, file, token, namespace)
         return file

@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 
 from e2e.stack import network
-from e2e.stack.kubelet import probes, programs, volumes
+from e2e.stack.kubelet import mounts, probes, programs
 from e2e.stack.place import CLONE
 
 Object = dict[str, Any]
@@ -30,13 +30,23 @@ class Container:
     """`changed` is called whenever `status()` may have changed."""
 
     def __init__(
-        self, spec: Object, namespace: str, target: probes.Target, log: Path, changed: Callable[[], None]
+        self,
+        spec: Object,
+        namespace: str,
+        target: probes.Target,
+        log: Path,
+        changed: Callable[[], None],
+        restart: str = "Always",
     ) -> None:
+        """`restart`: the pod's restartPolicy."""
         self.spec = spec
+        #: How it ended for good, None: it has not.
+        self.exit_code: int | None = None
+        self._restart = restart
         self.name: str = spec["name"]
         self.ready = False
         self.env: dict[str, str] = {}
-        self.mounts: list[volumes.Mount] = []
+        self.mounts: list[mounts.Mount] = []
         self._namespace = namespace
         self._target = target
         self._log = log
@@ -54,8 +64,8 @@ class Container:
         return self._process.pid if self._process and self._process.returncode is None else 0
 
     async def run(self) -> None:
-        """Until `stop` is called and the process has ended."""
-        program = volumes.mounting(programs.argv(self.spec), self.mounts)
+        """Until the process has ended, and `stop` was called or the pod's restartPolicy has no other follow."""
+        program = mounts.mounting(programs.argv(self.spec), self.mounts)
         argv = network.command(self._namespace, program)
         while not self._stop.is_set():
             with self._log.open("ab") as log:
@@ -82,8 +92,10 @@ class Container:
             code = status if status >= 0 else 128 - status
             ended = {"exitCode": code, "startedAt": started, "finishedAt": now()}
             ended["reason"] = "Completed" if code == 0 else "Error"
-            if self._stop.is_set():
+            over = self._restart == "Never" or (self._restart == "OnFailure" and code == 0)
+            if over or self._stop.is_set():
                 self._state = {"terminated": ended}
+                self.exit_code = code
                 break
             self._last = {"terminated": ended}
             self._state = {"waiting": {"reason": "CrashLoopBackOff", "message": f"ended with status {code}"}}

@@ -53,8 +53,8 @@ async def _whole(source: Object, namespace: str, fetch: Fetch) -> dict[str, str]
 
 
 async def _referred(source: Object, container: Object, pod: Object, address: str, fetch: Fetch) -> str | None:
-    if field := source.get("fieldRef"):
-        return _field(field["fieldPath"], pod, address)
+    if named := source.get("fieldRef"):
+        return field(named["fieldPath"], pod, address)
     if resource := source.get("resourceFieldRef"):
         kind, _, name = resource["resource"].partition(".")
         return str(container.get("resources", {}).get(kind, {}).get(name, "0"))
@@ -74,7 +74,8 @@ def _decoded(plural: str, value: str) -> str:
     return base64.b64decode(value).decode() if plural == "secrets" else value
 
 
-def _field(path: str, pod: Object, address: str) -> str:
+def field(path: str, pod: Object, address: str) -> str:
+    """Raises BadEnvironment."""
     metadata, spec = pod["metadata"], pod["spec"]
     known = {
         "metadata.name": metadata["name"],

@@ -17,7 +17,8 @@ from e2e.stack import network
 from e2e.stack.api import condition
 from e2e.stack.kubelet import environment, probes, programs
 from e2e.stack.kubelet.container import Container, now
-from e2e.stack.kubelet.volumes import BadVolume, Volumes
+from e2e.stack.kubelet.mounts import BadVolume
+from e2e.stack.kubelet.volumes import RequestToken, Volumes
 from e2e.stack.place import NODE_IP, Place, pod_address
 from e2e.stack.watch import say
 
@@ -36,6 +37,7 @@ class Pod:
         prober: aiohttp.ClientSession,
         fetch: environment.Fetch,
         kubeconfig: Kubeconfig,
+        request: RequestToken,
     ) -> None:
         self.name: str = obj["metadata"]["name"]
         self.namespace: str = obj["metadata"]["namespace"]
@@ -49,7 +51,7 @@ class Pod:
         self._address = pod_address(number)
         self._network = place.pod(number)
         self._folder = place.folder / "pods" / f"{self.namespace}_{self.name}"
-        self._volumes = Volumes(obj, self._folder / "volumes", fetch)
+        self._volumes = Volumes(obj, self._folder / "volumes", fetch, request, place.host, self._address)
         self._containers: list[Container] = []
         self._changed = asyncio.Event()
         self._deleted = asyncio.Event()
@@ -63,6 +65,7 @@ class Pod:
 
     def observe(self, obj: Object) -> None:
         """What the API server has: told again if others changed it, as a node that was not heard of has its pods'."""
+        self._volumes.pod = obj
         if self._containers and condition(obj, "Ready") != ("True" if self._ready else "False"):
             self._changed.set()
 
@@ -119,7 +122,8 @@ class Pod:
         programs.argv(spec)  # says at once what it does not know
         target = probes.Target(self._prober, self._network, self._address, spec)
         log = self._place.logs / f"pod-{self.namespace}-{self.name}-{spec['name']}.log"
-        container = Container(spec, self._network, target, log, self._changed.set)
+        restart = self._obj["spec"].get("restartPolicy") or "Always"
+        container = Container(spec, self._network, target, log, self._changed.set, restart)
         container.env = await environment.of_container(spec, self._obj, self._address, self._fetch)
         account = self._obj["spec"].get("serviceAccountName") or "default"
         container.mounts = self._volumes.mounts(spec)
@@ -163,7 +167,12 @@ class Pod:
             self._condition("ContainersReady", ready, reason, f"containers with unready status: {waiting}"),
             self._condition("Ready", ready, reason, f"containers with unready status: {waiting}"),
         ]
-        phase = "Failed" if self._failure else "Running" if self._whole else "Pending"
+        phase = "Running" if self._whole else "Pending"
+        codes = [container.exit_code for container in self._containers]
+        if self._failure:
+            phase = "Failed"
+        elif self._whole and None not in codes:
+            phase = "Failed" if any(codes) else "Succeeded"
         return {
             "phase": phase,
             "message": self._failure or None,

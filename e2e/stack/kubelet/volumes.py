@@ -1,99 +1,197 @@
-"""Volumes of a pod, as far as anything here needs them: Secrets, as folders that follow what the Secret holds.
+"""Volumes of a pod: folders that follow what Secrets, ConfigMaps, tokens and the pod's own fields say.
 
-Each container has its mounts to itself, in the mount namespace that `ip netns exec` gives it. A mount point that the
-machine doesn't have is made in memory, over the nearest folder that it has, so that nothing is left on the machine.
-Other volumes are ignored, as limits and users are.
+A hostPath and a PersistentVolume with one are folders of the stack, so that stacks don't meet. The volume that the
+API server gives every pod for its ServiceAccount is left out: KUBECONFIG is in its place. Sizes and modes are
+ignored, as limits and users are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiohttp
 
+from e2e.stack.kubelet import environment
+from e2e.stack.kubelet.mounts import BadVolume, Mount
 from e2e.stack.watch import say
 
 Object = dict[str, Any]
-#: (plural, namespace, name) -> the object, or None where there is none.
+#: (plural, namespace, name) -> the object, or None where there is none; namespace "": of the cluster.
 Fetch = Callable[[str, str, str], Awaitable[Object | None]]
+#: (namespace, ServiceAccount, spec of a TokenRequest) -> its status.
+RequestToken = Callable[[str, str, Object], Awaitable[Object]]
 #: The kubelet itself takes up to a minute.
 EVERY_S = 2.0
-
-
-class BadVolume(Exception):
-    pass
-
-
-class Mount(NamedTuple):
-    source: Path
-    path: Path
+TOKEN_S = 3600
+#: Of its life, when a token is renewed; the kubelet's.
+RENEW_AT = 0.8
+ACCOUNT_VOLUME = "kube-api-access-"
 
 
 class Volumes:
-    def __init__(self, pod: Object, folder: Path, fetch: Fetch) -> None:
+    """`pod` may be replaced by what the API server has of it later."""
+
+    def __init__(
+        self, pod: Object, folder: Path, fetch: Fetch, request: RequestToken, host: Path, address: str
+    ) -> None:
+        """`folder`: of this pod; `host`: what is / to hostPath volumes."""
+        self.pod = pod
         self._namespace: str = pod["metadata"]["namespace"]
         self._folder = folder
         self._fetch = fetch
-        self._secrets: dict[str, str] = {
-            volume["name"]: volume["secret"]["secretName"]
+        self._request = request
+        self._host = host
+        self._address = address
+        self._volumes: dict[str, Object] = {
+            volume["name"]: volume
             for volume in pod["spec"].get("volumes") or []
-            if "secret" in volume
+            if not volume["name"].startswith(ACCOUNT_VOLUME)
         }
+        #: Folders that aren't the pod's own.
+        self._elsewhere: dict[str, Path] = {}
+        #: When each token is to be renewed, by its file.
+        self._renew: dict[Path, float] = {}
 
     def mounts(self, container: Object) -> list[Mount]:
-        return [
-            Mount(self._folder / mount["name"], Path(mount["mountPath"]))
-            for mount in container.get("volumeMounts") or []
-            if mount["name"] in self._secrets
-        ]
+        found = []
+        for mount in container.get("volumeMounts") or []:
+            name = mount["name"]
+            if name in self._volumes:
+                source = self._elsewhere.get(name, self._folder / name)
+                below = source / (mount.get("subPath") or "")
+                found.append(Mount(below, Path(mount["mountPath"]), bool(mount.get("readOnly"))))
+        return found
 
     async def fill(self) -> None:
-        for volume, name in self._secrets.items():
-            found = await self._fetch("secrets", self._namespace, name)
-            if found is None:
-                raise BadVolume(f"volume {volume}: secret {self._namespace}/{name} not found")
-            folder = self._folder / volume
-            folder.mkdir(parents=True, exist_ok=True)
-            for key, value in (found.get("data") or {}).items():
-                _write(folder / key, base64.b64decode(value))
+        """Raises BadVolume: the pod can't start."""
+        for name, volume in self._volumes.items():
+            folder = self._folder / name
+            if path := volume.get("hostPath"):
+                self._elsewhere[name] = self._on_host(path)
+            elif claim := volume.get("persistentVolumeClaim"):
+                self._elsewhere[name] = await self._claimed(claim["claimName"])
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                await self._written(volume, folder)
 
     async def follow(self) -> None:
         """For ever. What can't be read stays as it was."""
-        while self._secrets:
+        while self._volumes:
             await asyncio.sleep(EVERY_S)
             try:
                 await self.fill()
-            except (BadVolume, OSError, aiohttp.ClientError) as error:
+            except (BadVolume, environment.BadEnvironment, OSError, aiohttp.ClientError) as error:
                 say(f"volumes in {self._folder}: {error!r}")
 
+    # --- inside
 
-def _write(path: Path, content: bytes) -> None:
+    async def _written(self, volume: Object, folder: Path) -> None:
+        """Its files, by what kind of volume it is; a kind that isn't known is not left out in silence."""
+        if "emptyDir" in volume:
+            return
+        for kind in ("secret", "configMap", "downwardAPI"):
+            if kind in volume:
+                await self._source({kind: volume[kind]}, folder)
+                return
+        if "projected" not in volume:
+            kinds = ", ".join(sorted(set(volume) - {"name"}))
+            raise BadVolume(f"volume {volume['name']}: {kinds} is not supported by the kubelet stand-in")
+        for source in volume["projected"].get("sources") or []:
+            await self._source(source, folder)
+
+    async def _source(self, source: Object, folder: Path) -> None:
+        if token := source.get("serviceAccountToken"):
+            await self._token(token, folder / token["path"])
+        elif fields := source.get("downwardAPI"):
+            for item in fields.get("items") or []:
+                write(folder / item["path"], self._field(item).encode())
+        elif secret := source.get("secret"):
+            name = secret.get("secretName") or secret["name"]
+            await self._keys("secrets", name, secret, folder)
+        elif config := source.get("configMap"):
+            await self._keys("configmaps", config["name"], config, folder)
+        else:
+            raise BadVolume(f"a source {sorted(source)} is not supported by the kubelet stand-in")
+
+    async def _keys(self, plural: str, name: str, source: Object, folder: Path) -> None:
+        found = await self._fetch(plural, self._namespace, name)
+        if found is None:
+            if source.get("optional"):
+                return
+            raise BadVolume(f"{plural.removesuffix('s')} {self._namespace}/{name} not found")
+        held = {key: base64.b64decode(value) for key, value in (found.get("binaryData") or {}).items()}
+        for key, value in (found.get("data") or {}).items():
+            held[key] = base64.b64decode(value) if plural == "secrets" else value.encode()
+        paths = {item["key"]: item["path"] for item in source.get("items") or []} or {k: k for k in held}
+        for key, path in paths.items():
+            if key not in held:
+                raise BadVolume(f"{plural.removesuffix('s')} {self._namespace}/{name} has no key {key!r}")
+            write(folder / path, held[key])
+
+    def _field(self, item: Object) -> str:
+        path = item["fieldRef"]["fieldPath"]
+        if path in ("metadata.labels", "metadata.annotations"):
+            held: Mapping[str, str] = self.pod["metadata"].get(path.partition(".")[2]) or {}
+            return "".join(f"{key}={json.dumps(value)}\n" for key, value in sorted(held.items()))
+        return environment.field(path, self.pod, self._address)
+
+    async def _token(self, wanted: Object, file: Path) -> None:
+        """Bound to the pod: it ends with it."""
+        if time.time() < self._renew.get(file, 0.0):
+            return
+        metadata, spec = self.pod["metadata"], self.pod["spec"]
+        asked: Object = {
+            "expirationSeconds": wanted.get("expirationSeconds") or TOKEN_S,
+            "boundObjectRef": {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "name": metadata["name"],
+                "uid": metadata["uid"],
+            },
+        }
+        if wanted.get("audience"):
+            asked["audiences"] = [wanted["audience"]]
+        account = spec.get("serviceAccountName") or "default"
+        status = await self._request(self._namespace, account, asked)
+        write(file, status["token"].encode())
+        self._renew[file] = time.time() + RENEW_AT * asked["expirationSeconds"]
+
+    def _on_host(self, volume: Object) -> Path:
+        path: Path = self._host / str(volume["path"]).strip("/")
+        kind = volume.get("type") or ""
+        if kind == "DirectoryOrCreate":
+            path.mkdir(parents=True, exist_ok=True)
+        there = {"Directory": path.is_dir, "File": path.is_file, "Socket": path.is_socket}.get(
+            kind, path.exists
+        )
+        if not there():
+            raise BadVolume(f"hostPath {volume['path']}: {path} is no {kind or 'file or folder'}")
+        return path
+
+    async def _claimed(self, name: str) -> Path:
+        claim = await self._fetch("persistentvolumeclaims", self._namespace, name)
+        bound = (claim or {}).get("spec", {}).get("volumeName")
+        if not bound:
+            raise BadVolume(f"persistentvolumeclaim {self._namespace}/{name} is not bound")
+        found = await self._fetch("persistentvolumes", "", bound)
+        path = (found or {}).get("spec", {}).get("hostPath")
+        if not path:
+            raise BadVolume(f"persistentvolume {bound}: only those with a hostPath are supported")
+        return self._on_host(path)
+
+
+def write(path: Path, content: bytes) -> None:
     """Whole, or not at all."""
     if path.exists() and path.read_bytes() == content:
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_bytes(content)
     os.replace(partial, path)
-
-
-def mounting(argv: list[str], mounts: list[Mount]) -> list[str]:
-    """A command that makes the mounts, then becomes the program."""
-    if not mounts:
-        return argv
-    covers = sorted({str(_cover(mount.path)) for mount in mounts if not mount.path.exists()})
-    lines = [f"mount -t tmpfs tmpfs {cover}" for cover in covers]
-    for source, path in mounts:
-        lines += [f"mkdir -p {path}", f"mount --bind {source} {path}"]
-    return ["sh", "-ec", "\n".join([*lines, 'exec "$@"']), "sh", *argv]
-
-
-def _cover(path: Path) -> Path:
-    found = next(parent for parent in path.parents if parent.exists())
-    if found == found.parent:
-        raise BadVolume(f"{path}: no folder above it is there but the root")
-    return found
