@@ -235,7 +235,7 @@ class Front:
         part = self.dispatcher.part
         if part is None:
             return pages.Page()
-        labels = {name.rpartition("/")[2]: value for name, value in part.assignment.labels}
+        labels = {name.removeprefix("SERVING_").lower(): value for name, value in part.assignment.labels}
         service, configuration = labels.get("service", ""), labels.get("configuration", "")
         target = {
             "k8s_namespace_name": self._namespace,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,8 +54,10 @@ class Base:
         self._socket.unlink(missing_ok=True)
         command = [sys.executable, "-m", f"{self.module}.zygote"]
         command += ["--socket", str(self._socket), "--name", self.module]
+        # What the slot itself is told, a zygote that keeps an engine ready must know, too.
+        own = {name: value for name, value in os.environ.items() if name.startswith("GALAXY_SLOT_")}
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, env=base_environment(), start_new_session=True
+            command, stdin=subprocess.DEVNULL, env=base_environment() | own, start_new_session=True
         )
         self._own.add(child.pid)
         process = identify(child.pid) or Process(child.pid, 0)

@@ -212,7 +212,7 @@ def assignment(folder: Path, name: str = "rev-1", **fields: object) -> Assignmen
         concurrency=0,
         timeouts=Timeouts(),
         probe="",
-        labels=(("serving.knative.dev/service", "svc"), ("serving.knative.dev/configuration", "svc")),
+        labels=(("SERVING_SERVICE", "svc"), ("SERVING_CONFIGURATION", "conf"), ("SERVING_REVISION", name)),
         model=(("/mnt/models", str(model)),),
         drain_s=20.0,
     )
