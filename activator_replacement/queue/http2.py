@@ -63,7 +63,7 @@ class QueueHttp2Client(KnativeHttp2Client):
 
     def begun(self, exchange: Http2Exchange) -> None:
         facts = exchange.facts
-        prober = facts.kubelet or facts.user_agent.startswith(_PROBERS)
+        prober = facts.user_agent.startswith(_PROBERS)
         if prober or facts.probe == b"probe":
             self._probed(exchange, prober)
             return

@@ -17,7 +17,6 @@ from kserve_ext.wire.http1_lines import (
     FORWARDED_HOST,
     FORWARDED_PROTO,
     HASH,
-    KUBELET,
     ORIGINAL_HOST,
     PROBE,
     PROBER,
@@ -39,7 +38,7 @@ class QueueHead(KnativeHead):
 
     def __init__(self, method: bytes, minor: int, size: int, lines: list[bytes]) -> None:
         super().__init__(method, minor, size, lines)
-        self.prober = False  # by its User-Agent or K-Kubelet-Probe: its question is about this pod
+        self.prober = False  # by its User-Agent: its question is about this pod
         self.proxied = False  # it came through an activator
         self.original = b""  # the Host that an activator has put away
         self.forwarded_host_at = 0
@@ -51,9 +50,8 @@ class QueueHead(KnativeHead):
             self.cuts.append(at)
         elif kind == PROXIED:
             self.proxied |= value == b"activator"
-        elif kind in (PROBER, KUBELET):
+        elif kind == PROBER:
             self.prober |= value != b""
-            self.kubelet |= value != b"" and (kind == KUBELET or value.startswith(b"kube-probe/"))
         elif kind == PROBE:
             self.probe = self.probe or value
         elif kind == HASH:
@@ -87,7 +85,6 @@ QUEUE: Final = QueueGrammar(
         {
             **REQUEST_NAMES,
             b"forwarded": FORWARDED,
-            b"k-kubelet-probe": KUBELET,
             b"k-network-hash": HASH,
             b"k-network-probe": PROBE,
             b"k-original-host": ORIGINAL_HOST,

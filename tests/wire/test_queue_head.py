@@ -69,7 +69,7 @@ def test_forwarded_has_what_the_three_say() -> None:
 def test_who_asks_about_the_pod_is_known_by_its_user_agent() -> None:
     for agent in ("kube-probe/1.30", "Knative-Activator-Probe", "Knative-Autoscaling-Probe"):
         assert scanned("Host: a", f"User-Agent: {agent}").prober
-    assert scanned("Host: a", "K-Kubelet-Probe: x").prober
+    assert not scanned("Host: a", "K-Kubelet-Probe: x").prober  # as the one that reads user agents alone
     assert not scanned("Host: a", "User-Agent: Knative-Ingress-Probe", "K-Network-Probe: probe").prober
     assert scanned("Host: a", "K-Proxy-Request: activator").proxied
     assert not scanned("Host: a", "K-Proxy-Request: other").proxied
