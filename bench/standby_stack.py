@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.peers import build, light_server
+from bench.peers import build, light_node, light_server
 from bench.zero_stack import Marks, use
 from e2e.stack import implementations, knative, network
 from e2e.stack.api import documents, wait_until
@@ -37,6 +37,10 @@ class Setting:
         self._unlimited = unlimited
         implementations.grant(stack.api)
         self._agents = [obj for obj in documents(_COMPONENT) if obj["kind"] == "DaemonSet"]
+        for agent in self._agents:  # where all standby pods are
+            spec = agent["spec"]["template"]["spec"]
+            spec["nodeSelector"] = light_node.LABEL
+            spec["tolerations"].append(light_node.TAINT)
         stack.api.apply_all(
             obj
             for obj in documents(_COMPONENT)
@@ -98,7 +102,7 @@ class Setting:
         ready = 0.0
         for pod in self._stack.api.list("v1", "Pod", SYSTEM_NAMESPACE):
             labels, address = pod["metadata"].get("labels") or {}, (pod.get("status") or {}).get("podIP")
-            light = pod["spec"].get("nodeName") == "light-1"
+            light = pod["spec"].get("nodeName") == light_node.NODE
             if labels.get(names.COMPONENT_LABEL) == names.AGENT_COMPONENT and address and light:
                 asked = network.command(
                     self._stack.place.node, ["curl", "-s", "-m", "5", f"http://{address}:9191/metrics"]
