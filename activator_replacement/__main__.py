@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import logging
 import sys
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -70,9 +71,11 @@ class DispatchFunction:
 
     async def run(self) -> None:
         while True:
+            due = monotonic() + TICK_S
             await asyncio.sleep(TICK_S)
+            late_s = max(0.0, monotonic() - due)
             self.dispatcher.tick()
-            self.homes.tick()
+            self.homes.tick(late_s)
 
     def load(self) -> Load:
         dispatcher = self.dispatcher

@@ -27,6 +27,7 @@ MODULES: Final = (
     "kserve_ext.core.dispatch.fleet",
     "kserve_ext.core.dispatch.group",
     "kserve_ext.core.dispatch.home",
+    "kserve_ext.core.dispatch.lag",
     "kserve_ext.core.dispatch.leases",
     "kserve_ext.core.dispatch.pairing",
     "kserve_ext.core.dispatch.revision_home",

@@ -33,6 +33,7 @@ from kserve_ext.core.dispatch.facts import (
     StopInstance,
 )
 from kserve_ext.core.dispatch.home import Home
+from kserve_ext.core.dispatch.lag import Lag
 from kserve_ext.core.dispatch.revision_home import RevisionHome
 from kserve_ext.core.dispatch.take_over import Copy, Leavers
 from kserve_ext.core.facts import Mark, Revision, View
@@ -83,6 +84,7 @@ class Homes:
         self._awake: dict[str, None] = {}
         self._leavers = Leavers()
         self._authority = Authority()
+        self._lag = Lag()
         self._acted = True
         membership.on_confirmed(self._authority.member)
         self._recording = HomeHistory(rpc.history)
@@ -158,7 +160,7 @@ class Homes:
         found = self.homes.get(home_key)
         if found is None:
             found = self.homes[home_key] = Home(
-                self.me, self.membership.view.epoch, self._new_id, self._authority
+                self.me, self.membership.view.epoch, self._new_id, self._authority, self._lag
             )
             self._carry(
                 home_key,
@@ -212,14 +214,17 @@ class Homes:
         if home is not None:
             home.decoded(work.instance, work.generated, work.occupancy, work.span_s)
 
-    def tick(self) -> None:
+    def tick(self, late_s: float = 0.0) -> None:
+        """`late_s`: so much later than it was due."""
         now = self.loop.time()
         self._ticks += 1
+        self._look_behind(late_s, now)
         self._ghosts.ask(now)
         acts = self._acts()
         self._ask_others(now)
         if not acts:
             return
+        self.dispatcher.shard.renew(self.me, now)
         turn = list(self.homes)[self._ticks % IDLE_TICKS :: IDLE_TICKS]
         for home_key in self._awake | dict.fromkeys(turn):
             home = self.homes.get(home_key)
@@ -232,6 +237,19 @@ class Homes:
                 del self.homes[home_key]
             if home.idle:
                 self._awake.pop(home_key, None)
+
+    def _look_behind(self, late_s: float, now: float) -> None:
+        before = self._lag.behind
+        asking = sum(home.asking for home in self.homes.values()) if self._lag.counts else 0
+        self._lag.ticked(now - late_s, now, asking)
+        if self._lag.behind and not before:
+            log.warning(
+                "this process is %.1f s behind: until it has caught up its homes start and stop nothing, but a first "
+                "instance; let it have more Dispatch functions (galaxy up --dispatch 1:4)",
+                late_s,
+            )
+        elif before and not self._lag.behind:
+            log.warning("this process has caught up: its homes start and stop instances again")
 
     # --- whether we still are the home
 

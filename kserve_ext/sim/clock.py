@@ -1,13 +1,15 @@
 """Virtual time: what is to happen, in order. Of one moment, what was asked for first happens first.
 
-A Core does one thing at a time, as a process with one thread does: what comes while it is busy waits its turn. It
-counts how long it was busy, which is what a control plane costs.
+A Core does one thing at a time, as a process with one thread does: what comes while it is busy waits its turn; what
+it asks itself is done next. It counts how long it was busy, which is what a control plane costs.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 Call = Callable[[], None]
 
@@ -52,21 +54,49 @@ class Core:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._own: deque[tuple[float, Call]] = deque()
+        self._come: deque[tuple[float, Call]] = deque()
+        self._queued = 0.0  # seconds of both
+        self._works = False
         self._free_at = 0.0
+        self._owed = 0.0  # what comes before the next
         self.busy = 0.0  # seconds, in all
 
-    def do(self, seconds: float, then: Call) -> None:
-        """`then` happens when this work is done, behind all that was asked for before."""
-        self._free_at = max(self._free_at, self._clock.now) + seconds
+    def do(self, seconds: float, then: Call, *, own: bool = False) -> None:
+        """`then` happens when this work is done, behind all that was asked for before.
+
+        `own`: a process asks itself, which takes no socket: it goes before all that waits in its sockets.
+        """
+        (self._own if own else self._come).append((seconds, then))
+        self._queued += seconds
         self.busy += seconds
-        self._clock.at(self._free_at, then)
+        if not self._works:
+            self._next()
 
     def spend(self, seconds: float) -> None:
         """Work that nobody waits for, but all that follows does."""
-        self._free_at = max(self._free_at, self._clock.now) + seconds
         self.busy += seconds
+        if self._works:
+            self._owed += seconds
+        else:
+            self._free_at = max(self._free_at, self._clock.now) + seconds
 
     @property
     def backlog(self) -> float:
-        """Seconds until it would begin with something new."""
-        return max(0.0, self._free_at - self._clock.now)
+        """Seconds until all is done that was asked for."""
+        return max(0.0, self._free_at - self._clock.now) + self._owed + self._queued
+
+    def _next(self) -> None:
+        lane = self._own or self._come
+        self._works = bool(lane)
+        self._free_at = max(self._free_at, self._clock.now) + self._owed
+        self._owed = 0.0
+        if lane:
+            seconds, then = lane.popleft()
+            self._queued = self._queued - seconds if self._own or self._come else 0.0
+            self._free_at += seconds
+            self._clock.at(self._free_at, partial(self._done, then))
+
+    def _done(self, then: Call) -> None:
+        then()
+        self._next()

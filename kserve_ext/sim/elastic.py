@@ -45,7 +45,7 @@ STEP_S: Final = 0.1
 PLACES: Final = 2
 BUSY_ALONE: Final = dict.fromkeys(SCALED, inf)
 #: Each request stands for so many: a whole trace of such a load has too many to simulate one by one.
-WEIGHT: Final = 150.0
+WEIGHT: Final = 1000.0
 SHAPE: Final = bursts.Shape(seconds=120.0, bursts=1, functions=200, base=0.5, peak=250.0)
 MOST: Final = 6
 

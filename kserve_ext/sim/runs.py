@@ -158,13 +158,16 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
 
 
-def stopwatch(schedulers: int = FULL.schedule) -> Mapping[str, Taken]:
-    """What the real cores take for one message of each kind, on this machine, under a burst."""
+def stopwatch(schedulers: int = FULL.schedule, *, probe_cache: bool = True) -> Mapping[str, Taken]:
+    """What the real cores take for one message of each kind, on this machine, under a burst.
+
+    Without a probe cache nodes are asked, which costs what else is not met.
+    """
     from kserve_ext.sim.workloads import EMULATED, cold_starts
 
     clock = Clock()
     fleet = Fleet(clock, EMULATED)
-    galaxy = Galaxy(fleet, replace(FULL, schedule=schedulers, probe_cache=False), stopwatch=True)
+    galaxy = Galaxy(fleet, replace(FULL, schedule=schedulers, probe_cache=probe_cache), stopwatch=True)
     fleet.system = galaxy
     for arrival in cold_starts(2000.0, 3000, 600, 0):
         brief = replace(arrival, seconds=0.2)

@@ -16,7 +16,7 @@ SHAPE = bursts.Shape(
 )
 #: A last one when all is long over: until then it has time to go back.
 ARRIVALS = [*bursts.arrivals(SHAPE), Arrival(60.0, "function-0000", seconds=0.1)]
-WEIGHT = 400.0
+WEIGHT = 1500.0
 PACE = Pace(stable_s=8.0, shrink_s=1.0)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from kserve_ext.core.dispatch.authority import Authority
 from kserve_ext.core.dispatch.facts import Demand, Grant, Instruction, Outcome, Place, Retake
 from kserve_ext.core.dispatch.group import agree
+from kserve_ext.core.dispatch.lag import Lag
 from kserve_ext.core.dispatch.revision_home import RevisionHome
 from kserve_ext.core.dispatch.take_over import Copy, TakeOver
 from kserve_ext.core.dispatch.yielding import chosen
@@ -31,11 +32,13 @@ class Home:
         term: int,
         new_id: Callable[[str], InstanceID],
         authority: Authority | None = None,
+        lag: Lag | None = None,
     ) -> None:
-        """`authority` is its process's; without one it never doubts."""
+        """`authority` and `lag` are its process's; without one it never doubts, and is never behind."""
         self.me, self.term = me, term
         self.new_id = new_id
         self.authority = authority or Authority(still_s=float("inf"))
+        self.lag = lag or Lag()
         self.revisions: dict[RevisionKey, RevisionHome] = {}
         self._nodes: set[NodeID] = set()
         self._shards: dict[FunctionID, int] = {}
@@ -72,7 +75,7 @@ class Home:
     def add(self, revision: Revision, fresh: bool, copies: Sequence[Copy], now: float) -> list[Instruction]:
         """A revision, new or taken over. `fresh`: nothing is stored of it, so it never had an instance."""
         if revision.key not in self.revisions:
-            home = RevisionHome(self.me, revision, fresh, self.new_id, now)
+            home = RevisionHome(self.me, revision, fresh, self.new_id, now, self.lag)
             self.revisions[revision.key] = home
             home.seen = self._seen
             self._take_over(home, copies, now)
@@ -250,6 +253,11 @@ class Home:
             if home.over:
                 del self.revisions[key]
         return self._settle(now, out)
+
+    @property
+    def asking(self) -> int:
+        """Starts that aren't answered."""
+        return sum(home.fleet.asking for home in self.revisions.values())
 
     @property
     def idle(self) -> bool:

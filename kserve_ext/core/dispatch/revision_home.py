@@ -24,6 +24,7 @@ from kserve_ext.core.dispatch.facts import (
 )
 from kserve_ext.core.dispatch.fleet import ANY_NODE, NOWHERE, Change, Fleet, Known
 from kserve_ext.core.dispatch.group import Wish
+from kserve_ext.core.dispatch.lag import Lag
 from kserve_ext.core.dispatch.leases import Basis, Leases
 from kserve_ext.core.dispatch.setbacks import SOON_S, Setbacks
 from kserve_ext.core.dispatch.take_over import TakeOver
@@ -44,10 +45,16 @@ HAND_BACK_S = 1.0  # for slots of one that is preempted: what is under way then 
 
 class RevisionHome:
     def __init__(
-        self, me: FunctionID, revision: Revision, fresh: bool, new_id: Callable[[str], InstanceID], now: float
+        self,
+        me: FunctionID,
+        revision: Revision,
+        fresh: bool,
+        new_id: Callable[[str], InstanceID],
+        now: float,
+        lag: Lag,
     ) -> None:
         """`fresh`: it never had an instance, so it gets its initial scale."""
-        self.me, self.revision, self.fresh = me, revision, fresh
+        self.me, self.revision, self.fresh, self.lag = me, revision, fresh, lag
         self.new_id = new_id
         self.spec = ScalingSpec.of(
             revision.scale, revision.concurrency, start_deadline_s=revision.command.start_timeout_s
@@ -304,7 +311,13 @@ class RevisionHome:
         by_tokens = min(self.tokens.burst(), self.held + self.in_flight)  # a prompt is computed in one place
         want = burst.latch(self.spec.capped(by_tokens), want, self.state, now)
         if want > existing:
+            want = existing + self._allowed(want - existing, now)
+        if want > existing:
             self.goal = max(self.goal, want)
+
+    def _allowed(self, missing: int, now: float) -> int:
+        """How many more may be started now."""
+        return max(self.lag.allows(missing, now), min(missing, int(not self.fleet.wanted)))
 
     def tick(self, nodes: set[NodeID], now: float, out: list[Instruction]) -> None:
         """Some times a second."""
@@ -322,7 +335,9 @@ class RevisionHome:
             self._sum, self._recorded_at = 0.0, now
         if now >= self._decide_at:
             self._decide_at = max(self._decide_at + TICK_S, now)
-            if not self.deleted and not self.failed and (self.fleet.known or self.held or self.goal):
+            if self.deleted or self.failed or self.lag.behind:
+                return
+            if self.fleet.known or self.held or self.goal:
                 self._decide(now)
 
     def _decide(self, now: float) -> None:
@@ -365,6 +380,8 @@ class RevisionHome:
             return []
         if self.spec.max:
             missing = min(missing, self.spec.max - len(self.fleet.known))
+        missing = self._allowed(missing, now)
+        self.lag.began(missing)
         ids = [self.new_id(self.revision.key) for _ in range(missing)]
         for instance in ids:
             self.fleet.asked(instance, now)

@@ -273,6 +273,16 @@ class Shard(Generic[R]):
             part.told = part.sending
             throttler.heard()
 
+    def renew(self, me: FunctionID, now: float) -> None:
+        """Its own process is sure that it is the home of what it was: no lease from there is waited for.
+
+        Say it while that is so; what has lapsed stays so.
+        """
+        for part in self._active.values():
+            throttler = part.throttler
+            if part.home == me and now < throttler.valid_until:
+                throttler.valid_until = max(throttler.valid_until, now + LEASE_TTL_S)
+
     def unanswered(self, key: RevisionKey, seq: int, now: float) -> None:
         """It was lost, or whoever got it isn't the home: again soon."""
         part = self.parts.get(key)

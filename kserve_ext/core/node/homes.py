@@ -3,6 +3,10 @@
 Epochs only grow: what is asked under one older than the obeyed one is stale. The home is the one named under
 the newest epoch, be it by a Start, by a Recall or by the view; that of the control plane's own functions is the
 controller. A revision stays known here until its home has acknowledged that nothing of it is left.
+
+A home is told the whole of a revision again only after it has answered: one that is behind gets no more work from
+being behind. Where it doesn't answer, the next time comes twice as late each time, up to the period. Where it has,
+and nothing has changed since, so does the one after, up to CALM periods.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from kserve_ext.core.facts import Revision
 from kserve_ext.core.ids import FunctionID, RevisionKey
 
 RETRY_TELL_S = 0.2
+CALM = 4
 KEEP_EPOCHS = 10_000
 
 
@@ -37,6 +42,11 @@ class Homes:
         self._named: dict[RevisionKey, _Named] = {}
         #: revisions that home is told of in full, and when next; with what their home is chosen by
         self._due: dict[RevisionKey, float] = {}
+        #: of these: who is being told and has not answered, and how often in a row it has not
+        self._asked: dict[RevisionKey, str] = {}
+        self._failed: dict[RevisionKey, int] = {}
+        #: after so many periods it is told again what it knows already
+        self._calm: dict[RevisionKey, int] = {}
         self._home_keys: dict[RevisionKey, str] = {}
 
     def obeyed(self, key: RevisionKey) -> int:
@@ -77,6 +87,8 @@ class Homes:
         for key, addr in before.items():
             if self.addr(key) != addr:
                 self._due[key] = now
+                self._failed.pop(key, None)
+                self._calm.pop(key, None)
 
     def follow(self, revision: Revision, due: float) -> None:
         """An instance of it is here: its home is told from now on."""
@@ -87,17 +99,42 @@ class Homes:
         return key in self._due
 
     def forget(self, key: RevisionKey) -> None:
-        self._due.pop(key, None)
-        self._home_keys.pop(key, None)
+        for of_revision in (self._due, self._home_keys, self._asked, self._failed, self._calm):
+            of_revision.pop(key, None)
 
-    def retry(self, key: RevisionKey, now: float) -> None:
-        """Home did not hear: again soon."""
+    def changed(self, key: RevisionKey, now: float) -> None:
+        """Something of it is new: the whole of it is told soon."""
+        self._calm.pop(key, None)
         if key in self._due:
-            self._due[key] = min(self._due[key], now + RETRY_TELL_S)
+            self._due[key] = min(self._due[key], now + self.full_s)
 
-    def take_due(self, now: float) -> list[RevisionKey]:
-        """The revisions to tell of in full now; each is due again after the period."""
-        due = [key for key, at in self._due.items() if now >= at]
-        for key in due:
+    def heard(self, key: RevisionKey, addr: str, now: float) -> None:
+        """Home has taken notice of the whole of it."""
+        if self._asked.get(key) == addr:
+            del self._asked[key]
+            self._failed.pop(key, None)
+            calm = self._calm.get(key, 1)
+            self._due[key] = max(self._due[key], now + calm * self.full_s)
+            self._calm[key] = min(CALM, 2 * calm)
+
+    def retry(self, key: RevisionKey, addr: str, now: float, *, full: bool) -> None:
+        """It did not hear, or is not the home: again soon, if it still seems to be."""
+        if full and self._asked.get(key) == addr:
+            del self._asked[key]
+        if key in self._due and self.addr(key) == addr:
+            failed = self._failed.get(key, 0)
+            self._failed[key] = min(failed + 1, 10)
+            self._calm.pop(key, None)
+            soon = now + min(self.full_s, RETRY_TELL_S * 2**failed)
+            self._due[key] = min(self._due[key], soon) if not failed else soon
+
+    def take_due(self, now: float) -> list[tuple[RevisionKey, str]]:
+        """The revisions to tell of in full now, and whom; each is answered by heard() or retry()."""
+        due: list[tuple[RevisionKey, str]] = []
+        for key, at in self._due.items():
+            if now >= at and (addr := self.addr(key)) and self._asked.get(key) != addr:
+                due.append((key, addr))
+                self._asked[key] = addr
+        for key, _ in due:
             self._due[key] = now + self.full_s
         return due

@@ -81,7 +81,10 @@ class Lives:
         if life is None or life.state != "fetching":
             return []
         life.mark(Mark("model_cached", now, detail))
-        return self._launch(life, now, [])
+        out: list[Instruction] = []
+        self._launch(life, now, out)
+        self._changed(life, now, out)
+        return out
 
     def fetch_failed(
         self, instance: InstanceID, reason: str, permanent: bool, now: float
@@ -123,16 +126,16 @@ class Lives:
         if phase == "ready" and life.state == "starting":
             life.addr = addr
             life.to("ready", now)
-            self._changed(life, out)
+            self._changed(life, now, out)
             life.waiting = ()
         elif life.state == "starting" and not life.addr and any(mark.name == CHANNEL_MARK for mark in marks):
             life.addr = addr  # decode instances dial it while it loads
-            self._changed(life, out)
+            self._changed(life, now, out)
         elif phase == "draining" and life.state in ("starting", "ready"):
             limit = life.revision.command.drain_s + self.timing.kill_grace_s
             life.end = End(False, "it was asked to drain by somebody other than its node agent")
             life.to("draining", now, deadline=now + limit)
-            self._changed(life, out)
+            self._changed(life, now, out)
         return out
 
     def exited(
@@ -163,7 +166,10 @@ class Lives:
         """The answer to a Tell. Only a home's counts, and not that of one under an older epoch."""
         out: list[Instruction] = []
         if not home or epoch < self.homes.obeyed(tell.revision):
+            self.tell_failed(tell, now)
             return out
+        if tell.full:
+            self.homes.heard(tell.revision, tell.addr, now)
         for told in tell.instances:
             life = self.known.get(told.id)
             if life is None:
@@ -180,7 +186,7 @@ class Lives:
 
     def tell_failed(self, tell: Tell, now: float) -> None:
         if tell.home:
-            self.homes.retry(tell.revision, now)
+            self.homes.retry(tell.revision, tell.addr, now, full=tell.full)
 
     # --- found after a restart of the agent
 
@@ -232,17 +238,17 @@ class Lives:
         if module and self.slots.want(module, now):
             out.append(StartZygote(module))
         if not life.revision.model.uri:
-            return self._launch(life, now, out)
+            self._launch(life, now, out)  # the answer to who asked says it, and home hears that
+            return out
         life.to("fetching", now, life.revision.model.key)
         out.append(Fetch(life.id))
-        self._changed(life, out)
+        self._changed(life, now, out)
         return out
 
-    def _launch(self, life: Life, now: float, out: list[Instruction]) -> list[Instruction]:
+    def _launch(self, life: Life, now: float, out: list[Instruction]) -> None:
         life.to("starting", now, deadline=now + life.revision.command.start_timeout_s)
         out.append(Launch(life.id, self.ledger.held(life.id).devices))
-        self._changed(life, out)
-        return out
+        self._held.pop(life.revision.key, None)
 
     def stop(self, life: Life, end: End, drain_s: float, now: float, out: list[Instruction]) -> None:
         if life.ended:
@@ -257,7 +263,7 @@ class Lives:
         life.end = end
         life.to("draining", now, end.reason, deadline)
         out.append(Signal(life.id, kill=False, kill_at=deadline))
-        self._changed(life, out)
+        self._changed(life, now, out)
 
     def tick(self, life: Life, now: float, out: list[Instruction]) -> None:
         if life.ended:
@@ -284,7 +290,7 @@ class Lives:
         life.end = End(True, why)
         life.to("draining", now, why, now + self.timing.kill_grace_s)
         out.append(Signal(life.id, kill=True))
-        self._changed(life, out)
+        self._changed(life, now, out)
 
     def finish(self, life: Life, end: End, now: float, out: list[Instruction]) -> None:
         self.ledger.release(life.id)
@@ -293,12 +299,13 @@ class Lives:
         life.end = end
         life.to("failed" if end.failed else "gone", now, end.reason, now + KEEP_ENDED_S)
         out.append(Ended(life.id))
-        self._changed(life, out)
+        self._changed(life, now, out)
         out.append(Report())
 
-    def _changed(self, life: Life, out: list[Instruction]) -> None:
+    def _changed(self, life: Life, now: float, out: list[Instruction]) -> None:
         """Home and the waiting shards are told at once."""
         key = life.revision.key
+        self.homes.changed(key, now)
         self._held.pop(key, None)
         home, epoch = self.homes.addr(key), self.homes.epoch(key)
         if not home and not life.waiting:

@@ -197,11 +197,9 @@ class NodeMachine:
             self.lives.tick(life, now, out)
         out.extend(StartZygote(module) for module in self.slots.due(now))
         out.extend(StartZygote(module) for module in self.wanted if self.slots.want(module, now))
-        for key in self.homes.take_due(now):
-            addr = self.homes.addr(key)
-            if addr:
-                facts = facts_of(self.lives.of(key), self.node)
-                out.append(Tell(key, addr, True, facts, True, self.homes.epoch(key)))
+        for key, addr in self.homes.take_due(now):
+            facts = facts_of(self.lives.of(key), self.node)
+            out.append(Tell(key, addr, True, facts, True, self.homes.epoch(key)))
         return out
 
     def status(self, *, brief: bool = False) -> NodeStatus:

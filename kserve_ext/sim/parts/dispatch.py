@@ -28,6 +28,7 @@ from kserve_ext.core.dispatch.facts import (
     StopInstance,
 )
 from kserve_ext.core.dispatch.home import Home
+from kserve_ext.core.dispatch.lag import Lag
 from kserve_ext.core.dispatch.shard import MOST_ATTEMPTS, Shard
 from kserve_ext.core.dispatch.take_over import Copy, Leavers
 from kserve_ext.core.dispatch.throttler import HELD, Holdable, Tracker
@@ -124,6 +125,7 @@ class Dispatch(Generic[R]):
         self.left: dict[FunctionID, float] = {}
         self._leavers = Leavers()
         self.authority = Authority()
+        self.lag = Lag()
         self.members: dict[FunctionID, int] = {}
         self.nodes: Set[NodeID] = frozenset()
         self._owners = rendezvous.Owners[FunctionID]()
@@ -161,7 +163,7 @@ class Dispatch(Generic[R]):
         self.shard.know(revision, now)
         if self._owners.of(home_key) != self.id:
             return
-        home = self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id, self.authority)
+        home = self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id, self.authority, self.lag)
         home.view((), {}, (), now)
         self.carry(home_key, home.add(revision, True, (), now))
         self.carry(home_key, home.view(self.nodes, self.members, self.left, now, self._leavers.away(now)))
@@ -173,7 +175,7 @@ class Dispatch(Generic[R]):
             return
         fresh = home_key not in self.homes
         if fresh:
-            self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id, self.authority)
+            self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id, self.authority, self.lag)
         home = self.homes[home_key]
         self.carry(home_key, home.view(self.nodes, self.members, self.left, now, self._leavers.away(now)))
         if fresh:
@@ -385,9 +387,11 @@ class Dispatch(Generic[R]):
 
     # --- time
 
-    def tick(self) -> int:
-        """What has become due; how many revisions were looked at."""
+    def tick(self, due: float | None = None) -> int:
+        """What has become due, which should have been at `due`; how many revisions were looked at."""
         now = self.around.now
+        asking = sum(home.asking for home in self.homes.values()) if self.lag.counts else 0
+        self.lag.ticked(now if due is None else due, now, asking)
         for _, late in self.shard.tick(now):
             for request in late:
                 request.to("refused")
@@ -395,7 +399,8 @@ class Dispatch(Generic[R]):
         for key in active:
             self.drain(key)
         looked = len(active)
-        self.authority.turns(now)
+        if self.authority.turns(now):
+            self.shard.renew(self.id, now)
         self._ask_others(now)
         for home_key, home in list(self.homes.items()):
             if now < self._idle_due.get(home_key, 0.0):

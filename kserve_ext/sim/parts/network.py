@@ -22,7 +22,7 @@ CALL_S: Final = 1.0
 FOR_EACH: Final = frozenset(
     (
         "acknowledged", "announce", "candidate", "failed", "finished", "placed", "probe", "probed", "schedule",
-        "schedule-call", "start", "started", "stop", "submit", "told",
+        "schedule-call", "start", "started", "stop", "submit", "told", "told-whole",
     )
 )  # fmt: skip
 
@@ -73,9 +73,19 @@ class Network:
         return self.weather is not None and self.weather.cut_off(process)
 
     def do(
-        self, process: Process, kind: str, then: Call, *, rpc: bool = False, lost: Call | None = None
+        self,
+        process: Process,
+        kind: str,
+        then: Call,
+        *,
+        rpc: bool = False,
+        own: bool = False,
+        lost: Call | None = None,
     ) -> None:
-        """Work of this process, behind what it has to do already; `lost`: it is dead by then."""
+        """Work of this process, behind what it has to do already; `lost`: it is dead by then.
+
+        `own`: it asks itself, which is done next.
+        """
         work = then if self.taken is None else self._timed(kind, then)
 
         def done() -> None:
@@ -84,12 +94,12 @@ class Network:
             elif lost is not None:
                 lost()
 
-        process.core.do(self.cost(kind, rpc), done)
+        process.core.do(self.cost(kind, rpc), done, own=own)
 
     def tell(self, source: Process, to: Process, kind: str, then: Call, lost: Call | None = None) -> None:
         """A message on a connection that is there; `lost`: nobody listens at its end."""
         if source is to:
-            self.do(to, kind, then)
+            self.do(to, kind, then, own=True)
             return
         source.core.spend(costs.RPC * 1e-6)
         if self.weather is None:

@@ -133,9 +133,9 @@ class Schedule:
             self._carry(out)
 
         def begin() -> None:
-            looked = len(self.machine.partition.candidates()) * len(wanted)
-            self.process.core.spend(looked * self.network.cost("candidate", False))
-            self.network.do(self.process, "schedule", decide)
+            more = (len(wanted) - 1) * self.network.cost("schedule", False)
+            self.process.core.spend(more)
+            self.network.do(self.process, "schedule", decide, own=True)
 
         if self.probe_cache:
             begin()

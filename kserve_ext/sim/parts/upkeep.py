@@ -64,14 +64,18 @@ class Upkeep:
         self.clock.every(REPORT_S, self._report)
 
     def tick(self, name: FunctionID, first: float) -> None:
-        """A Dispatch function's clock, from now on."""
+        """A Dispatch function's clock, from now on: what is due waits for what has come before."""
 
-        def tick() -> None:
+        def due() -> None:
             process = self.processes[name]
-            if process.runs(self.clock.now):
-                self.network.inline(process, "tick", self.shards[name].tick)
+            process.core.do(0.0, partial(tick, process, self.clock.now))
 
-        self.clock.every(DISPATCH_TICK_S, tick, first)
+        def tick(process: Process, at: float) -> None:
+            if not process.dead:
+                self.network.inline(process, "tick", partial(self.shards[name].tick, at))
+            self.clock.after(DISPATCH_TICK_S, due)
+
+        self.clock.after(first, due)
 
     # --- nodes
 

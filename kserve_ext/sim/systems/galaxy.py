@@ -313,7 +313,8 @@ class Galaxy:
             agent.acknowledged(tell, *said)
 
         lost = partial(agent.acknowledged, tell, False, (), 0)
-        self.network.call(agent.process, process, "told", ask, answered, "acknowledged", lost)
+        kind = "told-whole" if tell.full else "told"
+        self.network.call(agent.process, process, kind, ask, answered, "acknowledged", lost)
 
     def _reports(self, agent: NodeAgent) -> None:
         self.upkeep.reported(agent)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
@@ -611,3 +613,53 @@ def test_the_status_says_what_could_be_given_up_by_revision_without_what_drains(
     m.stop(InstanceID("x"), 1, 30.0, "enough", 1.0)
     assert [h.instances for h in m.status().holdings] == [1]
     assert m.status().labels == (("kubernetes.io/hostname", "n"),)
+
+
+def whole(m: NodeMachine, until: float, answer: bool | None) -> list[float]:
+    """When home is told all from 0 on, if it answers so at once; None: not at all."""
+    told = []
+    for tenth in range(1, int(until * 10) + 1):
+        now = tenth / 10
+        for tell in tells(m.tick(now)):
+            told.append(now)
+            if answer:
+                m.lives.acknowledged(tell, True, [], 1, now)
+            elif answer is not None:
+                m.lives.tell_failed(tell, now)
+    return told
+
+
+def test_a_home_that_has_not_answered_is_not_told_the_whole_again() -> None:
+    m = machine()
+    ready(m, "x")
+    [first] = whole(m, 20.0, None)
+    assert first == pytest.approx(2.0)
+    m.view(2, {FunctionID("dispatch-9"): "other"}, 20.0)
+    [tell] = tells(m.tick(20.0))
+    assert tell.addr == "other", "another home is told at once"
+
+
+def test_a_home_that_does_not_hear_is_told_later_each_time_up_to_the_period() -> None:
+    m = machine()
+    ready(m, "x")
+    told = whole(m, 12.0, False)
+    between = [round(b - a, 3) for a, b in pairwise(told)]
+    assert between[:5] == pytest.approx([0.2, 0.4, 0.8, 1.6, 2.0], abs=0.11)
+
+
+def test_what_home_knows_it_is_told_less_and_less_often_until_something_changes() -> None:
+    m = machine()
+    ready(m, "x")
+    told = whole(m, 26.0, True)
+    assert [round(b - a, 3) for a, b in pairwise(told)] == pytest.approx([2.0, 4.0, 8.0, 8.0])
+    m.lives.exited(InstanceID("x"), 1, None, "", 26.0)
+    [full] = tells(m.tick(28.0))
+    assert [i.state for i in full.instances] == ["failed"]
+
+
+def test_that_an_instance_starts_is_said_by_the_answer_to_who_asked_and_not_to_home() -> None:
+    m = machine()
+    verdict, out = m.start(order("x"), 0.0)
+    assert not verdict.reason
+    assert only(Launch, out)
+    assert tells(out) == []
