@@ -27,6 +27,8 @@ from autoscaler_shim.knative.stats.forwarder import Forwarder, Revision
 from autoscaler_shim.knative.stats.scraper import Scraper
 from autoscaler_shim.knative.stats.server import StatServer
 from autoscaler_shim.knative.writer import Writer
+from autoscaler_shim.standby import shapes
+from autoscaler_shim.standby.standby import Standby
 from kserve_ext.api.knative.conditions import text_map
 from kserve_ext.api.knative.pa import CONFIGURATION_LABEL, REVISION_LABEL, SERVICE_LABEL
 from kserve_ext.core.knative.buckets import Buckets
@@ -69,7 +71,7 @@ class Autoscaler:
             DEPLOYMENTS,
             labels=scales.SELECTOR,
             on_change=self._deployment_changed,
-            keep=scales.slim,
+            keep=shapes.slim if settings.standby else scales.slim,
         )
         self._scraper = Scraper(settings.scrape_port)
         self._times = ScrapeTimes()
@@ -77,7 +79,28 @@ class Autoscaler:
             self.pods, self._scraper, lambda: self.config.current.network, self._troubled, self._scraped
         )
         self.deciders = Deciders(self.collector, self.pods, self._revisit)
-        self._scales = Scales(client, self._deployments, self._revisit, self._owns)
+        self._identity: SecretIdentity | None = None
+        if settings.mutual_tls != "off":
+            self._identity = SecretIdentity(client, settings.namespace, settings.mutual_tls)
+        identity = self._identity.identity if self._identity is not None else None
+        self.standby: Standby | None = None
+        if settings.standby:
+            self.standby = Standby(
+                client,
+                settings.namespace,
+                settings.holder.pod,
+                settings.peer_port,
+                self._deployments,
+                self._copies[POD_AUTOSCALERS],
+                self._revisit,
+                self._owns,
+                lambda revision: self.pods.counts(revision).ready,
+                self._term,
+                identity,
+            )
+            self._scales: Scales = self.standby.scales
+        else:
+            self._scales = Scales(client, self._deployments, self._revisit, self._owns)
         self.writer = Writer(client, self._copies, self._owns, self._scales.waking)
         self.reconciler = Reconciler(
             self._copies,
@@ -99,10 +122,6 @@ class Autoscaler:
             self._keeps,
             self.reconciler.configures,
         )
-        self._identity: SecretIdentity | None = None
-        if settings.mutual_tls != "off":
-            self._identity = SecretIdentity(client, settings.namespace, settings.mutual_tls)
-        identity = self._identity.identity if self._identity is not None else None
         self.stat_server = StatServer(
             self._received, self._holds, lambda: self._ready, self._hung_up, identity
         )
@@ -111,6 +130,8 @@ class Autoscaler:
             self.reconciler, self.deciders, self._metrics, self._times, self._counters, target
         )
         self.metrics_server.registry.register(ApiClient(client.session))
+        if self.standby is not None:
+            self.metrics_server.registry.register(self.standby.metrics)
         self.telemetry = Telemetry(
             self.metrics_server.registry,
             target,
@@ -135,6 +156,8 @@ class Autoscaler:
         await asyncio.gather(*(informer.synced.wait() for informer in informers))
         self._stand()
         assert self._buckets is not None
+        if self.standby is not None:
+            await self.standby.start()
         await self._buckets.start()
         self.collector.start()
         self.deciders.start()
@@ -153,6 +176,8 @@ class Autoscaler:
         await self.deciders.stop()
         await self.reconciler.stop()
         self._scales.close()
+        if self.standby is not None:
+            await self.standby.stop()
         await self._metrics.stop()
         await self.writer.stop(LAST_WRITES_S)
         if self._buckets is not None:
@@ -217,6 +242,9 @@ class Autoscaler:
     def _keeps(self, key: str) -> bool:
         return self._buckets is not None and self._buckets.keeps(key)
 
+    def _term(self, key: str) -> int:
+        return self._buckets.term(key) if self._buckets is not None else 0
+
     def _holds(self, bucket: str) -> bool:
         return self.forwarder is not None and self.forwarder.holds(bucket)
 
@@ -235,9 +263,16 @@ class Autoscaler:
         self.reconciler.release_all_lost()
         self.reconciler.add_all()
         self._metrics.add_all()
+        if self.standby is not None:
+            self.standby.responsibility_changed()
 
     def _informer(self, kind: Kind) -> Informer:
-        return Informer(self._client, kind, on_change=lambda old, new: self._revisit(_key(new or old or {})))
+        return Informer(self._client, kind, on_change=lambda old, new: self._changed(kind, new or old or {}))
+
+    def _changed(self, kind: Kind, obj: KubeObject) -> None:
+        self._revisit(_key(obj))
+        if self.standby is not None and kind == POD_AUTOSCALERS:
+            self.standby.revision_changed(_key(obj))
 
     def _metric_changed(self, old: KubeObject | None, new: KubeObject | None) -> None:
         key = _key(new or old or {})
@@ -249,6 +284,8 @@ class Autoscaler:
         known = new or old
         if known is None:
             return
+        if self.standby is not None:
+            self.standby.deployment_changed(old, new)
         metadata = known["metadata"]
         key = f"{metadata['namespace']}/{text_map(metadata.get('labels'))[REVISION_LABEL]}"
         if new is not None and (old is None or old["spec"] != new["spec"]):

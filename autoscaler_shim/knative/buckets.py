@@ -71,6 +71,10 @@ class LeasedBuckets:
         name = self._buckets.owner(key)
         return name in self.held or name in self._kept
 
+    def term(self, key: str) -> int:
+        """Of whoever holds the revision's bucket: a later holder's is higher."""
+        return self._electors[self._buckets.owner(key)].term
+
     async def start(self) -> None:
         self._queue.start()
         self._leases.start()
@@ -211,6 +215,10 @@ class FixedBuckets:
         return self._buckets.owner(key) == self._mine
 
     keeps = owns
+
+    def term(self, key: str) -> int:
+        """Buckets never change hands."""
+        return 0
 
     async def start(self) -> None:
         for name in self._buckets.names:

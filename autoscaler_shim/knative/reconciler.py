@@ -185,7 +185,7 @@ class Reconciler:
                     return again_s
                 recheck_s = again_s if recheck_s is None else min(recheck_s, again_s)
         else:
-            self._scales.withdraw(key)
+            await self._leave(key, pa)
         self._write(key, pa, found, private, outcome, knative_children.services(sks), pods, before)
         return recheck_s
 
@@ -201,6 +201,12 @@ class Reconciler:
             log.info("%s: scale %d: %s; looked for again", key, scale, error)
             return NO_TARGET_RECHECK_S
         return None
+
+    async def _leave(self, key: str, pa: Document) -> None:
+        try:
+            await self._scales.leave(key, pa)
+        except (Unavailable, NotFound) as error:
+            log.info("%s: %s; looked at again with its next change", key, error)
 
     def _without_service(self, key: str, pa: Document, found: Settings) -> float | None:
         self._scales.withdraw(key)

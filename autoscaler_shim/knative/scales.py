@@ -97,13 +97,13 @@ class Scales:
             return False
         if not self._turn(key, current.replicas, scale, kind):
             return False
-        if current.replicas == scale:
-            return True
-        self.patches += 1
-        written = await self._patch(kind, namespace, name, current, scale)
-        if kind == DEPLOYMENTS:
-            self._written[namespace, name] = Scale.of(written)
+        if current.replicas != scale:
+            await self._write(kind, namespace, name, current, scale)
         return True
+
+    async def leave(self, key: str, pa: Document) -> None:
+        """It is to stay as it is. Raises KubeError."""
+        self.withdraw(key)
 
     def waking(self) -> bool:
         """So many revisions are being woken that the API server should be asked for nothing that can wait."""
@@ -158,6 +158,12 @@ class Scales:
             turn = True
         self._call()
         return turn
+
+    async def _write(self, kind: Kind, namespace: str, name: str, current: Scale, scale: int) -> None:
+        self.patches += 1
+        written = await self._patch(kind, namespace, name, current, scale)
+        if kind == DEPLOYMENTS:
+            self._written[namespace, name] = Scale.of(written)
 
     async def _patch(self, kind: Kind, namespace: str, name: str, current: Scale, scale: int) -> Document:
         # "add" sets a field, there or not

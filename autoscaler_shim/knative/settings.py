@@ -1,6 +1,7 @@
 """What the autoscaler's environment says: the variables of Knative's Deployment, and a few of our own.
 
-Ours, all optional: GALAXY_STATS_PORT (8080), GALAXY_METRICS_PORT (9090), GALAXY_SCRAPE_PORT (9090, of pods).
+Ours, all optional: GALAXY_STATS_PORT (8080), GALAXY_METRICS_PORT (9090), GALAXY_SCRAPE_PORT (9090, of pods);
+GALAXY_STANDBY (off), GALAXY_PEER_PORT (8014, of activators).
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Settings:
     profiling_port: int = 8008
     mutual_tls: str = "off"  # or permissive, or strict
     host: str | None = None  # None: all addresses
+    standby: bool = False  # whether pools of standby pods are kept, and used
+    peer_port: int = 8014  # where activators hear what serves
 
 
 def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Settings:
@@ -82,6 +85,8 @@ def read(environ: Mapping[str, str], resolv_conf: Path = RESOLV_CONF) -> Setting
         scrape_port=port(environ, "GALAXY_SCRAPE_PORT", 9090),
         profiling_port=port(environ, "PROFILING_PORT", 8008),
         mutual_tls=mutual_tls(environ),
+        standby=_standby(environ),
+        peer_port=port(environ, "GALAXY_PEER_PORT", 8014),
     )
 
 
@@ -93,6 +98,13 @@ def _stateful_set(environ: Mapping[str, str]) -> StatefulSet | None:
         return None
     port = environ.get("STATEFUL_SERVICE_PORT") or "80"
     return StatefulSet(name, int(ordinal), service, port, environ.get("STATEFUL_SERVICE_PROTOCOL") or "http")
+
+
+def _standby(environ: Mapping[str, str]) -> bool:
+    said = environ.get("GALAXY_STANDBY") or "off"
+    if said not in ("on", "off"):
+        raise BadEnvironment(f"GALAXY_STANDBY={said!r}: write on or off")
+    return said == "on"
 
 
 def mutual_tls(environ: Mapping[str, str]) -> str:

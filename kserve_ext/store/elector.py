@@ -77,6 +77,11 @@ class Elector:
         """Whose name the lease bore when last seen; "" = nobody's."""
         return self._election.seen.holder if self._election.seen else ""
 
+    @property
+    def term(self) -> int:
+        """How often the lease had changed hands when last seen: each holder has its own."""
+        return self._election.seen.transitions if self._election.seen else 0
+
     def wake(self) -> None:
         """Tries at once: somebody has seen that the lease was given back."""
         self._woken.set()

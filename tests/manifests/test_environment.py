@@ -18,6 +18,7 @@ WORDS = {
     "GALAXY_AUTOSCALER": "ws://elsewhere:8080",
     "GALAXY_ENDPOINTS": "endpoints",
     "GALAXY_MUTUAL_TLS": "strict",
+    "GALAXY_STANDBY": "on",
 }
 Read = Callable[[Mapping[str, str]], object]
 

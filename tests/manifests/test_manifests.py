@@ -121,7 +121,9 @@ def test_pods_fit_the_restricted_standard(name: str) -> None:
     assert not any("hostPort" in port for port in container["ports"])
 
 
-def test_the_only_permission_of_knatives_accounts_beyond_knatives_is_to_read_endpoint_slices() -> None:
+def test_the_only_permissions_of_knatives_accounts_beyond_knatives_are_to_read_slices_and_replica_sets() -> (
+    None
+):
     assert permissions("ClusterRole", "activator") == [
         {
             "apiGroups": ["discovery.k8s.io"],
@@ -129,7 +131,10 @@ def test_the_only_permission_of_knatives_accounts_beyond_knatives_is_to_read_end
             "verbs": ["get", "list", "watch"],
         }
     ]
-    assert permissions("ClusterRole", "controller") == permissions("Role", "controller") == []
+    assert permissions("ClusterRole", "controller") == [
+        {"apiGroups": ["apps"], "resources": ["replicasets"], "verbs": ["list"]}  # component standby
+    ]
+    assert permissions("Role", "controller") == []
     # Knative's ClusterRoles with this label go into what its controller may do.
     assert not [o for o in OBJECTS if "serving.knative.dev/controller" in o["metadata"]["labels"]]
 

@@ -63,10 +63,10 @@ class Pool:
     namespace: str
     pod: Document  # without a name
 
-    @property
-    def key(self) -> str:
-        """Of a bucket: whoever holds it keeps the pool."""
-        return f"{self.namespace}/standby-{self.digest}"
+
+def key_of(namespace: str, digest: str) -> str:
+    """Of a bucket: whoever holds it keeps the pool."""
+    return f"{namespace}/standby-{digest}"
 
 
 def pool(wish: Wish) -> Pool:

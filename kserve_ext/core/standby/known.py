@@ -7,7 +7,7 @@ at a time here; among several autoscalers its agent decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from kserve_ext.core.ids import RevisionKey
@@ -28,6 +28,8 @@ class StandbyPod(NamedTuple):
     ended: str = ""  # why none of its processes runs any more; "" = it hasn't ended
     leaving: bool = False  # it is being deleted
     made_at: float = 0.0  # unix seconds
+    scheduled: bool = True
+    trouble: str = ""  # what the kubelet or the scheduler complains of
 
 
 class Seen(NamedTuple):
@@ -121,6 +123,20 @@ class Known:
     def starting(self) -> bool:
         """Whether any slot is about to serve, so that the machine has better things to do than what can wait."""
         return any(seen.slot.state == "starting" and not seen.away for seen in self.slots.values())
+
+    def strays(self, exists: Callable[[RevisionKey], bool]) -> tuple[list[str], list[str]]:
+        """Of revisions that are no more: uids of slots to be made free, and of pods that nobody will take away."""
+        free, delete = [], []
+        for uid, seen in self.slots.items():
+            slot, pod = seen.slot, self.pods.get(uid)
+            if slot.state not in ("starting", "serving") or seen.away or pod is None or pod.revision:
+                continue
+            if slot.revision and not exists(slot.revision):
+                free.append(uid)
+        for uid, pod in self.pods.items():
+            if pod.revision and not (pod.owned or pod.leaving) and not exists(pod.revision):
+                delete.append(uid)
+        return free, delete
 
     # --- inside
 

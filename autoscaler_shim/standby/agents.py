@@ -1,0 +1,179 @@
+"""The agents of the nodes: where they are, what they say of their slots, and orders to them.
+
+Each is asked all the time for its next news, and what it says goes into what is known. One that doesn't answer is
+away: its slots stay as they were said to be, and none is taken, until its pod is gone or it answers again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from kserve_ext.api.standby import names
+from kserve_ext.core.ids import RevisionKey
+from kserve_ext.core.standby.facts import Assignment
+from kserve_ext.core.standby.known import Known, Seen
+from kserve_ext.kube.client import Client, KubeObject
+from kserve_ext.kube.informer import Informer
+from kserve_ext.kube.kinds import PODS
+from kserve_ext.rpc import Rpc, RpcError
+from kserve_ext.wire.messages import FreeSlot, Message, NodeSlots, SlotReply, TakeSlot, WatchSlots
+
+log = logging.getLogger(__name__)
+
+#: Longer than an agent lets a watch last.
+WATCH_S: Final = 30.0
+ORDER_S: Final = 2.0
+AGAIN_S: Final = (0.1, 2.0)
+#: Longest wait for the first word of all.
+FIRST_S: Final = 2.0
+
+Done = Callable[[SlotReply | RpcError], None]
+
+
+class Agents:
+    """`start` once, `stop` once."""
+
+    def __init__(
+        self, client: Client, namespace: str, known: Known, changed: Callable[[set[RevisionKey]], None]
+    ) -> None:
+        """`changed` is told of the revisions that news are about; none: of pools only."""
+        self._known = known
+        self._changed = changed
+        self._rpc: Rpc | None = None
+        self.addrs: dict[str, str] = {}  # by node
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._heard: set[str] = set()
+        self._first = asyncio.Event()
+        self.informer = Informer(
+            client,
+            PODS,
+            namespace,
+            labels=f"{names.COMPONENT_LABEL}={names.AGENT_COMPONENT}",
+            on_change=self._pod,
+            keep=_slim,
+        )
+
+    @property
+    def heard(self) -> int:
+        """How many answer."""
+        return len(self._heard)
+
+    async def start(self, rpc: Rpc) -> None:
+        """Returns when all have been heard that answer within a moment."""
+        self._rpc = rpc
+        self.informer.start()
+        await self.informer.synced.wait()
+        self._look()
+        try:
+            async with asyncio.timeout(FIRST_S):
+                await self._first.wait()
+        except TimeoutError:
+            silent = sorted(self.addrs.keys() - self._heard)
+            log.warning("no word from the agents of nodes %s yet", ", ".join(silent))
+
+    async def stop(self) -> None:
+        await self.informer.stop()
+        for task in self._watches.values():
+            task.cancel()
+        await asyncio.gather(*self._watches.values(), return_exceptions=True)
+
+    def take(self, seen: Seen, assignment: Assignment, tell: tuple[str, ...], term: int, done: Done) -> None:
+        slot = seen.slot
+        self._order(seen.node, TakeSlot(slot.pod, slot.uid, assignment, tell, term), done)
+
+    def free(self, seen: Seen, revision: RevisionKey, term: int, done: Done) -> None:
+        self._order(seen.node, FreeSlot(seen.slot.pod, seen.slot.uid, revision, term), done)
+
+    # --- inside
+
+    def _order(self, node: str, message: Message, done: Done) -> None:
+        assert self._rpc is not None
+
+        def answered(reply: Message | RpcError) -> None:
+            assert isinstance(reply, SlotReply | RpcError)
+            done(reply)
+
+        self._rpc.call_soon(self.addrs.get(node, ""), message, answered, ORDER_S)
+
+    def _pod(self, old: KubeObject | None, new: KubeObject | None) -> None:
+        before, after = _place(old), _place(new)
+        if before == after:
+            return
+        for node in {place[0] for place in (before, after) if place}:
+            # During a rolling update a node may have two for a moment; the later one stays.
+            places = (_place(pod) for pod in self.informer.objects.values())
+            found = sorted((place[2], place[1]) for place in places if place and place[0] == node)
+            self._meet(node, found[-1][1] if found else "")
+
+    def _meet(self, node: str, addr: str) -> None:
+        """Where its agent is; "" = there is none."""
+        if self.addrs.get(node, "") == addr:
+            return
+        task = self._watches.pop(node, None)
+        if task is not None:
+            task.cancel()
+        self._heard.discard(node)
+        if not addr:
+            self.addrs.pop(node, None)
+            log.info("node %s has no agent any more: its standby pods are left alone", node)
+            self._known.away(node)
+            self._changed(set())
+        else:
+            self.addrs[node] = addr
+            if self._rpc is not None:
+                self._watches[node] = asyncio.create_task(self._watch(node, addr), name=f"slots of {node}")
+        self._look()
+
+    def _look(self) -> None:
+        if self._rpc is not None and self.informer.synced.is_set() and self._heard >= self.addrs.keys():
+            self._first.set()
+
+    async def _watch(self, node: str, addr: str) -> None:
+        assert self._rpc is not None
+        tag, pause_s, away = "", AGAIN_S[0], False
+        while True:
+            try:
+                news: NodeSlots = await self._rpc.call(addr, WatchSlots(tag), WATCH_S)
+            except RpcError as error:
+                if not away:
+                    away = True
+                    log.warning("the agent of node %s is away, its slots can't be taken: %s", node, error)
+                    self._known.away(node)
+                    self._heard.discard(node)
+                    self._changed(set())
+                await asyncio.sleep(pause_s)
+                pause_s, tag = min(2 * pause_s, AGAIN_S[1]), ""
+                continue
+            if away or not tag:
+                log.info("node %s: %d slots", node, len(news.slots))
+            away, pause_s = False, AGAIN_S[0]
+            self._heard.add(node)
+            self._look()
+            if news.tag != tag:
+                tag = news.tag
+                self._changed(self._known.told(node, news.slots, news.status.models))
+
+
+def _slim(pod: KubeObject) -> KubeObject:
+    metadata, spec, status = pod["metadata"], pod.get("spec") or {}, pod.get("status") or {}
+    kept = ("name", "namespace", "uid", "resourceVersion", "deletionTimestamp")
+    ports = [port for container in spec.get("containers") or () for port in container.get("ports") or ()]
+    numbers = [p["containerPort"] for p in ports if p.get("name") == names.AGENT_PORT_NAME]
+    return {
+        "metadata": {key: metadata[key] for key in kept if key in metadata},
+        "node": spec.get("nodeName") or "",
+        "ip": status.get("podIP") or "",
+        "port": numbers[0] if numbers else names.AGENT_PORT,
+        "started": status.get("startTime") or "",
+    }
+
+
+def _place(pod: dict[str, Any] | None) -> tuple[str, str, str] | None:
+    """Node, address and when it began; None while it can't be called."""
+    if not pod or not pod["node"] or not pod["ip"] or pod["metadata"].get("deletionTimestamp"):
+        return None
+    host = f"[{pod['ip']}]" if ":" in pod["ip"] else pod["ip"]
+    return pod["node"], f"{host}:{pod['port']}", pod["started"]

@@ -1,0 +1,208 @@
+"""Keeps the pools: makes and deletes their pods as core/standby/pools.py says, one replica for each pool.
+
+A pool is kept by whoever has its bucket. What a pool should have is the largest that a revision of its shape asks for
+which requests can reach; every replica knows all of that from its informers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import string
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from autoscaler_shim.standby.metrics import PoolFigures, Tally
+from autoscaler_shim.standby.pods import StandbyPods
+from autoscaler_shim.standby.shapes import Shapes
+from kserve_ext.api.standby import pods as standby_pods
+from kserve_ext.core.ids import RevisionKey
+from kserve_ext.core.standby.known import Known, StandbyPod
+from kserve_ext.core.standby.pools import Change, Member, Pool, State
+from kserve_ext.kube.client import AlreadyExists, Client, KubeError, Unavailable
+from kserve_ext.kube.kinds import PODS
+from kserve_ext.kube.queue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+WORKERS: Final = 4
+_LETTERS: Final = string.ascii_lowercase + string.digits
+
+
+class Keeper:
+    def __init__(
+        self,
+        client: Client,
+        known: Known,
+        pods: StandbyPods,
+        shapes: Shapes,
+        tally: Tally,
+        owns: Callable[[str], bool],
+        reachable: Callable[[RevisionKey], bool],
+        busy: Callable[[], bool],
+    ) -> None:
+        """`reachable`: whether requests come to a revision; `busy`: whether a burst is under way."""
+        self._client = client
+        self._known = known
+        self._pods = pods
+        self._shapes = shapes
+        self._tally = tally
+        self._owns = owns
+        self._reachable = reachable
+        self._busy = busy
+        self._pools: dict[str, Pool] = {}
+        self._short: dict[str, int] = {}
+        self._namespaces: dict[str, str] = {}
+        #: By uid: since when a pod without a slot has had none, and which have had a revision.
+        self._slotless: dict[str, float] = {}
+        self._used: set[str] = set()
+        self._said: dict[str, str] = {}
+        self._idle: dict[
+            str, tuple[float, float]
+        ] = {}  # by pool: GPU-seconds, and until when they are counted
+        self.queue: WorkQueue[str] = WorkQueue(self._keep, WORKERS, name="standby-pool")
+
+    def start(self) -> None:
+        self.queue.start()
+        self.add_all()
+
+    async def stop(self) -> None:
+        await self.queue.stop()
+
+    def add(self, pool: str) -> None:
+        self.queue.add(pool)
+
+    def add_all(self) -> None:
+        for pool in {*self._known.pools(), *(s.pool.digest for s in self._shapes.all() if s.pool)}:
+            self.queue.add(pool)
+
+    def short(self, pool: str) -> int:
+        """Pods that it could take back."""
+        return self._short.get(pool, 0)
+
+    def figures(self) -> list[PoolFigures]:
+        found = []
+        for pool in sorted({*self._known.pools(), *self._pools}):
+            states = [member.state for member in self._members(pool)]
+            size, made = self._asked(pool)
+            keeper = self._pools.get(pool)
+            found.append(
+                PoolFigures(
+                    made.namespace if made else self._namespaces.get(pool, ""),
+                    pool,
+                    size,
+                    states.count("ready"),
+                    states.count("coming"),
+                    states.count("busy"),
+                    keeper.failures if keeper else 0,
+                    self._idle_gpu_s(pool),
+                )
+            )
+        return found
+
+    # --- inside
+
+    async def _keep(self, digest: str) -> float | None:
+        size, made = self._asked(digest)
+        members = list(self._members(digest))
+        namespace = made.namespace if made is not None else self._namespaces.get(digest, "")
+        if not namespace or not self._owns(standby_pods.key_of(namespace, digest)):
+            self._pools.pop(digest, None)
+            return None
+        self._namespaces[digest] = namespace
+        pool = self._pools.setdefault(digest, Pool())
+        change = pool.decide(size, members, self._busy(), time.time())
+        self._short[digest] = change.short
+        self._tell(namespace, digest, size, change, pool)
+        for uid, why in change.delete:
+            log.info("standby pod %s is deleted: %s", self._name(uid), why)
+            self._tally.pods_deleted += 1
+            await self._pods.delete(uid)
+        if change.create and made is not None:
+            await asyncio.gather(*(self._make(pool, made) for _ in range(change.create)))
+        if not members and not size:
+            self._pools.pop(digest, None)
+            self._namespaces.pop(digest, None)
+            return None
+        return change.recheck_s
+
+    async def _make(self, pool: Pool, made: standby_pods.Pool) -> None:
+        suffix = "".join(secrets.choice(_LETTERS) for _ in range(6))
+        try:
+            created = await self._client.create(PODS, standby_pods.pod(made, suffix))
+        except (Unavailable, AlreadyExists):
+            raise
+        except KubeError as error:
+            pool.refused(str(error), time.time())
+            return
+        self._tally.pods_made += 1
+        pool.made(str(created["metadata"]["uid"]), time.time())
+
+    def _asked(self, digest: str) -> tuple[int, standby_pods.Pool | None]:
+        """Its size, and what its pods are; None: nobody knows any more."""
+        size, made = 0, None
+        for shape in self._shapes.all():
+            if shape.pool is not None and shape.pool.digest == digest:
+                made = shape.pool
+                if shape.wish is not None and self._reachable(shape.revision):
+                    size = max(size, shape.wish.size)
+        return size, made
+
+    def _members(self, digest: str) -> Iterator[Member]:
+        now = time.time()
+        for pod in self._known.of_pool(digest):
+            self._namespaces.setdefault(digest, pod.name.partition("/")[0])
+            state, reason = self._state(pod)
+            if state == "coming":
+                since = self._slotless.setdefault(pod.uid, now)
+            else:
+                self._slotless.pop(pod.uid, None)
+                since = pod.made_at
+            yield Member(pod.name, pod.uid, state, since, pod.scheduled, reason)
+
+    def _state(self, pod: StandbyPod) -> tuple[State, str]:
+        seen = self._known.slots.get(pod.uid)
+        if pod.revision or (seen is not None and seen.slot.revision) or pod.uid in self._known.promised:
+            self._used.add(pod.uid)
+        if pod.leaving:
+            return "leaving", ""
+        if pod.ended:
+            return ("used up" if pod.uid in self._used else "failed"), pod.ended
+        if seen is not None and seen.slot.state == "failed":
+            return ("used up" if seen.slot.revision else "failed"), seen.slot.reason
+        if pod.revision or pod.uid in self._known.promised or (seen is not None and seen.slot.revision):
+            return "busy", ""
+        if seen is not None and seen.slot.state == "ready":
+            return "ready", ""
+        return "coming", pod.trouble or (seen.slot.reason if seen is not None else "")
+
+    def _tell(self, namespace: str, digest: str, size: int, change: Change, pool: Pool) -> None:
+        """What a person should know, once."""
+        said = ""
+        if pool.reason:
+            said = f"its pods don't come up ({pool.failures} in a row), the next later: {pool.reason}"
+        elif change.create or change.delete:
+            said = f"is to have {size}: {change.create} made, {len(change.delete)} deleted"
+        if said and said != self._said.get(digest):
+            level = logging.WARNING if pool.reason else logging.INFO
+            log.log(level, "standby pool %s in %s: %s", digest, namespace, said)
+        self._said[digest] = said
+
+    def _name(self, uid: str) -> str:
+        pod = self._known.pods.get(uid)
+        return pod.name if pod is not None else uid
+
+    def _idle_gpu_s(self, digest: str) -> float:
+        """Counted up to now, at each look."""
+        now = time.monotonic()
+        seconds, until = self._idle.get(digest, (0.0, now))
+        gpus = sum(
+            seen.slot.gpus
+            for pod in self._known.of_pool(digest)
+            if (seen := self._known.slots.get(pod.uid)) is not None
+            and seen.slot.state in ("warming", "ready")
+        )
+        self._idle[digest] = seconds + gpus * (now - until), now
+        return self._idle[digest][0]

@@ -1,0 +1,244 @@
+"""Scales where there are standby pods: what they cover isn't asked for the plain way, and they become the revision's.
+
+In the place of knative/scales.py, and the same for revisions that wish for none. It carries out what
+core/standby/adoption.py plans: slots are taken at once; replicas are written with the test of the generation; labels
+come right behind, with the pod's uid and version as their condition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from autoscaler_shim.knative.scales import Scales, kind_of
+from autoscaler_shim.standby.agents import Agents
+from autoscaler_shim.standby.metrics import Tally
+from autoscaler_shim.standby.pods import StandbyPods
+from autoscaler_shim.standby.shapes import Shape, Shapes
+from kserve_ext.api.knative.conditions import Document, text_map
+from kserve_ext.api.knative.pa import REVISION_LABEL
+from kserve_ext.api.standby import assigning
+from kserve_ext.core.ids import RevisionKey
+from kserve_ext.core.standby.adoption import Adoption, Wanted
+from kserve_ext.core.standby.known import Known, Seen
+from kserve_ext.kube.client import Client, KubeError
+from kserve_ext.kube.informer import Informer
+from kserve_ext.kube.kinds import DEPLOYMENTS
+from kserve_ext.rpc import RpcError
+from kserve_ext.wire.messages import SlotReply
+
+log = logging.getLogger(__name__)
+
+
+class StandbyScales(Scales):
+    def __init__(
+        self,
+        client: Client,
+        deployments: Informer,
+        again: Callable[[str], None],
+        may: Callable[[str], bool],
+        known: Known,
+        agents: Agents,
+        pods: StandbyPods,
+        shapes: Shapes,
+        tally: Tally,
+        ready: Callable[[str], int],
+        term: Callable[[str], int],
+        tell: Callable[[], tuple[str, ...]],
+        short: Callable[[str], int],
+    ) -> None:
+        """`ready`: pods of a revision; `tell`: where activators are; `short`: pods that a pool lacks."""
+        super().__init__(client, deployments, again, may)
+        self._again_of = again
+        self._known = known
+        self._agents = agents
+        self._pods = pods
+        self._shapes = shapes
+        self._tally = tally
+        self._ready = ready
+        self._term = term
+        self._tell = tell
+        self._short = short
+        self._adoptions: dict[str, Adoption] = {}
+        self._keys: dict[RevisionKey, str] = {}
+        self._rechecks: dict[str, asyncio.TimerHandle] = {}
+
+    async def apply(self, key: str, pa: Document, scale: int) -> bool:
+        adoption = self._adoption(key, pa)
+        if adoption is None:
+            return await super().apply(key, pa, scale)
+        return await self._carry_out(key, pa, adoption, scale)
+
+    async def leave(self, key: str, pa: Document) -> None:
+        adoption = self._adoption(key, pa)
+        if adoption is None:
+            await super().leave(key, pa)
+            return
+        await self._carry_out(key, pa, adoption, None)
+
+    def release(self, key: str) -> None:
+        super().release(key)
+        adoption = self._adoptions.pop(key, None)
+        if adoption is not None:
+            adoption.close()
+            self._keys.pop(adoption.revision, None)
+        if (timer := self._rechecks.pop(key, None)) is not None:
+            timer.cancel()
+
+    def close(self) -> None:
+        super().close()
+        for timer in self._rechecks.values():
+            timer.cancel()
+
+    def concerned(self, revision: RevisionKey) -> None:
+        """There are news of a standby pod that has to do with it."""
+        self._again_of(self._keys.get(revision, revision))
+
+    # --- inside
+
+    def _adoption(self, key: str, pa: Document) -> Adoption | None:
+        """None: it has nothing to do with standby pods."""
+        found = self._adoptions.get(key)
+        if found is not None:
+            return found
+        name = text_map(pa["metadata"].get("labels")).get(REVISION_LABEL) or pa["metadata"]["name"]
+        revision = RevisionKey(f"{pa['metadata']['namespace']}/{name}")
+        if self._shapes.of(revision) is None and not self._known.of_revision(revision):
+            return None
+        found = self._adoptions[key] = Adoption(revision, self._known)
+        self._keys[revision] = key
+        return found
+
+    async def _carry_out(self, key: str, pa: Document, adoption: Adoption, pods: int | None) -> bool:
+        reference = (pa.get("spec") or {}).get("scaleTargetRef") or {}
+        namespace, name = pa["metadata"]["namespace"], str(reference.get("name") or "")
+        kind = kind_of(reference)
+        try:
+            current = await self._current(kind, namespace, name)
+        except KubeError:
+            self.withdraw(key)
+            raise
+        if not self._may(key) or kind != DEPLOYMENTS:
+            self.withdraw(key)
+            return False
+        shape = self._shapes.of(adoption.revision)
+        plan = adoption.plan(self._wanted(adoption, shape, current.replicas, pods), time.monotonic())
+        self._tally.missed(plan.why, plan.missed)
+        self._look_again(key, plan.recheck_s)
+        for seen in plan.take:
+            self._take(key, adoption, shape, seen)
+        for uid in plan.free:
+            self._free(key, adoption, uid)
+        if not self._turn(key, current.replicas, plan.replicas, kind):
+            return False
+        for uid in plan.release:
+            await self._release(adoption, uid)
+        if current.replicas != plan.replicas:
+            await self._write(kind, namespace, name, current, plan.replicas)
+        for uid in plan.release:
+            self._free(key, adoption, uid)
+        await asyncio.gather(*(self._label(key, adoption, shape, uid) for uid in plan.label))
+        for uid in plan.delete:
+            log.warning("%s: pod %s can't serve it and is deleted: %s", key, *self._said(uid))
+            self._tally.failed += 1
+            await self._pods.delete(uid)
+        return True
+
+    def _wanted(self, adoption: Adoption, shape: Shape | None, replicas: int, pods: int | None) -> Wanted:
+        revision = adoption.revision
+        pool = shape.pool.digest if shape is not None and shape.pool is not None else ""
+        return Wanted(
+            pods=pods,
+            replicas=replicas,
+            ready=self._ready(revision),
+            pool=pool,
+            unfit=shape.unfit if shape is not None else "",
+            model=shape.model if shape is not None else "",
+            short=self._short(pool),
+            adoptable=bool(self._shapes.template_hash(revision)),
+            rush=self._known.starting() or self.waking(),
+            start_s=shape.start_s if shape is not None else 600.0,
+        )
+
+    def _take(self, key: str, adoption: Adoption, shape: Shape | None, seen: Seen) -> None:
+        assert shape is not None
+        assert shape.wish is not None
+        begun = time.monotonic()
+        uid, pod = seen.slot.uid, seen.slot.pod
+        given = assigning.assignment(shape.wish, adoption.revision, pod.partition("/")[2])
+
+        def done(reply: SlotReply | RpcError) -> None:
+            now = time.monotonic()
+            if isinstance(reply, SlotReply) and not reply.reason:
+                adoption.accepted(uid, now)
+                self._tally.taken += 1
+                return
+            log.info("%s: standby pod %s can't be had: %s", key, pod, _why(reply))
+            if isinstance(reply, SlotReply) or not reply.sent:
+                adoption.refused(uid)
+                self._tally.refused += 1
+                self._again_of(key)
+            else:
+                self._look_again(key, 0.1)
+
+        log.info("%s: takes standby pod %s on node %s", key, pod, seen.node)
+        self._tally.begun(uid, begun)
+        self._agents.take(seen, given, self._tell(), self._term(key), done)
+
+    def _free(self, key: str, adoption: Adoption, uid: str) -> None:
+        adoption.freed(uid, time.monotonic())
+        seen = self._known.slots.get(uid)
+        if seen is None:
+            return
+        log.info("%s: gives standby pod %s back", key, seen.slot.pod)
+        self._tally.returned += 1
+
+        def done(reply: SlotReply | RpcError) -> None:
+            if _why(reply):
+                log.info("%s: standby pod %s isn't free yet: %s", key, seen.slot.pod, _why(reply))
+
+        self._agents.free(seen, adoption.revision, self._term(key), done)
+
+    async def _release(self, adoption: Adoption, uid: str) -> None:
+        pod = self._pods.get(uid)
+        if pod is not None and await self._pods.patch(uid, assigning.released(pod)):
+            adoption.released(uid, time.monotonic())
+
+    async def _label(self, key: str, adoption: Adoption, shape: Shape | None, uid: str) -> None:
+        pod = self._pods.get(uid)
+        template_hash = self._shapes.template_hash(adoption.revision)
+        if pod is None or shape is None or shape.wish is None or not template_hash:
+            return
+        patch = assigning.labelled(shape.wish, template_hash, uid, str(pod["metadata"]["resourceVersion"]))
+        if not await self._pods.patch(uid, patch):
+            log.info("%s: pod %s has changed meanwhile; looked at again", key, pod["metadata"]["name"])
+            self._look_again(key, 0.05)
+            return
+        now = time.monotonic()
+        adoption.labelled(uid, now)
+        took_s = self._tally.adopted(uid, now)
+        log.info("%s: pod %s is its own now, %s", key, pod["metadata"]["name"], took_s)
+
+    def _look_again(self, key: str, seconds: float | None) -> None:
+        timer = self._rechecks.pop(key, None)
+        loop = asyncio.get_running_loop()
+        if timer is not None:
+            if seconds is not None and timer.when() <= loop.time() + seconds and timer.when() > loop.time():
+                self._rechecks[key] = timer
+                return
+            timer.cancel()
+        if seconds is not None:
+            self._rechecks[key] = loop.call_later(seconds, self._again_of, key)
+
+    def _said(self, uid: str) -> tuple[str, str]:
+        seen, pod = self._known.slots.get(uid), self._known.pods.get(uid)
+        name = pod.name if pod is not None else uid
+        if seen is None:
+            return name, "its slot is gone"
+        return name, seen.slot.reason or f"it is {seen.slot.state}"
+
+
+def _why(reply: SlotReply | RpcError) -> str:
+    return reply.reason if isinstance(reply, SlotReply) else str(reply)

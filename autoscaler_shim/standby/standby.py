@@ -1,0 +1,210 @@
+"""Standby pods in one autoscaler replica: puts the parts together, starts and stops them, hands news on between them.
+
+Without the key of the Secret galaxy-peers, or without an agent that answers, revisions start as they do without
+standby pods; nothing here stands in the way of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from autoscaler_shim.standby.agents import Agents
+from autoscaler_shim.standby.keeper import Keeper
+from autoscaler_shim.standby.metrics import StandbyMetrics, Tally
+from autoscaler_shim.standby.pods import StandbyPods
+from autoscaler_shim.standby.scales import StandbyScales
+from autoscaler_shim.standby.shapes import Shapes
+from kserve_ext.core.ids import RevisionKey
+from kserve_ext.core.standby.known import Known
+from kserve_ext.kube.client import Client, KubeError, KubeObject
+from kserve_ext.kube.informer import Informer
+from kserve_ext.kube.kinds import ENDPOINTS
+from kserve_ext.kube.peers_key import NoKey, peers_key
+from kserve_ext.rpc import Rpc
+from kserve_ext.rpc.mutual_tls import Identity
+
+log = logging.getLogger(__name__)
+
+ACTIVATORS: Final = "activator-service"
+KEY_AGAIN_S: Final = 10.0
+SWEEP_S: Final = 10.0
+#: Longest wait for the agents' first word, with the key and all.
+FIRST_S: Final = 5.0
+
+
+class Standby:
+    """`scales` from the beginning; `start` once informers of the autoscaler have listed, `stop` once."""
+
+    def __init__(
+        self,
+        client: Client,
+        namespace: str,
+        name: str,
+        activator_port: int,
+        deployments: Informer,
+        revisions: Informer,
+        again: Callable[[str], None],
+        owns: Callable[[str], bool],
+        ready: Callable[[str], int],
+        term: Callable[[str], int],
+        identity: Identity | None,
+    ) -> None:
+        """`revisions`: PodAutoscalers; `again` reconciles one."""
+        self._client = client
+        self._namespace = namespace
+        self._name = name
+        self._identity = identity
+        self._activator_port = activator_port
+        self._revisions = revisions
+        self._owns = owns
+        self._term = term
+        self.known = Known()
+        self.tally = Tally()
+        self.agents = Agents(client, namespace, self.known, self._changed)
+        self.pods = StandbyPods(client, self.known, self._changed, self._pool_changed)
+        self.shapes = Shapes(client, deployments, lambda revision: self.scales.concerned(revision))
+        self.scales = StandbyScales(
+            client,
+            deployments,
+            again,
+            owns,
+            self.known,
+            self.agents,
+            self.pods,
+            self.shapes,
+            self.tally,
+            ready,
+            term,
+            lambda: self._activators,
+            lambda pool: self.keeper.short(pool),
+        )
+        self.keeper = Keeper(
+            client,
+            self.known,
+            self.pods,
+            self.shapes,
+            self.tally,
+            owns,
+            self._reachable,
+            lambda: self.scales.waking() or self.known.starting(),
+        )
+        self.metrics = StandbyMetrics(self.tally, self.keeper.figures, self._figures)
+        self._activators: tuple[str, ...] = ()
+        self._endpoints = Informer(
+            client, ENDPOINTS, namespace, fields=f"metadata.name={ACTIVATORS}", on_change=self._moved
+        )
+        self._rpc: Rpc | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Returns when it is known what slots have which revisions, or after a moment."""
+        for informer in (self.pods.informer, self._endpoints):
+            informer.start()
+        await asyncio.gather(*(i.synced.wait() for i in (self.pods.informer, self._endpoints)))
+        met = asyncio.create_task(self._meet_agents(), name="meeting node agents")
+        self._tasks = [met, asyncio.create_task(self._sweep(), name="sweeping standby pods")]
+        await asyncio.wait({met}, timeout=FIRST_S)
+        self.keeper.start()
+
+    async def stop(self) -> None:
+        await self.keeper.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.agents.stop()
+        await self.shapes.stop()
+        for informer in (self.pods.informer, self._endpoints):
+            await informer.stop()
+        if self._rpc is not None:
+            await self._rpc.close()
+
+    def deployment_changed(self, old: KubeObject | None, new: KubeObject | None) -> None:
+        for pool in self.shapes.take(old, new):
+            self.keeper.add(pool)
+
+    def revision_changed(self, key: str) -> None:
+        """Its PodAutoscaler: whether requests reach it may be otherwise."""
+        shape = self.shapes.of(RevisionKey(key))
+        if shape is not None and shape.pool is not None:
+            self.keeper.add(shape.pool.digest)
+
+    def responsibility_changed(self) -> None:
+        self.keeper.add_all()
+
+    # --- inside
+
+    async def _meet_agents(self) -> None:
+        while self._rpc is None:
+            try:
+                key = await peers_key(self._client, self._namespace)
+            except NoKey as error:
+                log.warning("no standby pods can be taken without the key of the nodes' agents: %s", error)
+                await asyncio.sleep(KEY_AGAIN_S)
+            else:
+                self._rpc = Rpc(self._name, key, identity=self._identity)
+        await self.agents.start(self._rpc)
+
+    async def _sweep(self) -> None:
+        """What belongs to revisions that are no more; and what memory keeps of what is gone."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.known.forget()
+            self.tally.forget(set(self.known.pods))
+            free, delete = self.known.strays(self._exists)
+            for uid in free:
+                seen = self.known.slots[uid]
+                if self._owns(seen.slot.revision):
+                    log.info("%s is no more: its standby pod %s is free", seen.slot.revision, seen.slot.pod)
+                    term = self._term(seen.slot.revision)
+                    self.agents.free(seen, seen.slot.revision, term, lambda _: None)
+            for uid in delete:
+                pod = self.known.pods[uid]
+                if self._owns(pod.revision):
+                    log.info("%s is no more: its pod %s is deleted", pod.revision, pod.name)
+                    with contextlib.suppress(KubeError):
+                        await self.pods.delete(uid)
+            self.keeper.add_all()
+
+    def _changed(self, revisions: set[RevisionKey]) -> None:
+        for revision in revisions:
+            self.scales.concerned(revision)
+        self.keeper.add_all()
+
+    def _pool_changed(self, pool: str) -> None:
+        self.keeper.add(pool)
+
+    def _moved(self, old: KubeObject | None, new: KubeObject | None) -> None:
+        subsets: list[dict[str, Any]] = (new or {}).get("subsets") or []
+        fields = ("addresses", "notReadyAddresses")
+        hosts = sorted(
+            {
+                str(address["ip"])
+                for subset in subsets
+                for field in fields
+                for address in subset.get(field) or ()
+            }
+        )
+        self._activators = tuple(
+            f"[{host}]:{self._activator_port}" if ":" in host else f"{host}:{self._activator_port}"
+            for host in hosts
+        )
+
+    def _exists(self, revision: RevisionKey) -> bool:
+        namespace, _, name = revision.partition("/")
+        return self._revisions.get(namespace, name) is not None
+
+    def _reachable(self, revision: RevisionKey) -> bool:
+        namespace, _, name = revision.partition("/")
+        pa = self._revisions.get(namespace, name)
+        return pa is not None and (pa.get("spec") or {}).get("reachability") != "Unreachable"
+
+    def _figures(self) -> dict[str, float]:
+        return {
+            "agents": len(self.agents.addrs),
+            "agents_heard": self.agents.heard,
+            "unfit": sum(bool(shape.unfit) for shape in self.shapes.all()),
+        }

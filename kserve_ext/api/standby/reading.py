@@ -1,0 +1,83 @@
+"""A standby pod as the API server has it: what of it is kept in memory, and the facts that decide."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kserve_ext.api.knative.conditions import Document, find, text_map, unix
+from kserve_ext.api.knative.pa import REVISION_LABEL
+from kserve_ext.api.standby import names
+from kserve_ext.core.ids import RevisionKey
+from kserve_ext.core.standby.known import NOBODY, StandbyPod
+
+_ENDED: Final = ("Failed", "Succeeded")
+
+
+def slim(pod: Document) -> Document:
+    metadata, status = pod["metadata"], pod.get("status") or {}
+    kept = (
+        *("name", "namespace", "uid", "resourceVersion", "labels", "annotations", "ownerReferences"),
+        *("deletionTimestamp", "creationTimestamp"),
+    )
+    return {
+        "metadata": {key: metadata[key] for key in kept if key in metadata},
+        "status": {
+            "phase": status.get("phase"),
+            "message": status.get("message"),
+            "reason": status.get("reason"),
+            "conditions": [
+                c for c in status.get("conditions") or () if c.get("type") in ("Ready", "PodScheduled")
+            ],
+            "states": [s.get("state") or {} for s in status.get("containerStatuses") or ()],
+        },
+    }
+
+
+def fact(pod: Document) -> StandbyPod:
+    """`pod`: slim."""
+    metadata, status = pod["metadata"], pod["status"]
+    labels = text_map(metadata.get("labels"))
+    revision = labels.get(REVISION_LABEL)
+    namespace = metadata["namespace"]
+    owners = metadata.get("ownerReferences") or ()
+    return StandbyPod(
+        name=f"{namespace}/{metadata['name']}",
+        uid=str(metadata["uid"]),
+        pool=labels.get(names.POOL_LABEL, ""),
+        revision=RevisionKey(f"{namespace}/{revision}") if revision else NOBODY,
+        owned=any(owner.get("controller") for owner in owners),
+        ready=(find(status["conditions"], "Ready") or {}).get("status") == "True",
+        ended=trouble(pod) or str(status["phase"]) if status.get("phase") in _ENDED else "",
+        leaving=bool(metadata.get("deletionTimestamp")),
+        made_at=unix(metadata.get("creationTimestamp")) or 0.0,
+        scheduled=(find(status["conditions"], "PodScheduled") or {}).get("status") == "True",
+        trouble=trouble(pod),
+    )
+
+
+def trouble(pod: Document) -> str:
+    """What the kubelet, or the scheduler, says of one that doesn't come up; "" = nothing."""
+    status = pod["status"]
+    for state in status["states"]:
+        said = state.get("waiting") or state.get("terminated") or {}
+        if said.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            return ": ".join(str(said[key]) for key in ("reason", "message") if said.get(key))
+    unscheduled = find(status["conditions"], "PodScheduled") or {}
+    if unscheduled.get("status") == "False":
+        return f"no node: {unscheduled.get('message') or unscheduled.get('reason')}"
+    return ": ".join(str(status[key]) for key in ("reason", "message") if status.get(key))
+
+
+def template_hash(deployment: Document, replica_sets: list[Document]) -> str:
+    """Of the ReplicaSet that the Deployment's present template has; "" while there is none."""
+    metadata = deployment["metadata"]
+    present = text_map(metadata.get("annotations")).get(names.TEMPLATE_REVISION, "")
+    for found in replica_sets:
+        theirs = found["metadata"]
+        owned = any(
+            owner.get("controller") and owner.get("uid") == metadata.get("uid")
+            for owner in theirs.get("ownerReferences") or ()
+        )
+        if owned and text_map(theirs.get("annotations")).get(names.TEMPLATE_REVISION) == present:
+            return text_map(theirs.get("labels")).get(names.TEMPLATE_HASH, "")
+    return ""
