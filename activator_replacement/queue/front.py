@@ -57,11 +57,14 @@ _encode = msgspec.json.Encoder().encode
 class Front:
     """`start` once, then `obey` each message; `close` once."""
 
-    def __init__(self, pod: str, namespace: str, host: str, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self, pod: str, namespace: str, host: str, quiet_s: float = QUIET_S, limits: Limits = LIMITS
+    ) -> None:
         loop = asyncio.get_running_loop()
         self._pod = pod
         self._namespace = namespace
         self._host = host
+        self._quiet_s = quiet_s
         self.dispatcher = QueueDispatcher()
         self.dispatcher.idle = self._idle
         self.plane = Plane(loop, self.dispatcher, limits, secrets.token_hex(4).encode(), QueueClient)
@@ -215,8 +218,8 @@ class Front:
         if self.dispatcher.part is None:
             return pages.Page()
         if self.dispatcher.draining is None:
-            log.info("a preStop hook waits until nobody has come for %g s", QUIET_S)
-            self.dispatcher.draining = Draining(QUIET_S, monotonic())
+            log.info("a preStop hook waits until nobody has come for %g s", self._quiet_s)
+            self.dispatcher.draining = Draining(self._quiet_s, monotonic())
         await self._until_quiet()
         asyncio.get_running_loop().call_later(HOOKED_S, self._hooked, self.dispatcher.draining)
         return pages.Page()

@@ -27,13 +27,14 @@ class Front:
     def __init__(
         self,
         host: str,
+        quiet_s: float,
         watcher: Watcher,
         own: set[int],
         said: Callable[[ToSlot], None],
         died: Callable[[str], None],
     ) -> None:
         """`own`: pids that are waited for here."""
-        self._host = host
+        self._arguments = ["--host", host, "--quiet-s", str(quiet_s)]
         self._watcher = watcher
         self._own = own
         self._said = said
@@ -46,7 +47,7 @@ class Front:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with theirs:
-            command = [sys.executable, "-m", MODULE, "--slot-fd", str(theirs.fileno()), "--host", self._host]
+            command = [sys.executable, "-m", MODULE, "--slot-fd", str(theirs.fileno()), *self._arguments]
             child = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

@@ -131,6 +131,7 @@ class Server:
                     self._happened(ServerReady())
 
     def _ended(self, exit: Exit) -> None:
+        self._look()  # its last words say more than its exit code
         self._process = None
         self._settled = True
         if self._killing is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
+from kserve_ext.api import durations
 from kserve_ext.core.standby.facts import Level
 
 
@@ -32,6 +33,7 @@ class Settings:
     #: Where sockets and the server's status are kept; None: in a new folder of the system's temporary one.
     folder: Path | None
     front_host: str  # address that the front listens on
+    quiet_s: float  # so long nobody may have come before a pod that is deleted ends
 
 
 def read(environ: Mapping[str, str]) -> Settings:
@@ -49,6 +51,10 @@ def read(environ: Mapping[str, str]) -> Settings:
         raise BadEnvironment(f"GALAXY_SLOT_LEVEL={level!r}: write one of {', '.join(get_args(Level))}")
     folder = environ.get("GALAXY_SLOT_DIR")
     ip = field("POD_IP", "status.podIP")
+    try:
+        quiet_s = durations.seconds(environ.get("GALAXY_SLOT_QUIET") or "30s")
+    except ValueError as error:
+        raise BadEnvironment(f"GALAXY_SLOT_QUIET: {error}; write a duration such as 30s") from error
     return Settings(
         pod=field("POD_NAME", "metadata.name"),
         namespace=field("POD_NAMESPACE", "metadata.namespace"),
@@ -61,4 +67,5 @@ def read(environ: Mapping[str, str]) -> Settings:
         level=cast("Level", level),
         folder=Path(folder) if folder else None,
         front_host=environ.get("GALAXY_FRONT_HOST") or ("::" if ":" in ip else "0.0.0.0"),
+        quiet_s=quiet_s,
     )

@@ -62,7 +62,7 @@ class Slot:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._machine = SlotMachine(settings.pod)
+        self._machine = SlotMachine(settings.pod, settings.quiet_s)
         self._folder = settings.folder or Path(tempfile.mkdtemp(prefix="galaxy-slot-"))
         self._watcher = Watcher()
         self._reaper = Reaper()
@@ -77,6 +77,7 @@ class Slot:
         )
         self._front = Front(
             settings.front_host,
+            settings.quiet_s,
             self._watcher,
             own,
             self._front_said,

@@ -111,7 +111,8 @@ class Pod:
         self.process: asyncio.subprocess.Process
         self.log = folder / "pod.log"
 
-    async def run(self, **env: str) -> None:
+    async def run(self, *before: str, **env: str) -> None:
+        """`before`: a command that runs it."""
         own = {
             "POD_NAME": POD,
             "POD_NAMESPACE": "team-a",
@@ -124,10 +125,12 @@ class Pod:
             "GALAXY_SLOT_LEVEL": "S0",
             "GALAXY_SLOT_DIR": str(self.folder / "slot"),
             "GALAXY_FRONT_HOST": self.host,
+            "GALAXY_SLOT_QUIET": "300ms",
         }
         (self.folder / "token").write_text(TOKEN + "\n")
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
+                *before,
                 sys.executable,
                 "-m",
                 "autoscaler_shim.slot",
@@ -148,7 +151,7 @@ class Pod:
             return await self.process.wait()
 
     def processes(self) -> dict[int, str]:
-        """All that belong to it, by pid: their command lines. Whoever has its folder in its environment does."""
+        """All that belong to it, by pid: their command lines. Its address or its folder is in what they were given."""
         found = {}
         mark = f"GALAXY_SLOT_DIR={self.folder / 'slot'}".encode()
         marks = (mark, f"POD_IP={self.host}".encode())
@@ -156,10 +159,10 @@ class Pod:
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     environ = (entry / "environ").read_bytes().split(b"\0")
-                    if any(mark in environ for mark in marks):
-                        words = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
-                        if words:
-                            found[int(entry.name)] = words.decode(errors="replace").strip()
+                    words = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                    ours = any(mark in environ for mark in marks) or os.fsencode(self.folder) in words
+                    if ours and words:
+                        found[int(entry.name)] = words.decode(errors="replace").strip()
         return found
 
     def pid_of(self, word: str) -> int:
@@ -169,7 +172,7 @@ class Pod:
 
 
 @contextlib.asynccontextmanager
-async def standby_pod(run: bool = True, **env: str) -> AsyncIterator[Pod]:
+async def standby_pod(*before: str, run: bool = True, **env: str) -> AsyncIterator[Pod]:
     """Ready, unless `run` is False: then nothing but the agent is there."""
     number = next(_addresses)
     host = f"127.{os.getpid() >> 8 & 0x7F | 0x40}.{os.getpid() & 0xFF}.{number % 250 + 2}"
@@ -180,7 +183,7 @@ async def standby_pod(run: bool = True, **env: str) -> AsyncIterator[Pod]:
         pod = Pod(folder, agent, host)
         try:
             if run:
-                await pod.run(**env)
+                await pod.run(*before, **env)
                 await agent.until_is("ready")
             yield pod
         except BaseException:

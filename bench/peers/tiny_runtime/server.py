@@ -8,6 +8,7 @@ POST             its body
 GET /exit?code=3 ends the process
 An Upgrade to anything echoes bytes from then on. SIGTERM ends it when nothing is under way.
 
+`--wait-for FILE` keeps it loading until there is such a file; `--silent` says nothing of its state.
 A file that is not there, or is empty, is refused as our runtimes refuse (status failed, exit code 2).
 """
 
@@ -19,6 +20,7 @@ import hashlib
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -131,9 +133,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--wait-for", type=Path)
+    parser.add_argument("--silent", action="store_true")
     args = parser.parse_args(argv)
-    status = Status.from_environment()
+    status = Status(None) if args.silent else Status.from_environment()
     status.enter("loading")
+    while args.wait_for is not None and not args.wait_for.exists():
+        time.sleep(0.01)
     try:
         model = _load(args.model)
     except StartRefused as refusal:

@@ -193,6 +193,7 @@ class SlotMachine:
         "_ending",
         "_front_failures",
         "_front_up",
+        "_quiet_s",
         "_server",
         "_server_ready",
         "assignment",
@@ -202,9 +203,10 @@ class SlotMachine:
         "state",
     )
 
-    def __init__(self, pod: str) -> None:
-        """`pod`: its name."""
+    def __init__(self, pod: str, quiet_s: float = QUIET_S) -> None:
+        """`pod`: its name; `quiet_s`: so long nobody may have come before a pod that is deleted ends."""
         self.pod = pod
+        self._quiet_s = quiet_s
         self.state: SlotState = "warming"
         self.reason = "it has just begun"
         #: In starting, serving and draining; in failed, the one that could not start.
@@ -320,7 +322,7 @@ class SlotMachine:
         if self.state == "serving":
             assignment = self.assignment
             self._become("draining", "the pod is deleted")
-            return [self._tell(), *self._drain(assignment.drain_s, QUIET_S)]
+            return [self._tell(), *self._drain(assignment.drain_s, self._quiet_s)]
         if self.state == "starting":
             self._become("draining", "the pod is deleted")
             return [self._tell(), *self._end_server()]
@@ -372,7 +374,7 @@ class SlotMachine:
         if self._ending:
             return self._end(0, "the pod is deleted")
         self.assignment = None
-        self._assigned = self._server_ready = False
+        self._assigned = self._server_ready = self._base_ready = False
         self._become("warming", "it gets its next fork ready")
         return [*self._blank(), CheckBase()]
 
