@@ -75,6 +75,7 @@ class AgentLine:
                 settings.ip,
                 settings.level,
                 self._incarnation,
+                settings.gpus,
             )
             writer.write(_encode(hello) + b"\n")
             self._writer = writer

@@ -30,6 +30,7 @@ class Settings:
     agent_socket: str
     token_file: Path  # projected token of the ServiceAccount, audience kserve-galaxy.io
     level: Level
+    gpus: int  # that the pod has
     #: Where sockets and the server's status are kept; None: in a new folder of the system's temporary one.
     folder: Path | None
     front_host: str  # address that the front listens on
@@ -49,6 +50,9 @@ def read(environ: Mapping[str, str]) -> Settings:
     level = environ.get("GALAXY_SLOT_LEVEL") or "S0"
     if level not in get_args(Level):
         raise BadEnvironment(f"GALAXY_SLOT_LEVEL={level!r}: write one of {', '.join(get_args(Level))}")
+    gpus = environ.get("GALAXY_SLOT_GPUS") or "0"
+    if not gpus.isdecimal():
+        raise BadEnvironment(f"GALAXY_SLOT_GPUS={gpus!r}: write how many GPUs the pod has")
     folder = environ.get("GALAXY_SLOT_DIR")
     ip = field("POD_IP", "status.podIP")
     try:
@@ -65,6 +69,7 @@ def read(environ: Mapping[str, str]) -> Settings:
         agent_socket=required("GALAXY_AGENT_SOCKET", f"{pool}; the path of the node agent's socket"),
         token_file=Path(required("GALAXY_TOKEN_FILE", f"{pool}; the path of a projected token")),
         level=cast("Level", level),
+        gpus=int(gpus),
         folder=Path(folder) if folder else None,
         front_host=environ.get("GALAXY_FRONT_HOST") or ("::" if ":" in ip else "0.0.0.0"),
         quiet_s=quiet_s,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import importlib
 import json
 import os
 import selectors
@@ -58,6 +59,8 @@ class Zygote:
     def run(self) -> None:
         started = time.monotonic()
         self._program.prepare()
+        with contextlib.suppress(ImportError):
+            importlib.import_module("setproctitle")  # so that no fork has to look for it
         assert_forkable()
         gc.collect()
         gc.freeze()  # a child's collector then leaves these pages shared

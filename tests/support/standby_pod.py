@@ -151,7 +151,7 @@ class Pod:
             return await self.process.wait()
 
     def processes(self) -> dict[int, str]:
-        """All that belong to it, by pid: their command lines. Its address or its folder is in what they were given."""
+        """All that belong to it, by pid: their command lines. What they were given has its address, or its folder."""
         found = {}
         mark = f"GALAXY_SLOT_DIR={self.folder / 'slot'}".encode()
         marks = (mark, f"POD_IP={self.host}".encode())
@@ -174,8 +174,7 @@ class Pod:
 @contextlib.asynccontextmanager
 async def standby_pod(*before: str, run: bool = True, **env: str) -> AsyncIterator[Pod]:
     """Ready, unless `run` is False: then nothing but the agent is there."""
-    number = next(_addresses)
-    host = f"127.{os.getpid() >> 8 & 0x7F | 0x40}.{os.getpid() & 0xFF}.{number % 250 + 2}"
+    host = address()
     with tempfile.TemporaryDirectory(prefix="pod-") as name:
         folder = Path(name)
         agent = Agent(folder / "agent.sock")
@@ -220,6 +219,12 @@ def assignment(folder: Path, name: str = "rev-1", **fields: object) -> Assignmen
         drain_s=20.0,
     )
     return made._replace(**fields)  # type: ignore[arg-type]
+
+
+def address() -> str:
+    """A loopback address that nobody else is likely to use: a front's ports are the same everywhere."""
+    pid = os.getpid()
+    return f"127.{pid >> 8 & 0x7F | 0x40}.{pid & 0xFF}.{next(_addresses) % 250 + 2}"
 
 
 def free_port() -> int:

@@ -128,14 +128,18 @@ async def _run(status: Status, model: bytes, host: str, port: int) -> None:
     listener.close()
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser()
+    made.add_argument("--host", default="127.0.0.1")
+    made.add_argument("--port", type=int, required=True)
+    made.add_argument("--model", type=Path, required=True)
+    made.add_argument("--wait-for", type=Path)
+    made.add_argument("--silent", action="store_true")
+    return made
+
+
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--wait-for", type=Path)
-    parser.add_argument("--silent", action="store_true")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     status = Status(None) if args.silent else Status.from_environment()
     status.enter("loading")
     while args.wait_for is not None and not args.wait_for.exists():
