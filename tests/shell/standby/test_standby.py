@@ -1,0 +1,376 @@
+"""An autoscaler, a node's agent and standby pods against a fake API server: pools, adoption, and what goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from autoscaler_shim.knative import deciders
+from kserve_ext.api.standby import names
+from kserve_ext.core.standby import adoption, pools
+from kserve_ext.kube.kinds import DEPLOYMENTS, POD_AUTOSCALERS, PODS
+from kserve_ext.wire.slot_socket import Free, Start
+from tests.support.knative_autoscaler import NAMESPACE, replicas, run, until
+from tests.support.standby import FakeSlot
+from tests.support.standby_cluster import UID, Server, World
+
+NAME, OTHER = "chat-00001", "mail-00001"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deciders, "TICK_S", 0.1)
+
+
+def play(folder: Path, script: Callable[[World], Awaitable[None]]) -> None:
+    async def test() -> None:
+        async with World(Server(), folder) as world:
+            await script(world)
+
+    run(test())
+
+
+def taken(world: World) -> list[FakeSlot]:
+    return [slot for slot in world.api.slots.values() if any(isinstance(o, Start) for o in slot.orders)]
+
+
+def test_a_pool_is_filled_with_pods_that_are_nobodys(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.revision(NAME)
+        async with world.running():
+            await world.filled(2)
+            first, _ = world.api.standby()
+            assert "ownerReferences" not in first["metadata"]
+            assert first["spec"]["containers"][0]["command"] == list(names.COMMAND)
+            assert replicas(world.api, NAME) == 0
+
+    play(tmp_path, script)
+
+
+def test_a_request_at_zero_takes_a_standby_pod_that_becomes_the_revisions(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.revision(NAME)
+        async with world.running() as made:
+            await world.filled(2)
+            await world.reporter.report(1.0, name=NAME)
+            await world.api.until(lambda: world.api.adopted())
+            assert world.api.scaled == ["scale 1", "label"]
+            (pod,) = world.api.adopted()
+            (slot,) = taken(world)
+            assert slot.hello.pod == f"{NAMESPACE}/{pod['metadata']['name']}"
+            (order,) = slot.orders
+            assert isinstance(order, Start)
+            assert order.assignment.revision == f"{NAMESPACE}/{NAME}"
+            assert pod["metadata"]["labels"][names.TEMPLATE_HASH] == f"hash-of-{NAME}-deployment"
+            assert pod["metadata"]["annotations"][names.DELETION_COST] == "-100"
+            await until(lambda: "ready" in [news[1] for news in world.activator.news])
+            await world.api.until(
+                lambda: (
+                    (world.api.get(POD_AUTOSCALERS, NAMESPACE, NAME) or {})["status"].get("actualScale") == 1
+                )
+            )
+            await world.filled(2)  # filled again
+            assert world.api.plain() == []
+            assert len(world.api.adopted()) == 1
+            assert made.standby is not None
+            assert made.standby.tally.taken == 1
+
+    play(tmp_path, script)
+
+
+def test_nothing_is_written_before_it_serves(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.api.quiet = True
+        world.revision(NAME, standby="1")
+        async with world.running():
+            await world.filled(1)
+            await world.reporter.report(1.0, name=NAME)
+            await until(lambda: taken(world))
+            (slot,) = taken(world)
+            slot.say("starting", f"{NAMESPACE}/{NAME}")
+            await until(lambda: world.autoscaler.standby and world.autoscaler.standby.known.starting())
+            for _ in range(3):
+                await world.reporter.report(1.0, name=NAME)
+            assert world.api.scaled == []
+            slot.say("serving", f"{NAMESPACE}/{NAME}")
+            await world.api.until(lambda: world.api.scaled == ["scale 1", "label"])
+
+    play(tmp_path, script)
+
+
+def test_what_the_pool_lacks_is_scaled_at_once(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.revision(NAME, standby="1")
+        async with world.running() as made:
+            await world.filled(1)
+            await world.reporter.report(12.0, name=NAME)  # of 100 x 0.7 each: one
+            await world.api.until(lambda: world.api.adopted())
+            await world.reporter.report(300.0, name=NAME)
+            await world.api.until(lambda: replicas(world.api, NAME) >= 3)
+            assert made.standby is not None
+            await until(lambda: made.standby and sum(made.standby.tally.misses.values()))
+
+    play(tmp_path, script)
+
+
+def test_a_revision_that_cant_be_served_starts_the_plain_way_and_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def script(world: World) -> None:
+        world.revision(NAME, container={"command": ["/bin/other"]})
+        async with world.running():
+            await world.known(NAME)
+            await world.reporter.report(1.0, name=NAME)
+            await world.api.until(lambda: replicas(world.api, NAME) == 1)
+            assert world.api.standby() == []
+        assert (
+            f"{NAME}: starts without standby pods: container kserve-container runs /bin/other" in caplog.text
+        )
+
+    play(tmp_path, script)
+
+
+def test_without_the_component_there_are_none(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.revision(NAME)
+        async with world.running(standby=False):
+            await world.known(NAME)
+            await world.reporter.report(1.0, name=NAME)
+            await world.api.until(lambda: replicas(world.api, NAME) == 1)
+            assert world.api.standby() == []
+
+    play(tmp_path, script)
+
+
+def test_a_slot_that_fails_is_made_up_for_and_its_pod_goes(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.api.quiet = True
+        world.revision(NAME, standby="1")
+        async with world.running():
+            await world.filled(1)
+            (before,) = world.api.slots
+            await world.reporter.report(1.0, name=NAME)
+            await until(lambda: taken(world))
+            (slot,) = taken(world)
+            slot.say("failed", f"{NAMESPACE}/{NAME}", "no such model")
+            await world.api.until(lambda: replicas(world.api, NAME) == 1)
+            await world.api.until(lambda: world.api.get(PODS, NAMESPACE, before) is None)
+            assert "label" not in world.api.scaled
+
+    play(tmp_path, script)
+
+
+def test_killed_between_scale_and_labels_its_successor_goes_on(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.revision(NAME, standby="1")
+        async with world.running():
+            await world.filled(1)
+            (pod,) = world.api.slots
+            world.api.fail(503, 1000, method="PATCH", path=f"/pods/{pod}")
+            await world.reporter.report(1.0, name=NAME)
+            await world.api.until(lambda: "scale 1" in world.api.scaled)
+        world.api.failures.clear()
+        assert world.api.adopted() == []
+        async with world.running():
+            await world.api.until(lambda: world.api.adopted())
+            await world.api.until(lambda: len(world.api.adopted()) == 1 and not world.api.plain())
+            assert replicas(world.api, NAME) == 1
+
+    play(tmp_path, script)
+
+
+def test_killed_before_the_scale_its_successor_goes_on(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.api.quiet = True
+        world.revision(NAME, standby="1")
+        async with world.running():
+            await world.filled(1)
+            await world.reporter.report(1.0, name=NAME)
+            await until(lambda: taken(world))
+        (slot,) = taken(world)
+        slot.say("serving", f"{NAMESPACE}/{NAME}")
+        async with world.running():
+            await world.api.until(lambda: world.api.scaled == ["scale 1", "label"])
+
+    play(tmp_path, script)
+
+
+def test_two_revisions_that_want_one_slot(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.revision(NAME, standby="1")
+        world.revision(OTHER, standby="1")
+        async with world.running():
+            await world.filled(1)
+            await world.reporter.report(1.0, name=NAME)
+            await world.reporter.report(1.0, name=OTHER)
+            await world.api.until(lambda: replicas(world.api, NAME) == replicas(world.api, OTHER) == 1)
+            await world.api.until(lambda: world.api.adopted())
+            for slot in world.api.slots.values():
+                assert len({o.assignment.revision for o in slot.orders if isinstance(o, Start)}) <= 1
+
+    play(tmp_path, script)
+
+
+def test_down_it_goes_back_to_a_pool_that_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "BEHIND_S", 1000.0)
+
+    async def script(world: World) -> None:
+        world.revision(NAME, standby="1")
+        world.revision(OTHER, standby="1")  # asks for the pool when nobody else does
+        async with world.running() as made:
+            await world.filled(1)
+            world.api.kubelet = False  # so that nothing fills it but the pod that comes back
+            await world.reporter.report(1.0, name=NAME)
+            await world.api.until(lambda: world.api.adopted())
+            (pod,) = world.api.adopted()
+            assert made.standby is not None
+            await until(
+                lambda: (
+                    made.standby and made.standby.keeper.short(pod["metadata"]["labels"][names.POOL_LABEL])
+                )
+            )
+            pa = world.api.get(POD_AUTOSCALERS, NAMESPACE, NAME)
+            assert pa is not None
+            world.api.put(POD_AUTOSCALERS, {**pa, "spec": {**pa["spec"], "reachability": "Unreachable"}})
+            await world.reporter.report(0.0, 0.0, name=NAME)
+            await world.api.until(lambda: replicas(world.api, NAME) == 0)
+            assert world.api.scaled[:2] == ["scale 1", "label"]
+            assert world.api.scaled.index("unlabel") < world.api.scaled.index("scale 0")
+            (slot,) = taken(world)
+            await until(lambda: any(isinstance(order, Free) for order in slot.orders))
+            found = world.api.get(PODS, NAMESPACE, pod["metadata"]["name"])
+            assert found is not None
+            assert UID not in found["metadata"]["labels"]
+            assert "ownerReferences" not in found["metadata"] or not found["metadata"]["ownerReferences"]
+
+    play(tmp_path, script)
+
+
+def test_an_agent_that_is_killed_while_a_slot_starts(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.api.quiet = True
+        world.revision(NAME, standby="1")
+        async with world.running():
+            await world.filled(1)
+            await world.reporter.report(1.0, name=NAME)
+            await until(lambda: taken(world))
+            (slot,) = taken(world)
+            slot.say("starting", f"{NAMESPACE}/{NAME}")
+            await until(lambda: world.autoscaler.standby and world.autoscaler.standby.known.starting())
+            await world.kill_agent()
+            await world.start_agent()
+            await until(lambda: world.autoscaler.standby and world.autoscaler.standby.known.starting())
+            slot.say("serving", f"{NAMESPACE}/{NAME}")
+            await world.api.until(lambda: world.api.adopted())
+            assert world.api.scaled[:2] == ["scale 1", "label"]
+
+    play(tmp_path, script)
+
+
+def test_a_pool_that_nobody_asks_for_is_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "SURPLUS_S", 0.1)
+
+    async def script(world: World) -> None:
+        world.revision(NAME)
+        async with world.running():
+            await world.filled(2)
+            world.annotate(NAME, standby=None)
+            await world.api.until(lambda: not world.api.standby())
+
+    play(tmp_path, script)
+
+
+def test_another_image_replaces_the_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "SURPLUS_S", 0.1)
+
+    async def script(world: World) -> None:
+        world.revision(NAME, standby="1")
+        async with world.running():
+            await world.filled(1)
+            (before,) = world.api.slots
+            world.revision(NAME, standby="1", container={"image": "registry.example/vllm-pd@sha256:2"})
+            await world.api.until(lambda: before not in world.api.slots)
+            await world.filled(1)
+
+    play(tmp_path, script)
+
+
+def test_a_pod_that_ends_is_deleted_and_made_up_for(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.revision(NAME, standby="1")
+        async with world.running():
+            await world.filled(1)
+            await world.reporter.report(1.0, name=NAME)
+            await world.api.until(lambda: world.api.adopted())
+            (pod,) = world.api.adopted()
+            name = pod["metadata"]["name"]
+            world.api.end(name)
+            await world.api.until(lambda: world.api.get(PODS, NAMESPACE, name) is None)
+            await world.api.until(lambda: len(world.api.plain()) == 1)  # the ReplicaSet's own
+
+    play(tmp_path, script)
+
+
+def test_slots_of_a_revision_that_is_deleted_are_free_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoscaler_shim.standby.standby.SWEEP_S", 0.1)
+
+    async def script(world: World) -> None:
+        world.api.quiet = True
+        world.revision(NAME, standby="1")
+        world.revision(OTHER, standby="1")
+        async with world.running():
+            await world.filled(1)
+            await world.reporter.report(1.0, name=NAME)
+            await until(lambda: taken(world))
+            (slot,) = taken(world)
+            slot.say("starting", f"{NAMESPACE}/{NAME}")
+            await until(lambda: world.autoscaler.standby and world.autoscaler.standby.known.starting())
+            world.api.remove(POD_AUTOSCALERS, NAMESPACE, NAME)
+            world.api.remove(DEPLOYMENTS, NAMESPACE, f"{NAME}-deployment")
+            await until(lambda: any(isinstance(order, Free) for order in slot.orders))
+
+    play(tmp_path, script)
+
+
+def test_a_lost_answer_is_no_lost_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order never arrives: after a while it is made up for."""
+    monkeypatch.setattr(adoption, "ORDER_S", 0.2)
+
+    async def script(world: World) -> None:
+        world.revision(NAME, standby="1")
+        async with world.running() as made:
+            await world.filled(1)
+            assert made.standby is not None
+            monkeypatch.setattr(made.standby.agents, "take", lambda *_: None)
+            await world.reporter.report(1.0, name=NAME)
+            await until(lambda: made.standby and made.standby.known.promised)
+            monkeypatch.undo()
+            await world.api.until(lambda: world.api.adopted())
+
+    play(tmp_path, script)
+
+
+def test_metrics(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.revision(NAME)
+        async with world.running() as made:
+            await world.filled(2)
+            await world.reporter.report(1.0, name=NAME)
+            await until(lambda: made.standby and made.standby.tally.adoption.sum_s)
+            found = {
+                (sample.name, sample.labels.get("state", "")): sample.value
+                for family in made.metrics_server.registry.collect()
+                for sample in family.samples
+                if sample.name.startswith("galaxy_standby")
+            }
+            assert found["galaxy_standby_taken_total", ""] == 1
+            assert found["galaxy_standby_pods", "size"] == 2
+            assert found["galaxy_standby_pods", "busy"] == 1
+            assert found["galaxy_standby_agents_heard", ""] == 1
+            assert found["galaxy_standby_adoption_seconds_count", ""] == 1
+
+    play(tmp_path, script)
