@@ -230,6 +230,17 @@ def paused(name: str) -> Plan:
 STORIES: dict[str, Plan] = {
     "paused-shard": paused(HERE),
     "paused-home": paused(THERE),
+    # Its new home has yet to hear of what it uses when it leaves the view.
+    "paused-unasked": script(
+        (
+            Ask(0.1, OF_THREE, "dispatch-1", many=2, path="/?delay=9.0"),
+            Ask(2.2, OF_THREE, "dispatch-2", many=2, path="/?delay=1.0"),
+        ),
+        service(OF_THREE, concurrency=2, scale={"max": 1}, hold=Hold(seconds=30.0)),
+        faults=(Fault(1.4, "pause", "dispatch-1", 6.0), Fault(1.5, "kill", "dispatch-0", 9.0)),
+        shape=SMALL._replace(dispatch=3),
+        seconds=12.0,
+    ),
     "cut-off": script(
         (Ask(0.1, HERE, many=4, path="/?delay=0.3"), Ask(6.0, HERE, many=4)),
         service(HERE, scale={"min": 1, "initial": 1, "max": 4, "target": 1.0}),
@@ -240,6 +251,16 @@ STORIES: dict[str, Plan] = {
         (Ask(0.1, THERE, many=2), Ask(2.0, THERE, many=3), Ask(9.0, THERE, "dispatch-1", many=2)),
         service(THERE, concurrency=2, scale={"min": 1, "initial": 1}),
         faults=(Fault(1.0, "silent", "dispatch-1", 6.0, 1.0), Fault(1.0, "lost", "node-0", 4.0, 1.0)),
+        seconds=14.0,
+    ),
+    "functions-go": script(
+        # One after the other, so that each is a call of its own to the Schedule function.
+        tuple(Ask(0.5 + 0.15 * k, THERE, path="/?delay=4.0") for k in range(10))
+        + tuple(Ask(7.0 + 0.15 * k, HERE, path="/?delay=1.0") for k in range(4)),
+        service(THERE, scale={"max": 10, "target": 1.0}),
+        service(HERE, scale={"max": 4, "target": 1.0}),
+        faults=(Fault(0.5, "kill-function", "0"), Fault(5.0, "pause-function", "1", 3.5)),
+        shape=SMALL._replace(elastic=2),
         seconds=14.0,
     ),
     "leader-goes-store-is-lost": script(

@@ -16,6 +16,9 @@ from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 from kserve_ext.core.pulse import HUNG_S
 
 LEASE_TTL_S: Final = 3.0  # a shard may use limited slots so long after it sent the Demand that was answered
+#: A shard of the view that says nothing has left it by then: it is taken for dead as soon as its lease is over
+#: (core/membership.py: SILENT_S), and a moment later everybody has heard.
+GONE_S: Final = LEASE_TTL_S + 1.0
 #: Where the end of a shard's process would be seen, what it used is not free before: it may be paused, and its
 #: requests go on. For so long: a process that does not turn is ended by whoever watches it (core/pulse.py).
 SEEN_TTL_S: Final = HUNG_S + 10.0

@@ -107,10 +107,16 @@ class RevisionHome:
         for known in self.fleet.known.values():
             known.inherited = True  # another home may have been here in between
         if self.revision.concurrency:
-            paused = take.ghosts & self.seen
-            self.leases.frozen_until = now + (home_facts.SEEN_TTL_S if paused else home_facts.LEASE_TTL_S)
+            lasts = home_facts.GONE_S if take.silent_shards else home_facts.LEASE_TTL_S
+            self.leases.frozen_until = now + lasts
+        self._freeze_for(take.ghosts, now)
         self._ask_at = now
         self._heard(now)
+
+    def _freeze_for(self, ghosts: set[FunctionID], now: float) -> None:
+        """One that is only paused still uses what it had; the end of its process would be told."""
+        if self.revision.concurrency and ghosts & self.seen:
+            self.leases.frozen_until = max(self.leases.frozen_until, now + home_facts.SEEN_TTL_S)
 
     @property
     def open(self) -> bool:
@@ -150,7 +156,7 @@ class RevisionHome:
         if nodes - self._nodes:
             self.setbacks.nodes_came(now)
         self._nodes = set(nodes)
-        self.take.view(nodes, set(shards))
+        self._freeze_for(self.take.view(nodes, set(shards)), now)
         for shard, incarnation in shards.items():
             self.leases.void(shard, incarnation)
         for shard in self.leases.accounts:

@@ -4,8 +4,8 @@ A new home asks every node what it runs and every shard what it uses. It acts (i
 answered or left the view, or after a bounded time; then the store's copy stands in for the nodes that didn't. Slots
 that a former home may have given out stay frozen until every shard has answered, or their leases are surely over:
 a shard that left the view so lately that it may still be alive (a ghost) can't be asked, unless its process is seen
-to have ended. Nor can a node that has just left the view (it is *away*: its agent may be starting again): an instance
-whose place isn't known may be there.
+to have ended. One that leaves before it has answered is such a ghost. Nor can a node that has just left the view (it
+is *away*: its agent may be starting again): an instance whose place isn't known may be there.
 """
 
 from __future__ import annotations
@@ -64,13 +64,16 @@ class TakeOver:
         self._copies = tuple(copies)
         self._answered: set[NodeID] = set()
 
-    def view(self, nodes: set[NodeID], shards: set[FunctionID]) -> None:
-        """Who left needn't answer; who is back can be asked."""
+    def view(self, nodes: set[NodeID], shards: set[FunctionID]) -> set[FunctionID]:
+        """Who is back can be asked. Returns the shards that are ghosts from now on."""
         unanswered = self.silent_nodes | self.away
         self.silent_nodes, self.away = unanswered & nodes, unanswered - nodes
         back = self.ghosts & shards
         self.ghosts -= back
+        left = self.silent_shards - shards
         self.silent_shards = (self.silent_shards & shards) | back
+        self.ghosts |= left
+        return left
 
     def node_answered(self, node: NodeID) -> None:
         self.silent_nodes.discard(node)
