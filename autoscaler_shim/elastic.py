@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 CALL_TIMEOUT_S: Final = 2.0
 DRAIN_S: Final = 30.0
 START_TIMEOUT_S: Final = 15.0
+#: How a process of ours tells of itself; a node hands on no GALAXY_ variable of its own.
+TELLING: Final = ("GALAXY_HISTORY", "GALAXY_LOG_LEVEL")
 CRITICAL: Final = SYSTEM["system-node-critical"].value  # nobody is given its room
 
 
@@ -58,6 +61,7 @@ class Launch(NamedTuple):
     host: str
     http: str = ""  # the public address that Dispatch functions share
     domain: str = ""
+    env: tuple[tuple[str, str], ...] = ()
 
     def revision(self, kind: ScaledKind, function: FunctionID) -> Revision:
         """Of one function: its name is among its arguments."""
@@ -69,6 +73,7 @@ class Launch(NamedTuple):
             argv += ["--http", self.http, "--domain", self.domain]
         command = Command(
             tuple(argv),
+            self.env,
             runtime="control plane",
             zygote=module,
             port_arg="",
@@ -268,7 +273,8 @@ def machine_of(args: argparse.Namespace, kept: Kept, now: float) -> ElasticMachi
 
 def launch_of(args: argparse.Namespace, process: Process) -> Launch:
     controllers = ",".join(process.controllers)
-    return Launch(str(process.data), controllers, process.host, args.http, args.domain)
+    env = tuple((name, os.environ[name]) for name in TELLING if name in os.environ)
+    return Launch(str(process.data), controllers, process.host, args.http, args.domain, env)
 
 
 def _reading(load: m.Load) -> Reading:

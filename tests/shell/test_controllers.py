@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -12,7 +14,7 @@ import pytest
 from autoscaler_shim import candidacy, keeping
 from autoscaler_shim.candidacy import Candidacy
 from autoscaler_shim.controller import Controller
-from autoscaler_shim.elastic import Elastic, Launch
+from autoscaler_shim.elastic import Elastic, Launch, launch_of
 from autoscaler_shim.keeping import InTerm, Keeper
 from kserve_ext.core.control.facts import Kept
 from kserve_ext.core.control.machine import ElasticMachine, Remember
@@ -65,6 +67,17 @@ def test_nothing_is_started_before_it_is_written_that_it_is() -> None:
         assert len(calls.made) == 1
 
     asyncio.run(main())
+
+
+def test_a_function_tells_of_itself_as_its_controller_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GALAXY_HISTORY", "/somewhere")
+    monkeypatch.setenv("GALAXY_INSTANCE_DIR", "/not/its/own")
+    monkeypatch.delenv("GALAXY_LOG_LEVEL", raising=False)
+    process: Any = SimpleNamespace(data="data", controllers=("here:1",), host="127.0.0.1")
+    launch = launch_of(argparse.Namespace(http="", domain=""), process)
+    assert launch.revision("schedule", FunctionID("schedule-e1")).command.env == (
+        ("GALAXY_HISTORY", "/somewhere"),
+    )
 
 
 class OnlyWritten:
