@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from autoscaler_shim.node.cleanup import stop_all
 from kserve_ext.cli.embedded import elastic
 from kserve_ext.cli.embedded.parts import ROOT, parts
 from kserve_ext.cli.embedded.ports import free_ports
@@ -158,7 +157,9 @@ class Cluster:
             bounds = {"schedule": Bounds(self.shape.schedule, most)}
             described["elastic"] = elastic.document(bounds, (ELASTIC_THRESHOLD,), ELASTIC_STABLE_S)
         if self.shape.controllers > 1:
-            self.redis = StateStore(self.folder / "redis", self.host)
+            self.redis = StateStore(
+                self.folder / "redis", self.host, lambda pid: self._order({"follow": pid})
+            )
             await self.redis.start()
             described["store"] = self.redis.url
         (self.data / "cluster.json").write_text(json.dumps(described))
@@ -197,15 +198,24 @@ class Cluster:
             sys.executable,
             "-m",
             "tests.chaos.nursery",
+            str(self.data / "nodes"),
             *([self.bug] if self.bug else []),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             cwd=ROOT,
             env=env,
+            start_new_session=True,  # what kills us and our group leaves it to clear away
         )
         assert self.nursery.stdout is not None
         await self.nursery.stdout.readline()
         self._spawn(self._listen())
+        if self.network is not None:
+            self._order({"network": self.network.nodes})
+
+    def _order(self, order: dict[str, Any]) -> None:
+        assert self.nursery is not None
+        assert self.nursery.stdin is not None
+        self.nursery.stdin.write(json.dumps(order).encode() + b"\n")
 
     async def _listen(self) -> None:
         assert self.nursery is not None
@@ -222,11 +232,9 @@ class Cluster:
                 part.up.set()
 
     async def _launch(self, part: Part) -> None:
-        assert self.nursery is not None
-        assert self.nursery.stdin is not None
         part.starting = True
         part.up.clear()
-        order = {
+        order: dict[str, Any] = {
             "part": part.id,
             "argv": part.argv,
             "log": str(self.data / "log" / f"{part.id}.log"),
@@ -235,7 +243,7 @@ class Cluster:
             "frames": str(part.frames),
             "net": part.net,
         }
-        self.nursery.stdin.write(json.dumps(order).encode() + b"\n")
+        self._order(order)
         await part.up.wait()
 
     def _died(self, pid: int, status: int) -> None:
@@ -274,12 +282,10 @@ class Cluster:
             self.redis.close()
         if self.nursery is not None:
             assert self.nursery.stdin is not None
-            self.nursery.stdin.close()
+            self.nursery.stdin.close()  # it ends what instances there are, too
             await self.nursery.wait()
         for task in self._tasks:
             task.cancel()
-        for node in (self.data / "nodes").glob("*"):
-            await asyncio.to_thread(stop_all, node, 1.0)
 
     # --- what is done to it
 

@@ -21,9 +21,10 @@ def possible() -> bool:
 class Network:
     """Addresses 10.213.X.0/24: the bridge, where all but the nodes listen, has .1, node k .(10 + k)."""
 
-    def __init__(self, nodes: Sequence[str]) -> None:
+    def __init__(self, nodes: Sequence[str], owner: int = 0) -> None:
+        """`owner`: the pid of the process that it is for; 0: this one."""
         self.nodes = list(nodes)
-        own = os.getpid() % 100_000
+        own = (owner or os.getpid()) % 100_000
         self._bridge = f"gxb{own}"
         self._subnet = f"10.213.{own % 250}"
         self._name = {node: f"gx{own}-{k}" for k, node in enumerate(nodes)}

@@ -1,17 +1,19 @@
 """Starts the parts of a chaos run as real processes, forked from one that has imported everything already.
 
-    python -m tests.chaos.nursery [BUG]
+    python -m tests.chaos.nursery NODES [BUG]
 
 One JSON object a line on stdin: {"part", "argv", "log", "env", "clock", "net", "frames"}; it answers
 {"part", "pid"} on stdout, and says {"died": pid, "status"} of each that ends. A part is a process with a session of
 its own: it is killed and stopped by pid like any other. Its wall clock is shifted by the double in the file `clock`,
 also while it runs; `net` is the path of a network namespace to live in; `frames` the file that says how its
 connections fare (frames.py). Where a BUG is named, it is planted (planted.py) before any fork.
-When stdin ends, so does the nursery; the parts go on.
+{"follow": pid} and {"network": nodes} are things of the runner's that end with the run. When stdin ends, since the
+runner has ended, everything else does, and what the nodes (folders in NODES) run; then the nursery (undertaker.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -23,6 +25,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 PRODUCT = (
@@ -66,7 +69,10 @@ def run_part(argv: list[str]) -> int:
     return main(argv[1:])
 
 
-def become(order: dict[str, Any], clock: WallClock, frames: Any) -> int:
+def become(order: dict[str, Any], nursery: int, clock: WallClock, frames: Any) -> int:
+    from tests.chaos.undertaker import end_with
+
+    end_with(nursery)
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
@@ -99,13 +105,15 @@ def main() -> int:
     for module in PRODUCT:
         importlib.import_module(module)
     from tests.chaos.frames import Frames
+    from tests.chaos.undertaker import Undertaker
 
     frames = Frames()
     frames.put_in_place()
-    if len(sys.argv) > 1:
+    if len(sys.argv) > 2:
         from tests.chaos.planted import plant
 
-        plant(sys.argv[1])
+        plant(sys.argv[2])
+    undertaker, own = Undertaker(Path(sys.argv[1])), os.getpid()
     gc.freeze()
     told, tell = os.pipe()
     os.set_blocking(tell, False)
@@ -119,20 +127,27 @@ def main() -> int:
         ready, _, _ = select.select([0, told], [], [])
         if told in ready:
             os.read(told, 4096)
-            reap()
+            undertaker.parts -= reap()
         if 0 in ready:
             got = os.read(0, 65536)
             if not got:
+                undertaker.end()
                 return 0
             waiting += got
             *lines, waiting = waiting.split(b"\n")
             for line in lines:
                 order = json.loads(line)
+                if "part" not in order:
+                    if "network" in order:
+                        undertaker.clear(order["network"])
+                    else:
+                        undertaker.follow(order["follow"])
+                    continue
                 pid = os.fork()
                 if pid == 0:
                     code = 1
                     try:
-                        code = become(order, clock, frames)
+                        code = become(order, own, clock, frames)
                     except SystemExit as ended:
                         if isinstance(ended.code, str):
                             print(ended.code, file=sys.stderr)
@@ -141,22 +156,27 @@ def main() -> int:
                         sys.excepthook(*sys.exc_info())
                     finally:
                         os._exit(code)
+                undertaker.parts.add(pid)
                 say({"part": order["part"], "pid": pid})
 
 
-def reap() -> None:
+def reap() -> set[int]:
+    """Which have ended."""
+    ended: set[int] = set()
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return
+            return ended
         if not pid:
-            return
+            return ended
+        ended.add(pid)
         say({"died": pid, "status": status})
 
 
 def say(what: dict[str, Any]) -> None:
-    os.write(1, json.dumps(what).encode() + b"\n")
+    with contextlib.suppress(BrokenPipeError):  # the runner has gone: stdin says so, too
+        os.write(1, json.dumps(what).encode() + b"\n")
 
 
 if __name__ == "__main__":

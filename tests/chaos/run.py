@@ -27,6 +27,8 @@ from tests.chaos.plans import Plan
 from tests.chaos.statestore import StateStore
 
 UP_S = 30.0
+#: A function that the controller adds is waited for so long: they come with the load, and go with it.
+FUNCTION_S = 8.0
 #: An epoch that every node has left behind.
 LONG_AGO = 1
 
@@ -75,6 +77,9 @@ class Run:
             self.observer.look()
             await asyncio.sleep(0.1)
             self.observer.close()
+            for file in sorted((cluster.data / "log").glob("*.log")):
+                for error in raised(file.read_text(errors="replace")):
+                    self.said.say("raised", part=file.stem, error=error)
 
     def _up(self) -> bool:
         """Every part runs, every Dispatch function knows the services, and those that want an instance have one."""
@@ -111,7 +116,12 @@ class Run:
 
     async def _carry_out(self, fault: Fault) -> None:
         began = asyncio.get_running_loop().time()
+        if fault.kind.endswith("-function"):
+            await self.cluster.until(lambda: bool(self._functions()), FUNCTION_S)
         target = self._target(fault)
+        if target is None:
+            self.say_so(f"{fault.at:7.2f} s: {fault.kind}: there is none")
+            return
         self.said.say("fault", **facts_of(fault), on=str(target))
         self.say_so(f"{fault.at:7.2f} s: {fault.kind} {target} {fault.seconds or fault.amount:g} s")
         if fault.kind == "late-stop":
@@ -120,7 +130,7 @@ class Run:
             await target.suffer(fault.kind, fault.seconds)
         elif isinstance(target, Part):
             await self._on_part(fault, target)
-        elif target is not None:
+        else:
             await self._on_process(fault, target)
         self.said.say("fault_over", **facts_of(fault), on=str(target), since=began)
 
@@ -194,7 +204,7 @@ class Run:
             if fault.kind == "pause-function" or pid in self.observer.living:
                 os.kill(pid, signal.SIGCONT)
 
-    async def _late_stop(self, pid: Part | StateStore | int | None) -> None:
+    async def _late_stop(self, pid: Part | StateStore | int) -> None:
         """What a home of long ago has sent arrives only now."""
         began = self.observer.living.get(pid) if isinstance(pid, int) else None
         assert self.cluster.rpc is not None
@@ -209,6 +219,15 @@ class Run:
         for pid in self.observer.living:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+def raised(log: str) -> list[str]:
+    """The last line of each traceback in a part's log."""
+    found = []
+    for after in log.split("Traceback (most recent call last):")[1:]:
+        told = [line for line in after.splitlines()[1:] if line and not line.startswith(" ")]
+        found.append(told[0] if told else "")
+    return found
 
 
 def _zygotes(node: Path) -> list[int]:

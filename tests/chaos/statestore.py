@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.redis_server import RedisServer
@@ -23,7 +24,9 @@ def why_not() -> str:
 class StateStore:
     """Keeps nothing on disk: one that was killed comes back empty."""
 
-    def __init__(self, folder: Path, host: str) -> None:
+    def __init__(self, folder: Path, host: str, started: Callable[[int], None]) -> None:
+        """`started`: is told the pid of each server, so that it ends with the run."""
+        self._started = started
         folder.mkdir()
         where = sorted({host, "127.0.0.1"})
         self._server = RedisServer(folder, "--bind", *where, "--protected-mode", "no")
@@ -34,6 +37,7 @@ class StateStore:
 
     async def start(self) -> None:
         await asyncio.to_thread(self._server.start)
+        self._started(self._server.pid)
 
     def close(self) -> None:
         self._server.kill()

@@ -84,6 +84,7 @@ def test_a_story_that_ends_well(runs: Runs, bug: str, planted: bool) -> None:
         pytest.skip(f"no redis-server: {why}")
     done = runs[bug, planted].result()
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "there is none" not in done.stdout, "a fault of the story was not carried out"
 
 
 def test_every_bug_has_a_script() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.chaos import faults
 from tests.chaos.__main__ import main
 from tests.chaos.digest import length, minus, union
+from tests.chaos.run import raised
 
 PARTS = ["controller-0", "dispatch-0", "dispatch-1", "node-0"]
 spans = st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)).map(lambda t: (min(t), max(t))), max_size=8)
@@ -25,6 +26,23 @@ def test_a_schedule_is_its_seeds_alone_and_comes_back_from_its_text(
     assert made.faults
     assert all(f.at + f.seconds <= seconds for f in made.faults), "what a run began is over when it ends"
     assert cut or not any(f.kind == "cut" for f in made.faults)
+
+
+LOG = """\
+2026-11-26 03:32:37,126 E dispatch-1 asyncio: Exception in callback <Frames._tick>
+Traceback (most recent call last):
+  File "uvloop/cbhandles.pyx", line 257, in uvloop.loop.TimerHandle._run
+    transport.write(out)
+    ^^^^^^^^^^^^^^^
+RuntimeError: unable to write
+2026-11-26 03:32:41,507 W dispatch-1 activator_replacement.homes: homes don't act
+Traceback (most recent call last):
+  File "torn
+"""
+
+
+def test_the_errors_that_a_part_has_logged_are_found() -> None:
+    assert raised(LOG) == ["RuntimeError: unable to write", ""]
 
 
 @given(spans, spans)

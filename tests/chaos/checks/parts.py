@@ -14,3 +14,5 @@ def check(digest: Digest) -> Iterator[Violation]:
         if e.what == "died" and e["status"] != signal.SIGKILL and e.t < finished:
             text = f"{e['part']} (pid {e['of']}) ended by itself, wait status {e['status']}: see its log"
             yield Violation("0 parts", e.t, text, (e,))
+        elif e.what == "raised":
+            yield Violation("0 parts", e.t, f"{e['part']} logged an error that nobody expected: {e['error']}")
