@@ -150,7 +150,7 @@ class Zygote:
             os.setsid()
             os.close(tell)
             if request.get("stdio") != "inherit":
-                _redirect(request.get("stdout") or os.devnull, request.get("stderr") or os.devnull)
+                redirect(request.get("stdout") or os.devnull, request.get("stderr") or os.devnull)
             os.environ.update({str(k): str(v) for k, v in (request.get("env") or {}).items()})
             own = arguments_only(argv)
             sys.argv = [self._program.name, *own]
@@ -204,7 +204,8 @@ def _read(connection: socket.socket) -> dict[str, Any]:
     return request
 
 
-def _redirect(stdout: str, stderr: str) -> None:
+def redirect(stdout: str, stderr: str) -> None:
+    """From now on this process writes there, and reads nothing."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     for path, target, mode in ((os.devnull, 0, os.O_RDONLY), (stdout, 1, flags), (stderr, 2, flags)):
         source = os.open(path, mode, 0o644)

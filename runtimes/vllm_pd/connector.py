@@ -62,6 +62,19 @@ class GalaxyConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._side: DecodeSide | PrefillSide = PrefillSide(size, here) if self._prefill else DecodeSide(size)
         self._here = here
         self._worker = here if worker else None
+        self._size = size
+        self._caches: dict[str, Any] = {}
+
+    def begin_anew(self) -> None:
+        """Another instance has taken the engine, or its memory has moved: everything of before is void.
+
+        Its halves are those of `CURRENT` from now on, which are told where the KV cache lies. No request is open.
+        """
+        here = self._here = worker_side.CURRENT[0]
+        self._side = PrefillSide(self._size, here) if self._prefill else DecodeSide(self._size)
+        if self._worker is not None:
+            self._worker = here
+            self.register_kv_caches(self._caches)
 
     def _rank(self) -> Any:
         """In a process of its own."""
@@ -107,6 +120,7 @@ class GalaxyConnector(KVConnectorBase_V1):  # type: ignore[misc]
     # --- worker
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        self._caches = kv_caches
         self._halves().register(kv_caches, self._kv_cache_config.num_blocks)
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:

@@ -178,6 +178,16 @@ def prompt_tokens(prompt: Any) -> list[int] | None:
 
 def build_engine(args: Namespace, kv_transfer: dict[str, Any] | None, event: Callable[[str], None]) -> Engine:
     """Reads the model's config and loads it; blocks. Errors are vLLM's own (refusals.py makes sense of them)."""
+    config = configuration(args, kv_transfer)
+    executor = _telling(Executor.get_class(config), event)
+    with _ranks_forked():
+        engine = front(args, config, executor, lambda: InprocAsyncClient(config, executor, log_stats(args)))
+    engine.transfers = kv_transfer is not None
+    return engine
+
+
+def configuration(args: Namespace, kv_transfer: dict[str, Any] | None) -> Any:
+    """vLLM's configuration of an engine, complete."""
     engine_args = AsyncEngineArgs.from_cli_args(args)
     engine_args.worker_extension_cls = engine_args.worker_extension_cls or _WORKER
     if kv_transfer is not None:
@@ -189,17 +199,24 @@ def build_engine(args: Namespace, kv_transfer: dict[str, Any] | None, event: Cal
         config.cache_config.kv_cache_memory_bytes = kv_cache_bytes(
             kv_bytes_per_token(config), config.model_config.max_model_len
         )
-    own_workers = config.parallel_config.worker_extension_cls == _WORKER
-    with _engine_on_a_thread(), _ranks_forked():
+    return config
+
+
+def front(args: Namespace, config: Any, executor: Any, make: Callable[[], InprocAsyncClient]) -> Engine:
+    """What speaks for the engine that `make` starts, or finds: tokenizer, requests, streams, statistics."""
+    with _engine_on_a_thread(make):
         engine = Engine(
             vllm_config=config,
-            executor_class=_telling(Executor.get_class(config), event),
-            log_requests=engine_args.enable_log_requests,
-            log_stats=not engine_args.disable_log_stats,
+            executor_class=executor,
+            log_requests=args.enable_log_requests,
+            log_stats=log_stats(args),
         )
-    engine.continues = own_workers
-    engine.transfers = kv_transfer is not None
+    engine.continues = config.parallel_config.worker_extension_cls == _WORKER
     return engine
+
+
+def log_stats(args: Namespace) -> bool:
+    return not args.disable_log_stats
 
 
 def _telling(executor: Any, event: Callable[[str], None]) -> Any:
@@ -221,11 +238,11 @@ def kv_bytes_per_token(config: Any) -> int:
 
 
 @contextlib.contextmanager
-def _engine_on_a_thread() -> Iterator[None]:
-    """While this lasts, AsyncLLM makes our client instead of one with processes of its own; our collectors stay."""
+def _engine_on_a_thread(client: Callable[[], InprocAsyncClient]) -> Iterator[None]:
+    """While this lasts, AsyncLLM takes our client instead of one with processes of its own; our collectors stay."""
 
-    def make(vllm_config: Any, executor_class: Any, log_stats: bool, **_ignored: Any) -> InprocAsyncClient:
-        return InprocAsyncClient(vllm_config, executor_class, log_stats)
+    def make(**_ignored: Any) -> InprocAsyncClient:
+        return client()
 
     async_llm.RequestOutputCollector = resuming.Collector
     original = async_llm.EngineCoreClient

@@ -179,11 +179,24 @@ class InprocAsyncClient(EngineCoreClient):  # type: ignore[misc]
 
     async def call(self, job: _Job) -> Any:
         """Runs `job(core)` on the engine's thread, between two steps."""
+        return await asyncio.wrap_future(self.submit(job))
+
+    def submit(self, job: _Job) -> Future[Any]:
+        """The same for any thread, and without waiting: what is asked for later comes later."""
         if self.resources.engine_dead:
             raise EngineDeadError()
         done: Future[Any] = Future()
         self._jobs.put((job, done))
-        return await asyncio.wrap_future(done)
+        return done
+
+    def forget(self) -> None:
+        """Whoever has used this engine is gone: nothing that it has put out reaches who comes next."""
+        self.first_token.clear()
+        self.on_death = lambda error: None
+        self.generated = 0
+        with self._lock:
+            self._early.clear()
+            self._loop, self._outputs = None, asyncio.Queue()
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         if self.resources.engine_dead:

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
 
         preimport()
         status.event("imported")
-        args = _arguments(argv)
+        args = arguments(argv)
         if _forks_ranks(args):
             forking.serve()
         os.environ.setdefault(forking.METHOD, "spawn")  # other processes of an engine: it has threads by then
@@ -56,7 +56,8 @@ def main(argv: list[str]) -> int:
         return runner.run(instance.run())
 
 
-def _arguments(argv: list[str]) -> Namespace:
+def arguments(argv: list[str], *, weights: bool = True) -> Namespace:
+    """Without `weights` the model's folder needs no more than its config.json."""
     from vllm.platforms import current_platform
 
     from runtimes.vllm_pd.model_folder import architectures, check_model_folder
@@ -65,7 +66,7 @@ def _arguments(argv: list[str]) -> Namespace:
     args = options.parse(argv)
     options.fill_cpu_defaults(args, current_platform.is_cpu())
     needs_tokenizer = not (args.skip_tokenizer_init or args.tokenizer)
-    if args.load_format != "dummy":
+    if weights and args.load_format != "dummy":
         check_model_folder(args.model, needs_tokenizer=needs_tokenizer)
     if current_platform.is_cpu():
         for architecture in architectures(args.model):
@@ -102,6 +103,7 @@ class Instance:
         self.pair = make_pair(args, status, self.timelines)
         self.engine: Any = None
         self.server: Any = None
+        self.started = asyncio.Event()
         self.stop = asyncio.Event()
         self.death: BaseException | None = None
 
@@ -154,6 +156,7 @@ class Instance:
             engine.client.on_death = lambda error: loop.call_soon_threadsafe(self._on_death, error)
             app = await self._application(engine)
             await stack.enter_async_context(app.router.lifespan_context(app))
+            await self._weights()
             await _first_token(engine)
             self.status.event("first_token")
             self.pair.attach(engine)
@@ -164,6 +167,7 @@ class Instance:
             return refusal
         self.entrance.app = app
         self.status.enter("ready")
+        self.started.set()
         return None
 
     async def _watch(self) -> None:
@@ -180,6 +184,9 @@ class Instance:
         from runtimes.vllm_pd.engine import build_engine
 
         return build_engine(self.args, self.pair.kv_transfer, self.status.event)
+
+    async def _weights(self) -> None:
+        """Waits for what the engine was built without (shaped.py)."""
 
     async def _application(self, engine: Any) -> Any:
         import vllm

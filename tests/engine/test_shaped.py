@@ -1,0 +1,193 @@
+"""The shaped engine: services of one shape, one after the other, answer as plainly started ones do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.instances import ROOT, WAIT_S, Instance, Nursery, ask_zygote, until
+
+pytestmark = pytest.mark.engine
+
+PROMPTS = [[7, 8, 9], list(range(5, 300)), [300] * 150]
+OPTIONS = ("--max-model-len", "2048", "--dtype", "float32")
+
+
+class Shaped:
+    """The process, and what is asked of it."""
+
+    def __init__(self, folder: Path, config: Path, *options: str) -> None:
+        self.folder, self.path = folder, folder / "shaped.sock"
+        self.count = 0
+        self.log = (folder / "shaped.log").open("wb")
+        command = [sys.executable, "-m", "runtimes.vllm_pd.shaped", "--socket", str(self.path), "--"]
+        command += ["--model", str(config), *OPTIONS, *options]
+        self.process = subprocess.Popen(command, cwd=ROOT, stderr=self.log)
+        until(lambda: self.state() in ("ready", "failed") or self.process.poll() is not None, "shaped")
+        assert self.state() == "ready", self.said()[-3000:]
+
+    def said(self) -> str:
+        return (self.folder / "shaped.log").read_text()
+
+    def state(self) -> str:
+        try:
+            return str(ask_zygote(self.path, {"ping": True})["state"])
+        except OSError:
+            return ""
+
+    def asked(self, model: Path, *options: str, env: dict[str, str] | None = None) -> dict[str, Any]:
+        self.count += 1
+        self.instance = Instance(self.folder / f"i{self.count}", self.process.pid)
+        self.instance.folder.mkdir()
+        argv = [
+            "python",
+            "-m",
+            "runtimes.vllm_pd",
+            "--model",
+            str(model),
+            "--port",
+            "0",
+            "--host",
+            "127.0.0.1",
+        ]
+        argv += ["--served-model-name", "tiny", *OPTIONS, *options]
+        given = {"GALAXY_INSTANCE_DIR": str(self.instance.folder), **(env or {})}
+        return ask_zygote(self.path, {"argv": argv, "env": given})
+
+    def start(self, model: Path, *options: str) -> Instance:
+        answer = self.asked(model, *options)
+        assert answer == {"pid": self.process.pid}, answer
+        until(lambda: self.state() in ("serving", "failed", ""), "serving")
+        assert self.state() == "serving", self.said()[-3000:]
+        return self.instance
+
+    def free(self) -> None:
+        assert ask_zygote(self.path, {"free": True, "drain_s": 5})["state"] == "ready", self.said()[-3000:]
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(WAIT_S)
+        self.log.close()
+
+
+def other_weights(model: Path, folder: Path, *, leave_out: str = "", eos: int | None = None) -> Path:
+    """The same shape; what its tokens are has nothing to do with the first one's."""
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(model, folder)
+    draw = np.random.default_rng(11)
+    weights = load_file(model / "model.safetensors")
+    mixed = {
+        name: w if w.ndim == 1 else draw.permutation(w.reshape(-1)).reshape(w.shape)
+        for name, w in weights.items()
+        if not leave_out or leave_out not in name
+    }
+    save_file(mixed, folder / "model.safetensors", metadata={"format": "pt"})
+    if eos is not None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": eos}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config_only(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    folder = tmp_path_factory.mktemp("shape")
+    shutil.copy(tiny_model / "config.json", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shaped(tmp_path_factory: pytest.TempPathFactory, config_only: Path) -> Iterator[Shaped]:
+    made = Shaped(tmp_path_factory.mktemp("shaped"), config_only)
+    yield made
+    made.close()
+
+
+def tokens(instance: Instance) -> list[list[int]]:
+    return [instance.tokens(prompt, 16)[0] for prompt in PROMPTS]
+
+
+def test_two_models_one_after_the_other_answer_as_plain_ones(
+    shaped: Shaped, nursery: Nursery, tiny_model: Path, tmp_path: Path
+) -> None:
+    second = other_weights(tiny_model, tmp_path / "second")
+    expected = {}
+    for model in (tiny_model, second):
+        plain = nursery.start(model=model).ready()
+        expected[model] = tokens(plain)
+        plain.kill()
+        plain.exited()
+    assert expected[tiny_model] != expected[second]
+    for model in (tiny_model, second, tiny_model):
+        instance = shaped.start(model)
+        assert tokens(instance) == expected[model]
+        hits = instance.sources().get("local_cache_hit", 0.0)
+        assert hits == 0, "a prompt was found in another service's cache"
+        assert instance.ask("/v1/models").json["data"][0]["root"] == str(model)
+        shaped.free()
+
+
+def test_the_same_folder_may_hold_another_model_next_time(
+    shaped: Shaped, tiny_model: Path, tmp_path: Path
+) -> None:
+    """As volumes do that are always mounted at one path."""
+    place = tmp_path / "models"
+    place.symlink_to(tiny_model)
+    first = tokens(shaped.start(place))
+    shaped.free()
+    place.unlink()
+    place.symlink_to(other_weights(tiny_model, tmp_path / "second", eos=first[0][3]))
+    instance = shaped.start(place)
+    assert tokens(instance) != first
+    body = {"model": "tiny", "prompt": PROMPTS[0], "max_tokens": 4, "stop": None, "temperature": 0}
+    assert instance.ask("/v1/completions", body).status == 200
+    shaped.free()
+
+
+def test_another_shape_is_refused_with_the_field_and_nothing_has_happened(
+    shaped: Shaped, tiny_model: Path, tmp_path: Path
+) -> None:
+    smaller = tmp_path / "smaller"
+    shutil.copytree(tiny_model, smaller)
+    config = json.loads((smaller / "config.json").read_text())
+    (smaller / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    assert shaped.asked(smaller)["field"] == "config.json: num_hidden_layers"
+    assert shaped.asked(tiny_model, "--max-num-seqs", "3")["field"] == "--max-num-seqs"
+    assert shaped.asked(tiny_model, "--role", "decode")["field"] == "--role"
+    assert shaped.asked(tiny_model, env={"OMP_NUM_THREADS": "7"})["field"] == "OMP_NUM_THREADS"
+    assert shaped.asked(tmp_path / "nothing")["field"] == "--model"
+    assert shaped.state() == "ready"
+    assert shaped.start(tiny_model).tokens([5, 6], 2)
+    assert shaped.asked(tiny_model)["error"] == "this standby is serving"
+    shaped.free()
+
+
+@pytest.mark.parametrize("lacking", ["layers.2.self_attn.k_proj", "layers.1.input_layernorm", "lm_head"])
+def test_weights_that_are_not_there_are_named(
+    config_only: Path, tiny_model: Path, tmp_path: Path, lacking: str
+) -> None:
+    folder = tmp_path / "process"
+    folder.mkdir()
+    shaped = Shaped(folder, config_only)
+    try:
+        shaped.asked(other_weights(tiny_model, tmp_path / "torn", leave_out=lacking))
+        assert shaped.process.wait(WAIT_S) == 2
+        layer = lacking.replace("k_proj", "qkv_proj")
+        assert layer in shaped.said()
+        assert "lacks the weights of" in shaped.instance.status()["error"]["error"]
+    finally:
+        shaped.close()
