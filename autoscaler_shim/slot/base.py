@@ -56,9 +56,14 @@ class Base:
         command += ["--socket", str(self._socket), "--name", self.module]
         # What the slot itself is told, a zygote that keeps an engine ready must know, too.
         own = {name: value for name, value in os.environ.items() if name.startswith("GALAXY_SLOT_")}
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, env=base_environment() | own, start_new_session=True
-        )
+        env = base_environment() | own
+        try:
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env, start_new_session=True)
+        except OSError as error:
+            asyncio.get_running_loop().call_soon(
+                self._died, f"the zygote of {self.module} can't begin ({error})"
+            )
+            return
         self._own.add(child.pid)
         process = identify(child.pid) or Process(child.pid, 0)
         self._process = process

@@ -48,13 +48,18 @@ class Front:
         ours.setblocking(False)
         with theirs:
             command = [sys.executable, "-m", MODULE, "--slot-fd", str(theirs.fileno()), *self._arguments]
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                env=base_environment(),
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
+            try:
+                child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    env=base_environment(),
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+            except OSError as error:
+                ours.close()
+                asyncio.get_running_loop().call_soon(self._died, f"the front can't begin ({error})")
+                return
         self._own.add(child.pid)
         process = identify(child.pid) or Process(child.pid, 0)
         self._process = process

@@ -31,7 +31,7 @@ class Settings:
     token_file: Path  # projected token of the ServiceAccount, audience kserve-galaxy.io
     level: Level
     gpus: int  # that the pod has
-    #: Where sockets and the server's status are kept; None: in a new folder of the system's temporary one.
+    #: Where sockets and the server's status are kept; None: in a new folder, in memory.
     folder: Path | None
     front_host: str  # address that the front listens on
     quiet_s: float  # so long nobody may have come before a pod that is deleted ends

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import shutil
 import signal
@@ -63,7 +64,7 @@ class Slot:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._machine = SlotMachine(settings.pod, settings.quiet_s)
-        self._folder = settings.folder or Path(tempfile.mkdtemp(prefix="galaxy-slot-"))
+        self._folder = settings.folder or Path(tempfile.mkdtemp(prefix="galaxy-slot-", dir=_memory()))
         self._watcher = Watcher()
         self._reaper = Reaper()
         own = self._reaper.own
@@ -180,3 +181,8 @@ class Slot:
             asyncio.get_running_loop().call_later(pause, start)
         else:
             start()
+
+
+def _memory() -> str | None:
+    """A place for files that no disk has to see; None: the system's temporary one. Writable in every container."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

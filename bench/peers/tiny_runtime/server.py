@@ -10,100 +10,132 @@ An Upgrade to anything echoes bytes from then on. SIGTERM ends it when nothing i
 
 `--wait-for FILE` keeps it loading until there is such a file; `--silent` says nothing of its state.
 A file that is not there, or is empty, is refused as our runtimes refuse (status failed, exit code 2).
+
+Plain sockets and a thread a connection: what a start costs is then the pod's, not this server's.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
+import contextlib
 import hashlib
 import json
 import os
 import signal
+import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 from runtimes.vllm_pd.status import StartRefused, Status
 
 
 class Server:
-    def __init__(self, model: bytes) -> None:
-        self._facts: dict[str, Any] = {
+    def __init__(self, model: bytes, host: str, port: int) -> None:
+        facts: dict[str, Any] = {
             "model": model[:64].decode(errors="replace"),
             "sha256": hashlib.sha256(model).hexdigest(),
             "pid": os.getpid(),
             "revision": os.environ.get("GALAXY_REVISION", ""),
         }
+        self._said = json.dumps(facts).encode()
         self._busy = 0
-        self.ended = asyncio.Event()
+        self._changed = threading.Condition()
         self._draining = False
+        self._listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind((host, port))
+        self._listener.listen(1024)
 
-    def drain(self) -> None:
+    def run(self) -> None:
+        """Until SIGTERM, and what is under way then."""
+        signal.signal(signal.SIGTERM, self._drain)
+        try:
+            while not self._draining:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+        except InterruptedError:
+            pass
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy)
+
+    def _drain(self, number: int, frame: object) -> None:
         self._draining = True
-        if not self._busy:
-            self.ended.set()
+        raise InterruptedError  # out of accept
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while await self._exchange(reader, writer):
-                pass
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the other side went, or this one ends
-        finally:
-            writer.close()
+    def _serve(self, client: socket.socket) -> None:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        data = b""
+        with client, contextlib.suppress(OSError):
+            while True:
+                while b"\r\n\r\n" not in data:
+                    more = client.recv(65536)
+                    if not more:
+                        return
+                    data += more
+                self._count(1)
+                try:
+                    rest = self._answer(client, data)
+                finally:
+                    self._count(-1)
+                if rest is None:
+                    return
+                data = rest
 
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        head = await reader.readuntil(b"\r\n\r\n")
-        self._busy += 1
-        try:
-            return await self._answer(head, reader, writer)
-        finally:
-            self._busy -= 1
-            if self._draining and not self._busy:
-                self.ended.set()
+    def _count(self, more: int) -> None:
+        with self._changed:
+            self._busy += more
+            self._changed.notify()
 
-    async def _answer(self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        lines = head.decode("latin-1").split("\r\n")
-        fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        method, target, _ = lines[0].split(" ")
-        url = urlsplit(target)
-        query = dict(parse_qsl(url.query))
-        body = await reader.readexactly(int(fields.get("content-length") or 0))
-        if "upgrade" in fields.get("connection", "").lower():
-            writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n")
-            writer.write(b"Upgrade: %s\r\n\r\n" % fields["upgrade"].encode())
-            while data := await reader.read(65536):
-                writer.write(data)
-            return False
-        if url.path == "/sleep":
-            await asyncio.sleep(float(query.get("s", "1")))
-        elif url.path == "/exit":
-            os._exit(int(query.get("code", "3")))
-        elif url.path == "/events":
-            await _events(writer, int(query.get("n", "3")), float(query.get("s", "0.1")))
-            return True
-        said = json.dumps(self._facts).encode()
-        if url.path == "/head":
-            said = head
-        elif method == "POST":
+    def _answer(self, client: socket.socket, data: bytes) -> bytes | None:
+        """What follows the request; None: the connection is over."""
+        head, _, body = data.partition(b"\r\n\r\n")
+        first, *lines = head.split(b"\r\n")
+        fields = {name.lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
+        method, target, _ = first.split(b" ")
+        path, _, query = target.decode("latin-1").partition("?")
+        given = dict(part.split("=", 1) for part in query.split("&") if "=" in part)
+        length = int(fields.get(b"content-length") or 0)
+        while len(body) < length:
+            body += client.recv(65536)
+        body, rest = body[:length], body[length:]
+        if b"upgrade" in fields.get(b"connection", b"").lower():
+            client.sendall(
+                b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "
+                + fields[b"upgrade"]
+                + b"\r\n\r\n"
+            )
+            while piece := client.recv(65536):
+                client.sendall(piece)
+            return None
+        said = self._said
+        if path == "/sleep":
+            time.sleep(float(given.get("s", "1")))
+        elif path == "/exit":
+            os._exit(int(given.get("code", "3")))
+        elif path == "/events":
+            _events(client, int(given.get("n", "3")), float(given.get("s", "0.1")))
+            return rest
+        elif path == "/head":
+            said = data[: len(head) + 4]
+        elif method == b"POST":
             said = body
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
-        writer.write(b"Content-Length: %d\r\n\r\n" % len(said) + said)
-        await writer.drain()
-        return True
+        client.sendall(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+            % (len(said), said)
+        )
+        return rest
 
 
-async def _events(writer: asyncio.StreamWriter, count: int, every_s: float) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+def _events(client: socket.socket, count: int, every_s: float) -> None:
+    client.sendall(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
     for i in range(count):
         event = b"data: %d\n\n" % i
-        writer.write(b"%x\r\n%s\r\n" % (len(event), event))
-        await writer.drain()
-        await asyncio.sleep(every_s)
-    writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
-    await writer.drain()
+        client.sendall(b"%x\r\n%s\r\n" % (len(event), event))
+        time.sleep(every_s)
+    client.sendall(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
 
 
 def _load(path: Path) -> bytes:
@@ -117,37 +149,34 @@ def _load(path: Path) -> bytes:
     return model
 
 
-async def _run(status: Status, model: bytes, host: str, port: int) -> None:
-    server = Server(model)
-    listener = await asyncio.start_server(server.serve, host, port, backlog=1024)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.drain)
-    status.listening(port)
-    status.event("ready")
-    status.enter("ready")
-    await server.ended.wait()
-    listener.close()
-
-
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser()
-    made.add_argument("--host", default="127.0.0.1")
-    made.add_argument("--port", type=int, required=True)
-    made.add_argument("--model", type=Path, required=True)
-    made.add_argument("--wait-for", type=Path)
-    made.add_argument("--silent", action="store_true")
-    return made
+def arguments(argv: list[str]) -> dict[str, str]:
+    """`--name value`, `--name=value` and `--name`; no parser, which would take as long as all the rest."""
+    given: dict[str, str] = {}
+    name = ""
+    for word in argv:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            given[name] = value if equals else ""
+        else:
+            given[name] = word
+    return given
 
 
 def main(argv: list[str]) -> int:
-    args = parser().parse_args(argv)
-    status = Status(None) if args.silent else Status.from_environment()
+    given = arguments(argv)
+    status = Status(None) if "silent" in given else Status.from_environment()
     status.enter("loading")
-    while args.wait_for is not None and not args.wait_for.exists():
+    while given.get("wait-for") and not os.path.exists(given["wait-for"]):
         time.sleep(0.01)
     try:
-        model = _load(args.model)
+        model = _load(Path(given.get("model", "")))
     except StartRefused as refusal:
         status.fail(refusal)
         return 2
-    asyncio.run(_run(status, model, args.host, args.port))
+    port = int(given["port"])
+    server = Server(model, given.get("host") or "127.0.0.1", port)
+    status.listening(port)
+    status.event("ready")
+    status.enter("ready")
+    server.run()
     return 0
