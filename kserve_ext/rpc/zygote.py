@@ -25,6 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from kserve_ext.rpc.kept import Kept
+
 _REQUEST_S = 5.0
 _MAX_REQUEST = 1 << 20
 #: SIGPIPE stays ignored, as in every Python: a peer that hangs up must not end its instance.
@@ -37,6 +39,8 @@ class Program(NamedTuple):
     name: str  # its package, for `ps` and for answers
     prepare: Callable[[], None]  # its imports, done once
     main: Callable[[list[str]], int]  # what each fork runs, with its arguments; the exit code
+    #: Run in a fork ahead of requests, with the path of the socket it is to listen on (kept.py).
+    keep: Callable[[str], int] | None = None
 
 
 class Zygote:
@@ -49,6 +53,7 @@ class Zygote:
         self._children: dict[int, Path | None] = {}
         self._ending = False
         self._imported_s = 0.0
+        self._kept = Kept(f"{path}.kept")
         Path(path).unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(path)
@@ -69,6 +74,7 @@ class Zygote:
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
             selector.register(wakeup, selectors.EVENT_READ)
+            self._keep()
             while not self._ending:
                 for key, _ in selector.select():
                     if key.fileobj is wakeup:
@@ -76,6 +82,7 @@ class Zygote:
                         self._reap()
                     else:
                         self._accept()
+        self._kept.end()
         Path(self._path).unlink(missing_ok=True)
 
     def _catch_signals(self) -> socket.socket:
@@ -110,7 +117,8 @@ class Zygote:
     def _answer(self, request: dict[str, Any], connection: socket.socket) -> dict[str, Any]:
         if request.get("ping"):
             return {
-                "ready": True,
+                "ready": self._program.keep is None or bool(self._kept.reason) or self._kept.ready(),
+                "kept": self._kept.reason or self._kept.pid,
                 "name": self._name,
                 "runtime": self._program.name,
                 "pid": os.getpid(),
@@ -119,6 +127,25 @@ class Zygote:
             }
         argv = [str(word) for word in request["argv"]]
         folder = Path(request["instance_dir"]) if request.get("instance_dir") else None
+        pid = self._kept.become(request) or self._fork(argv, request, self._program.main, connection)
+        self._children[pid] = folder
+        return {"pid": pid}
+
+    def _keep(self) -> None:
+        """Forks what is kept ready, when there is room for it."""
+        keep = self._program.keep
+        if keep is not None and self._kept.wanted and not self._children and not self._ending:
+            path = self._kept.path
+            self._kept.forked(self._fork([], {"stdio": "inherit"}, lambda argv: keep(path), None))
+
+    def _fork(
+        self,
+        argv: list[str],
+        request: dict[str, Any],
+        main: Callable[[list[str]], int],
+        connection: socket.socket | None,
+    ) -> int:
+        """`connection`: over which it was asked for."""
         told, tell = os.pipe()
         try:
             pid = os.fork()
@@ -127,16 +154,18 @@ class Zygote:
             os.close(tell)
             raise
         if pid == 0:
-            connection.close()
+            if connection is not None:
+                connection.close()
             os.close(told)
-            self._become_instance(argv, request, tell)
+            self._become_instance(argv, request, main, tell)
         os.close(tell)
-        self._children[pid] = folder
         os.read(told, 1)  # until its session is its own: who ends this zygote's group then doesn't end it
         os.close(told)
-        return {"pid": pid}
+        return pid
 
-    def _become_instance(self, argv: list[str], request: dict[str, Any], tell: int) -> NoReturn:
+    def _become_instance(
+        self, argv: list[str], request: dict[str, Any], main: Callable[[list[str]], int], tell: int
+    ) -> NoReturn:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -155,7 +184,7 @@ class Zygote:
             own = arguments_only(argv)
             sys.argv = [self._program.name, *own]
             _rename(f"{self._program.name} {' '.join(own)}")
-            code = self._program.main(own)
+            code = main(own)
         except SystemExit as leaving:
             code = leaving.code if isinstance(leaving.code, int) else 1
         except BaseException:
@@ -171,9 +200,10 @@ class Zygote:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                break
             if pid == 0:
-                return
+                break
+            self._kept.ended(pid, os.waitstatus_to_exitcode(status))
             folder = self._children.pop(pid, None)
             if folder is not None:
                 code = os.waitstatus_to_exitcode(status)
@@ -182,6 +212,7 @@ class Zygote:
                     temporary = folder / ".exit.json"
                     temporary.write_text(json.dumps(facts))
                     temporary.replace(folder / "exit.json")
+        self._keep()
 
 
 def arguments_only(argv: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ import sys
 import traceback
 from argparse import Namespace
 from concurrent.futures import Future
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from kserve_ext.rpc.zygote import arguments_only, redirect
 from runtimes.vllm_pd import options
@@ -169,7 +169,7 @@ class Standby:
             raise
         if request.get("cwd"):
             os.chdir(request["cwd"])
-        if request.get("stdout"):
+        if request.get("stdio") != "inherit" and request.get("stdout"):
             redirect(request["stdout"], request.get("stderr") or request["stdout"])
         status.event("shape_taken")
         self._instance = instance
@@ -288,7 +288,7 @@ def _say(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
     writer.write(json.dumps(answer).encode() + b"\n")
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(
         prog="runtimes.vllm_pd.shaped", description="A shaped engine that waits."
     )
@@ -297,6 +297,11 @@ def main() -> int:
         "arguments", nargs="*", help="after --: an instance's; of the model config.json is enough"
     )
     given = parser.parse_args()
+    serve(given.socket, arguments_only(given.arguments))
+
+
+def serve(path: str, argv: list[str]) -> NoReturn:
+    """Until it has served, or is told to end. May be called after a fork."""
     options.apply_environment()
     from runtimes.vllm_pd.preimport import preimport
     from runtimes.vllm_pd.ranks import forking
@@ -306,7 +311,7 @@ def main() -> int:
     import uvloop
 
     async def run() -> int:
-        return await Standby(given.socket, arguments_only(given.arguments)).run()
+        return await Standby(path, argv).run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         code = runner.run(run())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -191,3 +192,57 @@ def test_weights_that_are_not_there_are_named(
         assert "lacks the weights of" in shaped.instance.status()["error"]["error"]
     finally:
         shaped.close()
+
+
+def test_a_zygote_of_a_standby_pod_hands_over_its_shaped_engine(
+    tmp_path: Path, config_only: Path, tiny_model: Path
+) -> None:
+    """And forks one for a service of another shape, and keeps the next engine once nothing of either is left."""
+    path = tmp_path / "zygote.sock"
+    shape = f"--model {config_only} {' '.join(OPTIONS)}"
+    env = {**os.environ, "GALAXY_SLOT_LEVEL": "S1", "GALAXY_SLOT_SHAPE": shape}
+    command = [sys.executable, "-m", "runtimes.vllm_pd.zygote", "--socket", str(path), "--name", "slot"]
+    with (tmp_path / "log").open("wb") as log:
+        zygote = subprocess.Popen(command, cwd=ROOT, env=env, stderr=log, start_new_session=True)
+    served: list[Instance] = []
+
+    def kept() -> int:
+        answer = ask_zygote(path, {"ping": True})
+        return int(answer["kept"]) if answer["ready"] else 0
+
+    def start(*options: str) -> Instance:
+        instance = Instance(tmp_path / f"i{len(served)}", 0)
+        instance.folder.mkdir()
+        argv = ["--model", str(tiny_model), "--port", "0", "--served-model-name", "tiny", *OPTIONS, *options]
+        request = {"argv": argv, "env": {"GALAXY_INSTANCE_DIR": str(instance.folder)}, "stdio": "inherit"}
+        instance.pid = ask_zygote(path, {**request, "instance_dir": str(instance.folder)})["pid"]
+        served.append(instance)
+        return instance.ready()
+
+    def end(instance: Instance) -> None:
+        instance.kill()
+        assert instance.exited()["code"] == 0
+
+    try:
+        until(path.exists, "socket")
+        first = until(kept, "a shaped engine")
+        shaped = start()
+        assert shaped.pid == first
+        assert [e["name"] for e in shaped.status()["events"]].count("weights_into_shape") == 1
+        expected = shaped.tokens([5, 6, 7], 8)[0]
+        end(shaped)
+        second = until(kept, "the next shaped engine")
+        other = start("--max-num-seqs", "3")
+        assert other.pid not in (first, second)
+        assert other.tokens([5, 6, 7], 8)[0] == expected
+        end(other)
+        assert until(kept, "a shaped engine again") not in (first, second)
+    finally:
+        for instance in served:
+            if instance.exit_facts() is None:
+                instance.kill(signal.SIGKILL)
+        left = ask_zygote(path, {"ping": True})["kept"]
+        zygote.terminate()
+        zygote.wait(WAIT_S)
+        if isinstance(left, int) and left:
+            until(lambda: not Path(f"/proc/{left}").exists(), "the shaped engine's end")
