@@ -35,7 +35,7 @@ WATCH_S: Final = 20.0
 EARLIER_S: Final = 0.5
 #: Between looks at the Node object and at the folders of models.
 LOOK_S: Final = 15.0
-KEY_AGAIN_S: Final = 5.0
+KEY_AGAIN_S: Final = 1.0
 
 
 class NodeAgent:
@@ -218,11 +218,14 @@ class NodeAgent:
                 watcher.set_result(None)
 
     async def _key(self) -> bytes:
+        said = ""
         while True:
             try:
                 return await peers_key(self._client, self._settings.namespace, make=False)
             except NoKey as error:
-                log.warning("no key yet, which an activator of ours makes: %s", error)
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("no key yet, which an activator of ours makes: %s", error)
                 await asyncio.sleep(KEY_AGAIN_S)
 
     async def _keep_looking(self) -> None:

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 HELLO_S: Final = 5.0
 #: Longest line of a slot.
 MOST_BYTES: Final = 64 * 1024
+#: Who is refused may read why for so long.
+LINGER_S: Final = 1.0
 #: Connections at once; a node has a hundred or some hundred pods.
 MOST: Final = 1024
 #: Whoever runs in a standby pod may write into the socket, which is what connecting asks for.
@@ -90,12 +92,14 @@ class Door:
         if writer is not None:
             self.refused += 1
             _refuse(writer, reason)
+            asyncio.get_running_loop().call_later(LINGER_S, writer.close)
 
     # --- inside
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._tasks) >= MOST:
             _refuse(writer, f"{MOST} connections are open: try again")
+            writer.close()
             return
         task = asyncio.current_task()
         assert task is not None
@@ -126,6 +130,7 @@ class Door:
             reason = str(error) or f"no hello within {HELLO_S:g} s"
             log.warning("a slot is refused: %s", reason)
             _refuse(writer, reason)
+            await _until_gone(reader)
             return
         self._writers[link] = writer
         log.info("slot %s (pool %s, %s) is connected", hello.pod, hello.pool, hello.level)
@@ -155,6 +160,7 @@ class Door:
                 self._writers.pop(link)
                 self._heard.lost(link)
                 _refuse(writer, str(error))
+        await _until_gone(reader)
 
     async def _proven(self, hello: Hello, reader: asyncio.StreamReader) -> None:
         await self._reviews.prove(hello)
@@ -178,6 +184,14 @@ async def _read(reader: asyncio.StreamReader) -> FromSlot:
 
 
 def _refuse(writer: asyncio.StreamWriter, reason: str) -> None:
-    with contextlib.suppress(OSError):
+    """What it is still sending must not meet a closed socket, or it would hear of that, and of no reason."""
+    if not writer.is_closing():
         writer.write(_encode(Refused(reason)) + b"\n")
-        writer.close()
+        writer.write_eof()
+
+
+async def _until_gone(reader: asyncio.StreamReader) -> None:
+    with contextlib.suppress(TimeoutError, ValueError):
+        async with asyncio.timeout(LINGER_S):
+            while await reader.read(MOST_BYTES):
+                pass

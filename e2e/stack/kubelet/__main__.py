@@ -31,7 +31,7 @@ class Kubelet:
         self._prober = prober
         self._pods: dict[str, Pod] = {}
         self._number = 0
-        self._accounts: dict[tuple[str, str], asyncio.Task[Path]] = {}
+        self._accounts: dict[tuple[str, str, str], asyncio.Task[Path]] = {}
 
     async def run(self) -> None:
         await self._register()
@@ -92,9 +92,11 @@ class Kubelet:
             return found
 
     async def _kubeconfig(self, namespace: str, account: str) -> Path:
-        key = namespace, account
+        """Anew for an account that has been made anew: the token of its namesake is good for nothing."""
+        found = await self._fetch("serviceaccounts", namespace, account)
+        key = namespace, account, found["metadata"]["uid"] if found else ""
         if key not in self._accounts:
-            self._accounts[key] = asyncio.create_task(self._make_kubeconfig(namespace, account))
+            self._accounts[key] = asyncio.create_task(self._make_kubeconfig(*key))
         return await asyncio.shield(self._accounts[key])
 
     async def _token(self, namespace: str, account: str, spec: Object) -> Object:
@@ -104,9 +106,9 @@ class Kubelet:
             status: Object = (await response.json())["status"]
             return status
 
-    async def _make_kubeconfig(self, namespace: str, account: str) -> Path:
+    async def _make_kubeconfig(self, namespace: str, account: str, uid: str) -> Path:
         token = (await self._token(namespace, account, {"expirationSeconds": 86_400}))["token"]
-        file = self._place.folder / f"kubeconfig-{namespace}-{account}"
+        file = self._place.folder / f"kubeconfig-{namespace}-{account}-{uid[:8]}"
         certificates.write_kubeconfig(self._place, file, token, namespace)
         return file
 
