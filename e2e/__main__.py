@@ -8,14 +8,17 @@ import shutil
 import sys
 
 from e2e import build
-from e2e.stack import cluster, implementations, network, processes
+from e2e.stack import cluster, implementations, kserve, network, processes
 from e2e.stack.place import Place
 
 DEFAULT = "main"
 
 
 def _up(args: argparse.Namespace) -> int:
-    place = cluster.up(args.stack, owned=False).place
+    up = cluster.up(args.stack, owned=False)
+    place = up.place
+    if args.kserve:
+        kserve.install(up.api)
     print(
         f"kubeconfig  {place.kubeconfig}\nnode        {place.node}\nlogs        {place.logs}\n"
         f"run inside  python -m e2e exec {_option(args)}-- COMMAND"
@@ -93,6 +96,7 @@ def main() -> int:
     parser.set_defaults(stack=DEFAULT)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     up = verbs.add_parser("up", help="start a stack that stays")
+    up.add_argument("--kserve", action="store_true", help="with KServe in it")
     up.set_defaults(act=_up)
     down = verbs.add_parser("down", help="end a stack, and whatever dead ones left")
     down.add_argument("--all", action="store_true", help="every stack on this machine")

@@ -79,12 +79,14 @@ def set_image(api: Api, deployment: str, image: str) -> None:
     api.patch("apps/v1", "Deployment", SYSTEM_NAMESPACE, deployment, patch, strategic=True)
 
 
-def wait_rolled_out(api: Api, deployment: str, seconds: float = READY_S) -> None:
+def wait_rolled_out(
+    api: Api, deployment: str, seconds: float = READY_S, namespace: str = SYSTEM_NAMESPACE
+) -> None:
     """All replicas are of the current template and ready, and none of another is left."""
     last: dict[str, Any] = {}
 
     def rolled_out() -> bool:
-        obj = api.get("apps/v1", "Deployment", SYSTEM_NAMESPACE, deployment)
+        obj = api.get("apps/v1", "Deployment", namespace, deployment)
         status = obj.get("status", {})
         last.update(status)
         wanted = obj["spec"].get("replicas", 1)

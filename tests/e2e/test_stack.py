@@ -305,6 +305,19 @@ def test_programs_of_images() -> None:
         programs.argv({"image": "docker.io/library/nginx:1"})
 
 
+def test_a_stack_is_given_programs_for_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("e2e.stack.place.root", lambda: tmp_path)
+    place = Place("x")
+    place.folder.mkdir()
+    assert programs.given(place) == {}
+    programs.give(place, {"one": ["/bin/one"]})
+    programs.give(place, {"two": ["/bin/two", "-x"]})
+    container = {"image": "somewhere/two:1", "args": ["-y"]}
+    assert programs.argv(container, programs.given(place)) == ["/bin/two", "-x", "-y"]
+    with pytest.raises(programs.UnknownImage, match=r"known: .*, one, two\)"):
+        programs.argv({"image": "three"}, programs.given(place))
+
+
 def test_a_stack_whose_owner_is_dead_is_abandoned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("e2e.stack.place.root", lambda: tmp_path)
     place = Place("x")

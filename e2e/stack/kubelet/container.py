@@ -7,7 +7,7 @@ import contextlib
 import datetime
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Container:
         self.ready = False
         self.env: dict[str, str] = {}
         self.mounts: list[mounts.Mount] = []
+        self.images: Mapping[str, Sequence[str]] = {}  # what stands for some, see programs.py
         self._namespace = namespace
         self._target = target
         self._log = log
@@ -65,7 +66,7 @@ class Container:
 
     async def run(self) -> None:
         """Until the process has ended, and `stop` was called or the pod's restartPolicy has no other follow."""
-        program = mounts.mounting(programs.argv(self.spec), self.mounts)
+        program = mounts.mounting(programs.argv(self.spec, self.images), self.mounts)
         argv = network.command(self._namespace, program)
         while not self._stop.is_set():
             with self._log.open("ab") as log:

@@ -119,13 +119,15 @@ class Pod:
             self._changed.set()
 
     async def _container(self, spec: Object) -> Container:
-        programs.argv(spec)  # says at once what it does not know
+        images = programs.given(self._place)
+        programs.argv(spec, images)  # says at once what it does not know
         target = probes.Target(self._prober, self._network, self._address, spec)
         log = self._place.logs / f"pod-{self.namespace}-{self.name}-{spec['name']}.log"
         restart = self._obj["spec"].get("restartPolicy") or "Always"
         container = Container(spec, self._network, target, log, self._changed.set, restart)
         container.env = await environment.of_container(spec, self._obj, self._address, self._fetch)
         account = self._obj["spec"].get("serviceAccountName") or "default"
+        container.images = images
         container.mounts = self._volumes.mounts(spec)
         container.env.setdefault("KUBECONFIG", str(await self._kubeconfig(self.namespace, account)))
         self._containers.append(container)
