@@ -24,6 +24,7 @@ from kserve_ext.api.knative.revision import Activated
 from kserve_ext.core.ids import InstanceID, RevisionKey
 from kserve_ext.core.knative.activation import HELD, NEVER, Activation, Room, Tracker
 from kserve_ext.core.knative.assignment import Share
+from kserve_ext.core.knative.groups import PREFILL_OF, Groups
 from kserve_ext.core.knative.request_stats import RequestStats
 from kserve_ext.core.knative.timeouts import Timeouts
 from kserve_ext.core.sharing.shard import SharingShard
@@ -122,6 +123,7 @@ class Dispatcher:
         self._room = room
         self._chance = chance
         self._keys: dict[tuple[bytes, bytes], RevisionKey] = {}
+        self._groups = Groups()
 
     # --- seam.Dispatch
 
@@ -130,7 +132,11 @@ class Dispatcher:
             namespace, revision = self._of_host(host) or (namespace or b"", revision or b"")
         key = self._keys.get((namespace, revision))
         if key is None:
-            return _unknown(revision.decode("latin-1"))
+            name = revision.decode("latin-1")
+            if name.startswith(PREFILL_OF):
+                key = self._groups.prefill_of(namespace.decode("latin-1"), name.removeprefix(PREFILL_OF))
+            if key is None:
+                return _unknown(name)
         return key
 
     def submit(self, exchange: Exchange) -> None:
@@ -204,6 +210,7 @@ class Dispatcher:
         part = self.parts.get(facts.key)
         if part is not None and part.facts.uid == facts.uid:
             part.facts = facts
+            self._groups.observe(facts.key, facts.namespace, facts.joined)
             return
         if part is not None:
             self.forget(facts.key)
@@ -211,6 +218,7 @@ class Dispatcher:
             facts, Activation(facts.concurrency, self._most_held, self._room, self._chance)
         )
         self._keys[facts.namespace.encode(), facts.name.encode()] = facts.key
+        self._groups.observe(facts.key, facts.namespace, facts.joined)
         if self.sharing is not None and facts.concurrency:
             self.sharing.revision(self.parts[facts.key])
 
@@ -220,6 +228,7 @@ class Dispatcher:
         if part is None:
             return
         self._keys.pop((part.namespace.encode(), part.name.encode()), None)
+        self._groups.forget(key)
         if self.sharing is not None:
             self.sharing.forget(key)
         refusal = _unknown(part.name)

@@ -12,7 +12,8 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from runtimes.vllm_pd import continuation
+from runtimes.vllm_pd import continuation, given
+from runtimes.vllm_pd.given import GivenLeases
 from runtimes.vllm_pd.status import Status
 from runtimes.vllm_pd.timeline import CURRENT, Timeline, Timelines
 
@@ -33,6 +34,7 @@ class Entrance:
         self.app: App | None = None
         self.facts: dict[str, Any] = {}  # served at /galaxy/channel
         self.channels: Callable[[], dict[str, Any]] = dict  # what is served at /galaxy/channels
+        self.leases: GivenLeases | None = None  # at /galaxy/lease
         self._status = status
         self._timelines = timelines
 
@@ -48,7 +50,7 @@ class Entrance:
                 scope = {**scope, "path": path, "raw_path": path.encode()}
         request_id = _header(scope, b"x-request-id")
         if path.startswith("/galaxy/"):
-            await self._own(path, send)
+            await self._own(path, receive, send)
         elif path == "/ready":
             ready = self._status.phase == "ready"
             await _answer(send, 200 if ready else 503, {"ready": ready, "phase": self._status.phase})
@@ -86,8 +88,16 @@ class Entrance:
         body = {"error": {"message": message, "type": "unavailable", "code": 503}}
         await _answer(send, 503, body, [(b"retry-after", b"1"), (b"x-request-id", request_id.encode())])
 
-    async def _own(self, path: str, send: Send) -> None:
-        if path.startswith("/galaxy/requests/"):
+    async def _own(self, path: str, receive: Receive, send: Send) -> None:
+        if self.leases is not None and path == given.PATH:
+            if self._status.phase == "ready":
+                await self.leases.hold(receive, send)
+            else:
+                await _answer(send, 503, {"error": f"the model is not ready: {self._status.phase}"})
+        elif self.leases is not None and (lease := given.lease_of(path)):
+            ended = self.leases.end(lease)
+            await _answer(send, 200 if ended else 404, {"lease": lease, "ended": ended})
+        elif path.startswith("/galaxy/requests/"):
             timeline = self._timelines.get(path.removeprefix("/galaxy/requests/"))
             if timeline is None:
                 await _answer(send, 404, {"error": "no such request here, or it was forgotten"})

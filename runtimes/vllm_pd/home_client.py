@@ -1,4 +1,5 @@
-"""Where decode's front gets a prefill engine for one request: from the group's home, or from a fixed list.
+"""Where decode's front gets a prefill engine for one request: from the group's home, from a fixed list, or through an
+activator of a Knative cluster (route_leases.py).
 
 The home (a Dispatch function) accounts for prefill slots as it does for those of requests, and tells which prefill
 instances there are; the node agent knows which function that is. The fixed list serves an instance that runs without
@@ -197,6 +198,11 @@ def cluster_key(environ: Mapping[str, str] = os.environ) -> bytes:
 def make_leases(environ: Mapping[str, str] = os.environ, wait_s: float = 5.0) -> Leases:
     peers = [addr.strip() for addr in environ.get("GALAXY_PREFILL_PEERS", "").split(",") if addr.strip()]
     group, agent = environ.get("GALAXY_GROUP", ""), environ.get("GALAXY_NODE_SOCKET", "")
+    activator = environ.get("GALAXY_ACTIVATOR", "")
+    if activator and not peers and group.rpartition("/")[2]:
+        from runtimes.vllm_pd.route_leases import RouteLeases
+
+        return RouteLeases(group, activator, wait_s)
     if peers or not (group and agent):
         return FixedLeases(peers)
     if not agent.startswith("unix:") and "/" in agent:

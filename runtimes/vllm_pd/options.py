@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import socket
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -75,7 +76,11 @@ def parser() -> Any:
     group.add_argument("--kv-pairs", type=int, default=None, help="prefill instances connected ahead of need")
     group.add_argument("--kv-most-channels", type=int, default=None, help="the longest idle one makes room")
     group.add_argument("--prefill-wait-seconds", type=float, default=None, help="for a prefill slot")
-    group.add_argument("--kv-host", default=None, help="address that KV channels listen on")
+    group.add_argument(
+        "--kv-host",
+        default=None,
+        help="address that KV channels listen on; auto: that others reach this host by",
+    )
     return make_arg_parser(made)
 
 
@@ -113,6 +118,8 @@ def _from_environment(args: Namespace, environ: Mapping[str, str]) -> None:
             f"use {' or '.join(KV_SENDS_BY)}",
         )
     args.kv_host = args.kv_host or environ.get("GALAXY_KV_HOST") or "127.0.0.1"
+    if args.kv_host == "auto":
+        args.kv_host = own_address()
     args.kv_transfer_required |= environ.get("GALAXY_KV_TRANSFER_REQUIRED") == "true"
     numbers: tuple[tuple[str, type, float | None, float], ...] = (  # ..., default, least
         ("pd_threshold_tokens", int, None, 0),  # learned (break_even.py)
@@ -138,6 +145,18 @@ def _from_environment(args: Namespace, environ: Mapping[str, str]) -> None:
         value = getattr(args, name)
         if value is not None and not least <= value < math.inf:
             raise StartRefused(f"{value} is out of bounds", field, f"give a number from {least:g} on")
+
+
+def own_address() -> str:
+    """IPv4, of the interface that leads elsewhere: in a pod, the pod's. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # an address for documentation, which nobody has
+        except OSError as error:
+            raise StartRefused(
+                f"auto finds no address: {error}", "--kv-host", "give this host's address"
+            ) from error
+        return str(probe.getsockname()[0])
 
 
 def fill_cpu_defaults(args: Namespace, on_cpu: bool) -> None:

@@ -22,6 +22,7 @@ from runtimes.transport.rungs import RUNGS, VERBS
 from runtimes.vllm_pd import worker_side
 from runtimes.vllm_pd.accepted import Accepted
 from runtimes.vllm_pd.channels import Channels, generation
+from runtimes.vllm_pd.given import GivenLeases
 from runtimes.vllm_pd.halves import decode_half, prefill_half
 from runtimes.vllm_pd.home_client import cluster_key, make_leases
 from runtimes.vllm_pd.keeper import Keeper
@@ -112,8 +113,13 @@ class PrefillPair:
         }
         self._half.pushes.on_end = channels.ended
         entrance.channels = self._facts
+        entrance.leases = GivenLeases(self._who_and_where)
         channels.start()
         self._status.event("channel_listening")
+
+    def _who_and_where(self) -> dict[str, Any]:
+        addr = f"{self._args.kv_host}:{self._status.facts()['port']}"
+        return {"instance": self._who.name, "addr": addr, "generation": self._who.generation}
 
     def attach(self, engine: Any) -> None:
         from runtimes.vllm_pd.prefill import PrefillJobs
@@ -232,6 +238,9 @@ def kv_facts(args: Namespace, channels: Keeper | None) -> dict[str, Any]:
 
 
 def _identity(args: Namespace) -> Identity:
-    name = os.environ.get("GALAXY_INSTANCE_ID") or f"{args.role}-{os.getpid()}"
+    pod = (
+        os.environ.get("HOSTNAME", "") if "K_REVISION" in os.environ else ""
+    )  # of Knative's, each is process 1
+    name = os.environ.get("GALAXY_INSTANCE_ID") or pod or f"{args.role}-{os.getpid()}"
     given = os.environ.get("GALAXY_GENERATION", "")
     return Identity(name, int(given) if given.isdigit() else generation(), layout(args))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kserve_ext.api.knative.revision import kept, read
+from kserve_ext.core.knative.groups import Joined
 from kserve_ext.core.knative.timeouts import Timeouts
 
 
@@ -61,6 +62,28 @@ def test_whether_a_pod_may_serve_before_kubernetes_calls_it_ready(
 
 def test_the_port_of_the_container_that_has_one() -> None:
     assert read(revision({"name": "sidecar"}, {"ports": [{"name": "h2c"}]})).http2
+
+
+def in_group(routing: str = "active", ready: str = "True", role: str = "prefill") -> dict[str, Any]:
+    whole = revision({"image": "x"})
+    whole["metadata"] |= {
+        "annotations": {"kserve-galaxy.io/role": role, "kserve-galaxy.io/pd-group": "chat", "a": "b"},
+        "creationTimestamp": "2026-01-02T03:04:05Z",
+    }
+    whole["metadata"]["labels"]["serving.knative.dev/routingState"] = routing
+    whole["status"] = {"conditions": [{"type": "Ready", "status": ready}, {"type": "Active"}]}
+    return whole
+
+
+@pytest.mark.parametrize("whole", [in_group(), in_group("reserve", "Unknown", "decode")])
+def test_what_a_revision_says_of_its_group(whole: dict[str, Any]) -> None:
+    small = kept(whole)
+    assert read(small) == read(whole)
+    assert set(small["metadata"]["annotations"]) == {"kserve-galaxy.io/role", "kserve-galaxy.io/pd-group"}
+    good = whole["metadata"]["labels"]["serving.knative.dev/routingState"] == "active"
+    role = whole["metadata"]["annotations"]["kserve-galaxy.io/role"]
+    assert read(whole).joined == Joined(role, "chat", good, good, "2026-01-02T03:04:05Z")
+    assert read(revision()).joined == Joined()
 
 
 @pytest.mark.parametrize(

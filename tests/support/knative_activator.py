@@ -47,10 +47,12 @@ def put_config(api: ApiServer, **network: str) -> None:
     )
 
 
-def put_revision(api: ApiServer, name: str, **spec: Any) -> None:
+def put_revision(
+    api: ApiServer, name: str, *, annotations: dict[str, str] | None = None, **spec: Any
+) -> None:
     spec.setdefault("containers", [{"image": "x"}])
     labels = {"serving.knative.dev/service": "hello", "serving.knative.dev/configuration": "hello"}
-    metadata = {"namespace": NAMESPACE, "name": name, "labels": labels}
+    metadata = {"namespace": NAMESPACE, "name": name, "labels": labels, "annotations": annotations or {}}
     api.put(REVISIONS, {"metadata": metadata, "spec": {"timeoutSeconds": 300, **spec}})
 
 

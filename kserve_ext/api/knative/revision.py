@@ -11,13 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from kserve_ext.api.annotations import PREFIX
+from kserve_ext.api.knative.conditions import TRUE, find, status_of
 from kserve_ext.core.ids import RevisionKey
+from kserve_ext.core.knative.groups import Joined
 from kserve_ext.core.knative.timeouts import Timeouts
 
 REVISION_LABEL: Final = "serving.knative.dev/revision"
 _SERVICE: Final = "serving.knative.dev/service"
 _CONFIGURATION: Final = "serving.knative.dev/configuration"
+_ROUTING: Final = "serving.knative.dev/routingState"
+_ROLE: Final = PREFIX + "role"
+_GROUP: Final = PREFIX + "pd-group"
 _TIMEOUT_S: Final = 300.0
+_ALONE: Final = Joined()
 
 Document = Mapping[str, Any]
 
@@ -36,6 +43,7 @@ class Activated:
     early: bool  # a pod may serve as soon as its queue-proxy answers, before Kubernetes calls it ready
     service: str = ""  # the Knative Service and Configuration that made it
     configuration: str = ""
+    joined: Joined = _ALONE
 
     @property
     def port_name(self) -> str:
@@ -64,6 +72,22 @@ def read(revision: Document) -> Activated:
         and not any(container.get("startupProbe") for container in containers),
         labels.get(_SERVICE, ""),
         labels.get(_CONFIGURATION, ""),
+        _joined(revision, labels),
+    )
+
+
+def _joined(revision: Document, labels: Document) -> Joined:
+    metadata = revision["metadata"]
+    notes = metadata.get("annotations") or {}
+    role = notes.get(_ROLE)
+    if role not in ("prefill", "decode"):
+        return _ALONE
+    return Joined(
+        role,
+        notes.get(_GROUP, ""),
+        labels.get(_ROUTING) != "reserve",
+        status_of((revision.get("status") or {}).get("conditions"), "Ready") == TRUE,
+        metadata.get("creationTimestamp", ""),
     )
 
 
@@ -78,14 +102,23 @@ def kept(revision: Document) -> dict[str, Any]:
         }
         for container in spec.get("containers") or ()
     ]
+    notes = metadata.get("annotations") or {}
+    joined = {name: notes[name] for name in (_ROLE, _GROUP) if name in notes}
+    ready = find((revision.get("status") or {}).get("conditions"), "Ready") if joined else None
     fields = ("containerConcurrency", "timeoutSeconds", "responseStartTimeoutSeconds", "idleTimeoutSeconds")
     return {
         "metadata": {
             field: metadata[field]
             for field in ("namespace", "name", "uid", "resourceVersion", "labels")
             if field in metadata
-        },
+        }
+        | (
+            {"annotations": joined, "creationTimestamp": metadata.get("creationTimestamp", "")}
+            if joined
+            else {}
+        ),
         "spec": {"containers": containers, **{field: spec[field] for field in fields if field in spec}},
+        **({"status": {"conditions": [ready]}} if ready else {}),
     }
 
 
