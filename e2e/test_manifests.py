@@ -21,8 +21,8 @@ from e2e.stack.place import CLONE, SYSTEM_NAMESPACE
 MANIFESTS = CLONE / "manifests"
 OVERLAY = MANIFESTS / "overlays" / "knative"
 COMPONENTS = sorted(path.name for path in (MANIFESTS / "components").iterdir())
-#: Kinds that only the Prometheus operator defines.
-FOREIGN = ("PodMonitor", "PrometheusRule")
+#: Kinds that only the Prometheus operator and KServe define (behaviours/test_kserve.py).
+FOREIGN = ("PodMonitor", "PrometheusRule", "ClusterServingRuntime")
 Object = dict[str, Any]
 
 
@@ -39,7 +39,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
         "images": [
             {"name": name, "newName": f"registry.example:5000/x/{name}", "newTag": "2"}
-            for name in ("galaxy-activator", "galaxy-autoscaler")
+            for name in ("galaxy-activator", "galaxy-autoscaler", "galaxy-runtime")
         ],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(text))

@@ -26,6 +26,13 @@ _OURS: Final = (
     kinds.SERVICE_ACCOUNTS,
     kinds.SERVICES,
     kinds.VALIDATING_WEBHOOKS,
+    Kind(
+        "serving.kserve.io",
+        "v1alpha1",
+        "clusterservingruntimes",
+        "ClusterServingRuntime",
+        namespaced=False,
+    ),
     Kind("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy"),
     Kind("monitoring.coreos.com", "v1", "podmonitors", "PodMonitor"),
     Kind("monitoring.coreos.com", "v1", "prometheusrules", "PrometheusRule"),

@@ -30,6 +30,8 @@ class Part(NamedTuple):
 #: In the order of installation: an autoscaler of ours understands stock activators, and takes their stats.
 PARTS: Final = (Part("autoscaler", "galaxy-autoscaler"), Part("activator", "galaxy-activator"))
 NAMES: Final = tuple(part.name for part in PARTS)
+#: Of what KServe starts for us; in no Deployment.
+RUNTIME_IMAGE: Final = "galaxy-runtime"
 
 
 def chosen(only: str | None) -> tuple[Part, ...]:
@@ -45,7 +47,7 @@ def images(registry: str, tag: str) -> list[Image]:
         do = "write what stands behind the colon, such as 0.1.0"
         raise Failure(f"{tag!r} is no tag", "letters, digits and _ . -, 128 at most", do)
     prefix = registry.rstrip("/") + "/" if registry else ""
-    return [Image(part.image, prefix + part.image, tag) for part in PARTS]
+    return [Image(name, prefix + name, tag) for name in (*(part.image for part in PARTS), RUNTIME_IMAGE)]
 
 
 def image_of(deployment: Mapping[str, Any], part: Part) -> str:

@@ -14,6 +14,7 @@ from kserve_ext.cli.knative.parts import NAMESPACE, PART_LABEL, chosen, image_of
 Object = dict[str, Any]
 COMPONENTS: Final = (
     "high-availability",
+    "kserve",
     "monitoring",
     "mutual-tls",
     "mutual-tls-strict",

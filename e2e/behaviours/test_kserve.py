@@ -1,0 +1,149 @@
+"""First light on KServe: its real manager and webhooks, our runtimes, our activator and autoscaler.
+
+One stack for all; the runtime is the real one, with vLLM on CPU and a tiny model. About four minutes of two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from e2e import build
+from e2e.behaviours.client import Client
+from e2e.behaviours.inference import example, have_models, served, text_of
+from e2e.behaviours.ingress import Ingress
+from e2e.behaviours.services import NAMESPACE
+from e2e.behaviours.test_install import OPTIONS, run
+from e2e.behaviours.test_webhook import BURST, OURS, dry_run, inference_service, wait_in_force
+from e2e.stack import kserve
+from e2e.stack.api import Api, ApiError, Object
+from e2e.stack.cluster import Cluster
+from e2e.stack.implementations import grant, images, roll_out
+from e2e.stack.kubelet import programs
+
+LONG = "the quick brown fox jumps over the lazy dog and runs away from all of them " * 4
+pytestmark = pytest.mark.timeout(600, method="signal")
+
+
+@pytest.fixture(scope="module")
+def kserved(stack: Cluster) -> Iterator[Api]:
+    """KServe, and ours by `galaxy install` with the components that are for it; Knative's own in the end."""
+    pytest.importorskip("vllm", reason="the engines' packages are not there: run `make setup`")
+    if absent := build.missing(None, "kserve"):
+        pytest.fail(f"not built yet: {', '.join(absent)} (python -m e2e.build)")
+    api, before = stack.api, images(stack.api)
+    programs.give(stack.place, {"galaxy-runtime": [sys.executable, "-m", "runtimes.vllm_pd"]})
+    kserve.install(api)
+    have_models(api)
+    try:
+        run(stack, "install", *OPTIONS, "--component", "webhook", "--component", "kserve")
+        wait_in_force(api)
+        yield api
+    finally:
+        run(stack, "uninstall")
+        kserve.remove(api)
+        grant(api)
+        roll_out(api, before)
+
+
+@pytest.fixture
+def client(ingress: Ingress) -> Client:
+    return Client(ingress)
+
+
+def test_a_service_of_our_runtime_answers_in_every_protocol_and_wakes_from_zero(
+    kserved: Api, client: Client
+) -> None:
+    (obj,) = example("service.yaml")
+    obj["spec"]["predictor"]["annotations"] = {OURS + "affinity": "session"}
+    with served(kserved, obj) as (chat,):
+        assert chat.object["status"]["clusterServingRuntimeName"] == "galaxy-vllm"
+        notes = chat.revision_object["metadata"]["annotations"]
+        assert notes[OURS + "engine"] == "galaxy", "of the runtime"
+        assert notes[OURS + "affinity"] == "session", "of the predictor"
+        assert notes[BURST] == "-1", "by our webhook"
+        assert chat.autoscaler()["metadata"]["annotations"][BURST] == "-1"
+
+        prompt = "one two three"
+        answer = chat.complete(client, prompt)
+        said = text_of(answer)
+        assert json.loads(answer.body)["model"] == "chat"
+        parameters = {"max_tokens": 4, "temperature": 0}
+        v1 = chat.post(client, "/v1/models/chat:predict", {"instances": [prompt], "parameters": parameters})
+        assert (v1.status, json.loads(v1.body)) == (200, {"predictions": [said]})
+        tensor = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": [prompt]}
+        v2 = chat.post(client, "/v2/models/chat/infer", {"inputs": [tensor], "parameters": parameters})
+        assert v2.status == 200
+        assert json.loads(v2.body)["outputs"][0]["data"] == [said]
+
+        chat.wait_zero()
+        assert text_of(chat.complete(client, prompt)) == said
+        (pod,) = chat.pods()
+
+        stream = chat.stream(client, prompt, 1500)
+        lines = [next(stream)]
+        kserved.delete("v1", "Pod", NAMESPACE, pod["metadata"]["name"])
+        lines += stream
+        assert lines[-2:] == [b"data: [DONE]\n", b"\n"], "a pod that goes has ended its answers"
+
+
+def test_the_webhook_checks_what_kserve_is_given(kserved: Api) -> None:
+    with pytest.raises(ApiError, match=f"did you mean {OURS}hold-seconds"):
+        dry_run(kserved, inference_service(hold_second="3"))
+    runtime = example("llm.yaml")[0]
+    runtime["metadata"]["namespace"] = NAMESPACE
+    dry_run(kserved, runtime)
+    runtime["spec"]["annotations"][OURS + "role"] = "both"
+    with pytest.raises(ApiError, match="use one of unified, prefill, decode"):
+        dry_run(kserved, runtime)
+
+
+def test_a_group_computes_prompts_on_one_side_and_answers_on_the_other(kserved: Api, client: Client) -> None:
+    with served(kserved, _key(), *example("group.yaml")) as (prefill, decode):
+        for service, role in ((prefill, "prefill"), (decode, "decode")):
+            notes = service.revision_object["metadata"]["annotations"]
+            assert (notes[OURS + "role"], notes[OURS + "pd-group"]) == (role, "chat")
+        answer = decode.complete(client, LONG)
+        said = text_of(answer)
+        rung, _, rest = answer.headers["x-kv-transfer"].partition(";")
+        assert rung in ("shm", "tcp"), rest
+        alone = prefill.complete(client, LONG)
+        assert text_of(alone) == said, "what one engine says"
+        for service in (prefill, decode):
+            service.wait_zero()
+        assert text_of(decode.complete(client, LONG)) == said
+
+
+def _key() -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "galaxy-kv", "namespace": NAMESPACE},
+        "stringData": {"key": "0123456789abcdef" * 4},
+    }
+
+
+def test_a_runtime_of_ones_own_over_two_ranks(kserved: Api, client: Client) -> None:
+    with served(kserved, *example("llm.yaml")) as (llm,):
+        (pod,) = llm.ready_pods()
+        container = next(c for c in pod["spec"]["containers"] if c["name"] == "kserve-container")
+        assert container["args"] == [
+            "--port=8080",
+            "--model=/mnt/models",
+            "--served-model-name=llm",
+            "--tensor-parallel-size=2",
+            "--max-model-len=2048",
+            "--dtype=float32",
+        ]
+        volume = next(v for v in pod["spec"]["volumes"] if v["name"] == "kserve-pvc-source")
+        assert volume["persistentVolumeClaim"]["claimName"] == "models"
+        mount = next(m for m in container["volumeMounts"] if m["name"] == "kserve-pvc-source")
+        assert (mount["mountPath"], mount["subPath"], mount["readOnly"]) == (
+            "/mnt/models",
+            "tiny-llama",
+            True,
+        )
+        assert text_of(llm.complete(client, "one two three"))
