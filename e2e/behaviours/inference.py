@@ -8,9 +8,9 @@ from __future__ import annotations
 import copy
 import http.client
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,12 +18,13 @@ import yaml
 from e2e.behaviours.client import Answer, Client
 from e2e.behaviours.services import NAMESPACE, SERVING, Service
 from e2e.stack.api import Api, ApiError, Object, condition, wait_until
+from e2e.stack.cluster import Cluster
 from e2e.stack.place import CLONE
 from tools.setup.layout import Layout
 
 EXAMPLES = CLONE / "examples" / "kserve"
 ISVC = "serving.kserve.io/v1beta1"
-CLAIM = "models"
+CLAIM, MODEL = "models", "tiny-llama"
 #: An engine needs 10 s of a core of its own to start; several start at once here.
 READY_S = 240
 
@@ -101,9 +102,10 @@ def _shorten(obj: Object) -> None:
     model.setdefault("args", []).append("--dtype=float32")
 
 
-def have_models(api: Api) -> None:
-    """The claim, bound to the folder of models of this machine."""
-    folder: Path = Layout.of_user().tiny_model.parent.resolve()
+def have_models(stack: Cluster) -> None:
+    """The claim, bound to a folder of the stack's node that has the model in it."""
+    api, target = stack.api, stack.place.host / CLAIM / MODEL
+    shutil.copytree(Layout.of_user().tiny_model, target, dirs_exist_ok=True)
     spec: dict[str, Any] = {
         "accessModes": ["ReadOnlyMany"],
         "storageClassName": "",
@@ -113,7 +115,7 @@ def have_models(api: Api) -> None:
     volume = {
         "accessModes": ["ReadOnlyMany"],
         "capacity": {"storage": "1Gi"},
-        "hostPath": {"path": str(folder)},
+        "hostPath": {"path": f"/{CLAIM}"},
         "claimRef": {"namespace": NAMESPACE, "name": CLAIM},
         "persistentVolumeReclaimPolicy": "Retain",
     }

@@ -37,7 +37,7 @@ def kserved(stack: Cluster) -> Iterator[Api]:
     api, before = stack.api, images(stack.api)
     programs.give(stack.place, {"galaxy-runtime": [sys.executable, "-m", "runtimes.vllm_pd"]})
     kserve.install(api)
-    have_models(api)
+    have_models(stack)
     try:
         run(stack, "install", *OPTIONS, "--component", "webhook", "--component", "kserve")
         wait_in_force(api)
