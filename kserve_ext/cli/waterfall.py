@@ -46,6 +46,8 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "channel_listening": "KV channels can be opened",
         "channel_ready": "KV channel open",
         "ready": "ready, told to home and shard",
+        "asleep": "its channels have ended, and it sleeps",
+        "awake": "awake, its memory registered anew",
         "failed": "ended by itself",
         "gone": "ended",
     },

@@ -164,3 +164,13 @@ class GalaxyConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def _halves(self) -> Any:
         assert self._worker is not None, "a worker's call on the scheduler's half"
         return self._worker
+
+
+def join_instance(core: Any) -> None:
+    """On the engine's thread: its connector's halves find those of the instance that begins, or begins again."""
+    if core.scheduler.connector is None:
+        return
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    core.scheduler.connector.begin_anew()
+    core.collective_rpc(lambda worker: get_kv_transfer_group().begin_anew())

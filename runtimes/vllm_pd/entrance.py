@@ -32,6 +32,7 @@ class Entrance:
 
     def __init__(self, status: Status, timelines: Timelines) -> None:
         self.app: App | None = None
+        self.asleep = False
         self.facts: dict[str, Any] = {}  # served at /galaxy/channel
         self.channels: Callable[[], dict[str, Any]] = dict  # what is served at /galaxy/channels
         self.leases: GivenLeases | None = None  # at /galaxy/lease
@@ -52,14 +53,18 @@ class Entrance:
         if path.startswith("/galaxy/"):
             await self._own(path, receive, send)
         elif path == "/ready":
-            ready = self._status.phase == "ready"
-            await _answer(send, 200 if ready else 503, {"ready": ready, "phase": self._status.phase})
-        elif self.app is None or self._status.phase in ("importing", "loading"):
+            ready = self._status.phase == "ready" and not self.asleep
+            await _answer(send, 200 if ready else 503, {"ready": ready, "phase": self._phase})
+        elif self.app is None or self.asleep or self._status.phase in ("importing", "loading"):
             await self._not_yet(path, send, request_id)
         elif scope["method"] == "GET" and not path.startswith("/v1/responses"):
             await self.app(scope, receive, send)
         else:
             await self._serve(self.app, scope, receive, send, request_id)
+
+    @property
+    def _phase(self) -> str:
+        return "asleep" if self.asleep else self._status.phase
 
     async def _serve(self, app: App, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         if not request_id:
@@ -84,7 +89,7 @@ class Entrance:
         if path in _LIVE_WHILE_LOADING:
             await _answer(send, 200, _LIVE_WHILE_LOADING[path])
             return
-        message = f"the model is not ready: {self._status.phase}"
+        message = f"the model is not ready: {self._phase}"
         body = {"error": {"message": message, "type": "unavailable", "code": 503}}
         await _answer(send, 503, body, [(b"retry-after", b"1"), (b"x-request-id", request_id.encode())])
 

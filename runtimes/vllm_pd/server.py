@@ -10,17 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import functools
 import os
 import signal
 import sys
 import traceback
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 from runtimes.vllm_pd import options
+from runtimes.vllm_pd.control import Control
 from runtimes.vllm_pd.hang import LOOK_S, Steps
 from runtimes.vllm_pd.http_server import http_server, listen
 from runtimes.vllm_pd.ranks import forking
+from runtimes.vllm_pd.sleep import Sleeper, why_not
 from runtimes.vllm_pd.status import StartRefused, Status
 
 #: Kept from being collected: tearing an engine down takes a second, ending the process does it at once.
@@ -102,6 +106,7 @@ class Instance:
         self.entrance = Entrance(status, self.timelines)
         self.pair = make_pair(args, status, self.timelines)
         self.engine: Any = None
+        self.control: Control | None = None
         self.server: Any = None
         self.started = asyncio.Event()
         self.stop = asyncio.Event()
@@ -139,6 +144,8 @@ class Instance:
                 await self.pair.drain(self.args.drain_seconds)
                 self.status.leave_behind(self.timelines.facts())
         finally:
+            if self.control is not None:
+                self.control.close()
             self.pair.close()
             self.status.close()
         return code
@@ -160,6 +167,7 @@ class Instance:
             await _first_token(engine)
             self.status.event("first_token")
             self.pair.attach(engine)
+            await self._listen_to_node(engine)
         except Exception as error:
             refusal = explain(error, "loading", known)
             if not refusal.permanent and not isinstance(error, StartRefused):
@@ -169,6 +177,19 @@ class Instance:
         self.status.enter("ready")
         self.started.set()
         return None
+
+    async def _listen_to_node(self, engine: Any) -> None:
+        from vllm.platforms import current_platform
+
+        folder = os.environ.get("GALAXY_INSTANCE_DIR")
+        if not folder:
+            return
+        refusal = why_not(bool(current_platform.is_cpu()), bool(self.args.enable_sleep_mode))
+        close = functools.partial(setattr, self.entrance, "asleep", True)
+        open_ = functools.partial(setattr, self.entrance, "asleep", False)
+        sleeper = Sleeper(engine, _Channels(self), refusal, close, open_)
+        self.control = Control(sleeper, self._on_death)
+        await self.control.listen(Path(folder))
 
     async def _watch(self) -> None:
         """Says that this loop turns, and ends an instance whose engine has stuck."""
@@ -227,6 +248,31 @@ class Instance:
         self.args.drain_seconds = _LAST_WORDS_S
         self.server.config.timeout_graceful_shutdown = _LAST_WORDS_S
         self.stop.set()
+
+
+class _Channels:
+    """Of an instance: its side of prefill and decode, which is made anew when the engine wakes."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+
+    async def leave(self) -> None:
+        instance = self._instance
+        await instance.pair.drain(instance.args.drain_seconds)
+        instance.pair.close()
+        instance.status.event("asleep")
+
+    async def join(self, generation: int) -> None:
+        from runtimes.vllm_pd.connector import join_instance
+        from runtimes.vllm_pd.pair import make_pair
+
+        instance = self._instance
+        os.environ["GALAXY_GENERATION"] = str(generation)
+        instance.pair = make_pair(instance.args, instance.status, instance.timelines)
+        await instance.engine.client.call(join_instance)
+        await instance.pair.start(instance.entrance)
+        instance.pair.attach(instance.engine)
+        instance.status.event("awake")
 
 
 async def _first_token(engine: Any) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from kserve_ext.core.standby import shape
 from runtimes.vllm_pd import shape_facts, weights
+from runtimes.vllm_pd.connector import join_instance
 from runtimes.vllm_pd.engine import Engine, configuration, front, log_stats
 from runtimes.vllm_pd.inproc import InprocAsyncClient
 from runtimes.vllm_pd.status import StartRefused
@@ -98,8 +99,7 @@ class ShapedEngine:
         for name in ("executor", "executor_for_fillmask"):
             if hasattr(old, name):
                 getattr(old, name).shutdown(wait=False)
-        if core.scheduler.connector is not None:
-            _join_instance(core)
+        join_instance(core)
         return int(count)
 
     def release(self, engine: Engine) -> None:
@@ -163,14 +163,6 @@ def _wipe(worker: Any) -> None:
         cache = getattr(layer, "kv_cache", None)
         if cache is not None and hasattr(cache, "zero_"):
             cache.zero_()
-
-
-def _join_instance(core: Any) -> None:
-    """The connector's halves find those of the instance that begins (worker_side.CURRENT)."""
-    from vllm.distributed.kv_transfer import get_kv_transfer_group
-
-    core.scheduler.connector.begin_anew()
-    core.collective_rpc(lambda wrapper: get_kv_transfer_group().begin_anew())
 
 
 def _forget_metrics() -> None:
