@@ -22,8 +22,8 @@ VIEW_READ: Final = 56.0
 
 KIND: Final[dict[str, float]] = {
     "ack": 6.9,
-    "acknowledged": 4.3,
-    "announce": 4.9,
+    "acknowledged": 5.2,
+    "announce": 6.1,
     "candidate": 3.1,  # of one node that is looked at for those who wait for room; not measured anew
     "claim": 12.0,  # of the nodes that change hands between two functions
     "demand": 48.3,
@@ -41,22 +41,23 @@ KIND: Final[dict[str, float]] = {
     "report": 2.0,
     "room": 2.0,
     "schedule": 40.9,
-    "schedule-call": 9.2,
-    "start": 87.2,
+    "schedule-call": 6.6,
+    "start": 55.2,
     "started": 19.8,
     "stop": 47.3,
     "submit": 18.1,
     "tick": 23.1,  # of one revision that is looked at
-    "told": 19.9,
+    "told": 57.5,
+    "told-whole": 15.4,
     "update": 11.5,
     "view-cluster_mgr": 244.1,
-    "view-cluster_mgr-anew": 240.5,
-    "view-dispatch": 160.1,
-    "view-dispatch-anew": 10842.7,
-    "view-node": 68.4,
+    "view-cluster_mgr-anew": 229.1,
+    "view-dispatch": 150.1,
+    "view-dispatch-anew": 10780.3,
+    "view-node": 65.0,
     "view-node-anew": 82.8,
-    "view-schedule": 160.3,
-    "view-schedule-anew": 152.7,
+    "view-schedule": 157.4,
+    "view-schedule-anew": 144.1,
 }
 #: messages that the calibration did not meet
 DEFAULT: Final = 20.0
