@@ -24,7 +24,7 @@ from bench.record import ROOT, machine, record
 from kserve_ext.sim import bursts, claims, elastic, probing, recovery, repartition, scale
 from kserve_ext.sim.fleet import World
 from kserve_ext.sim.rows import Row, said_of
-from kserve_ext.sim.runs import COMPARED, SYSTEMS, run, stopwatch
+from kserve_ext.sim.runs import COMPARED, PAID, SYSTEMS, run, stopwatch
 from kserve_ext.sim.workloads import EMULATED
 
 TRACE: Final = bursts.Shape(seconds=600.0, bursts=4)
@@ -46,7 +46,9 @@ def trace(world: World, emulated: World, seed: int) -> list[Row]:
 SECTIONS: Final[dict[str, Section]] = {
     "elastic": lambda world, emulated, seed: elastic.rows(world, seed),
     "trace": trace,
-    "load": lambda world, emulated, seed: claims.load_range(emulated, (*OTHERS, "central-at-once"), seed),
+    "load": lambda world, emulated, seed: claims.load_range(
+        emulated, (*OTHERS, "central-at-once", *PAID), seed
+    ),
     "large": lambda world, emulated, seed: scale.large(emulated, seed, claims.RATE, claims.COUNT),
     "recovery": lambda world, emulated, seed: recovery.rows(emulated, seed),
     "busy": lambda world, emulated, seed: scale.loaded(emulated, seed),

@@ -2,9 +2,10 @@
 
 A schedule of faults is a list, or drawn from a seed; the same one is the same run, byte for byte. A killed process
 loses all that it knew: what a Dispatch function held is reset, and so is what instances serve on its behalf. It comes
-back as another process of the same name, one incarnation higher. A paused one does nothing, and is late. A node that
-is cut off goes on by itself. In a storm messages are lost, late, out of order and repeated (those only that may be:
-requests that ask for a whole Schedule call go once).
+back as another process of the same name, one incarnation higher. A paused one does nothing, and is late; a controller
+that is paused for longer than its lease has a successor. A node that is cut off goes on by itself; two functions that
+are cut apart reach everybody but each other. In a storm messages are lost, late, out of order and repeated (those
+only that may be: requests that ask for a whole Schedule call go once).
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ ONCE: Final = frozenset({"schedule-call", "ack", "placed", "submit"})
 WATCH_S: Final = 0.5
 UNKNOWN_S: Final = 35.0  # an instance that its home doesn't know is stopped within 30 s after 5 s
 
-What = Literal["kill", "pause", "cut", "storm"]
+What = Literal["kill", "pause", "cut", "apart", "storm"]
 
 
 class Fault(NamedTuple):
     at: float
     what: What
-    who: str  # a function, CONTROLLER or a node; "" for a storm
+    who: str  # a function, CONTROLLER or a node; two with a space between that are apart; "" for a storm
     seconds: float  # until it is back, or over
 
 
@@ -47,9 +48,12 @@ STORM: Final = Storm()
 
 
 def drawn(
-    seed: int, layout: Layout, nodes: int, seconds: float, count: int, first: float = 1.0
+    seed: int, layout: Layout, nodes: int, seconds: float, count: int, first: float = 1.0, apart: int = 0
 ) -> list[Fault]:
-    """So many faults, one of a kind at a time, over that time."""
+    """So many faults, one of a kind at a time, over that time.
+
+    `apart`: so many more, which are pauses of the controller and cuts between two functions, one of which may be it.
+    """
     rng = random.Random(f"faults/{seed}")
     kinds: tuple[tuple[What, Callable[[], str]], ...] = (
         ("kill", lambda: f"dispatch-{rng.randrange(layout.dispatch)}"),
@@ -65,6 +69,19 @@ def drawn(
     for k in range(count):
         what, who = kinds[rng.randrange(len(kinds))]
         out.append(Fault(first + k * seconds / count, what, who(), rng.uniform(0.5, 6.0)))
+    return sorted([*out, *_drawn_apart(seed, layout, seconds, apart, first)])
+
+
+def _drawn_apart(seed: int, layout: Layout, seconds: float, count: int, first: float) -> list[Fault]:
+    rng = random.Random(f"apart/{seed}")
+    functions = [f"{kind.replace('_', '-')}-{n}" for kind, most in layout.counts() for n in range(most)]
+    out: list[Fault] = []
+    for k in range(count):
+        at, over = first + (k + rng.random()) * seconds / count, rng.uniform(0.5, 8.0)
+        if rng.random() < 0.25:
+            out.append(Fault(at, "pause", CONTROLLER, over))
+        else:
+            out.append(Fault(at, "apart", " ".join(rng.sample([*functions, CONTROLLER], 2)), over))
     return out
 
 
@@ -77,6 +94,7 @@ class Faults:
         self._rng = random.Random(f"weather/{seed}")
         self._storms = 0
         self._cut: set[Process] = set()
+        self._apart: list[frozenset[str]] = []
         self._unknown: dict[InstanceID, float] = {}
         self._obeyed: dict[tuple[NodeID, RevisionKey], int] = {}
         self._shown: dict[FunctionID, int] = {}
@@ -97,6 +115,12 @@ class Faults:
             process = galaxy.nodes[NodeID(fault.who)].process
             self._cut.add(process)
             clock.after(fault.seconds, partial(self._cut.discard, process))
+        elif fault.what == "apart":
+            pair = frozenset(fault.who.split())
+            self._apart.append(pair)
+            clock.after(fault.seconds, partial(self._apart.remove, pair))
+        elif fault.what == "pause" and fault.who == CONTROLLER:
+            galaxy.controller.pause(fault.seconds)
         elif fault.what == "pause":
             process = galaxy.process(FunctionID(fault.who))
             process.paused_until = clock.now + fault.seconds
@@ -130,9 +154,12 @@ class Faults:
         fleet.hop(partial(self._noticed, name, process))
 
     def _noticed(self, name: FunctionID, process: Process) -> None:
-        controller = self.galaxy.controller
+        controller, clock = self.galaxy.controller, self.galaxy.clock
         if not controller.process.dead and self.galaxy.processes[name] is process:
-            controller.lost(name)
+            if controller.process.runs(clock.now):
+                controller.lost(name)
+            else:  # it finds out when it goes on
+                clock.after(0.1, partial(self._noticed, name, process))
 
     def revive(self, name: FunctionID) -> None:
         galaxy = self.galaxy
@@ -140,13 +167,14 @@ class Faults:
             return
         member = galaxy.functions[name]
         galaxy.boot(member.kind, name, member.incarnation + 1)
-        if not galaxy.controller.process.dead:
-            galaxy.controller.join(galaxy.functions[name])
+        controller = galaxy.controller.process
+        if controller.runs(galaxy.now) and not self.apart(controller, galaxy.processes[name]):
+            galaxy.controller.join(galaxy.functions[name])  # else by its report
 
     # --- the weather
 
     def fate(self, source: Process, to: Process, kind: str) -> tuple[float, ...]:
-        if source.dead or source in self._cut or to in self._cut:
+        if source.dead or source in self._cut or to in self._cut or self.apart(source, to):
             return ()
         if not self._storms:
             return (0.0,)
@@ -160,6 +188,9 @@ class Faults:
 
     def cut_off(self, process: Process) -> bool:
         return process in self._cut
+
+    def apart(self, one: Process, other: Process) -> bool:
+        return frozenset((one.name, other.name)) in self._apart
 
     # --- what must hold
 

@@ -41,8 +41,12 @@ SYSTEMS: Final[Mapping[str, Make]] = {
     "ray": Ray,
     "ray-actors": RayActors,
     "atoll": Atoll,
+    "sparrow-paid": lambda fleet: Sparrow(fleet, name="sparrow-paid", paid=True),
+    "ray-paid": lambda fleet: Ray(fleet, name="ray-paid", paid=True),
     **{name: ours(layout, name) for name, layout in ABLATIONS.items() if layout != FULL},
 }
+#: those without a central part as their papers have them, paying for messages and starts as ours does
+PAID: Final = ("sparrow-paid", "ray-paid")
 #: those that are compared unless others are named
 COMPARED: Final = ("galaxy", "knative", "knative-tuned", "central", "sparrow", "ray", "ray-actors", "atoll")
 

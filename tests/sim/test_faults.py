@@ -39,6 +39,29 @@ def test_invariants_hold_whatever_dies_pauses_or_is_lost(seed: int) -> None:
     assert happening.violations == []
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_they_hold_where_functions_are_cut_apart_and_the_controller_stands_still(seed: int) -> None:
+    faults = drawn(seed, LAYOUT, WORLD.nodes, 18.0, 4, apart=8)
+    assert {"pause", "apart"} <= {f.what for f in faults}
+    _, happening = run(seed, faults)
+    assert happening.violations == []
+
+
+def test_a_controller_that_stands_still_for_longer_than_its_lease_has_a_successor() -> None:
+    shown = []
+    for seconds in (2.0, 8.0):
+        clock = Clock()
+        galaxy = Galaxy(Fleet(clock, WORLD), LAYOUT)
+        happening = Faults(galaxy, [Fault(1.0, "pause", CONTROLLER, seconds)], 0)
+        before, epoch = galaxy.controller.process, galaxy.controller.membership.epoch
+        clock.run(12.0)
+        assert happening.violations == []
+        shown.append((galaxy.controller.process is before, galaxy.controller.membership.epoch > epoch))
+        assert all(known == galaxy.controller.membership.epoch for known in galaxy.controller.shown.values())
+        assert not galaxy.controller.membership.removed, "nobody was silent, but it"
+    assert shown == [(True, False), (False, True)]
+
+
 def test_the_same_schedule_is_the_same_run() -> None:
     def story() -> tuple[list[float | None], dict[str, int]]:
         fleet, _ = run(3, drawn(3, LAYOUT, WORLD.nodes, 6.0, 5), seconds=8.0)

@@ -85,9 +85,25 @@ class Controller:
     def die(self) -> None:
         """Until another one has taken over."""
         self.process.dead = True
-        self.clock.after(TAKEOVER_S, self._take_over)
+        self.clock.after(TAKEOVER_S, partial(self._take_over, self.process))
 
-    def _take_over(self) -> None:
+    def pause(self, seconds: float) -> None:
+        """It stands still; when it goes on it is no leader any more, if that was for longer than its lease."""
+        process, now = self.process, self.clock.now
+        process.paused_until = max(process.paused_until, now + seconds)
+        process.core.spend(seconds)
+        self.clock.after(TAKEOVER_S, partial(self._take_over, process))
+        self.clock.after(seconds, partial(self._goes_on, process))
+
+    def _goes_on(self, process: Process) -> None:
+        """With what it knows, before it reads what has come meanwhile."""
+        if self.process is process and process.runs(self.clock.now):
+            self._push(self.membership.tick(self.clock.now))
+
+    def _take_over(self, former: Process) -> None:
+        if self.process is not former or former.runs(self.clock.now):
+            return
+        former.dead = True  # the store lets it write no more
         self.process = self.network.process("controller")
         self.membership = MembershipMachine(self.membership.view, self.clock.now)
         self.changed_at, self.settled_at = self.clock.now, None

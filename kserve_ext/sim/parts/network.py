@@ -55,6 +55,9 @@ class Weather(Protocol):
     def cut_off(self, process: Process) -> bool:
         """Nothing of it gets through."""
 
+    def apart(self, one: Process, other: Process) -> bool:
+        """Nothing gets through between these two."""
+
 
 class Network:
     def __init__(
@@ -71,6 +74,13 @@ class Network:
 
     def cut_off(self, process: Process) -> bool:
         return self.weather is not None and self.weather.cut_off(process)
+
+    def reaches(self, source: Process, to: Process) -> bool:
+        """What goes on in the background gets there."""
+        weather = self.weather
+        if weather is None:
+            return True
+        return not (weather.cut_off(source) or weather.cut_off(to) or weather.apart(source, to))
 
     def do(
         self,

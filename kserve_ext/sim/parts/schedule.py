@@ -296,7 +296,7 @@ class Schedule:
         now = self.network.clock.now
         for to, rooms, wants in self.machine.gossip():
             other = self.others[to]
-            if not other.process.runs(now):
+            if not (other.process.runs(now) and self.network.reaches(self.process, other.process)):
                 continue
             self.network.aside(other.process, "room")
             better = other.machine.rooms.heard(rooms, wants=wants)

@@ -104,7 +104,7 @@ class Upkeep:
             if not aside:
                 learn = partial(function.learn, i.status, i.down)
                 self.network.call(source, function.process, "mod-node", learn, None)
-            elif function.process.runs(self.clock.now):
+            elif function.process.runs(self.clock.now) and self.network.reaches(source, function.process):
                 self.network.aside(function.process, "mod-node")
                 function.learn(i.status, i.down)
 
@@ -113,7 +113,7 @@ class Upkeep:
         for agent in list(self.nodes.values())[group::GROUPS]:
             name = self.manager_of(agent)
             process = self.processes[name]
-            if agent.process.runs(now) and process.runs(now) and not self.network.cut_off(agent.process):
+            if agent.process.runs(now) and process.runs(now) and self.network.reaches(agent.process, process):
                 self.network.aside(process, "update")
                 out = self.managers[name].update(agent.machine.status(), 1, now)
                 self.manage(process, out, aside=True)

@@ -65,7 +65,7 @@ class Galaxy:
         for kind, count in layout.counts():
             for number in range(count):
                 self.boot(kind, FunctionID(f"{kind.replace('_', '-')}-{number}"))
-        self.controller = Controller(self.network, self._members(), self.process, self._show)
+        self.controller = Controller(self.network, self._everybody(), self.process, self._show)
         self.upkeep = Upkeep(
             self.network,
             self.controller,
@@ -107,12 +107,17 @@ class Galaxy:
             self.managers[name] = ClusterMgrMachine(name, self.now)
         self.functions[name] = Member(name, kind, name, incarnation)
 
+    def _everybody(self) -> tuple[Member, ...]:
+        nodes = (Member(FunctionID(name), "node", name, 1) for name in self.nodes)
+        return (*self.functions.values(), *nodes)
+
     def _members(self) -> tuple[Member, ...]:
         """Those that report: processes that are there, and reach the controller."""
-        nodes = (Member(FunctionID(name), "node", name, 1) for name in self.nodes)
-        now, network = self.now, self.network
-        members = ((member, self.process(member.id)) for member in (*self.functions.values(), *nodes))
-        return tuple(m for m, process in members if process.runs(now) and not network.cut_off(process))
+        now, network, controller = self.now, self.network, self.controller.process
+        members = ((member, self.process(member.id)) for member in self._everybody())
+        return tuple(
+            m for m, process in members if process.runs(now) and network.reaches(process, controller)
+        )
 
     # --- requests
 

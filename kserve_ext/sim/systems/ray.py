@@ -4,6 +4,9 @@ The driver of a function is on one node; its tasks are scheduled there as long a
 scheduler sends what is left to the node with the shortest queue by the last heartbeats, which are old by then; a node
 that has become full since sends a task on, and after SPILLS times queues it.
 
+A driver asks for its tasks on its own node, which takes no message. Where messages are `paid` for, requests come to a
+front somewhere first, as those of every other system here do, and it passes them on to the driver.
+
 RayActors is Ray 2, where what is to stay is an actor: its process is created by way of one global service (GCS).
 """
 
@@ -32,17 +35,23 @@ class Rates:
 
 
 class Ray(Placing):
-    def __init__(self, fleet: Fleet, rates: Rates = Rates(), name: str = "ray") -> None:
-        super().__init__(fleet)
+    def __init__(
+        self, fleet: Fleet, rates: Rates = Rates(), name: str = "ray", *, paid: bool = False
+    ) -> None:
+        super().__init__(fleet, paid=paid)
         self.name, self.rates = name, rates
-        self._local = [Core(self.clock) for _ in fleet.nodes]
-        self._global = Core(self.clock)
+        self._local = self.agents
+        self._global, self._front = Core(self.clock), Core(self.clock)
         self._queues: list[deque[Request]] = [deque() for _ in fleet.nodes]
         self._heard = [0] * len(fleet.nodes)  # tasks that run and wait at each node, by its last heartbeat
         self.clock.every(rates.heartbeat_s, self._heartbeat)
 
     def arrive(self, request: Request) -> None:
-        self.submit(request, self.fleet.nodes[crc32(request.function.encode()) % len(self.fleet.nodes)])
+        node = self.fleet.nodes[crc32(request.function.encode()) % len(self.fleet.nodes)]
+        if self.paid:
+            self.message(self._front, self._local[node.number], partial(self.submit, request, node))
+        else:
+            self.submit(request, node)
 
     def submit(self, request: Request, node: Node, spills: int = 0) -> None:
         self._local[node.number].do(self.rates.local_s, partial(self._locally, request, node, spills))
@@ -54,14 +63,15 @@ class Ray(Placing):
             self._queues[node.number].append(request)
         else:
             self.fleet.count("spilled")
-            self.fleet.hop(
-                lambda: self._global.do(self.rates.global_s, partial(self._globally, request, spills))
-            )
+            spilled = partial(self._globally, request, spills)
+            here = self._local[node.number]
+            self.message(here, self._global, lambda: self._global.do(self.rates.global_s, spilled))
 
     def _globally(self, request: Request, spills: int) -> None:
         least = min(self._heard)
         number = self.fleet.rng.choice([n for n, load in enumerate(self._heard) if load == least])
-        self.fleet.hop(lambda: self.submit(request, self.fleet.nodes[number], spills + 1))
+        there = partial(self.submit, request, self.fleet.nodes[number], spills + 1)
+        self.message(self._global, self._local[number], there)
 
     def _heartbeat(self) -> None:
         self.fleet.count("messages", len(self.fleet.nodes))

@@ -29,13 +29,15 @@ class Sampling:
 class Job:
     """Tasks that have not been bound to a worker."""
 
-    def __init__(self, requests: Sequence[Request]) -> None:
-        self.unbound = deque(requests)
+    def __init__(self, requests: Sequence[Request], scheduler: Core) -> None:
+        self.unbound, self.scheduler = deque(requests), scheduler
 
 
 class Sparrow(Placing):
-    def __init__(self, fleet: Fleet, sampling: Sampling = Sampling(), name: str = "sparrow") -> None:
-        super().__init__(fleet)
+    def __init__(
+        self, fleet: Fleet, sampling: Sampling = Sampling(), name: str = "sparrow", *, paid: bool = False
+    ) -> None:
+        super().__init__(fleet, paid=paid)
         self.name, self.sampling = name, sampling
         self._schedulers = [Core(self.clock) for _ in range(sampling.schedulers)]
         self._queues: list[deque[Callable[[], None]]] = [deque() for _ in fleet.nodes]
@@ -46,7 +48,7 @@ class Sparrow(Placing):
     def submit(self, requests: Sequence[Request]) -> None:
         """A job."""
         scheduler = self._schedulers[self.fleet.rng.randrange(len(self._schedulers))]
-        scheduler.do(self.sampling.task_s * len(requests), partial(self._sample, Job(requests)))
+        scheduler.do(self.sampling.task_s * len(requests), partial(self._sample, Job(requests, scheduler)))
 
     def _sample(self, job: Job) -> None:
         nodes = self.fleet.nodes
@@ -55,14 +57,15 @@ class Sparrow(Placing):
         self.fleet.count("probes", count)
         if self.sampling.late:
             for node in sampled:
-                self.fleet.hop(partial(self._reserve, job, node))
+                self.message(job.scheduler, self.agents[node.number], partial(self._reserve, job, node))
             return
         # Lengths are those of now: the way of a probe is short beside a task.
         load = {n.number: self.taken[n.number] + len(self._queues[n.number]) for n in sampled}
         while job.unbound:
             node = min(sampled, key=lambda n: load[n.number])
             load[node.number] += 1
-            self.fleet.hop(partial(self._queue, node, partial(self.run, job.unbound.popleft(), node)))
+            bound = partial(self._queue, node, partial(self.run, job.unbound.popleft(), node))
+            self.message(job.scheduler, self.agents[node.number], bound)
 
     def _queue(self, node: Node, then: Callable[[], None]) -> None:
         self._queues[node.number].append(then)
@@ -74,7 +77,7 @@ class Sparrow(Placing):
     def _ask(self, job: Job, node: Node) -> None:
         """The place is kept until the scheduler has answered."""
         self.taken[node.number] += 1
-        self.fleet.hop(lambda: self._bind(job, node))
+        self.message(self.agents[node.number], job.scheduler, lambda: self._bind(job, node))
 
     def _bind(self, job: Job, node: Node) -> None:
         request = job.unbound.popleft() if job.unbound else None
@@ -86,7 +89,7 @@ class Sparrow(Placing):
             else:
                 self.run(request, node)
 
-        self.fleet.hop(bound)
+        self.message(job.scheduler, self.agents[node.number], bound)
 
     def freed(self, node: Node) -> None:
         queue = self._queues[node.number]
