@@ -62,7 +62,7 @@ async def main() -> None:
             print(line.decode().strip(), flush=True)
             order = json.loads(line)
             if order["type"] == "start":
-                revision = order["assignment"]["revision"]
+                revision = order["assignment"][0]  # its fields in order
                 server = server or await asyncio.start_server(answer, "0.0.0.0", PORT)
                 say({"type": "state", "state": "starting", "revision": revision})
                 state = {"type": "state", "state": "serving", "revision": revision}

@@ -1,0 +1,268 @@
+"""The agent's account of slots: a slot has one revision, whoever asks, and nobody believes what isn't so."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from kserve_ext.core.ids import InstanceID, RevisionKey
+from kserve_ext.core.standby.agent import (
+    ORDER_S,
+    UNCLAIMED_S,
+    Drop,
+    Effect,
+    EmptySlot,
+    News,
+    SlotAccount,
+    StartSlot,
+)
+from kserve_ext.core.standby.facts import Assignment, Slot, SlotState, Timeouts
+
+PODS = ["ns/a", "ns/b"]
+REVISIONS = [RevisionKey("ns/one"), RevisionKey("ns/two")]
+ONE, TWO = REVISIONS
+TELL = ("act-0:8014",)
+
+
+def slot(pod: str = "ns/a", uid: str = "u", incarnation: int = 1, gpus: int = 0) -> Slot:
+    return Slot(pod, uid, "pool", "10.0.0.1", "S0", "warming", incarnation=incarnation, gpus=gpus)
+
+
+def job(revision: RevisionKey) -> Assignment:
+    return Assignment(revision, InstanceID("a"), ("x",), (), 8080, False, 0, Timeouts(), "", ())
+
+
+def standing_by() -> SlotAccount:
+    account = SlotAccount()
+    account.connected(1, slot(), 0.0)
+    account.said(1, "ready", RevisionKey(""), "", 0.0)
+    return account
+
+
+def serving() -> SlotAccount:
+    account = standing_by()
+    account.take("ns/a", "u", job(ONE), TELL, 1, 1.0)
+    account.said(1, "serving", ONE, "", 2.0)
+    return account
+
+
+def test_what_was_said_before_an_order_was_read_changes_nothing() -> None:
+    account = standing_by()
+    account.take("ns/a", "u", job(ONE), TELL, 1, 1.0)
+    assert account.said(1, "ready", RevisionKey(""), "", 1.1) == []
+    assert account.slots[0].state == "starting"
+    assert account.tick(1.0 + ORDER_S) == []
+    assert [s.state for s in account.slots] == ["ready"], "nobody has answered: it is to be had again"
+
+
+def test_an_order_to_be_empty_is_not_undone_by_what_was_said_before() -> None:
+    account = serving()
+    _, effects = account.free("ns/a", "u", ONE, 1, 3.0)
+    assert [type(effect) for effect in effects] == [News, EmptySlot]
+    assert account.said(1, "serving", ONE, "", 3.1) == []
+    assert account.slots[0].state == "draining"
+    account.said(1, "draining", ONE, "", 3.2)
+    account.said(1, "ready", RevisionKey(""), "", 3.3)
+    assert (account.slots[0].state, account.slots[0].revision) == ("ready", "")
+
+
+def test_a_slot_that_no_autoscaler_has_heard_of_is_freed() -> None:
+    account = serving()
+    assert account.due() == 2.0 + UNCLAIMED_S
+    effects = account.tick(2.0 + UNCLAIMED_S)
+    assert EmptySlot(1, ONE) in effects
+
+
+def test_a_slot_that_an_autoscaler_knows_is_its_to_free() -> None:
+    account = serving()
+    account.heard(account.changes)
+    assert account.due() == float("inf")
+    assert account.tick(1e9) == []
+
+
+def test_a_slot_that_had_its_revision_before_this_agent_began_is_left_alone() -> None:
+    account = SlotAccount()
+    account.connected(1, slot(), 0.0)
+    account.said(1, "serving", ONE, "", 0.0)
+    assert account.tick(1e9) == []
+    assert account.slots[0].revision == ONE
+
+
+def test_what_fails_is_said_with_its_reason_and_taken_back() -> None:
+    account = serving()
+    (news,) = account.said(1, "failed", ONE, "the server ended with status 1", 3.0)
+    assert isinstance(news, News)
+    assert (news.serves, news.reason) == (False, "the server ended with status 1")
+    verdict, _ = account.take("ns/a", "u", job(TWO), (), 1, 4.0)
+    assert "failed ns/one: the server ended with status 1" in verdict.reason
+
+
+def test_a_process_that_begins_anew_replaces_its_former_self_and_not_the_other_way() -> None:
+    account = serving()
+    effects = account.connected(2, slot(incarnation=2), 3.0)
+    assert [type(effect) for effect in effects] == [Drop, News]
+    assert account.slots[0].state == "warming"
+    assert [type(e) for e in account.connected(3, slot(incarnation=1), 4.0)] == [Drop]
+    assert account.slots[0].incarnation == 2
+
+
+def test_the_same_process_on_another_connection_keeps_its_place() -> None:
+    account = serving()
+    assert account.connected(2, slot(), 3.0) == [Drop(1, "this pod has connected again")]
+    assert account.lost(1, 3.1) == [], "the former connection's end is no news"
+    assert account.slots[0].state == "serving"
+
+
+def test_only_what_stands_by_counts_as_idle() -> None:
+    account = SlotAccount()
+    account.connected(1, slot(gpus=2), 0.0)
+    account.said(1, "ready", RevisionKey(""), "", 3.0)
+    assert account.idle_by_pool(5.0) == {"pool": 10.0}
+    account.take("ns/a", "u", job(ONE), (), 1, 10.0)
+    assert account.idle_by_pool(99.0) == {"pool": 20.0}
+    account.lost(1, 100.0)
+    assert account.idle_by_pool(200.0) == {"pool": 20.0}
+
+
+class Machine(RuleBasedStateMachine):
+    """Slots that obey late or not at all, two autoscalers with rising terms, an agent between them."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.account = SlotAccount()
+        self.now = 0.0
+        self.links: dict[int, str] = {}  # of slots that are connected
+        self.last_link = 0
+        self.incarnations = dict.fromkeys(PODS, 1)
+        self.runs: dict[str, tuple[SlotState, RevisionKey]] = {}  # what each slot is really doing
+        self.mail: dict[int, list[Effect]] = {}  # orders on their way
+        self.believed: dict[InstanceID, RevisionKey] = {}  # by the activator
+        self.terms = dict.fromkeys(REVISIONS, 1)
+        self.obeyed = dict.fromkeys(REVISIONS, 0)
+
+    def carry(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case StartSlot() | EmptySlot():
+                    assert effect.link in self.links, "an order to nobody"
+                    self.mail[effect.link].append(effect)
+                case Drop():
+                    self.links.pop(effect.link, None)
+                    self.mail.pop(effect.link, None)
+                case News():
+                    if effect.serves:
+                        self.believed[effect.instance] = effect.revision
+                    else:
+                        assert effect.instance in self.believed, "taken back what nobody was told"
+                        del self.believed[effect.instance]
+
+    def say(self, link: int) -> None:
+        state, revision = self.runs[self.links[link]]
+        self.carry(self.account.said(link, state, revision, "", self.now))
+
+    @rule(pod=st.sampled_from(PODS), anew=st.booleans())
+    def dial(self, pod: str, anew: bool) -> None:
+        if anew or pod not in self.runs:
+            self.incarnations[pod] += 1
+            self.runs[pod] = "ready", RevisionKey("")
+        self.last_link += 1
+        self.links[self.last_link], self.mail[self.last_link] = pod, []
+        self.carry(
+            self.account.connected(self.last_link, slot(pod, incarnation=self.incarnations[pod]), self.now)
+        )
+        self.say(self.last_link)
+
+    @precondition(lambda self: self.links)
+    @rule(data=st.data())
+    def hang_up(self, data: st.DataObject) -> None:
+        link = data.draw(st.sampled_from(sorted(self.links)))
+        del self.runs[self.links.pop(link)], self.mail[link]
+        self.carry(self.account.lost(link, self.now))
+
+    @rule(data=st.data(), back=st.integers(0, 1), uid=st.sampled_from(["u", "u", "other"]))
+    def take(self, data: st.DataObject, back: int, uid: str) -> None:
+        pod, revision = data.draw(st.sampled_from(PODS)), data.draw(st.sampled_from(REVISIONS))
+        term = self.terms[revision] - back
+        before = {s.pod: s for s in self.account.slots}
+        given = job(revision)._replace(instance=InstanceID(pod))
+        verdict, effects = self.account.take(pod, uid, given, TELL, term, self.now)
+        assert verdict.stale == (term < self.obeyed[revision])
+        if pod in before and uid == "u":
+            self.obeyed[revision] = max(self.obeyed[revision], term)
+        if not verdict.reason:
+            was = before[pod]
+            assert (was.state, was.revision) in (("ready", ""), ("starting", revision), ("serving", revision))
+            assert bool([e for e in effects if isinstance(e, StartSlot)]) == (was.state == "ready")
+            again, more = self.account.take(pod, uid, given, TELL, term, self.now)
+            assert (again.reason, more) == ("", []), "asked again, nothing changes"
+        else:
+            assert effects == []
+        self.carry(effects)
+
+    @rule(revision=st.sampled_from(REVISIONS))
+    def another_holder(self, revision: RevisionKey) -> None:
+        """It asks for a slot that there isn't as well: its term counts once it was obeyed."""
+        self.terms[revision] += 1
+
+    @rule(pod=st.sampled_from(PODS), revision=st.sampled_from(REVISIONS))
+    def free(self, pod: str, revision: RevisionKey) -> None:
+        verdict, effects = self.account.free(pod, "u", revision, self.terms[revision], self.now)
+        if pod in self.links.values():
+            self.obeyed[revision] = self.terms[revision]
+        if verdict.reason:
+            assert effects == []
+        self.carry(effects)
+
+    @precondition(lambda self: any(self.mail.values()))
+    @rule(data=st.data(), fails=st.booleans())
+    def obey(self, data: st.DataObject, fails: bool) -> None:
+        link = data.draw(st.sampled_from(sorted(link for link, mail in self.mail.items() if mail)))
+        order = self.mail[link].pop(0)
+        pod = self.links[link]
+        state, revision = self.runs[pod]
+        if isinstance(order, StartSlot) and state == "ready":
+            self.runs[pod] = "failed" if fails else "starting", order.assignment.revision
+        elif isinstance(order, EmptySlot) and revision == order.revision:
+            self.runs[pod] = "draining", revision
+        self.say(link)
+
+    @precondition(lambda self: self.links)
+    @rule(data=st.data())
+    def goes_on(self, data: st.DataObject) -> None:
+        """A slot's own next step."""
+        link = data.draw(st.sampled_from(sorted(self.links)))
+        pod = self.links[link]
+        state, revision = self.runs[pod]
+        if state == "starting":
+            self.runs[pod] = "serving", revision
+        elif state == "draining":
+            self.runs[pod] = "ready", RevisionKey("")
+        self.say(link)
+
+    @rule(wait=st.sampled_from([0.1, ORDER_S, UNCLAIMED_S]))
+    def time_passes(self, wait: float) -> None:
+        self.now += wait
+        self.carry(self.account.tick(self.now))
+
+    @rule()
+    def watched(self) -> None:
+        self.account.heard(self.account.changes)
+
+    @invariant()
+    def holds(self) -> None:
+        if not hasattr(self, "account"):
+            return
+        self.account.check()
+        assert self.account.due() > self.now or self.account.due() == float("inf")
+        slots = {slot.pod: slot for slot in self.account.slots}
+        assert slots.keys() == set(self.links.values())
+        serving = {InstanceID(s.pod): s.revision for s in slots.values() if s.state == "serving"}
+        assert self.believed.items() <= serving.items(), "activators believe only what is so"
+        for link, pod in self.links.items():
+            if not self.mail[link] and not self.account._lives[pod].ordered_until:
+                assert (slots[pod].state, slots[pod].revision) == self.runs[pod]
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
