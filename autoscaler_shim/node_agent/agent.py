@@ -17,6 +17,7 @@ from autoscaler_shim.node_agent.metrics import Figures, Metrics, Page
 from autoscaler_shim.node_agent.reviews import NotProven, Reviews
 from autoscaler_shim.node_agent.settings import Settings
 from autoscaler_shim.node_agent.telling import Telling
+from kserve_ext.core.facts import NodeStatus, Resources
 from kserve_ext.core.ids import NodeID, RevisionKey
 from kserve_ext.core.standby.agent import Drop, Effect, EmptySlot, News, SlotAccount, StartSlot
 from kserve_ext.core.standby.facts import Slot
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 #: A watch is answered after so long at the latest, and before its caller gives up.
 WATCH_S: Final = 20.0
 EARLIER_S: Final = 0.5
+#: Changes so soon after a first one are told with it; no request waits for a watch.
+MERGE_S: Final = 0.005
 #: Between looks at the Node object and at the folders of models.
 LOOK_S: Final = 15.0
 KEY_AGAIN_S: Final = 1.0
@@ -59,6 +62,7 @@ class NodeAgent:
         self._rpc: Rpc | None = None
         self._telling: Telling | None = None
         self._read: dict[str, Any] = {}
+        self._capacity = Resources()
         self._models: tuple[str, ...] = ()
         self._looks = 0
         self._watchers: set[asyncio.Future[None]] = set()
@@ -130,6 +134,7 @@ class NodeAgent:
                 until = min(WATCH_S, caller.deadline_left_s(self._loop.time()) - EARLIER_S)
                 async with asyncio.timeout(max(0.0, until)):
                     await changed
+                await asyncio.sleep(MERGE_S)
             except TimeoutError:
                 pass
             finally:
@@ -174,13 +179,14 @@ class NodeAgent:
     def _tag(self) -> str:
         return f"{self.incarnation}.{self.account.changes}.{self._looks}"
 
-    def _status(self) -> Any:
+    def _status(self) -> NodeStatus:
         return status.status(
             self.node,
             self.addr,
             self.incarnation,
             self.account.changes + self._looks,
             self._read,
+            self._capacity,
             self.account.slots,
             self._models,
         )
@@ -236,13 +242,14 @@ class NodeAgent:
     async def _look(self) -> None:
         """At the Node object and the folders; a change wakes who watches."""
         settings = self._settings
-        before = self._models, self._read.get("status", {}).get("allocatable"), self._read.get("spec")
+        before = self._models, self._capacity, self._read.get("spec")
         try:
             self._read = await self._client.get(NODES, "", settings.node)
         except KubeError as error:
             log.warning("node %s can't be read, what was known of it stays: %s", settings.node, error)
         self._models = await asyncio.to_thread(status.models, settings.model_cache, settings.fluid_mounts)
-        after = self._models, self._read.get("status", {}).get("allocatable"), self._read.get("spec")
+        self._capacity = status.resources(self._read)
+        after = self._models, self._capacity, self._read.get("spec")
         if after != before:
             self._looks += 1
             self._wake()

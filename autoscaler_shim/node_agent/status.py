@@ -87,12 +87,12 @@ def status(
     incarnation: int,
     seq: int,
     read: Mapping[str, Any],
+    capacity: Resources,
     slots: tuple[Slot, ...],
     near: tuple[str, ...],
     root: Path = Path("/"),
 ) -> NodeStatus:
     """`read`: the Node object; `near`: models."""
-    capacity = resources(read, root)
     ready: dict[str, int] = {}
     for slot in slots:
         if slot.state == "ready":
