@@ -145,7 +145,10 @@ def test_the_webhook_comes_with_the_autoscaler_and_goes_with_it(cluster: Knative
     assert cluster.get(DEPLOYMENTS, PLACE, "galaxy-webhook") is None
 
 
-def test_standby_pods_go_with_the_component_and_those_that_serve_stay(cluster: KnativeCluster) -> None:
+@pytest.mark.parametrize("back", [("uninstall",), ("install",), ("uninstall", "--only", "autoscaler")])
+def test_standby_pods_go_with_the_component_and_those_that_serve_stay(
+    cluster: KnativeCluster, back: tuple[str, ...]
+) -> None:
     installed = cluster("install", "--component", "standby")
     assert installed.exit_code == 0, installed.output
     assert "daemonset/galaxy-node-agent rolled out, 3 of 3" in installed.stdout
@@ -153,7 +156,7 @@ def test_standby_pods_go_with_the_component_and_those_that_serve_stay(cluster: K
     adopted = {**pool, "serving.knative.dev/revision": "r"}
     for name, labels in (("standby-a", pool), ("standby-b", adopted)):
         cluster.server.put(PODS, {"metadata": {"namespace": "users", "name": name, "labels": labels}})
-    removed = cluster("uninstall")
+    removed = cluster(*back)
     assert removed.exit_code == 0, removed.output
     assert "standby pod users/standby-a deleted" in removed.stdout
     assert cluster.get(PODS, "users", "standby-a") is None

@@ -14,7 +14,8 @@ import pytest
 from kserve_ext.cli.knative.kustomize import MANIFESTS, build
 from kserve_ext.cli.knative.parts import PARTS
 
-RENDERED = build(MANIFESTS / "overlays" / "knative", [MANIFESTS / "components" / "monitoring"]).objects
+OVERLAY, COMPONENTS = MANIFESTS / "overlays" / "knative", MANIFESTS / "components"
+RENDERED = build(OVERLAY, [COMPONENTS / "monitoring"]).objects
 MONITORING = [obj for obj in RENDERED.values() if obj["apiVersion"] == "monitoring.coreos.com/v1"]
 _DURATION: Final = {
     "type": "string",
@@ -71,9 +72,11 @@ def test_every_field_is_one_that_the_operator_knows(obj: dict[str, Any]) -> None
 
 
 def test_what_is_scraped_is_a_port_of_the_pods_that_are_selected() -> None:
-    pods = {key.name: obj["spec"]["template"] for key, obj in RENDERED.items() if key.kind == "Deployment"}
+    rendered = build(OVERLAY, [COMPONENTS / "monitoring", COMPONENTS / "standby"]).objects
+    kinds = ("Deployment", "DaemonSet")
+    pods = {key.name: obj["spec"]["template"] for key, obj in rendered.items() if key.kind in kinds}
     monitors = [obj for obj in MONITORING if obj["kind"] == "PodMonitor"]
-    assert len(monitors) == len(PARTS)
+    assert len(monitors) == len(PARTS) + 1, "the agents of nodes are beside them"
     for monitor in monitors:
         (pod,) = (
             pod

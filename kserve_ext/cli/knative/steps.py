@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from kserve_ext.api.knative.revision import REVISION_LABEL
@@ -19,6 +19,7 @@ from kserve_ext.api.standby.names import POOL_LABEL
 from kserve_ext.cli.failure import Failure
 from kserve_ext.cli.knative import record as records
 from kserve_ext.cli.knative.kinds import kind_named, kind_of
+from kserve_ext.cli.knative.kustomize import Identity
 from kserve_ext.cli.knative.merging import without
 from kserve_ext.cli.knative.parts import (
     MUTUAL_TLS,
@@ -76,11 +77,11 @@ class Steps:
             for obj in plan.added[name]:
                 await self._add(obj)
             before = former.parts.get(name)
-            await self._delete(
-                [key for key in (before.objects if before else ()) if key not in taken[name].objects]
-            )
+            gone = [key for key in (before.objects if before else ()) if key not in taken[name].objects]
+            await self._delete(gone)
             changed = await self._client.apply(DEPLOYMENTS, patch, MANAGER, force=True)
             await self._settled(name, changed, "galaxy uninstall puts it back")
+            await self._end_standby(gone)
 
     async def uninstall(self, record: Record, parts: tuple[Part, ...]) -> None:
         left = dict(record.parts)
@@ -91,8 +92,7 @@ class Steps:
             if taken is None:
                 continue
             await self._put_back(part, taken)
-            if any(key.kind == DAEMON_SETS.kind for _, key in taken.objects):
-                await self._end_standby()
+            await self._end_standby(taken.objects)
             await self._delete(list(reversed(taken.objects)))
             del left[part.name]
             await self._write(Record(record.version, left))
@@ -181,8 +181,13 @@ class Steps:
             part.name, changed, "the pods of ours go on serving; galaxy uninstall goes on from here"
         )
 
-    async def _end_standby(self) -> None:
-        """Pods that no revision has adopted: nobody keeps them now. The others go with their revisions."""
+    async def _end_standby(self, going: Iterable[tuple[str, Identity]]) -> None:
+        """Where the agents go: pods that no revision has adopted. The others go with their revisions.
+
+        To be called once no autoscaler makes them any more.
+        """
+        if not any(key.kind == DAEMON_SETS.kind for _, key in going):
+            return
         try:
             listed = await self._client.list(PODS, labels=f"{POOL_LABEL},!{REVISION_LABEL}")
         except KubeError as error:
