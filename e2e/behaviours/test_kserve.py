@@ -13,13 +13,13 @@ import pytest
 
 from e2e import build
 from e2e.behaviours.client import Client
-from e2e.behaviours.inference import example, have_models, served, text_of
+from e2e.behaviours.inference import READY_S, example, have_models, served, text_of
 from e2e.behaviours.ingress import Ingress
 from e2e.behaviours.services import NAMESPACE
 from e2e.behaviours.test_install import OPTIONS, run
 from e2e.behaviours.test_webhook import BURST, OURS, dry_run, inference_service, wait_in_force
 from e2e.stack import kserve
-from e2e.stack.api import Api, ApiError, Object
+from e2e.stack.api import Api, ApiError, Object, wait_until
 from e2e.stack.cluster import Cluster
 from e2e.stack.implementations import grant, images, roll_out
 from e2e.stack.kubelet import programs
@@ -115,6 +115,7 @@ def test_a_group_computes_prompts_on_one_side_and_answers_on_the_other(kserved: 
         for service in (prefill, decode):
             service.wait_zero()
         assert text_of(decode.complete(client, LONG)) == said
+        wait_until("prefill to be woken with decode", prefill.ready_pods, READY_S)
 
 
 def _key() -> Object:

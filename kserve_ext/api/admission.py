@@ -38,6 +38,7 @@ _LONGEST: Final = 256
 
 Path = tuple[str, ...]
 _OWN: Final[Path] = ("metadata", "annotations")
+_PREDICTOR: Final[Path] = ("spec", "predictor", "annotations")
 _TEMPLATE: Final[Path] = ("spec", "template", "metadata", "annotations")
 
 
@@ -53,7 +54,7 @@ class Place(NamedTuple):
 #: (group, kind) -> its places.
 PLACES: Final[Mapping[tuple[str, str], Place]] = {
     ("serving.kserve.io", "InferenceService"): Place(
-        (_OWN, ("spec", "predictor", "annotations")),
+        (_OWN, _PREDICTOR),
         (("spec", "transformer", "annotations"), ("spec", "explainer", "annotations")),
     ),
     ("serving.kserve.io", "ServingRuntime"): Place((("spec", "annotations"),), (_OWN,)),
@@ -189,12 +190,26 @@ def _judged(request: Request, obj: Object, place: Place) -> Findings:
         table.check_together(settings, findings, notes.field, complete=whole)
         if whole:
             _without_its_condition(notes, findings)
-        elif notes.opted_in and (mode := _at(obj, _OWN).get(_MODE)) in _WITHOUT_KNATIVE:
-            findings.warn(
-                f"{notes.field('engine')}: does nothing with {_MODE}: {mode}, which makes no Knative revision"
-            )
+        else:
+            _unseen_by_templates(obj, findings)
+            mode = _at(obj, _OWN).get(_MODE)
+            if notes.opted_in and mode in _WITHOUT_KNATIVE:
+                findings.warn(
+                    f"{notes.field('engine')}: does nothing with {_MODE}: {mode}, which makes no Knative revision"
+                )
         _without_the_activator(notes, findings)
     return findings
+
+
+def _unseen_by_templates(service: Object, findings: Findings) -> None:
+    """KServe fills in its runtimes' templates from the metadata of the InferenceService, and from nothing else."""
+    above, here = _at(service, _OWN), _at(service, _PREDICTOR)
+    for row in table.TABLE:
+        if row.by_template and row.key in here and above.get(row.key) != here[row.key]:
+            findings.warn(
+                f"{'.'.join(_PREDICTOR)}[{row.key}]: galaxy-vllm-prefill and -decode don't see it; "
+                f"write it at {'.'.join(_OWN)}"
+            )
 
 
 def _without_its_condition(notes: Notes, findings: Findings) -> None:

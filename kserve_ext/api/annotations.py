@@ -83,6 +83,8 @@ class Annotation:
     acted_on: tuple[Cluster, ...] = ("embedded",)
     #: Whether an instance reads it at its start, so that it can't change while the revision lives.
     fixed: bool = False
+    #: Whether our runtimes for KServe have a template that gives it to the instance (manifests/components/kserve).
+    by_template: bool = False
 
     @property
     def key(self) -> str:
@@ -110,6 +112,7 @@ TABLE: Final = (
         "runtime, Schedule",
         "What the instances of this service compute: everything, or one half of a group.",
         choices=("unified", "prefill", "decode"),
+        acted_on=("embedded", "Knative"),
         fixed=True,
     ),
     Annotation(
@@ -119,7 +122,9 @@ TABLE: Final = (
         "Dispatch, Schedule",
         "Joins the prefill service and the decode service that serve together. Clients talk to the decode service.",
         _name,
+        acted_on=("embedded", "Knative"),
         fixed=True,
+        by_template=True,
     ),
     Annotation(
         "pd",
@@ -128,7 +133,9 @@ TABLE: Final = (
         "decode's front",
         "When a prompt is sent to a prefill instance: when it pays, always, never.",
         choices=("auto", "always", "never"),
+        acted_on=("embedded", "Knative"),
         fixed=True,
+        by_template=True,
     ),
     Annotation(
         "pd-threshold-tokens",
@@ -137,7 +144,9 @@ TABLE: Final = (
         "decode's front",
         "Prompts with fewer uncached tokens than this are prefilled where they are decoded.",
         _whole,
+        acted_on=("embedded", "Knative"),
         fixed=True,
+        by_template=True,
     ),
     Annotation(
         "pd-ratio",
@@ -155,7 +164,9 @@ TABLE: Final = (
         "By which method the KV cache goes from prefill to decode. `rdma`: into the cache or through rings; `ipc`: "
         "within one host, from GPU to GPU or through shared memory; `none` recomputes.",
         choices=("auto", "rdma", "ipc", "tcp", "nixl", "none"),
+        acted_on=("embedded", "Knative"),
         fixed=True,
+        by_template=True,
     ),
     Annotation(
         "kv-transfer-required",
@@ -165,7 +176,9 @@ TABLE: Final = (
         "`true`: a request whose KV cannot be transferred that way is refused, not recomputed.",
         _flag,
         choices=("true", "false"),
+        acted_on=("embedded", "Knative"),
         fixed=True,
+        by_template=True,
     ),
     Annotation(
         "hold-seconds",
@@ -384,7 +397,8 @@ def markdown() -> str:
         "to the template of a Knative Service (`spec.template.metadata.annotations`); the later of runtime, service,",
         "predictor wins. An unknown key with this prefix is an error. In a Knative cluster the webhook says so when",
         "the object is applied ([install.md](install.md#webhook)). What is *fixed* can't change on a revision that",
-        "is there: a change in the template makes another revision.",
+        "is there: a change in the template makes another revision. In a Knative cluster what instances read reaches",
+        "them by our runtimes for KServe ([kserve.md](kserve.md)).",
         "",
         "| key | values | default | read by | acted on in | meaning |",
         "|---|---|---|---|---|---|",

@@ -225,6 +225,13 @@ def test_what_nothing_acts_on_in_a_knative_cluster_yet() -> None:
     assert text == f"{TEMPLATE}[{PREFIX}hold-seconds]: has no effect in a Knative cluster so far"
 
 
+def test_what_templates_of_runtimes_do_not_see() -> None:
+    group = {**ENGINE, **ours(role="decode", pd_group="chat")}
+    below = at("spec.predictor.annotations", {**group, **ours(pd="never")}, at("metadata.annotations", group))
+    (text,) = validate(request("InferenceService", below)).warnings
+    assert text.startswith(f"spec.predictor.annotations[{PREFIX}pd]: galaxy-vllm-prefill and -decode")
+
+
 def test_what_is_for_groups_only() -> None:
     assert "does nothing without kserve-galaxy.io/pd-group" in warnings({**ENGINE, **ours(kv_transfer="tcp")})
 
