@@ -20,6 +20,7 @@ from e2e.behaviours.ingress import Ingress
 from e2e.behaviours.parts import kill, restarts, system_pods
 from e2e.behaviours.services import ASLEEP, NAMESPACE, deployed, template
 from e2e.behaviours.test_install import OPTIONS, run
+from e2e.stack import knative
 from e2e.stack.api import Api, Object, condition, wait_until
 from e2e.stack.cluster import Cluster
 from e2e.stack.implementations import grant, images, roll_out, use
@@ -79,7 +80,7 @@ def installed(stack: Cluster) -> Iterator[Api]:
     api = stack.api
     before = images(api)
     use(api, "stock")
-    run(stack, "install", *OPTIONS, "--component", "standby")
+    install(stack)
     try:
         yield api
     finally:
@@ -87,6 +88,15 @@ def installed(stack: Cluster) -> Iterator[Api]:
         if before != images(api):
             grant(api)
             roll_out(api, before)
+
+
+def install(stack: Cluster) -> None:
+    """With an autoscaler that leaves standby pods to the test, whose pods it would know nothing of."""
+    run(stack, "install", *OPTIONS, "--component", "standby")
+    container = {"name": "autoscaler", "env": [{"name": "GALAXY_STANDBY", "value": "off"}]}
+    patch = {"spec": {"template": {"spec": {"containers": [container]}}}}
+    stack.api.patch("apps/v1", "Deployment", SYSTEM_NAMESPACE, "autoscaler", patch, strategic=True)
+    knative.wait_rolled_out(stack.api, "autoscaler")
 
 
 @contextmanager
@@ -226,7 +236,7 @@ def test_uninstalling_takes_out_what_stands_by(stack: Cluster, installed: Api) -
     assert f"standby pod {NAMESPACE}/left deleted" in said
     wait_until("its end", lambda: "left" not in names(installed), 30)
     assert not system_pods(installed, AGENT)
-    run(stack, "install", *OPTIONS, "--component", "standby")
+    install(stack)
 
 
 def ready(api: Api, name: str) -> bool:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 from typing import Final
 
-#: Longest time from "it serves" to being listed: a scale, labels, a readiness probe, and the Endpoints.
-KEEP_S: Final = 60.0
+#: Longest time from "it serves" to being listed: a scale, labels, a readiness probe, and the Endpoints. In a burst of
+#: some hundred revisions Kubernetes' controllers need a minute for these, at the request rates that they come with.
+KEEP_S: Final = 120.0
 
 
 class Announced:
