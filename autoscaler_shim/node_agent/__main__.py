@@ -11,7 +11,7 @@ import sys
 import uvloop
 
 from autoscaler_shim.knative.settings import BadEnvironment
-from autoscaler_shim.node_agent.agent import NodeAgent
+from autoscaler_shim.node_agent.agent import AnotherKey, NodeAgent
 from autoscaler_shim.node_agent.settings import Settings, read
 from kserve_ext.kube.access import AccessError
 from kserve_ext.kube.client import Client
@@ -41,7 +41,7 @@ def main() -> int:
     log_to_stdout("node-agent")
     try:
         uvloop.run(serve(read(os.environ)))
-    except (BadEnvironment, AccessError, OSError) as error:
+    except (AnotherKey, BadEnvironment, AccessError, OSError) as error:
         logging.getLogger(__name__).error("can't serve: %s", error)
         return 1
     return 0

@@ -36,9 +36,13 @@ WATCH_S: Final = 20.0
 EARLIER_S: Final = 0.5
 #: Changes so soon after a first one are told with it; no request waits for a watch.
 MERGE_S: Final = 0.005
-#: Between looks at the Node object and at the folders of models.
-LOOK_S: Final = 15.0
+#: Between looks at the Node object, at the folders of models, and at the key.
+LOOK_S: Final = 30.0
 KEY_AGAIN_S: Final = 1.0
+
+
+class AnotherKey(Exception):
+    """Parts of ours know each other by another key than when this agent began."""
 
 
 class NodeAgent:
@@ -59,6 +63,7 @@ class NodeAgent:
         self.page = Page(Metrics(self.figures), lambda: self._ready)
         self.addr = ""
         self._ready = False
+        self._key = b""
         self._rpc: Rpc | None = None
         self._telling: Telling | None = None
         self._read: dict[str, Any] = {}
@@ -165,7 +170,7 @@ class NodeAgent:
         settings = self._settings
         if self.identity is not None:
             await self.identity.start()
-        key = await self._key()
+        key = self._key = await self._first_key()
         identity = self.identity.identity if self.identity is not None else None
         rpc = self._rpc = Rpc(f"node-agent/{self.node}", key, identity=identity)
         self._telling = Telling(rpc, self.node, self.incarnation)
@@ -223,7 +228,7 @@ class NodeAgent:
             if not watcher.done():
                 watcher.set_result(None)
 
-    async def _key(self) -> bytes:
+    async def _first_key(self) -> bytes:
         said = ""
         while True:
             try:
@@ -238,6 +243,19 @@ class NodeAgent:
         while True:
             await self._look()
             await asyncio.sleep(LOOK_S)
+            await self._look_at_key()
+
+    async def _look_at_key(self) -> None:
+        """It is made anew where activators are uninstalled and installed again, or when somebody wants another."""
+        try:
+            key = await peers_key(self._client, self._settings.namespace, make=False) if self._key else b""
+        except NoKey as error:
+            log.warning("the key that this agent began with stays: %s", error)
+            return
+        if key != self._key:
+            raise AnotherKey(
+                "the key in the Secret galaxy-peers is another one now: this agent begins anew with it"
+            )
 
     async def _look(self) -> None:
         """At the Node object and the folders; a change wakes who watches."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,8 +13,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from autoscaler_shim.node_agent.agent import NodeAgent
+from autoscaler_shim.node_agent.agent import AnotherKey, NodeAgent
 from kserve_ext.core.ids import RevisionKey
+from kserve_ext.kube.kinds import SECRETS
 from kserve_ext.rpc import Rpc, RpcError
 from kserve_ext.wire.messages import FreeSlot, NodeSlots, SlotReply, TakeSlot, WatchSlots
 from tests.support.api_server import ApiServer
@@ -22,6 +25,7 @@ from tests.support.standby import (
     KEY,
     NODE,
     REVISION,
+    SYSTEM,
     FakeActivator,
     FakeSlot,
     assignment,
@@ -264,6 +268,24 @@ def test_a_watch_waits_for_a_change_and_needs_the_key(tmp_path: Path) -> None:
                 await stranger.call(w.agent.addr, WatchSlots(""))
             await stranger.close()
             await slot.close()
+
+    run(test())
+
+
+def test_another_key_ends_the_agent_which_begins_anew_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoscaler_shim.node_agent.agent.LOOK_S", 0.01)
+
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            ended = asyncio.ensure_future(w.agent.ended())
+            w.api.fail(403, path="galaxy-peers")
+            secret = w.api.get(SECRETS, SYSTEM, "galaxy-peers")
+            assert secret is not None
+            w.api.put(SECRETS, {**secret, "data": {"key": base64.b64encode(b"n" * 32).decode()}})
+            with pytest.raises(AnotherKey):
+                await ended
 
     run(test())
 
