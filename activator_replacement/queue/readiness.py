@@ -1,7 +1,6 @@
 """Asks the user's server whether it is ready, as its probe says; who asks meanwhile shares the answer.
 
-In Knative: pkg/queue/readiness/probe.go, pkg/queue/health/probe.go. gRPC's health protocol is not spoken: the port of
-a gRPC probe is asked whether it takes a connection.
+In Knative: pkg/queue/readiness/probe.go, pkg/queue/health/probe.go.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from activator_replacement.queue import health
 from kserve_ext.core.queue.probing import POLL_S, RETRY_S, Asking
 
 _READ_BYTES = 65_536
@@ -68,10 +68,12 @@ async def _attempt(asking: Asking) -> bool:
         async with asyncio.timeout(asking.timeout_s):
             reader, writer = await asyncio.open_connection(asking.host, asking.port)
             try:
+                if asking.grpc is not None:
+                    return await health.serving(reader, writer, f"{asking.host}:{asking.port}", asking.grpc)
                 return asking.path is None or await _get(asking, reader, writer)
             finally:
                 writer.close()
-    except (OSError, TimeoutError):
+    except (OSError, TimeoutError, asyncio.IncompleteReadError):
         return False
 
 

@@ -29,6 +29,7 @@ class Asking(NamedTuple):
     timeout_s: float  # of one attempt
     aggressive: bool
     successes: int  # in a row, of an aggressive one
+    grpc: str | None = None  # of gRPC's health protocol: the service; None: not that
 
 
 def asking(probe: str, port: int) -> tuple[Asking, ...]:
@@ -62,6 +63,7 @@ def _one(probe: dict[str, Any], port: int) -> Asking:
         timeout_s,
         aggressive,
         int(probe.get("successThreshold") or 1),
+        str(action.get("service") or "") if probe.get("grpc") else None,
     )
 
 

@@ -40,9 +40,11 @@ def test_of_several_containers_each_is_asked() -> None:
     assert [(one.port, one.path) for one in found] == [(1, None), (2, "/x")]
 
 
-def test_exec_and_grpc_ask_the_port() -> None:
+def test_exec_asks_the_port_and_grpc_its_service() -> None:
     assert asking('{"exec": {"command": ["true"]}}', 8080)[0].path is None
-    assert asking('{"grpc": {"port": 9001}}', 8080)[0][:3] == ("127.0.0.1", 9001, None)
+    [one] = asking('{"grpc": {"port": 9001, "service": "s"}}', 8080)
+    assert (one.port, one.path, one.grpc) == (9001, None, "s")
+    assert asking('{"grpc": {"port": 9001}}', 8080)[0].grpc == ""
 
 
 @pytest.mark.parametrize("probe", ["{", "3", '["x"]'])

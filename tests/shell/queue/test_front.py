@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 
+import h2.events
 import msgspec
+import pytest
 
 from activator_replacement.queue.dispatcher import QueueDispatcher
 from activator_replacement.queue.front import Front
@@ -15,7 +18,7 @@ from kserve_ext.core.standby.facts import Assignment, Timeouts
 from kserve_ext.wire.http2 import frames
 from kserve_ext.wire.slot_front import Assign, Assigned, Blank, Drain, Drained, Serve, ToSlot, Up
 from tests.support.dataplane import Client, get, instance, read_request, run
-from tests.support.http2 import REQUEST, connect, echo2, instance2, turn_until
+from tests.support.http2 import REQUEST, Peer, connect, echo2, instance2, turn_until
 from tests.support.standby_pod import address, free_port
 
 
@@ -248,5 +251,37 @@ def test_pages_that_are_not_there_and_connections_that_go_on() -> None:
             assert (await client.response())[0] == 200
             client.send(get("/nothing"))
             assert (await client.response())[0] == 404
+
+    run(test())
+
+
+@pytest.mark.parametrize(("status", "ready"), [(b"\x08\x01", True), (b"\x08\x02", False), (b"", False)])
+def test_a_grpc_probe_asks_the_health_service(status: bytes, ready: bool) -> None:
+    """SERVING, NOT_SERVING, and an error without a message."""
+
+    def serve(peer: Peer, event: object) -> None:
+        if isinstance(event, h2.events.StreamEnded):
+            number = event.stream_id
+            assert peer.streams[number].heads[0][":path"] == "/grpc.health.v1.Health/Check"
+            assert bytes(peer.streams[number].body) == b"\x00\x00\x00\x00\x03\x0a\x01s"
+            if status:
+                peer.h2.send_headers(number, [(":status", "200"), ("content-type", "application/grpc")])
+                peer.h2.send_data(number, b"\x00\x00\x00\x00\x02" + status)
+                peer.trailers(number, ("grpc-status", "0"))
+            else:
+                fields = [(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "12")]
+                peer.h2.send_headers(number, fields, end_stream=True)
+            peer.flush()
+
+    async def test() -> None:
+        async with instance2(serve) as made, front() as (slot, host):
+            port = int(made.addr.rpartition(":")[2])
+            probe = json.dumps(
+                {"grpc": {"port": port, "service": "s"}, "periodSeconds": 1, "timeoutSeconds": 60}
+            )
+            slot.serve(revision(made.addr, probe=probe))
+            client = await Client.connect(host, 8012)
+            client.send(get("/", "User-Agent: kube-probe/1.36", "K-Network-Probe: queue"))
+            assert (await client.response())[0] == (200 if ready else 503)
 
     run(test())
