@@ -210,18 +210,16 @@ class Instance:
         """Waits for what the engine was built without (shaped.py)."""
 
     async def _application(self, engine: Any) -> Any:
-        import vllm
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-        from vllm.entrypoints.launchers.app import build_app
-
-        from runtimes.vllm_pd.protocols import add_routes
 
         tasks = await engine.get_supported_tasks()
-        app = build_app(self.args, tasks, engine.model_config)
+        app = self._routes(tasks, engine.model_config)
         await init_app_state(engine, app.state, self.args, tasks)
         app.state.server = self.server  # vLLM's error handlers look at it when the engine has died
-        add_routes(app, vllm.__version__)
         return app
+
+    def _routes(self, tasks: Any, model_config: Any) -> Any:
+        return routes(self.args, tasks, model_config)
 
     async def _end(self, refusal: StartRefused | None) -> int:
         if refusal is not None:
@@ -248,6 +246,18 @@ class Instance:
         self.args.drain_seconds = _LAST_WORDS_S
         self.server.config.timeout_graceful_shutdown = _LAST_WORDS_S
         self.stop.set()
+
+
+def routes(args: Namespace, tasks: Any, model_config: Any) -> Any:
+    """The application, without what it is to speak for (its state)."""
+    import vllm
+    from vllm.entrypoints.launchers.app import build_app
+
+    from runtimes.vllm_pd.protocols import add_routes
+
+    app = build_app(args, tasks, model_config)
+    add_routes(app, vllm.__version__)
+    return app
 
 
 class _Channels:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ from runtimes.vllm_pd.status import StartRefused, Status
 
 State = Literal["warming", "ready", "starting", "serving", "draining", "failed"]
 _LINE = 1 << 20  # bytes, of a request
+_PR_SET_PDEATHSIG = 1
 
 
 class ShapedInstance(Instance):
@@ -58,6 +60,9 @@ class ShapedInstance(Instance):
         assert self._loading is not None
         await asyncio.wrap_future(self._loading)
         self.status.event("weights_into_shape")
+
+    def _routes(self, tasks: Any, model_config: Any) -> Any:
+        return self._shaped.routes(self.args, tasks, model_config)
 
 
 class Standby:
@@ -105,12 +110,17 @@ class Standby:
             args = arguments(self._argv, weights=False)
             self._shaped = await asyncio.to_thread(_build, args)
             await rehearse(self._shaped, self._argv)
+            await self._build_routes()
         except Exception as error:
             if not isinstance(error, StartRefused):
                 traceback.print_exc()
             return explain(error, "loading" if args else "arguments", set(vars(args)) if args else set())
         self._catch_signals()  # the rehearsal had its own
         return None
+
+    async def _build_routes(self) -> None:
+        assert self._shaped is not None
+        await asyncio.to_thread(self._shaped.build_routes, arguments(self._argv, weights=False))
 
     # --- the socket
 
@@ -171,6 +181,7 @@ class Standby:
             os.chdir(request["cwd"])
         if request.get("stdio") != "inherit" and request.get("stdout"):
             redirect(request["stdout"], request.get("stderr") or request["stdout"])
+        end_with_parent(False)
         status.event("shape_taken")
         self._instance = instance
         self._enter("starting")
@@ -215,6 +226,7 @@ class Standby:
             return
         self._restore_environment()
         self._instance = self._task = None
+        await self._build_routes()
         self._enter("ready")
 
     def _end(self, code: int, soon: bool = False) -> None:
@@ -298,6 +310,11 @@ def main() -> None:
     )
     given = parser.parse_args()
     serve(given.socket, arguments_only(given.arguments))
+
+
+def end_with_parent(on: bool) -> None:
+    """While it serves nobody it is its zygote's; an instance outlives that."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM if on else 0)
 
 
 def serve(path: str, argv: list[str]) -> NoReturn:

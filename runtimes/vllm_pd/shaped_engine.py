@@ -22,7 +22,20 @@ from runtimes.vllm_pd import shape_facts, weights
 from runtimes.vllm_pd.connector import join_instance
 from runtimes.vllm_pd.engine import Engine, configuration, front, log_stats
 from runtimes.vllm_pd.inproc import InprocAsyncClient
+from runtimes.vllm_pd.server import routes
 from runtimes.vllm_pd.status import StartRefused
+
+#: Of a service; no route looks at them.
+_NO_ROUTE = (
+    "model",
+    "model_tag",
+    "tokenizer",
+    "served_model_name",
+    "host",
+    "port",
+    "load_format",
+    "skip_tokenizer_init",
+)
 
 
 class NotThisShape(StartRefused):
@@ -58,6 +71,7 @@ class ShapedEngine:
                 found.field,
                 "keep zygotes for it",
             )
+        self._routes: tuple[str, Any] = ("", None)
         self.client = InprocAsyncClient(config, Executor.get_class(config), log_stats(args))
         self.client.submit(lambda core: core.collective_rpc(_in_worker(weights.check_replaceable))).result()
 
@@ -78,8 +92,22 @@ class ShapedEngine:
         config.cache_config = self._config.cache_config  # with what the core has found out about its cache
         config.compilation_config = self._config.compilation_config
         loading = self.client.submit(lambda core: self._put(core, config, load))
-        _forget_metrics()
         return front(args, config, None, lambda: self.client), loading
+
+    def build_routes(self, args: Namespace) -> None:
+        """Ahead: takes longer than anything else that a service needs besides its weights."""
+        _forget_metrics()
+        tasks = self.client.submit(lambda core: core.get_supported_tasks()).result()
+        self._routes = _routes_key(args, tasks), routes(args, tasks, self._config.model_config)
+
+    def routes(self, args: Namespace, tasks: Any, model_config: Any) -> Any:
+        """What was built ahead, and nobody has used, if its arguments are the service's; else another."""
+        key, app = self._routes
+        self._routes = ("", None)
+        if key == _routes_key(args, tasks):
+            return app
+        _forget_metrics()
+        return routes(args, tasks, model_config)
 
     def _put(self, core: Any, config: Any, load: bool) -> int:
         """On the engine's thread."""
@@ -113,6 +141,12 @@ class ShapedEngine:
         except Exception as error:
             raise Spent(str(error)) from error
         self.client.forget()
+
+
+def _routes_key(args: Namespace, tasks: Any) -> str:
+    """Everything that routes and what stands before them are made of, and some more."""
+    given = {name: value for name, value in vars(args).items() if name not in _NO_ROUTE}
+    return repr((sorted(given.items()), tasks, os.environ.get("VLLM_API_KEY")))
 
 
 def forget_files() -> None:

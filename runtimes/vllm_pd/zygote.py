@@ -39,8 +39,9 @@ def _keep(environ: Mapping[str, str] = os.environ) -> Callable[[str], int] | Non
     arguments = shlex.split(shape)
 
     def keep(path: str) -> int:
-        from runtimes.vllm_pd.shaped import serve
+        from runtimes.vllm_pd.shaped import end_with_parent, serve
 
+        end_with_parent(True)
         serve(path, arguments)
 
     return keep

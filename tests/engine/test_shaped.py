@@ -19,6 +19,7 @@ from tests.engine.instances import ROOT, WAIT_S, Instance, Nursery, ask_zygote, 
 pytestmark = pytest.mark.engine
 
 PROMPTS = [[7, 8, 9], list(range(5, 300)), [300] * 150]
+STARTS_S = 400.0  # imports, engine and rehearsal, on a busy machine
 OPTIONS = ("--max-model-len", "2048", "--dtype", "float32")
 
 
@@ -32,7 +33,9 @@ class Shaped:
         command = [sys.executable, "-m", "runtimes.vllm_pd.shaped", "--socket", str(self.path), "--"]
         command += ["--model", str(config), *OPTIONS, *options]
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=self.log)
-        until(lambda: self.state() in ("ready", "failed") or self.process.poll() is not None, "shaped")
+        until(
+            lambda: self.state() in ("ready", "failed") or self.process.poll() is not None, "shaped", STARTS_S
+        )
         assert self.state() == "ready", self.said()[-3000:]
 
     def said(self) -> str:
@@ -225,24 +228,115 @@ def test_a_zygote_of_a_standby_pod_hands_over_its_shaped_engine(
 
     try:
         until(path.exists, "socket")
-        first = until(kept, "a shaped engine")
+        first = until(kept, "a shaped engine", STARTS_S)
         shaped = start()
         assert shaped.pid == first
         assert [e["name"] for e in shaped.status()["events"]].count("weights_into_shape") == 1
         expected = shaped.tokens([5, 6, 7], 8)[0]
         end(shaped)
-        second = until(kept, "the next shaped engine")
+        second = until(kept, "the next shaped engine", STARTS_S)
         other = start("--max-num-seqs", "3")
         assert other.pid not in (first, second)
         assert other.tokens([5, 6, 7], 8)[0] == expected
         end(other)
-        assert until(kept, "a shaped engine again") not in (first, second)
+        assert until(kept, "a shaped engine again", STARTS_S) not in (first, second)
     finally:
         for instance in served:
             if instance.exit_facts() is None:
                 instance.kill(signal.SIGKILL)
         left = ask_zygote(path, {"ping": True})["kept"]
-        zygote.terminate()
+        zygote.kill()  # it can't tell anybody
         zygote.wait(WAIT_S)
         if isinstance(left, int) and left:
             until(lambda: not Path(f"/proc/{left}").exists(), "the shaped engine's end")
+
+
+def test_prefill_and_decode_take_services_one_after_the_other(
+    tmp_path: Path, nursery: Nursery, config_only: Path, tiny_model: Path
+) -> None:
+    """Each time with channels of their own: who they are and what their blocks are made of has changed."""
+    sides = []
+    for role in ("prefill", "decode"):
+        (tmp_path / role).mkdir()
+        sides.append(Shaped(tmp_path / role, config_only, "--role", role))
+    prefill, decode = sides
+    second = other_weights(tiny_model, tmp_path / "second")
+    prompt = list(range(5, 300))
+    key = {"GALAXY_CLUSTER_KEY_FILE": str(tmp_path / "key")}
+    (tmp_path / "key").write_bytes(b"k" * 32)
+    try:
+        for model in (tiny_model, second):
+            plain = nursery.start(model=model).ready()
+            expected = plain.tokens(prompt, 8)[0]
+            plain.kill()
+            plain.exited()
+            answer = prefill.asked(model, "--role", "prefill", env=key)
+            assert "pid" in answer, answer
+            until(lambda: prefill.state() in ("serving", "failed", ""), "prefill")
+            peers = {"GALAXY_PREFILL_PEERS": f"127.0.0.1:{prefill.instance.port}", **key}
+            options = ("--role", "decode", "--pd-threshold-tokens", "64", "--kv-transfer", "shm")
+            answer = decode.asked(model, *options, env=peers)
+            assert "pid" in answer, answer
+            until(lambda: decode.state() in ("serving", "failed", ""), "decode")
+            got, answer_ = decode.instance.tokens(prompt, 8)
+            assert got == expected
+            assert answer_.headers["x-kv-transfer"].startswith("shm;"), answer_.headers
+            decode.free()
+            prefill.free()
+    finally:
+        for side in sides:
+            side.close()
+
+
+def test_tied_embeddings_and_biases_are_the_services_own(
+    tmp_path: Path, nursery: Nursery, tiny_model: Path
+) -> None:
+    """The output layer has packed the input's weights for itself, and biases are never dropped."""
+    models = [qwen(tiny_model, tmp_path / f"qwen{seed}", seed) for seed in (1, 2)]
+    expected = []
+    for model in models:
+        plain = nursery.start(model=model).ready()
+        expected.append(tokens(plain))
+        plain.kill()
+        plain.exited()
+    assert expected[0] != expected[1]
+    (tmp_path / "process").mkdir()
+    shaped = Shaped(tmp_path / "process", models[0])
+    try:
+        for model, wanted in zip(models, expected, strict=True):
+            assert tokens(shaped.start(model)) == wanted
+            shaped.free()
+    finally:
+        shaped.close()
+
+
+def qwen(tiny: Path, folder: Path, seed: int) -> Path:
+    """A Qwen2 of the tiny model's measures."""
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(tiny, folder)
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("head_dim", "attention_bias", "mlp_bias"):
+        del config[name]
+    config |= {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    draw = np.random.default_rng(seed)
+    weights = {n: w for n, w in load_file(tiny / "model.safetensors").items() if n != "lm_head.weight"}
+    made = {
+        n: w if w.ndim == 1 else draw.permutation(w.reshape(-1)).reshape(w.shape) for n, w in weights.items()
+    }
+    for name, w in weights.items():
+        if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
+            made[name.replace("weight", "bias")] = draw.standard_normal(w.shape[0]).astype(np.float32)
+    save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_on_a_cpu_sleep_is_refused_with_the_reason(shaped: Shaped, tiny_model: Path) -> None:
+    instance = shaped.start(tiny_model)
+    answer = ask_zygote(instance.folder / "control.sock", {"sleep": True})
+    assert answer["field"] == "sleep"
+    assert "can't sleep" in answer["error"]
+    assert instance.tokens([5, 6], 2)
+    shaped.free()
