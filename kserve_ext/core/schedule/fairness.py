@@ -53,17 +53,28 @@ class Shares:
                 self.add(revision.namespace, revision.needs)
 
     def add(self, namespace: str, needs: Resources, count: int = 1) -> None:
-        held = self._held.setdefault(namespace, [0] * len(needs))
-        for k, amount in enumerate(needs):
-            held[k] += amount * count
+        held = self._held.get(namespace)
+        if held is None:
+            held = self._held[namespace] = [0, 0, 0, 0, 0]
+        held[0] += needs[0] * count  # written out: it is asked for every holding of every node in each pass
+        held[1] += needs[1] * count
+        held[2] += needs[2] * count
+        held[3] += needs[3] * count
+        held[4] += needs[4] * count
 
     def of(self, namespace: str) -> float:
         """Its dominant share over its weight."""
         held = self._held.get(namespace)
         if held is None:
             return 0.0
-        shares = (have / size for have, size in zip(held, self._total, strict=True) if size > 0)
-        return max(shares, default=0.0) / self._weights.get(namespace, 1.0)
+        most, total = 0.0, self._total
+        for k in (0, 1, 2, 3, 4):
+            size = total[k]
+            if size > 0:
+                share = held[k] / size
+                if share > most:
+                    most = share
+        return most / self._weights.get(namespace, 1.0)
 
 
 def in_turn(waiters: Iterable[W], shares: Shares, now: float) -> Iterator[W]:
