@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from kserve_ext.core.ids import FunctionID, NodeID
 from kserve_ext.core.schedule import facts as core
 from kserve_ext.core.schedule.machine import ScheduleMachine
 from kserve_ext.rpc import Caller, Rpc, RpcError
+from kserve_ext.rpc.answer import Answer
 from kserve_ext.rpc.membership import Membership
 from kserve_ext.rpc.process import Process, wall_time
 from kserve_ext.store import Store
@@ -74,7 +76,9 @@ class ScheduleFunction:
         self.machine = ScheduleMachine(me, membership.member.incarnation, weights)
         self.asked = self.decisions = 0
         self._loop = asyncio.get_running_loop()
-        self._calls: dict[int, tuple[Schedule, asyncio.Future[Placements]]] = {}
+        self._calls: dict[int, tuple[Schedule, Answer]] = {}
+        #: wakes who waits for the last answer
+        self._answered = asyncio.Event()
         self.nodes = Nodes(me, rpc, membership, self.machine.partition, store)
         self.room = RoomTold(me, rpc, membership, self.machine)
         rpc.handle(Schedule, self.schedule)
@@ -96,7 +100,7 @@ class ScheduleFunction:
 
     # --- placement
 
-    def schedule(self, message: Schedule, caller: Caller) -> Placements | asyncio.Future[Placements]:
+    def schedule(self, message: Schedule, caller: Caller) -> Placements | Answer:
         if self._stale(message):
             return Placements((), stale=True, epoch=self.membership.view.epoch)
         wanted = [core.Wanted(i, item.revision) for item in message.items for i in item.ids]
@@ -110,7 +114,7 @@ class ScheduleFunction:
             who=core.Standing(message.home_addr, message.waited_s),
             now=self._loop.time(),
         )
-        answer: asyncio.Future[Placements] = self._loop.create_future()
+        answer = Answer()
         self._calls[op] = (message, answer)
         self._carry_out(instructions)
         return answer
@@ -251,21 +255,23 @@ class ScheduleFunction:
             refused = [(r.instance, r.reason) for r in i.refused]
             placed = [(p.instance, p.node) for p in i.placed]
             self.rpc.history.say("placed", placed=placed, refused=refused)
-        if not answer.done():
-            answer.set_result(
-                Placements(
-                    placed=tuple(Placed(p.instance, p.node, p.addr) for p in i.placed),
-                    refused=tuple(Refused(r.instance, r.reason, r.unknown, r.never) for r in i.refused),
-                    epoch=self.membership.view.epoch,
-                    room=written(self.machine.room()) if call.hops else None,
-                )
+        answer.give(
+            Placements(
+                placed=tuple([Placed(p.instance, p.node, p.addr) for p in i.placed]),
+                refused=tuple([Refused(r.instance, r.reason, r.unknown, r.never) for r in i.refused]),
+                epoch=self.membership.view.epoch,
+                room=written(self.machine.room()) if call.hops else None,
             )
+        )
+        self._answered.set()
 
     async def finish(self) -> None:
         """What it is asked to place when it is to end is answered first."""
-        under_way = [answer for _, answer in self._calls.values()]
-        if under_way:
-            await asyncio.wait(under_way, timeout=FINISH_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FINISH_S):
+                while self._calls:
+                    self._answered.clear()
+                    await self._answered.wait()
 
     # --- description
 

@@ -53,7 +53,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_corked",
-        "_flush_at",
+        "_flushes",
         "_greeting",
         "_out",
         "_out_bytes",
@@ -93,7 +93,7 @@ class Connection(asyncio.Protocol):
         self._out_bytes = 0
         self._corked = False  # data_received() or the end of the hello flushes
         self._paused = False  # the transport's buffer is full
-        self._flush_at: asyncio.Handle | None = None
+        self._flushes = False  # Rpc flushes it at the end of this loop iteration
         self._pending = Pending(loop, addr)
         self._stall_timer: asyncio.TimerHandle | None = None
 
@@ -146,8 +146,8 @@ class Connection(asyncio.Protocol):
             return
         if not self.caller and self._transport is not None:
             self._transport.resume_reading()
-        if self._out and self._flush_at is None:
-            self._flush_at = self.loop.call_soon(self.flush)
+        if self._out and not self._flushes:
+            self._flush_soon()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.drop(
@@ -216,8 +216,8 @@ class Connection(asyncio.Protocol):
         self._out_bytes += len(data)
         if self._out_bytes > FLUSH_BYTES:
             self.flush()
-        elif self._flush_at is None and not self._corked and self._state == _OPEN:
-            self._flush_at = self.loop.call_soon(self.flush)
+        elif not self._flushes and not self._corked and self._state == _OPEN:
+            self._flush_soon()
 
     def drop(self, error: RpcError, *, abort: bool = False) -> None:
         """Ends the connection; every call under way fails with `error`, those not written yet go to a new one."""
@@ -227,9 +227,8 @@ class Connection(asyncio.Protocol):
         self._state = _CLOSED
         unwritten, self._out = self._out if self.caller and was_open else [], []
         again = [(f, call) for f in unwritten if (call := self._pending.take(frames.call_id(f))) is not None]
-        for timer in (self._stall_timer, self._flush_at):
-            if timer is not None:
-                timer.cancel()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
         if self._transport is not None:
             abort = abort or self._paused or error.code == ErrorCode.MALFORMED
             self._transport.abort() if abort else self._transport.close()
@@ -243,15 +242,14 @@ class Connection(asyncio.Protocol):
         assert not self.busy, f"{self.addr} is put out of the cache with calls under way"
         assert self._transport is not None
         self._state = _CLOSED
-        for timer in (self._stall_timer, self._flush_at):
-            if timer is not None:
-                timer.cancel()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
         self._transport.write(frame(frames.REQUEST, BYE, 0, _encode(Bye()), deadline_ms=1000))
         self._transport.close()
         self._rpc.closed(self, False)
 
     def flush(self) -> None:
-        self._flush_at = None
+        self._flushes = False
         out, transport = self._out, self._transport
         if self._state != _OPEN or self._paused or transport is None or not out:
             return
@@ -260,6 +258,10 @@ class Connection(asyncio.Protocol):
         transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     # --- inside
+
+    def _flush_soon(self) -> None:
+        self._flushes = True
+        self._rpc.flush_soon(self)
 
     def _refuse(self, done: Done) -> None:
         if self._state == _CLOSED:

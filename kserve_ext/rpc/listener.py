@@ -117,6 +117,14 @@ class Listener:
                 loop.remove_reader(accepted)
 
 
+async def serve(
+    loop: asyncio.AbstractEventLoop, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int
+) -> tuple[asyncio.Server, int]:
+    """Everything plain on host:port, 0 = any free one; which it is."""
+    server = await loop.create_server(factory, host, port)
+    return server, int(server.sockets[0].getsockname()[1])
+
+
 def _wake(readable: asyncio.Future[None]) -> None:
     if not readable.done():
         readable.set_result(None)

@@ -1,6 +1,6 @@
 """Rpc: one per process. Listens, calls on kept connections (outgoing.py), routes requests to handlers.
 
-A handler takes (message, caller) and returns the reply, or something awaitable that gives it. Calls to the
+A handler takes (message, caller) and returns the reply, an Answer, or something awaitable that gives it. Calls to the
 process's own address skip the encoding, but still answer later, never within the call. Deadlines travel with the
 call: a request whose time is up when it would be handled is not run, and a late answer is not sent.
 """
@@ -18,11 +18,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from kserve_ext.core.connection_cache import BOUND
+from kserve_ext.rpc.answer import Answer
 from kserve_ext.rpc.caller import UNTRACED, Caller, Trace
 from kserve_ext.rpc.connection import BYE, Connection
 from kserve_ext.rpc.errors import RpcError
 from kserve_ext.rpc.history import History
-from kserve_ext.rpc.listener import Listener
+from kserve_ext.rpc.listener import Listener, serve
 from kserve_ext.rpc.mutual_tls import Identity
 from kserve_ext.rpc.outgoing import PING, Outgoing
 from kserve_ext.rpc.pending import Done
@@ -71,6 +72,8 @@ class Rpc:
         self._servers: list[asyncio.AbstractServer | Listener] = []
         self._own: set[str] = set()
         self._accepted: set[Connection] = set()
+        #: to be flushed when everybody in this loop iteration has said what they have to say
+        self._unflushed: list[Connection] = []
         self._lost: list[Callable[[Caller], None]] = []
         self._peer_lost: list[Callable[[str], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,8 +92,7 @@ class Rpc:
             port = listener.start(host, port)[1]
             self._servers.append(listener)
         else:
-            server = await loop.create_server(lambda: self._accept(loop), host, port)
-            port = server.sockets[0].getsockname()[1]
+            server, port = await serve(loop, lambda: self._accept(loop), host, port)
             self._servers.append(server)
         addr = f"{host}:{port}"
         self._own.add(addr)
@@ -202,10 +204,19 @@ class Rpc:
             result = handler(message, Caller(connection.peer, epoch, trace_id, span_id, expires, connection))
             if isinstance(result, Message):
                 connection.reply(f, result, self.epoch())
+            elif isinstance(result, Answer):
+                result.then(lambda reply: self._answered(connection, f, reply, expires))
             else:
                 self._later(connection, f, result, expires)
         except Exception as error:
             self._internal(connection, f, error)
+
+    def flush_soon(self, connection: Connection) -> None:
+        """At the end of this loop iteration: one callback for all connections."""
+        unflushed = self._unflushed
+        unflushed.append(connection)
+        if len(unflushed) == 1:
+            connection.loop.call_soon(self._flush)
 
     def closed(self, connection: Connection, was_open: bool) -> None:
         if connection.caller:
@@ -221,6 +232,11 @@ class Rpc:
                 callback(caller)
 
     # --- inside
+
+    def _flush(self) -> None:
+        unflushed, self._unflushed = self._unflushed, []
+        for connection in unflushed:
+            connection.flush()
 
     def _accept(self, loop: asyncio.AbstractEventLoop) -> Connection:
         connection = Connection(self, loop)
@@ -257,6 +273,8 @@ class Rpc:
                 return
             if isinstance(result, Message):
                 done(result)
+            elif isinstance(result, Answer):
+                result.then(done)
             else:
                 self._track(loop.create_task(self._await_own(result, timeout_s, done, message)))
 
@@ -280,6 +298,10 @@ class Rpc:
             done(RpcError(ErrorCode.INTERNAL, repr(error), self.name))
         else:
             done(reply)
+
+    def _answered(self, connection: Connection, f: Frame, reply: Message, expires: float) -> None:
+        if monotonic() <= expires:
+            connection.reply(f, reply, self.epoch())
 
     def _later(self, connection: Connection, f: Frame, result: Awaitable[Message], expires: float) -> None:
         if isinstance(result, asyncio.Future):

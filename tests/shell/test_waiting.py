@@ -69,7 +69,10 @@ class Function:
         item = m.Item(of, (InstanceID(instance),))
         found = self.it.schedule(m.Schedule((item,), 1, HOME, "dispatch-0:1", waited_s=3.0), SOMEBODY)
         assert not isinstance(found, m.Placements)
-        return await asyncio.wait_for(found, 1.0)
+        told: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        found.then(told.set_result)
+        placements: m.Placements = await asyncio.wait_for(told, 1.0)
+        return placements
 
     async def until_it_calls(self) -> tuple[str, Any, Done]:
         return await asyncio.wait_for(self.wire.told.get(), 5.0)

@@ -6,7 +6,6 @@ It is over when nothing is open and every instance is placed or refused (machine
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
 
 from kserve_ext.core.facts import Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
@@ -14,39 +13,65 @@ from kserve_ext.core.schedule.facts import NOBODY, Place, Refusal, Standing
 from kserve_ext.core.schedule.line import key_of
 
 
-@dataclass(slots=True)
 class Op:
     """One Schedule call under way."""
 
-    wanted: dict[InstanceID, Revision]
-    gang: bool
-    reserve: bool
-    hops: int
-    #: where partners of these instances are
-    near: Collection[NodeID] = ()
-    who: Standing = NOBODY
-    #: nodes that refused, by instance
-    tried: dict[InstanceID, set[NodeID]] = field(default_factory=dict)
-    placed: dict[InstanceID, Place] = field(default_factory=dict)
-    #: no node here takes it: may still find room elsewhere
-    stuck: dict[InstanceID, Refusal] = field(default_factory=dict)
-    #: final
-    refused: dict[InstanceID, Refusal] = field(default_factory=dict)
-    #: starts, commits and forwards not yet answered
-    open: int = 0
-    #: partitions asked
-    asked: set[FunctionID] = field(default_factory=set)
-    committing: bool = False
-    #: of a gang: where each fits together with the others
-    plan: dict[InstanceID, NodeID] = field(default_factory=dict)
-    #: not all nodes are told of: it decides by the probe cache (`elsewhere`: after the other partitions), and has
-    #: asked these nodes; nothing is placed before they have answered
-    pooled: bool = False
-    elsewhere: bool = False
-    probed: set[NodeID] = field(default_factory=set)
-    probing: int = 0
-    #: of `wanted`, those that an earlier call has asked for
-    repeated: set[InstanceID] = field(default_factory=set)
+    __slots__ = (
+        "asked",
+        "committing",
+        "elsewhere",
+        "gang",
+        "hops",
+        "near",
+        "open",
+        "placed",
+        "plan",
+        "pooled",
+        "probed",
+        "probing",
+        "refused",
+        "repeated",
+        "reserve",
+        "stuck",
+        "tried",
+        "wanted",
+        "who",
+    )
+
+    def __init__(
+        self,
+        wanted: dict[InstanceID, Revision],
+        gang: bool,
+        reserve: bool,
+        hops: int,
+        near: Collection[NodeID] = (),
+        who: Standing = NOBODY,
+    ) -> None:
+        """`near`: where partners of these instances are."""
+        self.wanted = wanted
+        self.gang, self.reserve, self.hops = gang, reserve, hops
+        self.near, self.who = near, who
+        #: nodes that refused, by instance
+        self.tried: dict[InstanceID, set[NodeID]] = {}
+        self.placed: dict[InstanceID, Place] = {}
+        #: no node here takes it: may still find room elsewhere
+        self.stuck: dict[InstanceID, Refusal] = {}
+        #: final
+        self.refused: dict[InstanceID, Refusal] = {}
+        #: starts, commits and forwards not yet answered
+        self.open = 0
+        #: partitions asked
+        self.asked: set[FunctionID] = set()
+        self.committing = False
+        #: of a gang: where each fits together with the others
+        self.plan: dict[InstanceID, NodeID] = {}
+        #: not all nodes are told of: it decides by the probe cache (`elsewhere`: after the other partitions), and has
+        #: asked these nodes; nothing is placed before they have answered
+        self.pooled = self.elsewhere = False
+        self.probed: set[NodeID] = set()
+        self.probing = 0
+        #: of `wanted`, those that an earlier call has asked for
+        self.repeated: set[InstanceID] = set()
 
     @property
     def members(self) -> dict[str, list[InstanceID]]:
