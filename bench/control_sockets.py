@@ -36,6 +36,8 @@ AIM_WHOLE = 5_000.0
 AIM_FOUND_S = 0.002
 IDLE_S = 6.0
 SHARDS = 8
+#: instances of a Schedule call, and calls under way
+DEPTHS = ((1, 1), (1, 256), (1, 1000), (1, 4000), (16, 16), (16, 256))
 
 
 def row(
@@ -71,7 +73,7 @@ def of_decisions(found: Decisions, count: int, under_way: int, said: str) -> lis
 async def deciding(plane: ControlPlane, seconds: float, said: str) -> list[Row]:
     found = []
     await decisions(plane, 1, 16, min(1.0, seconds), "warm")
-    for count, under_way in ((1, 1), (1, 256), (16, 16)):
+    for count, under_way in DEPTHS:
         one = await decisions(plane, count, under_way, seconds, f"c{count}w{under_way}")
         found += of_decisions(one, count, under_way, said)
         await plane.end_instances()
