@@ -328,7 +328,9 @@ def qwen(tiny: Path, folder: Path, seed: int) -> Path:
     }
     for name, w in weights.items():
         if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
-            made[name.replace("weight", "bias")] = draw.standard_normal(w.shape[0]).astype(np.float32)
+            made[name.replace("weight", "bias")] = np.asarray(
+                draw.standard_normal(w.shape[0]), dtype=np.float32
+            )
     save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
