@@ -19,7 +19,8 @@ from autoscaler_shim.node_agent.settings import Settings
 from autoscaler_shim.node_agent.telling import Telling
 from kserve_ext.core.facts import NodeStatus, Resources
 from kserve_ext.core.ids import NodeID, RevisionKey
-from kserve_ext.core.standby.agent import Drop, Effect, EmptySlot, News, SlotAccount, StartSlot
+from kserve_ext.core.standby.agent import SlotAccount
+from kserve_ext.core.standby.effects import Drop, Effect, EmptySlot, News, StartSlot
 from kserve_ext.core.standby.facts import Slot
 from kserve_ext.kube.client import Client, KubeError
 from kserve_ext.kube.identity import SecretIdentity

@@ -12,7 +12,7 @@ from typing import Final
 
 from kserve_ext.core.facts import Instance
 from kserve_ext.core.ids import InstanceID, NodeID
-from kserve_ext.core.standby.agent import News
+from kserve_ext.core.standby.effects import News
 from kserve_ext.rpc import Rpc, RpcError
 from kserve_ext.wire.messages import Message, ModInstance
 

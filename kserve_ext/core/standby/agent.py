@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from ipaddress import ip_address
-from typing import Final, NamedTuple
+from typing import Final
 
-from kserve_ext.core.ids import InstanceID, RevisionKey
+from kserve_ext.core.ids import RevisionKey
+from kserve_ext.core.standby.effects import Drop, Effect, EmptySlot, News, StartSlot, Verdict
 from kserve_ext.core.standby.facts import Assignment, Slot, SlotState
 
 #: So long a slot with a revision may be unknown to every autoscaler.
@@ -34,46 +35,6 @@ IDLE: Final[frozenset[SlotState]] = frozenset(("warming", "ready"))
 
 _BEFORE_START: Final[frozenset[SlotState]] = frozenset(("ready",))
 _BEFORE_EMPTY: Final[frozenset[SlotState]] = frozenset(("starting", "serving"))
-
-
-class StartSlot(NamedTuple):
-    link: int
-    assignment: Assignment
-
-
-class EmptySlot(NamedTuple):
-    """It drains, and is a standby again."""
-
-    link: int
-    revision: RevisionKey
-
-
-class Drop(NamedTuple):
-    """The connection ends, and the slot hears why."""
-
-    link: int
-    reason: str
-
-
-class News(NamedTuple):
-    """For activators: requests may go to this instance, or no longer."""
-
-    to: tuple[str, ...]
-    revision: RevisionKey
-    instance: InstanceID
-    addr: str  # host:port
-    incarnation: int
-    serves: bool
-    reason: str = ""  # why no longer
-
-
-Effect = StartSlot | EmptySlot | Drop | News
-
-
-class Verdict(NamedTuple):
-    reason: str = ""  # "" = done
-    stale: bool = False
-    slot: Slot | None = None
 
 
 class _Life:

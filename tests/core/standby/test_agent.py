@@ -7,16 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kserve_ext.core.ids import InstanceID, RevisionKey
-from kserve_ext.core.standby.agent import (
-    ORDER_S,
-    UNCLAIMED_S,
-    Drop,
-    Effect,
-    EmptySlot,
-    News,
-    SlotAccount,
-    StartSlot,
-)
+from kserve_ext.core.standby.agent import ORDER_S, UNCLAIMED_S, SlotAccount
+from kserve_ext.core.standby.effects import Drop, Effect, EmptySlot, News, StartSlot
 from kserve_ext.core.standby.facts import Assignment, Slot, SlotState, Timeouts
 
 PODS = ["ns/a", "ns/b"]
