@@ -50,6 +50,15 @@ class Reaper:
                 os.waitpid(found.si_pid, os.WNOHANG)
 
 
+def end_strays(kept: Collection[int]) -> list[int]:
+    """Kills this process's children but those, and what is below them: what a parent has left that has died."""
+    strays = [pid for pid in _children(os.getpid()) if pid not in kept]
+    for pid in _below(strays):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return strays
+
+
 def end_all(seconds: float = 5.0) -> int:
     """Kills and reaps everything below this process; how many processes there were."""
     killed: set[int] = set()

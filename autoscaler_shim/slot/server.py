@@ -43,6 +43,11 @@ class Server:
         self._unwanted = False  # it is to end before it has begun
         self._killing: asyncio.TimerHandle | None = None
 
+    @property
+    def pid(self) -> int:
+        """0 while there is none."""
+        return self._process.pid if self._process is not None else 0
+
     async def listen(self) -> None:
         await self._socket.listen(self._socket_path)
 

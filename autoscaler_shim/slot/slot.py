@@ -18,7 +18,7 @@ from pathlib import Path
 
 from autoscaler_shim.node.watcher import Watcher
 from autoscaler_shim.slot.base import Base
-from autoscaler_shim.slot.descendants import Reaper, become_first, end_all
+from autoscaler_shim.slot.descendants import Reaper, become_first, end_all, end_strays
 from autoscaler_shim.slot.front import Front
 from autoscaler_shim.slot.line import AgentLine
 from autoscaler_shim.slot.server import Server
@@ -74,7 +74,7 @@ class Slot:
             self._watcher,
             own,
             lambda: self._happened(BaseReady()),
-            lambda why: self._happened(BaseDied(why)),
+            self._base_died,
         )
         self._front = Front(
             settings.front_host,
@@ -124,6 +124,13 @@ class Slot:
 
     def _happened(self, event: Event) -> None:
         self._carry_out(self._machine.handle(event))
+
+    def _base_died(self, why: str) -> None:
+        """A server lives on; an engine that it kept ready, or a fork that nobody has heard of, does not."""
+        strays = end_strays({*self._reaper.own, self._server.pid})
+        if strays:
+            log.warning("%s and has left processes, which are ended: %s", why, strays)
+        self._happened(BaseDied(why))
 
     def _front_said(self, message: ToSlot) -> None:
         if isinstance(message, Assigned):

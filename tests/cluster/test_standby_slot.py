@@ -68,6 +68,10 @@ async def another(pod: Pod, zygote: int) -> bool:
     return any("zygote" in line and pid != zygote for pid, line in pod.processes().items())
 
 
+async def gone(pod: Pod, pid: int) -> bool:
+    return pid not in pod.processes()
+
+
 async def nothing_left(pod: Pod) -> bool:
     return not pod.processes()
 
@@ -211,6 +215,35 @@ def test_a_zygote_that_is_killed_comes_back_and_a_server_serves_on() -> None:
             await pod.agent.until_is("ready")
             await serve(pod, "rev-2")
             assert len(pod.processes()) == 4
+
+    run(test())
+
+
+#: A zygote that keeps a process beside it, as one of level S1 keeps an engine.
+KEEPING = """
+import os, sys, time
+if not os.fork():
+    time.sleep(600)
+    os._exit(0)
+os.execv(sys.executable, [sys.executable, "-m", "bench.peers.tiny_runtime.zygote", *sys.argv[1:]])
+"""
+
+
+def test_what_a_killed_zygote_kept_goes_with_it_and_its_server_stays() -> None:
+    async def test() -> None:
+        async with standby_pod(run=False) as pod:
+            package = pod.folder / "keeping"
+            package.mkdir()
+            (package / "zygote.py").write_text(KEEPING)
+            await pod.run(GALAXY_ZYGOTE="keeping", PYTHONPATH=str(pod.folder))
+            await pod.agent.until_is("ready")
+            await serve(pod)
+            server = (await model(pod))["pid"]
+            [kept] = [pid for pid, line in pod.processes().items() if "keeping.zygote" in line]
+            os.kill(pod.pid_of("tiny_runtime.zygote"), signal.SIGKILL)
+            await until(lambda: gone(pod, kept))
+            await until(lambda: another(pod, kept))
+            assert (await model(pod))["pid"] == server
 
     run(test())
 
