@@ -22,8 +22,8 @@ from kserve_ext.core.standby.facts import Assignment, Slot, SlotState
 
 #: So long a slot with a revision may be unknown to every autoscaler.
 UNCLAIMED_S: Final = 60.0
-#: So long a slot has to answer an order before what it said last counts again. It does at once where its machine isn't
-#: overloaded, and an order is lost only with the connection.
+#: So long a slot has to answer an order before what it said last counts again. It does at once where its machine
+#: isn't overloaded, and an order is lost only with the connection.
 ORDER_S: Final = 30.0
 #: Revisions whose last obeyed term is remembered.
 KEEP_TERMS: Final = 10_000
