@@ -39,7 +39,7 @@ class QueueHttp2Exchange(KnativeHttp2Exchange):
         if made is None:
             facts = self.facts
             peer = cast("QueueHttp2Client", self.client).peer
-            made = self._to_server = forward_to_server(facts.block, facts.authority, peer)
+            made = self._to_server = forward_to_server(facts.block, facts.authority, peer, facts.shared)
         return made
 
     @property

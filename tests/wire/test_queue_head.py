@@ -109,7 +109,7 @@ def test_http2_says_the_same(headers: list[tuple[str, str]]) -> None:
         ]
     )
     facts = scan2(block, True, 1 << 20)
-    made = forward2(facts.block, facts.authority, CLIENT)
+    made = forward2(facts.block, facts.authority, CLIENT, facts.shared)
     two = [(field.name.decode(), field.value.decode()) for field in fields(made.block)]
     assert [name for name, _ in two if name.startswith(":")] == [name for name, _ in two[:4]]
     renamed = {":authority": "host"}

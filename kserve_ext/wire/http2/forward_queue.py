@@ -1,6 +1,6 @@
 """A scanned header block as the user's server gets it from its queue-proxy: queue_head.py's changes, for HTTP/2.
 
-Blocks that were seen lately (one without deadlines or traces comes again and again) are not made anew.
+Blocks that were seen lately are not made anew: one without deadlines, traces or secrets comes again and again.
 
 Hot dialect, see kserve_ext/wire/http1.py.
 """
@@ -26,7 +26,6 @@ _CUT: Final = frozenset(
         b"x-galaxy-continuation",
     )
 )
-_KEPT_BYTES: Final = 1024
 
 
 class ToServer(NamedTuple):
@@ -34,11 +33,9 @@ class ToServer(NamedTuple):
     block: bytes
 
 
-def forward_to_server(block: bytes, authority: bytes, client: bytes) -> ToServer:
-    """`client`: address of who sent it."""
-    if len(block) <= _KEPT_BYTES:
-        return _kept(block, authority, client)
-    return _made(block, authority, client)
+def forward_to_server(block: bytes, authority: bytes, client: bytes, shared: bool) -> ToServer:
+    """`client`: address of who sent it; `shared`: the block is one that may be kept (headers.py)."""
+    return _kept(block, authority, client) if shared else _made(block, authority, client)
 
 
 def _made(block: bytes, authority: bytes, client: bytes) -> ToServer:
