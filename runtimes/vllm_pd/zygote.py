@@ -1,19 +1,18 @@
 """Forks instances of this runtime: `python -m runtimes.vllm_pd.zygote --socket PATH --name NAME [--runtime PACKAGE]`.
 
-No torch operation runs before a fork. In a standby pod of level S1 (GALAXY_SLOT_LEVEL) it keeps a shaped engine ready
-(shaped.py), of the shape that GALAXY_SLOT_SHAPE says in an instance's arguments: --model FOLDER --max-model-len 2048,
-where FOLDER need have no more than config.json.
+No torch operation runs before a fork. In a standby pod of level S1 it keeps a shaped engine ready (shaped.py), of the
+shape that shape_place.py finds.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import shlex
 import sys
 from collections.abc import Callable, Mapping
 
 from kserve_ext.rpc import zygote
+from runtimes.vllm_pd.shape_place import NoShape, shape_arguments
 
 
 def program(package: str) -> zygote.Program:
@@ -29,14 +28,14 @@ def program(package: str) -> zygote.Program:
 
 
 def _keep(environ: Mapping[str, str] = os.environ) -> Callable[[str], int] | None:
-    if environ.get("GALAXY_SLOT_LEVEL") != "S1":
+    try:
+        found = shape_arguments(environ)
+    except NoShape as error:
+        print(f"warning: no shaped engine is kept: {error}", file=sys.stderr, flush=True)
         return None
-    shape = environ.get("GALAXY_SLOT_SHAPE")
-    if not shape:
-        text = "no shaped engine is kept: GALAXY_SLOT_SHAPE is not set; give it an instance's arguments"
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+    if found is None:
         return None
-    arguments = shlex.split(shape)
+    arguments = found
 
     def keep(path: str) -> int:
         from runtimes.vllm_pd.shaped import end_with_parent, serve
