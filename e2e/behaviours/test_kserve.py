@@ -5,9 +5,10 @@ One stack for all; the runtime is the real one, with vLLM on CPU and a tiny mode
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -21,7 +22,7 @@ from e2e.behaviours.test_webhook import BURST, OURS, dry_run, inference_service,
 from e2e.stack import kserve
 from e2e.stack.api import Api, ApiError, Object, wait_until
 from e2e.stack.cluster import Cluster
-from e2e.stack.implementations import grant, images, roll_out
+from e2e.stack.implementations import grant, images, roll_out, use
 from e2e.stack.kubelet import programs
 
 LONG = "the quick brown fox jumps over the lazy dog and runs away from all of them " * 4
@@ -36,15 +37,20 @@ def kserved(stack: Cluster) -> Iterator[Api]:
         pytest.fail(f"not built yet: {', '.join(absent)} (python -m e2e.build)")
     api, before = stack.api, images(stack.api)
     programs.give(stack.place, {"galaxy-runtime": [sys.executable, "-m", "runtimes.vllm_pd"]})
-    kserve.install(api)
-    have_models(stack)
-    try:
+    use(api, "stock")
+    with contextlib.ExitStack() as undoing:
+        undoing.callback(put_back, api, before)
+        undoing.callback(kserve.remove, api)
+        kserve.install(api)
+        have_models(stack)
+        undoing.callback(run, stack, "uninstall")
         run(stack, "install", *OPTIONS, "--component", "webhook", "--component", "kserve")
         wait_in_force(api)
         yield api
-    finally:
-        run(stack, "uninstall")
-        kserve.remove(api)
+
+
+def put_back(api: Api, before: Mapping[str, str]) -> None:
+    if before != images(api):
         grant(api)
         roll_out(api, before)
 

@@ -102,10 +102,27 @@ def install(api: Api) -> None:
 
 def remove(api: Api) -> None:
     """All but its namespace, which takes its time. No service may be left: who takes its finalizer out goes, too."""
-    for obj in sorted(objects(Authority("e2e-kserve")), key=_order, reverse=True):
+    everything = sorted(objects(Authority("e2e-kserve")), key=_order, reverse=True)
+    for obj in everything:
         metadata = obj["metadata"]
         if obj["kind"] not in ("ClusterStorageContainer", "Namespace"):
             api.delete(obj["apiVersion"], obj["kind"], metadata.get("namespace", ""), metadata["name"])
+    definitions = [obj for obj in everything if obj["kind"] == "CustomResourceDefinition"]
+    wait_until(
+        "KServe's definitions to be gone",
+        lambda: not any(_is_there(api, obj) for obj in definitions),
+        READY_S,
+    )
+
+
+def _is_there(api: Api, obj: Object) -> bool:
+    try:
+        api.get(obj["apiVersion"], obj["kind"], "", obj["metadata"]["name"])
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return False
+    return True
 
 
 def _order(obj: Object) -> bool:

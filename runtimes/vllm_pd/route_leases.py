@@ -20,11 +20,17 @@ from runtimes.vllm_pd.given import PATH
 from runtimes.vllm_pd.home_client import NO_WORK, NOTHING, Computed, Lease, NoPrefill, Wanted
 from runtimes.vllm_pd.load import Load
 
-#: So long a decode engine that starts waits for the prefill engine that its start has woken.
-_FIRST_S: Final = 300.0
+#: So long a prefill engine may take to start while a request waits for it that isn't a client's.
+_WAKE_S: Final = 300.0
+#: While one is known to be starting, no client is kept waiting for it longer than this.
+_SHORT_S: Final = 0.25
 _BACK_S: Final = 1.0
 _AGAIN_S: Final = 5.0
 _LONGEST_REASON: Final = 200
+
+
+class _NotInTime(NoPrefill):
+    """It may come yet."""
 
 
 class RouteLeases:
@@ -36,18 +42,28 @@ class RouteLeases:
         self._wait_s = wait_s
         self._session: aiohttp.ClientSession | None = None
         self._open: dict[str, aiohttp.ClientResponse] = {}
+        self._waking: asyncio.Task[None] | None = None
         self.woken = False
 
     async def lease(
         self, request_id: str, tokens: int, wait_s: float | None = None, wanted: Wanted = NOTHING
     ) -> Lease:
         wait_s = self._wait_s if wait_s is None else wait_s
+        if self._waking is not None and not self._waking.done():
+            return await self._ask(request_id, min(wait_s, _SHORT_S), wanted)
+        try:
+            return await self._ask(request_id, wait_s, wanted)
+        except _NotInTime:
+            self._waking = asyncio.create_task(self._wake())
+            raise
+
+    async def _ask(self, request_id: str, wait_s: float, wanted: Wanted) -> Lease:
         try:
             async with asyncio.timeout(wait_s):
                 response = await self._sending().post(self._url, headers=self._head(request_id))
                 lease = await self._read(response)
         except TimeoutError:
-            raise NoPrefill(f"no prefill instance within {wait_s:g} s") from None
+            raise _NotInTime(f"no prefill instance within {wait_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise NoPrefill(f"{self._url}: {error}") from error
         self._open[lease.id] = response
@@ -55,6 +71,12 @@ class RouteLeases:
             await self.release(lease)
             raise NoPrefill(f"{lease.instance} is left alone for a while", "backing-off")
         return lease
+
+    async def _wake(self) -> None:
+        """Demand that stays for as long as a start takes, whereas clients' requests give up."""
+        with contextlib.suppress(NoPrefill):
+            await self.release(await self._ask("galaxy-wakes-prefill", _WAKE_S, NOTHING))
+            self.woken = True
 
     async def release(self, lease: Lease, failed: str = "", work: Computed = NO_WORK) -> None:
         """To the instance itself: then the answer ends as it should, and its connection can be used again."""
@@ -76,17 +98,16 @@ class RouteLeases:
     async def peers(self, tag: str) -> tuple[str, tuple[Peer, ...]]:
         """Never a list. The first time, a lease wakes the prefill service together with this engine."""
         if not self.woken:
-            try:
-                lease = await self.lease("galaxy-first-lease", 0, _FIRST_S)
-            except NoPrefill:
-                await asyncio.sleep(_AGAIN_S)
-                raise
-            self.woken = True
-            await self.release(lease)
+            await self._wake()
+        if not self.woken:
+            await asyncio.sleep(_AGAIN_S)
+            return "", ()
         await asyncio.get_running_loop().create_future()
         raise AssertionError("unreachable")
 
     async def close(self) -> None:
+        if self._waking is not None:
+            self._waking.cancel()
         for response in self._open.values():
             response.close()
         if self._session is not None:

@@ -134,6 +134,20 @@ def test_the_first_question_for_peers_wakes_one_and_is_never_answered() -> None:
     run(test())
 
 
+def test_one_request_stays_while_a_start_takes_longer_than_clients_wait() -> None:
+    async def test() -> None:
+        async with running(Pod()) as pod, leases(pod.addr, 0.05) as asking:
+            pod.gate.clear()
+            for number in range(3):
+                with pytest.raises(NoPrefill):
+                    await asking.lease(f"r-{number}", 100)
+            await until(lambda: len(pod.heads) == 4, "three of clients, and one that stays")
+            assert sum(b"galaxy-wakes-prefill" in head for head in pod.heads) == 1
+            pod.gate.set()
+
+    run(test())
+
+
 def test_which_leases_an_environment_means() -> None:
     activator = {"GALAXY_ACTIVATOR": "http://activator"}
     assert isinstance(make_leases({**activator, "GALAXY_GROUP": "ns/chat"}), RouteLeases)
