@@ -2,7 +2,7 @@
 
 In the place of knative/scales.py, and the same for revisions that wish for none. It carries out what
 core/standby/adoption.py plans: slots are taken at once; replicas are written with the test of the generation; labels
-come right behind, with the pod's uid and version as their condition.
+come right behind, as soon as the ReplicaSet's controller knows of the replicas, for this pod in this version.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import Final
 
 from autoscaler_shim.knative.scales import Scales, kind_of
 from autoscaler_shim.standby.agents import Agents
@@ -30,6 +31,8 @@ from kserve_ext.rpc import RpcError
 from kserve_ext.wire.messages import SlotReply
 
 log = logging.getLogger(__name__)
+
+ROOM_AGAIN_S: Final = 1.0
 
 
 class StandbyScales(Scales):
@@ -135,11 +138,17 @@ class StandbyScales(Scales):
             return False
         for uid in plan.release:
             await self._release(adoption, uid)
+        for uid in plan.victims:
+            await self._pods.patch(uid, assigning.goes_first(uid))
         if current.replicas != plan.replicas:
             await self._write(kind, namespace, name, current, plan.replicas)
         for uid in plan.release:
             self._free(key, adoption, uid)
-        await asyncio.gather(*(self._label(key, adoption, shape, uid) for uid in plan.label))
+        if plan.label and await self._shapes.room(adoption.revision, plan.replicas):
+            await asyncio.gather(*(self._label(key, adoption, shape, uid) for uid in plan.label))
+        elif plan.label:
+            log.info("%s: its ReplicaSet has yet to be told of %d pods; looked at again", key, plan.replicas)
+            self._look_again(key, ROOM_AGAIN_S)
         for uid in plan.delete:
             log.warning("%s: pod %s can't serve it and is deleted: %s", key, *self._said(uid))
             self._tally.failed += 1
@@ -158,7 +167,7 @@ class StandbyScales(Scales):
             model=shape.model if shape is not None else "",
             short=self._short(pool),
             adoptable=bool(self._shapes.template_hash(revision)),
-            rush=self._known.starting() or self.waking(),
+            rush=bool(self._known.starting) or self.waking(),
             start_s=shape.start_s if shape is not None else 600.0,
         )
 

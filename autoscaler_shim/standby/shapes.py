@@ -23,6 +23,9 @@ from kserve_ext.kube.kinds import REPLICA_SETS
 log = logging.getLogger(__name__)
 
 HASH_AGAIN_S: Final = 0.5
+#: How long a ReplicaSet's controller is waited for, and the pauses between looks.
+ROOM_S: Final = 5.0
+LOOKS_S: Final = (0.01, 0.2)
 _KEPT: Final = ("name", "namespace", "uid", "resourceVersion", "generation", "labels", "annotations")
 
 
@@ -56,7 +59,8 @@ class Shapes:
         self._hashed = hashed
         #: By revision; with the Deployment that it was read from.
         self._read: dict[RevisionKey, tuple[KubeObject, Shape]] = {}
-        self._hashes: dict[tuple[str, str], str] = {}  # by the Deployment's uid and its template's revision
+        #: Labels and names of ReplicaSets, by the Deployment's uid and its template's revision.
+        self._hashes: dict[tuple[str, str], tuple[str, str]] = {}
         self._asking: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def stop(self) -> None:
@@ -102,12 +106,33 @@ class Shapes:
         key = _template_of(deployment)
         if not key[1]:
             return ""  # its controller hasn't seen it yet
-        known = self._hashes.get(key, "")
+        known = self._hashes.get(key, ("", ""))[0]
         if not known and key not in self._asking:
             task = asyncio.create_task(self._ask(revision, key), name=f"template hash of {revision}")
             self._asking[key] = task
             task.add_done_callback(lambda _: self._asking.pop(key, None))
         return known
+
+    async def room(self, revision: RevisionKey, pods: int) -> bool:
+        """Waits until the controller of its ReplicaSet has seen that there are to be so many pods.
+
+        The Deployment says so before the ReplicaSet does, and that before its controller knows; a pod that gets its
+        labels before would be one too many, and deleted. Raises KubeError.
+        """
+        found = self._read.get(revision)
+        _, name = self._hashes.get(_template_of(found[0]), ("", "")) if found is not None else ("", "")
+        if not name:
+            return False
+        loop = asyncio.get_running_loop()
+        deadline, pause_s = loop.time() + ROOM_S, LOOKS_S[0]
+        while True:
+            replica_set = await self._client.get(REPLICA_SETS, revision.partition("/")[0], name)
+            if reading.has_room(replica_set, pods):
+                return True
+            if loop.time() >= deadline:
+                return False
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LOOKS_S[1])
 
     async def _ask(self, revision: RevisionKey, key: tuple[str, str]) -> None:
         """Until it is known, or another template is the present one."""
@@ -117,12 +142,14 @@ class Shapes:
             selector = f"{REVISION_LABEL}={labels.get(REVISION_LABEL, '')}"
             try:
                 listed = await self._client.list(REPLICA_SETS, metadata["namespace"], labels=selector)
-                known = reading.template_hash(found[0], listed.items)
+                replica_set = reading.replica_set(found[0], listed.items)
             except KubeError as error:
                 log.warning("%s: its ReplicaSet can't be read, so it gets no labels yet: %s", revision, error)
-                known = ""
-            if known:
-                self._hashes[key] = known
+                replica_set = None
+            if replica_set is not None:
+                theirs = replica_set["metadata"]
+                known = text_map(theirs.get("labels")).get(names.TEMPLATE_HASH, "")
+                self._hashes[key] = known, str(theirs["name"])
                 self._hashed(revision)
                 return
             await asyncio.sleep(HASH_AGAIN_S)

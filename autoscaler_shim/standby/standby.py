@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 ACTIVATORS: Final = "activator-service"
 KEY_AGAIN_S: Final = 10.0
 SWEEP_S: Final = 10.0
+#: Pools are looked at so long after news of slots.
+POOLS_S: Final = 0.1
 #: Longest wait for the agents' first word, with the key and all.
 FIRST_S: Final = 5.0
 
@@ -90,7 +92,7 @@ class Standby:
             self.tally,
             owns,
             self._reachable,
-            lambda: self.scales.waking() or self.known.starting(),
+            lambda: self.scales.waking() or bool(self.known.starting),
         )
         self.metrics = StandbyMetrics(self.tally, self.keeper.figures, self._figures)
         self._activators: tuple[str, ...] = ()
@@ -99,6 +101,7 @@ class Standby:
         )
         self._rpc: Rpc | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._pools_due: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Returns when it is known what slots have which revisions, or after a moment."""
@@ -111,6 +114,8 @@ class Standby:
         self.keeper.start()
 
     async def stop(self) -> None:
+        if self._pools_due is not None:
+            self._pools_due.cancel()
         await self.keeper.stop()
         for task in self._tasks:
             task.cancel()
@@ -172,6 +177,11 @@ class Standby:
     def _changed(self, revisions: set[RevisionKey]) -> None:
         for revision in revisions:
             self.scales.concerned(revision)
+        if self._pools_due is None:  # in a burst news come by the hundred a second
+            self._pools_due = asyncio.get_running_loop().call_later(POOLS_S, self._look_at_pools)
+
+    def _look_at_pools(self) -> None:
+        self._pools_due = None
         self.keeper.add_all()
 
     def _pool_changed(self, pool: str) -> None:

@@ -68,7 +68,7 @@ class Pool:
         """Asleep."""
         model = self.folder / tag
         model.write_text(f"model of {tag}")
-        made = template({"initial-scale": "0", "target-burst-capacity": "-1", **annotations})
+        made = template({"initial-scale": "0", "target-burst-capacity": "-1", "window": "60s", **annotations})
         made["metadata"]["annotations"] |= {
             "kserve-galaxy.io/engine": "galaxy",
             "kserve-galaxy.io/standby": str(size),
@@ -76,7 +76,7 @@ class Pool:
         container = made["spec"]["containers"][0]
         container |= {
             "command": ["python", "-m", RUNTIME],
-            "args": ["--port=$(PORT)", f"--model={model}"],
+            "args": ["--port=8080", f"--model={model}"],
             # What an import might read makes another pool, so that tests don't share theirs.
             "env": [{"name": "HF_HOME", "value": f"/{self.mark}"}],
         }
@@ -185,7 +185,7 @@ def test_a_request_at_zero_is_served_by_a_standby_pod_that_is_adopted(client: Cl
 
 
 def test_down_to_zero_nothing_is_left_but_the_pool(client: Client, pool: Pool) -> None:
-    with pool.service("down", 1) as service:
+    with pool.service("down", 1, window="6s") as service:
         pool.wait_filled(1)
         for _ in range(2):
             facts(client.send(service))

@@ -132,7 +132,7 @@ def test_the_only_permissions_of_knatives_accounts_beyond_knatives_are_to_read_s
         }
     ]
     assert permissions("ClusterRole", "controller") == [
-        {"apiGroups": ["apps"], "resources": ["replicasets"], "verbs": ["list"]}  # component standby
+        {"apiGroups": ["apps"], "resources": ["replicasets"], "verbs": ["get", "list"]}  # component standby
     ]
     assert permissions("Role", "controller") == []
     # Knative's ClusterRoles with this label go into what its controller may do.

@@ -44,6 +44,7 @@ class Server(ApiServer):
         super().__init__()
         self.socket = Path()
         self.slots: dict[str, FakeSlot] = {}  # by pod's name
+        self.lags = False  # the Deployment controller: ReplicaSets don't hear of replicas
         self.quiet = False  # new slots do nothing by themselves
         self.kubelet = True  # pods come up
         self.scaled: list[str] = []  # what was written of pods and Deployments, in order
@@ -92,7 +93,8 @@ class Server(ApiServer):
         labels = metadata["labels"]
         uid = metadata["uid"]
         hashed = f"hash-of-{metadata['name']}"
-        if self.get(REPLICA_SETS, NAMESPACE, metadata["name"]) is None:
+        before = self.get(REPLICA_SETS, NAMESPACE, metadata["name"])
+        if before is None or (before["spec"]["replicas"] != made["spec"]["replicas"] and not self.lags):
             owner = {"controller": True, "kind": "Deployment", "uid": uid}
             notes = {names.TEMPLATE_REVISION: metadata["annotations"][names.TEMPLATE_REVISION]}
             replica_set = {
@@ -102,9 +104,12 @@ class Server(ApiServer):
                     "labels": {**labels, names.TEMPLATE_HASH: hashed},
                     "annotations": notes,
                     "ownerReferences": [owner],
-                }
+                },
+                "spec": {"replicas": made["spec"]["replicas"]},
             }
-            self.put(REPLICA_SETS, replica_set)
+            before = self.put(REPLICA_SETS, replica_set)
+            seen = {"observedGeneration": before["metadata"]["generation"]}
+            self.put(REPLICA_SETS, {**before, "status": seen})
         selects = {UID: labels[UID], names.TEMPLATE_HASH: hashed}
         mine = []
         for pod in list(self.objects.of(PODS).values()):
@@ -115,7 +120,7 @@ class Server(ApiServer):
                     pod = {**pod, "metadata": {**pod["metadata"], "ownerReferences": [owner]}}
                     self.put(PODS, pod)
                 mine.append(pod)
-        wanted = made["spec"]["replicas"]
+        wanted = before["spec"]["replicas"]
         for _ in range(wanted - len(mine)):
             self.put(
                 PODS,
@@ -148,6 +153,10 @@ class Server(ApiServer):
         task.add_done_callback(self._tasks.discard)
 
     # --- for tests
+
+    def catch_up(self) -> None:
+        self.lags = False
+        self._control()
 
     def standby(self) -> list[Obj]:
         """Pods of pools that are nobody's."""
@@ -185,7 +194,7 @@ class World:
         def full() -> bool:
             assert self.autoscaler.standby is not None
             known = self.autoscaler.standby.known
-            return sum(len(known.free(pool)) for pool in known.pools()) == count
+            return sum(len(at) for pool in known.pools() for at in known.free(pool).values()) == count
 
         await until(full)
 
@@ -229,9 +238,9 @@ class World:
             self.autoscaler, self.reporter = made, reporter
             yield made
 
-    def revision(self, name: str, replicas: int = 0, **changes: Any) -> None:
+    def revision(self, name: str, replicas: int = 0, window: str = "60s", **changes: Any) -> None:
         """At zero, and ready to be woken."""
-        notes = {"autoscaling.knative.dev/window": "6s"}
+        notes = {"autoscaling.knative.dev/window": window}
         pa = put_revision(self.api, replicas, notes, state("False"), name=name)
         uid = self.api.get(DEPLOYMENTS, NAMESPACE, f"{name}-deployment")
         assert uid is not None

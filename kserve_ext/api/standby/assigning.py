@@ -49,7 +49,7 @@ def labelled(wish: Wish, template_hash: str, uid: str, version: str) -> Document
     """A merge patch that makes the pod the ReplicaSet's of this hash; refused where the pod is another, or newer."""
     metadata = wish.template.get("metadata") or {}
     labels = {k: v for k, v in text_map(metadata.get("labels")).items() if k not in _OURS}
-    annotations = {**text_map(metadata.get("annotations")), names.DELETION_COST: names.GOES_FIRST}
+    annotations = text_map(metadata.get("annotations"))
     return {
         "metadata": {
             "uid": uid,
@@ -58,6 +58,11 @@ def labelled(wish: Wish, template_hash: str, uid: str, version: str) -> Document
             "annotations": annotations,
         }
     }
+
+
+def goes_first(uid: str) -> Document:
+    """A merge patch that makes it the first of its revision to go."""
+    return {"metadata": {"uid": uid, "annotations": {names.DELETION_COST: names.GOES_FIRST}}}
 
 
 def released(pod: Document) -> Document:

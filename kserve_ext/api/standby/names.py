@@ -57,7 +57,7 @@ DRAIN_PATH: Final = "/wait-for-drain"
 REVISION_UID_LABEL: Final = "serving.knative.dev/revisionUID"
 TEMPLATE_HASH: Final = "pod-template-hash"
 DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
-#: An adopted pod goes before others of its revision.
+#: An adopted pod goes before others of its revision when that shrinks.
 GOES_FIRST: Final = "-100"
 #: Of a Deployment: rises with its template, not with its scale.
 TEMPLATE_REVISION: Final = "deployment.kubernetes.io/revision"

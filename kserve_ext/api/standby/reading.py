@@ -68,16 +68,23 @@ def trouble(pod: Document) -> str:
     return ": ".join(str(status[key]) for key in ("reason", "message") if status.get(key))
 
 
-def template_hash(deployment: Document, replica_sets: list[Document]) -> str:
-    """Of the ReplicaSet that the Deployment's present template has; "" while there is none."""
+def replica_set(deployment: Document, found: list[Document]) -> Document | None:
+    """The one of the Deployment's present template; None while there is none."""
     metadata = deployment["metadata"]
     present = text_map(metadata.get("annotations")).get(names.TEMPLATE_REVISION, "")
-    for found in replica_sets:
-        theirs = found["metadata"]
+    for one in found:
+        theirs = one["metadata"]
         owned = any(
             owner.get("controller") and owner.get("uid") == metadata.get("uid")
             for owner in theirs.get("ownerReferences") or ()
         )
         if owned and text_map(theirs.get("annotations")).get(names.TEMPLATE_REVISION) == present:
-            return text_map(theirs.get("labels")).get(names.TEMPLATE_HASH, "")
-    return ""
+            return one
+    return None
+
+
+def has_room(replica_set: Document, pods: int) -> bool:
+    """Whether its controller is known to have seen that there are to be so many: then it deletes none of them."""
+    spec, status = replica_set.get("spec") or {}, replica_set.get("status") or {}
+    seen = int(status.get("observedGeneration") or 0) >= int(replica_set["metadata"].get("generation") or 0)
+    return seen and int(spec.get("replicas", 1)) >= pods

@@ -52,8 +52,9 @@ class Plan(NamedTuple):
 
     take: tuple[Seen, ...] = ()
     release: tuple[str, ...] = ()  # uids: labels off, before replicas go down
+    victims: tuple[str, ...] = ()  # uids: are to go first when replicas go down
     replicas: int = 0
-    label: tuple[str, ...] = ()  # uids: once replicas are as above
+    label: tuple[str, ...] = ()  # uids: once replicas are as above, and their ReplicaSet's controller knows
     free: tuple[str, ...] = ()  # uids: back to the pool
     delete: tuple[str, ...] = ()  # uids: hopeless
     missed: int = 0  # pods that found no slot just now
@@ -149,10 +150,12 @@ class Adoption:
         replicas = max(pods - len(starting) - waiting, min(wanted.replicas, pods - len(starting)), 0)
         shrinks = wanted.replicas - replicas
         release = mine[: max(0, min(shrinks, wanted.short))] if shrinks > 0 else []
+        victims = mine[len(release) : max(0, shrinks)] if replicas else ()
         missed = self._count_missed(lacking - len(take) if lacking > 0 else 0)
         return Plan(
             take=tuple(take),
             release=tuple(release),
+            victims=tuple(victims),
             replicas=replicas,
             label=(*adopt[:replicas], *(orphans if wanted.adoptable else ())),
             free=(*free, *self._still_ours()),
@@ -230,7 +233,7 @@ class Adoption:
         taken = self.taken.get(uid)
         if taken is None:
             taken = self.taken[uid] = _Taken(now, now)
-            self.known.promised[uid] = self.revision
+            self.known.promise(uid, self.revision)
         taken.confirmed = True
         taken.sure_at = now
         if seen.slot.state == "serving":
@@ -254,7 +257,7 @@ class Adoption:
         chosen = choose(self.known.free(wanted.pool), count, wanted.model, self.known.models, busy)
         for seen in chosen:
             uid = seen.slot.uid
-            self.known.promised[uid] = self.revision
+            self.known.promise(uid, self.revision)
             self.taken[uid] = _Taken(now, now)
             self._freed.pop(uid, None)
         return chosen, "" if len(chosen) == count else "empty"
@@ -341,5 +344,4 @@ class Adoption:
 
     def _drop(self, uid: str) -> None:
         self.taken.pop(uid, None)
-        if self.known.promised.get(uid) == self.revision:
-            del self.known.promised[uid]
+        self.known.take_back(uid, self.revision)

@@ -40,6 +40,17 @@ class Seen(NamedTuple):
     away: bool = False
 
 
+class Place(NamedTuple):
+    """Where slots that can be taken are alike."""
+
+    node: str
+    shallow: bool  # most of a start is still before them (S0)
+
+
+#: Slots that can be taken, by uid, the first of each place in the order in which they came to be.
+Free = Mapping[Place, Mapping[str, Seen]]
+
+
 class Known:
     def __init__(self) -> None:
         self.slots: dict[str, Seen] = {}  # by uid
@@ -48,6 +59,10 @@ class Known:
         self.models: dict[str, frozenset[str]] = {}
         #: By uid, until whoever promised it knows better.
         self.promised: dict[str, RevisionKey] = {}
+        #: Slots that are about to serve, so that the machine has better things to do than what can wait.
+        self.starting: set[str] = set()
+        self._free: dict[str, dict[Place, dict[str, Seen]]] = {}  # by pool
+        self._free_at: dict[str, tuple[str, Place]] = {}
         self._of_node: dict[str, set[str]] = {}
         self._of_revision: dict[RevisionKey, set[str]] = {}
         self._of_pool: dict[str, set[str]] = {}
@@ -71,6 +86,7 @@ class Known:
         """Its agent can't be heard. Its slots are what they were, as far as anybody knows; none can be taken."""
         for uid in self._of_node.get(node, ()):
             self.slots[uid] = self.slots[uid]._replace(away=True)
+            self._look(uid)
 
     def gone(self, node: str) -> set[RevisionKey]:
         """There is no such agent any more."""
@@ -88,6 +104,7 @@ class Known:
         for one in (before, pod):
             if one is not None:
                 self._index(uid, one.revision, one.pool)
+        self._look(uid)
         concerned = {one.revision for one in (before, pod) if one is not None}
         seen = self.slots.get(uid)
         if seen is not None:
@@ -95,6 +112,17 @@ class Known:
         if uid in self.promised:
             concerned.add(self.promised[uid])
         return concerned - {NOBODY}
+
+    def promise(self, uid: str, revision: RevisionKey) -> None:
+        """To one revision at a time."""
+        self.promised[uid] = revision
+        self._look(uid)
+
+    def take_back(self, uid: str, revision: RevisionKey) -> None:
+        """A promise, if it is still this revision's."""
+        if self.promised.get(uid) == revision:
+            del self.promised[uid]
+            self._look(uid)
 
     # --- what is known
 
@@ -109,20 +137,9 @@ class Known:
     def pools(self) -> list[str]:
         return sorted({pod.pool for pod in self.pods.values()})
 
-    def free(self, pool: str) -> list[Seen]:
+    def free(self, pool: str) -> Free:
         """Slots that can be taken. One whose pod the API server hasn't told of yet can't."""
-        found = []
-        for uid in sorted(self._of_pool.get(pool, ())):
-            seen, pod = self.slots.get(uid), self.pods.get(uid)
-            if seen is None or pod is None or seen.away or uid in self.promised:
-                continue
-            if seen.slot.state == "ready" and not (pod.revision or pod.leaving or pod.ended):
-                found.append(seen)
-        return found
-
-    def starting(self) -> bool:
-        """Whether any slot is about to serve, so that the machine has better things to do than what can wait."""
-        return any(seen.slot.state == "starting" and not seen.away for seen in self.slots.values())
+        return self._free.get(pool, {})
 
     def strays(self, exists: Callable[[RevisionKey], bool]) -> tuple[list[str], list[str]]:
         """Of revisions that are no more: uids of slots to be made free, and of pods that nobody will take away."""
@@ -145,6 +162,7 @@ class Known:
         if seen is not None:
             self.slots[uid] = seen
             self._index(uid, seen.slot.revision, seen.slot.pool)
+        self._look(uid)
         if before is not None and seen is not None and before == seen:
             return set()
         concerned = {one.slot.revision for one in (before, seen) if one is not None}
@@ -153,6 +171,26 @@ class Known:
         if uid in self.pods:
             concerned.add(self.pods[uid].revision)
         return concerned - {NOBODY}
+
+    def _look(self, uid: str) -> None:
+        """Whether it can be taken now, and where that is kept."""
+        seen, pod = self.slots.get(uid), self.pods.get(uid)
+        here = seen is not None and not seen.away
+        if here and seen is not None and seen.slot.state == "starting":
+            self.starting.add(uid)
+        else:
+            self.starting.discard(uid)
+        if uid in self._free_at:
+            pool, place = self._free_at.pop(uid)
+            del self._free[pool][place][uid]
+            if not self._free[pool][place]:
+                del self._free[pool][place]
+        if seen is None or pod is None or not here or uid in self.promised or seen.slot.state != "ready":
+            return
+        if not (pod.revision or pod.leaving or pod.ended):
+            place = Place(seen.node, seen.slot.level == "S0")
+            self._free.setdefault(pod.pool, {}).setdefault(place, {})[uid] = seen
+            self._free_at[uid] = pod.pool, place
 
     def _index(self, uid: str, revision: RevisionKey, pool: str) -> None:
         """Left as they are when it goes; whoever reads looks whether it is still so, and forgets what isn't."""
@@ -180,31 +218,29 @@ class Known:
 
 
 def choose(
-    free: Iterable[Seen],
-    count: int,
-    model: str,
-    models: Mapping[str, frozenset[str]],
-    busy: Mapping[str, int],
+    free: Free, count: int, model: str, models: Mapping[str, frozenset[str]], busy: Mapping[str, int]
 ) -> list[Seen]:
     """The best of them: where the model is, what has most of a start behind it, and not all on one node.
 
     `busy`: by node, how many slots this revision has there.
     """
-    left = list(free)
-    chosen: list[Seen] = []
+    left = {place: iter(slots.values()) for place, slots in free.items()}
     used = dict(busy)
+    chosen: list[Seen] = []
     while left and len(chosen) < count:
         best = min(
             left,
-            key=lambda seen: (
-                model not in models.get(seen.node, ()) if model else False,
-                seen.slot.level == "S0",
-                used.get(seen.node, 0),
-                seen.slot.since,
-                seen.slot.pod,
+            key=lambda place: (
+                model not in models.get(place.node, ()) if model else False,
+                place.shallow,
+                used.get(place.node, 0),
+                place.node,
             ),
         )
-        left.remove(best)
-        chosen.append(best)
+        seen = next(left[best], None)
+        if seen is None:
+            del left[best]
+            continue
+        chosen.append(seen)
         used[best.node] = used.get(best.node, 0) + 1
     return chosen

@@ -122,6 +122,7 @@ def test_what_adoption_gives_the_release_takes_back() -> None:
     assert labels["pod-template-hash"] == "hash"
     assert labels["serving.knative.dev/revisionUID"] == "uid-of-chat-00001"
     assert labels[names.POOL_LABEL] == pods.pool(of).digest
+    adopted = merge_patch(adopted, assigning.goes_first("u"))
     assert adopted["metadata"]["annotations"][names.DELETION_COST] == "-100"
     adopted["metadata"]["ownerReferences"] = [{"kind": "ReplicaSet"}]
     after = merge_patch(adopted, assigning.released(adopted))

@@ -297,6 +297,17 @@ class Adoptions(RuleBasedStateMachine):
         for uid, key in self.world.known.promised.items():
             assert uid in self.world.adoptions[key].taken
 
+    @invariant()
+    def what_can_be_taken_is_what_is_free(self) -> None:
+        known = self.world.known
+        found = {uid for at in known.free("pool").values() for uid in at}
+        assert found == {
+            uid
+            for uid, seen in known.slots.items()
+            if seen.slot.state == "ready" and not seen.away and uid not in known.promised
+            if (pod := known.pods.get(uid)) and not (pod.revision or pod.leaving or pod.ended)
+        }
+
     def teardown(self) -> None:
         world = self.world
         world.settle()

@@ -7,7 +7,7 @@ from hypothesis import given
 
 from kserve_ext.core.standby import pools
 from kserve_ext.core.standby.facts import Slot
-from kserve_ext.core.standby.known import Seen, choose
+from kserve_ext.core.standby.known import Place, Seen, choose
 from kserve_ext.core.standby.pools import Member, Pool, State
 
 
@@ -118,8 +118,15 @@ def seen(name: str, node: str, level: str = "S0") -> Seen:
     return Seen(Slot(name, name, "p", "ip", level, "ready"), node)  # type: ignore[arg-type]
 
 
+def places(*slots: Seen) -> dict[Place, dict[str, Seen]]:
+    found: dict[Place, dict[str, Seen]] = {}
+    for one in slots:
+        found.setdefault(Place(one.node, one.slot.level == "S0"), {})[one.slot.uid] = one
+    return found
+
+
 def test_where_the_model_is_then_what_has_most_behind_it_then_spread() -> None:
-    free = [seen("a", "n1"), seen("b", "n1", "S1"), seen("c", "n2"), seen("d", "n2"), seen("e", "n3")]
+    free = places(seen("a", "n1"), seen("b", "n1", "S1"), seen("c", "n2"), seen("d", "n2"), seen("e", "n3"))
     models = {"n2": frozenset({"pvc://m/x"})}
     chosen = choose(free, 5, "pvc://m/x", models, {"n3": 1})
     assert [one.slot.pod for one in chosen] == ["c", "d", "b", "a", "e"]
