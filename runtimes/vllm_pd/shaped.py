@@ -92,6 +92,7 @@ class Standby:
                 print(f"error: {refusal.line}", file=sys.stderr, flush=True)
                 return 2 if refusal.permanent else 1
             self._enter("ready")
+            _log(f"a shaped engine waits for weights: {' '.join(self._argv)}")
             return await self._code
         finally:
             server.close()
@@ -134,6 +135,7 @@ class Standby:
             except (ValueError, KeyError, TypeError) as error:
                 _say(writer, {"error": f"{type(error).__name__}: {error}"})
             except StartRefused as refusal:
+                _log(f"the shaped engine did not take a service: {refusal.line}")
                 _say(writer, _refused(refusal))
             await writer.drain()
         writer.close()
@@ -256,6 +258,10 @@ class Standby:
             else:
                 os.environ[name] = value
         self._replaced = {}
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _remove(path: str) -> None:
