@@ -20,20 +20,21 @@ from kserve_ext.api.standby.fitting import Wish
 DIGEST_CHARACTERS: Final = 16
 #: What an import may read: belongs to the pool, beside what the revision itself gets.
 _READ_BY_IMPORTS: Final = (
-    *(
-        "CUDA_",
-        "HF_",
-        "LD_",
-        "MKL_",
-        "NCCL_",
-        "NVIDIA_",
-        "OMP_",
-        "PYTHON",
-        "RDMAV_",
-        "TORCH",
-        "TRANSFORMERS_",
-    ),
-    *("TRITON_", "UCX_", "VLLM_"),
+    "CUDA_",
+    "GALAXY_SLOT_CONFIG",
+    "HF_",
+    "LD_",
+    "MKL_",
+    "NCCL_",
+    "NVIDIA_",
+    "OMP_",
+    "PYTHON",
+    "RDMAV_",
+    "TORCH",
+    "TRANSFORMERS_",
+    "TRITON_",
+    "UCX_",
+    "VLLM_",
 )
 #: Annotations that are acted on when a pod is made.
 READ_BY_NETWORKS: Final = (
