@@ -2,7 +2,7 @@
 #   docker build -f manifests/images/runtime.Dockerfile -t REGISTRY/galaxy-runtime:0.1.0 .
 # The environment is made by the same set-up as on a developer's machine, from requirements/base.lock and engines.lock with their
 # hashes (with the tests' packages, 100 MB); torch for CPU is repacked there (docs/decisions/0001), which needs a compiler. For GPUs, start
-# from an image that has vLLM 0.32 and copy the two source folders.
+# from an image that has vLLM 0.32 and copy the four source folders.
 ARG PYTHON=python:3.11-slim-bookworm
 
 FROM ${PYTHON} AS packages
@@ -15,6 +15,9 @@ RUN GALAXY_CACHE=/build/cache python -m tools.setup --only engines \
     && mv /build/cache/env-engines-*/lib/python3.11/site-packages /opt/galaxy/packages
 COPY kserve_ext /opt/galaxy/source/kserve_ext
 COPY runtimes /opt/galaxy/source/runtimes
+# What a standby pod runs beside them: its slot, and its front.
+COPY autoscaler_shim /opt/galaxy/source/autoscaler_shim
+COPY activator_replacement /opt/galaxy/source/activator_replacement
 RUN python -m compileall -q --invalidation-mode=unchecked-hash /opt/galaxy
 
 FROM ${PYTHON}
