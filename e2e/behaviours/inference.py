@@ -153,14 +153,14 @@ def served(api: Api, *objects: Object) -> Iterator[list[Inference]]:
         yield found
     finally:
         for obj in reversed(made):
-            _delete(api, obj)
+            withdraw(api, obj)
         for service in found:
             for pod in api.list("v1", "Pod", NAMESPACE, f"serving.knative.dev/service={service.name}"):
                 api.delete("v1", "Pod", NAMESPACE, pod["metadata"]["name"], grace_s=1)
 
 
-def _delete(api: Api, obj: Object) -> None:
-    """KServe's manager takes its finalizer out: nothing may be left when it goes."""
+def withdraw(api: Api, obj: Object) -> None:
+    """Returns when it is gone. KServe's manager takes its finalizer out: nothing may be left when it goes."""
     where = obj["apiVersion"], obj["kind"], NAMESPACE, obj["metadata"]["name"]
     api.delete(*where)
 

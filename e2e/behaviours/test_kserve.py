@@ -14,7 +14,7 @@ import pytest
 
 from e2e import build
 from e2e.behaviours.client import Client
-from e2e.behaviours.inference import READY_S, example, have_models, served, text_of
+from e2e.behaviours.inference import READY_S, example, have_models, served, text_of, withdraw
 from e2e.behaviours.ingress import Ingress
 from e2e.behaviours.services import NAMESPACE
 from e2e.behaviours.test_install import OPTIONS, run
@@ -122,6 +122,10 @@ def test_a_group_computes_prompts_on_one_side_and_answers_on_the_other(kserved: 
             service.wait_zero()
         assert text_of(decode.complete(client, LONG)) == said
         wait_until("prefill to be woken with decode", prefill.ready_pods, READY_S)
+
+        withdraw(kserved, prefill.object)
+        alone = decode.complete(client, f"another {LONG}")
+        assert (alone.status, alone.headers["x-kv-transfer"]) == (200, "none;reason=no-prefill")
 
 
 def _key() -> Object:
