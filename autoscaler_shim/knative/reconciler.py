@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from autoscaler_shim.knative.deciders import Deciders
 from autoscaler_shim.knative.pods import PodIndex
@@ -136,6 +137,8 @@ class Reconciler:
     async def _reconcile(self, key: str, pa: Document) -> float | None:
         config = self._config()
         found = knative_pa.settings(pa, config.autoscaler, config.progress_deadline_s)
+        if problem := self._scales.problem(key, pa):
+            found = replace(found, problems=(*found.problems, problem))
         self._complain(key, found)
         sks = self._get(SERVERLESS_SERVICES, key)
         if sks is not None and not knative_children.owned(sks, pa):

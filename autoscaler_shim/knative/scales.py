@@ -101,6 +101,10 @@ class Scales:
             await self._write(kind, namespace, name, current, scale)
         return True
 
+    def problem(self, key: str, pa: Document) -> str:
+        """What of its annotations can't be done, and why; for whoever looks at it."""
+        return ""
+
     async def leave(self, key: str, pa: Document) -> None:
         """It is to stay as it is. Raises KubeError."""
         self.withdraw(key)

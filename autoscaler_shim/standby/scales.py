@@ -20,7 +20,7 @@ from autoscaler_shim.standby.pods import StandbyPods
 from autoscaler_shim.standby.shapes import Shape, Shapes
 from kserve_ext.api.knative.conditions import Document, text_map
 from kserve_ext.api.knative.pa import REVISION_LABEL
-from kserve_ext.api.standby import assigning
+from kserve_ext.api.standby import assigning, names
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.adoption import Adoption, Wanted
 from kserve_ext.core.standby.known import Known, Seen
@@ -74,6 +74,12 @@ class StandbyScales(Scales):
             return await super().apply(key, pa, scale)
         return await self._carry_out(key, pa, adoption, scale)
 
+    def problem(self, key: str, pa: Document) -> str:
+        shape = self._shapes.of(_revision(pa))
+        if shape is None or not shape.unfit:
+            return ""
+        return f"metadata.annotations[{names.SIZE}]: has no effect, it starts without standby pods: {shape.unfit}"
+
     async def leave(self, key: str, pa: Document) -> None:
         adoption = self._adoption(key, pa)
         if adoption is None:
@@ -106,8 +112,7 @@ class StandbyScales(Scales):
         found = self._adoptions.get(key)
         if found is not None:
             return found
-        name = text_map(pa["metadata"].get("labels")).get(REVISION_LABEL) or pa["metadata"]["name"]
-        revision = RevisionKey(f"{pa['metadata']['namespace']}/{name}")
+        revision = _revision(pa)
         if self._shapes.of(revision) is None and not self._known.of_revision(revision):
             return None
         found = self._adoptions[key] = Adoption(revision, self._known)
@@ -247,6 +252,12 @@ class StandbyScales(Scales):
         if seen is None:
             return name, "its slot is gone"
         return name, seen.slot.reason or f"it is {seen.slot.state}"
+
+
+def _revision(pa: Document) -> RevisionKey:
+    metadata = pa["metadata"]
+    name = text_map(metadata.get("labels")).get(REVISION_LABEL) or metadata["name"]
+    return RevisionKey(f"{metadata['namespace']}/{name}")
 
 
 def _why(reply: SlotReply | RpcError) -> str:

@@ -80,8 +80,6 @@ class Shapes:
         elif before is None or not _alike(before[0], new):
             shape = _shape(revision, new)
             self._read[revision] = new, shape
-            if shape.unfit and (before is None or before[1].unfit != shape.unfit):
-                log.warning("%s: starts without standby pods: %s", revision, shape.unfit)
         else:
             self._read[revision] = new, before[1]
         after = self._read.get(revision)

@@ -12,7 +12,7 @@ from kserve_ext.api.standby import names
 from kserve_ext.core.standby import adoption, pools
 from kserve_ext.kube.kinds import DEPLOYMENTS, POD_AUTOSCALERS, PODS
 from kserve_ext.wire.slot_socket import Free, Start
-from tests.support.knative_autoscaler import NAMESPACE, replicas, run, until
+from tests.support.knative_autoscaler import NAMESPACE, condition, replicas, run, until
 from tests.support.standby import FakeSlot
 from tests.support.standby_cluster import UID, Server, World
 
@@ -143,9 +143,10 @@ def test_a_revision_that_cant_be_served_starts_the_plain_way_and_says_why(
             await world.reporter.report(1.0, name=NAME)
             await world.api.until(lambda: replicas(world.api, NAME) == 1)
             assert world.api.standby() == []
-        assert (
-            f"{NAME}: starts without standby pods: container kserve-container runs /bin/other" in caplog.text
-        )
+            await world.api.until(
+                lambda: condition(world.api, "AnnotationsUnderstood", name=NAME)[0] == "False"
+            )
+        assert "starts without standby pods: container kserve-container runs /bin/other" in caplog.text
 
     play(tmp_path, script)
 
