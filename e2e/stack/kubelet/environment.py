@@ -32,12 +32,13 @@ async def of_container(container: Object, pod: Object, address: str, fetch: Fetc
             if value is None:
                 continue
         else:
-            value = _expand(entry.get("value", ""), env)
+            value = expand(entry.get("value", ""), env)
         env[entry["name"]] = value
     return env
 
 
-def _expand(text: str, env: dict[str, str]) -> str:
+def expand(text: str, env: dict[str, str]) -> str:
+    """As in values of variables, command and args."""
     return _REFERENCE.sub(lambda found: env.get(found[1], found[0]) if found[1] else "$", text)
 
 
