@@ -132,6 +132,10 @@ def test_environment_of_a_container() -> None:
     assert "ABSENT" not in env
 
 
+def test_references_in_arguments_are_expanded_as_in_values() -> None:
+    assert environment.expand("--port=$(PORT) $$(PORT) $(NONE)", {"PORT": "1"}) == "--port=1 $(PORT) $(NONE)"
+
+
 @pytest.mark.parametrize(
     "entry",
     [

@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 
 from e2e.stack import network
-from e2e.stack.kubelet import mounts, probes, programs
+from e2e.stack.kubelet import environment, mounts, probes, programs
 from e2e.stack.place import CLONE
 
 Object = dict[str, Any]
@@ -66,7 +66,8 @@ class Container:
 
     async def run(self) -> None:
         """Until the process has ended, and `stop` was called or the pod's restartPolicy has no other follow."""
-        program = mounts.mounting(programs.argv(self.spec, self.images), self.mounts)
+        words = [environment.expand(word, self.env) for word in programs.argv(self.spec, self.images)]
+        program = mounts.mounting(words, self.mounts)
         argv = network.command(self._namespace, program)
         while not self._stop.is_set():
             with self._log.open("ab") as log:
