@@ -16,7 +16,7 @@ from activator_replacement.knative.answers import TIMED_OUT
 from activator_replacement.seam import TIMEOUT
 from kserve_ext.core.knative.timeouts import Timeouts
 from kserve_ext.wire.http1 import RequestHead, ResponseHead
-from kserve_ext.wire.knative_head import KnativeHead, forward_to_pod
+from kserve_ext.wire.knative_head import KnativeHead, forward_to_pod, naming
 from kserve_ext.wire.traces import with_parent
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class KnativeExchange(HttpExchange):
     def forwarded(self) -> bytes:
         host = self.host
         facts: KnativeHead = self.facts  # type: ignore[assignment]
-        head = forward_to_pod(facts, self.client.hop, host or self.addr.encode(), host != b"")
+        named = naming(self.revision)
+        head = forward_to_pod(facts, self.client.hop, host or self.addr.encode(), host != b"", named)
         return head if self.trace is None else with_parent(head, self.trace.proxy)
 
     def marks(self, head: ResponseHead) -> bytes:

@@ -18,7 +18,7 @@ from activator_replacement.knative import answers
 from activator_replacement.seam import TIMEOUT
 from kserve_ext.core.knative.timeouts import Timeouts
 from kserve_ext.wire.http2.fields import fields
-from kserve_ext.wire.http2.forward import forward_to_pod
+from kserve_ext.wire.http2.forward import forward_to_pod, naming
 from kserve_ext.wire.http2.frames import INTERNAL_ERROR
 from kserve_ext.wire.http2.headers import RequestBlock, ResponseBlock
 from kserve_ext.wire.http2.hpack import literal
@@ -53,7 +53,8 @@ class KnativeHttp2Exchange(Http2Exchange):
 
     def forwarded(self) -> bytes:
         host = self.host
-        block = forward_to_pod(self.facts, self.client.hop, host or self.addr.encode(), bool(host))
+        named = naming(self.revision)
+        block = forward_to_pod(self.facts, self.client.hop, host or self.addr.encode(), bool(host), named)
         return block if self.trace is None else _with_parent(block, format_parent(self.trace.proxy))
 
     def pass_on(self, payload: bytes, end: bool) -> None:

@@ -2,10 +2,11 @@
 
 Beside what http1.py knows, a head says whether it is a probe, and which of Knative's own headers it has. Passed on,
 it names the pod as its Host and the client's Host in K-Original-Host (the queue-proxy turns that round), is marked
-with K-Proxy-Request, and has lost the headers that chose the revision; X-Forwarded-Proto, Forwarded and X-Request-Id
-are the ingress's business and stay as they came. Any method is taken but CONNECT, any Upgrade but h2c (the listener's
-own), and paths that are not all ASCII, as Go takes them. In Knative: pkg/activator/handler/handler.go, networking's
-pkg/http/header.
+with K-Proxy-Request, and names the revision that was chosen in the ingress's own two headers. Knative's activator
+takes these off, and its queue-proxy would; a standby pod that has another revision meanwhile sees by them that the
+request isn't for it. X-Forwarded-Proto, Forwarded and X-Request-Id are the ingress's business and stay as they came.
+Any method is taken but CONNECT, any Upgrade but h2c (the listener's own), and paths that are not all ASCII, as Go
+takes them. In Knative: pkg/activator/handler/handler.go, networking's pkg/http/header.
 
 Hot dialect, see http1.py.
 """
@@ -13,8 +14,10 @@ Hot dialect, see http1.py.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import ClassVar, Final, cast
 
+from kserve_ext.core.ids import RevisionKey
 from kserve_ext.wire.http1 import Grammar, RequestHead, scan_request
 from kserve_ext.wire.http1_forward import Hop
 from kserve_ext.wire.http1_lines import (
@@ -103,8 +106,15 @@ def scan_knative(data: bytes, size: int) -> KnativeHead:
     return cast("KnativeHead", scan_request(data, size, KNATIVE))
 
 
-def forward_to_pod(head: KnativeHead, hop: Hop, host: bytes, passthrough: bool) -> bytes:
-    """The head as the pod gets it. `passthrough`: a mesh is asked to let it through."""
+@lru_cache(4096)
+def naming(key: RevisionKey) -> bytes:
+    """The lines that name a revision, each with the line end before it."""
+    namespace, _, name = key.partition("/")
+    return f"\r\nKnative-Serving-Namespace: {namespace}\r\nKnative-Serving-Revision: {name}".encode()
+
+
+def forward_to_pod(head: KnativeHead, hop: Hop, host: bytes, passthrough: bool, named: bytes) -> bytes:
+    """The head as the pod gets it. `passthrough`: a mesh is asked to let it through; `named`: see `naming`."""
     lines = head.lines.copy()
     if head.for_at:
         lines[head.for_at] += hop.append_for
@@ -113,7 +123,7 @@ def forward_to_pod(head: KnativeHead, hop: Hop, host: bytes, passthrough: bool) 
         end = hop.end_for
     if head.host_at:
         original = b"" if head.original_host else b"\r\nK-Original-Host: " + head.host
-        lines[head.host_at] = b"Host: " + host + original
+        lines[head.host_at] = b"Host: " + host + original + named
     for at in reversed(head.cuts):
         del lines[at]
     if passthrough or head.trailers or head.upgrade:

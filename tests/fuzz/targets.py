@@ -53,7 +53,7 @@ def http1_requests(data: bytes) -> None:
             said(malformed.reason)
             continue
         if isinstance(head, knative_head.KnativeHead):
-            sent = knative_head.forward_to_pod(head, HOP, b"10.0.0.2:8012", False)
+            sent = knative_head.forward_to_pod(head, HOP, b"10.0.0.2:8012", False, b"")
         else:
             sent = http1_forward.forward_request(head, HOP, b"id")
         again = scan(sent, len(sent))

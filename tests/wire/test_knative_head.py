@@ -6,9 +6,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from kserve_ext.core.ids import RevisionKey
 from kserve_ext.wire.http1 import Malformed, scan_request
 from kserve_ext.wire.http1_forward import Hop, forward_request
-from kserve_ext.wire.knative_head import KnativeHead, forward_to_pod, scan_knative
+from kserve_ext.wire.knative_head import KnativeHead, forward_to_pod, naming, scan_knative
 from tests.wire.test_http1 import BODY, REFUSED, agree, by_h11, by_us, messages
 
 HOP = Hop("10.1.1.1")
@@ -22,12 +23,25 @@ def scan(data: bytes) -> KnativeHead:
     return scan_knative(data, data.index(b"\r\n\r\n") + 4)
 
 
-def forwarded(*lines: str, host: bytes = b"10.0.0.7:8012", passthrough: bool = False) -> list[bytes]:
+def forwarded(
+    *lines: str, host: bytes = b"10.0.0.7:8012", passthrough: bool = False, named: bytes = b""
+) -> list[bytes]:
     data = head(*lines)
-    passed = forward_to_pod(scan(data), HOP, host, passthrough)
+    passed = forward_to_pod(scan(data), HOP, host, passthrough, named)
     assert passed.endswith(b"\r\n\r\n")
     scan(passed)
     return passed.split(b"\r\n")[1:-2]
+
+
+def test_the_revision_that_was_chosen_is_named_and_not_what_the_client_said() -> None:
+    passed = forwarded(
+        "Host: hello.default.example.com",
+        "Knative-Serving-Namespace: default",
+        "Knative-Serving-Revision: mine-00009",
+        named=naming(RevisionKey("default/hello-00001")),
+    )
+    said = [line for line in passed if line.lower().startswith(b"knative-serving")]
+    assert said == [b"Knative-Serving-Namespace: default", b"Knative-Serving-Revision: hello-00001"]
 
 
 def test_a_plain_request() -> None:
@@ -126,7 +140,7 @@ def test_any_method_is_taken(method: str) -> None:
 
 def test_a_path_may_hold_bytes_beyond_ascii() -> None:
     data = "GET /schöne/日本 HTTP/1.1\r\nHost: h\r\n\r\n".encode()
-    passed = forward_to_pod(scan(data), HOP, b"p:1", False)
+    passed = forward_to_pod(scan(data), HOP, b"p:1", False, b"")
     assert passed.startswith("GET /schöne/日本 HTTP/1.1\r\n".encode())
 
 
@@ -196,7 +210,7 @@ def test_what_is_passed_on_is_framed_as_what_came(data: bytes, at: int, byte: by
         return
     head = scan(data)
     body = data[head.size : came[0]]
-    passed = (forward_to_pod(head, HOP, b"10.0.0.7:8012", False)) + body
+    passed = (forward_to_pod(head, HOP, b"10.0.0.7:8012", False, naming(RevisionKey("n/r")))) + body
     assert by_us(passed, scan) == (len(passed), 1, came[2][:1])
     if head.minor and passed.partition(b"\r\n")[0].isascii():
         assert by_h11(passed) == (1, came[2][:1])
@@ -227,8 +241,8 @@ def test_what_connection_names_is_as_if_it_had_not_been_sent(fields: list[str], 
     names = ", ".join(field.partition(":")[0] for field in sorted(named))
     whole = head(*fields, f"Connection: {names}")
     without = head(*(field for field in fields if field not in named))
-    assert (forward_to_pod(scan(whole), HOP, b"p:1", False)) == (
-        forward_to_pod(scan(without), HOP, b"p:1", False)
+    assert (forward_to_pod(scan(whole), HOP, b"p:1", False, b"")) == (
+        forward_to_pod(scan(without), HOP, b"p:1", False, b"")
     )
     passed = [(forward_request(scan_request(data, len(data)), HOP, b"new")) for data in (whole, without)]
     assert passed[0] == passed[1]

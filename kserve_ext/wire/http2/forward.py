@@ -13,6 +13,7 @@ from collections.abc import Set
 from functools import lru_cache
 from typing import Final
 
+from kserve_ext.core.ids import RevisionKey
 from kserve_ext.wire.http2.fields import (
     AUTHORITY,
     FORWARDED,
@@ -83,10 +84,19 @@ def forward_request(head: RequestBlock, hop: Hop2, request_id: bytes) -> bytes:
     return b"".join(parts)
 
 
-def forward_to_pod(head: RequestBlock, hop: Hop2, authority: bytes, passthrough: bool) -> bytes:
-    """The block as a Knative pod gets it. `passthrough`: a mesh is asked to let it through."""
-    block = _authority(authority) + (head.to_pod if head.to_pod_by is hop else _to_pod(head, hop))
+def forward_to_pod(head: RequestBlock, hop: Hop2, authority: bytes, passthrough: bool, named: bytes) -> bytes:
+    """The block as a Knative pod gets it. `passthrough`: a mesh is asked to let it through; `named`: see `naming`."""
+    block = _authority(authority) + (head.to_pod if head.to_pod_by is hop else _to_pod(head, hop)) + named
     return block + _PASSTHROUGH if passthrough else block
+
+
+@lru_cache(4096)
+def naming(key: RevisionKey) -> bytes:
+    """The two headers that name a revision (knative_head.py says what for)."""
+    namespace, _, name = key.partition("/")
+    return literal(b"knative-serving-namespace", namespace.encode()) + literal(
+        b"knative-serving-revision", name.encode()
+    )
 
 
 @lru_cache(4096)

@@ -88,7 +88,8 @@ def test_what_the_pod_and_the_client_see() -> None:
             assert (
                 heads[0]
                 == (
-                    f"GET /a HTTP/1.1\r\nHost: {addr}\r\nK-Original-Host: tiny\r\nK-Proxy-Request: activator\r\n"
+                    f"GET /a HTTP/1.1\r\nHost: {addr}\r\nK-Original-Host: tiny\r\n"
+                    "Knative-Serving-Namespace: n\r\nKnative-Serving-Revision: r\r\nK-Proxy-Request: activator\r\n"
                     "X-Forwarded-For: 127.0.0.1\r\n\r\n"
                 ).encode()
             )

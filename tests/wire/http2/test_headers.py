@@ -9,10 +9,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from kserve_ext.core.ids import RevisionKey
 from kserve_ext.wire.http1 import Malformed
 from kserve_ext.wire.http2 import headers
 from kserve_ext.wire.http2.fields import COLD, MOST_PER_BYTE, TooLarge, fields, walk
-from kserve_ext.wire.http2.forward import Hop2, forward_request, forward_response, forward_to_pod, hop
+from kserve_ext.wire.http2.forward import Hop2, forward_request, forward_response, forward_to_pod, hop, naming
 from kserve_ext.wire.http2.frames import Violation
 from kserve_ext.wire.http2.headers import RequestBlock, check_trailers, scan_request, scan_response
 from kserve_ext.wire.http2.hpack import STATIC, literal
@@ -128,7 +129,9 @@ def test_forwarded_to_a_pod_of_knative() -> None:
         ),
         repeated=True,
     )
-    assert decode(forward_to_pod(head, HOP, b"10.1.2.3:8013", False)) == [
+    assert decode(
+        forward_to_pod(head, HOP, b"10.1.2.3:8013", False, naming(RevisionKey("default/tiny-00002")))
+    ) == [
         (b":authority", b"10.1.2.3:8013"),
         *((name.encode(), value.encode()) for name, value in PSEUDO[:3]),
         (b"x-forwarded-proto", b"https"),
@@ -137,12 +140,14 @@ def test_forwarded_to_a_pod_of_knative() -> None:
         (b"k-proxy-request", b"activator"),
         (b"k-original-host", PSEUDO[3][1].encode()),
         (b"x-forwarded-for", b"10.0.0.9"),
+        (b"knative-serving-namespace", b"default"),
+        (b"knative-serving-revision", b"tiny-00002"),
     ]
 
 
 def test_an_earlier_hops_original_host_stays_and_a_mesh_is_asked_to_let_through() -> None:
     head = request(("k-original-host", "first.example.com"), ("k-original-host", ""))
-    found = decode(forward_to_pod(head, HOP, b"tiny-00001-private.default", True))
+    found = decode(forward_to_pod(head, HOP, b"tiny-00001-private.default", True, b""))
     assert [value for name, value in found if name == b"k-original-host"] == [b"first.example.com"]
     assert (b"k-passthrough-lb", b"true") in found
 
@@ -417,13 +422,14 @@ def test_knatives_headers_may_not_come_twice_where_they_may_not_though_they_have
 def test_a_block_that_was_forwarded_before_is_forwarded_alike(pairs: Pairs) -> None:
     block = encode([*PSEUDO, *pairs])
     hops = [hop("10.0.0.1"), hop("10.0.0.2"), hop("10.0.0.1")]
-    again = [forward_to_pod(scan_request(block), one, b"pod:8012", False) for one in hops]
+    again = [forward_to_pod(scan_request(block), one, b"pod:8012", False, b"") for one in hops]
     fresh = [
-        forward_to_pod(headers._scan_request(block, False, 1 << 20), one, b"pod:8012", False) for one in hops
+        forward_to_pod(headers._scan_request(block, False, 1 << 20), one, b"pod:8012", False, b"")
+        for one in hops
     ]
     assert again == fresh
     assert again[0] == again[2] != again[1]
-    mesh = forward_to_pod(scan_request(block), hops[0], b"a.b.svc", True)
+    mesh = forward_to_pod(scan_request(block), hops[0], b"a.b.svc", True, b"")
     assert dict(decode(mesh)) == {
         **dict(decode(again[0])),
         b":authority": b"a.b.svc",
