@@ -1,6 +1,6 @@
 """First light on KServe: its real manager and webhooks, our runtimes, our activator and autoscaler.
 
-One stack for all; the runtime is the real one, with vLLM on CPU and a tiny model. Three and a half minutes of two cores.
+One stack for all; the runtime is the real one, with vLLM on CPU and a tiny model. Three and a half minutes.
 """
 
 from __future__ import annotations
