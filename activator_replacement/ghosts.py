@@ -1,20 +1,14 @@
-"""Shards that left the view so lately that they may still be alive, and use what a home gave them: ghosts.
-
-A ghost of this machine is *seen*: it is one until its process has ended, since nobody listens where it did. Its
-connections to instances have ended then, too, and with them their work for it. Until then it may only be paused, and
-its requests go on. Of another machine's refusal it isn't known who says so (a firewall may): leases end by time.
-A ghost that is back in the view is none.
-"""
+"""Asks ghosts (core/dispatch/ghosts.py) of this machine whether their processes still listen."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
-from kserve_ext.core.dispatch.facts import LEASE_TTL_S, SEEN_TTL_S
-from kserve_ext.core.facts import Member
+from kserve_ext.core.dispatch import ghosts
+from kserve_ext.core.dispatch.ghosts import Ghost
+from kserve_ext.core.facts import View
 from kserve_ext.core.ids import FunctionID
 from kserve_ext.rpc import Rpc, RpcError
 from kserve_ext.rpc.membership import Membership
@@ -25,50 +19,35 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 1.0
 
 
-class Ghost(NamedTuple):
-    since: float
-    addr: str
-
-
 class Ghosts:
     def __init__(self, rpc: Rpc, membership: Membership, ended: Callable[[FunctionID], None]) -> None:
-        """`ended` is told of a ghost whose process has ended."""
+        """`ended` is told of a ghost whose process has ended, or must have."""
         self._rpc = rpc
-        self._membership = membership
         self._ended = ended
-        #: the view's shards, and where they listen
-        self._there: dict[FunctionID, str] = {}
-        self.left: dict[FunctionID, Ghost] = {}
+        self._core = ghosts.Ghosts(membership.addr)
 
-    def view(self, members: Iterable[Member], now: float) -> None:
-        there = {FunctionID(x.id): x.addr for x in members}
-        gone = {f: Ghost(now, addr) for f, addr in self._there.items() if f not in there}
-        self.left = {f: ghost for f, ghost in self.left.items() if f not in there} | gone
-        self._there = there
+    def view(self, view: View, now: float) -> None:
+        self._core.view((x for x in view.members if x.kind == "dispatch"), view.left, now)
+
+    @property
+    def left(self) -> dict[FunctionID, Ghost]:
+        return self._core.left
 
     @property
     def seen(self) -> set[FunctionID]:
-        """Those whose end is noticed."""
-        return {shard for shard, ghost in self.left.items() if self._here(ghost)}
+        """Those whose end is told."""
+        return self._core.seen
 
     def ask(self, now: float) -> None:
         """Whether they are still there; again and again, since one may be on its way out."""
-        lasts = {True: SEEN_TTL_S, False: LEASE_TTL_S}
-        self.left = {f: g for f, g in self.left.items() if now - g.since < lasts[self._here(g)]}
-        for shard, ghost in self.left.items():
-            if self._here(ghost):
-                said = partial(self._said, shard, ghost)
-                self._rpc.call_soon(ghost.addr, m.Describe("request"), said, TIMEOUT_S)
-
-    def _here(self, ghost: Ghost) -> bool:
-        return _host(ghost.addr) == _host(self._membership.addr)
+        for shard in self._core.tick(now):
+            log.info("%s left long ago: what it used is free", shard)
+            self._ended(shard)
+        for shard, ghost in self._core.asked:
+            said = partial(self._said, shard, ghost)
+            self._rpc.call_soon(ghost.addr, m.Describe("request"), said, TIMEOUT_S)
 
     def _said(self, shard: FunctionID, ghost: Ghost, reply: m.Message | RpcError) -> None:
-        if isinstance(reply, RpcError) and reply.nobody and self.left.get(shard) == ghost:
+        if isinstance(reply, RpcError) and reply.nobody and self._core.ended(shard, ghost):
             log.info("%s has ended: what it used is free", shard)
-            del self.left[shard]
             self._ended(shard)
-
-
-def _host(addr: str) -> str:
-    return addr.rpartition(":")[0]

@@ -112,7 +112,7 @@ class Homes:
         nodes = {NodeID(x.id) for x in view.of("node")}
         self._functions = [FunctionID(x.id) for x in view.of("schedule")]
         self._authority.view(view.epoch)
-        self._ghosts.view(view.of("dispatch"), now)
+        self._ghosts.view(view, now)
         self._leavers.view(nodes, now)
         if (members, nodes) != (self._members, self._nodes):
             self._members, self._nodes = members, nodes

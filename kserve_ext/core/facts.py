@@ -7,7 +7,7 @@ New fields go at the end and have a default, so that two releases can talk to ea
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 
@@ -227,6 +227,21 @@ class Member(NamedTuple):
     draining: bool = False  # it hands over and goes: nobody routes to it any more
 
 
+class Left(NamedTuple):
+    """A Dispatch function that left the view so lately that its process may still be alive.
+
+    Who it is is UNKNOWN where the controller itself doesn't know who left.
+    """
+
+    id: FunctionID
+    incarnation: int
+    addr: str
+    age_s: float  # at the making of the view: since then it is longer
+
+
+UNKNOWN: Final = FunctionID("?")
+
+
 class View(NamedTuple):
     """Who is in the cluster, and who has which node. Epochs only grow; members are in order of id.
 
@@ -237,6 +252,7 @@ class View(NamedTuple):
     members: tuple[Member, ...] = ()
     partitions: tuple[int, ...] = ()  # of each node, in order: the index of its Schedule function among these
     shares: tuple[int, ...] = ()  # likewise its ClusterMgr function
+    left: tuple[Left, ...] = ()  # in order of id; for those who weren't there to see it
 
     def of(self, kind: Kind) -> tuple[Member, ...]:
         """Those that work is divided among: a draining one is still a member, and gets none."""

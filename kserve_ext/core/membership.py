@@ -5,6 +5,9 @@ is out when a ClusterMgr function says so, or when it leaves. Time in which the 
 nobody's silence. Every change is a new epoch; epochs only grow, also over the controller's own death: a new one
 starts above what it has stored and above what any member reports. It takes the stored members for alive until they
 prove silent; one whose store is behind its members gathers them for GATHER_S before it publishes.
+
+A Dispatch function that has left may only be paused, and use what its home gave it: the view names it for as long as
+that may be, for those who weren't there to see it go. One whose store is behind says that it doesn't know who left.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kserve_ext.core.facts import Member, View
+from kserve_ext.core.dispatch.facts import SEEN_TTL_S
+from kserve_ext.core.facts import UNKNOWN, Left, Member, View
 from kserve_ext.core.ids import FunctionID, NodeID
 from kserve_ext.core.partitions import carried, divide, owners
 
@@ -64,6 +68,9 @@ class MembershipMachine:
             m.id: _Record(m._replace(draining=False), now, draining=m.draining) for m in stored.members
         }
         self._view: View | None = None
+        #: Dispatch functions that aren't members any more, and when they left
+        self._left = {left.id: (left, now - left.age_s) for left in stored.left}
+        self._changed_at = now
         #: all and only the members that have yet to acknowledge the present epoch
         self._behind = set(self._records)
         self._partitions = owners(stored, "schedule")
@@ -79,7 +86,9 @@ class MembershipMachine:
     def view(self) -> View:
         if self._view is None:
             members = tuple(self._records[name].shown for name in sorted(self._records))
-            self._view = self._divided(View(self.epoch, members))
+            made = self._changed_at
+            left = tuple(left._replace(age_s=made - at) for _, (left, at) in sorted(self._left.items()))
+            self._view = self._divided(View(self.epoch, members, left=left))
         return self._view
 
     def member(self, name: FunctionID) -> Member | None:
@@ -99,7 +108,9 @@ class MembershipMachine:
         if known is not None and known.member == member and not self._foreign(epoch, now):
             known.heard_at, known.connection, known.lost_at = now, connection, None
             return []
-        self._gathers |= self._foreign(epoch, now)
+        if self._foreign(epoch, now):
+            self._gathers = True
+            self._left[UNKNOWN] = Left(UNKNOWN, 0, "", 0.0), now
         draining = known is not None and known.draining and known.member.incarnation == member.incarnation
         self._records[member.id] = _Record(member, now, connection, draining=draining)
         return self._changed(max(epoch, self.epoch) + 1, now)
@@ -196,7 +207,9 @@ class MembershipMachine:
 
     def _remove(self, dead: list[Removed], now: float) -> list[Push]:
         for removed in dead:
-            del self._records[removed.id]
+            member = self._records.pop(removed.id).member
+            if member.kind == "dispatch":
+                self._left[member.id] = Left(member.id, member.incarnation, member.addr, 0.0), now
         self.removed = (self.removed + dead)[-100:]
         return self._changed(self.epoch + 1, now)
 
@@ -208,8 +221,13 @@ class MembershipMachine:
             self._behind.add(record.member.id)
 
     def _changed(self, epoch: int, now: float) -> list[Push]:
-        self.epoch = epoch
+        self.epoch, self._changed_at = epoch, now
         self._view = None
+        self._left = {
+            name: (left, at)
+            for name, (left, at) in self._left.items()
+            if name not in self._records and now - at < SEEN_TTL_S
+        }
         self._behind = {name for name, record in self._records.items() if record.acked_epoch < epoch}
         return self._pushes(now)
 

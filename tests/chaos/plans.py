@@ -106,6 +106,21 @@ def homed_at(*shards: str) -> str:
 HERE, THERE = homed_at("dispatch-0", "dispatch-1"), homed_at("dispatch-1", "dispatch-0")
 OF_THREE = homed_at("dispatch-0", "dispatch-2", "dispatch-1")
 
+
+def paused_away(home_away_s: float) -> Plan:
+    """A Dispatch function is paused, and soon after the home is killed; it is back after so long."""
+    return script(
+        (
+            Ask(0.1, OF_THREE, "dispatch-1", many=2, path="/?delay=9.0"),
+            Ask(2.2, OF_THREE, "dispatch-2", many=2, path="/?delay=1.0"),
+        ),
+        service(OF_THREE, concurrency=2, scale={"max": 1}, hold=Hold(seconds=30.0)),
+        faults=(Fault(1.4, "pause", "dispatch-1", 6.0), Fault(1.5, "kill", "dispatch-0", home_away_s)),
+        shape=SMALL._replace(dispatch=3),
+        seconds=12.0,
+    )
+
+
 #: The script in which each planted bug shows.
 SCRIPTS: dict[str, Plan] = {
     "lost-instance": script(
@@ -170,6 +185,8 @@ SCRIPTS: dict[str, Plan] = {
         shape=SMALL._replace(dispatch=3),
         seconds=6.0,
     ),
+    # It has left the view before the first home comes back, as a process that knows of nothing before.
+    "not-told": paused_away(4.0),
     "half-a-gang": script(
         (Ask(0.1, "hog-decode"),),
         service("hog-prefill", role="prefill", group="chaos/pair"),
@@ -231,16 +248,7 @@ STORIES: dict[str, Plan] = {
     "paused-shard": paused(HERE),
     "paused-home": paused(THERE),
     # Its new home has yet to hear of what it uses when it leaves the view.
-    "paused-unasked": script(
-        (
-            Ask(0.1, OF_THREE, "dispatch-1", many=2, path="/?delay=9.0"),
-            Ask(2.2, OF_THREE, "dispatch-2", many=2, path="/?delay=1.0"),
-        ),
-        service(OF_THREE, concurrency=2, scale={"max": 1}, hold=Hold(seconds=30.0)),
-        faults=(Fault(1.4, "pause", "dispatch-1", 6.0), Fault(1.5, "kill", "dispatch-0", 9.0)),
-        shape=SMALL._replace(dispatch=3),
-        seconds=12.0,
-    ),
+    "paused-unasked": paused_away(9.0),
     "cut-off": script(
         (Ask(0.1, HERE, many=4, path="/?delay=0.3"), Ask(6.0, HERE, many=4)),
         service(HERE, scale={"min": 1, "initial": 1, "max": 4, "target": 1.0}),

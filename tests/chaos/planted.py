@@ -153,6 +153,14 @@ def not_recalled() -> None:
     setattr(RevisionHome, "take_over", hasty)  # noqa: B010
 
 
+def not_told() -> None:
+    """A Dispatch function takes in nothing of who left the view before it came."""
+    from kserve_ext.core.dispatch.ghosts import Ghosts
+
+    view = Ghosts.view
+    setattr(Ghosts, "view", lambda self, members, left, now: view(self, members, (), now))  # noqa: B010
+
+
 def half_a_gang() -> None:
     """Of a gang that doesn't fit as a whole, the part that fits is started."""
     from kserve_ext.core.schedule.facts import SendCommit
@@ -257,6 +265,7 @@ BUGS: dict[str, Plant] = {
         bound_passed,
         never_stopped,
         not_recalled,
+        not_told,
         half_a_gang,
         epoch_back,
         store_in_the_way,

@@ -35,6 +35,7 @@ BREAKS = {
     "bound-passed": "4 bounds",
     "never-stopped": "3 known",
     "not-recalled": "4 bounds",
+    "not-told": "4 bounds",
     "half-a-gang": "4 bounds",
     "epoch-back": "6 epochs",
     "store-in-the-way": "5 store down",

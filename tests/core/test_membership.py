@@ -6,7 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kserve_ext.core.facts import Kind, Member, View
+from kserve_ext.core.dispatch.facts import SEEN_TTL_S
+from kserve_ext.core.facts import UNKNOWN, Kind, Member, View
 from kserve_ext.core.ids import FunctionID
 from kserve_ext.core.membership import GATHER_S, LOST_S, SILENT_S, MembershipMachine, Push
 from kserve_ext.core.partitions import moved, owners
@@ -260,3 +261,30 @@ def test_once_its_view_is_given_out_who_reports_it_has_it() -> None:
     machine.report(FunctionID("dispatch-0"), 1, 7, 1, 1.0)
     assert tick(machine, 1.0, 1.0 + GATHER_S)
     assert machine.report(FunctionID("dispatch-0"), 1, 8, 1, 1.0 + GATHER_S)
+
+
+def test_the_view_names_who_left_for_as_long_as_its_process_may_live() -> None:
+    def left(machine: MembershipMachine) -> dict[str, float]:
+        return {name: age_s for name, _, _, age_s in machine.view.left}
+
+    machine = MembershipMachine(View(), 0.0)
+    for name in NAMES:
+        machine.join(member(name), 0, 1, 0.0)
+    for name in NAMES:
+        machine.leave(FunctionID(name), 1, "it is over", 1.0)
+    assert left(machine) == {"dispatch-0": 0.0}, "of others nobody has leases"
+    machine.join(member("node-0", 2), 0, 2, 3.0)
+    assert left(machine) == {"dispatch-0": 2.0}
+    again = MembershipMachine(machine.view, 100.0)
+    assert left(again) == {"dispatch-0": 2.0}, "its own clock says nothing of the time in between"
+    again.join(member("node-0", 3), 0, 3, 98.0 + SEEN_TTL_S)
+    assert left(again) == {}
+    machine.join(member("dispatch-0", 2), 0, 3, 4.0)
+    assert left(machine) == {}
+
+
+def test_one_whose_store_is_behind_says_that_it_does_not_know_who_left() -> None:
+    machine = MembershipMachine(View(), 0.0)
+    machine.join(member("dispatch-0"), 7, 1, 0.0)
+    assert [x.id for x in machine.view.left] == [UNKNOWN]
+    assert MembershipMachine(View(), 0.0).view.left == ()

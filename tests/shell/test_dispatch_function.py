@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from activator_replacement import ghosts
-from kserve_ext.core.dispatch import facts, leases
+from kserve_ext.core.dispatch import facts, ghosts, leases
 from kserve_ext.core.facts import Command, Hold, Model, Resources, Revision, Scale
 from kserve_ext.core.ids import RevisionKey
 from tests.support.dataplane import run
