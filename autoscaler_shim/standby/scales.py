@@ -22,7 +22,7 @@ from kserve_ext.api.knative.conditions import Document, text_map
 from kserve_ext.api.knative.pa import REVISION_LABEL
 from kserve_ext.api.standby import assigning, names
 from kserve_ext.core.ids import RevisionKey
-from kserve_ext.core.standby.adoption import Adoption, Wanted
+from kserve_ext.core.standby.adoption import Adoption, Plan, Wanted
 from kserve_ext.core.standby.known import Known, Seen
 from kserve_ext.kube.client import Client, KubeError
 from kserve_ext.kube.informer import Informer
@@ -32,7 +32,7 @@ from kserve_ext.wire.messages import SlotReply
 
 log = logging.getLogger(__name__)
 
-ROOM_AGAIN_S: Final = 1.0
+LABELS_AGAIN_S: Final = 1.0
 
 
 class StandbyScales(Scales):
@@ -67,6 +67,7 @@ class StandbyScales(Scales):
         self._adoptions: dict[str, Adoption] = {}
         self._keys: dict[RevisionKey, str] = {}
         self._rechecks: dict[str, asyncio.TimerHandle] = {}
+        self._adopting: dict[str, asyncio.Task[None]] = {}
 
     async def apply(self, key: str, pa: Document, scale: int) -> bool:
         adoption = self._adoption(key, pa)
@@ -95,11 +96,15 @@ class StandbyScales(Scales):
             self._keys.pop(adoption.revision, None)
         if (timer := self._rechecks.pop(key, None)) is not None:
             timer.cancel()
+        if (task := self._adopting.get(key)) is not None:
+            task.cancel()
 
     def close(self) -> None:
         super().close()
         for timer in self._rechecks.values():
             timer.cancel()
+        for task in self._adopting.values():
+            task.cancel()
 
     def concerned(self, revision: RevisionKey) -> None:
         """There are news of a standby pod that has to do with it."""
@@ -147,13 +152,14 @@ class StandbyScales(Scales):
             await self._pods.patch(uid, assigning.goes_first(uid))
         if current.replicas != plan.replicas:
             await self._write(kind, namespace, name, current, plan.replicas)
+        adoption.made_room(plan.label, plan.replicas)
         for uid in plan.release:
             self._free(key, adoption, uid)
-        if plan.label and await self._shapes.room(adoption.revision, plan.replicas):
-            await asyncio.gather(*(self._label(key, adoption, shape, uid) for uid in plan.label))
-        elif plan.label:
-            log.info("%s: its ReplicaSet has yet to be told of %d pods; looked at again", key, plan.replicas)
-            self._look_again(key, ROOM_AGAIN_S)
+        if plan.label and key not in self._adopting:
+            # Beside the reconciliation, which a next request may need at once.
+            adopting = asyncio.create_task(self._adopt(key, adoption, shape, plan), name=f"adoption {key}")
+            self._adopting[key] = adopting
+            adopting.add_done_callback(lambda _: self._adopting.pop(key, None))
         for uid in plan.delete:
             log.warning("%s: pod %s can't serve it and is deleted: %s", key, *self._said(uid))
             self._tally.failed += 1
@@ -219,6 +225,23 @@ class StandbyScales(Scales):
         pod = self._pods.get(uid)
         if pod is not None and await self._pods.patch(uid, assigning.released(pod)):
             adoption.released(uid, time.monotonic())
+
+    async def _adopt(self, key: str, adoption: Adoption, shape: Shape | None, plan: Plan) -> None:
+        try:
+            if not await self._shapes.room(adoption.revision, plan.replicas):
+                log.info("%s: its ReplicaSet has yet to hear of %d pods; looked at again", key, plan.replicas)
+            elif self._may(key):
+                uids = [uid for uid in plan.label if self._still(adoption, uid)]
+                await asyncio.gather(*(self._label(key, adoption, shape, uid) for uid in uids))
+        except KubeError as error:
+            log.info("%s: no labels yet: %s; tried again", key, error)
+        self._look_again(key, LABELS_AGAIN_S)
+
+    def _still(self, adoption: Adoption, uid: str) -> bool:
+        """Whether it is to be adopted yet, and wasn't given back meanwhile."""
+        pod = self._known.pods.get(uid)
+        orphan = pod is not None and pod.revision == adoption.revision and not pod.owned
+        return uid in adoption.taken or orphan
 
     async def _label(self, key: str, adoption: Adoption, shape: Shape | None, uid: str) -> None:
         pod = self._pods.get(uid)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ def installed(stack: Cluster) -> Iterator[Api]:
     before = images(api)
     use(api, "stock")
     run(stack, "install", *OPTIONS, "--component", "standby")
+    wait_until("the autoscaler to hear the node's agent", lambda: agents_heard(api) == 1, 60)
     try:
         yield api
     finally:
@@ -48,6 +50,18 @@ def installed(stack: Cluster) -> Iterator[Api]:
         if before != images(api):
             grant(api)
             roll_out(api, before)
+
+
+def agents_heard(api: Api) -> int:
+    """Of all autoscalers."""
+    heard = 0
+    for name in system_pods(api, "autoscaler"):
+        address = api.get("v1", "Pod", SYSTEM_NAMESPACE, name)["status"]["podIP"]
+        with urllib.request.urlopen(f"http://{address}:9090/metrics", timeout=5) as page:
+            for line in page.read().decode().splitlines():
+                if line.startswith("galaxy_standby_agents_heard "):
+                    heard += int(float(line.split()[1]))
+    return heard
 
 
 @pytest.fixture
@@ -225,8 +239,14 @@ def test_an_autoscaler_that_is_killed_in_the_middle_of_adoptions(
                 kill(installed, SYSTEM_NAMESPACE, name)
             for request in asking:
                 facts(request.result(90))
-        for service in services:
-            wait_agreed(service, 1, 90)
+        with (  # so that they are wanted, whatever the new one has yet to hear of them
+            client.load(first, 1, pause_s=0.5) as one,
+            client.load(second, 1, pause_s=0.5) as two,
+            client.load(third, 1, pause_s=0.5) as three,
+        ):
+            for service in services:
+                wait_agreed(service, 1, 90)
+        assert [load.failures for load in (one, two, three)] == [[], [], []]
 
 
 def test_a_rollout_of_the_deployment_at_the_same_time(installed: Api, client: Client, pool: Pool) -> None:

@@ -12,6 +12,7 @@ What is remembered is only what nobody else says: orders under way, since when s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
@@ -87,6 +88,9 @@ class Adoption:
     _hopeless: set[str] = field(default_factory=set)
     #: Since when something is not as it should be of what has our labels.
     _odd: dict[str, float] = field(default_factory=dict)
+    #: Taken, and counted in replicas already; and how many replicas there were then.
+    _roomed: set[str] = field(default_factory=set)
+    _room_at: int = 0
     _setbacks: int = 0
     _plain_until: float = 0.0
     _missed_for: int = 0
@@ -102,6 +106,11 @@ class Adoption:
     def refused(self, uid: str) -> None:
         """Certainly not ours: somebody else has it, or it isn't there."""
         self._drop(uid)
+
+    def made_room(self, uids: Iterable[str], replicas: int) -> None:
+        """Replicas are written, with a place for each of these."""
+        self._roomed |= self.taken.keys() & set(uids)
+        self._room_at = replicas
 
     def labelled(self, uid: str, now: float) -> None:
         self._drop(uid)
@@ -128,8 +137,11 @@ class Adoption:
         mine, idle, orphans = self._with_labels(now)
         serving = [uid for uid, taken in self.taken.items() if taken.serving_since is not None]
         starting = [uid for uid in self.taken if uid not in serving]
-        pods = wanted.replicas + len(self.taken) if wanted.pods is None else wanted.pods
-        lacking = pods - wanted.replicas - len(self.taken)
+        if wanted.replicas < self._room_at:
+            self._roomed.clear()
+        covered = wanted.replicas + len(self.taken.keys() - self._roomed)
+        pods = covered if wanted.pods is None else wanted.pods
+        lacking = pods - covered
         take: list[Seen] = []
         why = ""
         if lacking > 0:
@@ -344,4 +356,5 @@ class Adoption:
 
     def _drop(self, uid: str) -> None:
         self.taken.pop(uid, None)
+        self._roomed.discard(uid)
         self.known.take_back(uid, self.revision)

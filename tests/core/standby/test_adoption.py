@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kserve_ext.core.standby import adoption
+from kserve_ext.core.standby.adoption import Wanted
 from tests.core.standby.world import A, B, World
 
 
@@ -113,6 +114,19 @@ def test_adoption_waits_while_others_are_starting_but_not_for_ever() -> None:
     assert plan.recheck_s is not None
     world.now += adoption.BEHIND_S
     assert world.plan(A).label == ("u1",)
+
+
+def test_while_nothing_is_wanted_a_pod_gets_one_place_however_late_its_labels_come() -> None:
+    world = World()
+    world.add(1)
+    world.restart()
+    world.wanted[A] = 1
+    world.act(A)
+    serving(world)
+    world.act(A, fails_at="label")
+    for _ in range(3):
+        plan = world.adoptions[A].plan(Wanted(None, world.replicas[A], 0, "pool"), world.now)
+        assert (plan.replicas, plan.label) == (1, ("u1",))
 
 
 def test_after_a_restart_between_scale_and_labels_it_gets_them_and_the_plain_pod_goes() -> None:

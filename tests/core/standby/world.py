@@ -153,7 +153,7 @@ class World:
         """Carries out a plan; `fails_at`: what is not written, and nothing after it."""
         plan, adoption = self.plan(key), self.adoptions[key]
         # Never more at a time than was decided on: what is taken is not asked for the plain way.
-        left = adoption.taken.keys() - {*plan.free, *plan.label}
+        left = adoption.taken.keys() - {*plan.free, *plan.label} - adoption._roomed
         assert plan.replicas + len(left) <= max(self.wanted[key], self.replicas[key])
         self.orders += [Order("take", seen.slot.uid, key) for seen in plan.take]
         if fails_at == "release":
@@ -165,6 +165,7 @@ class World:
         if fails_at == "scale":
             return
         self.replicas[key] = plan.replicas
+        adoption.made_room(plan.label, plan.replicas)
         if fails_at == "label":
             return
         for uid in plan.label:

@@ -93,7 +93,7 @@ def test_nothing_is_written_before_it_serves(tmp_path: Path) -> None:
                 await world.reporter.report(1.0, name=NAME)
             assert world.api.scaled == []
             slot.say("serving", f"{NAMESPACE}/{NAME}")
-            await world.api.until(lambda: world.api.scaled == ["scale 1", "label"])
+            await world.api.until(lambda: world.api.scaled[:2] == ["scale 1", "label"])
 
     play(tmp_path, script)
 
@@ -193,6 +193,7 @@ def test_killed_between_scale_and_labels_its_successor_goes_on(tmp_path: Path) -
         world.api.failures.clear()
         assert world.api.adopted() == []
         async with world.running():
+            await world.reporter.report(1.0, name=NAME)  # the request is still under way
             await world.api.until(lambda: world.api.adopted())
             await world.api.until(lambda: len(world.api.adopted()) == 1 and not world.api.plain())
             assert replicas(world.api, NAME) == 1
@@ -211,7 +212,8 @@ def test_killed_before_the_scale_its_successor_goes_on(tmp_path: Path) -> None:
         (slot,) = taken(world)
         slot.say("serving", f"{NAMESPACE}/{NAME}")
         async with world.running():
-            await world.api.until(lambda: world.api.scaled == ["scale 1", "label"])
+            await world.reporter.report(1.0, name=NAME)  # the request is still under way
+            await world.api.until(lambda: world.api.scaled[:2] == ["scale 1", "label"])
 
     play(tmp_path, script)
 
