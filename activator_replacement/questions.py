@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from activator_replacement.accounts import demand_facts
 from kserve_ext.core.dispatch.facts import AskNode, Instruction
+from kserve_ext.core.dispatch.ghosts import same_machine
 from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.facts import Instance
 from kserve_ext.core.ids import FunctionID, NodeID, RevisionKey
@@ -98,12 +99,15 @@ class Questions:
 
     def _recall_shard(self, shard: FunctionID, term: int, by_home: dict[str, list[RevisionKey]]) -> None:
         self._recalling.update((home_key, shard) for home_key in by_home)
+        addr = self.membership.addr_of(shard)
 
         def done(reply: m.Message | RpcError) -> None:
             self._recalling.difference_update((home_key, shard) for home_key in by_home)
-            if not isinstance(reply, m.RecallReply):
+            ended = isinstance(reply, RpcError) and reply.nobody and same_machine(addr, self.membership.addr)
+            if not isinstance(reply, m.RecallReply) and not ended:
                 return  # the tick asks again
-            demands = {d.revision: demand_facts(d) for d in reply.demands}
+            said = reply.demands if isinstance(reply, m.RecallReply) else ()
+            demands = {d.revision: demand_facts(d) for d in said}
             for home_key, keys in by_home.items():
                 home = self._still(home_key, term)
                 if home is not None:
@@ -112,7 +116,7 @@ class Questions:
 
         keys = tuple(key for of_home in by_home.values() for key in of_home)
         message = m.Recall(term, self.membership.me, self.membership.addr, keys)
-        self.rpc.call_soon(self.membership.addr_of(shard), message, done, TIMEOUT_S)
+        self.rpc.call_soon(addr, message, done, TIMEOUT_S)
 
     def _still(self, home_key: str, term: int) -> Home | None:
         """The home, if it is the one that asked."""

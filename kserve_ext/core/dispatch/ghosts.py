@@ -30,7 +30,7 @@ class Ghosts:
 
     def __init__(self, addr: str) -> None:
         """`addr`: of this process."""
-        self._host = _host(addr)
+        self._addr = addr
         #: the view's shards
         self._there: dict[FunctionID, Member] = {}
         self._first = True
@@ -55,8 +55,9 @@ class Ghosts:
 
     @property
     def seen(self) -> set[FunctionID]:
-        """Those of which nothing is free before their end, as far as it is told."""
-        return {shard for shard, ghost in self.left.items() if self._waits(ghost)}
+        """Those of which nothing is free before their end, as far as it is told; in the view, too."""
+        there = {shard for shard, member in self._there.items() if same_machine(member.addr, self._addr)}
+        return there | {shard for shard, ghost in self.left.items() if self._waits(ghost)}
 
     @property
     def asked(self) -> list[tuple[FunctionID, Ghost]]:
@@ -92,12 +93,13 @@ class Ghosts:
         self._over.add((shard, self.left.pop(shard).incarnation))
 
     def _waits(self, ghost: Ghost) -> bool:
-        return not ghost.addr or _host(ghost.addr) == self._host
+        return not ghost.addr or same_machine(ghost.addr, self._addr)
 
 
 def _since(now: float, member: Member) -> Ghost:
     return Ghost(now, member.addr, member.incarnation)
 
 
-def _host(addr: str) -> str:
-    return addr.rpartition(":")[0]
+def same_machine(one: str, other: str) -> bool:
+    """By their addresses: where one refuses, the other knows that nobody is there."""
+    return one.rpartition(":")[0] == other.rpartition(":")[0]

@@ -63,7 +63,7 @@ class Home:
     ) -> list[Instruction]:
         """Nodes, shards with their incarnations, shards and nodes that left so lately that they may be alive.
 
-        `seen`: those of `ghosts` whose end will be told (`ended`).
+        `seen`: those of both whose end will be told (`ended`; of one in the view as an answer that uses nothing).
         """
         self._nodes, self._shards, self._ghosts = set(nodes), dict(shards), set(ghosts)
         self._away, self._seen = set(away), frozenset(seen)

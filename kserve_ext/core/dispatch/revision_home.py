@@ -95,7 +95,7 @@ class RevisionHome:
         self.term = 0
         self.take = TakeOver((), (), (), (), now)
         self._ask_at = now
-        #: shards out of the view whose processes may live, and whose end would be told
+        #: shards, in the view or lately in it, whose end would be told
         self.seen: frozenset[FunctionID] = frozenset()
 
     # --- take-over
@@ -109,13 +109,16 @@ class RevisionHome:
         if self.revision.concurrency:
             lasts = home_facts.GONE_S if take.silent_shards else home_facts.LEASE_TTL_S
             self.leases.frozen_until = now + lasts
-        self._freeze_for(take.ghosts, now)
+        self._freeze_for(take.ghosts | take.silent_shards, now)
         self._ask_at = now
         self._heard(now)
 
-    def _freeze_for(self, ghosts: set[FunctionID], now: float) -> None:
-        """One that is only paused still uses what it had; the end of its process would be told."""
-        if self.revision.concurrency and ghosts & self.seen:
+    def _freeze_for(self, shards: set[FunctionID], now: float) -> None:
+        """One that is only paused still uses what it had; the end of its process would be told.
+
+        It may stay in the view for long: while there is no controller, nobody leaves.
+        """
+        if self.revision.concurrency and shards & self.seen:
             self.leases.frozen_until = max(self.leases.frozen_until, now + home_facts.SEEN_TTL_S)
 
     @property

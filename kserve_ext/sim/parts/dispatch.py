@@ -15,7 +15,6 @@ from kserve_ext.core import rendezvous
 from kserve_ext.core.dispatch.authority import Authority
 from kserve_ext.core.dispatch.choosing import Chooser
 from kserve_ext.core.dispatch.facts import (
-    LEASE_TTL_S,
     AskNode,
     Demand,
     Grant,
@@ -27,12 +26,13 @@ from kserve_ext.core.dispatch.facts import (
     SendGrant,
     StopInstance,
 )
+from kserve_ext.core.dispatch.ghosts import Ghost, Ghosts
 from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.dispatch.lag import Lag
 from kserve_ext.core.dispatch.shard import MOST_ATTEMPTS, Shard
 from kserve_ext.core.dispatch.take_over import Copy, Leavers
 from kserve_ext.core.dispatch.throttler import HELD, Holdable, Tracker
-from kserve_ext.core.facts import Instance, Revision
+from kserve_ext.core.facts import Instance, Left, Member, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 from kserve_ext.core.schedule.facts import AskRoom
 
@@ -103,6 +103,14 @@ def owner(key: str, members: tuple[FunctionID, ...]) -> FunctionID | None:
     return rendezvous.owner(key, members)
 
 
+def _addr(name: FunctionID) -> str:
+    return f"{name}:1"
+
+
+def _has_ended(incarnation: int, proc: Dispatch[R]) -> str:
+    return "ended" if proc.dead or proc.incarnation > incarnation else ""
+
+
 class Dispatch(Generic[R]):
     """One process. `validate`: homes check their invariants as time passes."""
 
@@ -122,7 +130,8 @@ class Dispatch(Generic[R]):
         self.homes: dict[str, Home] = {}
         self.dead = False
         self.epoch = 0
-        self.left: dict[FunctionID, float] = {}
+        #: everybody is on a machine of its own
+        self.ghosts = Ghosts(_addr(name))
         self._leavers = Leavers()
         self.authority = Authority()
         self.lag = Lag()
@@ -135,16 +144,20 @@ class Dispatch(Generic[R]):
 
     # --- what is known
 
-    def view(self, epoch: int, members: dict[FunctionID, int], nodes: Set[NodeID]) -> None:
+    def view(
+        self, epoch: int, members: dict[FunctionID, int], nodes: Set[NodeID], left: Iterable[Left] = ()
+    ) -> None:
         if epoch < self.epoch or self.dead:
             return
         now = self.around.now
-        for gone in self.members.keys() - members.keys():
-            self.left[gone] = now
-            self.call(
-                gone, "ended", lambda proc: "ended" if proc.dead else "", partial(self._gone_said, gone, now)
-            )
-        self.left = {m: t for m, t in self.left.items() if m not in members and now - t < LEASE_TTL_S}
+        before = dict(self.ghosts.left)
+        shards = [Member(m, "dispatch", _addr(m), incarnation) for m, incarnation in members.items()]
+        self.ghosts.view(shards, left, now)
+        self.ghosts.tick(now)
+        for gone, ghost in self.ghosts.left.items():
+            if before.get(gone) != ghost:
+                ended = partial(_has_ended, ghost.incarnation)
+                self.call(gone, "ended", ended, partial(self._gone_said, gone, ghost))
         self._leavers.view(nodes, now)
         self.authority.view(epoch)
         same = (members, nodes) == (self.members, self.nodes)
@@ -166,7 +179,9 @@ class Dispatch(Generic[R]):
         home = self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id, self.authority, self.lag)
         home.view((), {}, (), now)
         self.carry(home_key, home.add(revision, True, (), now))
-        self.carry(home_key, home.view(self.nodes, self.members, self.left, now, self._leavers.away(now)))
+        self.carry(
+            home_key, home.view(self.nodes, self.members, self.ghosts.left, now, self._leavers.away(now))
+        )
 
     def _own(self, home_key: str) -> None:
         now = self.around.now
@@ -177,7 +192,9 @@ class Dispatch(Generic[R]):
         if fresh:
             self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id, self.authority, self.lag)
         home = self.homes[home_key]
-        self.carry(home_key, home.view(self.nodes, self.members, self.left, now, self._leavers.away(now)))
+        self.carry(
+            home_key, home.view(self.nodes, self.members, self.ghosts.left, now, self._leavers.away(now))
+        )
         if fresh:
             for rev in self.around.revisions.values():
                 if rev.home_key == home_key:
@@ -197,9 +214,8 @@ class Dispatch(Generic[R]):
     def _recall(term: int, keys: list[RevisionKey], proc: Dispatch[R]) -> object:
         return None if proc.dead else proc.shard.recall(term, keys, proc.around.now)
 
-    def _gone_said(self, shard: FunctionID, since: float, answer: object) -> None:
-        if answer == "ended" and self.left.get(shard) == since:
-            del self.left[shard]
+    def _gone_said(self, shard: FunctionID, ghost: Ghost, answer: object) -> None:
+        if answer == "ended" and self.ghosts.ended(shard, ghost):
             for home_key, home in list(self.homes.items()):
                 self.carry(home_key, home.ended(shard, self.around.now))
 

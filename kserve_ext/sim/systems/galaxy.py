@@ -350,7 +350,7 @@ class Galaxy:
         nodes = {NodeID(m.id) for m in view.of("node")}
         if name in self.shards:
             members = {m.id: m.incarnation for m in view.of("dispatch")}
-            self.shards[name].view(view.epoch, members, nodes)
+            self.shards[name].view(view.epoch, members, nodes, view.left)
         elif name in self.schedulers:
             self.schedulers[name].view(view)
         elif name in self.managers:

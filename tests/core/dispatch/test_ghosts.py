@@ -23,7 +23,7 @@ def test_who_left_before_this_process_came_is_in_its_first_view() -> None:
     ghosts = Ghosts("here:0")
     ghosts.view([member(ME)], [left(ONE, 5.0), left(TWO, 1.0, "there")], 10.0)
     assert set(ghosts.left) == {ONE, TWO}
-    assert ghosts.seen == {ONE}
+    assert ghosts.seen == {ME, ONE}
     assert ghosts.tick(9.0 + LEASE_TTL_S) == [], "nobody waits for the end of one that isn't seen"
     assert set(ghosts.left) == {ONE}
     assert ghosts.tick(4.9 + SEEN_TTL_S) == []
@@ -58,7 +58,8 @@ def test_one_that_came_and_went_between_two_views_is_told() -> None:
 def test_one_that_drains_has_work_as_well() -> None:
     ghosts = Ghosts("here:0")
     ghosts.view([member(ME), member(ONE, draining=True)], [], 10.0)
-    assert ghosts.seen == {ONE}
+    assert ghosts.seen == {ME, ONE}
+    assert set(ghosts.left) == {ONE}
 
 
 def test_the_unknown_are_nothing_to_a_process_that_was_there() -> None:
@@ -66,9 +67,9 @@ def test_the_unknown_are_nothing_to_a_process_that_was_there() -> None:
     old.view([member(ME)], [], 0.0)
     for ghosts in (new, old):
         ghosts.view([member(ME)], [NOBODY_KNOWS], 10.0)
-    assert (new.seen, old.seen) == ({UNKNOWN}, set())
+    assert (new.seen, old.seen) == ({ME, UNKNOWN}, {ME})
     new.view([member(ME), member(ONE)], [NOBODY_KNOWS], 11.0)
-    assert new.seen == {UNKNOWN}
+    assert UNKNOWN in new.seen
 
 
 def test_an_answer_about_a_former_process_says_nothing_of_the_next() -> None:
@@ -79,4 +80,10 @@ def test_an_answer_about_a_former_process_says_nothing_of_the_next() -> None:
     ghosts.view([member(ME), member(ONE, incarnation=2)], [], 12.0)
     ghosts.view([member(ME)], [], 13.0)
     assert not ghosts.ended(ONE, before)
-    assert ghosts.seen == {ONE}
+    assert ONE in ghosts.seen
+
+
+def test_the_end_of_one_of_this_machine_is_seen_while_it_is_in_the_view_as_well() -> None:
+    ghosts = Ghosts("here:0")
+    ghosts.view([member(ME), member(ONE), member(TWO, "there")], [], 10.0)
+    assert ghosts.seen == {ME, ONE}

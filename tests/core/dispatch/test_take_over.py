@@ -20,10 +20,10 @@ NODE, ONE = NodeID("node-0"), InstanceID("one")
 OF = revision(concurrency=1)
 
 
-def taken_over() -> Home:
+def taken_over(seen: Iterable[FunctionID] = ()) -> Home:
     """Where its only instance is known, and the other shard has yet to say whether it uses it."""
     home = Home(ME, 2, lambda key: ONE)
-    home.view([NODE], {ME: 1, OTHER: 1}, (), 0.0)
+    home.view([NODE], {ME: 1, OTHER: 1}, (), 0.0, seen=seen)
     home.add(OF, False, (), 0.0)
     home.recalled(ME, [OF.key], (), 0.0)
     home.node_says(OF.key, NODE, (Instance(ONE, OF.key, NODE, "ready", "h:1"),), 0.0)
@@ -74,6 +74,15 @@ def test_one_that_does_not_answer_leaves_the_view_before_anything_of_it_is_free(
     assert not gives(home, 1, LEASE_TTL_S + 0.5)
     leaves(home, LEASE_TTL_S + 0.5, seen=[OTHER])
     assert not gives(home, 2, LEASE_TTL_S + 2.0)
+
+
+def test_one_that_does_not_answer_and_does_not_leave_either_may_be_paused_while_there_is_no_controller() -> (
+    None
+):
+    home = taken_over(seen=[ME, OTHER])
+    assert not gives(home, 1, 2 * GONE_S)
+    home.recalled(OTHER, [OF.key], (), 2 * GONE_S)
+    assert gives(home, 2, 2 * GONE_S)
 
 
 # --- a home whose process wasn't there when a shard left
