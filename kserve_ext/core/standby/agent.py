@@ -25,6 +25,8 @@ UNCLAIMED_S: Final = 60.0
 #: So long a slot has to answer an order before what it said last counts again. It does at once where its machine
 #: isn't overloaded, and an order is lost only with the connection.
 ORDER_S: Final = 30.0
+#: Characters of a slot's reason that are passed on: it goes to every autoscaler with each change on the node.
+MOST_REASON: Final = 1000
 #: Revisions whose last obeyed term is remembered.
 KEEP_TERMS: Final = 10_000
 HTTP1_PORT: Final = 8012
@@ -138,11 +140,17 @@ class SlotAccount:
         life = self._of(link)
         if life is None:
             return []
+        why = ""
         if state in BUSY and not revision:
             why = f"state {state} without a revision: name it"
+        elif revision and revision.partition("/")[0] != life.slot.pod.partition("/")[0]:
+            # Else it would count as one of another tenant's pods, whose requests would wait for it.
+            why = f"revision {revision} is not of the namespace of pod {life.slot.pod}"
+        if why:
             effects = self._end(life, why, now)
             self._changed()
             return [*effects, Drop(link, why)]
+        reason = reason[:MOST_REASON]
         if state not in BUSY and state != "failed":
             revision = RevisionKey("")
         life.said = life.said._replace(state=state, revision=revision, reason=reason)

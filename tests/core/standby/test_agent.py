@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kserve_ext.core.ids import InstanceID, RevisionKey
-from kserve_ext.core.standby.agent import ORDER_S, UNCLAIMED_S, SlotAccount
+from kserve_ext.core.standby.agent import MOST_REASON, ORDER_S, UNCLAIMED_S, SlotAccount
 from kserve_ext.core.standby.effects import Drop, Effect, EmptySlot, News, StartSlot
 from kserve_ext.core.standby.facts import Assignment, Slot, SlotState, Timeouts
 
@@ -104,6 +105,21 @@ def test_the_same_process_on_another_connection_keeps_its_place() -> None:
     assert account.connected(2, slot(), 3.0) == [Drop(1, "this pod has connected again")]
     assert account.lost(1, 3.1) == [], "the former connection's end is no news"
     assert account.slots[0].state == "serving"
+
+
+@pytest.mark.parametrize("state", ["starting", "serving", "failed"])
+def test_a_slot_can_not_claim_a_revision_of_another_namespace(state: SlotState) -> None:
+    account = standing_by()
+    (drop,) = account.said(1, state, RevisionKey("other/one"), "", 1.0)
+    assert isinstance(drop, Drop)
+    assert "not of the namespace" in drop.reason
+    assert account.slots == ()
+
+
+def test_a_reason_is_passed_on_at_a_bearable_length() -> None:
+    account = standing_by()
+    account.said(1, "warming", RevisionKey(""), "x" * 60_000, 1.0)
+    assert len(account.slots[0].reason) == MOST_REASON
 
 
 def test_only_what_stands_by_counts_as_idle() -> None:

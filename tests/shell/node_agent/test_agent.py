@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 from autoscaler_shim.node_agent.agent import AnotherKey, NodeAgent
@@ -244,6 +245,23 @@ def test_lines_that_make_no_sense_end_a_connection_with_the_reason(tmp_path: Pat
                 await slot.ended()
                 assert reason in slot.refused
                 await w.states()
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"gpus": 1 << 70}, {"gpus": -1}, {"incarnation": 1 << 70}, {"pool": "p" * 65}, {"addr": "1" * 65}],
+)
+def test_no_pod_can_make_what_its_agent_tells_unspeakable(tmp_path: Path, field: dict[str, Any]) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            slot = w.slot()
+            slot.hello = msgspec.structs.replace(slot.hello, **field)
+            await slot.dial()
+            await slot.ended()
+            assert "no message of a slot" in slot.refused
+            assert (await w.watch()).slots == ()
 
     run(test())
 
