@@ -54,14 +54,12 @@ class Keeper:
         self._busy = busy
         self._pools: dict[str, Pool] = {}
         self._short: dict[str, int] = {}
-        self._namespaces: dict[str, str] = {}
         #: By uid: since when a pod without a slot has had none, and which have had a revision.
         self._slotless: dict[str, float] = {}
         self._used: set[str] = set()
         self._said: dict[str, str] = {}
-        self._idle: dict[
-            str, tuple[float, float]
-        ] = {}  # by pool: GPU-seconds, and until when they are counted
+        #: By pool: GPU-seconds, and until when they are counted.
+        self._idle: dict[str, tuple[float, float]] = {}
         self.queue: WorkQueue[str] = WorkQueue(self._keep, WORKERS, name="standby-pool")
 
     def start(self) -> None:
@@ -75,8 +73,17 @@ class Keeper:
         self.queue.add(pool)
 
     def add_all(self) -> None:
-        for pool in {*self._known.pools(), *(s.pool.digest for s in self._shapes.all() if s.pool)}:
+        for pool in {*self._known.pools(), *self._shapes.pools()}:
             self.queue.add(pool)
+
+    def forget(self) -> None:
+        """Drops what is kept of pods and pools that are no more; now and then."""
+        pods, pools = self._known.pods.keys(), {*self._known.pools(), *self._shapes.pools()}
+        self._used.intersection_update(pods)
+        self._slotless = {uid: since for uid, since in self._slotless.items() if uid in pods}
+        for of_pool in (self._pools, self._short, self._said, self._idle):
+            for pool in of_pool.keys() - pools:
+                del of_pool[pool]
 
     def short(self, pool: str) -> int:
         """Pods that it could take back."""
@@ -86,12 +93,13 @@ class Keeper:
         found = []
         for pool in sorted({*self._known.pools(), *self._pools}):
             states = [member.state for member in self._members(pool)]
-            size, made = self._asked(pool)
+            size, _ = self._asked(pool)
             keeper = self._pools.get(pool)
+            namespace, _, digest = pool.partition("/")
             found.append(
                 PoolFigures(
-                    made.namespace if made else self._namespaces.get(pool, ""),
-                    pool,
+                    namespace,
+                    digest,
                     size,
                     states.count("ready"),
                     states.count("coming"),
@@ -104,27 +112,28 @@ class Keeper:
 
     # --- inside
 
-    async def _keep(self, digest: str) -> float | None:
-        size, made = self._asked(digest)
-        members = list(self._members(digest))
-        namespace = made.namespace if made is not None else self._namespaces.get(digest, "")
-        if not namespace or not self._owns(standby_pods.key_of(namespace, digest)):
-            self._pools.pop(digest, None)
+    async def _keep(self, key: str) -> float | None:
+        size, made = self._asked(key)
+        members = list(self._members(key))
+        # Whoever keeps the pool, revisions whose buckets are here give their pods back to it.
+        self._short[key] = max(0, size - sum(member.state == "ready" for member in members))
+        if not self._owns(standby_pods.bucket_key(key)):
+            self._pools.pop(key, None)
             return None
-        self._namespaces[digest] = namespace
-        pool = self._pools.setdefault(digest, Pool())
+        pool = self._pools.setdefault(key, Pool())
         change = pool.decide(size, members, self._busy(), time.time())
-        self._short[digest] = change.short
-        self._tell(namespace, digest, size, change, pool)
+        self._tell(key, size, change, pool)
         for uid, why in change.delete:
-            log.info("standby pod %s is deleted: %s", self._name(uid), why)
+            pod = self._known.pods.get(uid)
+            if pod is None or self._state(pod)[0] == "busy":
+                continue  # it was taken while others were deleted
+            log.info("standby pod %s is deleted: %s", pod.name, why)
             self._tally.pods_deleted += 1
             await self._pods.delete(uid)
         if change.create and made is not None:
             await asyncio.gather(*(self._make(pool, made) for _ in range(change.create)))
         if not members and not size:
-            self._pools.pop(digest, None)
-            self._namespaces.pop(digest, None)
+            self._pools.pop(key, None)
             return None
         return change.recheck_s
 
@@ -140,20 +149,18 @@ class Keeper:
         self._tally.pods_made += 1
         pool.made(str(created["metadata"]["uid"]), time.time())
 
-    def _asked(self, digest: str) -> tuple[int, standby_pods.Pool | None]:
+    def _asked(self, key: str) -> tuple[int, standby_pods.Pool | None]:
         """Its size, and what its pods are; None: nobody knows any more."""
         size, made = 0, None
-        for shape in self._shapes.all():
-            if shape.pool is not None and shape.pool.digest == digest:
-                made = shape.pool
-                if shape.wish is not None and self._reachable(shape.revision):
-                    size = max(size, shape.wish.size)
+        for shape in self._shapes.of_pool(key):
+            made = shape.pool
+            if shape.wish is not None and shape.wish.size > size and self._reachable(shape.revision):
+                size = shape.wish.size
         return size, made
 
-    def _members(self, digest: str) -> Iterator[Member]:
+    def _members(self, key: str) -> Iterator[Member]:
         now = time.time()
-        for pod in self._known.of_pool(digest):
-            self._namespaces.setdefault(digest, pod.name.partition("/")[0])
+        for pod in self._known.of_pool(key):
             state, reason = self._state(pod)
             if state == "coming":
                 since = self._slotless.setdefault(pod.uid, now)
@@ -178,31 +185,28 @@ class Keeper:
             return "ready", ""
         return "coming", pod.trouble or (seen.slot.reason if seen is not None else "")
 
-    def _tell(self, namespace: str, digest: str, size: int, change: Change, pool: Pool) -> None:
+    def _tell(self, key: str, size: int, change: Change, pool: Pool) -> None:
         """What a person should know, once."""
         said = ""
         if pool.reason:
             said = f"its pods don't come up ({pool.failures} in a row), the next later: {pool.reason}"
         elif change.create or change.delete:
             said = f"is to have {size}: {change.create} made, {len(change.delete)} deleted"
-        if said and said != self._said.get(digest):
+        if said and said != self._said.get(key):
+            namespace, _, digest = key.partition("/")
             level = logging.WARNING if pool.reason else logging.INFO
             log.log(level, "standby pool %s in %s: %s", digest, namespace, said)
-        self._said[digest] = said
+        self._said[key] = said
 
-    def _name(self, uid: str) -> str:
-        pod = self._known.pods.get(uid)
-        return pod.name if pod is not None else uid
-
-    def _idle_gpu_s(self, digest: str) -> float:
+    def _idle_gpu_s(self, key: str) -> float:
         """Counted up to now, at each look."""
         now = time.monotonic()
-        seconds, until = self._idle.get(digest, (0.0, now))
+        seconds, until = self._idle.get(key, (0.0, now))
         gpus = sum(
             seen.slot.gpus
-            for pod in self._known.of_pool(digest)
+            for pod in self._known.of_pool(key)
             if (seen := self._known.slots.get(pod.uid)) is not None
             and seen.slot.state in ("warming", "ready")
         )
-        self._idle[digest] = seconds + gpus * (now - until), now
-        return self._idle[digest][0]
+        self._idle[key] = seconds + gpus * (now - until), now
+        return self._idle[key][0]

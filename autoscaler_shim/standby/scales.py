@@ -168,7 +168,7 @@ class StandbyScales(Scales):
 
     def _wanted(self, adoption: Adoption, shape: Shape | None, replicas: int, pods: int | None) -> Wanted:
         revision = adoption.revision
-        pool = shape.pool.digest if shape is not None and shape.pool is not None else ""
+        pool = shape.pool.key if shape is not None and shape.pool is not None else ""
         return Wanted(
             pods=pods,
             replicas=replicas,

@@ -59,6 +59,7 @@ class Shapes:
         self._hashed = hashed
         #: By revision; with the Deployment that it was read from.
         self._read: dict[RevisionKey, tuple[KubeObject, Shape]] = {}
+        self._of_pool: dict[str, set[RevisionKey]] = {}
         #: Labels and names of ReplicaSets, by the Deployment's uid and its template's revision.
         self._hashes: dict[tuple[str, str], tuple[str, str]] = {}
         self._asking: dict[tuple[str, str], asyncio.Task[None]] = {}
@@ -83,9 +84,13 @@ class Shapes:
         else:
             self._read[revision] = new, before[1]
         after = self._read.get(revision)
+        self._index(before[1] if before else None, after[1] if after else None)
         if after is not None and after[1].pool is not None:
             self.template_hash(revision)
-        found = {entry[1].pool.digest for entry in (before, after) if entry and entry[1].pool}
+        if new is None:  # what was found out of its ReplicaSets
+            uid = known["metadata"].get("uid")
+            self._hashes = {key: found for key, found in self._hashes.items() if key[0] != uid}
+        found = {entry[1].pool.key for entry in (before, after) if entry and entry[1].pool}
         return tuple(sorted(found)) if before is None or after is None or before[1] is not after[1] else ()
 
     def of(self, revision: RevisionKey) -> Shape | None:
@@ -94,6 +99,12 @@ class Shapes:
 
     def all(self) -> list[Shape]:
         return [shape for _, shape in self._read.values()]
+
+    def pools(self) -> list[str]:
+        return list(self._of_pool)
+
+    def of_pool(self, pool: str) -> list[Shape]:
+        return [self._read[revision][1] for revision in self._of_pool.get(pool, ())]
 
     def template_hash(self, revision: RevisionKey) -> str:
         """ "" = not known yet; `hashed` tells."""
@@ -131,6 +142,15 @@ class Shapes:
                 return False
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LOOKS_S[1])
+
+    def _index(self, before: Shape | None, after: Shape | None) -> None:
+        if before is not None and before.pool is not None:
+            of = self._of_pool[before.pool.key]
+            of.discard(before.revision)
+            if not of:
+                del self._of_pool[before.pool.key]
+        if after is not None and after.pool is not None:
+            self._of_pool.setdefault(after.pool.key, set()).add(after.revision)
 
     async def _ask(self, revision: RevisionKey, key: tuple[str, str]) -> None:
         """Until it is known, or another template is the present one."""

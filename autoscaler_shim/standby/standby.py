@@ -135,7 +135,7 @@ class Standby:
         """Its PodAutoscaler: whether requests reach it may be otherwise."""
         shape = self.shapes.of(RevisionKey(key))
         if shape is not None and shape.pool is not None:
-            self.keeper.add(shape.pool.digest)
+            self.keeper.add(shape.pool.key)
 
     def responsibility_changed(self) -> None:
         self.keeper.add_all()
@@ -158,6 +158,7 @@ class Standby:
         while True:
             await asyncio.sleep(SWEEP_S)
             self.known.forget()
+            self.keeper.forget()
             self.tally.forget(set(self.known.pods))
             free, delete = self.known.strays(self._exists)
             for uid in free:
@@ -167,8 +168,8 @@ class Standby:
                     term = self._term(seen.slot.revision)
                     self.agents.free(seen, seen.slot.revision, term, lambda _: None)
             for uid in delete:
-                pod = self.known.pods[uid]
-                if self._owns(pod.revision):
+                pod = self.known.pods.get(uid)
+                if pod is not None and self._owns(pod.revision):  # it may have gone while others were deleted
                     log.info("%s is no more: its pod %s is deleted", pod.revision, pod.name)
                     with contextlib.suppress(KubeError):
                         await self.pods.delete(uid)

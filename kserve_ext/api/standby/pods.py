@@ -64,9 +64,19 @@ class Pool:
     namespace: str
     pod: Document  # without a name
 
+    @property
+    def key(self) -> str:
+        return key(self.namespace, self.digest)
 
-def key_of(namespace: str, digest: str) -> str:
-    """Of a bucket: whoever holds it keeps the pool."""
+
+def key(namespace: str, digest: str) -> str:
+    """By which a pool is known in memory: the label alone would let a pod of any namespace belong to it."""
+    return f"{namespace}/{digest}"
+
+
+def bucket_key(pool: str) -> str:
+    """Whoever holds its bucket keeps the pool."""
+    namespace, _, digest = pool.partition("/")
     return f"{namespace}/standby-{digest}"
 
 

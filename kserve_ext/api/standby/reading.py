@@ -6,7 +6,7 @@ from typing import Final
 
 from kserve_ext.api.knative.conditions import Document, find, text_map, unix
 from kserve_ext.api.knative.pa import REVISION_LABEL
-from kserve_ext.api.standby import names
+from kserve_ext.api.standby import names, pods
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.known import NOBODY, StandbyPod
 
@@ -23,6 +23,7 @@ def slim(pod: Document) -> Document:
         "metadata": {key: metadata[key] for key in kept if key in metadata},
         "status": {
             "phase": status.get("phase"),
+            "podIP": status.get("podIP"),
             "message": status.get("message"),
             "reason": status.get("reason"),
             "conditions": [
@@ -43,7 +44,7 @@ def fact(pod: Document) -> StandbyPod:
     return StandbyPod(
         name=f"{namespace}/{metadata['name']}",
         uid=str(metadata["uid"]),
-        pool=labels.get(names.POOL_LABEL, ""),
+        pool=pods.key(namespace, labels.get(names.POOL_LABEL, "")),
         revision=RevisionKey(f"{namespace}/{revision}") if revision else NOBODY,
         owned=any(owner.get("controller") for owner in owners),
         ready=(find(status["conditions"], "Ready") or {}).get("status") == "True",
@@ -52,6 +53,7 @@ def fact(pod: Document) -> StandbyPod:
         made_at=unix(metadata.get("creationTimestamp")) or 0.0,
         scheduled=(find(status["conditions"], "PodScheduled") or {}).get("status") == "True",
         trouble=trouble(pod),
+        addr=str(status.get("podIP") or ""),
     )
 
 

@@ -21,7 +21,7 @@ class StandbyPod(NamedTuple):
 
     name: str  # namespace/name
     uid: str
-    pool: str
+    pool: str  # namespace/digest
     revision: RevisionKey = NOBODY  # by its labels
     owned: bool = False  # a ReplicaSet controls it
     ready: bool = False
@@ -30,6 +30,7 @@ class StandbyPod(NamedTuple):
     made_at: float = 0.0  # unix seconds
     scheduled: bool = True
     trouble: str = ""  # what the kubelet or the scheduler complains of
+    addr: str = ""  # its IP
 
 
 class Seen(NamedTuple):
@@ -77,7 +78,9 @@ class Known:
         for uid in before - found.keys():
             concerned |= self._slot(uid, None)
         for uid, slot in found.items():
-            concerned |= self._slot(uid, Seen(slot, node))
+            seen = Seen(slot, node)
+            if self.slots.get(uid) != seen:  # of some hundred, most are as they were
+                concerned |= self._slot(uid, seen)
         self._of_node[node] = set(found)
         self.models[node] = frozenset(models)
         return concerned
@@ -88,14 +91,6 @@ class Known:
             self.slots[uid] = self.slots[uid]._replace(away=True)
             self._look(uid)
 
-    def gone(self, node: str) -> set[RevisionKey]:
-        """There is no such agent any more."""
-        concerned: set[RevisionKey] = set()
-        for uid in self._of_node.pop(node, set()):
-            concerned |= self._slot(uid, None)
-        self.models.pop(node, None)
-        return concerned
-
     def pod(self, uid: str, pod: StandbyPod | None) -> set[RevisionKey]:
         """The API server has it so; None: not any more."""
         before = self.pods.pop(uid, None)
@@ -103,7 +98,8 @@ class Known:
             self.pods[uid] = pod
         for one in (before, pod):
             if one is not None:
-                self._index(uid, one.revision, one.pool)
+                self._index(uid, one.revision)
+                self._of_pool.setdefault(one.pool, set()).add(uid)
         self._look(uid)
         concerned = {one.revision for one in (before, pod) if one is not None}
         seen = self.slots.get(uid)
@@ -161,10 +157,8 @@ class Known:
         before = self.slots.pop(uid, None)
         if seen is not None:
             self.slots[uid] = seen
-            self._index(uid, seen.slot.revision, seen.slot.pool)
+            self._index(uid, seen.slot.revision)
         self._look(uid)
-        if before is not None and seen is not None and before == seen:
-            return set()
         concerned = {one.slot.revision for one in (before, seen) if one is not None}
         if uid in self.promised:
             concerned.add(self.promised[uid])
@@ -187,16 +181,16 @@ class Known:
                 del self._free[pool][place]
         if seen is None or pod is None or not here or uid in self.promised or seen.slot.state != "ready":
             return
-        if not (pod.revision or pod.leaving or pod.ended):
+        # Requests would go to the address that the slot says. It is a user's process: only its own pod's will do.
+        if not (pod.revision or pod.leaving or pod.ended) and seen.slot.addr == pod.addr:
             place = Place(seen.node, seen.slot.level == "S0")
             self._free.setdefault(pod.pool, {}).setdefault(place, {})[uid] = seen
             self._free_at[uid] = pod.pool, place
 
-    def _index(self, uid: str, revision: RevisionKey, pool: str) -> None:
+    def _index(self, uid: str, revision: RevisionKey) -> None:
         """Left as they are when it goes; whoever reads looks whether it is still so, and forgets what isn't."""
         if revision:
             self._of_revision.setdefault(revision, set()).add(uid)
-        self._of_pool.setdefault(pool, set()).add(uid)
 
     def _has(self, uid: str, revision: RevisionKey) -> bool:
         seen, pod = self.slots.get(uid), self.pods.get(uid)
@@ -205,7 +199,14 @@ class Known:
         )
 
     def forget(self) -> None:
-        """Drops what indices have of slots and pods that are no more; now and then."""
+        """Drops what is kept of slots and pods that are no more; now and then."""
+        for uid, seen in list(self.slots.items()):
+            if seen.away and uid not in self.pods:  # its node has gone, and nobody is left to say so
+                self._slot(uid, None)
+                self._of_node[seen.node].discard(uid)
+        for node in [node for node, uids in self._of_node.items() if not uids]:
+            del self._of_node[node]
+            self.models.pop(node, None)
         for index in (self._of_revision, self._of_pool):
             for key, uids in list(index.items()):
                 alive = {uid for uid in uids if uid in self.slots or uid in self.pods}

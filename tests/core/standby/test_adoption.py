@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from kserve_ext.core.standby import adoption
 from kserve_ext.core.standby.adoption import Wanted
-from tests.core.standby.world import A, B, World
+from tests.core.standby.world import POOL, A, B, World
 
 
 def serving(world: World) -> None:
@@ -314,7 +314,7 @@ class Adoptions(RuleBasedStateMachine):
     @invariant()
     def what_can_be_taken_is_what_is_free(self) -> None:
         known = self.world.known
-        found = {uid for at in known.free("pool").values() for uid in at}
+        found = {uid for at in known.free(POOL).values() for uid in at}
         assert found == {
             uid
             for uid, seen in known.slots.items()

@@ -13,7 +13,7 @@ from kserve_ext.core.standby.adoption import Adoption, Plan, Wanted
 from kserve_ext.core.standby.facts import Slot, SlotState
 from kserve_ext.core.standby.known import NOBODY, Known, StandbyPod
 
-POOL, NODE = "pool", "node-0"
+POOL, NODE, ADDR = "default/pool", "node-0", "10.0.0.1"
 A, B = RevisionKey("default/a"), RevisionKey("default/b")
 
 
@@ -68,7 +68,7 @@ class World:
 
     def report(self) -> None:
         slots = [
-            Slot(f"default/{pod.uid}", pod.uid, POOL, "10.0.0.1", "S0", pod.state, pod.slot_of)
+            Slot(f"default/{pod.uid}", pod.uid, "pool", ADDR, "S0", pod.state, pod.slot_of)
             for pod in self.pods.values()
             if not pod.ended
         ]
@@ -79,7 +79,7 @@ class World:
             self.known.pod(uid, None)
         for uid, pod in self.pods.items():
             seen = StandbyPod(
-                f"default/{uid}", uid, POOL, pod.labels, pod.owned, True, pod.ended, pod.leaving
+                f"default/{uid}", uid, POOL, pod.labels, pod.owned, True, pod.ended, pod.leaving, addr=ADDR
             )
             self.known.pod(uid, seen)
 

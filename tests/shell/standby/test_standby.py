@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from autoscaler_shim.knative import deciders
-from kserve_ext.api.standby import names
+from kserve_ext.api.standby import names, pods
 from kserve_ext.core.standby import adoption, pools
 from kserve_ext.kube.kinds import DEPLOYMENTS, POD_AUTOSCALERS, PODS
 from kserve_ext.wire.slot_socket import Free, Start
@@ -249,7 +249,10 @@ def test_down_it_goes_back_to_a_pool_that_is_short(tmp_path: Path, monkeypatch: 
             assert made.standby is not None
             await until(
                 lambda: (
-                    made.standby and made.standby.keeper.short(pod["metadata"]["labels"][names.POOL_LABEL])
+                    made.standby
+                    and made.standby.keeper.short(
+                        pods.key(NAMESPACE, pod["metadata"]["labels"][names.POOL_LABEL])
+                    )
                 )
             )
             pa = world.api.get(POD_AUTOSCALERS, NAMESPACE, NAME)
@@ -393,5 +396,34 @@ def test_metrics(tmp_path: Path) -> None:
             assert found["galaxy_standby_pods", "busy"] == 1
             assert found["galaxy_standby_agents_heard", ""] == 1
             assert found["galaxy_standby_adoption_seconds_count", ""] == 1
+
+    play(tmp_path, script)
+
+
+def test_the_sweep_goes_on_when_a_pod_goes_under_its_hands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoscaler_shim.standby.standby.SWEEP_S", 0.05)
+
+    async def script(world: World) -> None:
+        world.revision(NAME)
+        async with world.running() as made:
+            await world.filled(2)
+            standby = made.standby
+            assert standby is not None
+            uids = list(standby.known.pods)
+            deleted: list[str] = []
+
+            async def delete(uid: str) -> None:
+                deleted.append(uid)
+                for other in uids:
+                    standby.known.pod(other, None)
+
+            monkeypatch.setattr(standby.pods, "delete", delete)
+            monkeypatch.setattr(standby.known, "strays", lambda _: ([], [*uids, "gone"]))
+            await until(lambda: len(deleted) >= 1)
+            sweeps = [0]
+            monkeypatch.setattr(standby.known, "forget", lambda: sweeps.__setitem__(0, sweeps[0] + 1))
+            await until(lambda: sweeps[0] >= 2)
 
     play(tmp_path, script)

@@ -1,0 +1,50 @@
+"""What an autoscaler knows of standby pods: who can be taken, and that nothing is kept of what has gone."""
+
+from __future__ import annotations
+
+from kserve_ext.core.standby.facts import Slot
+from kserve_ext.core.standby.known import Known, StandbyPod
+
+POOL, ADDR = "default/pool", "10.0.0.1"
+
+
+def slot(uid: str, addr: str = ADDR) -> Slot:
+    return Slot(f"default/{uid}", uid, "pool", addr, "S0", "ready")
+
+
+def pod(uid: str) -> StandbyPod:
+    return StandbyPod(f"default/{uid}", uid, POOL, addr=ADDR)
+
+
+def free(known: Known) -> list[str]:
+    return [uid for slots in known.free(POOL).values() for uid in slots]
+
+
+def test_a_slot_that_says_another_address_than_its_pods_is_not_taken() -> None:
+    known = Known()
+    for uid in ("a", "b"):
+        known.pod(uid, pod(uid))
+    known.told("n", [slot("a"), slot("b", "10.0.0.9")], ())
+    assert free(known) == ["a"]
+
+
+def test_what_has_not_changed_keeps_its_place_in_line_and_is_no_news() -> None:
+    known = Known()
+    for uid in ("a", "b"):
+        known.pod(uid, pod(uid))
+    known.told("n", [slot("b")], ())
+    known.told("n", [slot("a"), slot("b")], ())
+    assert free(known) == ["b", "a"]
+    assert known.told("n", [slot("a"), slot("b")], ()) == set()
+
+
+def test_nothing_is_kept_of_a_node_that_has_gone() -> None:
+    known = Known()
+    known.pod("a", pod("a"))
+    known.told("n", [slot("a")], ("m",))
+    known.away("n")
+    known.forget()
+    assert known.slots, "its agent may come back"
+    known.pod("a", None)
+    known.forget()
+    assert (known.slots, known.models) == ({}, {})

@@ -1,0 +1,103 @@
+"""The keeper of pools: counts for those that keep none, deletes nobody who was taken meanwhile, forgets."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from autoscaler_shim.standby.keeper import Keeper
+from autoscaler_shim.standby.metrics import Tally
+from kserve_ext.api.standby import pods, reading
+from kserve_ext.core.ids import RevisionKey
+from kserve_ext.core.standby.facts import Slot
+from kserve_ext.core.standby.known import Known, StandbyPod
+from kserve_ext.core.standby.pools import SURPLUS_S, Pool
+
+ADDR = "10.0.0.1"
+POOL = pods.Pool("0123456789abcdef", "default", {"metadata": {"namespace": "default"}, "spec": {}})
+
+
+class Wish:
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+class Shape:
+    def __init__(self, size: int) -> None:
+        self.revision, self.wish, self.pool = RevisionKey("default/a"), Wish(size), POOL
+
+
+class Shapes:
+    def __init__(self, size: int) -> None:
+        self.asked = [Shape(size)] if size else []
+
+    def pools(self) -> list[str]:
+        return [POOL.key] if self.asked else []
+
+    def of_pool(self, key: str) -> list[Shape]:
+        return self.asked if key == POOL.key else []
+
+
+class Deleting:
+    """Whoever is second in line is taken while the first is deleted."""
+
+    def __init__(self, known: Known) -> None:
+        self.known = known
+        self.deleted: list[str] = []
+
+    async def delete(self, uid: str) -> None:
+        self.deleted.append(uid)
+        for other in self.known.pods.keys() - {uid}:
+            self.known.promise(other, RevisionKey("default/a"))
+
+
+def keeper(known: Known, size: int, owns: bool = True) -> tuple[Keeper, Deleting]:
+    deleting, nothing = Deleting(known), Any
+    made: Any = Keeper
+    found: Keeper = made(
+        nothing, known, deleting, Shapes(size), Tally(), lambda _: owns, lambda _: True, lambda: False
+    )
+    return found, deleting
+
+
+def stand_by(known: Known, *uids: str) -> None:
+    for uid in uids:
+        known.pod(uid, StandbyPod(f"default/{uid}", uid, POOL.key, addr=ADDR))
+    known.told("n", [Slot(f"default/{uid}", uid, POOL.digest, ADDR, "S0", "ready") for uid in uids], ())
+
+
+def test_a_replica_that_does_not_keep_the_pool_knows_what_it_lacks() -> None:
+    known = Known()
+    stand_by(known, "a")
+    made, _ = keeper(known, 3, owns=False)
+    asyncio.run(made._keep(POOL.key))
+    assert made.short(POOL.key) == 2
+
+
+def test_a_pod_that_was_taken_meanwhile_is_not_deleted_as_surplus() -> None:
+    known = Known()
+    stand_by(known, "a", "b")
+    made, deleting = keeper(known, 0)
+    made._pools[POOL.key] = Pool(_surplus_since=-SURPLUS_S)
+    asyncio.run(made._keep(POOL.key))
+    assert len(deleting.deleted) == 1
+
+
+def test_nothing_is_kept_of_pods_and_pools_that_are_no_more() -> None:
+    known = Known()
+    stand_by(known, "a")
+    known.promise("a", RevisionKey("default/a"))
+    made, _ = keeper(known, 0)
+    asyncio.run(made._keep(POOL.key))
+    made.figures()
+    known.pod("a", None)
+    known.told("n", [], ())
+    made.forget()
+    kept = (made._used, made._slotless, made._said, made._short, made._idle, made._pools)
+    assert not any(kept)
+
+
+def test_a_label_alone_makes_no_pod_a_member_of_another_namespaces_pool() -> None:
+    labels = {"kserve-galaxy.io/standby-pool": POOL.digest}
+    theirs = {"metadata": {"namespace": "evil", "name": "p", "uid": "x", "labels": labels}}
+    assert reading.fact(reading.slim(theirs)).pool != POOL.key
