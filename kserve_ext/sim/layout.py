@@ -22,6 +22,7 @@ class Layout:
     weight: float = 1.0  # so many requests are what each one stands for, in what it costs
     standby: int = 0  # slots that a node holds ready
     standby_s: float = 0.02  # from admission to ready, from one
+    together: bool = False  # Dispatch functions are on one machine: when one has ended is seen
 
     def counts(self) -> tuple[tuple[Kind, int], ...]:
         return ("dispatch", self.dispatch), ("schedule", self.schedule), ("cluster_mgr", self.cluster_mgr)

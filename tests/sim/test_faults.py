@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -18,15 +19,23 @@ LAYOUT = Layout(4, 4, 3)
 WORLD = World(nodes=10, room=12, start_s=0.1)
 
 
-def run(seed: int, faults: list[Fault], seconds: float = 20.0) -> tuple[Fleet, Faults]:
+def run(
+    seed: int,
+    faults: list[Fault],
+    seconds: float = 20.0,
+    *,
+    layout: Layout = LAYOUT,
+    rate: float = 15.0,
+    longest_s: float = 0.6,
+) -> tuple[Fleet, Faults]:
     clock = Clock()
     fleet = Fleet(clock, World(WORLD.nodes, WORLD.room, WORLD.start_s, seed=seed))
-    galaxy = Galaxy(fleet, LAYOUT)
+    galaxy = Galaxy(fleet, layout)
     fleet.system = galaxy
     happening = Faults(galaxy, faults, seed)
     rng, at = random.Random(seed), 0.5
-    while (at := at + rng.expovariate(15.0)) < seconds:
-        arrival = Arrival(at, f"f{rng.randrange(8)}", seconds=rng.uniform(0.01, 0.6))
+    while (at := at + rng.expovariate(rate)) < seconds:
+        arrival = Arrival(at, f"f{rng.randrange(8)}", seconds=rng.uniform(0.01, longest_s))
         clock.at(at, lambda arrival=arrival: fleet.arrive(arrival))  # type: ignore[misc]
     clock.run(seconds + 100.0)
     happening.finish()
@@ -44,6 +53,18 @@ def test_they_hold_where_functions_are_cut_apart_and_the_controller_stands_still
     faults = drawn(seed, LAYOUT, WORLD.nodes, 18.0, 4, apart=8)
     assert {"pause", "apart"} <= {f.what for f in faults}
     _, happening = run(seed, faults)
+    assert happening.violations == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_a_paused_shard_has_under_way_is_known_to_a_home_that_begins_after_it_left(seed: int) -> None:
+    rng = random.Random(f"pair/{seed}")
+    faults: list[Fault] = []
+    for at in (2.0, 11.0):
+        one, other = rng.sample(range(LAYOUT.dispatch), 2)
+        faults.append(Fault(at, "pause", f"dispatch-{one}", 6.0))
+        faults.append(Fault(at + 0.1, "kill", f"dispatch-{other}", rng.uniform(3.2, 5.0)))
+    _, happening = run(seed, faults, layout=replace(LAYOUT, together=True), rate=4.0, longest_s=9.0)
     assert happening.violations == []
 
 

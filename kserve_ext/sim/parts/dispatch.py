@@ -103,7 +103,11 @@ def owner(key: str, members: tuple[FunctionID, ...]) -> FunctionID | None:
     return rendezvous.owner(key, members)
 
 
-def _addr(name: FunctionID) -> str:
+def _here(name: FunctionID) -> str:
+    return f"here:{name}"
+
+
+def _apart(name: FunctionID) -> str:
     return f"{name}:1"
 
 
@@ -123,15 +127,19 @@ class Dispatch(Generic[R]):
         *,
         validate: bool = False,
         idle_tick_s: float = 0.0,
+        together: bool = False,
     ) -> None:
+        """`together`: all are on one machine, where the end of a process is seen."""
         self.around, self.id, self.incarnation = around, name, incarnation
         self.validate, self.idle_tick_s = validate, idle_tick_s
         self.shard: Shard[R] = Shard(incarnation, chooser_of)
         self.homes: dict[str, Home] = {}
         self.dead = False
         self.epoch = 0
-        #: everybody is on a machine of its own
-        self.ghosts = Ghosts(_addr(name))
+        self._addr_of: Callable[[FunctionID], str] = _here if together else _apart
+        self.ghosts = Ghosts(self._addr_of(name))
+        #: ghosts that were asked whether they have ended
+        self._asked: dict[FunctionID, Ghost] = {}
         self._leavers = Leavers()
         self.authority = Authority()
         self.lag = Lag()
@@ -150,14 +158,8 @@ class Dispatch(Generic[R]):
         if epoch < self.epoch or self.dead:
             return
         now = self.around.now
-        before = dict(self.ghosts.left)
-        shards = [Member(m, "dispatch", _addr(m), incarnation) for m, incarnation in members.items()]
+        shards = [Member(m, "dispatch", self._addr_of(m), incarnation) for m, incarnation in members.items()]
         self.ghosts.view(shards, left, now)
-        self.ghosts.tick(now)
-        for gone, ghost in self.ghosts.left.items():
-            if before.get(gone) != ghost:
-                ended = partial(_has_ended, ghost.incarnation)
-                self.call(gone, "ended", ended, partial(self._gone_said, gone, ghost))
         self._leavers.view(nodes, now)
         self.authority.view(epoch)
         same = (members, nodes) == (self.members, self.nodes)
@@ -167,6 +169,7 @@ class Dispatch(Generic[R]):
         if not same:
             for home_key in sorted({r.home_key for r in self.around.revisions.values()}):
                 self._own(home_key)
+        self._ask_ghosts(now)
         self.recall_shards()
         self.flush()
 
@@ -180,7 +183,10 @@ class Dispatch(Generic[R]):
         home.view((), {}, (), now)
         self.carry(home_key, home.add(revision, True, (), now))
         self.carry(
-            home_key, home.view(self.nodes, self.members, self.ghosts.left, now, self._leavers.away(now))
+            home_key,
+            home.view(
+                self.nodes, self.members, self.ghosts.left, now, self._leavers.away(now), self.ghosts.seen
+            ),
         )
 
     def _own(self, home_key: str) -> None:
@@ -193,7 +199,10 @@ class Dispatch(Generic[R]):
             self.homes[home_key] = Home(self.id, self.epoch, self.around.new_id, self.authority, self.lag)
         home = self.homes[home_key]
         self.carry(
-            home_key, home.view(self.nodes, self.members, self.ghosts.left, now, self._leavers.away(now))
+            home_key,
+            home.view(
+                self.nodes, self.members, self.ghosts.left, now, self._leavers.away(now), self.ghosts.seen
+            ),
         )
         if fresh:
             for rev in self.around.revisions.values():
@@ -214,10 +223,22 @@ class Dispatch(Generic[R]):
     def _recall(term: int, keys: list[RevisionKey], proc: Dispatch[R]) -> object:
         return None if proc.dead else proc.shard.recall(term, keys, proc.around.now)
 
+    def _ask_ghosts(self, now: float) -> None:
+        for gone in self.ghosts.tick(now):
+            self._ended(gone)
+        for gone, ghost in self.ghosts.left.items():
+            if self._asked.get(gone) != ghost or gone in self.ghosts.seen:
+                ended = partial(_has_ended, ghost.incarnation)
+                self.call(gone, "ended", ended, partial(self._gone_said, gone, ghost))
+        self._asked = dict(self.ghosts.left)
+
     def _gone_said(self, shard: FunctionID, ghost: Ghost, answer: object) -> None:
         if answer == "ended" and self.ghosts.ended(shard, ghost):
-            for home_key, home in list(self.homes.items()):
-                self.carry(home_key, home.ended(shard, self.around.now))
+            self._ended(shard)
+
+    def _ended(self, shard: FunctionID) -> None:
+        for home_key, home in list(self.homes.items()):
+            self.carry(home_key, home.ended(shard, self.around.now))
 
     def _recalled(self, home_key: str, shard: FunctionID, keys: list[RevisionKey], answer: object) -> None:
         if isinstance(answer, list) and home_key in self.homes:
@@ -418,6 +439,7 @@ class Dispatch(Generic[R]):
         if self.authority.turns(now):
             self.shard.renew(self.id, now)
         self._ask_others(now)
+        self._ask_ghosts(now)
         for home_key, home in list(self.homes.items()):
             if now < self._idle_due.get(home_key, 0.0):
                 continue

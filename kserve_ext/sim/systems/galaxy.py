@@ -102,7 +102,9 @@ class Galaxy:
         else:
             self.processes[name] = self.network.process(name)
         if kind == "dispatch":
-            self.shards[name] = Dispatch(self, name, incarnation, idle_tick_s=1.0)
+            self.shards[name] = Dispatch(
+                self, name, incarnation, idle_tick_s=1.0, together=self.layout.together
+            )
         elif kind == "cluster_mgr":
             self.managers[name] = ClusterMgrMachine(name, self.now)
         self.functions[name] = Member(name, kind, name, incarnation)
