@@ -35,8 +35,10 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pa
     """False: the connection is over."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     words = head.split(" ", 2)
+    if len(words) < 3:
+        return False  # no request
     lower = head.lower()
-    make = pages.get(words[1].partition("?")[0]) if len(words) == 3 else None
+    make = pages.get(words[1].partition("?")[0])
     page = await make() if make is not None else Page(b"404 page not found\n", status=404)
     # A body is not read: the connection can't go on behind it.
     over = "\r\nconnection: close" in lower or "\r\ncontent-length:" in lower or "transfer-encoding:" in lower

@@ -11,7 +11,7 @@ import logging
 from typing import Final
 
 from kserve_ext.core.facts import Instance
-from kserve_ext.core.ids import InstanceID, NodeID
+from kserve_ext.core.ids import InstanceID, NodeID, RevisionKey
 from kserve_ext.core.standby.effects import News
 from kserve_ext.rpc import Rpc, RpcError
 from kserve_ext.wire.messages import Message, ModInstance
@@ -29,8 +29,9 @@ class Telling:
         self._node = node
         self._incarnation = incarnation
         self._loop = asyncio.get_running_loop()
-        #: The number of the latest news by activator and instance, while it isn't acknowledged.
-        self._latest: dict[tuple[str, InstanceID], int] = {}
+        #: The number of the latest news by activator, revision and instance, while it isn't acknowledged. That a pod
+        #: serves another revision now doesn't tell whoever sends it the former's requests that this has left.
+        self._latest: dict[tuple[str, RevisionKey, InstanceID], int] = {}
         self._number = 0
         self.told = self.lost = 0
 
@@ -47,11 +48,11 @@ class Telling:
         message = ModInstance(news.revision, self._node, self._incarnation, (instance,), 0)
         for addr in news.to:
             self._number += 1
-            self._latest[addr, news.instance] = self._number
+            self._latest[addr, news.revision, news.instance] = self._number
             self._send(addr, news.instance, message, self._number, 0)
 
     def _send(self, addr: str, instance: InstanceID, message: ModInstance, number: int, tried: int) -> None:
-        key = addr, instance
+        key = addr, message.revision, instance
         if self._latest.get(key) != number:
             return
 

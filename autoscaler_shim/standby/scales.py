@@ -197,7 +197,7 @@ class StandbyScales(Scales):
                 return
             log.info("%s: standby pod %s can't be had: %s", key, pod, _why(reply))
             if isinstance(reply, SlotReply) or not reply.sent:
-                adoption.refused(uid)
+                adoption.refused(uid, now)
                 self._tally.refused += 1
                 self._again_of(key)
             else:

@@ -22,6 +22,8 @@ from kserve_ext.core.standby.known import Known, Seen, StandbyPod, choose
 
 #: Between an order to a slot and the slot's own word that it obeys.
 ORDER_S: Final = 5.0
+#: A slot that was refused is not asked for again so soon; what is known of it is about to be otherwise.
+REFUSED_S: Final = 5.0
 #: A slot that serves is believed to for so long without a word, while its agent is away or begins anew.
 SILENT_S: Final = 15.0
 #: Labels that we have written, until the API server's own copy has them.
@@ -84,6 +86,7 @@ class Adoption:
     _released: dict[str, float] = field(default_factory=dict)
     #: Freed by us; not ours again whatever late words say.
     _freed: dict[str, float] = field(default_factory=dict)
+    _refused: dict[str, float] = field(default_factory=dict)
     #: They couldn't start it: to be deleted, whatever else they say.
     _hopeless: set[str] = field(default_factory=set)
     #: Since when something is not as it should be of what has our labels.
@@ -103,9 +106,10 @@ class Adoption:
         if uid in self.taken:
             self.taken[uid].sure_at = now
 
-    def refused(self, uid: str) -> None:
+    def refused(self, uid: str, now: float) -> None:
         """Certainly not ours: somebody else has it, or it isn't there."""
         self._drop(uid)
+        self._refused[uid] = now
 
     def made_room(self, uids: Iterable[str], replicas: int) -> None:
         """Replicas are written, with a place for each of these."""
@@ -191,7 +195,9 @@ class Adoption:
             if verdict == "ours":
                 continue
             self._drop(uid)
-            if verdict in ("failed", "given back"):
+            # Requests have waited for an order that was lost: its agent may be as silent to the next.
+            lost = verdict == "lost" and not taken.confirmed and now - taken.sure_at >= ORDER_S
+            if verdict in ("failed", "given back") or lost:
                 self._set_back(now)
             if verdict == "failed":
                 self._hopeless.add(uid)
@@ -199,6 +205,7 @@ class Adoption:
             (self._labelled, WRITTEN_S),
             (self._released, WRITTEN_S),
             (self._freed, ORDER_S),
+            (self._refused, REFUSED_S),
         ):
             for uid, at in list(memory.items()):
                 if now - at >= most_s or uid not in self.known.pods:
@@ -266,7 +273,8 @@ class Adoption:
             seen = self.known.slots.get(uid)
             if seen is not None:
                 busy[seen.node] = busy.get(seen.node, 0) + 1
-        chosen = choose(self.known.free(wanted.pool), count, wanted.model, self.known.models, busy)
+        free = self.known.free(wanted.pool)
+        chosen = choose(free, count, wanted.model, self.known.models, busy, self._refused)
         for seen in chosen:
             uid = seen.slot.uid
             self.known.promise(uid, self.revision)

@@ -7,7 +7,7 @@ at a time here; among several autoscalers its agent decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import NamedTuple
 
 from kserve_ext.core.ids import RevisionKey
@@ -219,13 +219,18 @@ class Known:
 
 
 def choose(
-    free: Free, count: int, model: str, models: Mapping[str, frozenset[str]], busy: Mapping[str, int]
+    free: Free,
+    count: int,
+    model: str,
+    models: Mapping[str, frozenset[str]],
+    busy: Mapping[str, int],
+    without: Container[str] = (),
 ) -> list[Seen]:
     """The best of them: where the model is, what has most of a start behind it, and not all on one node.
 
-    `busy`: by node, how many slots this revision has there.
+    `busy`: by node, how many slots this revision has there; `without`: uids that are not to be had.
     """
-    left = {place: iter(slots.values()) for place, slots in free.items()}
+    left = {place: iter(slots.items()) for place, slots in free.items()}
     used = dict(busy)
     chosen: list[Seen] = []
     while left and len(chosen) < count:
@@ -238,9 +243,11 @@ def choose(
                 place.node,
             ),
         )
-        seen = next(left[best], None)
+        uid, seen = next(left[best], ("", None))
         if seen is None:
             del left[best]
+            continue
+        if uid in without:
             continue
         chosen.append(seen)
         used[best.node] = used.get(best.node, 0) + 1

@@ -98,6 +98,20 @@ def test_an_order_that_got_lost_is_made_up_for() -> None:
     world.act(A)
     world.orders.clear()
     world.now += adoption.ORDER_S
+    plan = world.plan(A)
+    assert (plan.take, plan.replicas) == ((), 1), "its agent may be as silent to the next order"
+
+
+def test_a_slot_that_was_refused_is_not_asked_for_again_at_once() -> None:
+    world = World()
+    world.add(2)
+    world.restart()
+    world.wanted[A] = 1
+    for _ in range(2):
+        (seen,) = world.plan(A).take
+        world.adoptions[A].refused(seen.slot.uid, world.now)
+    assert (world.plan(A).take, world.plan(A).replicas) == ((), 1)
+    world.now += adoption.REFUSED_S
     assert len(world.plan(A).take) == 1
 
 

@@ -139,7 +139,7 @@ class World:
         if done:
             self.adoptions[order.revision].accepted(order.uid, self.now)
         else:
-            self.adoptions[order.revision].refused(order.uid)
+            self.adoptions[order.revision].refused(order.uid, self.now)
 
     # --- the autoscaler
 

@@ -251,6 +251,8 @@ def test_pages_that_are_not_there_and_connections_that_go_on() -> None:
             assert (await client.response())[0] == 200
             client.send(get("/nothing"))
             assert (await client.response())[0] == 404
+            client.send(b"GET\r\n\r\n")
+            assert await client.closed() == b""
 
     run(test())
 

@@ -373,7 +373,8 @@ def test_a_lost_answer_is_no_lost_slot(tmp_path: Path, monkeypatch: pytest.Monke
             await world.reporter.report(1.0, name=NAME)
             await until(lambda: made.standby and made.standby.known.promised)
             monkeypatch.undo()
-            await world.api.until(lambda: world.api.adopted())
+            await world.api.until(lambda: world.api.plain())
+            assert not world.api.adopted()
 
     play(tmp_path, script)
 
