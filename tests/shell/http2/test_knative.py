@@ -86,6 +86,8 @@ def test_header_blocks_as_the_pod_and_the_client_get_them(mesh: bytes) -> None:
                     "k-proxy-request": "activator",
                     "k-original-host": "tiny",
                     "x-forwarded-for": "127.0.0.1",
+                    "knative-serving-namespace": "n",
+                    "knative-serving-revision": "r",
                     **({"k-passthrough-lb": "true"} if mesh else {}),
                 }
                 (exchange,) = dispatch.exchanges
@@ -190,13 +192,13 @@ def test_upgrade_and_a_client_that_goes() -> None:
                 client = await Client.connect(host, port)
                 client.send(
                     b"GET /up HTTP/1.1\r\nHost: tiny\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
-                    b"HTTP2-Settings: AAMAAABk\r\nKnative-Serving-Namespace: n\r\n\r\n"
+                    b"HTTP2-Settings: AAMAAABk\r\nKnative-Serving-Namespace: n\r\nKnative-Serving-Revision: r\r\n\r\n"
                 )
                 assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
                 await made.requests(1)
                 got = made.peers[0].streams[1].heads[0]
                 assert (got[":authority"], got["k-original-host"]) == (made.addr, "tiny")
-                assert "knative-serving-namespace" not in got
+                assert (got["knative-serving-namespace"], got["knative-serving-revision"]) == ("n", "r")
                 client.close()
                 await made.until(lambda: made.peers[0].streams[1].reset == frames.CANCEL)
                 assert dispatch.outcomes == [CLIENT_GONE]
