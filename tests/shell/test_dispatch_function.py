@@ -49,7 +49,8 @@ def test_a_thousand_requests_at_zero_over_two_shards(tmp_path: Path) -> None:
     async def test() -> None:
         async with cluster(tmp_path, "dispatch-0", "dispatch-1") as up:
             urls = await routed(up, revision())
-            up.answering.clear()  # a home that is late with a thousand requests starts the third when it has caught up
+            # A home that is late with a thousand requests starts the third when it has caught up.
+            up.answering.clear()
             load = asyncio.create_task(volley(urls, HOST, 1000))
             await until(lambda: len(up.instances) == 3, "as many instances as there may be")
             up.answering.set()
