@@ -43,6 +43,7 @@ from kserve_ext.core.standby.slot import (
     FrontServe,
     FrontUp,
     Instruction,
+    ServerEnded,
     SlotMachine,
     StartAsked,
     StartBase,
@@ -84,7 +85,7 @@ class Slot:
             self._front_said,
             lambda why: self._happened(FrontDied(why)),
         )
-        self._server = Server(self._folder, self._base, self._watcher, self._happened)
+        self._server = Server(self._folder, self._base, self._watcher, self._server_said)
         self._line = AgentLine(
             settings, time.time_ns(), lambda: self._happened(Connected()), self._agent_ordered
         )
@@ -131,6 +132,14 @@ class Slot:
         if strays:
             log.warning("%s and has left processes, which are ended: %s", why, strays)
         self._happened(BaseDied(why))
+
+    def _server_said(self, event: Event) -> None:
+        """What a server has left in sessions of its own goes before another revision is served here."""
+        if isinstance(event, ServerEnded):
+            strays = end_strays(self._reaper.own)
+            if strays:
+                log.warning("the server has left processes, which are ended: %s", strays)
+        self._happened(event)
 
     def _front_said(self, message: ToSlot) -> None:
         if isinstance(message, Assigned):

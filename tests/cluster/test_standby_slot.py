@@ -248,6 +248,21 @@ def test_what_a_killed_zygote_kept_goes_with_it_and_its_server_stays() -> None:
     run(test())
 
 
+def test_what_a_server_has_left_goes_before_the_next_revision_is_served() -> None:
+    async def test() -> None:
+        async with standby_pod() as pod:
+            revision = await serve(pod)
+            assert (await ask(pod, "/leave"))[0] == 200
+            left = pod.pid_of("left behind")
+            pod.agent.free(revision)
+            await pod.agent.until_is("ready")
+            assert left not in pod.processes()
+            await serve(pod, "rev-2")
+            assert (await model(pod))["model"] == "model of rev-2"
+
+    run(test())
+
+
 def test_a_front_that_is_killed_comes_back_and_knows_the_revision() -> None:
     async def test() -> None:
         async with standby_pod() as pod:

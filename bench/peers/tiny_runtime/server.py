@@ -6,6 +6,7 @@ GET /events?n=3  an event stream: so many events, every `s` seconds (0.1), and [
 GET /head        the request's own head
 POST             its body
 GET /exit?code=3 ends the process
+GET /leave       starts a process in a session of its own, which nobody here ends
 An Upgrade to anything echoes bytes from then on. SIGTERM ends it when nothing is under way.
 
 `--wait-for FILE` keeps it loading until there is such a file; `--silent` says nothing of its state.
@@ -22,6 +23,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -113,6 +116,9 @@ class Server:
             time.sleep(float(given.get("s", "1")))
         elif path == "/exit":
             os._exit(int(given.get("code", "3")))
+        elif path == "/leave":
+            words = [sys.executable, "-c", "import time; time.sleep(600)  # left behind"]
+            subprocess.Popen(words, start_new_session=True)
         elif path == "/events":
             _events(client, int(given.get("n", "3")), float(given.get("s", "0.1")))
             return rest
