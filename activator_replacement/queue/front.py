@@ -173,11 +173,11 @@ class Front:
         cut = 0
         if part is not None and part.key == drain.revision:
             until = monotonic() + drain.seconds
-            if drain.quiet_s:
-                self._terminated = True
-                if dispatcher.draining is None:
-                    dispatcher.draining = Draining(drain.quiet_s, monotonic())
-                await self._until_quiet(until)
+            self._terminated |= drain.ends
+            if dispatcher.draining is None:
+                dispatcher.draining = Draining(drain.quiet_s, monotonic())
+            await self._until_quiet(until)
+            if drain.ends:
                 self.plane.draining = True
                 for listener in self._listeners[:2]:
                     listener.close()
@@ -197,6 +197,8 @@ class Front:
                     client.abort()
             dispatcher.blank()
             dispatcher.standby_ready = False
+            if not drain.ends:
+                dispatcher.draining = None
             self.plane.cache.close()
             self.plane.http2_cache.close()
         self.say(Drained(drain.revision, cut))

@@ -178,8 +178,8 @@ class Slot:
                 self._front.tell(Serve(revision))
             case FrontBlank(ready, reason):
                 self._front.tell(Blank(ready, reason))
-            case FrontDrain(revision, seconds, quiet_s):
-                self._front.tell(Drain(revision, seconds, quiet_s))
+            case FrontDrain(revision, seconds, quiet_s, ends):
+                self._front.tell(Drain(revision, seconds, quiet_s, ends))
             case EndServer(grace_s):
                 self._server.end(grace_s)
             case CheckBase():

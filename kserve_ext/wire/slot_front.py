@@ -33,13 +33,14 @@ class Serve(msgspec.Struct, tag="serve", frozen=True):
 class Drain(msgspec.Struct, tag="drain", frozen=True):
     """Slot -> front: finish what is under way, within `seconds`. Its answer is Drained.
 
-    `quiet_s` 0: what is new is refused. Else it is served until nothing has come for so long, which may have been
-    waited for already at the request of a preStop hook.
+    What is new is served until nothing has come for `quiet_s`, which may have been waited for already at the request
+    of a preStop hook, and refused then.
     """
 
     revision: str
     seconds: float
     quiet_s: float = 0.0
+    ends: bool = False  # the pod does; else it is another revision's next
 
 
 class Up(msgspec.Struct, tag="up", frozen=True):

@@ -19,6 +19,9 @@ FRONT_PORTS: Final = (8012, 8013, 8022, 9090, 9091)
 SERVER_GRACE_S: Final = 10.0
 #: A pod that is deleted serves on until nobody has come for so long, as with queue-proxy: load balancers learn late.
 QUIET_S: Final = 30.0
+#: Likewise one that gives its revision back: that is told to activators, but some learn by their Endpoints only, and
+#: what they have sent meanwhile would be refused.
+FREED_QUIET_S: Final = 2.0
 
 
 # --- what happened
@@ -153,14 +156,12 @@ class FrontServe(NamedTuple):
 
 
 class FrontDrain(NamedTuple):
-    """FrontDrained follows, after `seconds` at the latest.
-
-    `quiet_s` 0: nothing new is taken. Else requests are, until none has come for so long.
-    """
+    """FrontDrained follows, after `seconds` at the latest. Requests are taken until none has come for `quiet_s`."""
 
     revision: str
     seconds: float
     quiet_s: float
+    ends: bool  # the pod does; else it is another's next
 
 
 class End(NamedTuple):
@@ -307,7 +308,7 @@ class SlotMachine:
         if self.state == "serving":
             assignment = self.assignment
             self._become("draining", "")
-            return [self._tell(), *self._drain(assignment.drain_s, 0.0)]
+            return [self._tell(), *self._drain(assignment.drain_s, min(self._quiet_s, FREED_QUIET_S), False)]
         if self.state in ("starting", "failed"):
             self._become("draining", "")
             return [self._tell(), *self._end_server()]
@@ -322,7 +323,7 @@ class SlotMachine:
         if self.state == "serving":
             assignment = self.assignment
             self._become("draining", "the pod is deleted")
-            return [self._tell(), *self._drain(assignment.drain_s, self._quiet_s)]
+            return [self._tell(), *self._drain(assignment.drain_s, self._quiet_s, True)]
         if self.state == "starting":
             self._become("draining", "the pod is deleted")
             return [self._tell(), *self._end_server()]
@@ -359,9 +360,9 @@ class SlotMachine:
             return self._server_gone()
         return []
 
-    def _drain(self, seconds: float, quiet_s: float) -> list[Instruction]:
+    def _drain(self, seconds: float, quiet_s: float, ends: bool) -> list[Instruction]:
         if self._front_up and self._assigned:
-            return [FrontDrain(self.revision, seconds, quiet_s)]
+            return [FrontDrain(self.revision, seconds, quiet_s, ends)]
         return self._end_server()
 
     def _drained(self) -> list[Instruction]:

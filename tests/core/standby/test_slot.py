@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.facts import Assignment
 from kserve_ext.core.standby.slot import (
+    FREED_QUIET_S,
     QUIET_S,
     SERVER_GRACE_S,
     BaseDied,
@@ -113,7 +114,7 @@ def test_free_drains_ends_the_server_and_is_a_standby_again() -> None:
     machine = serving()
     assert machine.handle(FreeAsked("ns/a")) == [
         Tell("draining", "ns/a", ""),
-        FrontDrain("ns/a", 300.0, 0.0),
+        FrontDrain("ns/a", 300.0, FREED_QUIET_S, False),
     ]
     assert machine.handle(FrontDrained("ns/a")) == [EndServer(SERVER_GRACE_S)]
     instructions = machine.handle(ServerEnded("ended with exit code 0"))
@@ -156,7 +157,7 @@ def test_a_server_that_dies_while_it_serves_ends_the_slot() -> None:
 
 def test_a_deleted_pod_drains_with_a_quiet_time_and_ends() -> None:
     machine = serving()
-    assert machine.handle(Terminated())[-1] == FrontDrain("ns/a", 300.0, QUIET_S)
+    assert machine.handle(Terminated())[-1] == FrontDrain("ns/a", 300.0, QUIET_S, True)
     assert machine.handle(FrontDrained("ns/a")) == [EndServer(SERVER_GRACE_S)]
     assert machine.handle(ServerEnded("ended")) == [End(0, "the pod is deleted")]
     assert machine.handle(BaseReady()) == []

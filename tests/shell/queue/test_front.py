@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from time import monotonic
 
 import h2.events
 import msgspec
@@ -209,6 +210,29 @@ def test_drained_is_said_once_nothing_is_under_way_and_the_next_revision_has_its
             other = await Client.connect(host, 8012)
             other.send(get())
             assert (await other.response())[0] == 200
+
+    run(test())
+
+
+def test_who_has_not_heard_yet_that_a_revision_is_given_back_is_served() -> None:
+    async def test() -> None:
+        async with instance2(echo2) as made, front() as (slot, host):
+            slot.serve(revision(made.addr, http2=True))
+            slot.front.obey(Drain("ns/rev", 60.0, quiet_s=1000.0))
+            await turn_until(lambda: slot.dispatcher.draining is not None)
+            client = await connect(host, 8013)
+            assert (await client.request(b"late")).status == 200
+            draining = slot.dispatcher.draining
+            assert draining is not None
+            assert draining.left_s(monotonic()) > 900.0
+            draining.quiet_s = 0.0
+            draining.came(monotonic())  # quiet from here on
+            slot.front.obey(Drain("ns/rev", 60.0))
+            await slot.until(Drained("ns/rev"))
+            assert slot.dispatcher.draining is None, "the pod is another revision's next"
+            slot.serve(revision(made.addr, "next", http2=True))
+            other = await connect(host, 8013)
+            assert (await other.request(b"x")).status == 200
 
     run(test())
 
