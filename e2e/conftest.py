@@ -29,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="which activator and autoscaler (stock, ours)",
     )
     parser.addoption("--stack", default=os.environ.get("E2E_STACK", ""), help="a stack that is up, kept")
+    parser.addoption("--seed", default=None, help="of a storm: repeats what it does (test_standby_storm.py)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

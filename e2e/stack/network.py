@@ -7,10 +7,14 @@ is touched but `/etc/netns`, where `ip netns exec` finds the files it mounts ove
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
+import time
+from collections.abc import Collection
 from pathlib import Path
 
 from e2e.stack.place import GATEWAY, NODE_IP, Place
@@ -105,9 +109,12 @@ def remove(namespace: str) -> None:
         ip("netns", "del", namespace)
 
 
-def processes(namespace: str) -> list[int]:
-    """Without this process, which may have entered."""
+def processes(namespace: str, others: Collection[int] = ()) -> list[int]:
+    """Without this process, which may have entered, and without `others` and what shares their mounts.
+
+    `ip netns exec` gives each program mounts of its own, which all that it starts shares."""
     found = []
+    mounts = {mount for pid in others if (mount := _mounts(pid)) is not None}
     try:
         wanted = (_RUN / namespace).stat()
     except FileNotFoundError:
@@ -118,9 +125,31 @@ def processes(namespace: str) -> list[int]:
                 actual = (entry / "ns" / "net").stat()
             except OSError:
                 continue  # it has just ended, or is dead and not yet waited for
-            if (actual.st_dev, actual.st_ino) == (wanted.st_dev, wanted.st_ino):
+            if (actual.st_dev, actual.st_ino) != (wanted.st_dev, wanted.st_ino):
+                continue
+            if int(entry.name) not in others and _mounts(int(entry.name)) not in mounts:
                 found.append(int(entry.name))
     return found
+
+
+def _mounts(pid: int) -> int | None:
+    """The mount namespace; None: the process is gone."""
+    try:
+        return (Path("/proc") / str(pid) / "ns" / "mnt").stat().st_ino
+    except OSError:
+        return None
+
+
+def end(namespace: str, others: Collection[int] = ()) -> None:
+    """Kills all that runs in it but `others`, as `processes` knows them, and waits for their end."""
+    patience = time.monotonic() + 10
+    while pids := processes(namespace, others):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > patience:
+            raise NetworkError(f"processes {pids} in {namespace} do not end")
+        time.sleep(0.02)
 
 
 def enter(namespace: str) -> None:

@@ -11,9 +11,7 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +33,14 @@ class Process:
 
 def of_pid(pid: int) -> Process:
     return Process(pid, _started(pid))
+
+
+def command(pid: int) -> str:
+    """Its words; "" once it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _started(pid: int) -> int:
@@ -121,22 +127,9 @@ def remove(place: Place) -> None:
     # The node first: nothing there shall start another pod meanwhile.
     spaces.sort(key=lambda space: space != place.node)
     for space in spaces:
-        _end(space)
+        network.end(space)
     for space in [space for space in network.namespaces() if place.owns(space)]:
-        _end(space)
+        network.end(space)
         network.remove(space)
     _children[:] = [child for child in _children if child.poll() is None]
     shutil.rmtree(place.folder, ignore_errors=True)
-
-
-def _end(namespace: str) -> None:
-    patience = time.monotonic() + 10
-    while pids := network.processes(namespace):
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        if time.monotonic() > patience:
-            raise network.NetworkError(f"processes {pids} in {namespace} do not end")
-        time.sleep(0.02)

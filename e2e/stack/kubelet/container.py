@@ -7,7 +7,7 @@ import contextlib
 import datetime
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,11 @@ class Container:
         target: probes.Target,
         log: Path,
         changed: Callable[[], None],
+        others: Callable[[], Collection[int]],
+        births: asyncio.Lock,
         restart: str = "Always",
     ) -> None:
-        """`restart`: the pod's restartPolicy."""
+        """`others`: pids of the pod's other containers, none of which is being born under the pod's `births`."""
         self.spec = spec
         #: How it ended for good, None: it has not.
         self.exit_code: int | None = None
@@ -52,6 +54,8 @@ class Container:
         self._target = target
         self._log = log
         self._changed = changed
+        self._others = others
+        self._births = births
         self._process: asyncio.subprocess.Process | None = None
         self._restarts = 0
         self._started = False
@@ -70,27 +74,30 @@ class Container:
         program = mounts.mounting(words, self.mounts)
         argv = network.command(self._namespace, program)
         while not self._stop.is_set():
-            with self._log.open("ab") as log:
-                self._process = await asyncio.create_subprocess_exec(
-                    *argv,
-                    env=self.env,
-                    cwd=CLONE,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+            async with self._births:
+                with self._log.open("ab") as log:
+                    self._process = await asyncio.create_subprocess_exec(
+                        *argv,
+                        env=self.env,
+                        cwd=CLONE,
+                        stdin=asyncio.subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                    )
             started = now()
             self._state = {"running": {"startedAt": started}}
             self._changed()
             watching = asyncio.create_task(self._probe())
             status = await self._process.wait()
-            # As in a container, whose other processes end with its first.
             self._signal_group(signal.SIGKILL)
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
             self.ready = self._started = False
+            # As in a container, whose other processes end with its first; also those in sessions of their own.
+            async with self._births:
+                await asyncio.to_thread(network.end, self._namespace, self._others())
             code = status if status >= 0 else 128 - status
             ended = {"exitCode": code, "startedAt": started, "finishedAt": now()}
             ended["reason"] = "Completed" if code == 0 else "Error"

@@ -53,6 +53,7 @@ class Pod:
         self._folder = place.folder / "pods" / f"{self.namespace}_{self.name}"
         self._volumes = Volumes(obj, self._folder / "volumes", fetch, request, place.host, self._address)
         self._containers: list[Container] = []
+        self._births = asyncio.Lock()
         self._changed = asyncio.Event()
         self._deleted = asyncio.Event()
         self._started_at = now()
@@ -92,9 +93,14 @@ class Pod:
             publishing.cancel()
             self._kill("the pod is gone")
             await asyncio.gather(*running, publishing, return_exceptions=True)
-            await asyncio.to_thread(network.remove, self._network)
+            await asyncio.to_thread(self._clear)
             shutil.rmtree(self._folder, ignore_errors=True)
         await self._forget()
+
+    def _clear(self) -> None:
+        """Nothing of it runs on: what has its namespace would keep the pod's address answering."""
+        network.end(self._network)
+        network.remove(self._network)
 
     async def _start(self, running: list[asyncio.Task[None]]) -> None:
         """A pod that cannot start stays, failed, until it is deleted."""
@@ -124,7 +130,16 @@ class Pod:
         target = probes.Target(self._prober, self._network, self._address, spec)
         log = self._place.logs / f"pod-{self.namespace}-{self.name}-{spec['name']}.log"
         restart = self._obj["spec"].get("restartPolicy") or "Always"
-        container = Container(spec, self._network, target, log, self._changed.set, restart)
+        container = Container(
+            spec,
+            self._network,
+            target,
+            log,
+            self._changed.set,
+            lambda: [other.pid for other in self._containers if other is not container and other.pid],
+            self._births,
+            restart,
+        )
         container.env = await environment.of_container(spec, self._obj, self._address, self._fetch)
         account = self._obj["spec"].get("serviceAccountName") or "default"
         container.images = images
