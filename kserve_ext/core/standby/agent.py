@@ -27,8 +27,10 @@ UNCLAIMED_S: Final = 60.0
 ORDER_S: Final = 30.0
 #: Characters of a slot's reason that are passed on: it goes to every autoscaler with each change on the node.
 MOST_REASON: Final = 1000
-#: Revisions whose last obeyed term is remembered.
+#: Revisions whose last obeyed term is remembered, and for how long since: a former holder's orders are late by seconds,
+#: and terms begin anew where there are more buckets, or fewer.
 KEEP_TERMS: Final = 10_000
+KEEP_TERMS_S: Final = 300.0
 HTTP1_PORT: Final = 8012
 HTTP2_PORT: Final = 8013
 #: States in which a slot has a revision.
@@ -83,7 +85,8 @@ class SlotAccount:
         self._lives: dict[str, _Life] = {}  # by pod
         self._pods: dict[int, str] = {}  # by link
         self._heard = 0  # the change up to which some autoscaler knows everything
-        self._terms: OrderedDict[RevisionKey, int] = OrderedDict()
+        #: And when it was obeyed.
+        self._terms: OrderedDict[RevisionKey, tuple[int, float]] = OrderedDict()
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -177,7 +180,7 @@ class SlotAccount:
     def take(
         self, pod: str, uid: str, assignment: Assignment, tell: Iterable[str], term: int, now: float
     ) -> tuple[Verdict, list[Effect]]:
-        life, verdict = self._asked(pod, uid, assignment.revision, term)
+        life, verdict = self._asked(pod, uid, assignment.revision, term, now)
         if life is None:
             return verdict, []
         slot = life.slot
@@ -198,7 +201,7 @@ class SlotAccount:
     def free(
         self, pod: str, uid: str, revision: RevisionKey, term: int, now: float
     ) -> tuple[Verdict, list[Effect]]:
-        life, verdict = self._asked(pod, uid, revision, term)
+        life, verdict = self._asked(pod, uid, revision, term, now)
         if life is None:
             return verdict, []
         slot = life.slot
@@ -240,12 +243,14 @@ class SlotAccount:
     def _unclaimed(self, life: _Life) -> bool:
         return life.claimable and life.slot.state in ("starting", "serving") and life.changed_at > self._heard
 
-    def _asked(self, pod: str, uid: str, revision: RevisionKey, term: int) -> tuple[_Life | None, Verdict]:
+    def _asked(
+        self, pod: str, uid: str, revision: RevisionKey, term: int, now: float
+    ) -> tuple[_Life | None, Verdict]:
         """Whom an order is for, unless it is refused."""
         life = self._lives.get(pod)
         slot = life.slot if life is not None else None
-        obeyed = self._terms.get(revision, 0)
-        if term < obeyed:
+        obeyed, at = self._terms.get(revision, (0, 0.0))
+        if term < obeyed and now < at + KEEP_TERMS_S:
             why = (
                 f"term {term} of {revision} is over: {obeyed} has been obeyed, another autoscaler has it now"
             )
@@ -255,7 +260,7 @@ class SlotAccount:
             return None, Verdict(why)
         if slot.uid != uid:
             return None, Verdict(f"pod {pod} is another one now (uid {slot.uid}, not {uid})", slot=slot)
-        self._terms[revision] = term
+        self._terms[revision] = term, now
         self._terms.move_to_end(revision)
         if len(self._terms) > KEEP_TERMS:
             self._terms.popitem(last=False)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kserve_ext.core.ids import InstanceID, RevisionKey
-from kserve_ext.core.standby.agent import MOST_REASON, ORDER_S, UNCLAIMED_S, SlotAccount
+from kserve_ext.core.standby.agent import KEEP_TERMS_S, MOST_REASON, ORDER_S, UNCLAIMED_S, SlotAccount
 from kserve_ext.core.standby.effects import Drop, Effect, EmptySlot, News, StartSlot
 from kserve_ext.core.standby.facts import Assignment, Slot, SlotState, Timeouts
 
@@ -122,6 +122,16 @@ def test_a_reason_is_passed_on_at_a_bearable_length() -> None:
     assert len(account.slots[0].reason) == MOST_REASON
 
 
+def test_a_former_holder_is_refused_and_terms_that_begin_anew_are_obeyed_after_a_while() -> None:
+    account = serving()
+    account.free("ns/a", "u", ONE, 5, 3.0)
+    account.said(1, "ready", RevisionKey(""), "", 4.0)
+    verdict, _ = account.take("ns/a", "u", job(ONE), (), 0, 4.0)
+    assert verdict.stale
+    verdict, _ = account.take("ns/a", "u", job(ONE), (), 0, 3.0 + KEEP_TERMS_S)
+    assert verdict.reason == "", "there is another number of buckets now"
+
+
 def test_only_what_stands_by_counts_as_idle() -> None:
     account = SlotAccount()
     account.connected(1, slot(gpus=2), 0.0)
@@ -148,6 +158,7 @@ class Machine(RuleBasedStateMachine):
         self.believed: dict[InstanceID, RevisionKey] = {}  # by the activator
         self.terms = dict.fromkeys(REVISIONS, 1)
         self.obeyed = dict.fromkeys(REVISIONS, 0)
+        self.obeyed_at = dict.fromkeys(REVISIONS, 0.0)
 
     def carry(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -195,9 +206,10 @@ class Machine(RuleBasedStateMachine):
         before = {s.pod: s for s in self.account.slots}
         given = job(revision)._replace(instance=InstanceID(pod))
         verdict, effects = self.account.take(pod, uid, given, TELL, term, self.now)
-        assert verdict.stale == (term < self.obeyed[revision])
-        if pod in before and uid == "u":
-            self.obeyed[revision] = max(self.obeyed[revision], term)
+        remembered = self.now < self.obeyed_at[revision] + KEEP_TERMS_S
+        assert verdict.stale == (term < self.obeyed[revision] and remembered)
+        if pod in before and uid == "u" and not verdict.stale:
+            self.obeyed[revision], self.obeyed_at[revision] = term, self.now
         if not verdict.reason:
             was = before[pod]
             assert (was.state, was.revision) in (("ready", ""), ("starting", revision), ("serving", revision))
@@ -217,7 +229,7 @@ class Machine(RuleBasedStateMachine):
     def free(self, pod: str, revision: RevisionKey) -> None:
         verdict, effects = self.account.free(pod, "u", revision, self.terms[revision], self.now)
         if pod in self.links.values():
-            self.obeyed[revision] = self.terms[revision]
+            self.obeyed[revision], self.obeyed_at[revision] = self.terms[revision], self.now
         if verdict.reason:
             assert effects == []
         self.carry(effects)
