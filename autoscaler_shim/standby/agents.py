@@ -44,6 +44,8 @@ class Agents:
         self._changed = changed
         self._rpc: Rpc | None = None
         self.addrs: dict[str, str] = {}  # by node
+        #: By node: which run of its agent was heard last.
+        self.runs: dict[str, str] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._heard: set[str] = set()
         self._first = asyncio.Event()
@@ -118,6 +120,7 @@ class Agents:
         self._heard.discard(node)
         if not addr:
             self.addrs.pop(node, None)
+            self.runs.pop(node, None)
             log.info("node %s has no agent any more: its standby pods are left alone", node)
             self._known.away(node)
             self._changed(set())
@@ -151,6 +154,7 @@ class Agents:
                 log.info("node %s: %d slots", node, len(news.slots))
             away, pause_s = False, AGAIN_S[0]
             self._heard.add(node)
+            self.runs[node] = news.tag.partition(".")[0]
             self._look()
             if news.tag != tag:
                 tag = news.tag

@@ -66,6 +66,8 @@ class StandbyScales(Scales):
         self._short = short
         self._adoptions: dict[str, Adoption] = {}
         self._keys: dict[RevisionKey, str] = {}
+        #: By uid: the run of the agent that was ordered to give it, and told whom to tell.
+        self._ordered: dict[str, str] = {}
         self._rechecks: dict[str, asyncio.TimerHandle] = {}
         self._adopting: dict[str, asyncio.Task[None]] = {}
 
@@ -106,6 +108,10 @@ class StandbyScales(Scales):
         for task in self._adopting.values():
             task.cancel()
 
+    def forget(self) -> None:
+        """Drops what is kept of pods that are no more; now and then."""
+        self._ordered = {uid: run for uid, run in self._ordered.items() if uid in self._known.pods}
+
     def concerned(self, revision: RevisionKey) -> None:
         """There are news of a standby pod that has to do with it."""
         self._again_of(self._keys.get(revision, revision))
@@ -142,6 +148,8 @@ class StandbyScales(Scales):
         self._look_again(key, plan.recheck_s)
         for seen in plan.take:
             self._take(key, adoption, shape, seen)
+        for uid in adoption.taken.keys() - set(plan.free):
+            self._tell_anew(key, adoption, shape, uid)
         for uid in plan.free:
             self._free(key, adoption, uid)
         if not self._turn(key, current.replicas, plan.replicas, kind):
@@ -205,7 +213,20 @@ class StandbyScales(Scales):
 
         log.info("%s: takes standby pod %s on node %s", key, pod, seen.node)
         self._tally.begun(uid, begun)
+        self._ordered[uid] = self._agents.runs.get(seen.node, "")
         self._agents.take(seen, given, self._tell(), self._term(key), done)
+
+    def _tell_anew(self, key: str, adoption: Adoption, shape: Shape | None, uid: str) -> None:
+        """An agent that has begun since then doesn't know which activators wait to hear that the slot serves."""
+        seen = self._known.slots.get(uid)
+        if seen is None or seen.away or shape is None or shape.wish is None:
+            return
+        run = self._agents.runs.get(seen.node, "")
+        has_it = seen.slot.revision == adoption.revision and seen.slot.state in ("starting", "serving")
+        if has_it and self._ordered.get(uid) != run:
+            self._ordered[uid] = run
+            given = assigning.assignment(shape.wish, adoption.revision, seen.slot.pod.partition("/")[2])
+            self._agents.take(seen, given, self._tell(), self._term(key), lambda _: None)
 
     def _free(self, key: str, adoption: Adoption, uid: str) -> None:
         adoption.freed(uid, time.monotonic())

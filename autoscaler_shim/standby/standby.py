@@ -159,6 +159,7 @@ class Standby:
             await asyncio.sleep(SWEEP_S)
             self.known.forget()
             self.keeper.forget()
+            self.scales.forget()
             self.tally.forget(set(self.known.pods))
             free, delete = self.known.strays(self._exists)
             for uid in free:

@@ -16,6 +16,7 @@ from kserve_ext.api import annotations as table
 from kserve_ext.api.knative.conditions import Document, text_map
 from kserve_ext.api.problems import Findings
 from kserve_ext.api.standby import names
+from kserve_ext.core.standby import command
 from kserve_ext.core.standby.facts import Level
 
 QUEUE_PROXY: Final = "queue-proxy"
@@ -33,7 +34,6 @@ _CERTIFICATES: Final = "server-certs"
 _FIELDS: Final = re.compile(
     r"metadata\.(name|namespace|uid)|status\.(podIPs?|hostIPs?)|spec\.(nodeName|serviceAccountName)"
 )
-_REFERENCE: Final = re.compile(r"\$\$|\$\(([^()$]+)\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +100,12 @@ def read(deployment: Document) -> Wish | Unfit | None:
         return Unfit(str(unfit))
 
 
-def expand(text: str, env: Mapping[str, str]) -> str:
-    """As the kubelet: $(NAME) where there is such a variable, $$ for a dollar."""
-    return _REFERENCE.sub(lambda found: env.get(found[1], found[0]) if found[1] else "$", text)
-
-
 def literal(user: Document) -> dict[str, str]:
     """The variables that have a value of their own, expanded in their order."""
     values: dict[str, str] = {}
     for entry in user.get("env") or ():
         if not entry.get("valueFrom"):
-            values[entry["name"]] = expand(str(entry.get("value") or ""), values)
+            values[entry["name"]] = command.expand(str(entry.get("value") or ""), values)
     return values
 
 
@@ -174,23 +169,23 @@ def _environment(user: Document) -> None:
             field = (source.get("fieldRef") or {}).get("fieldPath", "")
             if field and not _FIELDS.fullmatch(field):
                 raise _Unfit(f"env {entry['name']} is the pod's {field}, which a standby pod has otherwise")
-    texts = [str(entry.get("value") or "") for entry in user.get("env") or ()]
-    for text in (*texts, *(user.get("command") or ()), *(user.get("args") or ())):
-        for name in _REFERENCE.findall(text):
+    # What they say may be secret, and the reason is logged and told in a condition.
+    texts = [(f"env {entry['name']}", entry.get("value") or "") for entry in user.get("env") or ()]
+    words = ((kind, word) for kind in ("command", "args") for word in user.get(kind) or ())
+    for where, text in (*texts, *words):
+        for name in command.references(str(text)):
             if name in unknown:
-                raise _Unfit(
-                    f"{text!r} refers to $({name}), whose value only the kubelet knows: write it out"
-                )
+                raise _Unfit(f"{where} refers to $({name}), whose value only the kubelet knows: write it out")
 
 
 def _zygote(said: str, user: Document) -> str:
-    command = [str(word) for word in user.get("command") or ()]
+    words = [str(word) for word in user.get("command") or ()]
     module = ""
-    if len(command) == 3 and command[1] == "-m" and command[0].rpartition("/")[2].startswith("python"):
-        module = command[2].removesuffix(".server")
-    if command and not module:
+    if len(words) == 3 and words[1] == "-m" and words[0].rpartition("/")[2].startswith("python"):
+        module = words[2].removesuffix(".server")
+    if words and not module:
         raise _Unfit(
-            f"container {user['name']} runs {' '.join(command)}, of which there is no zygote: give command as "
+            f"container {user['name']} runs {' '.join(words)}, of which there is no zygote: give command as "
             "[python, -m, PACKAGE] and the rest as args"
         )
     if said and module and said != module:

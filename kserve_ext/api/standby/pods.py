@@ -16,6 +16,7 @@ from kserve_ext.api import quantities
 from kserve_ext.api.knative.conditions import Document
 from kserve_ext.api.standby import fitting, names
 from kserve_ext.api.standby.fitting import Wish
+from kserve_ext.core.standby import command
 
 DIGEST_CHARACTERS: Final = 16
 #: What an import may read: belongs to the pool, beside what the revision itself gets.
@@ -194,7 +195,7 @@ _OF_THE_MODEL: Final = ("--model", "--served-model-name", "--port", "--host", "-
 def shape(wish: Wish) -> list[str]:
     """The arguments of its server that make an engine what it is, whatever weights it has."""
     env = fitting.literal(wish.user)
-    words = [fitting.expand(str(word), env) for word in wish.user.get("args") or ()]
+    words = [command.expand(str(word), env) for word in wish.user.get("args") or ()]
     kept: list[str] = []
     value_follows = False
     for word in words:

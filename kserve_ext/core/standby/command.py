@@ -27,6 +27,10 @@ def of(assignment: Assignment) -> CommandLine:
     return CommandLine(tuple(argv), env)
 
 
+def references(text: str) -> list[str]:
+    return [found[2] for found in _REFERENCE.finditer(text) if found[2] is not None]
+
+
 def expand(text: str, env: Mapping[str, str]) -> str:
     def put_in(found: re.Match[str]) -> str:
         name = found[2]

@@ -289,6 +289,7 @@ def test_an_agent_that_is_killed_while_a_slot_starts(tmp_path: Path) -> None:
             slot.say("serving", f"{NAMESPACE}/{NAME}")
             await world.api.until(lambda: world.api.adopted())
             assert world.api.scaled[:2] == ["scale 1", "label"]
+            await until(lambda: "ready" in [news[1] for news in world.activator.news])
 
     play(tmp_path, script)
 
