@@ -1,7 +1,9 @@
 """The unix socket at which standby pods of this node dial, a JSON object a line (kserve_ext/wire/slot_socket.py).
 
 Anybody on the node who has the folder mounted may dial; who has not said and proven in time which pod it is, is
-dropped with the reason. Carries what slots say to the account (kserve_ext/core/standby/agent.py), and orders back.
+dropped with the reason. A pod has one connection, so only those count that have yet to prove it; where they are too
+many, the oldest goes, and nobody who dials and is silent keeps others out. Carries what slots say to the account
+(kserve_ext/core/standby/agent.py), and orders back.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ HELLO_S: Final = 5.0
 MOST_BYTES: Final = 64 * 1024
 #: Who is refused may read why for so long.
 LINGER_S: Final = 1.0
-#: Connections at once; a node has a hundred or some hundred pods.
+#: Connections at once that have yet to prove whose they are; a node has a hundred or some hundred pods.
 MOST: Final = 1024
 #: Whoever runs in a standby pod may write into the socket, which is what connecting asks for.
 SOCKET_MODE: Final = 0o666
@@ -60,6 +62,8 @@ class Door:
         self._server: asyncio.AbstractServer | None = None
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        #: Those of connections that are unproven, in the order in which they came.
+        self._unproven: dict[asyncio.Task[None], None] = {}
         self._last = 0
         self.refused = 0
 
@@ -97,13 +101,15 @@ class Door:
     # --- inside
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._tasks) >= MOST:
-            _refuse(writer, f"{MOST} connections are open: try again")
-            writer.close()
-            return
+        if len(self._unproven) >= MOST:
+            oldest = next(iter(self._unproven))
+            del self._unproven[oldest]
+            oldest.cancel()
+            self.refused += 1
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._unproven[task] = None
         self._last += 1
         link = self._last
         try:
@@ -111,9 +117,10 @@ class Door:
         except (OSError, asyncio.IncompleteReadError):
             pass  # it is gone
         except asyncio.CancelledError:
-            pass  # this agent ends; raised on, the stream's own callback would log it
+            pass  # this agent ends, or others need its place; raised on, the stream's own callback would log it
         finally:
             self._tasks.discard(task)
+            self._unproven.pop(task, None)
             if self._writers.pop(link, None) is not None:
                 self._heard.lost(link)
             writer.close()
@@ -132,6 +139,9 @@ class Door:
             _refuse(writer, reason)
             await _until_gone(reader)
             return
+        task = asyncio.current_task()
+        assert task is not None
+        self._unproven.pop(task, None)
         self._writers[link] = writer
         log.info("slot %s (pool %s, %s) is connected", hello.pod, hello.pool, hello.level)
         self._heard.connected(

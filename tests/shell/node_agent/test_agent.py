@@ -266,6 +266,26 @@ def test_no_pod_can_make_what_its_agent_tells_unspeakable(tmp_path: Path, field:
     run(test())
 
 
+def test_who_dials_and_is_silent_keeps_no_slot_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoscaler_shim.node_agent.door.MOST", 2)
+    monkeypatch.setattr("autoscaler_shim.node_agent.door.HELLO_S", 1000.0)
+
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            silent = [await asyncio.open_unix_connection(w.path) for _ in range(2)]
+            slots = [w.slot(f"default/p{n}", f"u{n}") for n in range(4)]
+            for number, slot in enumerate(slots, 1):
+                await slot.dial()
+                await w.states(*["ready"] * number)
+            assert await silent[0][0].read() == b"", "the oldest has gone"
+            for _, writer in silent:
+                writer.close()
+            for slot in slots:
+                await slot.close()
+
+    run(test())
+
+
 def test_a_watch_waits_for_a_change_and_needs_the_key(tmp_path: Path) -> None:
     async def test() -> None:
         async with world(tmp_path) as w:
