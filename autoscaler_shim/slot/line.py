@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 4 << 20
 LEAST_PAUSE_S, MOST_PAUSE_S = 0.1, 5.0
+#: What lasted so long was no failure: an agent that begins anew is dialled at once, however often it did before.
+LASTED_S = 2.0
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(FromAgent).decode
 
@@ -44,8 +47,9 @@ class AgentLine:
     async def run(self) -> None:
         """For ever."""
         while True:
+            begun = time.monotonic()
             why = await self._once()
-            self._failures += 1
+            self._failures = 1 if time.monotonic() - begun >= LASTED_S else self._failures + 1
             if why != self._said:
                 self._said = why
                 log.warning("the agent of this node: %s; it is dialled again", why)

@@ -77,12 +77,12 @@ class Server:
     # --- inside
 
     async def _start(self, assignment: Assignment) -> None:
-        remove(self._folder)
-        self._folder.mkdir()
-        line = command.of(assignment)
         try:
+            remove(self._folder)
+            self._folder.mkdir()
+            line = command.of(assignment)
             process = await self._base.fork(line.argv, {**self._told(assignment), **line.env}, self._folder)
-        except NoFork as error:
+        except (NoFork, OSError) as error:
             self._settled = True
             failed = ServerEnded("was never started") if self._unwanted else ServerFailed(str(error))
             self._happened(failed)
