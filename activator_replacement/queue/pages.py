@@ -9,6 +9,8 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 HEAD_BYTES = 16_384
+#: A connection is kept open for so long without a request.
+IDLE_S = 120.0
 
 
 class Page(NamedTuple):
@@ -23,7 +25,9 @@ Pages = Mapping[str, Callable[[], Awaitable[Page]]]
 
 async def listen(host: str, port: int, pages: Pages) -> asyncio.Server:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        with contextlib.suppress(
+            OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
+        ):
             while await _answer(reader, writer, pages):
                 pass
         writer.close()
@@ -33,7 +37,8 @@ async def listen(host: str, port: int, pages: Pages) -> asyncio.Server:
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pages: Pages) -> bool:
     """False: the connection is over."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    async with asyncio.timeout(IDLE_S):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     words = head.split(" ", 2)
     if len(words) < 3:
         return False  # no request

@@ -176,11 +176,12 @@ def _environment(wish: Wish) -> list[Document]:
         "POD_IP": "status.podIP",
     }
     values = {
-        name: value.replace("$(", "$$(")
-        for name, value in fitting.literal(wish.user).items()
-        if name.startswith(_READ_BY_IMPORTS)
+        name: value for name, value in fitting.literal(wish.user).items() if name.startswith(_READ_BY_IMPORTS)
     }
-    entries: dict[str, Document] = {name: {"value": value} for name, value in (values | own).items()}
+    # References are put in already: what still looks like one is none, and the kubelet is to leave it alone.
+    entries: dict[str, Document] = {
+        name: {"value": value.replace("$(", "$$(")} for name, value in (values | own).items()
+    }
     for entry in wish.user.get("env") or ():
         if entry.get("valueFrom"):
             entries[entry["name"]] = {"valueFrom": entry["valueFrom"]}

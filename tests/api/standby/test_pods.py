@@ -72,6 +72,9 @@ def test_shaped_engines_are_of_a_pool_by_their_arguments() -> None:
     assert of().digest == of(name="mail-00001").digest
     assert of().digest != of(container={"args": ["--model=/mnt/models", "--max-model-len=4096"]}).digest
     assert of().digest != pods.pool(wish()).digest
+    spec = of(container={"args": ["--chat-template=$$(POD_NAME)"]}).pod["spec"]
+    (told,) = [e["value"] for e in spec["containers"][0]["env"] if e["name"] == names.ENV_SHAPE]
+    assert told == '["--chat-template=$$(POD_NAME)"]', "the kubelet makes of it what was written"
 
 
 def test_the_pod() -> None:

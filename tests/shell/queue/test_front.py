@@ -12,6 +12,7 @@ import h2.events
 import msgspec
 import pytest
 
+from activator_replacement.queue import pages
 from activator_replacement.queue.dispatcher import QueueDispatcher
 from activator_replacement.queue.front import Front
 from kserve_ext.core.ids import InstanceID, RevisionKey
@@ -276,6 +277,17 @@ def test_pages_that_are_not_there_and_connections_that_go_on() -> None:
             client.send(get("/nothing"))
             assert (await client.response())[0] == 404
             client.send(b"GET\r\n\r\n")
+            assert await client.closed() == b""
+
+    run(test())
+
+
+def test_who_connects_to_a_page_and_asks_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "IDLE_S", 0.01)
+
+    async def test() -> None:
+        async with front() as (_, host):
+            client = await Client.connect(host, 9090)
             assert await client.closed() == b""
 
     run(test())
