@@ -25,6 +25,7 @@ from autoscaler_shim.slot.server import Server
 from autoscaler_shim.slot.settings import Settings
 from kserve_ext.core.backoff import pause_s
 from kserve_ext.core.standby.slot import (
+    AGAIN,
     BaseDied,
     BaseReady,
     CheckBase,
@@ -168,7 +169,14 @@ class Slot:
     def _carry_out_one(self, instruction: Instruction) -> None:
         match instruction:
             case Tell(state, revision, reason):
-                log.info("%s%s%s", state, f" {revision}" if revision else "", f": {reason}" if reason else "")
+                level = logging.WARNING if state == "failed" or reason.endswith(AGAIN) else logging.INFO
+                log.log(
+                    level,
+                    "%s%s%s",
+                    state,
+                    f" {revision}" if revision else "",
+                    f": {reason}" if reason else "",
+                )
                 self._line.tell(State(state, revision, reason))
             case Fork(assignment):
                 self._server.start(assignment)

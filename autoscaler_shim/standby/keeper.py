@@ -21,6 +21,7 @@ from kserve_ext.api.standby import pods as standby_pods
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.known import Known, StandbyPod
 from kserve_ext.core.standby.pools import Change, Member, Pool, State
+from kserve_ext.core.standby.slot import AGAIN
 from kserve_ext.kube.client import AlreadyExists, Client, KubeError, Unavailable
 from kserve_ext.kube.kinds import PODS
 from kserve_ext.kube.queue import WorkQueue
@@ -42,8 +43,10 @@ class Keeper:
         owns: Callable[[str], bool],
         reachable: Callable[[RevisionKey], bool],
         busy: Callable[[], bool],
+        concerned: Callable[[RevisionKey], None],
     ) -> None:
-        """`reachable`: whether requests come to a revision; `busy`: whether a burst is under way."""
+        """`reachable`: whether requests come to a revision; `busy`: whether a burst is under way; `concerned` is told
+        of each revision whose pool has begun to come up, or no longer does."""
         self._client = client
         self._known = known
         self._pods = pods
@@ -52,12 +55,14 @@ class Keeper:
         self._owns = owns
         self._reachable = reachable
         self._busy = busy
+        self._concerned = concerned
         self._pools: dict[str, Pool] = {}
         self._short: dict[str, int] = {}
         #: By uid: since when a pod without a slot has had none, and which have had a revision.
         self._slotless: dict[str, float] = {}
         self._used: set[str] = set()
         self._said: dict[str, str] = {}
+        self._wrong: dict[str, str] = {}
         #: By pool: GPU-seconds, and until when they are counted.
         self._idle: dict[str, tuple[float, float]] = {}
         self.queue: WorkQueue[str] = WorkQueue(self._keep, WORKERS, name="standby-pool")
@@ -81,13 +86,17 @@ class Keeper:
         pods, pools = self._known.pods.keys(), {*self._known.pools(), *self._shapes.pools()}
         self._used.intersection_update(pods)
         self._slotless = {uid: since for uid, since in self._slotless.items() if uid in pods}
-        for of_pool in (self._pools, self._short, self._said, self._idle):
+        for of_pool in (self._pools, self._short, self._said, self._wrong, self._idle):
             for pool in of_pool.keys() - pools:
                 del of_pool[pool]
 
     def short(self, pool: str) -> int:
         """Pods that it could take back."""
         return self._short.get(pool, 0)
+
+    def wrong(self, pool: str) -> str:
+        """Why none of its pods comes up; "" = one has, or they are still on their way."""
+        return self._wrong.get(pool, "")
 
     def figures(self) -> list[PoolFigures]:
         found = []
@@ -119,6 +128,7 @@ class Keeper:
         self._short[key] = max(0, size - sum(member.state == "ready" for member in members))
         if not self._owns(standby_pods.bucket_key(key)):
             self._pools.pop(key, None)
+            self._note(key, size, members, "")
             return None
         pool = self._pools.setdefault(key, Pool())
         change = pool.decide(size, members, self._busy(), time.time())
@@ -132,6 +142,7 @@ class Keeper:
             await self._pods.delete(uid)
         if change.create and made is not None:
             await asyncio.gather(*(self._make(pool, made) for _ in range(change.create)))
+        self._note(key, size, members, pool.reason)
         if not members and not size:
             self._pools.pop(key, None)
             return None
@@ -184,6 +195,25 @@ class Keeper:
         if seen is not None and seen.slot.state == "ready":
             return "ready", ""
         return "coming", pod.trouble or (seen.slot.reason if seen is not None else "")
+
+    def _note(self, key: str, size: int, members: list[Member], failed: str) -> None:
+        """`failed`: why the last one could not be made, or ended; who doesn't keep the pool doesn't know."""
+        wrong = ""
+        if size and not any(member.state == "ready" for member in members):
+            wrong = failed or next(filter(None, (self._trouble(m.uid) for m in members)), "")
+        if wrong != self._wrong.get(key, ""):
+            self._wrong[key] = wrong
+            for shape in self._shapes.of_pool(key):
+                self._concerned(shape.revision)
+
+    def _trouble(self, uid: str) -> str:
+        """What keeps a pod from becoming a slot, beside time."""
+        pod, seen = self._known.pods.get(uid), self._known.slots.get(uid)
+        if pod is not None and pod.trouble:
+            return pod.trouble
+        if seen is not None and seen.slot.state == "warming" and seen.slot.reason.endswith(AGAIN):
+            return seen.slot.reason
+        return ""
 
     def _tell(self, key: str, size: int, change: Change, pool: Pool) -> None:
         """What a person should know, once."""

@@ -51,8 +51,10 @@ class StandbyScales(Scales):
         term: Callable[[str], int],
         tell: Callable[[], tuple[str, ...]],
         short: Callable[[str], int],
+        wrong: Callable[[str], str],
     ) -> None:
-        """`ready`: pods of a revision; `tell`: where activators are; `short`: pods that a pool lacks."""
+        """`ready`: pods of a revision; `tell`: where activators are; `short`: pods that a pool lacks; `wrong`: why it
+        has none."""
         super().__init__(client, deployments, again, may)
         self._again_of = again
         self._known = known
@@ -64,6 +66,7 @@ class StandbyScales(Scales):
         self._term = term
         self._tell = tell
         self._short = short
+        self._wrong = wrong
         self._adoptions: dict[str, Adoption] = {}
         self._keys: dict[RevisionKey, str] = {}
         #: By uid: the run of the agent that was ordered to give it, and told whom to tell.
@@ -79,9 +82,12 @@ class StandbyScales(Scales):
 
     def problem(self, key: str, pa: Document) -> str:
         shape = self._shapes.of(_revision(pa))
-        if shape is None or not shape.unfit:
-            return ""
-        return f"metadata.annotations[{names.SIZE}]: has no effect, it starts without standby pods: {shape.unfit}"
+        field = f"metadata.annotations[{names.SIZE}]"
+        if shape is not None and shape.unfit:
+            return f"{field}: has no effect, it starts without standby pods: {shape.unfit}"
+        if shape is not None and shape.pool is not None and (wrong := self._wrong(shape.pool.key)):
+            return f"{field}: has no effect yet, as none of its standby pods comes up: {wrong}"
+        return ""
 
     async def leave(self, key: str, pa: Document) -> None:
         adoption = self._adoption(key, pa)

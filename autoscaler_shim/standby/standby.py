@@ -83,6 +83,7 @@ class Standby:
             term,
             lambda: self._activators,
             lambda pool: self.keeper.short(pool),
+            lambda pool: self.keeper.wrong(pool),
         )
         self.keeper = Keeper(
             client,
@@ -93,6 +94,7 @@ class Standby:
             owns,
             self._reachable,
             lambda: self.scales.waking() or bool(self.known.starting),
+            self.scales.concerned,
         )
         self.metrics = StandbyMetrics(self.tally, self.keeper.figures, self._figures)
         self._activators: tuple[str, ...] = ()

@@ -22,6 +22,8 @@ QUIET_S: Final = 30.0
 #: Likewise one that gives its revision back: that is told to activators, but some learn by their Endpoints only, and
 #: what they have sent meanwhile would be refused.
 FREED_QUIET_S: Final = 2.0
+#: Ends the reason of a slot that can't be taken because something in its pod has ended.
+AGAIN: Final = "it is started again; the pod's log says more"
 
 
 # --- what happened
@@ -386,7 +388,7 @@ class SlotMachine:
         self._base_failures += 1
         again: list[Instruction] = [StartBase(self._base_failures)]
         if self.state in ("ready", "warming"):
-            self._become("warming", f"{reason}; it is started again")
+            self._become("warming", f"{reason}; {AGAIN}")
             return [self._tell(), *self._blank(), *again]
         return again
 
@@ -405,7 +407,7 @@ class SlotMachine:
         if self.state == "draining":
             return [*again, *self._end_server()]
         if self.state in ("ready", "warming"):
-            self._become("warming", f"{reason}; it is started again")
+            self._become("warming", f"{reason}; {AGAIN}")
             return [self._tell(), *again]
         return again
 

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.facts import Assignment
 from kserve_ext.core.standby.slot import (
+    AGAIN,
     FREED_QUIET_S,
     QUIET_S,
     SERVER_GRACE_S,
@@ -170,7 +171,7 @@ def test_a_deleted_pod_without_a_revision_ends_at_once() -> None:
 def test_a_base_that_dies_is_started_again_and_a_server_serves_on() -> None:
     machine = slot()
     told = machine.handle(BaseDied("the zygote ended (signal 9)"))
-    assert told[0] == Tell("warming", "", "the zygote ended (signal 9); it is started again")
+    assert told[0] == Tell("warming", "", f"the zygote ended (signal 9); {AGAIN}")
     assert told[-1] == StartBase(1)
     assert machine.handle(BaseDied("again"))[-1] == StartBase(2)
     machine.handle(BaseReady())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from autoscaler_shim.standby.keeper import Keeper
@@ -12,6 +13,7 @@ from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.facts import Slot
 from kserve_ext.core.standby.known import Known, StandbyPod
 from kserve_ext.core.standby.pools import SURPLUS_S, Pool
+from kserve_ext.core.standby.slot import AGAIN
 
 ADDR = "10.0.0.1"
 POOL = pods.Pool("0123456789abcdef", "default", {"metadata": {"namespace": "default"}, "spec": {}})
@@ -51,11 +53,21 @@ class Deleting:
             self.known.promise(other, RevisionKey("default/a"))
 
 
-def keeper(known: Known, size: int, owns: bool = True) -> tuple[Keeper, Deleting]:
+def keeper(
+    known: Known, size: int, owns: bool = True, concerned: Callable[[RevisionKey], None] = lambda _: None
+) -> tuple[Keeper, Deleting]:
     deleting, nothing = Deleting(known), Any
     made: Any = Keeper
     found: Keeper = made(
-        nothing, known, deleting, Shapes(size), Tally(), lambda _: owns, lambda _: True, lambda: False
+        nothing,
+        known,
+        deleting,
+        Shapes(size),
+        Tally(),
+        lambda _: owns,
+        lambda _: True,
+        lambda: False,
+        concerned,
     )
     return found, deleting
 
@@ -83,6 +95,22 @@ def test_a_pod_that_was_taken_meanwhile_is_not_deleted_as_surplus() -> None:
     assert len(deleting.deleted) == 1
 
 
+def test_revisions_hear_why_no_pod_of_their_pool_comes_up_and_when_one_has() -> None:
+    known, told = Known(), list[RevisionKey]()
+    made, _ = keeper(known, 1, owns=False, concerned=told.append)
+    known.pod("a", StandbyPod("default/a", "a", POOL.key, addr=ADDR))
+    slot = Slot("default/a", "a", POOL.digest, ADDR, "S0", "warming", reason="it has just begun")
+    for reason in ("it has just begun", f"the zygote ended; {AGAIN}"):
+        known.told("n", [slot._replace(reason=reason)], ())
+        asyncio.run(made._keep(POOL.key))
+    assert made.wrong(POOL.key) == f"the zygote ended; {AGAIN}"
+    assert told == ["default/a"]
+    stand_by(known, "a")
+    asyncio.run(made._keep(POOL.key))
+    assert made.wrong(POOL.key) == ""
+    assert told == ["default/a"] * 2
+
+
 def test_nothing_is_kept_of_pods_and_pools_that_are_no_more() -> None:
     known = Known()
     stand_by(known, "a")
@@ -93,7 +121,7 @@ def test_nothing_is_kept_of_pods_and_pools_that_are_no_more() -> None:
     known.pod("a", None)
     known.told("n", [], ())
     made.forget()
-    kept = (made._used, made._slotless, made._said, made._short, made._idle, made._pools)
+    kept = (made._used, made._slotless, made._said, made._short, made._idle, made._pools, made._wrong)
     assert not any(kept)
 
 

@@ -151,6 +151,22 @@ def test_a_revision_that_cant_be_served_starts_the_plain_way_and_says_why(
     play(tmp_path, script)
 
 
+def test_a_revision_whose_pool_is_refused_says_so_until_it_has_one(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.api.fail(403, times=2, method="POST", path="/namespaces/default/pods")
+        world.revision(NAME, standby="1")
+        async with world.running():
+            await world.api.until(
+                lambda: condition(world.api, "AnnotationsUnderstood", name=NAME)[0] == "False"
+            )
+            await world.filled(1)
+            await world.api.until(
+                lambda: condition(world.api, "AnnotationsUnderstood", name=NAME)[0] != "False"
+            )
+
+    play(tmp_path, script)
+
+
 def test_without_the_component_there_are_none(tmp_path: Path) -> None:
     async def script(world: World) -> None:
         world.revision(NAME)
