@@ -18,9 +18,9 @@ from e2e.behaviours.services import NAMESPACE, Service
 
 #: Longer than anything here may take. A request without an answer until then is lost.
 REQUEST_S = 120.0
-BUSY_S = (1.0, 8.0)
+BUSY_S = (0.5, 6.0)
 #: Longer than the window of a service, often.
-REST_S = (2.0, 25.0)
+REST_S = (4.0, 20.0)
 PAUSE_S = 0.2
 #: What a refusal may be. It has to say why.
 REFUSALS = (502, 503, 504)

@@ -22,8 +22,9 @@ from e2e.stack.api import ApiError, Object, condition
 from e2e.stack.cluster import Cluster
 from e2e.stack.place import SYSTEM_NAMESPACE
 
-PAUSE_S = (0.5, 4.0)
-STOPPED_S = (1.0, 20.0)
+PAUSE_S = (0.2, 3.0)
+#: For so long a pod is looked for that is being taken.
+MIDDLE_S = 5.0
 #: Longer than requests to the API server are waited for by some, shorter than any Lease lasts.
 SILENT_S = (2.0, 8.0)
 #: From the death of a process until nobody is sent there: its probe fails, Endpoints change, all have heard.
@@ -54,7 +55,7 @@ class Storm:
                 time.sleep(self._random.uniform(*PAUSE_S))
                 (act,) = self._random.choices([act for act, _ in actions], [weight for _, weight in actions])
                 # What was chosen may go meanwhile: then somebody else's act has been done.
-                with suppress(ApiError, OSError, ProcessLookupError, KeyError, IndexError):
+                with suppress(ApiError, OSError, network.NetworkError, KeyError, IndexError, ValueError):
                     act()
         finally:
             for timer in self._timers:
@@ -68,16 +69,17 @@ class Storm:
     def _actions(self) -> list[tuple[Callable[[], None], int]]:
         return [
             (lambda: self._kill_part("autoscaler"), 3),
-            (lambda: self._stop_part("autoscaler"), 2),
+            (lambda: self._stop_part("autoscaler", 20.0), 2),
             (lambda: self._kill_part("activator"), 2),
             (lambda: self._kill_part(AGENT), 2),
-            (lambda: self._stop_part(AGENT), 1),
+            (lambda: self._stop_part(AGENT, 6.0), 1),  # without it nothing can be adopted
             (lambda: self._kill_process(SLOT), 2),
             (lambda: self._kill_process(FRONT), 2),
             (lambda: self._kill_process(ZYGOTE), 2),
             (lambda: self._kill_process(SERVER), 3),
             (lambda: self._delete(adopted=False), 2),
             (lambda: self._delete(adopted=True), 3),
+            (self._in_the_middle, 6),
             (self._change, 2),
             (self._stop_api_server, 1),
         ]
@@ -94,9 +96,9 @@ class Storm:
         self._say(f"kill {pod['metadata']['name']}")
         parts.kill(self._api, SYSTEM_NAMESPACE, pod["metadata"]["name"])
 
-    def _stop_part(self, name: str) -> None:
+    def _stop_part(self, name: str, most_s: float) -> None:
         pod = self._part(name)["metadata"]["name"]
-        seconds = self._random.uniform(*STOPPED_S)
+        seconds = self._random.uniform(1.0, most_s)
         stopped = parts.processes(self._api, SYSTEM_NAMESPACE, pod)
         self._say(f"stop {pod} for {seconds:.1f} s")
         for pid in stopped:
@@ -108,16 +110,32 @@ class Storm:
     def _kill_process(self, word: str) -> None:
         pods = [pod for pod in self._pool.pods() if pod["status"].get("phase") == "Running"]
         self._random.shuffle(pods)
-        for pod in pods:
-            first = int(pod["status"]["containerStatuses"][0]["containerID"].removeprefix("process://") or 0)
-            found = [pid for pid in _beside(first) if word in processes.command(pid)] if first else []
-            if word == SERVER:
-                found = [pid for pid in found if ZYGOTE not in processes.command(pid)]
-            if found:
+        # Rather one that somebody has.
+        busy = {pod["metadata"]["uid"] for pod in pods if _processes(pod, SERVER)}
+        for pod in sorted(pods, key=lambda pod: pod["metadata"]["uid"] not in busy):
+            if found := _processes(pod, word):
                 self._hit(pod)
                 self._say(f"kill {word} of {_name(pod)}")
                 os.kill(found[0], signal.SIGKILL)
                 return
+
+    def _in_the_middle(self) -> None:
+        """A pod that starts or serves a revision whose labels it has not yet."""
+        until = time.monotonic() + MIDDLE_S
+        while time.monotonic() < until:
+            for pod in self._pool.pods():
+                if UID not in pod["metadata"]["labels"] and (found := _processes(pod, SERVER)):
+                    self._hit(pod)
+                    word = self._random.choice((SLOT, SERVER, "pod", "autoscaler", AGENT))
+                    self._say(f"in the middle, {word}: {_name(pod)}")
+                    if word == "pod":
+                        self._api.delete("v1", "Pod", NAMESPACE, pod["metadata"]["name"], 1)
+                    elif word in ("autoscaler", AGENT):
+                        self._kill_part(word)
+                    else:
+                        os.kill((_processes(pod, word) or found)[0], signal.SIGKILL)
+                    return
+            time.sleep(0.05)
 
     def _delete(self, adopted: bool) -> None:
         pods = [pod for pod in self._pool.pods() if (UID in pod["metadata"]["labels"]) == adopted]
@@ -171,6 +189,12 @@ def _name(pod: Object) -> str:
     return f"{pod['metadata']['name']} of {revision}, Ready={condition(pod, 'Ready')}"
 
 
-def _beside(pid: int) -> list[int]:
-    """All in its network namespace, which is its pod's."""
-    return network.processes(network.ip("netns", "identify", str(pid)).strip())
+def _processes(pod: Object, word: str) -> list[int]:
+    """Of the pod, which all are in one network namespace; those whose command line has the word."""
+    statuses = pod["status"].get("containerStatuses") or [{}]
+    first = str(statuses[0].get("containerID") or "").removeprefix("process://")
+    if not first:
+        return []
+    found = network.processes(network.ip("netns", "identify", first).strip())
+    commands = {pid: processes.command(pid) for pid in found}
+    return [pid for pid, said in commands.items() if word in said and (word != SERVER or ZYGOTE not in said)]

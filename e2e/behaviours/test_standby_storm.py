@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ from e2e.behaviours.services import NAMESPACE, Service
 from e2e.behaviours.standby import RUNTIME, Pool, installing, wait_agreed
 from e2e.behaviours.storm import Storm
 from e2e.behaviours.test_node_agent import Autoscaler
+from e2e.behaviours.test_settings import settings
 from e2e.stack import knative, network, processes
 from e2e.stack.api import Api, Object, wait_until
 from e2e.stack.cluster import Cluster
@@ -46,7 +48,12 @@ def seed(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def installed(stack: Cluster) -> Iterator[Api]:
     """Two activators and two autoscalers, of which one may be away. In the end nothing is left of all of it."""
-    with installing(stack) as api, parts.replicas(api, "activator", 2), parts.replicas(api, "autoscaler", 2):
+    with (
+        installing(stack) as api,
+        settings(api, scale_to_zero_grace_period="6s"),
+        parts.replicas(api, "activator", 2),
+        parts.replicas(api, "autoscaler", 2),
+    ):
         yield api
     wait_until("no standby pods", lambda: not api.list("v1", "Pod", NAMESPACE, names.POOL_LABEL), 60)
     wait_until("no processes of them", lambda: not _running(stack), 60, detail=lambda: str(_running(stack)))
@@ -125,9 +132,11 @@ def test_a_storm(stack: Cluster, installed: Api, ingress: Ingress, tmp_path: Pat
             try:
                 storm.blow(STORM_S)
                 crowd.steady = True
+                over = time.monotonic()
                 _wait_parts(installed)
                 for service in services:
                     wait_agreed(service, 1, AGREED_S)
+                    print(f"{service.revision}: all agree {time.monotonic() - over:.1f} s after the storm")
                 after = Counter(crowd.good)
                 wait_until(
                     "answers of all", lambda: all(crowd.good[s.name] > after[s.name] for s in services), 60
