@@ -76,6 +76,12 @@ class Agents:
             silent = sorted(self.addrs.keys() - self._heard)
             log.warning("no word from the agents of nodes %s yet", ", ".join(silent))
 
+    def speak_by(self, rpc: Rpc) -> None:
+        """From now on, to all of them: the key is another one."""
+        self._rpc = rpc
+        for node, addr in self.addrs.items():
+            self._watch_anew(node, addr)
+
     async def stop(self) -> None:
         await self.informer.stop()
         for task in self._watches.values():
@@ -114,11 +120,10 @@ class Agents:
         """Where its agent is; "" = there is none."""
         if self.addrs.get(node, "") == addr:
             return
-        task = self._watches.pop(node, None)
-        if task is not None:
-            task.cancel()
         self._heard.discard(node)
         if not addr:
+            if (task := self._watches.pop(node, None)) is not None:
+                task.cancel()
             self.addrs.pop(node, None)
             self.runs.pop(node, None)
             log.info("node %s has no agent any more: its standby pods are left alone", node)
@@ -127,8 +132,13 @@ class Agents:
         else:
             self.addrs[node] = addr
             if self._rpc is not None:
-                self._watches[node] = asyncio.create_task(self._watch(node, addr), name=f"slots of {node}")
+                self._watch_anew(node, addr)
         self._look()
+
+    def _watch_anew(self, node: str, addr: str) -> None:
+        if (task := self._watches.pop(node, None)) is not None:
+            task.cancel()
+        self._watches[node] = asyncio.create_task(self._watch(node, addr), name=f"slots of {node}")
 
     def _look(self) -> None:
         if self._rpc is not None and self.informer.synced.is_set() and self._heard >= self.addrs.keys():

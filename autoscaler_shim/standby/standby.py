@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 ACTIVATORS: Final = "activator-service"
 KEY_AGAIN_S: Final = 10.0
+#: Between looks whether the key is another one; agents look as often, and begin anew with it.
+KEY_LOOK_S: Final = 30.0
 SWEEP_S: Final = 10.0
 #: Pools are looked at so long after news of slots.
 POOLS_S: Final = 0.1
@@ -101,6 +103,7 @@ class Standby:
         self._endpoints = Informer(
             client, ENDPOINTS, namespace, fields=f"metadata.name={ACTIVATORS}", on_change=self._moved
         )
+        self._key = b""
         self._rpc: Rpc | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._pools_due: asyncio.TimerHandle | None = None
@@ -111,7 +114,11 @@ class Standby:
             informer.start()
         await asyncio.gather(*(i.synced.wait() for i in (self.pods.informer, self._endpoints)))
         met = asyncio.create_task(self._meet_agents(), name="meeting node agents")
-        self._tasks = [met, asyncio.create_task(self._sweep(), name="sweeping standby pods")]
+        self._tasks = [
+            met,
+            asyncio.create_task(self._sweep(), name="sweeping standby pods"),
+            asyncio.create_task(self._look_at_key(), name="looking at the peers' key"),
+        ]
         await asyncio.wait({met}, timeout=FIRST_S)
         self.keeper.start()
 
@@ -147,13 +154,32 @@ class Standby:
     async def _meet_agents(self) -> None:
         while self._rpc is None:
             try:
-                key = await peers_key(self._client, self._namespace)
+                key = self._key = await peers_key(self._client, self._namespace)
             except NoKey as error:
                 log.warning("no standby pods can be taken without the key of the nodes' agents: %s", error)
                 await asyncio.sleep(KEY_AGAIN_S)
             else:
                 self._rpc = Rpc(self._name, key, identity=self._identity)
         await self.agents.start(self._rpc)
+
+    async def _look_at_key(self) -> None:
+        while True:
+            await asyncio.sleep(KEY_LOOK_S)
+            if not self._key:
+                continue
+            try:
+                key = await peers_key(self._client, self._namespace, make=False)
+            except NoKey as error:
+                log.warning("the key that nodes' agents are spoken to with stays: %s", error)
+                continue
+            if key != self._key and self._rpc is not None:
+                log.info(
+                    "the key in the Secret galaxy-peers is another one: nodes' agents are spoken to with it"
+                )
+                former, self._key = self._rpc, key
+                self._rpc = Rpc(self._name, key, identity=self._identity)
+                self.agents.speak_by(self._rpc)
+                await former.close()
 
     async def _sweep(self) -> None:
         """What belongs to revisions that are no more; and what memory keeps of what is gone."""

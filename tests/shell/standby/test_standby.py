@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pytest
 from autoscaler_shim.knative import deciders
 from kserve_ext.api.standby import names, pods
 from kserve_ext.core.standby import adoption, pools
-from kserve_ext.kube.kinds import DEPLOYMENTS, POD_AUTOSCALERS, PODS
+from kserve_ext.kube.kinds import DEPLOYMENTS, POD_AUTOSCALERS, PODS, SECRETS
 from kserve_ext.wire.slot_socket import Free, Start
-from tests.support.knative_autoscaler import NAMESPACE, condition, replicas, run, until
+from tests.support.knative_autoscaler import NAMESPACE, SYSTEM, condition, replicas, run, until
 from tests.support.standby import FakeSlot
 from tests.support.standby_cluster import UID, Server, World
 
@@ -443,5 +444,22 @@ def test_the_sweep_goes_on_when_a_pod_goes_under_its_hands(
             sweeps = [0]
             monkeypatch.setattr(standby.known, "forget", lambda: sweeps.__setitem__(0, sweeps[0] + 1))
             await until(lambda: sweeps[0] >= 2)
+
+    play(tmp_path, script)
+
+
+def test_another_key_of_the_peers_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoscaler_shim.standby.standby.KEY_LOOK_S", 0.05)
+
+    async def script(world: World) -> None:
+        world.revision(NAME, standby="1")
+        async with world.running():
+            await world.filled(1)
+            await world.kill_agent()
+            await world.filled(0)
+            data = {"key": base64.b64encode(b"n" * 32).decode()}
+            world.api.put(SECRETS, {"metadata": {"namespace": SYSTEM, "name": "galaxy-peers"}, "data": data})
+            await world.start_agent()  # with the new one
+            await world.filled(1)
 
     play(tmp_path, script)
