@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -48,6 +48,13 @@ class Tally:
     def forget(self, uids: set[str]) -> None:
         """All but these are gone."""
         self._begun = {uid: at for uid, at in self._begun.items() if uid in uids}
+
+
+_WHAT: Final = {
+    "agents": "Node agents that there are",
+    "agents_heard": "Node agents that tell of their slots",
+    "unfit": "Revisions that ask for standby pods which can't serve them",
+}
 
 
 class PoolFigures(NamedTuple):
@@ -96,7 +103,9 @@ class StandbyMetrics(Collector):
             "galaxy_standby_pods", "Standby pods by state", labels=("k8s_namespace_name", "pool", "state")
         )
         failures = GaugeMetricFamily(
-            "galaxy_standby_pool_failures", "Failures in a row", labels=("k8s_namespace_name", "pool")
+            "galaxy_standby_pool_failures",
+            "Pods of a pool that did not come up, in a row",
+            labels=("k8s_namespace_name", "pool"),
         )
         idle = CounterMetricFamily(
             "galaxy_standby_idle_gpu_seconds",
@@ -111,4 +120,4 @@ class StandbyMetrics(Collector):
             idle.add_metric(which, pool.idle_gpu_s)
         yield from (pods, failures, idle)
         for name, figure in self._figures().items():
-            yield GaugeMetricFamily(f"galaxy_standby_{name}", name.replace("_", " "), figure)
+            yield GaugeMetricFamily(f"galaxy_standby_{name}", _WHAT.get(name, name), figure)
