@@ -41,24 +41,28 @@ class Watcher:
         *,
         child: subprocess.Popen[bytes] | None = None,
         folder: Path | None = None,
+        parent: Process | None = None,
     ) -> None:
-        """Calls `ended` once, soon after the end. `folder` is where exit.json will be, if anywhere."""
+        """Calls `ended` once, soon after the end. `folder` is where exit.json will be, if anywhere.
+
+        `parent`: who writes it, if known: once that has ended, it isn't waited for.
+        """
         loop = asyncio.get_running_loop()
         try:
             fd = os.pidfd_open(process.pid)
         except ProcessLookupError:
-            loop.call_soon(self._collect, process, ended, child, folder)
+            loop.call_soon(self._collect, process, ended, child, folder, parent)
             return
         if not process.alive:
             os.close(fd)
-            loop.call_soon(self._collect, process, ended, child, folder)
+            loop.call_soon(self._collect, process, ended, child, folder, parent)
             return
 
         def readable() -> None:
             loop.remove_reader(fd)
             self._fds.discard(fd)
             os.close(fd)
-            self._collect(process, ended, child, folder)
+            self._collect(process, ended, child, folder, parent)
 
         self._fds.add(fd)
         loop.add_reader(fd, readable)
@@ -78,7 +82,12 @@ class Watcher:
             task.cancel()
 
     def _collect(
-        self, process: Process, ended: Ended, child: subprocess.Popen[bytes] | None, folder: Path | None
+        self,
+        process: Process,
+        ended: Ended,
+        child: subprocess.Popen[bytes] | None,
+        folder: Path | None,
+        parent: Process | None,
     ) -> None:
         process.kill_group()  # before it is reaped: until then its pid is not given away
         if child is not None:
@@ -87,14 +96,15 @@ class Watcher:
         elif folder is None:
             ended(Exit(None, None))
         else:
-            task = asyncio.get_running_loop().create_task(self._wait_for_exit_json(ended, folder))
+            task = asyncio.get_running_loop().create_task(self._wait_for_exit_json(ended, folder, parent))
             self._waits.add(task)
             task.add_done_callback(self._waits.discard)
 
-    async def _wait_for_exit_json(self, ended: Ended, folder: Path) -> None:
+    async def _wait_for_exit_json(self, ended: Ended, folder: Path, parent: Process | None) -> None:
         """The zygote reaps a moment after the pidfd has become readable."""
         for _ in range(EXIT_JSON_LOOKS):
-            if (folder / "exit.json").exists():
+            orphan = parent is not None and not parent.alive  # asked first: it may have been its last act
+            if orphan or (folder / "exit.json").exists():
                 break
             await asyncio.sleep(EXIT_JSON_PERIOD_S)
         ended(read_exit(folder))

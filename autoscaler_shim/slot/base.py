@@ -50,6 +50,11 @@ class Base:
         self._process: Process | None = None
         self._checking: asyncio.Task[None] | None = None
 
+    @property
+    def process(self) -> Process | None:
+        """Of the zygote; None while there is none."""
+        return self._process
+
     def start(self) -> None:
         self._socket.unlink(missing_ok=True)
         command = [sys.executable, "-m", f"{self.module}.zygote"]

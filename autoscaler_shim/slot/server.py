@@ -88,7 +88,7 @@ class Server:
             self._happened(failed)
             return
         self._process = process
-        self._watcher.watch(process, self._ended, folder=self._folder)
+        self._watcher.watch(process, self._ended, folder=self._folder, parent=self._base.process)
         if self._unwanted:
             process.kill_group()
             return
