@@ -27,8 +27,8 @@ UNCLAIMED_S: Final = 60.0
 ORDER_S: Final = 30.0
 #: Characters of a slot's reason that are passed on: it goes to every autoscaler with each change on the node.
 MOST_REASON: Final = 1000
-#: Revisions whose last obeyed term is remembered, and for how long since: a former holder's orders are late by seconds,
-#: and terms begin anew where there are more buckets, or fewer.
+#: Revisions whose last obeyed term is remembered, and for how long: a former holder is late by seconds, and
+#: terms begin anew where there are more buckets, or fewer.
 KEEP_TERMS: Final = 10_000
 KEEP_TERMS_S: Final = 300.0
 HTTP1_PORT: Final = 8012
