@@ -25,8 +25,13 @@ Pages = Mapping[str, Callable[[], Awaitable[Page]]]
 
 async def listen(host: str, port: int, pages: Pages) -> asyncio.Server:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Cancelled by the end of the program only; asyncio's own callback takes a cancelled one for an error.
         with contextlib.suppress(
-            OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
+            OSError,
+            TimeoutError,
+            asyncio.IncompleteReadError,
+            asyncio.LimitOverrunError,
+            asyncio.CancelledError,
         ):
             while await _answer(reader, writer, pages):
                 pass

@@ -105,7 +105,11 @@ class StatServer:
         if not ws.can_prepare(request):
             return web.Response(status=400, text="statistics are brought over a websocket\n")
         _keep_alive(request)
-        await ws.prepare(request)
+        try:
+            await ws.prepare(request)
+        except ConnectionResetError:
+            log.info("%s left before it brought statistics", request.remote)
+            return web.Response()
         self._clients.add(ws)
         log.info("%s brings statistics", request.remote)
         brought: dict[str, set[Revision]] = {}

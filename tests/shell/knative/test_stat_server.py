@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Collection, Mapping
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from autoscaler_shim.knative.stats import forwarder as forwarding
+from autoscaler_shim.knative.stats import server as stat_server
 from autoscaler_shim.knative.stats.forwarder import Forwarder, Revision
 from autoscaler_shim.knative.stats.server import StatServer
 from kserve_ext.core.knative.buckets import Buckets
@@ -43,6 +45,27 @@ async def serving() -> AsyncIterator[tuple[StatServer, Received]]:
         yield server, received
     finally:
         await server.stop()
+
+
+def test_who_leaves_before_the_answer_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def leave(request: web.Request) -> None:
+        assert request.transport is not None
+        request.transport.abort()
+
+    monkeypatch.setattr(stat_server, "_keep_alive", leave)
+    caplog.set_level("INFO")
+
+    async def test() -> None:
+        async with serving() as (server, received), aiohttp.ClientSession() as session:
+            with pytest.raises(aiohttp.ClientError):
+                await session.ws_connect(f"http://127.0.0.1:{server.port}/")
+            assert received.left == []
+
+    run(test())
+    assert "left before it brought statistics" in caplog.text
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize(
