@@ -22,6 +22,9 @@ from tests.support.embedded import ROOT
 pytestmark = pytest.mark.cluster
 
 AT_ONCE = 6
+#: A script lasts seconds, and its bug does harm when messages meet as they mostly do: on a machine that is busy with
+#: something else they may not.
+MOST_RUNS = 3
 #: Which invariant each bug breaks.
 BREAKS = {
     "lost-instance": "3 known",
@@ -48,9 +51,15 @@ Runs = dict[tuple[str, bool], Future[Result]]
 
 
 def run(script: str, planted: bool) -> Result:
-    argv = [sys.executable, "-m", "tests.chaos", "--script", script, "--seed", "1"]
-    argv += ["--bug", script] if planted else []
-    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
+    """A bug is looked for up to MOST_RUNS times; where none is planted the first run counts."""
+    argv = [sys.executable, "-m", "tests.chaos", "--script", script, *(["--bug", script] if planted else [])]
+    for seed in range(1, MOST_RUNS + 1):
+        done = subprocess.run(
+            [*argv, "--seed", str(seed)], cwd=ROOT, capture_output=True, text=True, timeout=150, check=False
+        )
+        if not planted or done.returncode:
+            break
+    return done
 
 
 @pytest.fixture(scope="module")
