@@ -53,7 +53,7 @@ Runs = dict[tuple[str, bool], Future[Result]]
 
 
 def run(script: str, planted: bool) -> Result:
-    """A bug is looked for up to MOST_RUNS times; where none is planted the first run counts that had all its faults."""
+    """A bug is looked for up to MOST_RUNS times; without one the first run counts that had all its faults."""
     argv = [sys.executable, "-m", "tests.chaos", "--script", script, *(["--bug", script] if planted else [])]
     for seed in range(1, MOST_RUNS + 1):
         done = subprocess.run(
