@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import quiet, waking
-from bench.from_zero import percentile
 from bench.processes import of_stack
 from bench.record import record
 from bench.standby_stack import IMPLEMENTATIONS, POOL_S, Setting
-from bench.waking import STEPS, Burst, Observer
+from bench.waking import Burst, Observer, percentile
 from bench.zero_stack import SPARE, activator_of, cpu_by_program, name_of, prepare
 from e2e.stack import cluster, watch
 from e2e.stack.cluster import Cluster
@@ -169,18 +168,6 @@ def rows_of(found: Found, conditions: str) -> list[dict[str, Any]]:
     return rows
 
 
-def explain(found: Found) -> None:
-    for (implementation, size), figures in found.items():
-        print(f"{implementation}, {size} at once: since the request, p50 and p99 in s")
-        for step in STEPS:
-            times = sorted(s for burst in figures.bursts for s in burst.steps_s(step))
-            if times:
-                print(f"  {step:10} {percentile(times, 0.5):7.3f} {percentile(times, 0.99):7.3f}")
-        starts = sum(len(burst.asked) for burst in figures.bursts)
-        shares = ", ".join(f"{name} {us / starts / 1000:.0f}" for name, us in figures.cpu.most_common(9))
-        print(f"  CPU ms per revision: {figures.cpu.total() / starts / 1000:.0f} ({shares})")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -215,7 +202,8 @@ def main() -> None:
         f"one stack on {os.cpu_count()} cores with all its parts, light pods, window 6 s; {args.rounds} rounds, "
         f"{SINGLES} single starts in each; {standby} of {of} starts with standby were hits; {verdict.text}"
     )
-    explain(found)
+    for (implementation, size), figures in found.items():
+        waking.explain(f"{implementation}, {size} at once", figures.bursts, figures.cpu)
     refused = f"{failed} requests were not answered with 200" if failed else verdict.refused
     record("burst", rows_of(found, conditions), refused=refused)
 

@@ -20,10 +20,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bench import api_requests, quiet
+from bench import api_requests, quiet, waking
 from bench.processes import of_stack
 from bench.record import record
-from bench.waking import STEPS, Burst, Observer, fire, read_logs
+from bench.waking import STEPS, Burst, Observer, fire, percentile, read_logs
 from bench.zero_stack import SPARE, activator_of, cpu_by_program, name_of, prepare, use
 from e2e.stack import cluster, watch
 from e2e.stack.cluster import Cluster
@@ -109,10 +109,6 @@ def show(number: int, implementation: str, size: int, burst: Burst) -> None:
     )
 
 
-def percentile(ordered: Sequence[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
 def rows_of(found: Found, conditions: str) -> list[dict[str, Any]]:
     """Ours and its halves beside stock: of each size p50 and p99 over all answers, and the pace of a burst."""
     rows = []
@@ -147,15 +143,9 @@ def rows_of(found: Found, conditions: str) -> list[dict[str, Any]]:
 def explain(found: Found) -> None:
     """Where the time and the CPU went."""
     for (implementation, size), figures in found.items():
-        print(f"{implementation}, {size} at once: since the request, p50 and p99 in s")
-        for step in STEPS:
-            times = sorted(s for burst in figures.bursts for s in burst.steps_s(step))
-            if times:
-                print(f"  {step:10} {percentile(times, 0.5):7.3f} {percentile(times, 0.99):7.3f}")
-        starts = sum(len(burst.asked) for burst in figures.bursts)
-        shares = ", ".join(f"{name} {us / starts / 1000:.0f}" for name, us in figures.cpu.most_common(9))
-        print(f"  CPU ms per revision: {figures.cpu.total() / starts / 1000:.0f} ({shares})")
+        waking.explain(f"{implementation}, {size} at once", figures.bursts, figures.cpu)
         if figures.requests:
+            starts = sum(len(burst.asked) for burst in figures.bursts)
             print(f"  requests to the API server per revision: {len(figures.requests) / starts:.1f}")
             print(*api_requests.table(figures.requests, starts), sep="\n")
 

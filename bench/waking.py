@@ -13,6 +13,7 @@ import json
 import re
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,3 +192,19 @@ def logged(line: str) -> tuple[str, float] | None:
         return None
     revision = found[1] or entry.get("knative.dev/key", "").rpartition("/")[2]
     return (revision, at) if revision else None
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def explain(title: str, bursts: Sequence[Burst], cpu: Counter[str]) -> None:
+    """Prints where the time and the CPU of these bursts went. `cpu`: microseconds by program."""
+    print(f"{title}: since the request, p50 and p99 in s")
+    for step in STEPS:
+        times = sorted(s for burst in bursts for s in burst.steps_s(step))
+        if times:
+            print(f"  {step:10} {percentile(times, 0.5):7.3f} {percentile(times, 0.99):7.3f}")
+    starts = sum(len(burst.asked) for burst in bursts)
+    shares = ", ".join(f"{name} {us / starts / 1000:.0f}" for name, us in cpu.most_common(9))
+    print(f"  CPU ms per revision: {cpu.total() / starts / 1000:.0f} ({shares})")
