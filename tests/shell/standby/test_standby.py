@@ -37,6 +37,16 @@ def taken(world: World) -> list[FakeSlot]:
     return [slot for slot in world.api.slots.values() if any(isinstance(o, Start) for o in slot.orders)]
 
 
+async def begun(world: World) -> FakeSlot:
+    """The one slot that a request has been given, when the autoscaler has heard that it starts."""
+    await world.reporter.report(1.0, name=NAME)
+    await until(lambda: taken(world))
+    (slot,) = taken(world)
+    slot.say("starting", f"{NAMESPACE}/{NAME}")
+    await until(lambda: world.autoscaler.standby and world.autoscaler.standby.known.starting)
+    return slot
+
+
 def test_a_pool_is_filled_with_pods_that_are_nobodys(tmp_path: Path) -> None:
     async def script(world: World) -> None:
         world.revision(NAME)
@@ -85,11 +95,7 @@ def test_nothing_is_written_before_it_serves(tmp_path: Path) -> None:
         world.revision(NAME, standby="1")
         async with world.running():
             await world.filled(1)
-            await world.reporter.report(1.0, name=NAME)
-            await until(lambda: taken(world))
-            (slot,) = taken(world)
-            slot.say("starting", f"{NAMESPACE}/{NAME}")
-            await until(lambda: world.autoscaler.standby and world.autoscaler.standby.known.starting)
+            slot = await begun(world)
             for _ in range(3):
                 await world.reporter.report(1.0, name=NAME)
             assert world.api.scaled == []
@@ -295,11 +301,7 @@ def test_an_agent_that_is_killed_while_a_slot_starts(tmp_path: Path) -> None:
         world.revision(NAME, standby="1")
         async with world.running():
             await world.filled(1)
-            await world.reporter.report(1.0, name=NAME)
-            await until(lambda: taken(world))
-            (slot,) = taken(world)
-            slot.say("starting", f"{NAMESPACE}/{NAME}")
-            await until(lambda: world.autoscaler.standby and world.autoscaler.standby.known.starting)
+            slot = await begun(world)
             await world.kill_agent()
             await world.start_agent()
             await until(lambda: world.autoscaler.standby and world.autoscaler.standby.known.starting)
@@ -366,11 +368,7 @@ def test_slots_of_a_revision_that_is_deleted_are_free_again(
         world.revision(OTHER, standby="1")
         async with world.running():
             await world.filled(1)
-            await world.reporter.report(1.0, name=NAME)
-            await until(lambda: taken(world))
-            (slot,) = taken(world)
-            slot.say("starting", f"{NAMESPACE}/{NAME}")
-            await until(lambda: world.autoscaler.standby and world.autoscaler.standby.known.starting)
+            slot = await begun(world)
             world.api.remove(POD_AUTOSCALERS, NAMESPACE, NAME)
             world.api.remove(DEPLOYMENTS, NAMESPACE, f"{NAME}-deployment")
             await until(lambda: any(isinstance(order, Free) for order in slot.orders))
