@@ -160,15 +160,21 @@ class Front:
             await asyncio.sleep(self._args.check_seconds if ready else _LOOK_S)
 
     async def _check_one(self, router: Router, engines: Engines, role: str, addr: str) -> None:
-        why = ""
+        why, within = "", max(1.0, self._args.check_seconds)
         try:
-            await get(router, addr, b"/health", max(1.0, self._args.check_seconds))
-        except (NotReached, Lost, TimeoutError) as error:
-            why = str(error) or "no answer to /health"
-        metrics.WELL.labels(role, addr).set(not why)
+            await get(router, addr, b"/health", within)
+        except TimeoutError:
+            why = f"no answer to /health within {within:g} s"
+            news = engines.late(addr)
+        except (NotReached, Lost) as error:
+            why = str(error)
+            news = engines.checked(addr, healthy=False)
+        else:
+            news = engines.checked(addr, healthy=True)
+        metrics.WELL.labels(role, addr).set(engines.all[addr].healthy)
         first = addr not in self._asked
         self._asked.add(addr)
-        if engines.checked(addr, not why) or (first and why):
+        if news or (first and why and not engines.all[addr].healthy):
             log.warning("%s engine %s: %s", role, addr, why or "is well again")
 
     async def _pulled(self, router: Router, own: str) -> None:

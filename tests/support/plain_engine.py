@@ -32,6 +32,7 @@ class PlainEngine:
         self.fault: int | str | None = None
         self.go = asyncio.Event()  # ends a "hang"
         self.healthy = True
+        self.unanswered = 0  # so many of the next health checks
         self.url = ""
         self._numbers = itertools.count(1)
         self._runner: web.AppRunner | None = None
@@ -57,6 +58,9 @@ class PlainEngine:
             self._runner = None
 
     async def _health(self, request: web.Request) -> web.Response:
+        if self.unanswered:
+            self.unanswered -= 1
+            await asyncio.Event().wait()
         return web.Response(status=200 if self.healthy else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:

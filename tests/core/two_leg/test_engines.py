@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kserve_ext.core.two_leg.engines import LEAST_REST_S, MOST_REST_S, Engines
+from kserve_ext.core.two_leg.engines import LATE_CHECKS, LEAST_REST_S, MOST_REST_S, Engines
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), max_size=60))
@@ -60,3 +60,17 @@ def test_a_failed_check_keeps_legs_away_until_one_passes() -> None:
     assert (engines.pick(100.0), engines.any_healthy) == ("", False)
     assert engines.checked("a", True)
     assert engines.pick(0.0) == "a", "what failed before is forgotten with it"
+
+
+def test_checks_that_are_late_must_be_so_in_a_row() -> None:
+    engines = Engines(["a"])
+    for _ in range(3):
+        for _ in range(LATE_CHECKS - 1):
+            assert not engines.late("a")
+            assert engines.pick(0.0) == "a"
+        assert not engines.checked("a", True), "it has been well all the time"
+    assert [engines.late("a") for _ in range(LATE_CHECKS + 1)] == [False] * (LATE_CHECKS - 1) + [True, False]
+    assert engines.pick(100.0) == ""
+    assert engines.checked("a", True)
+    assert engines.pick(0.0) == "a"
+    assert not engines.late("a")

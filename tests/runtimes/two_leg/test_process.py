@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from kserve_ext.core.two_leg.engines import LATE_CHECKS
 from runtimes.two_leg.options import parse
 from runtimes.two_leg.server import main
 from runtimes.vllm_pd.status import StartRefused
@@ -257,3 +258,27 @@ def test_it_is_not_ready_without_a_healthy_engine(start: Callable[..., Process],
     process.ready()
     engine.healthy = False
     process.until(lambda: process.log.count("answered 503 to /health") == 2)
+
+
+def test_late_checks_keep_no_legs_away_until_there_are_some_in_a_row(
+    start: Callable[..., Process], engines: Engines
+) -> None:
+    """A prefill engine under load, or a router that had no processor, is late for one."""
+    prefill, decode = engines.start(), engines.start()
+    words = ("--prefill", prefill.url, "--pd-threshold-tokens", "1", "--check-seconds", "0.05")
+    process = start("--decode", decode.url, *words).ready()
+
+    def transfer() -> str:
+        url = f"http://127.0.0.1:{process.status['port']}/v1/completions"
+        with urllib.request.urlopen(url, json.dumps({"prompt": [1, 2, 3]}).encode(), WAIT_S) as answer:
+            return str(answer.headers["x-kv-transfer"])
+
+    prefill.unanswered = LATE_CHECKS - 1
+    process.until(lambda: prefill.unanswered == 0)
+    assert transfer().startswith("vllm;")
+    prefill.unanswered = 1_000_000
+    process.until(lambda: f"prefill engine {prefill.url}: no answer to /health within 1 s" in process.log)
+    assert transfer() == "none;reason=backing-off"
+    prefill.unanswered = 0
+    process.until(lambda: f"prefill engine {prefill.url}: is well again" in process.log)
+    assert transfer().startswith("vllm;")
