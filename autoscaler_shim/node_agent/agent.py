@@ -113,6 +113,7 @@ class NodeAgent:
             self.reviews.waiting,
             told,
             lost,
+            self.reviews.asked,
         )
 
     # --- what the door says
@@ -230,14 +231,15 @@ class NodeAgent:
                 watcher.set_result(None)
 
     async def _first_key(self) -> bytes:
-        said = ""
+        since, said = self._loop.time(), (0, "")
         while True:
             try:
                 return await peers_key(self._client, self._settings.namespace, make=False)
             except NoKey as error:
-                if str(error) != said:
-                    said = str(error)
-                    log.warning("no key yet, which an activator of ours makes: %s", error)
+                now = error.level(self._loop.time() - since), str(error)
+                if now != said:
+                    said = now
+                    log.log(now[0], "autoscalers can't call before there is the key of all parts: %s", error)
                 await asyncio.sleep(KEY_AGAIN_S)
 
     async def _keep_looking(self) -> None:

@@ -21,6 +21,7 @@ class Figures(NamedTuple):
     waiting: int  # slots whose token the API server has yet to check
     told: int
     untold: int
+    reviews: int  # of tokens, that the API server was asked for
 
 
 class Metrics(Collector):
@@ -53,6 +54,7 @@ class Metrics(Collector):
             "Slots that wait for the API server to check their token",
             now.waiting,
         )
+        yield CounterMetricFamily("galaxy_standby_token_reviews", "TokenReviews asked for", now.reviews)
         yield CounterMetricFamily("galaxy_standby_slots_refused", "Connections of slots refused", now.refused)
         yield CounterMetricFamily("galaxy_standby_news_told", "News that activators have taken", now.told)
         yield CounterMetricFamily(

@@ -152,11 +152,20 @@ class Standby:
     # --- inside
 
     async def _meet_agents(self) -> None:
+        loop = asyncio.get_running_loop()
+        since, said = loop.time(), (0, "")
         while self._rpc is None:
             try:
                 key = self._key = await peers_key(self._client, self._namespace)
             except NoKey as error:
-                log.warning("no standby pods can be taken without the key of the nodes' agents: %s", error)
+                now = error.level(loop.time() - since), str(error)
+                if now != said:
+                    said = now
+                    log.log(
+                        now[0],
+                        "no standby pods are taken before there is the key of nodes' agents: %s",
+                        error,
+                    )
                 await asyncio.sleep(KEY_AGAIN_S)
             else:
                 self._rpc = Rpc(self._name, key, identity=self._identity)

@@ -15,7 +15,7 @@ import logging
 import secrets
 from typing import Any, Final
 
-from kserve_ext.kube.client import Client, Conflict, KubeError, Unavailable
+from kserve_ext.kube.client import Client, Conflict, KubeError, NotFound, Unavailable
 from kserve_ext.kube.kinds import SECRETS
 
 log = logging.getLogger(__name__)
@@ -28,8 +28,21 @@ AGAIN_S: Final = 1.0
 _BY_POSITION: Final = "slots are divided by position until the next start"
 
 
+#: An installation brings the autoscaler and the nodes' agents before the activators, and the Secret with these.
+INSTALL_S: Final = 300.0
+
+
 class NoKey(Exception):
     """There is none that can be used; the message says why, and what to do."""
+
+    def __init__(self, message: str, *, yet: bool = False) -> None:
+        """`yet`: nothing is wrong but that nobody has made it so far."""
+        super().__init__(message)
+        self.yet = yet
+
+    def level(self, waited_s: float) -> int:
+        """Of its line in the log, for who has waited for so long."""
+        return logging.INFO if self.yet and waited_s < INSTALL_S else logging.WARNING
 
 
 async def shared_key(client: Client, namespace: str) -> bytes | None:
@@ -46,8 +59,14 @@ async def peers_key(client: Client, namespace: str, *, make: bool = True) -> byt
     where = f"Secret {namespace}/{SECRET}"
     try:
         secret = await _read(client, namespace, make)
+    except NotFound:
+        raise NoKey(
+            f"there is no {where} yet; galaxy install brings it with the activators", yet=True
+        ) from None
     except KubeError as error:
         raise NoKey(f"{where} can't be had ({error}); galaxy install brings it and who may read it") from None
+    if not (secret.get("data") or {}).get(FIELD):
+        raise NoKey(f"{where} has no {FIELD} yet, which the first activator of ours writes", yet=True)
     try:
         key = base64.b64decode(secret["data"][FIELD], validate=True)
     except (KeyError, binascii.Error, ValueError) as error:

@@ -347,3 +347,56 @@ def test_the_socket_is_for_all_users_of_the_node_and_metrics_say_what_stands_by(
             await slot.close()
 
     run(test())
+
+
+def reviews(api: ApiServer) -> int:
+    return sum(asked.endswith("/tokenreviews") for asked in api.requests)
+
+
+def test_a_token_is_asked_for_once_whoever_dials_with_it_and_a_bad_one_not_at_each_dial(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            slot, bad = w.slot(), w.slot("default/b", "u2")
+            w.api.reviewed[bad.hello.token] = {"authenticated": False, "error": "token expired"}
+            await slot.dial()
+            await w.states("ready")
+            await slot.close()
+            await w.states()
+            await slot.dial()
+            await w.states("ready")
+            assert reviews(w.api) == 1
+            for _ in range(5):
+                await bad.dial()
+                await bad.ended()
+                assert "token expired" in bad.refused
+            assert reviews(w.api) == w.agent.reviews.asked == 2
+            await slot.close()
+
+    run(test())
+
+
+def test_of_several_that_dial_with_one_token_one_is_asked_for_and_those_who_leave_hinder_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoscaler_shim.node_agent.reviews.AGAIN_S", 0.01)
+
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            await w.api.down()
+            slots = [w.slot() for _ in range(4)]
+            for number, slot in enumerate(slots, 1):
+                await slot.dial()
+                await until(lambda number=number: w.agent.reviews.waiting == number, "it waits")  # type: ignore[misc]
+            assert len(w.agent.reviews._asking) == 1
+            w.agent.door._unproven.popitem()[0].cancel()
+            await until(lambda: w.agent.reviews.waiting == 3, "one has left")
+            await w.api.up()
+            await w.states("ready")
+            assert reviews(w.api) == 1
+            for slot in slots:
+                await slot.close()
+            await until(lambda: not w.agent.reviews._asking, "nothing is kept of the question")
+
+    run(test())
