@@ -22,6 +22,7 @@ STEP_S = 0.1
 @dataclass(frozen=True)
 class Request:
     id: int
+    started: float
     held_bytes: int = 1
 
 
@@ -115,7 +116,7 @@ class World:
 
     def submit(self, member: Member) -> None:
         self._requests += 1
-        request = Request(self._requests)
+        request = Request(self._requests, self.now)
         if self.now >= member.activation.valid_until:
             member.shard.tick(self.now)
         outcome = member.activation.submit(request)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Final, Generic, Protocol, TypeVar
 
 from kserve_ext.core.ids import InstanceID
@@ -34,6 +35,9 @@ NEVER: Final = float("inf")
 class Holdable(Protocol):
     @property
     def held_bytes(self) -> int: ...
+    @property
+    def started(self) -> float:
+        """When it came, in seconds of the clock that `now` is read from."""
 
 
 R = TypeVar("R", bound=Holdable)
@@ -173,6 +177,13 @@ class Activation(Generic[R]):
     @property
     def held(self) -> int:
         return len(self._held)
+
+    def waits_us(self, now: float, most: int) -> tuple[int, ...]:
+        """How long held requests have waited, in microseconds: as many as `most`, the oldest first."""
+        if not self._held:
+            return ()
+        began = sorted(request.started for request in islice(self._held, most))
+        return tuple(max(0, round((now - at) * 1e6)) for at in began)
 
     @property
     def capacity(self) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-from kserve_ext.core.dispatch.facts import LEASE_TTL_S, QUIET_S, REPORT_S, Demand, Grant
+from kserve_ext.core.dispatch.facts import LEASE_TTL_S, QUIET_S, REPORT_S, WAITS, Demand, Grant
 from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
 from kserve_ext.core.sharing.home import PLEDGE_S
 from kserve_ext.core.sharing.own import Slots
@@ -37,6 +37,7 @@ class Account(Protocol):
     @property
     def uses(self) -> dict[str, int]: ...
     def answers(self, pod: str) -> bool: ...
+    def waits_us(self, now: float, most: int) -> tuple[int, ...]: ...
     def lease(self, limits: Mapping[InstanceID, int] | None, until: float) -> None: ...
 
 
@@ -148,6 +149,7 @@ class SharingShard:
             max(0.0, until - now),
             former,
             tuple(sorted(self._shuns)),
+            waits_us=slots.waits_us(now, WAITS),
         )
 
     def answered(self, seq: int, now: float) -> None:

@@ -19,6 +19,7 @@ from kserve_ext.core.knative.assignment import Share
 class Request:
     id: int
     held_bytes: int = 10
+    started: float = 0.0
 
 
 def activation(
@@ -129,6 +130,19 @@ def test_freed_slots_go_to_those_held_longest() -> None:
     assert target.release(tracker) == Request(3)
     assert target.release(tracker) is None
     assert (target.in_flight, target.held) == (0, 0)
+
+
+def test_what_is_held_says_how_long_it_has_waited_the_oldest_first() -> None:
+    target = activation(1, "a")
+    tracker = sent(target, 0)
+    for k, came in ((1, 5.0), (2, 5.5), (3, 5.75)):
+        target.submit(Request(k, started=came))
+    assert target.waits_us(6.0, 2) == (1_000_000, 500_000)
+    target.put_back(Request(4, started=5.25))
+    assert target.waits_us(6.0, 9) == (1_000_000, 750_000, 500_000, 250_000)
+    while target.release(tracker) is not None:
+        pass
+    assert target.waits_us(6.0, 9) == ()
 
 
 def test_one_that_could_not_be_sent_goes_first() -> None:

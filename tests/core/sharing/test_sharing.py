@@ -206,6 +206,32 @@ def test_slots_go_to_the_one_that_waits() -> None:
     assert len(busy.running) == 12, "all slots of all pods"
 
 
+@pytest.mark.parametrize("first", "abc")
+@pytest.mark.parametrize("later_s", [0.0, 0.5, 1.0])
+def test_the_slot_of_a_new_pod_goes_to_the_request_that_has_waited_longest(
+    first: str, later_s: float
+) -> None:
+    """Whosever turn it is (dispatch/leases.py: TURN_S), and however many others wait elsewhere."""
+    world = world_of(1, 1)
+    world.advance(later_s)
+    oldest = world.members[FunctionID(first)]
+    others = [m for m in world.members.values() if m is not oldest]
+    world.submit(others[0])
+    world.advance(0.2)
+    assert others[0].running, "the only slot is in use"
+    world.submit(oldest)
+    world.advance(0.2)
+    for other in others:
+        for _ in range(3):
+            world.submit(other)
+    world.advance(0.2)
+    world.pods = ("p0", "p1")
+    world.look()
+    while not world.in_flight("p1"):
+        world.advance(0.1)
+    assert [pod for _, pod in oldest.running] == ["p1"]
+
+
 @pytest.mark.parametrize("names", ["a", "ab", "abc"])
 def test_a_lone_pod_is_never_sent_two(names: str) -> None:
     world = world_of(1, 1, names)
