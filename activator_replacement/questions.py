@@ -82,6 +82,7 @@ class Questions:
     def _ask_node(self, node: NodeID, revisions: dict[RevisionKey, str]) -> None:
         terms = {home_key: self.homes[home_key].term for home_key in revisions.values()}
         epoch = max([self.membership.view.epoch, *terms.values()])
+        asked_at = self.loop.time()
 
         def done(reply: m.Message | RpcError) -> None:
             if not isinstance(reply, m.RecallReply):
@@ -92,7 +93,8 @@ class Questions:
             for key, home_key in revisions.items():
                 home = self._still(home_key, terms[home_key])
                 if home is not None:
-                    self.carry(home_key, home.node_says(key, node, facts.get(key, ()), self.loop.time()))
+                    of_key = facts.get(key, ())
+                    self.carry(home_key, home.node_says(key, node, of_key, asked_at, self.loop.time()))
 
         message = m.Recall(epoch, self.membership.me, self.membership.addr, tuple(revisions))
         self.rpc.call_soon(self.membership.addr_of(node), message, done, TIMEOUT_S)

@@ -65,7 +65,7 @@ class Known:
     suspect_until: float = 0.0
     #: so often in a row, without a word of its node in between
     doubts: int = 0
-    #: nodes that may have it and haven't said so yet (state unknown)
+    #: nodes that may have it, and are asked whether they do
     asked_nodes: set[NodeID] = field(default_factory=set)
     #: in order of their making
     number: int = 0
@@ -162,14 +162,18 @@ class Fleet:
     # --- reports
 
     def observe(
-        self, facts: Iterable[Instance], node: NodeID, full: bool, now: float, definite: bool = False
+        self, facts: Iterable[Instance], node: NodeID, full: bool, now: float, asked_at: float | None = None
     ) -> Change:
-        """What a node says. `definite`: it was asked after all that is known here was sent to it."""
+        """What a node says; `asked_at`: as the answer to what it was asked then.
+
+        What it says unasked may be old: that it doesn't name one is a reason to ask it. So is an answer about what
+        was started since it was asked.
+        """
         self.back((node,))
         change = Change([], [])
         seen: set[InstanceID] = set()
         unwanted: list[InstanceID] = []
-        news = definite
+        news = asked_at is not None
         for fact in facts:
             seen.add(fact.id)
             known = self.known.get(fact.id)
@@ -198,14 +202,12 @@ class Fleet:
             for known in [*self._on.get(node, {}).values(), *self._doubted.values()]:
                 if known.id in seen or known.id not in self.known:
                     continue
-                if known.asked_nodes:
-                    if definite:
-                        known.asked_nodes.discard(node)
-                    absent = not known.asked_nodes
-                else:
-                    absent = known.node == node and (definite or now - known.since > SETTLING_S)
-                if absent:
-                    news = True
+                if asked_at is None or known.since > asked_at:
+                    if known.node == node and not known.asked_nodes and now - known.since > SETTLING_S:
+                        known.asked_nodes, self._doubted[known.id], news = {node}, known, True
+                    continue
+                known.asked_nodes.discard(node)
+                if not known.asked_nodes:
                     change.ended.append((known, None))
                     self.forget(known)
         return change._replace(unwanted=tuple(unwanted), news=news)

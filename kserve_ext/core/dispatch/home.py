@@ -185,20 +185,20 @@ class Home:
             return (), []
         out: list[Instruction] = []
         opened = home.open
-        change = home.observe(node, facts, full, now, False, out)
+        change = home.observe(node, facts, full, now, out)
         if not change.news and opened == home.open:
             return (), out
         return change.unwanted, self._settle(now, out)
 
     def node_says(
-        self, key: RevisionKey, node: NodeID, facts: Iterable[Instance], now: float
+        self, key: RevisionKey, node: NodeID, facts: Iterable[Instance], asked_at: float, now: float
     ) -> list[Instruction]:
-        """The answer to AskNode: everything that it runs of this revision."""
+        """The answer to the AskNode of then: everything that it runs of this revision."""
         home = self.revisions.get(key)
         if home is None:
             return []
         out: list[Instruction] = []
-        home.observe(node, facts, True, now, True, out)
+        home.observe(node, facts, True, now, out, asked_at)
         return self._settle(now, out)
 
     def placed(self, outcomes: Mapping[RevisionKey, Iterable[Outcome]], now: float) -> list[Instruction]:

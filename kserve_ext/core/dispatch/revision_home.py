@@ -237,15 +237,15 @@ class RevisionHome:
         facts: Iterable[Instance],
         full: bool,
         now: float,
-        definite: bool,
         out: list[Instruction],
+        asked_at: float | None = None,
     ) -> Change:
-        """What a node says; `definite` as an answer to AskNode. Without news nothing follows from it."""
-        if definite:
+        """What a node says; `asked_at`: as the answer to the AskNode of then. Without news nothing follows from it."""
+        if asked_at is not None:
             self.take.node_answered(node)
         facts = tuple(facts)
         new = [f.id for f in facts if f.id not in self.fleet.known]
-        change = self.fleet.observe(facts, node, full, now, definite)
+        change = self.fleet.observe(facts, node, full, now, asked_at)
         for known in change.ready:
             self.setbacks.succeeded()
             out.append(Remember(self.revision.key, known.id, known.node, known.addr))

@@ -381,7 +381,8 @@ class Dispatch(Generic[R]):
                     self.around.stop(self, i, self.epoch)
                 case AskNode():
                     term = self.homes[home_key].term if home_key in self.homes else self.epoch
-                    said = partial(self._unless_dead, partial(self._node_said, home_key, i))
+                    asked = partial(self._node_said, home_key, i, self.around.now)
+                    said = partial(self._unless_dead, asked)
                     self.around.recall(self, i, max(term, self.epoch), said)
                 case Remember():
                     self.around.remember(i)
@@ -417,9 +418,9 @@ class Dispatch(Generic[R]):
                 outcomes.setdefault(rev.key, []).append(outcome)
         self.carry(home_key, self.homes[home_key].placed(outcomes, self.around.now))
 
-    def _node_said(self, home_key: str, i: AskNode, answer: object) -> None:
+    def _node_said(self, home_key: str, i: AskNode, asked_at: float, answer: object) -> None:
         if isinstance(answer, tuple) and home_key in self.homes:
-            out = self.homes[home_key].node_says(i.revision, i.node, answer, self.around.now)
+            out = self.homes[home_key].node_says(i.revision, i.node, answer, asked_at, self.around.now)
             self.carry(home_key, out)
 
     # --- time

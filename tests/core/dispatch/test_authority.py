@@ -120,7 +120,7 @@ def test_a_home_that_stood_still_grants_nothing_and_takes_over_anew_after_a_view
     home.view([NODE], {ME: 1}, (), 0.0)
     home.add(of, True, (), 0.0)
     home.recalled(ME, [of.key], (), 0.0)
-    home.node_says(of.key, NODE, (Instance(ONE, of.key, NODE, "ready", "h:1"),), 0.0)
+    home.node_says(of.key, NODE, (Instance(ONE, of.key, NODE, "ready", "h:1"),), 0.0, 0.0)
     grant, _ = home.demand(ME, Demand(of.key, 1, 1, 0, 1, 1, 0, 0.0, 0.5, term=1), 0.5)
     assert grant is not None
     assert [i for i, _, _ in grant.slots] == [ONE]

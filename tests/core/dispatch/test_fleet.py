@@ -1,4 +1,4 @@
-"""Which instances a peer may dial: those that may be used, and those that listen while they load."""
+"""Which instances a peer may dial, and which are taken for gone: only what their node says when it is asked ends them."""
 
 from __future__ import annotations
 
@@ -31,3 +31,39 @@ def test_an_instance_is_dialled_from_the_moment_at_which_it_listens_until_it_sto
     fleet.doom(fleet.known[InstanceID("b")], "scale-down", 0.0)
     fleet.observe([fact("a", "draining", "h:1")], NODE, False, 0.0)
     assert listening(fleet) == []
+
+
+A, B = InstanceID("a"), InstanceID("b")
+
+
+def started(fleet: Fleet, instance: InstanceID, at: float) -> None:
+    fleet.asked(instance, at)
+    fleet.placed(instance, NODE, at)
+
+
+def test_what_a_node_said_long_ago_ends_nothing_it_is_asked() -> None:
+    """Found by chaos: a report that came once more, 3 s late, made a home start another beyond its most."""
+    fleet = Fleet()
+    started(fleet, A, 10.0)
+    fleet.observe([fact("a", "ready", "h:1")], NODE, False, 10.2)
+    change = fleet.observe([], NODE, True, 13.0)
+    assert change.news
+    assert not change.ended
+    assert fleet.usable(13.0) == [A], "its requests go on meanwhile"
+    assert fleet.doubtful(13.0) == {NODE}
+    fleet.observe([fact("a", "ready", "h:1")], NODE, True, 13.1, asked_at=13.0)
+    assert fleet.doubtful(13.1) == set()
+    fleet.observe([], NODE, True, 20.0)
+    change = fleet.observe([], NODE, True, 20.1, asked_at=20.0)
+    assert [known.id for known, _ in change.ended] == [A]
+    fleet.check()
+
+
+def test_an_answer_ends_nothing_that_was_started_since_it_was_asked_for() -> None:
+    fleet = Fleet()
+    started(fleet, A, 1.0)
+    started(fleet, B, 2.5)
+    change = fleet.observe([], NODE, True, 3.0, asked_at=2.0)
+    assert [known.id for known, _ in change.ended] == [A]
+    assert list(fleet.known) == [B]
+    fleet.check()

@@ -40,7 +40,7 @@ class Running:
             name = InstanceID(f"i-{k}")
             self.of_node[node].append(Instance(name, REVISION, node, "ready", f"h:{k}", epoch=1))
         for node, instances in self.of_node.items():
-            self.home.node_says(REVISION, node, instances, 0.0)
+            self.home.node_says(REVISION, node, instances, 0.0, 0.0)
         names = [i.id for of in self.of_node.values() for i in of]
         for k, shard in enumerate(SHARDS):
             used = tuple((i, 1) for i in names[k :: len(SHARDS)])

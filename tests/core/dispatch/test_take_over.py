@@ -26,7 +26,7 @@ def taken_over(seen: Iterable[FunctionID] = ()) -> Home:
     home.view([NODE], {ME: 1, OTHER: 1}, (), 0.0, seen=seen)
     home.add(OF, False, (), 0.0)
     home.recalled(ME, [OF.key], (), 0.0)
-    home.node_says(OF.key, NODE, (Instance(ONE, OF.key, NODE, "ready", "h:1"),), 0.0)
+    home.node_says(OF.key, NODE, (Instance(ONE, OF.key, NODE, "ready", "h:1"),), 0.0, 0.0)
     return home
 
 
@@ -115,7 +115,7 @@ def home_of(view: View, at: float) -> tuple[Home, Ghosts]:
     home.view([NODE], {ME: 2}, ghosts.left, at, seen=ghosts.seen)
     home.add(OF, False, (), at)
     home.recalled(ME, [OF.key], (), at)
-    home.node_says(OF.key, NODE, (Instance(ONE, OF.key, NODE, "ready", "h:1"),), at)
+    home.node_says(OF.key, NODE, (Instance(ONE, OF.key, NODE, "ready", "h:1"),), at, at)
     return home, ghosts
 
 

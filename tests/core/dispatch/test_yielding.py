@@ -27,7 +27,7 @@ class One:
         for of in revisions:
             self.carry(self.home.add(of, True, (), self.now))
             self.carry(self.home.recalled(FunctionID("dispatch-0"), [of.key], (), self.now))
-            self.carry(self.home.node_says(of.key, NODE, (), self.now))
+            self.carry(self.home.node_says(of.key, NODE, (), self.now, self.now))
 
     def new_id(self, key: str) -> InstanceID:
         self.ids += 1
