@@ -94,6 +94,7 @@ class Base:
             "argv": list(argv),
             "env": env,
             "stdio": "inherit",
+            "hold": True,  # what a new engine writes isn't to be taken for the revision's
             "instance_dir": str(folder),
         }
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from kserve_ext.api import durations
+from kserve_ext.api.standby import names
 from kserve_ext.core.standby.facts import Level
 
 
@@ -35,6 +36,8 @@ class Settings:
     folder: Path | None
     front_host: str  # address that the front listens on
     quiet_s: float  # so long nobody may have come before a pod that is deleted ends
+    scratch: tuple[Path, ...] = ()  # folders of the pod alone (emptyDir)
+    shared: tuple[Path, ...] = ()  # where it has volumes that aren't
 
 
 def read(environ: Mapping[str, str]) -> Settings:
@@ -73,4 +76,14 @@ def read(environ: Mapping[str, str]) -> Settings:
         folder=Path(folder) if folder else None,
         front_host=environ.get("GALAXY_FRONT_HOST") or ("::" if ":" in ip else "0.0.0.0"),
         quiet_s=quiet_s,
+        scratch=_paths(environ, names.ENV_SCRATCH),
+        shared=_paths(environ, names.ENV_SHARED),
     )
+
+
+def _paths(environ: Mapping[str, str], name: str) -> tuple[Path, ...]:
+    found = [path for path in environ.get(name, "").split(":") if path]
+    for path in found:
+        if not path.startswith("/") or path == "/":
+            raise BadEnvironment(f"{name} has {path!r}: write absolute paths of folders, with : between them")
+    return tuple(map(Path, found))

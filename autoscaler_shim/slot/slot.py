@@ -21,6 +21,7 @@ from autoscaler_shim.slot.base import Base
 from autoscaler_shim.slot.descendants import Reaper, become_first, end_all, end_strays
 from autoscaler_shim.slot.front import Front
 from autoscaler_shim.slot.line import AgentLine
+from autoscaler_shim.slot.scratch import Left, Scratch
 from autoscaler_shim.slot.server import Server
 from autoscaler_shim.slot.settings import Settings
 from kserve_ext.core.backoff import pause_s
@@ -29,6 +30,8 @@ from kserve_ext.core.standby.slot import (
     BaseDied,
     BaseReady,
     CheckBase,
+    Clean,
+    Cleaned,
     Connected,
     End,
     EndServer,
@@ -44,6 +47,7 @@ from kserve_ext.core.standby.slot import (
     FrontServe,
     FrontUp,
     Instruction,
+    NotCleaned,
     ServerEnded,
     SlotMachine,
     StartAsked,
@@ -75,9 +79,12 @@ class Slot:
             self._folder / "base.sock",
             self._watcher,
             own,
-            lambda: self._happened(BaseReady()),
+            self._base_ready,
             self._base_died,
         )
+        sockets = [self._folder / name for name in ("base.sock", "base.sock.kept", "ready.sock")]
+        self._scratch = Scratch(settings.scratch, settings.shared, sockets)
+        self._base_anew = False  # beside a server
         self._front = Front(
             settings.front_host,
             settings.quiet_s,
@@ -127,11 +134,18 @@ class Slot:
     def _happened(self, event: Event) -> None:
         self._carry_out(self._machine.handle(event))
 
+    def _base_ready(self) -> None:
+        if self._machine.assignment is None:
+            self._scratch.remember()
+            self._base_anew = False
+        self._happened(BaseReady())
+
     def _base_died(self, why: str) -> None:
         """A server lives on; an engine that it kept ready, or a fork that nobody has heard of, does not."""
         strays = end_strays({*self._reaper.own, self._server.pid})
         if strays:
             log.warning("%s and has left processes, which are ended: %s", why, strays)
+        self._base_anew = self._machine.assignment is not None
         self._happened(BaseDied(why))
 
     def _server_said(self, event: Event) -> None:
@@ -190,6 +204,10 @@ class Slot:
                 self._front.tell(Drain(revision, seconds, quiet_s, ends))
             case EndServer(grace_s):
                 self._server.end(grace_s)
+            case Clean():
+                cleaning = asyncio.ensure_future(self._clean())
+                self._tasks.add(cleaning)
+                cleaning.add_done_callback(self._tasks.discard)
             case CheckBase():
                 self._base.check()
             case StartBase(failures):
@@ -198,6 +216,21 @@ class Slot:
                 self._later(failures, self._front.start)
             case End():
                 self._end.set_result(instruction)
+
+    async def _clean(self) -> None:
+        if self._base_anew and self._settings.level != "S0":
+            # What is new may be the engine's that it keeps.
+            why = "its base was started anew beside it, and which files are whose isn't known"
+            self._happened(NotCleaned(why))
+            return
+        try:
+            count = await asyncio.to_thread(self._scratch.clean)
+        except (Left, OSError) as error:
+            self._happened(NotCleaned(str(error)))
+            return
+        if count:
+            log.info("%s has left files, %d were deleted", self._machine.revision, count)
+        self._happened(Cleaned())
 
     def _later(self, failures: int, start: Callable[[], None]) -> None:
         if failures:

@@ -1,7 +1,8 @@
 """A process that has done a program's imports and forks processes of it on request: for runtimes, and for functions.
 
 One JSON request per connection ({"argv", "env", "cwd", "stdout", "stderr", "instance_dir"} -> {"pid"}, with
-"stdio": "inherit" for the zygote's own output; {"ping": true} -> {"ready", ...}). It has one thread and starts no
+"stdio": "inherit" for the zygote's own output, "hold": true so that the next is kept ready only after a ping;
+{"ping": true} -> {"ready", ...}). It has one thread and starts no
 loop, so that a fork is whole. It reaps its children and writes exit.json beside their status; SIGTERM ends it and
 none of them, and it outlives who started it.
 """
@@ -52,6 +53,7 @@ class Zygote:
         self._program = program
         self._children: dict[int, Path | None] = {}
         self._ending = False
+        self._held = False  # nothing is kept ready until somebody asks whether it is
         self._imported_s = 0.0
         self._kept = Kept(f"{path}.kept")
         Path(path).unlink(missing_ok=True)
@@ -116,6 +118,9 @@ class Zygote:
 
     def _answer(self, request: dict[str, Any], connection: socket.socket) -> dict[str, Any]:
         if request.get("ping"):
+            if self._held:
+                self._held = False
+                self._keep()
             return {
                 "ready": self._program.keep is None or bool(self._kept.reason) or self._kept.ready(),
                 "kept": self._kept.reason or self._kept.pid,
@@ -127,6 +132,7 @@ class Zygote:
             }
         argv = [str(word) for word in request["argv"]]
         folder = Path(request["instance_dir"]) if request.get("instance_dir") else None
+        self._held = bool(request.get("hold"))
         pid = self._kept.become(request) or self._fork(argv, request, self._program.main, connection)
         self._children[pid] = folder
         return {"pid": pid}
@@ -134,7 +140,8 @@ class Zygote:
     def _keep(self) -> None:
         """Forks what is kept ready, when there is room for it."""
         keep = self._program.keep
-        if keep is not None and self._kept.wanted and not self._children and not self._ending:
+        wanted = self._kept.wanted and not self._children and not self._ending and not self._held
+        if keep is not None and wanted:
             path = self._kept.path
             self._kept.forked(self._fork([], {"stdio": "inherit"}, lambda argv: keep(path), None))
 

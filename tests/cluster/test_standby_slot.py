@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from kserve_ext.wire import stats
+from tests.support.container import USER, restricted, why_not
 from tests.support.standby_pod import POD, TOKEN, Pod, assignment, standby_pod
 
 #: More than a slot of these tests waits for somebody to come.
@@ -76,6 +77,12 @@ async def gone(pod: Pod, pid: int) -> bool:
 
 async def nothing_left(pod: Pod) -> bool:
     return not pod.processes()
+
+
+def first_of_container(pod: Pod) -> int:
+    found = pod.processes().items()
+    [slot] = [pid for pid, line in found if "-m autoscaler_shim.slot" in line and "unshare" not in line]
+    return slot
 
 
 class Stream:
@@ -265,6 +272,70 @@ def test_what_a_server_has_left_goes_before_the_next_revision_is_served() -> Non
     run(test())
 
 
+async def said(pod: Pod, path: str) -> Any:
+    status, body = await ask(pod, path)
+    assert status == 200, (status, body)
+    return json.loads(body)
+
+
+def test_the_next_revision_sees_no_file_of_the_one_before() -> None:
+    async def test() -> None:
+        async with standby_pod(run=False) as pod:
+            place = pod.folder / "scratch"
+            place.mkdir()
+            (place / "base").write_text("was there before")
+            await pod.run(GALAXY_SLOT_SCRATCH=str(place))
+            await pod.agent.until_is("ready")
+            revision = await serve(pod)
+            assert "uid" in await said(pod, f"/write?path={place}/secret")
+            pod.agent.free(revision)
+            await pod.agent.until_is("ready")
+            await serve(pod, "rev-2")
+            assert await said(pod, f"/list?path={place}") == ["base"]
+
+    run(test())
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_another_user_without_rights_in_a_container_that_can_not_be_written_to() -> None:
+    """runAsNonRoot, readOnlyRootFilesystem, no capability; and what a revision leaves in /tmp and /dev/shm goes."""
+
+    async def test() -> None:
+        async with standby_pod(run=False) as pod:
+            await pod.run(*restricted(pod.folder), GALAXY_SLOT_DIR="", HOME="/tmp")
+            await pod.agent.until_is("ready")
+            revision = await serve(pod)
+            assert await said(pod, "/write?path=/etc/x") == {"error": "Read-only file system"}
+            for place in ("/tmp", "/dev/shm"):
+                assert await said(pod, f"/write?path={place}/secret") == {"uid": USER}
+                assert "secret" in await said(pod, f"/list?path={place}")
+            pod.agent.free(revision)
+            await pod.agent.until_is("ready")
+            await serve(pod, "rev-2")
+            for place in ("/tmp", "/dev/shm"):
+                assert "secret" not in await said(pod, f"/list?path={place}")
+            os.kill(first_of_container(pod), signal.SIGTERM)
+            assert await pod.ended() == 0
+
+    run(test())
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_a_container_that_was_written_to_elsewhere_is_replaced() -> None:
+    async def test() -> None:
+        async with standby_pod(run=False) as pod:
+            await pod.run(*restricted(pod.folder, read_only=False), GALAXY_SLOT_DIR="")
+            await pod.agent.until_is("ready")
+            revision = await serve(pod)
+            assert await said(pod, "/write?path=/srv/x") == {"uid": USER}
+            pod.agent.free(revision)
+            state = await pod.agent.until_is("failed")
+            assert "/srv/x was written, where nothing can be put back" in state.reason
+            assert await pod.ended() == 0
+
+    run(test())
+
+
 def test_a_front_that_is_killed_comes_back_and_knows_the_revision() -> None:
     async def test() -> None:
         async with standby_pod() as pod:
@@ -300,12 +371,8 @@ def test_a_slot_that_is_killed_takes_everything_with_it_as_the_first_of_its_cont
         container = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
         async with standby_pod(*container) as pod:
             await serve(pod)
-            found = pod.processes()
-            assert len(found) == 5
-            [slot] = [
-                p for p, line in found.items() if "-m autoscaler_shim.slot" in line and "unshare" not in line
-            ]
-            os.kill(slot, signal.SIGKILL)
+            assert len(pod.processes()) == 5
+            os.kill(first_of_container(pod), signal.SIGKILL)
             await pod.ended()
             await until(lambda: nothing_left(pod))
 

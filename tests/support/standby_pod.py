@@ -42,6 +42,7 @@ class Agent:
 
     async def listen(self) -> None:
         self._server = await asyncio.start_unix_server(self._serve, str(self._path), limit=1 << 22)
+        self._path.chmod(0o666)  # as the real one's, for pods of any user
 
     async def close(self) -> None:
         """As if it had died."""

@@ -7,6 +7,8 @@ GET /head        the request's own head
 POST             its body
 GET /exit?code=3 ends the process
 GET /leave       starts a process in a session of its own, which nobody here ends
+GET /write?path=F  writes a file, or says why it can't
+GET /list?path=D   the names in a folder
 An Upgrade to anything echoes bytes from then on. SIGTERM ends it when nothing is under way.
 
 `--wait-for FILE` keeps it loading until there is such a file; `--silent` says nothing of its state.
@@ -119,6 +121,8 @@ class Server:
         elif path == "/leave":
             words = [sys.executable, "-c", "import time; time.sleep(600)  # left behind"]
             subprocess.Popen(words, start_new_session=True)
+        elif path in ("/write", "/list"):
+            said = _files(path, given["path"])
         elif path == "/events":
             _events(client, int(given.get("n", "3")), float(given.get("s", "0.1")))
             return rest
@@ -142,6 +146,16 @@ def _events(client: socket.socket, count: int, every_s: float) -> None:
         client.sendall(b"%x\r\n%s\r\n" % (len(event), event))
         time.sleep(every_s)
     client.sendall(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+def _files(what: str, path: str) -> bytes:
+    try:
+        if what == "/list":
+            return json.dumps(sorted(os.listdir(path))).encode()
+        Path(path).write_text("of a revision")
+    except OSError as error:
+        return json.dumps({"error": error.strerror}).encode()
+    return json.dumps({"uid": os.getuid()}).encode()
 
 
 def _load(path: Path) -> bytes:

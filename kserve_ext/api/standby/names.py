@@ -42,6 +42,9 @@ ENV_RUNTIME: Final = "GALAXY_ZYGOTE"
 #: Of S1: the engine's arguments as JSON, without those that name the model.
 ENV_SHAPE: Final = "GALAXY_SLOT_SHAPE"
 ENV_GPUS: Final = "GALAXY_SLOT_GPUS"
+#: With ":" between them: folders that are the pod's alone, and mounts that aren't.
+ENV_SCRATCH: Final = "GALAXY_SLOT_SCRATCH"
+ENV_SHARED: Final = "GALAXY_SLOT_SHARED"
 ENV_SOCKET: Final = "GALAXY_AGENT_SOCKET"
 ENV_TOKEN: Final = "GALAXY_TOKEN_FILE"
 

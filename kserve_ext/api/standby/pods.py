@@ -57,6 +57,8 @@ _NOT_COPIED: Final = (
     "hostname",
 )
 MODELS: Final = "/mnt/models"
+#: What a runtime must be able to write to, whatever its container's root is.
+TEMPORARY: Final = "/tmp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def pool(wish: Wish) -> Pool:
     annotations = {k: v for k, v in wish.annotations.items() if k.startswith(READ_BY_NETWORKS)}
     spec = {k: v for k, v in (wish.template.get("spec") or {}).items() if k not in _NOT_COPIED}
     mounts, volumes = _volumes(wish)
-    spec |= {"restartPolicy": "Never", "volumes": volumes, "containers": [_container(wish, mounts)]}
+    spec |= {"restartPolicy": "Never", "volumes": volumes, "containers": [_container(wish, mounts, volumes)]}
     affinity = _affinity((wish.template.get("spec") or {}).get("affinity") or {})
     if affinity:
         spec["affinity"] = affinity
@@ -123,14 +125,14 @@ def models(wish: Wish) -> tuple[tuple[str, str], ...]:
 # --- inside
 
 
-def _container(wish: Wish, mounts: list[Document]) -> Document:
+def _container(wish: Wish, mounts: list[Document], volumes: list[Document]) -> Document:
     user = wish.user
     made: Document = {
         key: user[key] for key in ("name", "image", "imagePullPolicy", "workingDir") if key in user
     }
     made |= {
         "command": list(names.COMMAND),
-        "env": _environment(wish),
+        "env": _environment(wish, mounts, volumes),
         "resources": _resources(wish),
         "volumeMounts": mounts,
         "ports": [
@@ -158,9 +160,13 @@ def _container(wish: Wish, mounts: list[Document]) -> Document:
     return made
 
 
-def _environment(wish: Wish) -> list[Document]:
+def _environment(wish: Wish, mounts: list[Document], volumes: list[Document]) -> list[Document]:
     """Sorted, so that order makes no other pool."""
+    empty = {volume["name"] for volume in volumes if "emptyDir" in volume}
+    scratch = {m["mountPath"] for m in mounts if m["name"] in empty and not m.get("readOnly")}
     own = {
+        names.ENV_SCRATCH: ":".join(sorted(scratch)),
+        names.ENV_SHARED: ":".join(sorted({m["mountPath"] for m in mounts} - scratch)),
         names.ENV_LEVEL: wish.level,
         names.ENV_RUNTIME: wish.zygote,
         names.ENV_GPUS: str(_gpus(wish)),
@@ -169,6 +175,8 @@ def _environment(wish: Wish) -> list[Document]:
     }
     if wish.level == "S1":
         own[names.ENV_SHAPE] = json.dumps(shape(wish))
+    if _read_only(wish) and "HOME" not in fitting.literal(wish.user):
+        own["HOME"] = TEMPORARY  # where an image has it can't be written to
     fields = {
         "POD_NAME": "metadata.name",
         "POD_NAMESPACE": "metadata.namespace",
@@ -274,6 +282,9 @@ def _volumes(wish: Wish) -> tuple[list[Document], list[Document]]:
         name = f"galaxy-claim-{number}"
         volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim}})
         mounts.append({"name": name, "mountPath": _below(claim, ""), "readOnly": read_only[claim]})
+    if _read_only(wish) and TEMPORARY not in {str(mount["mountPath"]).rstrip("/") for mount in mounts}:
+        volumes.append({"name": "galaxy-tmp", "emptyDir": {}})
+        mounts.append({"name": "galaxy-tmp", "mountPath": TEMPORARY})
     token = {"audience": names.AUDIENCE, "expirationSeconds": 3600, "path": "token"}
     volumes += [
         {"name": "galaxy-agent", "hostPath": {"path": names.SOCKET_FOLDER, "type": "DirectoryOrCreate"}},
@@ -284,6 +295,10 @@ def _volumes(wish: Wish) -> tuple[list[Document], list[Document]]:
         {"name": "galaxy-token", "mountPath": names.TOKEN_FOLDER, "readOnly": True},
     ]
     return mounts, volumes
+
+
+def _read_only(wish: Wish) -> bool:
+    return bool((wish.user.get("securityContext") or {}).get("readOnlyRootFilesystem"))
 
 
 def _affinity(affinity: Document) -> Document:

@@ -4,7 +4,7 @@ Around it are three others: the base (a runtime's zygote, or an engine that only
 are forked, the front (queue-proxy's duties), and the agent of the node, which gives and takes revisions. One event
 in, instructions out, in order. It keeps at most one revision at a time; what it is asked and can't do, it answers
 with its state and the reason. A server that ends while it serves ends the slot: the pod is then replaced, as
-decision 33 says.
+decision 33 says. So does one whose files can't be deleted: the next revision would see them.
 """
 
 from __future__ import annotations
@@ -82,6 +82,16 @@ class ServerEnded(NamedTuple):
     reason: str  # how
 
 
+class Cleaned(NamedTuple):
+    """Nothing of its last revision is left in the pod."""
+
+
+class NotCleaned(NamedTuple):
+    """Something is, or may be."""
+
+    reason: str
+
+
 class Terminated(NamedTuple):
     """The pod is deleted."""
 
@@ -99,6 +109,8 @@ Event = (
     | ServerReady
     | ServerFailed
     | ServerEnded
+    | Cleaned
+    | NotCleaned
     | Terminated
 )
 
@@ -138,6 +150,10 @@ class EndServer(NamedTuple):
     """SIGTERM, after `grace_s` SIGKILL; ServerEnded follows."""
 
     grace_s: float
+
+
+class Clean(NamedTuple):
+    """Away with what the revision has left in the pod's files: Cleaned or NotCleaned follows."""
 
 
 class FrontBlank(NamedTuple):
@@ -180,6 +196,7 @@ Instruction = (
     | Tell
     | Fork
     | EndServer
+    | Clean
     | FrontBlank
     | FrontAssign
     | FrontServe
@@ -193,6 +210,7 @@ class SlotMachine:
         "_assigned",
         "_base_failures",
         "_base_ready",
+        "_cleaning",
         "_ending",
         "_front_failures",
         "_front_up",
@@ -224,6 +242,7 @@ class SlotMachine:
         self._assigned = False  # the front has the revision
         self._server = False  # it was asked for, and has not ended
         self._server_ready = False
+        self._cleaning = False  # the server has ended, and its files are being deleted
 
     @property
     def revision(self) -> str:
@@ -266,6 +285,10 @@ class SlotMachine:
             case ServerEnded(reason):
                 self._server = False
                 return self._server_ended(reason)
+            case Cleaned():
+                return self._cleaned()
+            case NotCleaned(reason):
+                return self._not_cleaned(reason)
             case Terminated():
                 return self._terminated()
 
@@ -374,6 +397,23 @@ class SlotMachine:
         return [EndServer(SERVER_GRACE_S)] if self._server else self._server_gone()
 
     def _server_gone(self) -> list[Instruction]:
+        if self._ending:
+            return self._end(0, "the pod is deleted")
+        if self._cleaning:
+            return []
+        self._cleaning = True
+        return [Clean()]
+
+    def _not_cleaned(self, reason: str) -> list[Instruction]:
+        if self._ending:
+            return self._end(0, "the pod is deleted")
+        self._become(
+            "failed", f"{self.revision} has left something behind, the pod is to be replaced: {reason}"
+        )
+        return [self._tell(), *self._end(0, self.reason)]
+
+    def _cleaned(self) -> list[Instruction]:
+        self._cleaning = False
         if self._ending:
             return self._end(0, "the pod is deleted")
         self.assignment = None

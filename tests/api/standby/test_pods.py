@@ -131,3 +131,41 @@ def test_what_adoption_gives_the_release_takes_back() -> None:
     after = merge_patch(adopted, assigning.released(adopted))
     after["metadata"].pop("annotations")
     assert after == before
+
+
+def environment(pool: pods.Pool) -> dict[str, str]:
+    return {e["name"]: e.get("value", "") for e in pool.pod["spec"]["containers"][0]["env"]}
+
+
+def test_a_container_whose_root_is_read_only_gets_a_tmp_unless_it_has_one() -> None:
+    closed = {"securityContext": {"readOnlyRootFilesystem": True, "runAsNonRoot": True}}
+    made = pods.pool(wish(container=closed))
+    spec = made.pod["spec"]
+    assert {"name": "galaxy-tmp", "emptyDir": {}} in spec["volumes"]
+    assert {"name": "galaxy-tmp", "mountPath": "/tmp"} in spec["containers"][0]["volumeMounts"]
+    assert spec["containers"][0]["securityContext"] == closed["securityContext"]
+    assert environment(made)["HOME"] == "/tmp"
+    assert environment(made)[names.ENV_SCRATCH] == "/tmp"
+    own = wish(
+        container={**closed, "volumeMounts": [{"name": "mine", "mountPath": "/tmp/"}]},
+        volumes=[{"name": "mine", "emptyDir": {"medium": "Memory"}}],
+    )
+    assert "galaxy-tmp" not in {volume["name"] for volume in pods.pool(own).pod["spec"]["volumes"]}
+    assert environment(pods.pool(own))[names.ENV_SCRATCH] == "/tmp/"
+    assert "HOME" not in environment(pods.pool(wish()))
+
+
+def test_the_slot_is_told_which_folders_are_its_pods_alone() -> None:
+    mounts = [("a", "/scratch"), ("b", "/host"), ("c", "/data")]
+    made = wish(
+        container={"volumeMounts": [{"name": name, "mountPath": path} for name, path in mounts]},
+        volumes=[
+            {"name": "a", "emptyDir": {}},
+            {"name": "b", "hostPath": {"path": "/x"}},
+            {"name": "c", "persistentVolumeClaim": {"claimName": "models"}},
+        ],
+    )
+    said = environment(pods.pool(made))
+    assert said[names.ENV_SCRATCH] == "/scratch"
+    shared = ["/host", "/mnt/galaxy/models", names.SOCKET_FOLDER, names.TOKEN_FOLDER]
+    assert said[names.ENV_SHARED].split(":") == sorted(shared)

@@ -15,6 +15,8 @@ from kserve_ext.core.standby.slot import (
     BaseDied,
     BaseReady,
     CheckBase,
+    Clean,
+    Cleaned,
     Connected,
     End,
     EndServer,
@@ -30,6 +32,7 @@ from kserve_ext.core.standby.slot import (
     FrontServe,
     FrontUp,
     Instruction,
+    NotCleaned,
     ServerEnded,
     ServerFailed,
     ServerReady,
@@ -118,8 +121,9 @@ def test_free_drains_ends_the_server_and_is_a_standby_again() -> None:
         FrontDrain("ns/a", 300.0, FREED_QUIET_S, False),
     ]
     assert machine.handle(FrontDrained("ns/a")) == [EndServer(SERVER_GRACE_S)]
-    instructions = machine.handle(ServerEnded("ended with exit code 0"))
-    assert instructions[-1] == CheckBase()
+    assert machine.handle(ServerEnded("ended with exit code 0")) == [Clean()]
+    assert refusal(machine, assignment("b"))
+    assert machine.handle(Cleaned())[-1] == CheckBase()
     assert machine.revision == ""
     assert machine.handle(BaseReady()) == [FrontBlank(True, ""), Tell("ready", "", "")]
     assert machine.handle(StartAsked(assignment("b")))[0] == Tell("starting", "ns/b", "")
@@ -134,7 +138,8 @@ def test_free_before_it_serves_ends_the_server() -> None:
     machine = slot(StartAsked(assignment()))
     assert machine.handle(FreeAsked("ns/a")) == [Tell("draining", "ns/a", ""), EndServer(SERVER_GRACE_S)]
     assert machine.handle(ServerReady()) == []
-    machine.handle(ServerEnded("x"))
+    assert machine.handle(ServerEnded("x")) == [Clean()]
+    machine.handle(Cleaned())
     assert machine.state == "warming"
 
 
@@ -144,9 +149,29 @@ def test_a_server_that_can_not_start_fails_the_slot_which_stays_until_it_is_dele
     assert told[0] == Tell(
         "failed", "ns/a", "the server ended with exit code 3 before it was ready: see the pod's log"
     )
-    assert machine.handle(FreeAsked("ns/a"))[-1] == CheckBase()
+    assert machine.handle(FreeAsked("ns/a"))[-1] == Clean()
+    assert machine.handle(Cleaned())[-1] == CheckBase()
     machine.handle(BaseReady())
     assert machine.state == "ready"
+
+
+def test_what_can_not_be_cleaned_ends_the_slot_with_the_reason() -> None:
+    machine = serving()
+    for event in (FreeAsked("ns/a"), FrontDrained("ns/a"), ServerEnded("x")):
+        machine.handle(event)
+    assert machine.handle(FrontDied("x")) == [StartFront(1)], "it is cleaned once"
+    told, end = machine.handle(NotCleaned("/tmp/x can't be deleted"))
+    reason = "ns/a has left something behind, the pod is to be replaced: /tmp/x can't be deleted"
+    assert told == Tell("failed", "ns/a", reason)
+    assert end == End(0, reason)
+
+
+def test_a_pod_that_is_deleted_while_it_is_cleaned_ends() -> None:
+    for event in (Cleaned(), NotCleaned("x")):
+        machine = slot(StartAsked(assignment()), FreeAsked("ns/a"))
+        assert machine.handle(ServerEnded("x")) == [Clean()]
+        assert machine.handle(Terminated()) == []
+        assert machine.handle(event) == [End(0, "the pod is deleted")]
 
 
 def test_a_server_that_dies_while_it_serves_ends_the_slot() -> None:
@@ -213,7 +238,7 @@ class World(RuleBasedStateMachine):
         self.server = ""
         self.server_ending = False
         self.told = "warming"
-        self.ended = False
+        self.ended = self.cleaning = False
         self.do(self.machine.begin())
 
     def happens(self, event: Event) -> None:
@@ -243,6 +268,10 @@ class World(RuleBasedStateMachine):
                     self.draining = True
                 case Tell(state):
                     self.told = state
+                case Clean():
+                    assert not self.server
+                    assert not self.cleaning
+                    self.cleaning = True
                 case CheckBase():
                     self.base_ready = False
                 case End():
@@ -307,6 +336,12 @@ class World(RuleBasedStateMachine):
         self.server = ""
         self.happens(ServerEnded("ended"))
 
+    @precondition(lambda self: self.cleaning)
+    @rule(well=st.sampled_from((True, True, False)))
+    def cleaned(self, well: bool) -> None:
+        self.cleaning = False
+        self.happens(Cleaned() if well else NotCleaned("a file"))
+
     @rule(name=st.sampled_from("ab"))
     def start(self, name: str) -> None:
         before = self.machine.revision
@@ -345,7 +380,7 @@ class World(RuleBasedStateMachine):
             return
         state = self.machine.state
         if state == "draining":
-            assert self.draining or (self.server and self.server_ending)
+            assert self.draining or (self.server and self.server_ending) or self.cleaning
         if state == "starting":
             assert self.server
 
