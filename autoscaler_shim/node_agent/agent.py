@@ -122,7 +122,8 @@ class NodeAgent:
         self._do(self.account.connected(link, slot, time.time()))
 
     def said(self, link: int, state: State) -> None:
-        self._do(self.account.said(link, state.state, RevisionKey(state.revision), state.reason, time.time()))
+        revision, now = RevisionKey(state.revision), time.time()
+        self._do(self.account.said(link, state.state, revision, state.reason, now, state.started))
 
     def lost(self, link: int) -> None:
         if self._ready:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from autoscaler_shim.node.process_backend import base_environment
 from autoscaler_shim.node.processes import Process, identify
@@ -26,8 +26,27 @@ DIAL_PERIOD_S = 0.02
 FORK_TIMEOUT_S = 30.0
 
 
+#: Run as the zygote would be: whether there is such a module, without its imports but those of the packages above it.
+_IS_THERE = """
+import importlib.util, sys
+wanted = sys.argv[1]
+try:
+    found = importlib.util.find_spec(wanted)
+except ModuleNotFoundError as error:
+    sys.exit(3 if wanted.startswith(error.name or "?") else 0)
+sys.exit(0 if found else 3)
+"""
+_MISSING = 3
+LOOK_TIMEOUT_S = 60.0
+
+
 class NoFork(Exception):
     """No server came of it, and why."""
+
+
+class Forked(NamedTuple):
+    process: Process
+    why: str  # it is not the process that the zygote kept ready; "" = it is, or none is kept
 
 
 class Base:
@@ -37,10 +56,11 @@ class Base:
         socket: Path,
         watcher: Watcher,
         own: set[int],
-        ready: Callable[[], None],
-        died: Callable[[str], None],
+        ready: Callable[[str], None],
+        died: Callable[[str, bool], None],
     ) -> None:
-        """`own`: pids that are waited for here."""
+        """`own`: pids that are waited for here; `ready` hears why nothing is kept ready where it should be; `died`
+        whether it would be the same the next time."""
         self.module = module
         self._socket = socket
         self._watcher = watcher
@@ -49,6 +69,8 @@ class Base:
         self._died = died
         self._process: Process | None = None
         self._checking: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._answered = False  # a ping, ever
 
     @property
     def process(self) -> Process | None:
@@ -66,7 +88,7 @@ class Base:
             child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env, start_new_session=True)
         except OSError as error:
             asyncio.get_running_loop().call_soon(
-                self._died, f"the zygote of {self.module} can't begin ({error})"
+                self._died, f"the zygote of {self.module} can't begin ({error})", False
             )
             return
         self._own.add(child.pid)
@@ -78,7 +100,11 @@ class Base:
             if self._process == process:
                 self._process = None
                 how = f"signal {exit.signum}" if exit.signum else f"exit code {exit.code}"
-                self._died(f"the zygote of {self.module} ended ({how})")
+                why = f"the zygote of {self.module} ended ({how})"
+                if self._answered or exit.signum:
+                    self._died(why, False)
+                else:
+                    self._looking = asyncio.get_running_loop().create_task(self._look(why))
 
         self._watcher.watch(process, ended, child=child)
         self.check()
@@ -88,7 +114,7 @@ class Base:
         if self._checking is None or self._checking.done():
             self._checking = asyncio.get_running_loop().create_task(self._check())
 
-    async def fork(self, argv: tuple[str, ...], env: dict[str, str], folder: Path) -> Process:
+    async def fork(self, argv: tuple[str, ...], env: dict[str, str], folder: Path) -> Forked:
         """Raises NoFork."""
         request = {
             "argv": list(argv),
@@ -107,15 +133,40 @@ class Base:
         pid = answer.get("pid")
         if not isinstance(pid, int):
             raise NoFork(f"the zygote of {self.module} refused: {answer.get('error', answer)}")
-        return identify(pid) or Process(pid, 0)
+        return Forked(identify(pid) or Process(pid, 0), str(answer.get("forked") or ""))
 
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill_group()
 
     def close(self) -> None:
-        if self._checking is not None:
-            self._checking.cancel()
+        for task in (self._checking, self._looking):
+            if task is not None:
+                task.cancel()
+
+    async def _look(self, why: str) -> None:
+        """It has never answered: whether there is one at all."""
+        module = f"{self.module}.zygote"
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", _IS_THERE, module),
+                stdin=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+                env=base_environment(),
+            )
+            self._own.add(child.pid)
+            try:
+                missing = await asyncio.wait_for(child.wait(), LOOK_TIMEOUT_S) == _MISSING
+            finally:
+                self._own.discard(child.pid)
+        except (OSError, TimeoutError):
+            missing = False
+        if missing:
+            why = (
+                f"the image has no module {module}: give the runtime one (docs/standby-slot.md), or name the package "
+                "that has it in the annotation kserve-galaxy.io/zygote"
+            )
+        self._died(why, missing)
 
     async def _check(self) -> None:
         process = self._process
@@ -124,8 +175,10 @@ class Base:
                 answer = await self._ask({"ping": True})
             except (OSError, ValueError):
                 answer = {}
+            self._answered = self._answered or bool(answer)
             if answer.get("ready") and self._process == process:
-                self._ready()
+                kept = answer.get("kept")
+                self._ready(kept if isinstance(kept, str) else "")
                 return
             await asyncio.sleep(DIAL_PERIOD_S)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from autoscaler_shim.node.processes import Process
 from autoscaler_shim.node.readiness import ReadySocket, answers, read_status
 from autoscaler_shim.node.watcher import Exit, Watcher
 from autoscaler_shim.slot.base import Base, NoFork
+from kserve_ext.core.facts import Mark
 from kserve_ext.core.standby import command
-from kserve_ext.core.standby.facts import Assignment
+from kserve_ext.core.standby.facts import Assignment, Level, Started
 from kserve_ext.core.standby.slot import Event, ServerEnded, ServerFailed, ServerReady
 
 PROBE_PERIOD_S = 0.02
@@ -30,7 +31,15 @@ SILENT_S = 0.5
 class Server:
     """One after another, at most one at a time."""
 
-    def __init__(self, folder: Path, base: Base, watcher: Watcher, happened: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        base: Base,
+        watcher: Watcher,
+        happened: Callable[[Event], None],
+        level: Level = "S0",
+    ) -> None:
+        """`level`: the slot's."""
         self._folder = folder / "server"
         self._socket_path = folder / "ready.sock"
         self._base = base
@@ -42,6 +51,9 @@ class Server:
         self._settled = True  # ready or failed was said, or nothing is there
         self._unwanted = False  # it is to end before it has begun
         self._killing: asyncio.TimerHandle | None = None
+        self._level = level
+        self._why = ""  # the start was made from no better level than S0
+        self._begun = 0.0
 
     @property
     def pid(self) -> int:
@@ -52,6 +64,7 @@ class Server:
         await self._socket.listen(self._socket_path)
 
     def start(self, assignment: Assignment) -> None:
+        self._begun, self._why = time.time(), ""
         self._settled = self._unwanted = False
         self._starting = asyncio.get_running_loop().create_task(self._start(assignment))
 
@@ -81,7 +94,8 @@ class Server:
             remove(self._folder)
             self._folder.mkdir()
             line = command.of(assignment)
-            process = await self._base.fork(line.argv, {**self._told(assignment), **line.env}, self._folder)
+            env = {**self._told(assignment), **line.env}
+            process, self._why = await self._base.fork(line.argv, env, self._folder)
         except (NoFork, OSError) as error:
             self._settled = True
             failed = ServerEnded("was never started") if self._unwanted else ServerFailed(str(error))
@@ -107,6 +121,14 @@ class Server:
             "PORT": str(assignment.port),
         }
 
+    def _started(self, marks: Sequence[Mark]) -> Started:
+        steps = [
+            (mark.name, round(1000 * (mark.at - self._begun))) for mark in marks if mark.at >= self._begun
+        ]
+        steps.append(("ready", round(1000 * (time.time() - self._begun))))
+        level: Level = "S0" if self._why and self._level != "S0" else self._level
+        return Started(level, self._why if self._level != "S0" else "", tuple(dict(steps).items()))
+
     def _look(self) -> None:
         """It has said something, perhaps."""
         if self._settled or self._process is None:
@@ -116,7 +138,7 @@ class Server:
             return
         if said.phase == "ready":
             self._settled = True
-            self._happened(ServerReady())
+            self._happened(ServerReady(self._started(said.marks)))
         elif said.phase == "failed":
             self._settled = True
             self._happened(ServerFailed(said.error or "its server failed: see the pod's log"))
@@ -133,7 +155,7 @@ class Server:
                 good = await answers("127.0.0.1", assignment.port, path)
                 if good and not self._settled:
                     self._settled = True
-                    self._happened(ServerReady())
+                    self._happened(ServerReady(self._started(())))
 
     def _ended(self, exit: Exit) -> None:
         self._look()  # its last words say more than its exit code

@@ -93,7 +93,7 @@ class Slot:
             self._front_said,
             lambda why: self._happened(FrontDied(why)),
         )
-        self._server = Server(self._folder, self._base, self._watcher, self._server_said)
+        self._server = Server(self._folder, self._base, self._watcher, self._server_said, settings.level)
         self._line = AgentLine(
             settings, time.time_ns(), lambda: self._happened(Connected()), self._agent_ordered
         )
@@ -134,19 +134,19 @@ class Slot:
     def _happened(self, event: Event) -> None:
         self._carry_out(self._machine.handle(event))
 
-    def _base_ready(self) -> None:
+    def _base_ready(self, note: str) -> None:
         if self._machine.assignment is None:
             self._scratch.remember()
             self._base_anew = False
-        self._happened(BaseReady())
+        self._happened(BaseReady(note if self._settings.level != "S0" else ""))
 
-    def _base_died(self, why: str) -> None:
+    def _base_died(self, why: str, hopeless: bool) -> None:
         """A server lives on; an engine that it kept ready, or a fork that nobody has heard of, does not."""
         strays = end_strays({*self._reaper.own, self._server.pid})
         if strays:
             log.warning("%s and has left processes, which are ended: %s", why, strays)
         self._base_anew = self._machine.assignment is not None
-        self._happened(BaseDied(why))
+        self._happened(BaseDied(why, hopeless))
 
     def _server_said(self, event: Event) -> None:
         """What a server has left in sessions of its own goes before another revision is served here."""
@@ -182,16 +182,18 @@ class Slot:
 
     def _carry_out_one(self, instruction: Instruction) -> None:
         match instruction:
-            case Tell(state, revision, reason):
+            case Tell(state, revision, reason, started):
                 level = logging.WARNING if state == "failed" or reason.endswith(AGAIN) else logging.INFO
+                fallback = f", from {started.level}: {started.why}" if started and started.why else ""
                 log.log(
                     level,
-                    "%s%s%s",
+                    "%s%s%s%s",
                     state,
                     f" {revision}" if revision else "",
                     f": {reason}" if reason else "",
+                    fallback,
                 )
-                self._line.tell(State(state, revision, reason))
+                self._line.tell(State(state, revision, reason, started))
             case Fork(assignment):
                 self._server.start(assignment)
             case FrontAssign(assignment):

@@ -27,6 +27,7 @@ class Kept:
         self.path = path
         self.pid = 0
         self.reason = ""  # why there won't be another
+        self.refusal = ""  # why it has not become the instance that was asked for last
         self._failures = 0
 
     @property
@@ -45,12 +46,15 @@ class Kept:
 
     def become(self, request: dict[str, Any]) -> int:
         """Its pid when it has become the instance; 0 when it hasn't: then it has been told to end."""
+        self.refusal = ""
         if not self.pid:
+            self.refusal = self.reason or "the next one was not there yet"
             return 0
         pid, answer = self.pid, self._ask(request)
         if answer.get("pid") == pid:
             self.pid = 0
             return pid
+        self.refusal = _said(answer)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)  # it serves nobody, and its memory is needed
         self.pid = 0
@@ -81,3 +85,10 @@ class Kept:
             except (OSError, ValueError):
                 return {}
         return answer if isinstance(answer, dict) else {}
+
+
+def _said(answer: dict[str, Any]) -> str:
+    if not answer.get("error"):
+        return "it did not answer"
+    field = f"{answer['field']}: " if answer.get("field") else ""
+    return f"{field}{answer['error']}"

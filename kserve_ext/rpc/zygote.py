@@ -2,9 +2,9 @@
 
 One JSON request per connection ({"argv", "env", "cwd", "stdout", "stderr", "instance_dir"} -> {"pid"}, with
 "stdio": "inherit" for the zygote's own output, "hold": true so that the next is kept ready only after a ping;
-{"ping": true} -> {"ready", ...}). It has one thread and starts no
-loop, so that a fork is whole. It reaps its children and writes exit.json beside their status; SIGTERM ends it and
-none of them, and it outlives who started it.
+{"ping": true} -> {"ready", ...}; beside the pid, "forked" says why it is not what was kept ready). It has one thread
+and starts no loop, so that a fork is whole. It reaps its children and writes exit.json beside their status; SIGTERM
+ends it and none of them, and it outlives who started it.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Program(NamedTuple):
     main: Callable[[list[str]], int]  # what each fork runs, with its arguments; the exit code
     #: Run in a fork ahead of requests, with the path of the socket it is to listen on (kept.py).
     keep: Callable[[str], int] | None = None
+    no_keep: str = ""  # why there is none, where there should be
 
 
 class Zygote:
@@ -123,7 +124,7 @@ class Zygote:
                 self._keep()
             return {
                 "ready": self._program.keep is None or bool(self._kept.reason) or self._kept.ready(),
-                "kept": self._kept.reason or self._kept.pid,
+                "kept": self._program.no_keep or self._kept.reason or self._kept.pid,
                 "name": self._name,
                 "runtime": self._program.name,
                 "pid": os.getpid(),
@@ -135,7 +136,8 @@ class Zygote:
         self._held = bool(request.get("hold"))
         pid = self._kept.become(request) or self._fork(argv, request, self._program.main, connection)
         self._children[pid] = folder
-        return {"pid": pid}
+        why = self._kept.refusal if self._program.keep is not None else self._program.no_keep
+        return {"pid": pid, "forked": why}
 
     def _keep(self) -> None:
         """Forks what is kept ready, when there is room for it."""

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from kserve_ext.core.standby.facts import Assignment, Level, SlotState
+from kserve_ext.core.standby.facts import Assignment, Level, SlotState, Started
 
 #: Of names in Kubernetes: 253 characters, and a namespace before it.
 _Name = Annotated[str, msgspec.Meta(max_length=320)]
@@ -38,6 +38,7 @@ class State(msgspec.Struct, tag="state", frozen=True):
     state: SlotState
     revision: _Name = ""
     reason: str = ""
+    started: Started | None = None  # of serving
 
 
 class Start(msgspec.Struct, tag="start", frozen=True):

@@ -24,17 +24,19 @@ def program(package: str) -> zygote.Program:
     def run(arguments: list[str]) -> int:
         return int(importlib.import_module(f"{package}.server").main(arguments))
 
-    return zygote.Program(package, prepare, run, _keep())
+    keep, why_not = _keep()
+    return zygote.Program(package, prepare, run, keep, why_not)
 
 
-def _keep(environ: Mapping[str, str] = os.environ) -> Callable[[str], int] | None:
+def _keep(environ: Mapping[str, str] = os.environ) -> tuple[Callable[[str], int] | None, str]:
+    """What keeps a shaped engine; or why none can be kept, "" where none is asked for."""
     try:
         found = shape_arguments(environ)
     except NoShape as error:
         print(f"warning: no shaped engine is kept: {error}", file=sys.stderr, flush=True)
-        return None
+        return None, str(error)
     if found is None:
-        return None
+        return None, ""
     arguments = found
 
     def keep(path: str) -> int:
@@ -43,7 +45,7 @@ def _keep(environ: Mapping[str, str] = os.environ) -> Callable[[str], int] | Non
         end_with_parent(True)
         serve(path, arguments)
 
-    return keep
+    return keep, ""
 
 
 def main() -> None:

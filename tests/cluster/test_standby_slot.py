@@ -504,10 +504,24 @@ def test_a_zygote_that_can_not_begin_says_so() -> None:
     async def test() -> None:
         async with standby_pod(run=False) as pod:
             await pod.run(GALAXY_ZYGOTE="no.such.runtime")
-            state = await pod.agent.until(lambda state: "exit code 1" in state.reason)
-            assert state.state == "warming"
+            state = await pod.agent.until_is("failed")
+            assert state.reason.startswith("the image has no module no.such.runtime.zygote: ")
             pod.terminate()
             assert await pod.ended() == 0
+
+    run(test())
+
+
+def test_a_zygote_that_ends_each_time_is_given_up() -> None:
+    async def test() -> None:
+        async with standby_pod(run=False) as pod:
+            package = pod.folder / "broken"
+            package.mkdir()
+            (package / "zygote.py").write_text("import no_such_library")
+            await pod.run(GALAXY_ZYGOTE="broken", PYTHONPATH=str(pod.folder))
+            assert (await pod.agent.until(lambda state: "exit code 1" in state.reason)).state == "warming"
+            state = await pod.agent.until_is("failed")
+            assert "6 times in a row: see the pod's log" in state.reason
 
     run(test())
 

@@ -18,7 +18,7 @@ from typing import Final
 
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.effects import Drop, Effect, EmptySlot, News, StartSlot, Verdict
-from kserve_ext.core.standby.facts import Assignment, Slot, SlotState
+from kserve_ext.core.standby.facts import Assignment, Slot, SlotState, Started
 
 #: So long a slot with a revision may be unknown to every autoscaler.
 UNCLAIMED_S: Final = 60.0
@@ -27,6 +27,10 @@ UNCLAIMED_S: Final = 60.0
 ORDER_S: Final = 30.0
 #: Characters of a slot's reason that are passed on: it goes to every autoscaler with each change on the node.
 MOST_REASON: Final = 1000
+#: Likewise of the steps of its start.
+MOST_STEPS: Final = 12
+MOST_STEP: Final = 32
+MOST_MS: Final = 1 << 40
 #: Revisions whose last obeyed term is remembered, and for how long: a former holder is late by seconds, and
 #: terms begin anew where there are more buckets, or fewer.
 KEEP_TERMS: Final = 10_000
@@ -137,7 +141,13 @@ class SlotAccount:
         return effects
 
     def said(
-        self, link: int, state: SlotState, revision: RevisionKey, reason: str, now: float
+        self,
+        link: int,
+        state: SlotState,
+        revision: RevisionKey,
+        reason: str,
+        now: float,
+        started: Started | None = None,
     ) -> list[Effect]:
         """A slot says what it does."""
         life = self._of(link)
@@ -156,11 +166,12 @@ class SlotAccount:
         reason = reason[:MOST_REASON]
         if state not in BUSY and state != "failed":
             revision = RevisionKey("")
-        life.said = life.said._replace(state=state, revision=revision, reason=reason)
+        how = _bounded(started) if started is not None and state == "serving" else None
+        life.said = life.said._replace(state=state, revision=revision, reason=reason, started=how)
         if life.ordered_until and state in life.late:
             return []
         life.ordered_until = 0.0
-        return self._become(life, state, revision, reason, now)
+        return self._become(life, state, revision, reason, now, how)
 
     def lost(self, link: int, now: float) -> list[Effect]:
         """The connection is over, and with it the slot."""
@@ -220,7 +231,8 @@ class SlotAccount:
         for life in list(self._lives.values()):
             if life.ordered_until and now >= life.ordered_until:
                 life.ordered_until = 0.0
-                effects += self._become(life, life.said.state, life.said.revision, life.said.reason, now)
+                said = life.said
+                effects += self._become(life, said.state, said.revision, said.reason, now, said.started)
             elif self._unclaimed(life) and now >= life.slot.since + UNCLAIMED_S:
                 effects += self._empty(life, "no autoscaler has heard of it", now)[1]
         return effects
@@ -267,7 +279,13 @@ class SlotAccount:
         return life, Verdict()
 
     def _become(
-        self, life: _Life, state: SlotState, revision: RevisionKey, reason: str, now: float
+        self,
+        life: _Life,
+        state: SlotState,
+        revision: RevisionKey,
+        reason: str,
+        now: float,
+        started: Started | None = None,
     ) -> list[Effect]:
         slot = life.slot
         if (slot.state, slot.revision, slot.reason) == (state, revision, reason):
@@ -275,7 +293,7 @@ class SlotAccount:
         if (slot.state, slot.revision) != (state, revision):
             self._count_idle(slot, now)
             slot = slot._replace(since=now)
-        life.slot = slot._replace(state=state, revision=revision, reason=reason)
+        life.slot = slot._replace(state=state, revision=revision, reason=reason, started=started)
         self._changed()
         life.changed_at = self.changes
         effects = self._take_back(life, reason or f"it is {state}") if not self._believed(life) else []
@@ -338,6 +356,11 @@ class SlotAccount:
             if life.told is not None:
                 assert slot.state == "serving"
                 assert slot.revision == life.told.revision
+
+
+def _bounded(started: Started) -> Started:
+    steps = tuple((name[:MOST_STEP], min(max(0, ms), MOST_MS)) for name, ms in started.steps[:MOST_STEPS])
+    return Started(started.level, started.why[:MOST_REASON], steps)
 
 
 def _idle_s(slot: Slot, now: float) -> float:

@@ -15,6 +15,14 @@ Level = Literal["S0", "S1", "S2"]
 SlotState = Literal["warming", "ready", "starting", "serving", "draining", "failed"]
 
 
+class Started(NamedTuple):
+    """How a slot has come to serve its revision."""
+
+    level: Level  # that the start was made from
+    why: str = ""  # it is not the slot's own: what the engine there lacks, or that there was none
+    steps: tuple[tuple[str, int], ...] = ()  # what was done, in milliseconds after the slot was told
+
+
 class Slot(NamedTuple):
     """One standby pod, adopted or not, as long as its process lives."""
 
@@ -29,6 +37,7 @@ class Slot(NamedTuple):
     since: float = 0.0  # of this state, unix seconds
     incarnation: int = 0  # of its process: unix nanoseconds at its start
     gpus: int = 0  # that its pod has
+    started: Started | None = None  # of serving
 
 
 class Timeouts(NamedTuple):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from kserve_ext.core.standby.facts import Assignment, SlotState
+from kserve_ext.core.standby.facts import Assignment, SlotState, Started
 
 #: Ports of the front, which a revision's server can't have.
 FRONT_PORTS: Final = (8012, 8013, 8022, 9090, 9091)
@@ -22,6 +22,8 @@ QUIET_S: Final = 30.0
 #: Likewise one that gives its revision back: that is told to activators, but some learn by their Endpoints only, and
 #: what they have sent meanwhile would be refused.
 FREED_QUIET_S: Final = 2.0
+#: A base that has never been ready after so many starts won't be: the pod is replaced, more slowly each time.
+MOST_BASE_FAILURES: Final = 6
 #: Ends the reason of a slot that can't be taken because something in its pod has ended.
 AGAIN: Final = "it is started again; the pod's log says more"
 
@@ -32,9 +34,12 @@ AGAIN: Final = "it is started again; the pod's log says more"
 class BaseReady(NamedTuple):
     """A server can be forked at once."""
 
+    note: str = ""  # why from no better level than S0
+
 
 class BaseDied(NamedTuple):
     reason: str
+    hopeless: bool = False  # another would end likewise
 
 
 class FrontUp(NamedTuple):
@@ -69,7 +74,8 @@ class FreeAsked(NamedTuple):
     revision: str
 
 
-class ServerReady(NamedTuple): ...
+class ServerReady(NamedTuple):
+    started: Started | None = None
 
 
 class ServerFailed(NamedTuple):
@@ -138,6 +144,7 @@ class Tell(NamedTuple):
     state: SlotState
     revision: str
     reason: str
+    started: Started | None = None
 
 
 class Fork(NamedTuple):
@@ -209,6 +216,7 @@ class SlotMachine:
     __slots__ = (
         "_assigned",
         "_base_failures",
+        "_base_note",
         "_base_ready",
         "_cleaning",
         "_ending",
@@ -217,6 +225,7 @@ class SlotMachine:
         "_quiet_s",
         "_server",
         "_server_ready",
+        "_started",
         "assignment",
         "ended",
         "pod",
@@ -236,12 +245,14 @@ class SlotMachine:
         self.ended = False
         self._ending = False  # the pod is deleted
         self._base_ready = False
+        self._base_note = ""
         self._base_failures = 0
         self._front_up = False
         self._front_failures = 0
         self._assigned = False  # the front has the revision
         self._server = False  # it was asked for, and has not ended
         self._server_ready = False
+        self._started: Started | None = None
         self._cleaning = False  # the server has ended, and its files are being deleted
 
     @property
@@ -255,12 +266,12 @@ class SlotMachine:
         if self.ended:
             return []
         match event:
-            case BaseReady():
-                self._base_ready = True
+            case BaseReady(note):
+                self._base_ready, self._base_note = True, note
                 self._base_failures = 0
                 return self._settle()
-            case BaseDied(reason):
-                return self._base_died(reason)
+            case BaseDied(reason, hopeless):
+                return self._base_died(reason, hopeless)
             case FrontUp():
                 return self._front_began()
             case FrontAssigned(revision):
@@ -278,7 +289,8 @@ class SlotMachine:
                 return self._start(assignment)
             case FreeAsked(revision):
                 return self._free(revision)
-            case ServerReady():
+            case ServerReady(started):
+                self._started = started
                 return self._server_began()
             case ServerFailed(reason):
                 return self._failed(reason)
@@ -302,6 +314,7 @@ class SlotMachine:
             return [self._tell(why)]
         self.assignment = assignment
         self._assigned = self._server_ready = False
+        self._started = None
         self._server = True
         self._base_ready = False
         self._become("starting", "")
@@ -423,9 +436,13 @@ class SlotMachine:
 
     # --- base and front
 
-    def _base_died(self, reason: str) -> list[Instruction]:
+    def _base_died(self, reason: str, hopeless: bool) -> list[Instruction]:
         self._base_ready = False
         self._base_failures += 1
+        if self.assignment is None and (hopeless or self._base_failures >= MOST_BASE_FAILURES):
+            often = "" if hopeless else f", {self._base_failures} times in a row: see the pod's log"
+            self._become("failed", f"{reason}{often}")
+            return [self._tell(), *self._blank()]
         again: list[Instruction] = [StartBase(self._base_failures)]
         if self.state in ("ready", "warming"):
             self._become("warming", f"{reason}; {AGAIN}")
@@ -458,7 +475,7 @@ class SlotMachine:
         if self._base_ready and self._front_up:
             if self.state == "ready":
                 return []
-            self._become("ready", "")
+            self._become("ready", self._base_note)
             return [*self._blank(), self._tell()]
         missing = "its base imports" if not self._base_ready else "its front begins"
         self._become("warming", missing)
@@ -477,4 +494,5 @@ class SlotMachine:
         self.reason = reason
 
     def _tell(self, reason: str = "") -> Tell:
-        return Tell(self.state, self.revision, reason or self.reason)
+        started = self._started if self.state == "serving" else None
+        return Tell(self.state, self.revision, reason or self.reason, started)

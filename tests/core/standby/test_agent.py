@@ -8,9 +8,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kserve_ext.core.ids import InstanceID, RevisionKey
-from kserve_ext.core.standby.agent import KEEP_TERMS_S, MOST_REASON, ORDER_S, UNCLAIMED_S, SlotAccount
+from kserve_ext.core.standby.agent import (
+    KEEP_TERMS_S,
+    MOST_MS,
+    MOST_REASON,
+    MOST_STEP,
+    MOST_STEPS,
+    ORDER_S,
+    UNCLAIMED_S,
+    SlotAccount,
+)
 from kserve_ext.core.standby.effects import Drop, Effect, EmptySlot, News, StartSlot
-from kserve_ext.core.standby.facts import Assignment, Slot, SlotState, Timeouts
+from kserve_ext.core.standby.facts import Assignment, Slot, SlotState, Started, Timeouts
 
 PODS = ["ns/a", "ns/b"]
 REVISIONS = [RevisionKey("ns/one"), RevisionKey("ns/two")]
@@ -120,6 +129,20 @@ def test_a_reason_is_passed_on_at_a_bearable_length() -> None:
     account = standing_by()
     account.said(1, "warming", RevisionKey(""), "x" * 60_000, 1.0)
     assert len(account.slots[0].reason) == MOST_REASON
+
+
+def test_how_a_slot_started_is_passed_on_in_bounds_and_as_long_as_it_serves() -> None:
+    account = standing_by()
+    account.take("ns/a", "u", job(ONE), TELL, 1, 1.0)
+    steps = tuple((f"{n}{'x' * 99}", -1 if n else 1 << 90) for n in range(2 * MOST_STEPS))
+    account.said(1, "serving", ONE, "", 2.0, Started("S0", "w" * 9999, steps))
+    found = account.slots[0].started
+    assert found is not None
+    assert (found.level, len(found.why), len(found.steps)) == ("S0", MOST_REASON, MOST_STEPS)
+    assert found.steps[0] == ("0" + "x" * (MOST_STEP - 1), MOST_MS)
+    assert found.steps[1][1] == 0
+    account.said(1, "draining", ONE, "", 3.0, found)
+    assert account.slots[0].started is None
 
 
 def test_a_former_holder_is_refused_and_terms_that_begin_anew_are_obeyed_after_a_while() -> None:

@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kserve_ext.core.ids import RevisionKey
-from kserve_ext.core.standby.facts import Assignment
+from kserve_ext.core.standby.facts import Assignment, Started
 from kserve_ext.core.standby.slot import (
     AGAIN,
     FREED_QUIET_S,
+    MOST_BASE_FAILURES,
     QUIET_S,
     SERVER_GRACE_S,
     BaseDied,
@@ -205,6 +206,35 @@ def test_a_base_that_dies_is_started_again_and_a_server_serves_on() -> None:
     assert machine.handle(BaseDied("x")) == [StartBase(1)]
     assert machine.handle(BaseReady()) == []
     assert machine.state == "serving"
+
+
+def test_a_base_that_can_not_be_fails_the_slot_and_its_server_none() -> None:
+    machine = SlotMachine("pod")
+    machine.begin()
+    assert machine.handle(BaseDied("the image has no module x.zygote", True)) == [
+        Tell("failed", "", "the image has no module x.zygote")
+    ]
+    assert "is failed" in refusal(machine, assignment())
+    machine = SlotMachine("pod")
+    machine.begin()
+    for _ in range(MOST_BASE_FAILURES - 1):
+        assert machine.handle(BaseDied("x"))[-1] == StartBase(machine._base_failures)
+    assert machine.handle(BaseDied("x"))[0] == Tell("failed", "", "x, 6 times in a row: see the pod's log")
+    machine = serving()
+    for _ in range(MOST_BASE_FAILURES):
+        machine.handle(BaseDied("x"))
+    assert machine.state == "serving"
+
+
+def test_how_it_started_is_told_while_it_serves() -> None:
+    started = Started("S0", "--dtype: differs", (("ready", 40),))
+    machine = slot(StartAsked(assignment()), FrontAssigned("ns/a"))
+    assert machine.handle(ServerReady(started))[-1] == Tell("serving", "ns/a", "", started)
+    assert machine.handle(Connected()) == [Tell("serving", "ns/a", "", started)]
+    assert machine.handle(FreeAsked("ns/a"))[0] == Tell("draining", "ns/a", "")
+    machine = SlotMachine("pod")
+    machine.handle(FrontUp())
+    assert machine.handle(BaseReady("no engine"))[-1] == Tell("ready", "", "no engine")
 
 
 def test_a_front_that_dies_while_it_serves_is_told_again() -> None:
