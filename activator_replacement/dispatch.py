@@ -135,6 +135,16 @@ class Dispatcher:
             self._move(exchange, successor)
         return again and (here or successor is not None)
 
+    def full(self, exchange: Exchange) -> bool:
+        if exchange.revision not in self.routes.revisions:
+            return False
+        record: Record = exchange.note
+        record.mark("full", exchange.instance)
+        record.held = True
+        exchange.attempts -= 1  # nothing was begun: it is asked again for as long as the request may be held
+        self._put_back(exchange, again=True)
+        return True
+
     def cancelled(self, exchange: Exchange) -> None:
         self._close(exchange.note, exchange.outcome)
         self.forget(exchange)
@@ -173,12 +183,17 @@ class Dispatcher:
     def give_up(self, waiting: Waiting, reason: str, *, again: bool) -> None:
         """Its instance broke off before it answered."""
         key, instance = waiting.revision, waiting.instance
-        self.shard.failed(key, waiting, instance, again, self.loop.time())
         home = self.shard.parts[key].home
         addr = self.addr_of(home) if home else ""
         if addr:
             message = Coordinate(self.me, "", self.rpc.epoch(), (Broken(key, instance, reason),))
             self.rpc.call_soon(addr, message, lambda reply: None, COORDINATE_TIMEOUT_S)
+        self._put_back(waiting, again=again)
+
+    def _put_back(self, waiting: Waiting, *, again: bool) -> None:
+        """Its instance gets nothing for a while."""
+        key = waiting.revision
+        self.shard.failed(key, waiting, waiting.instance, again, self.loop.time())
         # Not from within the exchange's own call: it may be the first to go on.
         self.loop.call_soon(self.drain, key)
         self.flush_soon()

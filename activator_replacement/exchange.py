@@ -303,6 +303,21 @@ class HttpExchange:
         self.client.plane.dispatch.first_byte(self)
         return self.stream is not None
 
+    def full(self) -> bool:
+        """The instance has as many requests as it takes at once, and has not begun this one.
+
+        False: it can't be sent again, so that the answer is passed on.
+        """
+        whole = self._body is not None or self.facts.length == 0
+        if self.state != SENT or not whole or not self.repeatable(False):
+            return False
+        upstream, self.upstream, self.state = self.upstream, None, HELD
+        if not self.client.plane.dispatch.full(self):
+            self.upstream, self.state = upstream, SENT
+            return False
+        self._pause_if_held()
+        return True
+
     def completed(self) -> None:
         """The whole response was passed on."""
         self._close()

@@ -13,6 +13,9 @@ Life of an exchange, and who calls what (each line once, in this order; no call 
         cancelled                                       client went, or deadline passed, while it was held
         go, sent?, first_byte?, then one of
             finished                                    slot free again, also after a failure in mid-response
+            full                                        the instance had no place for it, and began nothing
+                returns True                            re-queued: held again, as after submit
+                returns False                           as if it had not been called: first_byte, finished
             failed                                      no byte of a response came, or its stream broke off and can
                                                         be continued; slot free again.
                 returns True                            re-queued: held again, as after submit
@@ -109,6 +112,13 @@ class Dispatch(Protocol):
 
         `retriable`: the data plane still has every byte of the request. True = held again (go may already
         have been called); False, always when not retriable = the data plane answers 502.
+        """
+
+    def full(self, exchange: Exchange) -> bool:
+        """The instance says that it has as many requests as it takes at once, and has begun nothing of this one.
+
+        Somebody whose slot has been given away still has one there. True = held again; False = the instance's
+        answer is passed on, and finished follows.
         """
 
     def cancelled(self, exchange: Exchange) -> None:

@@ -44,6 +44,9 @@ class StaticDispatch:
     def failed(self, exchange: Exchange, reason: str, retriable: bool) -> bool:
         return False
 
+    def full(self, exchange: Exchange) -> bool:
+        return False
+
     def cancelled(self, exchange: Exchange) -> None: ...
 
 

@@ -202,6 +202,10 @@ class UpstreamProtocol(asyncio.Protocol):
         if exchange.stream is not None:
             self._goes_on(exchange, data, head)
             return
+        if head.full and exchange.full():
+            self.exchange = None
+            self.close()
+            return
         client = exchange.client
         length = head.length
         if length == CHUNKED and not exchange.facts.minor:

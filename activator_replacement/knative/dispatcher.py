@@ -197,6 +197,9 @@ class Dispatcher:
         self._loop.call_soon(self.drain, part)
         return True
 
+    def full(self, exchange: Exchange) -> bool:
+        return False  # a queue-proxy holds what is too many
+
     def cancelled(self, exchange: Exchange) -> None:
         part: Part = exchange.note
         ended = cast("ActivatorExchange", exchange)

@@ -160,6 +160,9 @@ class QueueDispatcher:
         self._done(exchange, 502)  # type: ignore[arg-type]
         return False
 
+    def full(self, exchange: Exchange) -> bool:
+        return False
+
     def cancelled(self, exchange: Exchange) -> None:
         trip: Trip | None = exchange.note
         if trip is not None:  # else it is a probe that waited for its answer

@@ -187,6 +187,7 @@ class ProcessBackend:
             "GALAXY_CLUSTER_KEY_FILE": str(self.key_file),
             "GALAXY_READY_SOCKET": str(self.folder.ready_socket),
             "GALAXY_DRAIN_SECONDS": str(order.revision.command.drain_s),
+            "GALAXY_CONCURRENCY": str(order.revision.concurrency),
         }
 
     def _visibility(self, spec: Spec, line: CommandLine) -> dict[str, str]:

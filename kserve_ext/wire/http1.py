@@ -24,6 +24,7 @@ from kserve_ext.wire.http1_lines import (
     FORWARDED,
     FORWARDED_FOR,
     FORWARDED_PROTO,
+    FULL,
     HOST,
     HOST_PORT,
     LENGTH,
@@ -171,6 +172,7 @@ class ResponseHead:
         "continuation",
         "cuts",
         "event_stream",
+        "full",
         "keep_alive",
         "length",
         "lines",
@@ -191,6 +193,7 @@ class ResponseHead:
         self.event_stream = False  # text/event-stream without a content coding
         self.request_id = False
         self.cold = False
+        self.full = False  # its instance has as many requests as it takes at once, and has begun nothing
         self.continuation = b""  # how the record of its stream begins, if that is marked (continuation.py)
 
 
@@ -314,6 +317,9 @@ def scan_response(data: bytes, size: int, to_head: bool) -> ResponseHead:
             head.cold = True
         elif kind == CONTINUATION:
             head.continuation = value
+            cuts.append(at)
+        elif kind == FULL:
+            head.full = status == 503
             cuts.append(at)
         elif kind == TYPE:
             events = value != b""

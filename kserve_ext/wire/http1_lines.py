@@ -45,6 +45,7 @@ CONTINUATION: Final = 23
 PROBER: Final = 24  # value b"": not one that a queue-proxy answers
 PROXIED: Final = 25
 FORWARDED_HOST: Final = 26
+FULL: Final = 27
 
 Line = tuple[int, bytes]
 
@@ -174,6 +175,7 @@ RESPONSE_NAMES: Final = {
     b"upgrade": UPGRADE,
     b"x-cold-start": COLD,
     b"x-galaxy-continuation": CONTINUATION,
+    b"x-galaxy-full": FULL,
     b"x-request-id": REQUEST_ID,
 }
 

@@ -9,6 +9,8 @@ import contextlib
 import socket
 from typing import Any
 
+from runtimes.vllm_pd.breaker import Breaker
+
 
 def listen(host: str | None, port: int) -> socket.socket:
     """Raises OSError, when the port is in use."""
@@ -25,7 +27,7 @@ def http_server(app: Any, drain_seconds: float, log_level: str = "warning") -> A
     import uvicorn
 
     config = uvicorn.Config(
-        app,
+        Breaker(app),
         http="httptools",
         lifespan="off",
         log_level=log_level,

@@ -68,8 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         cut = possible() and not args.no_cut
         cluster = args.cluster or drawn(seed)
         shape = SHAPES[cluster]
-        # a function that a node starts listens where the controller does
-        cut = cut and not shape.elastic
+        # a function that a node starts listens where the controller does; one that is apart, on the loopback
+        cut = cut and not (shape.elastic or shape.apart)
         schedule = faults.make(seed, args.seconds, shape.targets, cut=cut, cluster=cluster)
     if not args.script:
         plan = plan._replace(shape=SHAPES[schedule.cluster])

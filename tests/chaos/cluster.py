@@ -57,6 +57,8 @@ class Shape(NamedTuple):
     memory_mib: int = 4096
     #: Schedule functions that the controller may add to those that are there
     elastic: int = 0
+    #: each Dispatch function has a host of its own, as on machines of their own
+    apart: bool = False
 
     @property
     def counts(self) -> dict[str, int]:
@@ -131,7 +133,11 @@ class Cluster:
         }
 
     def http(self, shard: str) -> tuple[str, int]:
-        return self.host, self.shards[shard]
+        return self.host_of(shard), self.shards[shard]
+
+    def host_of(self, shard: str) -> str:
+        """Where a Dispatch function listens."""
+        return f"127.0.1.{1 + int(shard.rpartition('-')[2])}" if self.shape.apart else self.host
 
     # --- life
 
@@ -169,6 +175,7 @@ class Cluster:
             argv = list(found.argv[2:])
             if found.kind == "dispatch":
                 argv += ["--own-http", str(self.shards[found.id])]
+                argv[argv.index("--host") + 1] = self.host_of(found.id)
             if found.kind == "node":
                 argv += ["--zygote-memory", "64Mi"]
                 if self.network is not None:

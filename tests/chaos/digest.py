@@ -76,6 +76,8 @@ class Digest:
         self.services: dict[str, Service] = {}
         #: spans in which each part was alive, by id: pid, from, to
         self.lives: dict[str, list[tuple[int, float, float]]] = {}
+        #: Dispatch functions are as on machines of their own: none sees another's end
+        self.apart = any(e.what == "begin" and e.facts.get("apart") for e in events)
         #: faults, from their beginning until they were over
         self.faults: list[tuple[Event, float]] = []
         by_pid: dict[int, Process] = {}

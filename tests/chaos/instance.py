@@ -3,7 +3,8 @@
     --port N --limit N --history FOLDER [--delay SECONDS]
 
 GET or POST /?delay=S answers {"request", "instance"} after S seconds; /stream?n=N&gap=S sends N events and [DONE].
-It writes into the history: that it began, and whenever it serves more requests at once than `--limit` (0 = any).
+It writes into the history: that it began, and whenever it is asked to serve more requests at once than `--limit`
+(0 = any). As our runtimes do (runtimes/vllm_pd/breaker.py), it refuses what is over what its node has told it.
 A request whose client has gone is over at once. SIGTERM: what is open is finished first.
 """
 
@@ -17,6 +18,8 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+
+FULL = b"HTTP/1.1 503 Full\r\ncontent-length: 0\r\nx-galaxy-full: 1\r\n\r\n"
 
 
 def main(argv: list[str]) -> int:
@@ -47,6 +50,7 @@ class Server:
         self.limit, self.delay_s = limit, delay_s
         env = os.environ
         self.id, self.revision = env.get("GALAXY_INSTANCE_ID", ""), env.get("GALAXY_REVISION", "")
+        self.most = int(env.get("GALAXY_CONCURRENCY", "0"))
         self.node = env.get("GALAXY_INSTANCE_DIR", "//").split("/")[-3]
         path = os.path.join(history, f"instance.{os.getpid()}.jsonl")
         self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -134,8 +138,14 @@ class Server:
         connection.busy = True
         self.in_flight.add(connection)
         request = headers.get("x-request-id", "")
-        if self.limit and len(self.in_flight) > self.limit:
-            self.say("over", f', "in_flight": {len(self.in_flight)}, "limit": {self.limit}')
+        over = 0 < self.limit < len(self.in_flight)
+        refused = over and 0 < self.most < len(self.in_flight)
+        if over:
+            facts = f'"in_flight": {len(self.in_flight)}, "limit": {self.limit}, "refused": {int(refused)}'
+            self.say("over", f', {facts}, "request": "{request}"')
+        if refused:
+            self._end(connection, FULL)
+            return
         path, _, query = lines[0].split(" ")[1].partition("?")
         asked = dict(pair.split("=") for pair in query.split("&") if "=" in pair)
         if path == "/stream":

@@ -43,6 +43,7 @@ SHAPES: dict[str, Shape] = {
     "elastic": Shape(schedule=1, elastic=3),
     "leaders": Shape(controllers=2),
     "leaders-elastic": Shape(controllers=2, schedule=1, elastic=3),
+    "apart": Shape(apart=True),
 }
 
 
@@ -108,6 +109,17 @@ THERE = homed_at("dispatch-1", "dispatch-0")[0]
 OF_THREE = homed_at("dispatch-0", "dispatch-2", "dispatch-1")[0]
 #: As many that what comes late by chance comes at a bad time for one of them.
 SOME_HERE = (HERE, *MORE_HERE[:3])
+
+
+def paused(name: str, **more: Any) -> Plan:
+    """A Dispatch function is paused for longer than its leases last, while its request goes on."""
+    return script(
+        (Ask(0.1, name, "dispatch-1", path="/?delay=11.0"), Ask(5.0, name, "dispatch-0")),
+        service(name, concurrency=1, scale={"max": 1}, hold=Hold(seconds=30.0)),
+        faults=(Fault(1.5, "pause", "dispatch-1", 9.0),),
+        seconds=13.0,
+        **more,
+    )
 
 
 def paused_away(home_away_s: float) -> Plan:
@@ -190,6 +202,8 @@ SCRIPTS: dict[str, Plan] = {
     ),
     # It has left the view before the first home comes back, as a process that knows of nothing before.
     "not-told": paused_away(4.0),
+    # The home can't see what the paused one has under way.
+    "not-fenced": paused(HERE, shape=SMALL._replace(apart=True)),
     "half-a-gang": script(
         (Ask(0.1, "hog-decode"),),
         service("hog-prefill", role="prefill", group="chaos/pair"),
@@ -238,16 +252,6 @@ SCRIPTS: dict[str, Plan] = {
         seconds=10.0,
     ),
 }
-
-
-def paused(name: str) -> Plan:
-    """A Dispatch function is paused for longer than its leases last, while its request goes on."""
-    return script(
-        (Ask(0.1, name, "dispatch-1", path="/?delay=11.0"), Ask(5.0, name, "dispatch-0")),
-        service(name, concurrency=1, scale={"max": 1}, hold=Hold(seconds=30.0)),
-        faults=(Fault(1.5, "pause", "dispatch-1", 9.0),),
-        seconds=13.0,
-    )
 
 
 #: What runs have found, told again, and what must go well besides: all clean.

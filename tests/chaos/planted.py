@@ -161,6 +161,18 @@ def not_told() -> None:
     setattr(Ghosts, "view", lambda self, members, left, now: view(self, members, (), now))  # noqa: B010
 
 
+def not_fenced() -> None:
+    """A node doesn't tell an instance how many requests it may serve at once."""
+    from autoscaler_shim.node.process_backend import ProcessBackend
+
+    environment = ProcessBackend._environment
+
+    def silent(self: Any, spec: Any) -> Any:
+        return {k: v for k, v in environment(self, spec).items() if k != "GALAXY_CONCURRENCY"}
+
+    setattr(ProcessBackend, "_environment", silent)  # noqa: B010
+
+
 def half_a_gang() -> None:
     """Of a gang that doesn't fit as a whole, the part that fits is started."""
     from kserve_ext.core.schedule.facts import SendCommit
@@ -266,6 +278,7 @@ BUGS: dict[str, Plant] = {
         never_stopped,
         not_recalled,
         not_told,
+        not_fenced,
         half_a_gang,
         epoch_back,
         store_in_the_way,

@@ -61,7 +61,7 @@ class Run:
                 cluster.apply(revision)
             up = await cluster.until(self._up, UP_S)
             assert up, f"the cluster did not come up within {UP_S:g} s: see {cluster.data / 'log'}"
-            self.said.say("begin")
+            self.said.say("begin", apart=self.plan.shape.apart)
             load = asyncio.create_task(self.plan.load(cluster, self.schedule.seed).run(self.schedule.seconds))
             faults = asyncio.create_task(self._faults())
             await load

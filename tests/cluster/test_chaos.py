@@ -39,6 +39,7 @@ BREAKS = {
     "never-stopped": "3 known",
     "not-recalled": "4 bounds",
     "not-told": "4 bounds",
+    "not-fenced": "4 bounds",
     "half-a-gang": "4 bounds",
     "epoch-back": "6 epochs",
     "store-in-the-way": "5 store down",

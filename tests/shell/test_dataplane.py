@@ -417,6 +417,32 @@ def test_instance_refuses_the_connection(requeue: bool) -> None:
 
 
 @pytest.mark.parametrize("size", [3, MB])
+def test_an_instance_that_is_full_is_asked_again_and_nobody_hears_of_it(size: int) -> None:
+    async def test() -> None:
+        async def full(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await read_request(reader)
+            writer.write(b"HTTP/1.1 503 Full\r\nContent-Length: 4\r\nx-galaxy-full: 1\r\n\r\nfull")
+
+        async with instance(full) as addr, instance(echo) as other:
+            dispatch = HoldingDispatch(addr)
+            async with dataplane(dispatch) as (_, host, port, _):
+                client = await Client.connect(host, port)
+                client.send(post(bytes(size)))
+                if size == 3:
+                    await dispatch.until(lambda: bool(dispatch.held))
+                    dispatch.release(other)
+                    assert (await client.response())[2] == bytes(size)
+                    assert dispatch.outcomes == [OK]
+                else:  # its body is gone: who asked has to ask again
+                    status, head, body = await client.response()
+                    assert (status, body) == (503, b"full")
+                    assert b"x-galaxy-full" not in head
+                    assert "full" not in dispatch.calls
+
+    run(test())
+
+
+@pytest.mark.parametrize("size", [3, MB])
 def test_instance_dies_before_its_head(size: int) -> None:
     async def test() -> None:
         async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

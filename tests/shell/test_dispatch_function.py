@@ -165,6 +165,24 @@ def test_an_instance_dies_and_what_it_had_not_answered_goes_elsewhere(tmp_path: 
     run(test())
 
 
+def test_a_request_waits_for_an_instance_that_says_it_is_full_and_no_other_is_started(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with cluster(tmp_path, "dispatch-0", "dispatch-1") as up:
+            urls = await routed(up, revision(concurrency=1, most=1))
+            assert (await volley(urls, HOST, 2)).ok == 2
+            (served,) = up.instances.values()
+            served.full = True
+            load = asyncio.create_task(volley(urls, HOST, 2))
+            await until(lambda: served.refused >= 5, "it was asked again and again")
+            served.full = False
+            tally = await load
+            assert tally.ok == 2, str(tally)
+            assert list(up.instances.values()) == [served], "its node was not asked whether it is well"
+            assert any(mark[0] == "full" for r in records(up) for mark in r["marks"])  # type: ignore[attr-defined]
+
+    run(test())
+
+
 def test_a_permanent_failure_answers_all_at_once_with_the_reason(tmp_path: Path) -> None:
     async def test() -> None:
         async with cluster(tmp_path, "dispatch-0", "dispatch-1") as up:

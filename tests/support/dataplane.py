@@ -110,6 +110,12 @@ class HoldingDispatch:
         self.finally_failed += 1
         return False
 
+    def full(self, exchange: Exchange) -> bool:
+        self.in_flight.remove(exchange)
+        self._note("full")
+        self.held.append(exchange)
+        return True
+
     def cancelled(self, exchange: Exchange) -> None:
         self.held.remove(exchange)
         self.outcomes.append(exchange.outcome)

@@ -36,6 +36,8 @@ class Served:
         self.server: asyncio.Server | None = None
         self.writers: set[asyncio.StreamWriter] = set()
         self.in_flight = self.peak = self.answered = 0
+        #: somebody who isn't known here has all its places; so often that was said
+        self.full, self.refused = False, 0
 
     @property
     def fact(self) -> Instance:
@@ -51,6 +53,10 @@ class Served:
         try:
             while True:
                 await reader.readuntil(b"\r\n\r\n")
+                if self.full:
+                    self.refused += 1
+                    writer.write(b"HTTP/1.1 503 Full\r\ncontent-length: 0\r\nx-galaxy-full: 1\r\n\r\n")
+                    continue
                 self.in_flight += 1
                 self.peak = max(self.peak, self.in_flight)
                 try:

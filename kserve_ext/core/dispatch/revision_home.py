@@ -240,7 +240,7 @@ class RevisionHome:
         out: list[Instruction],
         asked_at: float | None = None,
     ) -> Change:
-        """What a node says; `asked_at`: as the answer to the AskNode of then. Without news nothing follows from it."""
+        """What a node says; `asked_at`: in answer to the AskNode of then. Without news nothing follows from it."""
         if asked_at is not None:
             self.take.node_answered(node)
         facts = tuple(facts)

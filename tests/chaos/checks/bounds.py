@@ -25,8 +25,11 @@ def check(digest: Digest) -> Iterator[Violation]:
 
 def _concurrency(digest: Digest) -> Iterator[Violation]:
     for e in digest.events:
+        if e.what == "over" and e.facts.get("refused") and digest.apart:
+            continue  # what is under way on another machine no home can know: there the instance has the last word
         if e.what == "over" and not _cut_off(digest, e["node"], e.t):
-            text = f"{e['instance']} served {e['in_flight']} requests at once, {e['limit']} are its limit"
+            did = "was to serve" if e.facts.get("refused") else "served"
+            text = f"{e['instance']} {did} {e['in_flight']} requests at once, {e['limit']} are its limit"
             yield Violation(NAME, e.t, text, (*digest.near(e.t - 5, e.t, e["instance"]), e))
 
 

@@ -1,4 +1,4 @@
-"""Which instances a peer may dial, and which are taken for gone: only what their node says when it is asked ends them."""
+"""Which instances a peer may dial, and when one is taken for gone that its node doesn't name."""
 
 from __future__ import annotations
 

@@ -46,6 +46,7 @@ def test_start_serve_and_drain(tmp_path: Path, zygote: bool) -> None:
         assert env["GALAXY_GENERATION"] == str(ready.generation)
         assert env["CUDA_VISIBLE_DEVICES"] == ""
         assert float(env["GALAXY_DRAIN_SECONDS"]) == of.command.drain_s
+        assert int(env["GALAXY_CONCURRENCY"]) == of.concurrency
         assert f"--port={port}" in page["argv"]
         names = [mark.name for mark in ready.marks]
         expected = ["admitted", "forked", "ready"]
