@@ -345,6 +345,7 @@ class Homes:
         epoch = self.membership.view.epoch
         found = self._acting(message.revision)
         unwanted: tuple[InstanceID, ...] = ()
+        self.dispatcher.announced(message.revision, message.instances)  # first: requests may wait for it here
         if found is not None:
             home_key, home = found
             unwanted, out = home.observed(
@@ -353,7 +354,6 @@ class Homes:
             self._carry(home_key, out)
         elif self._acts() and self._nobodys(message.revision):
             return m.ModInstanceReply(True, tuple(i.id for i in message.instances), epoch)
-        self.dispatcher.announced(message.revision, message.instances)
         return m.ModInstanceReply(found is not None, unwanted, epoch)
 
     def _nobodys(self, key: RevisionKey) -> bool:

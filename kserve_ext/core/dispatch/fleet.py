@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from kserve_ext.core.facts import Instance, InstanceState
-from kserve_ext.core.ids import InstanceID, NodeID
+from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 
 NODE_GRACE_S = 10.0  # a node agent that restarts is back before; its instances serve meanwhile
 SETTLING_S = 1.0  # a full report may have left its node before the start arrived there
@@ -67,6 +67,8 @@ class Known:
     doubts: int = 0
     #: nodes that may have it, and are asked whether they do
     asked_nodes: set[NodeID] = field(default_factory=set)
+    #: shards that its node tells when it is ready
+    told: tuple[FunctionID, ...] = ()
     #: in order of their making
     number: int = 0
 
@@ -114,11 +116,18 @@ class Fleet:
         self._suspects: dict[InstanceID, Known] = {}
         #: as last told; None: it is to be made anew
         self._usable: list[InstanceID] | None = None
+        self._coming: dict[InstanceID, None] = {}
+        self._come: list[InstanceID] | None = None
 
     # --- starts
 
     def asked(self, instance: InstanceID, now: float) -> None:
         self._enter(Known(instance, "asked", now))
+
+    def tells(self, instances: Iterable[InstanceID], shards: tuple[FunctionID, ...]) -> None:
+        """The node of each tells these shards when it is ready."""
+        for instance in instances:
+            self.known[instance].told = shards
 
     def placed(self, instance: InstanceID, node: NodeID, now: float) -> None:
         known = self.known.get(instance)
@@ -273,6 +282,7 @@ class Fleet:
     def forget(self, known: Known) -> None:
         if self.known.get(known.id) is known:
             self._leave(known)
+            self._comes(known.id, False)
             del self.known[known.id]
         self._ended[known.id] = None
         if len(self._ended) > REMEMBER_ENDED:
@@ -326,6 +336,13 @@ class Fleet:
         return self._usable
 
     @property
+    def coming(self) -> list[InstanceID]:
+        """Asked for, or starting, and not to be stopped; the same list as long as nothing has changed."""
+        if self._come is None:
+            self._come = list(self._coming)
+        return self._come
+
+    @property
     def leaving(self) -> list[Known]:
         """Doomed, or told to stop; in order of their making."""
         return sorted(self._leaving.values(), key=lambda k: k.number) if self._leaving else []
@@ -347,6 +364,7 @@ class Fleet:
         assert self.ready == sum(k.state == "ready" and k.doomed_at is None for k in all_known)
         assert self.asking == sum(k.wanted and k.state == "asked" for k in all_known)
         assert self.leaving == [k for k in all_known if not k.wanted]
+        assert set(self.coming) == {k.id for k in all_known if k.wanted and k.state in ("asked", "starting")}
         assert self._doubted.keys() == {k.id for k in all_known if k.asked_nodes}
         on = {(node, instance) for node, there in self._on.items() for instance in there}
         assert on == {(k.node, k.id) for k in all_known if k.node}
@@ -365,6 +383,15 @@ class Fleet:
             self._doubted[known.id] = known
         if not known.wanted:
             self._leaving[known.id] = known
+        self._comes(known.id, known.wanted and known.state in ("asked", "starting"))
+
+    def _comes(self, instance: InstanceID, does: bool) -> None:
+        if does != (instance in self._coming):
+            self._come = None
+            if does:
+                self._coming[instance] = None
+            else:
+                del self._coming[instance]
 
     def _leave(self, known: Known) -> None:
         """What it was counted as, before that changes."""

@@ -308,6 +308,8 @@ class Home:
         if not items:
             return
         waiting = tuple(sorted({s for h in homes for s, a in h.leases.accounts.items() if a.held}))
+        for revision, placing in items:
+            self.revisions[revision.key].fleet.tells(placing, waiting)
         if gang:
             out.append(self._place(items, True, waiting, now))
         else:

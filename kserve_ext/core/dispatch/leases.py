@@ -5,9 +5,10 @@ bounded by its last report and by every Grant that it has not yet acknowledged; 
 bounds is free. A free slot goes to the request that has waited longest, whichever shard holds it; requests whose
 age no Demand tells come after these, by fair shares (max-min) of their shards. While too many wait, what a shard has
 beyond its fair share is taken back by a smaller Grant, unless its own requests have waited longer; what can't be
-split evenly changes hands every TURN_S. An account ends with the shard's process: known from a higher incarnation,
-or from its absence from the view for longer than its lease lasts. With unlimited concurrency a Grant names all
-instances, and the account only says who has heard of what.
+split evenly changes hands every TURN_S. Slots of instances that start are *promised* to requests for which no slot is
+free: a shard that hears from the node that one is ready needs no word of home then. An account ends with the shard's
+process: known from a higher incarnation, or from its absence from the view for longer than its lease lasts. With
+unlimited concurrency a Grant names all instances, and the account only says who has heard of what.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Account:
     acked: Slots = field(default_factory=dict)
     sent_at: float = 0.0
     left_at: float | None = None
+    #: what it was last given of these it can't use before it is told where they are
+    unreachable: set[InstanceID] = field(default_factory=set)
     #: why there is nothing for it, as last told, and whether for good
     told: tuple[str, bool] = ("", False)
 
@@ -153,6 +156,8 @@ class Leases:
         account.held, account.in_flight, account.wanted = demand.held, demand.in_flight, demand.wanted
         account.waiting = tuple(now - wait * 1e-6 for wait in demand.waits_us)
         account.uses, account.reported = dict(demand.uses), dict(demand.leases)
+        if account.unreachable:
+            account.unreachable.difference_update(account.uses)
         account.shuns, account.prefers = frozenset(demand.shuns), dict(demand.prefers)
         first = not account.joined
         account.joined = account.joined or demand.term == term or now >= self.frozen_until
@@ -244,22 +249,36 @@ class Leases:
         return self._changes, now < self.frozen_until, int(now / TURN_S) if asks else 0, ()
 
     def allot(
-        self, usable: Sequence[InstanceID], inherited: Container[InstanceID], now: float
+        self,
+        usable: Sequence[InstanceID],
+        inherited: Container[InstanceID],
+        now: float,
+        coming: Sequence[InstanceID] = (),
     ) -> list[FunctionID]:
         """Changes what is intended; the shards that a Grant should tell so.
 
-        `usable`: ready and not to be stopped. `inherited`: a former home may have given out slots of these, so
-        nothing of them is given out anew while frozen.
+        `usable`: ready and not to be stopped; `coming`: will be. `inherited`: a former home may have given out slots
+        of these, so nothing of them is given out anew while frozen.
         """
         before = {shard: dict(account.intended) for shard, account in self.accounts.items()}
         if self.limit == 0:
             for account in self.accounts.values():
                 account.intended = dict.fromkeys(usable, -1) if self._listens(account, now) else {}
         else:
-            wanted = set(usable)
+            wanted, promised = set(usable), set(coming)
+            kept: list[Slots] = []
             for account in self.accounts.values():
-                account.intended = {i: n for i, n in account.intended.items() if n > 0 and i in wanted}
-            self._share(usable, inherited if now < self.frozen_until else (), now)
+                intended = account.intended
+                account.intended = {i: n for i, n in intended.items() if n > 0 and i in wanted}
+                kept.append(
+                    {i: n for i, n in intended.items() if n > 0 and i in promised} if promised else {}
+                )
+            frozen = inherited if now < self.frozen_until else ()
+            self._share(usable, frozen, now, dict(zip(self.accounts, kept, strict=True)))
+            if coming:
+                for account, promises in zip(self.accounts.values(), kept, strict=True):
+                    account.intended.update(promises)
+                self._promise(coming, frozen)
         return [
             shard
             for shard, account in self.accounts.items()
@@ -316,7 +335,13 @@ class Leases:
     def _listens(self, account: Account, now: float) -> bool:
         return account.left_at is None and now - account.heard_at < QUIET_S
 
-    def _share(self, usable: Sequence[InstanceID], frozen: Container[InstanceID], now: float) -> None:
+    def _share(
+        self,
+        usable: Sequence[InstanceID],
+        frozen: Container[InstanceID],
+        now: float,
+        promised: Mapping[FunctionID, Slots],
+    ) -> None:
         shards = [s for s, a in sorted(self.accounts.items()) if a.left_at is None and a.joined]
         for shard in shards:
             self.accounts[shard].count()
@@ -345,7 +370,22 @@ class Leases:
             self._give(self.accounts[shard], min(spare, self.accounts[shard].need), free)
         for shard in order:  # also beside idle ones of others, which are given back when they stay idle
             self._prefer(self.accounts[shard], sum(free.values()), free)
-        self._take_back(below_fair(), fair, usable, order, now)
+        lacks_for_long = {s: max(0, n - sum(promised[s].values())) for s, n in below_fair().items()}
+        self._take_back(lacks_for_long, fair, usable, order, now)
+
+    def _promise(self, coming: Sequence[InstanceID], frozen: Container[InstanceID]) -> None:
+        """To requests for which no slot is free. What is promised stays so, also where another slot came sooner."""
+        shards = [s for s, a in sorted(self.accounts.items()) if a.left_at is None and a.joined]
+        for shard in shards:
+            self.accounts[shard].count()
+        if not any(self.accounts[s].lacks > 0 for s in shards):
+            return
+        free = self._free(coming, frozen)
+        for shard, count in self._oldest(shards, sum(free.values())).items():
+            self._spread(self.accounts[shard], count, free)
+        lacks = {s: max(0, self.accounts[s].lacks) for s in shards}
+        for shard, count in fair_shares(lacks, sum(free.values()), shards).items():
+            self._spread(self.accounts[shard], count, free)
 
     def _oldest(self, order: Sequence[FunctionID], count: int) -> dict[FunctionID, int]:
         """How many of the `count` requests that have waited longest each shard has; of two alike: in turn."""

@@ -9,6 +9,7 @@ another number. Until what runs is known (the take-over is *open*), it starts an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from kserve_ext.core.dispatch import facts as home_facts
 from kserve_ext.core.dispatch.choosing import chooses
@@ -25,7 +26,7 @@ from kserve_ext.core.dispatch.facts import (
 from kserve_ext.core.dispatch.fleet import ANY_NODE, NOWHERE, Change, Fleet, Known
 from kserve_ext.core.dispatch.group import Wish
 from kserve_ext.core.dispatch.lag import Lag
-from kserve_ext.core.dispatch.leases import Basis, Leases
+from kserve_ext.core.dispatch.leases import Account, Basis, Leases
 from kserve_ext.core.dispatch.setbacks import SOON_S, Setbacks
 from kserve_ext.core.dispatch.take_over import TakeOver
 from kserve_ext.core.facts import Instance, Revision
@@ -40,6 +41,8 @@ from kserve_ext.core.scaling.window import MetricWindows, panic_window_s
 STOP_AGAIN_S = 2.0
 ASK_AGAIN_S = 0.5
 PUSH_AGAIN_S = 1.0
+ANNOUNCED_S = 0.05  # a node's word to a shard that waits should be there by then
+NOBODY: Final[list[InstanceID]] = []
 HAND_BACK_S = 1.0  # for slots of one that is preempted: what is under way then ends while it drains
 
 
@@ -80,6 +83,7 @@ class RevisionHome:
         self._roster: list[InstanceID] = []
         #: for what slots were allotted last
         self._allotted: list[InstanceID] | None = None
+        self._promised = NOBODY
         self._basis: Basis | None = None
         self.since = now
         self.deleted = False
@@ -211,6 +215,7 @@ class RevisionHome:
         if account is not None:
             self.leases.sent(shard, self._seq, now)
             account.told = refusal, self.failed
+            account.unreachable = {k.id for k, n in slots if n and not k.addr}
         return Grant(
             self.revision.key,
             self.me,
@@ -222,7 +227,7 @@ class RevisionHome:
             self.setbacks.retry_after_s(now) if refusal else 0.0,
             self.term,
             answers,
-            tuple(round(now - k.ready_at, 3) for k, _ in slots),
+            tuple(round(now - k.ready_at, 3) if k.ready_at else 0.0 for k, _ in slots),
         )
 
     def broken(self, instance: InstanceID, now: float) -> None:
@@ -436,6 +441,9 @@ class RevisionHome:
                 if shard != answering:
                     out.append(SendGrant(shard, self.grant(shard, 0, now)))
             for shard, account in self.leases.accounts.items():
+                if account.unreachable and shard != answering and self._must_hear(shard, account, now):
+                    out.append(SendGrant(shard, self.grant(shard, 0, now)))
+            for shard, account in self.leases.accounts.items():
                 news = self._refusal and account.told != (self._refusal, self.failed)
                 if news and account.held and account.left_at is None and shard != answering:
                     out.append(SendGrant(shard, self.grant(shard, 0, now)))
@@ -450,15 +458,29 @@ class RevisionHome:
             for shard in self.leases.unheard(now, PUSH_AGAIN_S):
                 out.append(SendGrant(shard, self.grant(shard, 0, now)))
 
+    def _must_hear(self, shard: FunctionID, account: Account, now: float) -> bool:
+        """Something that was promised to it is ready, and no node has told it, or it has not come of that."""
+        for instance in account.unreachable:
+            known = self.fleet.known.get(instance)
+            if known is None or known.state != "ready" or not account.intended.get(instance):
+                continue
+            told = shard == self.me or shard in known.told
+            if account.left_at is None and not (told and now - known.ready_at < ANNOUNCED_S):
+                return True
+        return False
+
     def _allot(self, usable: list[InstanceID], now: float) -> list[FunctionID]:
         """Not again for the same that it was done for last."""
         basis = self.leases.basis(now)
-        if usable is self._allotted and basis == self._basis:
+        # Where starts are refused or fail, nothing is promised: it would be said and taken back each time.
+        promises = self.revision.concurrency and not self.setbacks.reason
+        coming = self.fleet.coming if promises else NOBODY
+        if usable is self._allotted and basis == self._basis and coming is self._promised:
             return []
-        self._allotted = usable
+        self._allotted, self._promised = usable, coming
         frozen = now < self.leases.frozen_until
         inherited = {k.id for k in self.fleet.known.values() if k.inherited} if frozen else ()
-        told = self.leases.allot(usable, inherited, now)
+        told = self.leases.allot(usable, inherited, now, coming)
         self._basis = self.leases.basis(now)
         return told
 

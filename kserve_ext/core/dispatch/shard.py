@@ -240,7 +240,11 @@ class Shard(Generic[R]):
         """Held requests that can go now; each is to be carried out before the next is taken."""
         part = self.parts.get(key)
         if part is not None and part.throttler.held:
-            yield from part.throttler.drain(now)
+            for sent in part.throttler.drain(now):
+                part.asked = max(
+                    0, part.asked - 1
+                )  # for the next one that is held home has to be asked again
+                yield sent
             if not part.throttler.held:
                 self._mark(part)
 
@@ -309,14 +313,15 @@ class Shard(Generic[R]):
         part.granted = grant.seq
         part.refusal, part.permanent = grant.refusal, grant.permanent
         part.retry_after_s = grant.retry_after_s
-        before = throttler.leases, len(throttler.trackers)
+        before = throttler.granted, len(throttler.trackers)
         if part.quiet or part.deleted:
             throttler.forget_all()
         else:
             ages = grant.ages or (0.0,) * len(grant.slots)
             slots = zip(grant.slots, ages, strict=True)
-            throttler.grant(((i, addr, n, now - age) for (i, addr, n), age in slots if addr), now)
-        if grant.answers and not part.quiet and before != (throttler.leases, len(throttler.trackers)):
+            throttler.grant(((i, addr, n, now - age) for (i, addr, n), age in slots), now)
+        # Of what is promised home hears when it is used, or with the next report.
+        if grant.answers and not part.quiet and before != (throttler.granted, len(throttler.trackers)):
             self._mark(part)
         if not part.permanent:
             return []
@@ -339,15 +344,18 @@ class Shard(Generic[R]):
         return out
 
     def announced(self, key: RevisionKey, instances: Iterable[Instance], now: float) -> None:
-        """A node says so itself. Unlimited instances may be used before home has heard of them. Then drain."""
+        """A node says so, maybe before home knows. Unlimited instances, and promises, may be used. Then drain."""
         part = self.parts.get(key)
         if part is None:
             return
         for instance in instances:
             if instance.state in ("draining", "failed", "gone"):
                 part.throttler.withdraw(instance.id)
-            elif instance.state == "ready" and instance.addr and part.usable_at_once:
-                part.throttler.announce(instance.id, instance.addr, now)
+            elif instance.state == "ready" and instance.addr:
+                if part.usable_at_once:
+                    part.throttler.announce(instance.id, instance.addr, now)
+                else:
+                    part.throttler.keep_promise(instance.id, instance.addr, now)
 
     def tick(self, now: float) -> list[tuple[RevisionKey, list[R]]]:
         """Requests held for too long. Call it some times a second, then drain every active revision."""

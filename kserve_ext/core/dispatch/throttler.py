@@ -71,6 +71,7 @@ class Throttler(Generic[R]):
         "held_bytes",
         "hold",
         "in_flight",
+        "promised",
         "trackers",
         "valid_until",
     )
@@ -78,6 +79,8 @@ class Throttler(Generic[R]):
     def __init__(self, hold: Hold, now: float) -> None:
         self.hold = hold
         self.trackers: dict[InstanceID, Tracker] = {}
+        #: limited slots of instances that start: they are slots as soon as a node says that these are ready
+        self.promised: dict[InstanceID, int] = {}
         self.in_flight = 0
         self.held_bytes = 0
         self.arrived = 0
@@ -181,18 +184,25 @@ class Throttler(Generic[R]):
     # --- slots
 
     def grant(self, slots: Iterable[tuple[InstanceID, str, int, float]], now: float) -> None:
-        """The complete set: instance, address, slots, time at which it was ready. Then drain."""
+        """The complete set: instance, address, slots, time at which it was ready. Then drain.
+
+        Without an address it is not ready, as far as home knew; a node may have said so since.
+        """
         kept: set[InstanceID] = set()
+        self.promised = {}
         for instance, addr, count, ready_at in slots:
-            kept.add(instance)
             tracker = self.trackers.get(instance)
+            if tracker is None and not addr:
+                self.promised[instance] = count
+                continue
+            kept.add(instance)
             if tracker is None:
                 tracker = self.trackers[instance] = Tracker(instance)
                 tracker.ready_at = ready_at
             self._close(tracker)
             if count > tracker.slots:  # new ones have their time; what is only said again was given it
                 tracker.peak = max(tracker.peak, count)
-            tracker.addr, tracker.slots = addr, count
+            tracker.addr, tracker.slots = addr or tracker.addr, count
             self._open(tracker)
         for instance in [i for i in self.trackers if i not in kept]:
             self._withdraw(self.trackers[instance])
@@ -204,8 +214,17 @@ class Throttler(Generic[R]):
             tracker.addr, tracker.slots, tracker.ready_at = addr, UNLIMITED, now
             self._open(tracker)
 
+    def keep_promise(self, instance: InstanceID, addr: str, now: float) -> None:
+        """Its node says that it is ready: what was promised of it may be used. Then drain."""
+        count = self.promised.pop(instance, 0)
+        if count and now < self.valid_until:
+            tracker = self.trackers[instance] = Tracker(instance)
+            tracker.addr, tracker.slots, tracker.peak, tracker.ready_at = addr, count, count, now
+            self._open(tracker)
+
     def withdraw(self, instance: InstanceID) -> None:
         """Its node says that it is gone: nothing new goes there."""
+        self.promised.pop(instance, None)
         tracker = self.trackers.get(instance)
         if tracker is not None:
             self._withdraw(tracker)
@@ -226,11 +245,13 @@ class Throttler(Generic[R]):
     def lapse(self, now: float) -> None:
         """Limited slots whose time is over are lost for good: others may have them, whatever is answered later."""
         if now >= self.valid_until:
+            self.promised = {}
             for tracker in [t for t in self.trackers.values() if t.slots > 0]:
                 self._withdraw(tracker)
 
     def forget_all(self) -> None:
         """Gives everything back; requests in flight go on."""
+        self.promised = {}
         for tracker in list(self.trackers.values()):
             self._withdraw(tracker)
 
@@ -246,6 +267,11 @@ class Throttler(Generic[R]):
 
     @property
     def leases(self) -> tuple[tuple[InstanceID, int], ...]:
+        return (*self.granted, *self.promised.items())
+
+    @property
+    def granted(self) -> tuple[tuple[InstanceID, int], ...]:
+        """The same without what is only promised."""
         return tuple((t.id, t.lease) for t in self.trackers.values() if t.slots != UNLIMITED and t.lease)
 
     def waits_us(self, now: float, most: int) -> tuple[int, ...]:
@@ -277,6 +303,7 @@ class Throttler(Generic[R]):
         assert self.in_flight == sum(t.in_flight for t in self.trackers.values())
         assert self.held_bytes == sum(r.held_bytes for r in self.all_held())
         assert all(t.slots or t.in_flight for t in self.trackers.values())
+        assert self.promised.keys().isdisjoint(self.trackers)
         if self.held:
             assert not any(self._in_time(t, now) for t in usable), "held although an instance is usable"
 

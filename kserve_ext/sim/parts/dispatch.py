@@ -339,6 +339,7 @@ class Dispatch(Generic[R]):
     def mod_instance(
         self, key: RevisionKey, node: NodeID, facts: tuple[Instance, ...], full: bool
     ) -> tuple[InstanceID, ...]:
+        self.announced(key, facts)
         home_key = self.around.revisions[key].home_key
         if home_key not in self.homes or not self.authority.turns(self.around.now):
             return ()
