@@ -137,8 +137,9 @@ class Reconciler:
     async def _reconcile(self, key: str, pa: Document) -> float | None:
         config = self._config()
         found = knative_pa.settings(pa, config.autoscaler, config.progress_deadline_s)
-        if problem := self._scales.problem(key, pa):
-            found = replace(found, problems=(*found.problems, problem))
+        conditions, notes = self._scales.conditions(key, pa), self._scales.notes(key, pa)
+        if conditions or notes:
+            found = replace(found, conditions=conditions, notes=notes)
         self._complain(key, found)
         sks = self._get(SERVERLESS_SERVICES, key)
         if sks is not None and not knative_children.owned(sks, pa):
@@ -276,9 +277,10 @@ class Reconciler:
         return self._prober.ask(key, target(service, pa["metadata"]["namespace"], protocol, self._domain))
 
     def _complain(self, key: str, found: Settings) -> None:
-        if self._complained.get(key, ()) != found.problems:
-            self._complained[key] = found.problems
-            for problem in found.problems:
+        warned = (*found.problems, *(c.message for c in found.conditions if c.severity == "Warning"))
+        if self._complained.get(key, ()) != warned:
+            self._complained[key] = warned
+            for problem in warned:
                 log.warning("PodAutoscaler %s: %s", key, problem)
 
     def _get(self, kind: Kind, key: str) -> Document | None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kserve_ext.api.knative.conditions import Document
+from kserve_ext.api.knative.conditions import Condition, Document
 from kserve_ext.api.knative.pa import REVISION_LABEL
 from kserve_ext.core.knative.waves import Waves
 from kserve_ext.kube.client import JSON_PATCH, Client, Conflict, Invalid, KubeError
@@ -101,9 +101,13 @@ class Scales:
             await self._write(kind, namespace, name, current, scale)
         return True
 
-    def problem(self, key: str, pa: Document) -> str:
-        """What of its annotations can't be done, and why; for whoever looks at it."""
-        return ""
+    def conditions(self, key: str, pa: Document) -> tuple[Condition, ...]:
+        """What else is to be said in its status; none of it counts for Ready."""
+        return ()
+
+    def notes(self, key: str, pa: Document) -> tuple[tuple[str, str], ...]:
+        """Annotations of its status."""
+        return ()
 
     async def leave(self, key: str, pa: Document) -> None:
         """It is to stay as it is. Raises KubeError."""

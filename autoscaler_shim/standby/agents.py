@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
+from autoscaler_shim.standby.metrics import NodeFigures
 from kserve_ext.api.standby import names
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.facts import Assignment
@@ -46,6 +49,8 @@ class Agents:
         self.addrs: dict[str, str] = {}  # by node
         #: By node: which run of its agent was heard last.
         self.runs: dict[str, str] = {}
+        #: By node: when it was heard last, in unix seconds, and what it said then.
+        self._said: dict[str, tuple[float, NodeSlots]] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._heard: set[str] = set()
         self._first = asyncio.Event()
@@ -62,6 +67,14 @@ class Agents:
     def heard(self) -> int:
         """How many answer."""
         return len(self._heard)
+
+    def figures(self) -> list[NodeFigures]:
+        found = []
+        for node, (at, news) in sorted(self._said.items()):
+            capacity = news.status.capacity
+            states: Counter[str] = Counter(slot.state for slot in news.slots)
+            found.append(NodeFigures(node, at, states, capacity.gpus, news.status.free.gpus, capacity.rdma))
+        return found
 
     async def start(self, rpc: Rpc) -> None:
         """Returns when all have been heard that answer within a moment."""
@@ -126,6 +139,7 @@ class Agents:
                 task.cancel()
             self.addrs.pop(node, None)
             self.runs.pop(node, None)
+            self._said.pop(node, None)
             log.info("node %s has no agent any more: its standby pods are left alone", node)
             self._known.away(node)
             self._changed(set())
@@ -164,6 +178,7 @@ class Agents:
                 log.info("node %s: %d slots", node, len(news.slots))
             away, pause_s = False, AGAIN_S[0]
             self._heard.add(node)
+            self._said[node] = time.time(), news
             self.runs[node] = news.tag.partition(".")[0]
             self._look()
             if news.tag != tag:

@@ -16,6 +16,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from kserve_ext.core.histogram import Histogram
+from kserve_ext.core.standby.facts import Level
 
 
 @dataclass(slots=True)
@@ -53,6 +54,8 @@ class Tally:
 _WHAT: Final = {
     "agents": "Node agents that there are",
     "agents_heard": "Node agents that tell of their slots",
+    "events_told": "Events about standby pods that were written",
+    "events_dropped": "Events about standby pods that were too many, or refused",
     "unfit": "Revisions that ask for standby pods which can't serve them",
 }
 
@@ -68,12 +71,29 @@ class PoolFigures(NamedTuple):
     idle_gpu_s: float
 
 
+class NodeFigures(NamedTuple):
+    node: str
+    heard_at: float  # its agent, in unix seconds
+    slots: Mapping[str, int]  # by state
+    gpus: int
+    free_gpus: int  # that no standby pod has
+    rdma: int  # devices with an active port
+
+
 class StandbyMetrics(Collector):
     def __init__(
-        self, tally: Tally, pools: Callable[[], list[PoolFigures]], figures: Callable[[], Mapping[str, float]]
+        self,
+        tally: Tally,
+        fallbacks: Mapping[tuple[Level, Level], int],
+        pools: Callable[[], list[PoolFigures]],
+        nodes: Callable[[], list[NodeFigures]],
+        figures: Callable[[], Mapping[str, float]],
     ) -> None:
-        """`figures`: gauges by name without the prefix."""
+        """`fallbacks`: slots by their level, and by the one that they began at; `figures`: gauges by name without
+        the prefix."""
         self._tally = tally
+        self._fallbacks = fallbacks
+        self._nodes = nodes
         self._pools = pools
         self._figures = figures
 
@@ -94,6 +114,15 @@ class StandbyMetrics(Collector):
         for reason, count in sorted(tally.misses.items()):
             missed.add_metric((reason,), count)
         yield missed
+        fell_back = CounterMetricFamily(
+            "galaxy_standby_fell_back",
+            "Standby pods that began their revision at a lower level than their own",
+            labels=("level", "used"),
+        )
+        for levels, count in sorted(self._fallbacks.items()):
+            fell_back.add_metric(levels, count)
+        yield fell_back
+        yield from self._of_nodes()
         adoption = HistogramMetricFamily(
             "galaxy_standby_adoption_seconds", "From taking a standby pod to its labels"
         )
@@ -121,3 +150,25 @@ class StandbyMetrics(Collector):
         yield from (pods, failures, idle)
         for name, figure in self._figures().items():
             yield GaugeMetricFamily(f"galaxy_standby_{name}", _WHAT.get(name, name), figure)
+
+    def _of_nodes(self) -> Iterator[Metric]:
+        heard = GaugeMetricFamily(
+            "galaxy_standby_node_heard_timestamp_seconds",
+            "When the agent of a node was heard last",
+            labels=("node",),
+        )
+        slots = GaugeMetricFamily(
+            "galaxy_standby_node_slots", "Standby pods of a node, as its agent says", labels=("node", "state")
+        )
+        devices = GaugeMetricFamily(
+            "galaxy_standby_node_devices",
+            "GPUs, those of them that no standby pod has, and RDMA devices with an active port",
+            labels=("node", "kind"),
+        )
+        for node in self._nodes():
+            heard.add_metric((node.node,), node.heard_at)
+            for state, count in sorted(node.slots.items()):
+                slots.add_metric((node.node, state), count)
+            for kind, count in (("gpu", node.gpus), ("free-gpu", node.free_gpus), ("rdma", node.rdma)):
+                devices.add_metric((node.node, kind), count)
+        yield from (heard, slots, devices)

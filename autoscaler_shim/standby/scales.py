@@ -17,8 +17,9 @@ from autoscaler_shim.knative.scales import Scales, kind_of
 from autoscaler_shim.standby.agents import Agents
 from autoscaler_shim.standby.metrics import Tally
 from autoscaler_shim.standby.pods import StandbyPods
+from autoscaler_shim.standby.saying import Saying
 from autoscaler_shim.standby.shapes import Shape, Shapes
-from kserve_ext.api.knative.conditions import Document, text_map
+from kserve_ext.api.knative.conditions import Condition, Document, text_map
 from kserve_ext.api.knative.pa import REVISION_LABEL
 from kserve_ext.api.standby import assigning, names
 from kserve_ext.core.ids import RevisionKey
@@ -52,6 +53,7 @@ class StandbyScales(Scales):
         tell: Callable[[], tuple[str, ...]],
         short: Callable[[str], int],
         wrong: Callable[[str], str],
+        saying: Saying,
     ) -> None:
         """`ready`: pods of a revision; `tell`: where activators are; `short`: pods that a pool lacks; `wrong`: why it
         has none."""
@@ -67,6 +69,7 @@ class StandbyScales(Scales):
         self._tell = tell
         self._short = short
         self._wrong = wrong
+        self._saying = saying
         self._adoptions: dict[str, Adoption] = {}
         self._keys: dict[RevisionKey, str] = {}
         #: By uid: the run of the agent that was ordered to give it, and told whom to tell.
@@ -80,7 +83,17 @@ class StandbyScales(Scales):
             return await super().apply(key, pa, scale)
         return await self._carry_out(key, pa, adoption, scale)
 
+    def conditions(self, key: str, pa: Document) -> tuple[Condition, ...]:
+        revision = _revision(pa)
+        shape = self._shapes.of(revision)
+        problem = self.problem(key, pa)
+        return self._saying.conditions(revision, pa, problem, shape is not None and bool(shape.unfit))
+
+    def notes(self, key: str, pa: Document) -> tuple[tuple[str, str], ...]:
+        return self._saying.notes(_revision(pa))
+
     def problem(self, key: str, pa: Document) -> str:
+        """Why it isn't had from standby pods as it wishes; "" = it is."""
         shape = self._shapes.of(_revision(pa))
         field = f"metadata.annotations[{names.SIZE}]"
         if shape is not None and shape.unfit:
@@ -151,6 +164,7 @@ class StandbyScales(Scales):
         shape = self._shapes.of(adoption.revision)
         plan = adoption.plan(self._wanted(adoption, shape, current.replicas, pods), time.monotonic())
         self._tally.missed(plan.why, plan.missed)
+        self._saying.planned(adoption, plan, time.monotonic())
         self._look_again(key, plan.recheck_s)
         for seen in plan.take:
             self._take(key, adoption, shape, seen)
@@ -177,6 +191,7 @@ class StandbyScales(Scales):
         for uid in plan.delete:
             log.warning("%s: pod %s can't serve it and is deleted: %s", key, *self._said(uid))
             self._tally.failed += 1
+            self._saying.failed(adoption.revision, uid, *self._said(uid))
             await self._pods.delete(uid)
         return True
 
@@ -207,18 +222,21 @@ class StandbyScales(Scales):
             now = time.monotonic()
             if isinstance(reply, SlotReply) and not reply.reason:
                 adoption.accepted(uid, now)
+                self._saying.accepted(adoption.revision, uid, now)
                 self._tally.taken += 1
                 return
             log.info("%s: standby pod %s can't be had: %s", key, pod, _why(reply))
             if isinstance(reply, SlotReply) or not reply.sent:
                 adoption.refused(uid, now)
                 self._tally.refused += 1
+                self._saying.refused(adoption.revision, uid, _why(reply))
                 self._again_of(key)
             else:
                 self._look_again(key, 0.1)
 
         log.info("%s: takes standby pod %s on node %s", key, pod, seen.node)
         self._tally.begun(uid, begun)
+        self._saying.took(adoption.revision, seen, begun)
         self._ordered[uid] = self._agents.runs.get(seen.node, "")
         self._agents.take(seen, given, self._tell(), self._term(key), done)
 

@@ -16,11 +16,13 @@ from autoscaler_shim.standby.agents import Agents
 from autoscaler_shim.standby.keeper import Keeper
 from autoscaler_shim.standby.metrics import StandbyMetrics, Tally
 from autoscaler_shim.standby.pods import StandbyPods
+from autoscaler_shim.standby.saying import Saying
 from autoscaler_shim.standby.scales import StandbyScales
 from autoscaler_shim.standby.shapes import Shapes
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.known import Known
 from kserve_ext.kube.client import Client, KubeError, KubeObject
+from kserve_ext.kube.events import Events
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import ENDPOINTS
 from kserve_ext.kube.peers_key import NoKey, peers_key
@@ -71,6 +73,8 @@ class Standby:
         self.agents = Agents(client, namespace, self.known, self._changed)
         self.pods = StandbyPods(client, self.known, self._changed, self._pool_changed)
         self.shapes = Shapes(client, deployments, lambda revision: self.scales.concerned(revision))
+        self.events = Events(client, "kserve-galaxy-autoscaler", lambda: self.scales.waking())
+        self.saying = Saying(self.known, self.events, self._autoscaler_of)
         self.scales = StandbyScales(
             client,
             deployments,
@@ -86,6 +90,7 @@ class Standby:
             lambda: self._activators,
             lambda pool: self.keeper.short(pool),
             lambda pool: self.keeper.wrong(pool),
+            self.saying,
         )
         self.keeper = Keeper(
             client,
@@ -98,7 +103,9 @@ class Standby:
             lambda: self.scales.waking() or bool(self.known.starting),
             self.scales.concerned,
         )
-        self.metrics = StandbyMetrics(self.tally, self.keeper.figures, self._figures)
+        self.metrics = StandbyMetrics(
+            self.tally, self.saying.wakes.fallbacks, self.keeper.figures, self.agents.figures, self._figures
+        )
         self._activators: tuple[str, ...] = ()
         self._endpoints = Informer(
             client, ENDPOINTS, namespace, fields=f"metadata.name={ACTIVATORS}", on_change=self._moved
@@ -114,6 +121,7 @@ class Standby:
             informer.start()
         await asyncio.gather(*(i.synced.wait() for i in (self.pods.informer, self._endpoints)))
         met = asyncio.create_task(self._meet_agents(), name="meeting node agents")
+        self.events.start()
         self._tasks = [
             met,
             asyncio.create_task(self._sweep(), name="sweeping standby pods"),
@@ -129,6 +137,7 @@ class Standby:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.events.stop()
         await self.agents.stop()
         await self.shapes.stop()
         for informer in (self.pods.informer, self._endpoints):
@@ -197,6 +206,7 @@ class Standby:
             self.known.forget()
             self.keeper.forget()
             self.scales.forget()
+            self.saying.forget(self._exists)
             self.tally.forget(set(self.known.pods))
             free, delete = self.known.strays(self._exists)
             for uid in free:
@@ -242,18 +252,22 @@ class Standby:
             for host in hosts
         )
 
-    def _exists(self, revision: RevisionKey) -> bool:
+    def _autoscaler_of(self, revision: RevisionKey) -> KubeObject | None:
         namespace, _, name = revision.partition("/")
-        return self._revisions.get(namespace, name) is not None
+        return self._revisions.get(namespace, name)
+
+    def _exists(self, revision: RevisionKey) -> bool:
+        return self._autoscaler_of(revision) is not None
 
     def _reachable(self, revision: RevisionKey) -> bool:
-        namespace, _, name = revision.partition("/")
-        pa = self._revisions.get(namespace, name)
+        pa = self._autoscaler_of(revision)
         return pa is not None and (pa.get("spec") or {}).get("reachability") != "Unreachable"
 
     def _figures(self) -> dict[str, float]:
         return {
             "agents": len(self.agents.addrs),
             "agents_heard": self.agents.heard,
+            "events_told": self.events.told,
+            "events_dropped": self.events.dropped,
             "unfit": sum(bool(shape.unfit) for shape in self.shapes.all()),
         }

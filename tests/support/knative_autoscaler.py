@@ -102,8 +102,15 @@ def put_revision(
         },
     )
     reference = {"apiVersion": "apps/v1", "kind": "Deployment", "name": f"{name}-deployment"}
+    owner = {
+        "apiVersion": "serving.knative.dev/v1",
+        "kind": "Revision",
+        "name": name,
+        "uid": f"uid-of-{name}",
+    }
+    metadata = {"namespace": NAMESPACE, "name": name, "labels": labels, "annotations": notes}
     pa: Obj = {
-        "metadata": {"namespace": NAMESPACE, "name": name, "labels": labels, "annotations": notes},
+        "metadata": {**metadata, "ownerReferences": [{**owner, "controller": True}]},
         "spec": {"scaleTargetRef": reference, "protocolType": "http1", "reachability": "Reachable"},
     }
     if status is not None:

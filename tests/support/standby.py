@@ -10,7 +10,7 @@ import msgspec
 
 from autoscaler_shim.node_agent.settings import Settings
 from kserve_ext.core.ids import InstanceID, RevisionKey
-from kserve_ext.core.standby.facts import Assignment, SlotState, Timeouts
+from kserve_ext.core.standby.facts import Assignment, SlotState, Started, Timeouts
 from kserve_ext.kube.kinds import NODES, SECRETS
 from kserve_ext.rpc import Caller, Rpc
 from kserve_ext.wire.messages import ModInstance, ModInstanceReply
@@ -102,8 +102,10 @@ class FakeSlot:
             assert self._reading is not None
             await self._reading
 
-    def say(self, state: SlotState, revision: str = "", reason: str = "") -> None:
-        self.state = State(state, revision, reason)
+    def say(
+        self, state: SlotState, revision: str = "", reason: str = "", started: Started | None = None
+    ) -> None:
+        self.state = State(state, revision, reason, started)
         self.raw(msgspec.json.encode(self.state))
 
     def raw(self, line: bytes) -> None:

@@ -143,6 +143,7 @@ class Server(ApiServer):
         self.put(PODS, {**pod, "status": _running()})
         slot = FakeSlot(self, self.socket, f"{NAMESPACE}/{metadata['name']}", metadata["uid"])
         slot.hello = msgspec.structs.replace(slot.hello, pool=metadata["labels"][names.POOL_LABEL])
+        slot.hello = msgspec.structs.replace(slot.hello, level=_level(pod))
         slot.quiet = self.quiet
         self.slots[metadata["name"]] = slot
         self._run(slot.keep_dialling())
@@ -278,6 +279,11 @@ class World:
         await self.activator.rpc.close()
         await self._client.close()
         await self.api.down()
+
+
+def _level(pod: Obj) -> Any:
+    env = pod["spec"]["containers"][0].get("env") or ()
+    return next((entry["value"] for entry in env if entry["name"] == names.ENV_LEVEL), "S0")
 
 
 def _running() -> Obj:

@@ -60,6 +60,9 @@ class Settings:
     spec: ScalingSpec
     scale: Scale
     problems: tuple[str, ...] = ()
+    #: Of the status, beside Knative's own: what else there is to say of it, and annotations for who asks for more.
+    conditions: tuple[Condition, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
 
     @property
     def panic_window_s(self) -> float:
@@ -150,8 +153,12 @@ def status(
     if desired < 0 and isinstance(before.get("desiredScale"), int) and before["desiredScale"] >= 0:
         desired = before["desiredScale"]  # known before a restart, and soon known again
     conditions = [active, initialized, sks, ready(active, (sks, initialized)), *_understood(found)]
+    conditions += found.conditions
+    kept = _kept(before)
+    if found.notes:
+        kept["annotations"] = {**text_map(kept.get("annotations")), **dict(found.notes)}
     return {
-        **_kept(before),
+        **kept,
         "observedGeneration": pa["metadata"].get("generation", 0),
         "conditions": dated(conditions, before.get("conditions"), now),
         "serviceName": services.public or str(before.get("serviceName") or ""),

@@ -23,6 +23,11 @@ SIZE: Final = PREFIX + "standby"
 LEVEL: Final = PREFIX + "standby-level"
 ZYGOTE: Final = PREFIX + "zygote"
 
+#: Of a PodAutoscaler's status: conditions, and an annotation with the last starts as JSON.
+STANDBY_READY: Final = "StandbyReady"
+STANDBY_USED: Final = "StandbyUsed"
+STARTS: Final = PREFIX + "standby-starts"
+
 #: The folder of the agent's socket, on the node and in its pods.
 SOCKET_FOLDER: Final = "/run/kserve-galaxy"
 SOCKET: Final = SOCKET_FOLDER + "/agent.sock"

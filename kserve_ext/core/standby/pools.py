@@ -64,7 +64,7 @@ class Pool:
 
     def refused(self, reason: str, now: float) -> None:
         """The API server wouldn't have such a pod."""
-        self._fail(reason, now)
+        self._fail(f"refused by the API server: {reason}", now)
 
     def decide(self, size: int, members: Iterable[Member], busy: bool, now: float) -> Change:
         """`size`: how many there should be that can be taken; `busy`: a burst is under way."""

@@ -151,7 +151,10 @@ def test_a_revision_that_cant_be_served_starts_the_plain_way_and_says_why(
             await world.api.until(lambda: replicas(world.api, NAME) == 1)
             assert world.api.standby() == []
             await world.api.until(
-                lambda: condition(world.api, "AnnotationsUnderstood", name=NAME)[0] == "False"
+                lambda: (
+                    condition(world.api, "StandbyReady", name=NAME) == ("False", "RevisionUnfit")
+                    and condition(world.api, "StandbyUsed", name=NAME) == ("False", "RevisionUnfit")
+                )
             )
         assert "starts without standby pods: container kserve-container runs /bin/other" in caplog.text
 
@@ -164,12 +167,10 @@ def test_a_revision_whose_pool_is_refused_says_so_until_it_has_one(tmp_path: Pat
         world.revision(NAME, standby="1")
         async with world.running():
             await world.api.until(
-                lambda: condition(world.api, "AnnotationsUnderstood", name=NAME)[0] == "False"
+                lambda: condition(world.api, "StandbyReady", name=NAME) == ("False", "PodsRefused")
             )
             await world.filled(1)
-            await world.api.until(
-                lambda: condition(world.api, "AnnotationsUnderstood", name=NAME)[0] != "False"
-            )
+            await world.api.until(lambda: condition(world.api, "StandbyReady", name=NAME)[0] != "False")
 
     play(tmp_path, script)
 
