@@ -113,7 +113,7 @@ class Homes:
         self._functions = [FunctionID(x.id) for x in view.of("schedule")]
         self._authority.view(view.epoch)
         self._ghosts.view(view, now)
-        self._leavers.view(nodes, now)
+        self._leavers.view(nodes, view.left, now)
         if (members, nodes) != (self._members, self._nodes):
             self._members, self._nodes = members, nodes
             self._owners.change(members)

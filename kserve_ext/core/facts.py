@@ -228,15 +228,16 @@ class Member(NamedTuple):
 
 
 class Left(NamedTuple):
-    """A Dispatch function that left the view so lately that its process may still be alive.
+    """A Dispatch function or node that left the view so lately that it may still be alive.
 
-    Who it is is UNKNOWN where the controller itself doesn't know who left.
+    Who it is is UNKNOWN where the controller itself doesn't know which Dispatch functions left.
     """
 
     id: FunctionID
     incarnation: int
     addr: str
     age_s: float  # at the making of the view: since then it is longer
+    kind: Kind = "dispatch"
 
 
 UNKNOWN: Final = FunctionID("?")

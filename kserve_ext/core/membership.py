@@ -8,15 +8,18 @@ prove silent; one whose store is behind its members gathers them for GATHER_S be
 
 A Dispatch function that has left may only be paused, and use what its home gave it: the view names it for as long as
 that may be, for those who weren't there to see it go. One whose store is behind says that it doesn't know who left.
+So is a node named for as long as it may come back with what was being placed on it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kserve_ext.core.dispatch.facts import SEEN_TTL_S
-from kserve_ext.core.facts import UNKNOWN, Left, Member, View
+from kserve_ext.core.dispatch.fleet import NODE_GRACE_S
+from kserve_ext.core.facts import UNKNOWN, Kind, Left, Member, View
 from kserve_ext.core.ids import FunctionID, NodeID
 from kserve_ext.core.partitions import carried, divide, owners
 
@@ -24,6 +27,8 @@ LOST_S = 0.3
 SILENT_S = 3.0
 PUSH_AGAIN_S = 0.5
 GATHER_S = 1.2  # a member that looks for the controller does so at least once a second
+#: For how long the view names who has left it.
+NAMED_S: Final[Mapping[Kind, float]] = {"dispatch": SEEN_TTL_S, "node": NODE_GRACE_S}
 DEAF_S = 0.5  # a longer gap between ticks means that this process did not run
 
 
@@ -68,7 +73,7 @@ class MembershipMachine:
             m.id: _Record(m._replace(draining=False), now, draining=m.draining) for m in stored.members
         }
         self._view: View | None = None
-        #: Dispatch functions that aren't members any more, and when they left
+        #: Dispatch functions and nodes that aren't members any more, and when they left
         self._left = {left.id: (left, now - left.age_s) for left in stored.left}
         self._changed_at = now
         #: all and only the members that have yet to acknowledge the present epoch
@@ -208,8 +213,11 @@ class MembershipMachine:
     def _remove(self, dead: list[Removed], now: float) -> list[Push]:
         for removed in dead:
             member = self._records.pop(removed.id).member
-            if member.kind == "dispatch":
-                self._left[member.id] = Left(member.id, member.incarnation, member.addr, 0.0), now
+            if member.kind in NAMED_S:
+                self._left[member.id] = (
+                    Left(member.id, member.incarnation, member.addr, 0.0, member.kind),
+                    now,
+                )
         self.removed = (self.removed + dead)[-100:]
         return self._changed(self.epoch + 1, now)
 
@@ -226,7 +234,7 @@ class MembershipMachine:
         self._left = {
             name: (left, at)
             for name, (left, at) in self._left.items()
-            if name not in self._records and now - at < SEEN_TTL_S
+            if name not in self._records and now - at < NAMED_S[left.kind]
         }
         self._behind = {name for name, record in self._records.items() if record.acked_epoch < epoch}
         return self._pushes(now)

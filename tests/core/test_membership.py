@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kserve_ext.core.dispatch.facts import SEEN_TTL_S
+from kserve_ext.core.dispatch.fleet import NODE_GRACE_S
 from kserve_ext.core.facts import UNKNOWN, Kind, Member, View
 from kserve_ext.core.ids import FunctionID
 from kserve_ext.core.membership import GATHER_S, LOST_S, SILENT_S, MembershipMachine, Push
@@ -265,14 +266,22 @@ def test_once_its_view_is_given_out_who_reports_it_has_it() -> None:
 
 def test_the_view_names_who_left_for_as_long_as_its_process_may_live() -> None:
     def left(machine: MembershipMachine) -> dict[str, float]:
-        return {name: age_s for name, _, _, age_s in machine.view.left}
+        return {name: age_s for name, _, _, age_s, _ in machine.view.left}
 
     machine = MembershipMachine(View(), 0.0)
     for name in NAMES:
         machine.join(member(name), 0, 1, 0.0)
     for name in NAMES:
         machine.leave(FunctionID(name), 1, "it is over", 1.0)
-    assert left(machine) == {"dispatch-0": 0.0}, "of others nobody has leases"
+    assert left(machine) == {"dispatch-0": 0.0, "node-0": 0.0}, (
+        "of others nobody has leases, and nothing runs there"
+    )
+    machine.join(member("schedule-0", 2), 0, 2, 2.0 + NODE_GRACE_S)
+    assert left(machine) == {"dispatch-0": 1.0 + NODE_GRACE_S}
+    machine = MembershipMachine(View(), 0.0)
+    for name in NAMES:
+        machine.join(member(name), 0, 1, 0.0)
+        machine.leave(FunctionID(name), 1, "it is over", 1.0)
     machine.join(member("node-0", 2), 0, 2, 3.0)
     assert left(machine) == {"dispatch-0": 2.0}
     again = MembershipMachine(machine.view, 100.0)

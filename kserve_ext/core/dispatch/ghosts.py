@@ -39,10 +39,10 @@ class Ghosts:
         self._over: set[tuple[FunctionID, int]] = set()
 
     def view(self, members: Iterable[Member], left: Iterable[Left], now: float) -> None:
-        """`members`: Dispatch functions; one that drains has work, and isn't asked. `left`: who is named so."""
+        """`members`: Dispatch functions; one that drains has work, and isn't asked. `left`: who the view names so."""
         all_members = {m.id: m for m in members}
         there = {name: m for name, m in all_members.items() if not m.draining}
-        named = {x.id: Ghost(now - x.age_s, x.addr, x.incarnation) for x in left}
+        named = {x.id: Ghost(now - x.age_s, x.addr, x.incarnation) for x in left if x.kind == "dispatch"}
         named |= {name: _since(now, m) for name, m in all_members.items() if m.draining}
         if not self._first:
             named.pop(UNKNOWN, None)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from kserve_ext.core.dispatch.fleet import ANY_NODE, NODE_GRACE_S, NOWHERE, Fleet
+from kserve_ext.core.facts import Left
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 
 
@@ -26,15 +27,20 @@ class Copy(NamedTuple):
 
 
 class Leavers:
-    """The nodes that left the views of one process within the time for which they may come back."""
+    """The nodes that left the view within the time for which they may come back.
+
+    Those that left before the process came are in its first view.
+    """
 
     def __init__(self) -> None:
         self._there: set[NodeID] = set()
         self._left: dict[NodeID, float] = {}
 
-    def view(self, nodes: Iterable[NodeID], now: float) -> None:
+    def view(self, nodes: Iterable[NodeID], left: Iterable[Left], now: float) -> None:
+        """`left`: who the view names so."""
         there = set(nodes)
-        self._left |= dict.fromkeys(self._there - there, now)
+        named = {NodeID(x.id): now - x.age_s for x in left if x.kind == "node"}
+        self._left = named | self._left | dict.fromkeys(self._there - there, now)
         self._left = {n: at for n, at in self._left.items() if n not in there and now - at < NODE_GRACE_S}
         self._there = there
 

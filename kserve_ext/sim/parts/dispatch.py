@@ -153,14 +153,14 @@ class Dispatch(Generic[R]):
     # --- what is known
 
     def view(
-        self, epoch: int, members: dict[FunctionID, int], nodes: Set[NodeID], left: Iterable[Left] = ()
+        self, epoch: int, members: dict[FunctionID, int], nodes: Set[NodeID], left: Sequence[Left] = ()
     ) -> None:
         if epoch < self.epoch or self.dead:
             return
         now = self.around.now
         shards = [Member(m, "dispatch", self._addr_of(m), incarnation) for m, incarnation in members.items()]
         self.ghosts.view(shards, left, now)
-        self._leavers.view(nodes, now)
+        self._leavers.view(nodes, left, now)
         self.authority.view(epoch)
         same = (members, nodes) == (self.members, self.nodes)
         self.epoch, self.members, self.nodes = epoch, members, nodes

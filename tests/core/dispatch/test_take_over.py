@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kserve_ext.core.dispatch.facts import GONE_S, LEASE_TTL_S, SEEN_TTL_S, Demand
+from kserve_ext.core.dispatch.facts import GONE_S, LEASE_TTL_S, SEEN_TTL_S, Demand, Place
+from kserve_ext.core.dispatch.fleet import ANY_NODE, NODE_GRACE_S
 from kserve_ext.core.dispatch.ghosts import Ghosts
 from kserve_ext.core.dispatch.home import Home
+from kserve_ext.core.dispatch.take_over import Copy, Leavers
 from kserve_ext.core.facts import Instance, Member, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.core.membership import GATHER_S, SILENT_S, MembershipMachine
 from tests.support.world_nodes import revision
 
 ME, OTHER = FunctionID("dispatch-0"), FunctionID("dispatch-1")
-NODE, ONE = NodeID("node-0"), InstanceID("one")
+NODE, ONE, LAST = NodeID("node-0"), InstanceID("one"), InstanceID("last")
 OF = revision(concurrency=1)
 
 
@@ -156,6 +158,27 @@ def test_where_nobody_knows_who_left_as_long_as_one_may_live_has_to_pass() -> No
     for gone in ghosts.tick(6.1 + SEEN_TTL_S):
         home.ended(gone, 6.1 + SEEN_TTL_S)
     assert grants(home, 2, 6.1 + SEEN_TTL_S)
+
+
+def test_what_was_being_placed_may_be_on_a_node_that_left_before_and_counts_until_it_would_be_back() -> None:
+    controller = MembershipMachine(View(), 0.0)
+    controller.join(Member(FunctionID(NODE), "node", "here:9", 1), 0, 1, 0.0)
+    controller.leave(FunctionID(NODE), 1, "silent", 1.0)
+    at = 4.0
+    view = joined(MembershipMachine(controller.view, at), ME, 2, at)
+    leavers = Leavers()
+    leavers.view((), view.left, at)
+    home = Home(ME, view.epoch, lambda key: ONE)
+    home.view((), {ME: 2}, (), at, away=leavers.away(at))
+    home.add(OF._replace(scale=OF.scale._replace(max=1)), False, (Copy(LAST, ANY_NODE, ""),), at)
+    home.recalled(ME, [OF.key], (), at)
+    demand = Demand(OF.key, 1, 1, 0, 1, 0, 0, 0.0, 0.5, incarnation=2, term=home.term)
+    _, out = home.demand(ME, demand, at)
+    assert not any(isinstance(i, Place) for i in out), "there may be one already, which is the most"
+    after = at + NODE_GRACE_S + 1.0
+    out = [*home.tick(at + 0.1), *home.tick(after)]
+    assert any(isinstance(i, Place) for i in out)
+    assert leavers.away(after) == set()
 
 
 def test_a_cluster_that_begins_waits_for_nobody() -> None:
