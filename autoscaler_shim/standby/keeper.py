@@ -29,6 +29,8 @@ from kserve_ext.kube.queue import WorkQueue
 log = logging.getLogger(__name__)
 
 WORKERS: Final = 4
+#: A pod that has an address is heard of within seconds, once its image's Python has begun.
+MUTE_S: Final = 60.0
 _LETTERS: Final = string.ascii_lowercase + string.digits
 
 
@@ -211,6 +213,18 @@ class Keeper:
         pod, seen = self._known.pods.get(uid), self._known.slots.get(uid)
         if pod is not None and pod.trouble:
             return pod.trouble
+        since = self._slotless.get(uid)
+        if (
+            pod is not None
+            and seen is None
+            and pod.addr
+            and since is not None
+            and time.time() - since >= MUTE_S
+        ):
+            return (
+                f"pod {pod.name} runs, and no agent has heard of its slot for {MUTE_S:.0f} s: see the pod's log, and "
+                "whether galaxy-node-agent runs on its node"
+            )
         if seen is not None and seen.slot.state == "warming" and seen.slot.reason.endswith(AGAIN):
             return seen.slot.reason
         return ""

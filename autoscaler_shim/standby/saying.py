@@ -151,6 +151,6 @@ def cause(problem: str, unfit: bool) -> str:
         return word  # the kubelet's own
     if "zygote" in said:
         return "ZygoteFails"
-    if "no slot" in said:
+    if "no slot" in said or "heard of its slot" in said:
         return "NoSlot"
     return "PodsRefused" if "refused by the API server" in said else "PoolNotReady"

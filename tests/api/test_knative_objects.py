@@ -119,22 +119,30 @@ def test_defaults_are_knatives() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "text", "named"),
+    ("key", "text", "named", "reason"),
     [
-        ("autoscaling.knative.dev/target", "many", "autoscaling.knative.dev/target"),
-        ("autoscaling.knative.dev/window", "1", "has no unit"),
-        ("autoscaling.knative.dev/min-scale", "-1", "min-scale"),
-        ("autoscaling.knative.dev/initial-scale", "0", "not allowed by this cluster"),
-        ("serving.knative.dev/progress-deadline", "soon", "progress-deadline"),
+        ("autoscaling.knative.dev/target", "many", "autoscaling.knative.dev/target", "InvalidAnnotation"),
+        ("autoscaling.knative.dev/window", "1", "has no unit", "InvalidAnnotation"),
+        ("autoscaling.knative.dev/min-scale", "-1", "min-scale", "InvalidAnnotation"),
+        (
+            "autoscaling.knative.dev/initial-scale",
+            "0",
+            "not allowed by this cluster",
+            "NotAllowedByCluster",
+        ),
+        ("serving.knative.dev/progress-deadline", "soon", "progress-deadline", "InvalidAnnotation"),
     ],
 )
-def test_a_bad_annotation_counts_as_absent_and_the_status_says_so(key: str, text: str, named: str) -> None:
+def test_a_bad_annotation_counts_as_absent_and_the_status_says_so(
+    key: str, text: str, named: str, reason: str
+) -> None:
     found = settings({key: text})
     assert found.spec == settings().spec
     written = knative_pa.status(pa(), {}, OUTCOME, knative_pa.Services(), Pods(1), found, NOW)
     condition = find(written["conditions"], "AnnotationsUnderstood")
     assert condition is not None
     assert (condition["status"], condition["severity"]) == ("False", "Warning")
+    assert condition["reason"] == reason
     assert named in condition["message"]
 
 
@@ -142,6 +150,12 @@ def test_a_concurrency_that_is_no_number_is_named() -> None:
     found = settings(containerConcurrency="ten")
     assert found.spec.total == 100
     assert "spec.containerConcurrency" in found.problems[0]
+    assert found.reason == "InvalidField"
+
+
+def test_annotations_that_contradict_each_other_are_called_so() -> None:
+    notes = {"autoscaling.knative.dev/min-scale": "5", "autoscaling.knative.dev/max-scale": "2"}
+    assert settings(notes).reason == "ContradictsAnnotation"
 
 
 def test_which_are_served_here() -> None:

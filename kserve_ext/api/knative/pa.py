@@ -26,7 +26,7 @@ from kserve_ext.api.knative.conditions import (
     status_of,
     text_map,
 )
-from kserve_ext.api.problems import Findings
+from kserve_ext.api.problems import Findings, Problem
 from kserve_ext.core.facts import Scale
 from kserve_ext.core.knative.pod_autoscaler import Known, Outcome, Pods
 from kserve_ext.core.scaling.scale_to_zero import Phase
@@ -60,6 +60,7 @@ class Settings:
     spec: ScalingSpec
     scale: Scale
     problems: tuple[str, ...] = ()
+    reason: str = ""  # of the first
     #: Of the status, beside Knative's own: what else there is to say of it, and annotations for who asks for more.
     conditions: tuple[Condition, ...] = ()
     notes: tuple[tuple[str, str], ...] = ()
@@ -108,6 +109,7 @@ def settings(pa: Document, config: AutoscalerConfig, progress_deadline_s: float)
         ),
         scale,
         tuple(str(problem) for problem in findings.problems),
+        _reason(findings.problems[0]) if findings.problems else "",
     )
 
 
@@ -193,7 +195,18 @@ def _active(outcome: Outcome) -> Condition:
 def _understood(found: Settings) -> tuple[Condition, ...]:
     if not found.problems:
         return ()
-    return (Condition(UNDERSTOOD, FALSE, "InvalidAnnotation", "; ".join(found.problems), "Warning"),)
+    return (Condition(UNDERSTOOD, FALSE, found.reason, "; ".join(found.problems), "Warning"),)
+
+
+def _reason(problem: Problem) -> str:
+    """What kind of problem it is: one that can't be read is another than one that can't be had."""
+    if not problem.field.startswith("metadata.annotations"):
+        return "InvalidField"
+    if "this cluster" in problem.what:
+        return "NotAllowedByCluster"
+    if problem.what.startswith(("is below min-scale", "is outside the scale bounds")):
+        return "ContradictsAnnotation"
+    return "InvalidAnnotation"
 
 
 def _kept(before: Document) -> dict[str, Any]:

@@ -1,10 +1,15 @@
-"""What `galaxy status` says of a Kubernetes cluster: which parts of Knative are ours, and how they are."""
+"""What `galaxy status` says of a Kubernetes cluster: which parts of Knative are ours, and how they are.
+
+And what else of ours is there: standby pods with the agents of their nodes, and the webhook.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
+from kserve_ext.cli.knative import standby, webhook
 from kserve_ext.cli.knative.parts import PARTS, image_of, is_ours, mutual_tls_of, release_of
 from kserve_ext.cli.knative.preflight import Situation
 from kserve_ext.cli.knative.preflight import look as look_at
@@ -12,6 +17,7 @@ from kserve_ext.cli.knative.rollout import progress
 from kserve_ext.cli.knative.session import reach, run
 from kserve_ext.cli.output import table
 from kserve_ext.kube.access import AccessError
+from kserve_ext.kube.client import Client
 
 Document = dict[str, Any]
 
@@ -28,7 +34,13 @@ def is_configured() -> bool:
 
 
 def look(context: str, namespace: str) -> Document:
-    return facts_of(run(context, lambda client: look_at(client, namespace)))
+    async def everything(client: Client) -> Document:
+        situation, pools, hook = await asyncio.gather(
+            look_at(client, namespace), standby.look(client, namespace), webhook.look(client, namespace)
+        )
+        return {**facts_of(situation), "standby": pools, "webhook": hook}
+
+    return run(context, everything)
 
 
 def facts_of(situation: Situation) -> Document:
@@ -62,4 +74,6 @@ def picture(facts: Document) -> str:
     lines = [f"Knative Serving in {facts['namespace']}", table(columns, rows)]
     if facts["operators"]:
         lines.append(f"managed by Knative's operator: KnativeServing {', '.join(facts['operators'])}")
+    lines += [standby.picture(facts["standby"])] if "standby" in facts else []
+    lines += [webhook.picture(facts["webhook"])] if "webhook" in facts else []
     return "\n".join(lines)

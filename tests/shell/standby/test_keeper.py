@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from autoscaler_shim.standby.keeper import Keeper
 from autoscaler_shim.standby.metrics import Tally
 from kserve_ext.api.standby import pods, reading
@@ -109,6 +111,20 @@ def test_revisions_hear_why_no_pod_of_their_pool_comes_up_and_when_one_has() -> 
     asyncio.run(made._keep(POOL.key))
     assert made.wrong(POOL.key) == ""
     assert told == ["default/a"] * 2
+
+
+def test_a_pod_that_runs_and_that_no_agent_has_heard_of_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Known()
+    made, _ = keeper(known, 1, owns=False)
+    known.pod("a", StandbyPod("default/a", "a", POOL.key, addr=ADDR))
+    asyncio.run(made._keep(POOL.key))
+    assert made.wrong(POOL.key) == ""
+    monkeypatch.setattr("autoscaler_shim.standby.keeper.MUTE_S", 0.0)
+    asyncio.run(made._keep(POOL.key))
+    assert "pod default/a runs, and no agent has heard of its slot" in made.wrong(POOL.key)
+    stand_by(known, "a")
+    asyncio.run(made._keep(POOL.key))
+    assert made.wrong(POOL.key) == ""
 
 
 def test_nothing_is_kept_of_pods_and_pools_that_are_no_more() -> None:
