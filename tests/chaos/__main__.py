@@ -24,7 +24,7 @@ from tests.chaos.cluster import Shape
 from tests.chaos.digest import Limits
 from tests.chaos.history import load
 from tests.chaos.network import Network, possible
-from tests.chaos.plans import FULL, SCRIPTS, SHAPES, STORIES
+from tests.chaos.plans import FULL, SCRIPTS, SHAPES, STORIES, full
 from tests.chaos.planted import BUGS
 from tests.chaos.run import Run, began_of
 from tests.chaos.statestore import why_not
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         cut = cut and not (shape.elastic or shape.apart)
         schedule = faults.make(seed, args.seconds, shape.targets, cut=cut, cluster=cluster)
     if not args.script:
-        plan = plan._replace(shape=SHAPES[schedule.cluster])
+        plan = full(schedule.cluster)
     if args.schedule and args.seed is not None:
         schedule = schedule._replace(seed=seed)
     again = f"--script {args.script}" if args.script else f"--seconds {schedule.seconds:g}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tests.chaos.checks import bounds, capacity, epochs, known, parts, requests, store
+from tests.chaos.checks import bounds, capacity, epochs, known, objects, parts, requests, store
 from tests.chaos.digest import Digest, Limits, Violation
 from tests.chaos.history import Event
 
-CHECKS = (parts, capacity, requests, known, bounds, store, epochs)
+CHECKS = (parts, capacity, requests, known, bounds, store, epochs, objects)
 
 
 def check(events: Sequence[Event], limits: Limits = Limits()) -> list[Violation]:  # noqa: B008

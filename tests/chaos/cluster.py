@@ -1,7 +1,7 @@
 """The cluster of a chaos run: parts as real processes that are started again when they die, and its services.
 
-There is no supervisor and no objects process: what is killed comes back when the schedule says so, and revisions
-are written to the store as the objects process would write them.
+There is no supervisor: what is killed comes back when the schedule says so. Nor is there an objects process, but
+where the shape says so: revisions are written to the store as it would write them.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class Shape(NamedTuple):
     elastic: int = 0
     #: each Dispatch function has a host of its own, as on machines of their own
     apart: bool = False
+    #: with the objects process, to which services belong then
+    objects: bool = False
 
     @property
     def counts(self) -> dict[str, int]:
@@ -68,6 +70,7 @@ class Shape(NamedTuple):
             "schedule": self.schedule,
             "dispatch": self.dispatch,
             "node": self.nodes,
+            **({"objects": 1} if self.objects else {}),
         }
 
     @property
@@ -112,7 +115,9 @@ class Cluster:
         self.folder, self.shape, self.said, self.bug = folder, shape, said, bug
         self.data = folder / "data"
         self.history = folder / "history"
-        self.ports = free_ports(shape.controllers + 1 + shape.dispatch)
+        self.ports = free_ports(shape.controllers + 1 + shape.dispatch + 1)
+        #: where the objects process answers, if there is one
+        self.admin = f"{self.host}:{self.ports[-1]}"
         self.controller = ",".join(f"{self.host}:{port}" for port in self.ports[: shape.controllers])
         self.redis: StateStore | None = None
         self.parts: dict[str, Part] = {}
@@ -150,6 +155,7 @@ class Cluster:
         described: dict[str, Any] = {
             "controller": self.controller,
             "http": f"{self.host}:{self.ports[self.shape.controllers]}",
+            "objects": self.admin,
             "domain": "galaxy.local",
             "counts": self.shape.counts,
             "node": {
@@ -170,7 +176,7 @@ class Cluster:
             described["store"] = self.redis.url
         (self.data / "cluster.json").write_text(json.dumps(described))
         for found in parts(described, self.data):
-            if found.kind == "objects":
+            if found.kind == "objects" and not self.shape.objects:
                 continue
             argv = list(found.argv[2:])
             if found.kind == "dispatch":

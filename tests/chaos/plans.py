@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from kserve_ext.core.facts import Hold, Resources, Revision
 from kserve_ext.core.rendezvous import ranked
-from tests.chaos import services
+from tests.chaos import objects, services
 from tests.chaos.cluster import Cluster, Shape, host_of
 from tests.chaos.digest import Limits
 from tests.chaos.faults import Fault
@@ -44,7 +44,16 @@ SHAPES: dict[str, Shape] = {
     "leaders": Shape(controllers=2),
     "leaders-elastic": Shape(controllers=2, schedule=1, elastic=3),
     "apart": Shape(apart=True),
+    "objects": Shape(objects=True),
 }
+
+
+def full(cluster: str) -> Plan:
+    """What a random run does in a cluster of that name."""
+    shape = SHAPES[cluster]
+    if shape.objects:
+        return Plan(lambda history: [], objects.Load, shape)
+    return FULL._replace(shape=shape)
 
 
 class Ask(NamedTuple):
@@ -236,6 +245,15 @@ SCRIPTS: dict[str, Plan] = {
         service(HERE),
         faults=tuple(Fault(0.0, "resend", node, 3.0, 2.0) for node in ("node-0", "node-1")),
         seconds=4.0,
+    ),
+    "object-forgotten": Plan(
+        lambda history: [],
+        objects.One,
+        SMALL._replace(objects=True),
+        QUICK,
+        gone_s=20.0,
+        seconds=9.0,
+        faults=(Fault(1.5, "kill", "objects-0", 0.5),),
     ),
     "grant-overtaken": script(
         tuple(

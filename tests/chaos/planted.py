@@ -248,6 +248,18 @@ def started_twice() -> None:
     setattr(NodeMachine, "start", again)  # noqa: B010
 
 
+def object_forgotten() -> None:
+    """The objects process acknowledges what it has not stored."""
+    from autoscaler_shim.objects.storage import OrderedStorage
+
+    write = OrderedStorage.write
+
+    async def hasty(self: Any, items: Any) -> None:
+        await write(self, [item for item in items if not item[0].startswith("objects/")])
+
+    setattr(OrderedStorage, "write", hasty)  # noqa: B010
+
+
 def grant_overtaken() -> None:
     """A shard obeys the Grant that comes last, not the newest."""
     from kserve_ext.core.dispatch.shard import Shard
@@ -284,6 +296,7 @@ BUGS: dict[str, Plant] = {
         store_in_the_way,
         done_though_dead,
         started_twice,
+        object_forgotten,
         grant_overtaken,
     )
 }

@@ -45,6 +45,7 @@ BREAKS = {
     "store-in-the-way": "5 store down",
     "done-though-dead": "2 requests",
     "started-twice": "6 epochs",
+    "object-forgotten": "7 objects",
     "grant-overtaken": "4 bounds",
 }
 #: A fault found nobody to do harm to.
