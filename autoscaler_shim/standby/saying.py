@@ -52,7 +52,7 @@ class Saying:
         if problem != self._problems.get(revision, ""):
             self._problems[revision] = problem
             if problem:
-                self._tell(revision, reason, problem, good=False)
+                self._tell(revision, f"Standby{reason}", problem, good=False)
         told = self.wakes.told(revision)
         if told is not None:
             severity = "Info" if told.good else "Warning"

@@ -73,7 +73,7 @@ class Standby:
         self.agents = Agents(client, namespace, self.known, self._changed)
         self.pods = StandbyPods(client, self.known, self._changed, self._pool_changed)
         self.shapes = Shapes(client, deployments, lambda revision: self.scales.concerned(revision))
-        self.events = Events(client, "kserve-galaxy-autoscaler", lambda: self.scales.waking())
+        self.events = Events(client, "kserve-galaxy-autoscaler", self._busy)
         self.saying = Saying(self.known, self.events, self._autoscaler_of)
         self.scales = StandbyScales(
             client,
@@ -100,7 +100,7 @@ class Standby:
             self.tally,
             owns,
             self._reachable,
-            lambda: self.scales.waking() or bool(self.known.starting),
+            self._busy,
             self.scales.concerned,
         )
         self.metrics = StandbyMetrics(
@@ -159,6 +159,10 @@ class Standby:
         self.keeper.add_all()
 
     # --- inside
+
+    def _busy(self) -> bool:
+        """A burst is under way."""
+        return self.scales.waking() or bool(self.known.starting)
 
     async def _meet_agents(self) -> None:
         loop = asyncio.get_running_loop()

@@ -124,7 +124,7 @@ def test_the_webhook_fails_where_nobody_answers_or_nobody_trusts_it() -> None:
         (ready, {"A": good}, NOW + datetime.timedelta(days=91), "its certificate has ended"),
         (None, {"A": good}, NOW, "there is no Deployment"),
     ):
-        (said,) = webhook.facts_of(deployed, secret, kinds, now)["failing"]  # type: ignore[arg-type]
+        (said,) = webhook.facts_of(deployed, secret, kinds, now)["failing"]
         assert why in said
     assert webhook.picture(webhook.facts_of(None, None, {"A": None}, NOW)).startswith(
         "\nWebhook: not installed"
