@@ -19,7 +19,7 @@ from typing import Any
 from autoscaler_shim.node import logs, model_files
 from autoscaler_shim.node.folders import NodeFolder, remove, write_json
 from autoscaler_shim.node.process_backend import Launched, LaunchFailed, ProcessBackend, Spec
-from autoscaler_shim.node.processes import Process
+from autoscaler_shim.node.processes import NOBODY, Process
 from autoscaler_shim.node.readiness import PROBE_PERIOD_S, Said, answers, read_status
 from autoscaler_shim.node.watcher import Exit, Watcher
 from kserve_ext.core.facts import Revision
@@ -223,9 +223,15 @@ class Instances:
             lambda exit: self._exited(instance, exit),
             child=launched.child if launched else None,
             folder=running.folder,
+            parent=self._who_tells(running.process, running.spec),
         )
         if not running.spec.order.revision.command.zygote:
             running.probe = self._task(self._probe(instance, running, running.spec))
+
+    def _who_tells(self, process: Process, spec: Spec) -> Process:
+        """The zygote that will write how it ended: none where it was executed, or its zygote has gone."""
+        module = spec.order.revision.command.zygote
+        return self.backend.zygotes.parent(process, module) if module else NOBODY
 
     async def _probe(self, instance: InstanceID, running: Running, spec: Spec) -> None:
         """A foreign command does not say when it is ready: ask it, until it is or something else happens."""

@@ -37,6 +37,16 @@ class Process(NamedTuple):
                 os.killpg(self.pid, signal.SIGKILL)
 
 
+#: No process: never alive.
+NOBODY = Process(0, -1)
+
+
+def parent_of(process: Process) -> int | None:
+    """The pid of its parent, also of a zombie; None once it is gone."""
+    fields = _stat(process.pid)
+    return int(fields[1]) if fields is not None and int(fields[19]) == process.ticks else None
+
+
 def start_ticks(pid: int, *, zombies: bool = False) -> int | None:
     """When the process started, in clock ticks since boot; None if there is no such process."""
     fields = _stat(pid)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from autoscaler_shim.node.folders import NodeFolder, read_json, write_json
-from autoscaler_shim.node.processes import Process, identify
+from autoscaler_shim.node.processes import NOBODY, Process, identify, parent_of
 from autoscaler_shim.node.watcher import Exit, Watcher
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,11 @@ class ZygotePool:
     @property
     def pids(self) -> dict[int, str]:
         return {process.pid: module for module, process in self._running.items()}
+
+    def parent(self, process: Process, module: str) -> Process:
+        """Of a fork of a zygote of this module: that zygote, or nobody where that was an earlier one."""
+        own = self._running.get(module, NOBODY)
+        return own if parent_of(process) in (own.pid, None) else NOBODY
 
     def start(self, module: str) -> None:
         socket = self.folder.zygote_socket(module)

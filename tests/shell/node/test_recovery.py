@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from autoscaler_shim.node import watcher
 from autoscaler_shim.node.cleanup import stop_all
 from autoscaler_shim.node.folders import read_json
 from autoscaler_shim.node.processes import living_in
@@ -266,5 +267,26 @@ def test_cleanup_ends_instances_and_zygotes(tmp_path: Path) -> None:
         assert not any(alive(pid) for pid in (*pids, zygote))
         with contextlib.suppress(ChildProcessError):
             assert await asyncio.to_thread(stop_all, tmp_path / "nodes/node-0", 0.5) == 0
+
+    run(story, tmp_path)
+
+
+def test_who_was_forked_by_a_zygote_that_has_gone_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody will say how it ended, and its end is known at once; of the others their zygote says it."""
+
+    async def story(world: World) -> None:
+        await world.up()
+        await world.start("x", revision())
+        await world.start("y", revision(name="b"))
+        pids = {name: (await get((await world.state(name, "ready")).addr))["pid"] for name in "xy"}
+        zygote = read_json(tmp_path / f"nodes/node-0/zygotes/{FAKE}.json")["pid"]
+        monkeypatch.setattr(watcher, "EXIT_JSON_LOOKS", 10**9)
+        os.kill(pids["x"], signal.SIGKILL)
+        assert "SIGKILL" in (await world.state("x", "failed")).reason
+        os.kill(zygote, signal.SIGKILL)
+        os.kill(pids["y"], signal.SIGKILL)
+        await world.state("y", "failed")
 
     run(story, tmp_path)
