@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -23,12 +24,13 @@ import msgspec
 import uvloop
 
 from bench.record import record
-from bench.sockets.cluster import ControlPlane
-from bench.sockets.load import Calls, Decisions, decisions, revisions
+from bench.sockets.cluster import LONE, ControlPlane
+from bench.sockets.load import EPOCH, Calls, Decisions, decisions, revisions
 from bench.sockets.memory import INSTANCES, NODES
+from kserve_ext.core.ids import FunctionID, InstanceID
 from kserve_ext.rpc import Rpc
 from kserve_ext.store.remote import RemoteStore
-from kserve_ext.wire.messages import Probe
+from kserve_ext.wire.messages import Probe, Start
 
 Row = dict[str, Any]
 AIM = 20_000.0  # decisions a second of a Schedule function
@@ -36,6 +38,9 @@ AIM_WHOLE = 5_000.0
 AIM_FOUND_S = 0.002
 IDLE_S = 6.0
 SHARDS = 8
+APART_S = 0.002  # between two starts of an agent alone: all shards have heard of one before the next
+OPENING = 50
+TURNS = 10  # of kept connections and new ones
 #: instances of a Schedule call, and calls under way
 DEPTHS = ((1, 1), (1, 256), (1, 1000), (1, 4000), (16, 16), (16, 256))
 
@@ -94,49 +99,91 @@ async def finding(plane: ControlPlane, seconds: float, said: str) -> list[Row]:
     await plane.describe("shards", "forget")
     calls = Calls(plane.rpc, plane.addr["schedule-0"], 1, 1, "found", tuple(shards))
     await calls.run(seconds)
-    await asyncio.sleep(0.5)
-    heard = await plane.describe("shards")
-    took = heard["took"]
-    if len(took) != calls.placed:
-        raise SystemExit(f"{calls.placed} instances were placed, all shards have heard of {len(took)}")
-    said = f"{said}; {SHARDS} shards, {len(took):,} instances, one Schedule call under way, connections stand"
+    of_many = await heard_of(plane, calls.placed)
     await plane.end_instances()
+    of_one = await heard_of(plane, await started_alone(plane, seconds, shards))
+    await plane.describe(LONE, "end")
     plane.processes["shards"].kill()
+    crowd = (
+        f"{said}; {SHARDS} shards, {len(of_many):,} instances, one Schedule call under way, connections stand"
+    )
+    alone = f"{said}; {SHARDS} shards, {len(of_one):,} instances, one every {APART_S * 1e3:g} ms, connections stand"
+    return [
+        *found_in("service discovery, node to every shard that waits", of_many, crowd),
+        *found_in("service discovery, an agent with a process of its own", of_one, alone),
+    ]
+
+
+async def heard_of(plane: ControlPlane, count: int) -> list[float]:
+    """Of so many instances, and of all of them."""
+    await asyncio.sleep(0.5)
+    took: list[float] = (await plane.describe("shards"))["took"]
+    await plane.describe("shards", "forget")
+    if len(took) != count:
+        raise SystemExit(f"{count} instances were placed, all shards have heard of {len(took)}")
+    return took
+
+
+async def started_alone(plane: ControlPlane, seconds: float, shards: list[str]) -> int:
+    """How many, by an agent that has its process for itself. The first few open its connections, and don't count."""
+    lone, pool, began, number = await plane.lone(), revisions(200, "lone"), time.perf_counter(), 0
+    started = 0
+    while time.perf_counter() - began < seconds:
+        number += 1
+        instance = InstanceID(f"lone-{number}")
+        start = Start(instance, pool[number % 200], EPOCH, FunctionID("bench"), shards[0], tuple(shards))
+        reply = await plane.rpc.call(lone, start)
+        if not reply.admitted:
+            raise SystemExit(f"the agent refused {instance}: {reply.reason}")
+        started += 1
+        await asyncio.sleep(APART_S)
+        if number == OPENING:
+            await asyncio.sleep(0.5)
+            await plane.describe("shards", "forget")
+            began, started = time.perf_counter(), 0
+    return started
+
+
+def found_in(what: str, took: list[float], said: str) -> list[Row]:
     aim: dict[str, Any] = {"peer": AIM_FOUND_S * 1e3, "peer_name": "aim"}
     return [
-        row("service discovery, node to every shard that waits, p50", took[len(took) // 2] * 1e3, "ms", said),
-        row(
-            "service discovery, node to every shard that waits, p99",
-            took[int(len(took) * 0.99)] * 1e3,
-            "ms",
-            said,
-            **aim,
-        ),
+        row(f"{what}, p50", took[len(took) // 2] * 1e3, "ms", said),
+        row(f"{what}, p99", took[int(len(took) * 0.99)] * 1e3, "ms", said, **aim),
     ]
 
 
 async def connecting(plane: ControlPlane, calls: int, said: str) -> list[Row]:
-    """The same call on a kept connection, and on a new one each, closed again after it."""
-    members = (await plane.describe("controller"))["members"]
-    addr = next(member["addr"] for member in members if member["kind"] == "node")
-    group = plane.groups[0]  # which has the first node
-    figures = {}
-    for kept in (True, False):
+    """The same call on a kept connection, and on a new one each, closed again after it; some of each in turns.
+
+    The agent that answers has a process of its own, as agents have: beside others in one process a call waits for
+    these, and what they do in the meantime would count as its own.
+    """
+    addr = await plane.lone()
+    taken: dict[bool, list[float]] = {True: [], False: []}
+    spent = {True: 0.0, False: 0.0}
+    for kept in (True, False) * TURNS:
         rpc = Rpc("bench", plane.key)
         await rpc.call(addr, Probe())
-        cpu, own, began = plane.cpu_s(group), time.process_time(), time.perf_counter()
-        for _ in range(calls):
+        cpu, own = plane.cpu_s(LONE), time.process_time()
+        for _ in range(calls // TURNS):
+            began = time.perf_counter()
             await rpc.call(addr, Probe())
             connection = rpc.outgoing.get(addr)
             if not kept and connection is not None:
                 connection.retire()
-        took, mine = time.perf_counter() - began, time.process_time() - own
-        figures[kept] = took / calls * 1e6, (mine + plane.cpu_s(group) - cpu) / calls * 1e6
+            taken[kept].append(time.perf_counter() - began)
+        spent[kept] += time.process_time() - own + plane.cpu_s(LONE) - cpu
         await rpc.close()
-    said = f"{said}; Probe of one node, {calls:,} calls one after the other, hello with every new connection"
+    said = (
+        f"{said}; Probe of an agent with a process of its own, {calls:,} calls one after the other, "
+        f"in {TURNS} turns, hello with every new connection; time of the median call"
+    )
     out = []
-    for k, what in enumerate(("time", "processor time of both sides")):
-        ours, peer = figures[True][k], figures[False][k]
+    for what, of in (
+        ("time", {kept: statistics.median(each) for kept, each in taken.items()}),
+        ("processor time of both sides", {kept: s / len(taken[kept]) for kept, s in spent.items()}),
+    ):
+        ours, peer = of[True] * 1e6, of[False] * 1e6
         out.append(
             row(
                 f"{what} of a call on a kept connection",

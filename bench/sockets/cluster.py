@@ -19,6 +19,7 @@ from kserve_ext.wire.messages import Describe
 
 START_S = 60.0
 PROCESSES_OF_NODES = 2
+LONE = "lone-node"  # in no group, and in no view
 
 
 class ControlPlane:
@@ -37,6 +38,7 @@ class ControlPlane:
         #: rpc addresses by name; the groups of nodes answer for their agents
         self.addr: dict[str, str] = {}
         self.groups: list[str] = []
+        self._lone = ""
 
     async def __aenter__(self) -> ControlPlane:
         try:
@@ -102,6 +104,18 @@ class ControlPlane:
         env = {**os.environ, "GALAXY_LOG_LEVEL": "WARNING"}
         with (self.data / f"{name}.log").open("wb") as errors:
             self.processes[name] = on_cpu(cpu, sys.executable, "-m", *argv, env=env, stderr=errors, **kwargs)
+
+    async def lone(self) -> str:
+        """The address of an agent in a process of its own, as agents are, on the core of the Schedule function."""
+        if LONE not in self.processes:
+            argv = ["bench.sockets.nodes", "--data", str(self.data), "--controller", self.controller]
+            argv += ["--first", str(self.count), "--count", "1", "--alone"]
+            self.start(LONE, self.schedule_cpu, *argv, stdout=subprocess.PIPE)
+            out = self.processes[LONE].stdout
+            assert out is not None
+            line = await asyncio.wait_for(asyncio.to_thread(out.readline), START_S)
+            self.addr[LONE], self._lone = line.decode().split()
+        return self._lone
 
     async def running(self, name: str) -> str:
         """Its rpc address, from its run file, once it is there."""

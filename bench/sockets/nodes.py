@@ -2,8 +2,9 @@
 
 Each is the real core of a node agent behind an address of its own: it admits by its own ledger, joins the view, tells
 homes, reports to its ClusterMgr function. Only what it starts is emulated: an instance is ready in the next turn of
-the loop, and ends when it is told to. Prints the address at which Describe
-answers with the sums of its agents' own counters; Describe("end") ends all instances, as if their homes knew.
+the loop, and ends when it is told to. Prints the address at which Describe answers with the sums of its agents' own
+counters; Describe("end") ends all instances, as if their homes knew. With `--alone` its agents join no view, as what
+is asked of them is asked directly, and their addresses follow.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class EmulatedNode:
         self._ready: list[InstanceID] = []
         self._offset = time.time() - self.loop.time()
 
-    async def open(self, controller: str) -> None:
+    async def open(self, controller: str, joins: bool) -> str:
+        """Its address."""
         addr = await self.rpc.listen("127.0.0.1")
         member = Member(FunctionID(self.rpc.name), "node", addr, time.time_ns())
         self.membership = Membership(self.rpc, member, controller)
@@ -63,7 +65,9 @@ class EmulatedNode:
         self.rpc.handle(m.Recall, self.recall)
         self.membership.on_view(self.view)
         self.membership.report_load(lambda: m.Load(requests=self.machine.admitted_total))
-        await self.membership.start()
+        if joins:
+            await self.membership.start()
+        return addr
 
     def now(self) -> float:
         return self._offset + self.loop.time()
@@ -178,13 +182,15 @@ async def run(args: argparse.Namespace) -> None:
     rpc = Rpc(f"nodes-{args.first}", key)
     nodes = [EmulatedNode(f"node-{args.first + k:04d}", key) for k in range(args.count)]
     addr = await rpc.listen("127.0.0.1")
+    addrs: list[str] = []
     for at in range(0, len(nodes), 10):
-        await asyncio.gather(*(node.open(args.controller) for node in nodes[at : at + 10]))
+        opening = (node.open(args.controller, not args.alone) for node in nodes[at : at + 10])
+        addrs += await asyncio.gather(*opening)
     found = Nodes(nodes, rpc)
     reports = [asyncio.create_task(node.telling.run()) for node in nodes]
     ticks = asyncio.create_task(found.ticks())
     settle_memory()  # as the processes of the cluster do
-    print(addr, flush=True)
+    print(*[addr, *(addrs if args.alone else ())], flush=True)
     await asyncio.gather(ticks, *reports)
 
 
@@ -194,6 +200,7 @@ def main() -> int:
     parser.add_argument("--controller", required=True)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=105)
+    parser.add_argument("--alone", action="store_true")
     uvloop.run(run(parser.parse_args()))
     return 0
 

@@ -23,6 +23,14 @@ def test_decisions_of_real_processes_are_those_that_agents_have_counted() -> Non
             await plane.end_instances()
             assert (await plane.counters())["running"] == 0
 
+            rows = await control_sockets.connecting(plane, 20, "here")
+            shares = [row["ours"] for row in rows if row["metric"].startswith("share")]
+            assert len(shares) == 2
+            assert all(0.0 < share < 1.0 for share in shares), "a kept connection costs something, and less"
+            assert (await plane.counters())["admitted"] == one.placed, (
+                "the agent alone counts for nobody else"
+            )
+
     asyncio.run(story())
 
 
