@@ -25,6 +25,7 @@ MODULES: Final = (
     "kserve_ext.core.dispatch.choosing",
     "kserve_ext.core.dispatch.facts",
     "kserve_ext.core.dispatch.fleet",
+    "kserve_ext.core.dispatch.goal",
     "kserve_ext.core.dispatch.group",
     "kserve_ext.core.dispatch.home",
     "kserve_ext.core.dispatch.lag",

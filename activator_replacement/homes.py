@@ -548,7 +548,7 @@ def status_of(home: RevisionHome) -> dict[str, object]:
         "failed": home.setbacks.count if home.setbacks.reason else 0,
         "reason": home.setbacks.reason if not fleet.ready else "",
         "permanent": home.failed,
-        "phase": home.activity.phase,
+        "phase": home.goal.activity.phase,
         "held": home.held,
         "short": home.setbacks.reason if 0 < fleet.ready < home.agreed else "",
     }

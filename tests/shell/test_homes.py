@@ -357,7 +357,7 @@ def test_a_revision_that_serves_with_fewer_than_it_wants_says_why_and_is_no_fail
             agreed=agreed,
             setbacks=SimpleNamespace(count=1, reason=reason),
             failed=False,
-            activity=SimpleNamespace(phase="serving"),
+            goal=SimpleNamespace(activity=SimpleNamespace(phase="serving")),
             held=0,
         )
 

@@ -172,7 +172,7 @@ class Home:
         """What an instance of one of its decode revisions says of its work."""
         for home in self.revisions.values():
             if instance in home.fleet.known and home.revision.role == "decode":
-                home.decoded(tokens, occupancy, span_s)
+                home.goal.decoded(tokens, occupancy, span_s)
 
     # --- nodes
 

@@ -1,8 +1,7 @@
 """The home's machine for one revision: demand of all shards in, one wish out, and the account of both.
 
-It joins the parts that each have one idea: the instances (fleet.py), the slots (leases.py), KPA's windows and
-the burst at arrival (scaling.py, burst.py), the last steps to zero (scale_to_zero.py), and failed starts
-(setbacks.py). `goal` is what it wants by itself; fit() is told what the home agreed on, which in a group may be
+It joins the parts that each have one idea: the instances (fleet.py), the slots (leases.py), how many it wants by
+itself (goal.py), and failed starts (setbacks.py). fit() is told what the home agreed on, which in a group may be
 another number. Until what runs is known (the take-over is *open*), it starts and stops nothing.
 """
 
@@ -24,6 +23,7 @@ from kserve_ext.core.dispatch.facts import (
     StopInstance,
 )
 from kserve_ext.core.dispatch.fleet import ANY_NODE, NOWHERE, Change, Fleet, Known
+from kserve_ext.core.dispatch.goal import Goal, Seen
 from kserve_ext.core.dispatch.group import Wish
 from kserve_ext.core.dispatch.lag import Lag
 from kserve_ext.core.dispatch.leases import Account, Basis, Leases
@@ -31,12 +31,6 @@ from kserve_ext.core.dispatch.setbacks import SOON_S, Setbacks
 from kserve_ext.core.dispatch.take_over import TakeOver
 from kserve_ext.core.facts import Instance, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
-from kserve_ext.core.scaling import burst, scale_to_zero
-from kserve_ext.core.scaling.decide import TICK_S, Decision, Observed, ScalingSpec, ScalingState, decide
-from kserve_ext.core.scaling.scale_to_zero import Activity
-from kserve_ext.core.scaling.tokens import TokenDemand, by_instances
-from kserve_ext.core.scaling.velocity import DecodeVelocity
-from kserve_ext.core.scaling.window import MetricWindows, panic_window_s
 
 STOP_AGAIN_S = 2.0
 ASK_AGAIN_S = 0.5
@@ -59,19 +53,9 @@ class RevisionHome:
         """`fresh`: it never had an instance, so it gets its initial scale."""
         self.me, self.revision, self.fresh, self.lag = me, revision, fresh, lag
         self.new_id = new_id
-        self.spec = ScalingSpec.of(
-            revision.scale, revision.concurrency, start_deadline_s=revision.command.start_timeout_s
-        )
-        self.windows = MetricWindows(
-            self.spec.stable_window_s,
-            panic_window_s(self.spec.stable_window_s, revision.scale.panic_window_percent),
-            revision.scale.algorithm,
-        )
-        #: of a group's member: what its stage has to do, in tokens
-        self.tokens = TokenDemand(revision.scale)
-        self._decoding = DecodeVelocity()
-        self.state = ScalingState.start(self.spec, 0, now)
-        self.activity = Activity.start(self.spec, now)
+        #: how many it wants by itself
+        self.goal = Goal(revision, now)
+        self.spec = self.goal.spec
         self.fleet = Fleet()
         self.leases = Leases(revision.concurrency, now)
         self.setbacks = Setbacks()
@@ -85,17 +69,10 @@ class RevisionHome:
         self._allotted: list[InstanceID] | None = None
         self._promised = NOBODY
         self._basis: Basis | None = None
-        self.since = now
         self.deleted = False
-        self.goal = 0
         #: what its group agreed on
         self.agreed = 0
-        self.decision: Decision | None = None
-        self.why = ""
         self._seq = 0
-        self._sum = 0.0  # concurrency seconds or requests since the last record
-        self._recorded_at = now
-        self._decide_at = now + TICK_S
         self.term = 0
         self.take = TakeOver((), (), (), (), now)
         self._ask_at = now
@@ -146,14 +123,7 @@ class RevisionHome:
         if not self.take.opens(now):
             return
         self.take.fill_in(self.fleet, now)
-        existing, ready = self.fleet.wanted, self.fleet.ready
-        self.state = ScalingState.start(self.spec, ready, now)
-        if self.fresh and not existing:
-            self.goal = self.spec.initial_count
-        else:
-            self.state.initialized = True
-            self.goal = self.spec.capped(max(existing, self.spec.floor(True)))
-            self.activity = Activity("active" if existing else "inactive", now)
+        self.goal.opens(self._seen_now, now, fresh=self.fresh)
         self.fresh = False
         self._burst(now)
 
@@ -176,8 +146,7 @@ class RevisionHome:
     def demand(self, shard: FunctionID, demand: Demand, now: float) -> None:
         if demand.term == self.term:
             self.take.silent_shards.discard(shard)
-        rps = self.revision.scale.metric == "rps"
-        self._sum += demand.arrived if rps else demand.concurrency_seconds
+        self.goal.demanded(demand)
         newer = self.leases.report(shard, demand, self.term, now)
         self._heard(now)
         if newer and self.open:
@@ -189,16 +158,11 @@ class RevisionHome:
 
     def prefill(self, arrived: int, queued: int, velocity: float, now: float) -> None:
         """Prompt tokens that are new; all that are not computed; tokens a second of an instance, 0 = not known."""
-        self.tokens.arrived(arrived)
-        self.tokens.queued, self.tokens.velocity = queued, velocity
+        tokens = self.goal.tokens
+        tokens.arrived(arrived)
+        tokens.queued, tokens.velocity = queued, velocity
         if arrived and self.open:
             self._burst(now)
-
-    def decoded(self, tokens: int, occupancy: float, span_s: float) -> None:
-        """One of its instances has generated these in so long, and was so full (0 to 1)."""
-        self.tokens.arrived(tokens)
-        self._decoding.did(tokens, occupancy, span_s)
-        self.tokens.velocity = self._decoding.tokens_s
 
     # --- instances and slots
 
@@ -312,22 +276,18 @@ class RevisionHome:
         return sum(a.in_flight for a in self.leases.accounts.values())
 
     def wish(self, routed: bool) -> Wish:
-        count = 0 if self.deleted or self.failed else self.goal
+        count = 0 if self.deleted or self.failed else self.goal.count
         revision = self.revision
         failed = self.failed or self.deleted
         return Wish(revision.key, revision.role, revision.generation, count, self.spec.max, failed, routed)
 
     def _burst(self, now: float) -> None:
-        if self.deleted or self.failed:
-            return
-        existing = self.fleet.wanted
-        want = burst.burst(self.spec, burst.Demand(self.held, self.in_flight), existing, self.state, now)
-        by_tokens = min(self.tokens.burst(), self.held + self.in_flight)  # a prompt is computed in one place
-        want = burst.latch(self.spec.capped(by_tokens), want, self.state, now)
-        if want > existing:
-            want = existing + self._allowed(want - existing, now)
-        if want > existing:
-            self.goal = max(self.goal, want)
+        if not (self.deleted or self.failed):
+            self.goal.burst(self._seen_now, self._allowed, now)
+
+    @property
+    def _seen_now(self) -> Seen:
+        return Seen(self.held, self.in_flight, self.fleet.wanted, self.fleet.ready, bool(self.fleet.known))
 
     def _allowed(self, missing: int, now: float) -> int:
         """How many more may be started now."""
@@ -339,43 +299,9 @@ class RevisionHome:
         for known in self.fleet.nodes(nodes, now):
             out.append(Remember(self.revision.key, known.id, NOWHERE))
         self._heard(now)
-        if not self.open:
-            return
-        if now - self._recorded_at >= 1.0:
-            busy = bool(self.fleet.known or self.held or self.goal)
-            if busy:
-                self.windows.record(now, self._sum / (now - self._recorded_at))
-                self.tokens.record(now - self._recorded_at, now)
-            self._sum, self._recorded_at = 0.0, now
-        if now >= self._decide_at:
-            self._decide_at = max(self._decide_at + TICK_S, now)
-            if self.deleted or self.failed or self.lag.behind:
-                return
-            if self.fleet.known or self.held or self.goal:
-                self._decide(now)
-
-    def _decide(self, now: float) -> None:
-        averages, ready = self.windows.averages(now), self.fleet.ready
-        spec, observed = self.spec, Observed(averages.stable, averages.panic, ready)
-        tokens = self.tokens.counts(self.fleet.wanted, now)
-        if tokens is not None:
-            spec, observed = by_instances(spec, averages, tokens, ready, self.revision.role == "prefill")
-        decision = decide(spec, observed, self.state, now)
-        busy = self.held + self.in_flight > 0
-        verdict = scale_to_zero.step(
-            self.spec,
-            decision.desired,
-            ready,
-            self.state.initialized,
-            self.activity,
-            now,
-            diverted_since=self.since,
-            busy=busy,
-        )
-        self.decision, self.why = decision, verdict.why
-        if verdict.scale is not None:
-            need = burst.instances_for(self.spec, burst.Demand(self.held, self.in_flight)) if busy else 0
-            self.goal = self.spec.capped(max(verdict.scale, min(need, self.fleet.wanted)))
+        if self.open:
+            decides = not (self.deleted or self.failed or self.lag.behind)
+            self.goal.tick(self._seen_now, now, decides=decides)
 
     def fit(self, goal: int, now: float, out: list[Instruction]) -> list[InstanceID]:
         """Dooms what is too many; returns new ids to be placed, which count from now on."""
@@ -498,7 +424,7 @@ class RevisionHome:
     @property
     def idle(self) -> bool:
         """At zero and nothing asked for: only the clock could change that."""
-        return self.open and not (self.fleet.known or self.goal or self.held or self.deleted)
+        return self.open and not (self.fleet.known or self.goal.count or self.held or self.deleted)
 
     @property
     def over(self) -> bool:

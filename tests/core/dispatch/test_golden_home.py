@@ -122,9 +122,8 @@ class Script:
         for proc in self.world.live():
             for home in proc.homes.values():
                 for key, rh in sorted(home.revisions.items()):
-                    lines.append(
-                        f"{proc.id} as home of {key}: goal {rh.goal}, ready {rh.fleet.ready}, {rh.activity.phase}"
-                    )
+                    wants, phase = rh.goal.count, rh.goal.activity.phase
+                    lines.append(f"{proc.id} as home of {key}: goal {wants}, ready {rh.fleet.ready}, {phase}")
         return "\n".join(lines)
 
 

@@ -155,7 +155,7 @@ def test_a_gang_of_which_a_part_has_room_is_asked_for_as_a_whole_where_that_is()
 def test_a_group_s_instance_is_sought_near_its_partners() -> None:
     prefill, decode = of("p", 1, 1, "prefill", "g"), of("d", 1, 1, "decode", "g")
     one = One(prefill, decode)
-    one.home.revisions[decode.key].goal = 2
+    one.home.revisions[decode.key].goal.count = 2
     one.time(0.3)
     assert one.places[-1].items[0][0].key == decode.key
     assert one.places[-1].near == (NODE,)
