@@ -5,7 +5,7 @@ figures), the cores alone on this machine, and processes that talk over sockets 
 recorded in results/simulate.jsonl, the rest in control.jsonl. `--simulated` leaves out what is measured: it needs no
 quiet machine. `--only NAME` runs some of it, and records nothing. `--calibrate` runs ours under a stopwatch instead,
 and prints what kserve_ext/sim/costs.py keeps: the processor time that the real cores took here for one message of
-each kind.
+each kind. `--stages` prints what the latency of cold starts consists of, stage by stage.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Any, Final
 
 from bench import cores, quiet
 from bench.record import ROOT, machine, record
-from kserve_ext.sim import bursts, claims, elastic, probing, recovery, repartition, scale
+from kserve_ext.sim import bursts, claims, elastic, probing, recovery, repartition, scale, stages
 from kserve_ext.sim.fleet import World
 from kserve_ext.sim.rows import Row, said_of
 from kserve_ext.sim.runs import COMPARED, PAID, SYSTEMS, run, stopwatch
-from kserve_ext.sim.workloads import EMULATED
+from kserve_ext.sim.workloads import EMULATED, SHARE_OF_FUNCTIONS, cold_starts
 
 TRACE: Final = bursts.Shape(seconds=600.0, bursts=4)
 OTHERS: Final = tuple(name for name in COMPARED if name != "galaxy")
@@ -127,9 +127,17 @@ def main() -> int:
         "--jobs", type=int, help="sections at once that are simulated (as many as processors)"
     )
     parser.add_argument("--calibrate", action="store_true", help="measure what costs.py keeps")
+    parser.add_argument("--stages", action="store_true", help="where the time of cold starts goes")
     parser.add_argument("--rounds", type=int, default=3, help="of the calibration")
     parser.add_argument("--schedulers", type=int, default=35, help="of the calibration: Schedule functions")
     args = parser.parse_args()
+    if args.stages:
+        world, rate = replace(EMULATED, seed=args.seed), claims.RATE
+        functions = claims.COUNT // SHARE_OF_FUNCTIONS
+        print(f"# {said_of(world, args.seed)}; {claims.COUNT} cold starts at {rate:,.0f}/s")
+        arrivals = cold_starts(rate, claims.COUNT, functions, args.seed)
+        print("\n".join(stages.table(stages.paths(SYSTEMS["galaxy"], arrivals, world))))
+        return 0
     if args.calibrate:
         print(f"# {machine()}; {args.schedulers} Schedule functions")
         for kind, microseconds in sorted(calibrate(args.rounds, args.schedulers).items()):

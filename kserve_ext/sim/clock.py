@@ -26,7 +26,14 @@ class Clock:
     def at(self, when: float, call: Call) -> None:
         """A moment that has passed is now."""
         self._asked += 1
-        heapq.heappush(self._due, (max(when, self.now), self._asked, call))
+        heapq.heappush(self._due, (max(when, self.now), self._asked, self.bind(call)))
+
+    def bind(self, call: Call, what: str = "", kind: str = "", work_s: float = 0.0) -> Call:
+        """What will happen because of what happens now; a clock that traces remembers that (stages.py)."""
+        return call
+
+    def mark(self, what: str, kind: str) -> None:
+        """Something has happened; for a clock that traces."""
 
     def after(self, seconds: float, call: Call) -> None:
         self.at(self.now + seconds, call)
@@ -67,7 +74,7 @@ class Core:
 
         `own`: a process asks itself, which takes no socket: it goes before all that waits in its sockets.
         """
-        (self._own if own else self._come).append((seconds, then))
+        (self._own if own else self._come).append((seconds, self._clock.bind(then)))
         self._queued += seconds
         self.busy += seconds
         if not self._works:

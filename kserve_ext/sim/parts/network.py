@@ -97,23 +97,26 @@ class Network:
         `own`: it asks itself, which is done next.
         """
         work = then if self.taken is None else self._timed(kind, then)
+        cost = self.cost(kind, rpc)
 
         def done() -> None:
+            self.clock.mark("done", kind)
             if not process.dead:
                 work()
             elif lost is not None:
                 lost()
 
-        process.core.do(self.cost(kind, rpc), done, own=own)
+        process.core.do(cost, self.clock.bind(done, "arrived", kind, cost), own=own)
 
     def tell(self, source: Process, to: Process, kind: str, then: Call, lost: Call | None = None) -> None:
         """A message on a connection that is there; `lost`: nobody listens at its end."""
         if source is to:
-            self.do(to, kind, then, own=True)
+            self.clock.bind(lambda: self.do(to, kind, then, own=True), "sent", kind)()
             return
         source.core.spend(costs.RPC * 1e-6)
         if self.weather is None:
-            self.fleet.hop(lambda: self.do(to, kind, then, rpc=True, lost=lost))
+            arrives = lambda: self.do(to, kind, then, rpc=True, lost=lost)  # noqa: E731
+            self.fleet.hop(self.clock.bind(arrives, "sent", kind))
             return
         for late in self.weather.fate(source, to, kind):
             arrive = lambda: self.do(to, kind, then, rpc=True, lost=lost)  # noqa: E731
