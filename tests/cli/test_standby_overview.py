@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from kserve_ext.api.standby import fitting, names, pods
-from kserve_ext.cli.knative import standby, webhook
+from kserve_ext.cli.knative import checks, standby, webhook
 from kserve_ext.kube import certificates
 from kserve_ext.kube.kinds import (
     DAEMON_SETS,
@@ -187,3 +187,37 @@ def test_explain_says_how_a_revision_was_woken(cluster: KnativeCluster) -> None:
         "there is no revision, Knative Service or InferenceService nobody"
         in cluster("explain", "nobody").output
     )
+
+
+def test_doctor_says_what_is_amiss_and_what_to_do() -> None:
+    agent = {"node": "n1", "pod": "agent-1", "ready": "True", "why": "", "heard_s": 3.0}
+    pool = {"namespace": "a", "pool": "p", "wanted": 2, "free": 2, "taken": 0, "why": ""}
+    good: Obj = {
+        "namespace": "knative-serving",
+        "parts": [{"part": "autoscaler", "whose": "ours"}],
+        "webhook": {"present": True, "pods": "2 of 2", "failing": []},
+        "standby": {"agents": [agent], "pools": [pool], "unfit": [], "errors": []},
+    }
+    assert {found.level for found in checks.findings(good)} == {"ok"}
+
+    def amiss(part: str, **fields: Any) -> tuple[str, str]:
+        facts = {**good, part: {**good[part], **fields}}
+        (found,) = [each for each in checks.findings(facts) if each.level != "ok"]
+        return found.level, found.what
+
+    assert amiss("webhook", failing=["no pod of it is ready: look"])[1] == "webhook: no pod of it is ready"
+    assert amiss("standby", agents=[{**agent, "ready": "False", "why": "probe"}]) == (
+        "failed",
+        "agent of node n1 is not ready: probe",
+    )
+    for heard_s in (None, 100.0):
+        assert "heard by no autoscaler" in amiss("standby", agents=[{**agent, "heard_s": heard_s}])[1]
+    assert "has 0 of 2 pods: no node" in amiss("standby", pools=[{**pool, "free": 0, "why": "no node"}])[1]
+    assert "can have no" in amiss("standby", unfit=[{"revision": "a/b", "why": "x"}])[1]
+    assert amiss("standby", errors=["pods: forbidden"])[1] == "not seen: pods: forbidden"
+
+
+def test_doctor_of_a_cluster(cluster: KnativeCluster) -> None:
+    said = cluster("doctor", "--context", "here").stdout
+    assert "ours in knative-serving: nothing" in said
+    assert "Python" not in said

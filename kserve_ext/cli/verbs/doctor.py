@@ -23,6 +23,8 @@ from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.embedded.parts import parts
 from kserve_ext.cli.failure import Failure
 from kserve_ext.cli.findings import Finding, Level, show
+from kserve_ext.cli.knative import checks
+from kserve_ext.cli.knative.session import cluster_options
 from kserve_ext.cli.output import data_option, dump, format_option
 from kserve_ext.cli.rdma.command import command as rdma
 from kserve_ext.cli.verbs.up import check_store
@@ -37,13 +39,17 @@ HERE: Final = ("127.0.0.1", "localhost")
 
 @click.group(invoke_without_command=True)
 @data_option
+@cluster_options
 @format_option("json", "yaml")
 @click.pass_context
-def command(context: click.Context, folder: Folder, output: str | None) -> None:
-    """Check this machine and the cluster; the exit code is 1 when something has failed."""
-    if context.invoked_subcommand is not None:
+def command(asked: click.Context, folder: Folder, context: str, namespace: str, output: str | None) -> None:
+    """Check this machine and the cluster; the exit code is 1 when something has failed.
+
+    With --context: the Kubernetes cluster instead, with standby pods, node agents and the webhook.
+    """
+    if asked.invoked_subcommand is not None:
         return
-    found = [*machine(folder), *cluster(folder)]
+    found = [*checks.cluster(context, namespace)] if context else [*machine(folder), *cluster(folder)]
     if output:
         dump({"checks": [f._asdict() for f in found]}, output)
     else:
