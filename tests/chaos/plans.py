@@ -278,6 +278,19 @@ STORIES: dict[str, Plan] = {
     "paused-home": paused(THERE),
     # Its new home has yet to hear of what it uses when it leaves the view.
     "paused-unasked": paused_away(9.0),
+    "objects-go": Plan(
+        lambda history: [],
+        objects.Load,
+        SMALL._replace(objects=True),
+        faults=(
+            Fault(1.0, "kill", "objects-0", 0.5),
+            Fault(4.0, "pause", "objects-0", 6.0),
+            Fault(6.0, "kill", "controller-0", 1.0),
+            Fault(7.0, "kill", "dispatch-1", 1.0),
+            Fault(11.0, "kill", "objects-0", 2.0),
+        ),
+        seconds=30.0,
+    ),
     "cut-off": script(
         (Ask(0.1, HERE, many=4, path="/?delay=0.3"), Ask(6.0, HERE, many=4)),
         service(HERE, scale={"min": 1, "initial": 1, "max": 4, "target": 1.0}),

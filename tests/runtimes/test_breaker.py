@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from runtimes.vllm_pd.breaker import VARIABLE, Breaker, Message, Receive, Scope, Send
+from runtimes.vllm_pd.http_server import http_server, listen
 
 LONG_S = 60.0
 
@@ -119,5 +120,49 @@ def test_without_a_limit_and_without_dispatch_nothing_is_counted(limit: str, hea
         for end in served.ends.values():
             end.set()
         assert [(await task)[0] for task in tasks] == [200] * 3
+
+    asyncio.run(test())
+
+
+def test_over_http_a_second_one_is_refused_until_the_first_client_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(VARIABLE, "1")
+
+    async def test() -> None:
+        begun = asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            begun.set()
+            if scope["path"] == "/long":
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+            else:
+                await send({"type": "http.response.start", "status": 204, "headers": []})
+                await send({"type": "http.response.body", "body": b""})
+
+        async def ask(path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nx-request-id: {path}\r\n\r\n".encode())
+            return reader, writer
+
+        listener = listen("127.0.0.1", 0)
+        port = listener.getsockname()[1]
+        server = http_server(app, 1.0)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        _, first = await ask("/long")
+        await begun.wait()
+        reader, second = await ask("/short")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nx-galaxy-full: 1\r\n" in head
+        first.transport.abort()
+        while not head.startswith(b"HTTP/1.1 204 "):  # it is noticed in a moment
+            reader, third = await ask("/short")
+            head = await reader.readuntil(b"\r\n\r\n")
+            third.close()
+        second.close()
+        server.should_exit = True
+        await serving
 
     asyncio.run(test())
