@@ -123,7 +123,8 @@ class NodeAgent:
 
     def said(self, link: int, state: State) -> None:
         revision, now = RevisionKey(state.revision), time.time()
-        self._do(self.account.said(link, state.state, revision, state.reason, now, state.started))
+        said = self.account.said(link, state.state, revision, state.reason, now, state.started, state.asleep)
+        self._do(said)
 
     def lost(self, link: int) -> None:
         if self._ready:

@@ -24,6 +24,8 @@ from kserve_ext.core.standby.facts import Assignment, Level, Started
 from kserve_ext.core.standby.slot import Event, ServerEnded, ServerFailed, ServerReady
 
 PROBE_PERIOD_S = 0.02
+#: Exit code of a start that can't succeed.
+PERMANENT = 2
 #: A server of ours has said something by then.
 SILENT_S = 0.5
 
@@ -39,8 +41,8 @@ class Server:
         happened: Callable[[Event], None],
         level: Level = "S0",
     ) -> None:
-        """`level`: the slot's."""
-        self._folder = folder / "server"
+        """`level`: what its base keeps ready."""
+        self.folder = folder / "server"
         self._socket_path = folder / "ready.sock"
         self._base = base
         self._watcher = watcher
@@ -74,7 +76,8 @@ class Server:
         if self._process is None:
             self._unwanted = True
             if self._starting is None or self._starting.done():
-                self._happened(ServerEnded("was never started"))
+                ended = ServerEnded("was never started")
+                asyncio.get_running_loop().call_soon(self._happened, ended)
             return  # what is being forked ends as soon as its pid is known
         process = self._process
         process.terminate()
@@ -91,18 +94,18 @@ class Server:
 
     async def _start(self, assignment: Assignment) -> None:
         try:
-            remove(self._folder)
-            self._folder.mkdir()
+            remove(self.folder)
+            self.folder.mkdir()
             line = command.of(assignment)
             env = {**self._told(assignment), **line.env}
-            process, self._why = await self._base.fork(line.argv, env, self._folder)
+            process, self._why = await self._base.fork(line.argv, env, self.folder)
         except (NoFork, OSError) as error:
-            self._settled = True
+            self._settled, self._starting = True, None
             failed = ServerEnded("was never started") if self._unwanted else ServerFailed(str(error))
             self._happened(failed)
             return
         self._process = process
-        self._watcher.watch(process, self._ended, folder=self._folder, parent=self._base.process)
+        self._watcher.watch(process, self._ended, folder=self.folder, parent=self._base.process)
         if self._unwanted:
             process.kill_group()
             return
@@ -112,7 +115,7 @@ class Server:
     def _told(self, assignment: Assignment) -> dict[str, str]:
         """What every server of ours is told; the revision's own variables come on top."""
         return {
-            "GALAXY_INSTANCE_DIR": str(self._folder),
+            "GALAXY_INSTANCE_DIR": str(self.folder),
             "GALAXY_INSTANCE_ID": assignment.instance,
             "GALAXY_GENERATION": str(time.time_ns()),
             "GALAXY_REVISION": assignment.revision,
@@ -133,7 +136,7 @@ class Server:
         """It has said something, perhaps."""
         if self._settled or self._process is None:
             return
-        said = read_status(self._folder)
+        said = read_status(self.folder)
         if said is None:
             return
         if said.phase == "ready":
@@ -149,7 +152,7 @@ class Server:
         since = time.monotonic()
         while not self._settled and self._process is not None:
             await asyncio.sleep(PROBE_PERIOD_S)
-            if (self._folder / "status.json").exists():
+            if (self.folder / "status.json").exists():
                 self._look()
             elif time.monotonic() - since > SILENT_S:
                 good = await answers("127.0.0.1", assignment.port, path)
@@ -170,7 +173,7 @@ class Server:
             how = "ended"
         else:
             how = f"ended with exit code {exit.code}"
-        self._happened(ServerEnded(how))
+        self._happened(ServerEnded(how, permanent=exit.code == PERMANENT))
 
 
 def _path(probe: str) -> str:

@@ -5,14 +5,27 @@ A value that is missing or can't be read ends the start with its name and the re
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, Final, NamedTuple, cast, get_args
 
 from kserve_ext.api import durations
 from kserve_ext.api.standby import names
 from kserve_ext.core.standby.facts import Level
+
+#: Of the memory that a pod may have, what weights of sleeping engines may take: processes need the rest.
+FOR_WEIGHTS: Final = 0.75
+
+
+class EnginePlan(NamedTuple):
+    """Of S2: an engine that is to sleep here."""
+
+    name: str  # as in the annotation
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    model: Path
 
 
 class BadEnvironment(Exception):
@@ -38,6 +51,9 @@ class Settings:
     quiet_s: float  # so long nobody may have come before a pod that is deleted ends
     scratch: tuple[Path, ...] = ()  # folders of the pod alone (emptyDir)
     shared: tuple[Path, ...] = ()  # where it has volumes that aren't
+    engines: tuple[EnginePlan, ...] = ()  # of S2
+    host_mib: int = 0  # that their weights may take together
+    wake_s: float = 60.0  # an engine that takes longer to wake is given up
 
 
 def read(environ: Mapping[str, str]) -> Settings:
@@ -58,10 +74,13 @@ def read(environ: Mapping[str, str]) -> Settings:
         raise BadEnvironment(f"GALAXY_SLOT_GPUS={gpus!r}: write how many GPUs the pod has")
     folder = environ.get("GALAXY_SLOT_DIR")
     ip = field("POD_IP", "status.podIP")
-    try:
-        quiet_s = durations.seconds(environ.get("GALAXY_SLOT_QUIET") or "30s")
-    except ValueError as error:
-        raise BadEnvironment(f"GALAXY_SLOT_QUIET: {error}; write a duration such as 30s") from error
+    quiet_s = _seconds(environ, "GALAXY_SLOT_QUIET", "30s")
+    memory_mib = environ.get(names.ENV_HOST_MIB) or "0"
+    if not memory_mib.isdecimal():
+        raise BadEnvironment(
+            f"{names.ENV_HOST_MIB}={memory_mib!r}: write how many MiB of memory the pod may have"
+        )
+    engines = _engines(environ, pool) if level == "S2" else ()
     return Settings(
         pod=field("POD_NAME", "metadata.name"),
         namespace=field("POD_NAMESPACE", "metadata.namespace"),
@@ -78,7 +97,32 @@ def read(environ: Mapping[str, str]) -> Settings:
         quiet_s=quiet_s,
         scratch=_paths(environ, names.ENV_SCRATCH),
         shared=_paths(environ, names.ENV_SHARED),
+        engines=engines,
+        host_mib=int(int(memory_mib) * FOR_WEIGHTS),
+        wake_s=_seconds(environ, "GALAXY_SLOT_WAKE", "60s"),
     )
+
+
+def _seconds(environ: Mapping[str, str], name: str, default: str) -> float:
+    try:
+        return durations.seconds(environ.get(name) or default)
+    except ValueError as error:
+        raise BadEnvironment(f"{name}: {error}; write a duration such as {default}") from error
+
+
+def _engines(environ: Mapping[str, str], where: str) -> tuple[EnginePlan, ...]:
+    """Their variables are this process's own, by name: a value may be secret."""
+    try:
+        found: dict[str, Any] = json.loads(environ.get(names.ENV_ENGINES) or "{}")
+        env = tuple((name, environ[name]) for name in found.get("env", ()) if name in environ)
+        plans = tuple(
+            EnginePlan(one["name"], tuple(one["argv"]), env, Path(one["model"])) for one in found["engines"]
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadEnvironment(f"{names.ENV_ENGINES} can't be read ({error!r}): {where}") from error
+    if not plans:
+        raise BadEnvironment(f"{names.ENV_ENGINES} names no engine: {where}")
+    return plans
 
 
 def _paths(environ: Mapping[str, str], name: str) -> tuple[Path, ...]:

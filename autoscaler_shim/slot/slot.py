@@ -6,6 +6,7 @@ The first process of its container. When it ends, whatever the reason, nothing o
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import random
@@ -19,12 +20,24 @@ from pathlib import Path
 from autoscaler_shim.node.watcher import Watcher
 from autoscaler_shim.slot.base import Base
 from autoscaler_shim.slot.descendants import Reaper, become_first, end_all, end_strays
+from autoscaler_shim.slot.engines import Engines, weights_mib
 from autoscaler_shim.slot.front import Front
 from autoscaler_shim.slot.line import AgentLine
 from autoscaler_shim.slot.scratch import Left, Scratch
 from autoscaler_shim.slot.server import Server
 from autoscaler_shim.slot.settings import Settings
 from kserve_ext.core.backoff import pause_s
+from kserve_ext.core.standby.engines import (
+    EndEngine,
+    EngineEvent,
+    EngineGone,
+    Planned,
+    PodEngines,
+    SleepEngine,
+    StartEngine,
+    WakeEngine,
+)
+from kserve_ext.core.standby.facts import Assignment, Level
 from kserve_ext.core.standby.slot import (
     AGAIN,
     BaseDied,
@@ -69,7 +82,9 @@ class Slot:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._machine = SlotMachine(settings.pod, settings.quiet_s)
+        planned = [Planned(plan.name, weights_mib(plan.model)) for plan in settings.engines]
+        pod_engines = PodEngines(planned, settings.host_mib, time.time_ns()) if planned else None
+        self._machine = SlotMachine(settings.pod, settings.quiet_s, pod_engines)
         self._folder = settings.folder or Path(tempfile.mkdtemp(prefix="galaxy-slot-", dir=_memory()))
         self._watcher = Watcher()
         self._reaper = Reaper()
@@ -82,8 +97,17 @@ class Slot:
             self._base_ready,
             self._base_died,
         )
+        self._engines = Engines(
+            settings.engines,
+            self._folder,
+            self._base,
+            self._watcher,
+            settings.pod,
+            settings.wake_s,
+            self._engine_said,
+        )
         sockets = [self._folder / name for name in ("base.sock", "base.sock.kept", "ready.sock")]
-        self._scratch = Scratch(settings.scratch, settings.shared, sockets)
+        self._scratch = Scratch(settings.scratch, settings.shared, [*sockets, *self._engines.folders])
         self._base_anew = False  # beside a server
         self._front = Front(
             settings.front_host,
@@ -93,7 +117,8 @@ class Slot:
             self._front_said,
             lambda why: self._happened(FrontDied(why)),
         )
-        self._server = Server(self._folder, self._base, self._watcher, self._server_said, settings.level)
+        kept: Level = "S1" if settings.level == "S1" else "S0"
+        self._server = Server(self._folder, self._base, self._watcher, self._server_said, kept)
         self._line = AgentLine(
             settings, time.time_ns(), lambda: self._happened(Connected()), self._agent_ordered
         )
@@ -109,6 +134,7 @@ class Slot:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)  # a server's environment may hold secrets
         await self._server.listen()
+        await self._engines.listen()
         self._carry_out(self._machine.begin())
         line = asyncio.ensure_future(self._line.run())
         self._tasks.add(line)
@@ -123,7 +149,7 @@ class Slot:
     def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        for part in (self._base, self._front, self._server, self._reaper, self._watcher):
+        for part in (self._base, self._front, self._server, self._engines, self._reaper, self._watcher):
             part.close()
         left = end_all()
         log.info("%d processes of it were ended", left)
@@ -138,11 +164,11 @@ class Slot:
         if self._machine.assignment is None:
             self._scratch.remember()
             self._base_anew = False
-        self._happened(BaseReady(note if self._settings.level != "S0" else ""))
+        self._happened(BaseReady(note if self._settings.level == "S1" else ""))
 
     def _base_died(self, why: str, hopeless: bool) -> None:
         """A server lives on; an engine that it kept ready, or a fork that nobody has heard of, does not."""
-        strays = end_strays({*self._reaper.own, self._server.pid})
+        strays = end_strays({*self._reaper.own, self._server.pid, *self._engines.pids})
         if strays:
             log.warning("%s and has left processes, which are ended: %s", why, strays)
         self._base_anew = self._machine.assignment is not None
@@ -151,9 +177,17 @@ class Slot:
     def _server_said(self, event: Event) -> None:
         """What a server has left in sessions of its own goes before another revision is served here."""
         if isinstance(event, ServerEnded):
-            strays = end_strays(self._reaper.own)
+            strays = end_strays({*self._reaper.own, *self._engines.pids})
             if strays:
                 log.warning("the server has left processes, which are ended: %s", strays)
+        self._happened(event)
+
+    def _engine_said(self, event: EngineEvent) -> None:
+        """Likewise: what an engine that has ended has left may hold the device."""
+        if isinstance(event, EngineGone):
+            strays = end_strays({*self._reaper.own, self._server.pid, *self._engines.pids})
+            if strays:
+                log.warning("engine %s has left processes, which are ended: %s", event.engine, strays)
         self._happened(event)
 
     def _front_said(self, message: ToSlot) -> None:
@@ -182,7 +216,9 @@ class Slot:
 
     def _carry_out_one(self, instruction: Instruction) -> None:
         match instruction:
-            case Tell(state, revision, reason, started):
+            case Tell(state, revision, reason, started, asleep):
+                if state == "ready" and self._settings.engines:
+                    self._scratch.remember()  # what its engines have written by now is theirs
                 level = logging.WARNING if state == "failed" or reason.endswith(AGAIN) else logging.INFO
                 fallback = f", from {started.level}: {started.why}" if started and started.why else ""
                 log.log(
@@ -193,11 +229,14 @@ class Slot:
                     f": {reason}" if reason else "",
                     fallback,
                 )
-                self._line.tell(State(state, revision, reason, started))
+                self._line.tell(State(state, revision, reason, started, asleep))
             case Fork(assignment):
                 self._server.start(assignment)
-            case FrontAssign(assignment):
-                self._front.tell(Assign(assignment))
+            case FrontAssign(assignment, engine):
+                told = _with_port(assignment, self._engines.port(engine)) if engine else assignment
+                self._front.tell(Assign(told))
+            case StartEngine() | SleepEngine() | WakeEngine() | EndEngine():
+                self._engines.carry_out(instruction)
             case FrontServe(revision):
                 self._front.tell(Serve(revision))
             case FrontBlank(ready, reason):
@@ -220,7 +259,7 @@ class Slot:
                 self._end.set_result(instruction)
 
     async def _clean(self) -> None:
-        if self._base_anew and self._settings.level != "S0":
+        if self._base_anew and self._settings.level == "S1":
             # What is new may be the engine's that it keeps.
             why = "its base was started anew beside it, and which files are whose isn't known"
             self._happened(NotCleaned(why))
@@ -240,6 +279,21 @@ class Slot:
             asyncio.get_running_loop().call_later(pause, start)
         else:
             start()
+
+
+def _with_port(assignment: Assignment, port: int) -> Assignment:
+    """Its server listens elsewhere than it says, and its probe asks there."""
+    probe = assignment.probe
+    try:
+        found = json.loads(probe) if probe else None
+    except ValueError:
+        found = None  # the front says what is wrong with it
+    for one in found if isinstance(found, list) else [found]:
+        for action in ("httpGet", "tcpSocket", "grpc"):
+            asked = one.get(action) if isinstance(one, dict) else None
+            if isinstance(asked, dict) and str(asked.get("port")) == str(assignment.port):
+                asked["port"] = port
+    return assignment._replace(port=port, probe=json.dumps(found) if found is not None else probe)
 
 
 def _memory() -> str | None:

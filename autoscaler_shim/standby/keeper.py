@@ -65,6 +65,8 @@ class Keeper:
         self._used: set[str] = set()
         self._said: dict[str, str] = {}
         self._wrong: dict[str, str] = {}
+        #: Revisions whose engine sleeps in none of the pool's slots that can be taken.
+        self._sleepless: dict[str, list[RevisionKey]] = {}
         #: By pool: GPU-seconds, and until when they are counted.
         self._idle: dict[str, tuple[float, float]] = {}
         self.queue: WorkQueue[str] = WorkQueue(self._keep, WORKERS, name="standby-pool")
@@ -88,7 +90,7 @@ class Keeper:
         pods, pools = self._known.pods.keys(), {*self._known.pools(), *self._shapes.pools()}
         self._used.intersection_update(pods)
         self._slotless = {uid: since for uid, since in self._slotless.items() if uid in pods}
-        for of_pool in (self._pools, self._short, self._said, self._wrong, self._idle):
+        for of_pool in (self._pools, self._short, self._said, self._wrong, self._sleepless, self._idle):
             for pool in of_pool.keys() - pools:
                 del of_pool[pool]
 
@@ -203,9 +205,11 @@ class Keeper:
         wrong = ""
         if size and not any(member.state == "ready" for member in members):
             wrong = failed or next(filter(None, (self._trouble(m.uid) for m in members)), "")
-        if wrong != self._wrong.get(key, ""):
-            self._wrong[key] = wrong
-            for shape in self._shapes.of_pool(key):
+        shapes = self._shapes.of_pool(key)
+        sleepless = [s.revision for s in shapes if s.engine and self._known.sleepless(key, s.engine)]
+        if (wrong, sleepless) != (self._wrong.get(key, ""), self._sleepless.get(key, [])):
+            self._wrong[key], self._sleepless[key] = wrong, sleepless
+            for shape in shapes:
                 self._concerned(shape.revision)
 
     def _trouble(self, uid: str) -> str:

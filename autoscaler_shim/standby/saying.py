@@ -143,6 +143,8 @@ def cause(problem: str, unfit: bool) -> str:
     """The reason of a condition: one word for why no standby pod is to be had."""
     if unfit:
         return "RevisionUnfit"
+    if names.LEVEL in problem:
+        return "EngineNotAsleep"
     said = problem.rpartition("comes up: ")[2]
     word = said.partition(":")[0]
     if word == "no node":

@@ -98,9 +98,13 @@ class StandbyScales(Scales):
         field = f"metadata.annotations[{names.SIZE}]"
         if shape is not None and shape.unfit:
             return f"{field}: has no effect, it starts without standby pods: {shape.unfit}"
-        if shape is not None and shape.pool is not None and (wrong := self._wrong(shape.pool.key)):
+        if shape is None or shape.pool is None:
+            return ""
+        if wrong := self._wrong(shape.pool.key):
             return f"{field}: has no effect yet, as none of its standby pods comes up: {wrong}"
-        return ""
+        why = self._known.sleepless(shape.pool.key, shape.engine) if shape.engine else ""
+        level = f"metadata.annotations[{names.LEVEL}]"
+        return f"{level}: its engine sleeps in none of its standby pods: {why}" if why else ""
 
     async def leave(self, key: str, pa: Document) -> None:
         adoption = self._adoption(key, pa)
@@ -204,6 +208,8 @@ class StandbyScales(Scales):
             ready=self._ready(revision),
             pool=pool,
             unfit=shape.unfit if shape is not None else "",
+            lesser=shape.lesser if shape is not None else (),
+            engine=shape.engine if shape is not None else "",
             model=shape.model if shape is not None else "",
             short=self._short(pool),
             adoptable=bool(self._shapes.template_hash(revision)),

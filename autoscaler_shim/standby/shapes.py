@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from kserve_ext.api.knative.conditions import text_map
@@ -16,6 +17,7 @@ from kserve_ext.api.knative.pa import REVISION_LABEL
 from kserve_ext.api.standby import fitting, names, pods, reading
 from kserve_ext.api.standby.fitting import Unfit, Wish
 from kserve_ext.core.ids import RevisionKey
+from kserve_ext.core.standby.facts import Level
 from kserve_ext.kube.client import Client, KubeError, KubeObject
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import REPLICA_SETS
@@ -26,6 +28,7 @@ HASH_AGAIN_S: Final = 0.5
 #: How long a ReplicaSet's controller is waited for, and the pauses between looks.
 ROOM_S: Final = 5.0
 LOOKS_S: Final = (0.01, 0.2)
+LOWER: Final[Mapping[Level, tuple[Level, ...]]] = {"S2": ("S1", "S0"), "S1": ("S0",), "S0": ()}
 _KEPT: Final = ("name", "namespace", "uid", "resourceVersion", "generation", "labels", "annotations")
 
 
@@ -49,6 +52,12 @@ class Shape(NamedTuple):
     unfit: str
     start_s: float
     model: str
+    lesser: tuple[str, ...] = ()  # pools of lower levels that fit as well, the best first
+
+    @property
+    def engine(self) -> str:
+        """The one that serves it, of those that sleep in pods of level S2."""
+        return self.wish.engine if self.wish is not None else ""
 
 
 class Shapes:
@@ -178,7 +187,9 @@ def _shape(revision: RevisionKey, deployment: KubeObject) -> Shape:
     read = fitting.read(deployment)
     if isinstance(read, Wish):
         model = read.annotations.get(fitting.SOURCE, "")
-        return Shape(revision, read, pods.pool(read), "", start_s, model)
+        below = LOWER[read.level]
+        lesser = tuple(pods.pool(replace(read, level=level)).key for level in below)
+        return Shape(revision, read, pods.pool(read), "", start_s, model, lesser)
     unfit = read.reason if isinstance(read, Unfit) else ""
     return Shape(revision, None, None, unfit, start_s, "")
 

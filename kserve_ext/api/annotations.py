@@ -52,6 +52,22 @@ def _package(text: str) -> str:
     return text
 
 
+#: Engines that may sleep in one pod.
+_MOST_MODELS: Final = 16
+
+
+def _models(text: str) -> tuple[str, ...]:
+    """Of standby-models: each as it is written, NAME=PLACE or PLACE."""
+    found = tuple(part.strip() for part in text.split(","))
+    for entry in found:
+        if not re.fullmatch(r"([^\s,=/:]+=)?(pvc://[a-z0-9][-a-z0-9.]*(/[^\s,=]+)?|/[^\s,=]+)", entry):
+            raise ValueError(entry)
+    called = [name if equals else place for name, equals, place in (e.rpartition("=") for e in found)]
+    if len(set(called)) != len(called) or len(called) > _MOST_MODELS:
+        raise ValueError(text)
+    return found
+
+
 def _header(text: str) -> str:
     if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", text):
         raise ValueError(text)
@@ -228,8 +244,20 @@ TABLE: Final = (
         "",
         "S0",
         "shim",
-        "What a standby pod has done already: `S0` the runtime's imports, `S1` an engine of this shape made as well.",
-        choices=("S0", "S1"),
+        "What a standby pod has done already: `S0` the runtime's imports, `S1` an engine of this shape made as well, "
+        "`S2` the engines of `standby-models` loaded and asleep, of which one wakes.",
+        choices=("S0", "S1", "S2"),
+        acted_on=("Knative",),
+    ),
+    Annotation(
+        "standby-models",
+        f"up to {_MOST_MODELS} models, with commas: NAME=pvc://CLAIM/PATH, or NAME=/PATH in the pod, where NAME is "
+        "the --served-model-name; without NAME= where there is none",
+        "none",
+        "shim",
+        "Of `standby-level: S2`: whose engines sleep in a standby pod, as far as its memory goes. Services that "
+        "share its pods have the same list ([standby.md](standby.md#sleeping-engines)).",
+        _models,
         acted_on=("Knative",),
     ),
     Annotation(
@@ -304,7 +332,8 @@ class Settings(NamedTuple):
     tenant_header: str = ""
     continuation: bool = True
     placement: Placement = "auto"
-    standby_level: Literal["S0", "S1"] = "S0"
+    standby_level: Literal["S0", "S1", "S2"] = "S0"
+    standby_models: tuple[str, ...] = ()
     zygote: str = ""
 
 
@@ -375,6 +404,18 @@ def check_together(
             field("pd-group"),
             "a unified service is in no group",
             f"add {PREFIX}role: prefill or decode",
+        )
+    if settings.standby_level == "S2" and not settings.standby_models:
+        lacks(
+            field("standby-level"),
+            "level S2 keeps engines asleep, and no model is named",
+            f"add {PREFIX}standby-models: NAME=pvc://CLAIM/PATH, or set the level to S1 or S0",
+        )
+    if settings.standby_models and settings.standby_level != "S2":
+        lacks(
+            field("standby-models"),
+            f"models sleep in standby pods of level S2, and the level is {settings.standby_level}",
+            f"add {PREFIX}standby-level: S2",
         )
     if settings.kv_transfer_required and settings.kv_transfer == "none":
         findings.problem(

@@ -39,6 +39,7 @@ class State(msgspec.Struct, tag="state", frozen=True):
     revision: _Name = ""
     reason: str = ""
     started: Started | None = None  # of serving
+    asleep: Annotated[tuple[_Name, ...], msgspec.Meta(max_length=64)] = ()  # S2: engines that can be woken
 
 
 class Start(msgspec.Struct, tag="start", frozen=True):

@@ -40,8 +40,9 @@ def assignment(wish: Wish, revision: RevisionKey, pod: str) -> Assignment:
         ),
         probe=queue.get("SERVING_READINESS_PROBE", ""),
         labels=tuple((name, queue[name]) for name in _OF_METRICS if name in queue),
-        model=pods.models(wish),
+        model=fitting.models(wish),
         drain_s=total_s,
+        engine=wish.engine,
     )
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from kserve_ext.api import annotations as table
 from kserve_ext.api.knative.conditions import Document, text_map
 from kserve_ext.api.problems import Findings
-from kserve_ext.api.standby import names
+from kserve_ext.api.standby import engines, names
+from kserve_ext.api.standby.engines import Engine
 from kserve_ext.core.standby import command
 from kserve_ext.core.standby.facts import Level
 
@@ -29,6 +30,8 @@ _SIDECARS: Final = {
     _INTERNAL + "batcher": "KServe's batcher",
     _INTERNAL + "storage-spec": "KServe's storage initializer (spec.predictor.model.storage)",
 }
+#: Where KServe mounts a model.
+MODELS: Final = "/mnt/models"
 _CERTIFICATES: Final = "server-certs"
 #: Values that only the kubelet knows and that are as right in a standby pod as in any other.
 _FIELDS: Final = re.compile(
@@ -48,6 +51,8 @@ class Wish:
     user: Document  # its container
     queue: Document  # queue-proxy
     annotations: Mapping[str, str]  # of the template
+    engines: tuple[Engine, ...] = ()  # S2: those that sleep in the pod
+    engine: str = ""  # S2: its own of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ def read(deployment: Document) -> Wish | Unfit | None:
             raise _Unfit(
                 f"container {user['name']}: a mount has a subPathExpr, which only the kubelet expands; use subPath"
             )
-        return Wish(
+        wish = Wish(
             settings.standby,
             settings.standby_level,
             _zygote(settings.zygote, user),
@@ -96,8 +101,36 @@ def read(deployment: Document) -> Wish | Unfit | None:
             queue,
             notes,
         )
+        return _engine(wish, settings.standby_models) if wish.level == "S2" else wish
     except _Unfit as unfit:
         return Unfit(str(unfit))
+
+
+def models(wish: Wish) -> tuple[tuple[str, str], ...]:
+    """Paths that its revision uses, and where the standby pod has them."""
+    claims = claims_of(wish)
+    found = []
+    for mount in wish.user.get("volumeMounts") or ():
+        if mount["name"] in claims:
+            found.append((str(mount["mountPath"]), below(claims[mount["name"]], mount.get("subPath") or "")))
+    claim, path = claim_of(wish.annotations)
+    if claim:
+        found.append((MODELS, below(claim, path)))
+    return tuple(found)
+
+
+def claims_of(wish: Wish) -> dict[str, str]:
+    """By volume, the claim that it is."""
+    volumes = (wish.template.get("spec") or {}).get("volumes") or ()
+    return {
+        v["name"]: str(v["persistentVolumeClaim"]["claimName"])
+        for v in volumes
+        if v.get("persistentVolumeClaim")
+    }
+
+
+def below(claim: str, path: str) -> str:
+    return "/".join(part for part in (names.CLAIMS, claim, path.strip("/")) if part)
 
 
 def literal(user: Document) -> dict[str, str]:
@@ -116,6 +149,17 @@ def claim_of(notes: Mapping[str, str]) -> tuple[str, str]:
         return "", ""
     claim, _, path = source.removeprefix("pvc://").partition("/")
     return claim, path.strip("/")
+
+
+def _engine(wish: Wish, entries: tuple[str, ...]) -> Wish:
+    if not entries:
+        raise _Unfit(f"{names.LEVEL} is S2 and {names.MODELS} names no model: add NAME=pvc://CLAIM/PATH")
+    found = engines.named(entries)
+    try:
+        own = engines.own(found, wish.user, literal(wish.user), models(wish))
+    except engines.WrongEngine as error:
+        raise _Unfit(f"no engine that sleeps can serve it: {error}") from error
+    return replace(wish, engines=found, engine=own)
 
 
 def _containers(spec: Document) -> tuple[Document, Document]:

@@ -21,6 +21,7 @@ AGENT_PORT: Final = 8015
 ENGINE: Final = PREFIX + "engine"
 SIZE: Final = PREFIX + "standby"
 LEVEL: Final = PREFIX + "standby-level"
+MODELS: Final = PREFIX + "standby-models"
 ZYGOTE: Final = PREFIX + "zygote"
 
 #: Of a PodAutoscaler's status: conditions, and an annotation with the last starts as JSON.
@@ -46,6 +47,9 @@ ENV_LEVEL: Final = "GALAXY_SLOT_LEVEL"
 ENV_RUNTIME: Final = "GALAXY_ZYGOTE"
 #: Of S1: the engine's arguments as JSON, without those that name the model.
 ENV_SHAPE: Final = "GALAXY_SLOT_SHAPE"
+#: Of S2: the engines that sleep in the pod, as JSON, and how much memory it may have.
+ENV_ENGINES: Final = "GALAXY_SLOT_ENGINES"
+ENV_HOST_MIB: Final = "GALAXY_SLOT_HOST_MIB"
 ENV_GPUS: Final = "GALAXY_SLOT_GPUS"
 #: With ":" between them: folders that are the pod's alone, and mounts that aren't.
 ENV_SCRATCH: Final = "GALAXY_SLOT_SCRATCH"

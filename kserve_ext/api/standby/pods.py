@@ -14,7 +14,7 @@ from typing import Final
 
 from kserve_ext.api import quantities
 from kserve_ext.api.knative.conditions import Document
-from kserve_ext.api.standby import fitting, names
+from kserve_ext.api.standby import engines, fitting, names
 from kserve_ext.api.standby.fitting import Wish
 from kserve_ext.core.standby import command
 
@@ -56,7 +56,6 @@ _NOT_COPIED: Final = (
     "nodeName",
     "hostname",
 )
-MODELS: Final = "/mnt/models"
 #: What a runtime must be able to write to, whatever its container's root is.
 TEMPORARY: Final = "/tmp"
 
@@ -107,19 +106,6 @@ def pod(pool: Pool, suffix: str) -> Document:
     """`suffix`: of its name, unlike any other's."""
     metadata = {**pool.pod["metadata"], "name": f"standby-{pool.digest[:8]}-{suffix}"}
     return {"metadata": metadata, "spec": pool.pod["spec"]}
-
-
-def models(wish: Wish) -> tuple[tuple[str, str], ...]:
-    """Paths that its revision uses, and where the standby pod has them."""
-    claims = _claims(wish)
-    found = []
-    for mount in wish.user.get("volumeMounts") or ():
-        if mount["name"] in claims:
-            found.append((str(mount["mountPath"]), _below(claims[mount["name"]], mount.get("subPath") or "")))
-    claim, path = fitting.claim_of(wish.annotations)
-    if claim:
-        found.append((MODELS, _below(claim, path)))
-    return tuple(found)
 
 
 # --- inside
@@ -173,9 +159,13 @@ def _environment(wish: Wish, mounts: list[Document], volumes: list[Document]) ->
         names.ENV_SOCKET: names.SOCKET,
         names.ENV_TOKEN: names.TOKEN,
     }
+    literal = fitting.literal(wish.user)
     if wish.level == "S1":
         own[names.ENV_SHAPE] = json.dumps(shape(wish))
-    if _read_only(wish) and "HOME" not in fitting.literal(wish.user):
+    if wish.level == "S2":
+        own[names.ENV_ENGINES] = json.dumps(engines.plan(wish.engines, wish.user, literal, wish.zygote))
+        own[names.ENV_HOST_MIB] = str(quantities.mebibytes(wish.user["resources"]["limits"]["memory"]))
+    if _read_only(wish) and "HOME" not in literal:
         own["HOME"] = TEMPORARY  # where an image has it can't be written to
     fields = {
         "POD_NAME": "metadata.name",
@@ -183,9 +173,10 @@ def _environment(wish: Wish, mounts: list[Document], volumes: list[Document]) ->
         "POD_UID": "metadata.uid",
         "POD_IP": "status.podIP",
     }
-    values = {
-        name: value for name, value in fitting.literal(wish.user).items() if name.startswith(_READ_BY_IMPORTS)
-    }
+    if wish.level == "S2":  # its engines have read all of them before they are a revision's
+        values = engines.variables(literal)
+    else:
+        values = {name: value for name, value in literal.items() if name.startswith(_READ_BY_IMPORTS)}
     # References are put in already: what still looks like one is none, and the kubelet is to leave it alone.
     entries: dict[str, Document] = {
         name: {"value": value.replace("$(", "$$(")} for name, value in (values | own).items()
@@ -205,16 +196,7 @@ def shape(wish: Wish) -> list[str]:
     """The arguments of its server that make an engine what it is, whatever weights it has."""
     env = fitting.literal(wish.user)
     words = [command.expand(str(word), env) for word in wish.user.get("args") or ()]
-    kept: list[str] = []
-    value_follows = False
-    for word in words:
-        if value_follows and not word.startswith("--"):
-            continue
-        name, equals, _ = word.partition("=")
-        value_follows = name in _OF_THE_MODEL and not equals
-        if name not in _OF_THE_MODEL:
-            kept.append(word)
-    return kept
+    return engines.without(words, _OF_THE_MODEL)
 
 
 def _resources(wish: Wish) -> Document:
@@ -247,23 +229,9 @@ def _gpus(wish: Wish) -> int:
     return sum(quantities.whole(amounts[name]) for name in _GPUS if name in amounts)
 
 
-def _claims(wish: Wish) -> dict[str, str]:
-    """By volume, the claim that it is."""
-    volumes = (wish.template.get("spec") or {}).get("volumes") or ()
-    return {
-        v["name"]: str(v["persistentVolumeClaim"]["claimName"])
-        for v in volumes
-        if v.get("persistentVolumeClaim")
-    }
-
-
-def _below(claim: str, path: str) -> str:
-    return "/".join(part for part in (names.CLAIMS, claim, path.strip("/")) if part)
-
-
 def _volumes(wish: Wish) -> tuple[list[Document], list[Document]]:
     """Mounts and volumes: claims whole, whatever part of them a revision uses; others as they are."""
-    claims = _claims(wish)
+    claims = fitting.claims_of(wish)
     read_only: dict[str, bool] = {}
     mounts: list[Document] = []
     for mount in wish.user.get("volumeMounts") or ():
@@ -281,7 +249,7 @@ def _volumes(wish: Wish) -> tuple[list[Document], list[Document]]:
     for number, claim in enumerate(sorted(read_only)):
         name = f"galaxy-claim-{number}"
         volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim}})
-        mounts.append({"name": name, "mountPath": _below(claim, ""), "readOnly": read_only[claim]})
+        mounts.append({"name": name, "mountPath": fitting.below(claim, ""), "readOnly": read_only[claim]})
     if _read_only(wish) and TEMPORARY not in {str(mount["mountPath"]).rstrip("/") for mount in mounts}:
         volumes.append({"name": "galaxy-tmp", "emptyDir": {}})
         mounts.append({"name": "galaxy-tmp", "mountPath": TEMPORARY})

@@ -12,13 +12,13 @@ What is remembered is only what nobody else says: orders under way, since when s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
 from kserve_ext.core.backoff import pause_s
 from kserve_ext.core.ids import RevisionKey
-from kserve_ext.core.standby.known import Known, Seen, StandbyPod, choose
+from kserve_ext.core.standby.known import Known, Place, Seen, StandbyPod, choose
 
 #: Between an order to a slot and the slot's own word that it obeys.
 ORDER_S: Final = 5.0
@@ -43,6 +43,8 @@ class Wanted(NamedTuple):
     ready: int  # pods of the revision that are, with labels
     pool: str = ""  # "" = no standby pod fits
     unfit: str = ""
+    lesser: tuple[str, ...] = ()  # pools of lower levels that fit as well, the best first
+    engine: str = ""  # that serves it, where it sleeps
     model: str = ""  # what nodes call it
     short: int = 0  # pods that the pool lacks
     adoptable: bool = True  # what the labels have to be is known
@@ -273,8 +275,10 @@ class Adoption:
             seen = self.known.slots.get(uid)
             if seen is not None:
                 busy[seen.node] = busy.get(seen.node, 0) + 1
-        free = self.known.free(wanted.pool)
-        chosen = choose(free, count, wanted.model, self.known.models, busy, self._refused)
+        free: dict[Place, Mapping[str, Seen]] = {}
+        for pool in (wanted.pool, *wanted.lesser):
+            free |= self.known.free(pool)
+        chosen = choose(free, count, wanted.model, self.known.models, busy, self._refused, wanted.engine)
         for seen in chosen:
             uid = seen.slot.uid
             self.known.promise(uid, self.revision)

@@ -148,6 +148,7 @@ class SlotAccount:
         reason: str,
         now: float,
         started: Started | None = None,
+        asleep: tuple[str, ...] = (),
     ) -> list[Effect]:
         """A slot says what it does."""
         life = self._of(link)
@@ -166,6 +167,9 @@ class SlotAccount:
         reason = reason[:MOST_REASON]
         if state not in BUSY and state != "failed":
             revision = RevisionKey("")
+        if asleep != life.slot.asleep:
+            life.slot = life.slot._replace(asleep=asleep)
+            self._changed()
         how = _bounded(started) if started is not None and state == "serving" else None
         life.said = life.said._replace(state=state, revision=revision, reason=reason, started=how)
         if life.ordered_until and state in life.late:

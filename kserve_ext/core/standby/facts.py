@@ -38,6 +38,7 @@ class Slot(NamedTuple):
     incarnation: int = 0  # of its process: unix nanoseconds at its start
     gpus: int = 0  # that its pod has
     started: Started | None = None  # of serving
+    asleep: tuple[str, ...] = ()  # S2: engines that can be woken, as the annotation names them
 
 
 class Timeouts(NamedTuple):
@@ -66,3 +67,4 @@ class Assignment(NamedTuple):
     labels: tuple[tuple[str, str], ...]  # service, configuration, ...: for metrics and logs
     model: tuple[tuple[str, str], ...] = ()  # path that argv and env use -> where the pod has it mounted
     drain_s: float = 300.0  # longest wait for requests under way (timeoutSeconds)
+    engine: str = ""  # the one that serves it where it sleeps (S2), as the annotation names it

@@ -8,10 +8,10 @@ at a time here; among several autoscalers its agent decides.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kserve_ext.core.ids import RevisionKey
-from kserve_ext.core.standby.facts import Slot
+from kserve_ext.core.standby.facts import Level, Slot
 
 NOBODY = RevisionKey("")
 
@@ -45,7 +45,9 @@ class Place(NamedTuple):
     """Where slots that can be taken are alike."""
 
     node: str
-    shallow: bool  # most of a start is still before them (S0)
+    level: Level
+    asleep: tuple[str, ...] = ()  # engines that can be woken in each of them
+    pool: str = ""
 
 
 #: Slots that can be taken, by uid, the first of each place in the order in which they came to be.
@@ -137,6 +139,14 @@ class Known:
         """Slots that can be taken. One whose pod the API server hasn't told of yet can't."""
         return self._free.get(pool, {})
 
+    def sleepless(self, pool: str, engine: str) -> str:
+        """Why this engine sleeps in none of the pool's slots that can be taken; "" = it does, or none can be."""
+        places = self.free(pool)
+        if not places or any(engine in place.asleep for place in places):
+            return ""
+        slots = (next(iter(found.values())).slot for found in places.values())
+        return next((slot.reason for slot in slots if slot.reason), f"{engine} is none of its engines")
+
     def strays(self, exists: Callable[[RevisionKey], bool]) -> tuple[list[str], list[str]]:
         """Of revisions that are no more: uids of slots to be made free, and of pods that nobody will take away."""
         free, delete = [], []
@@ -183,7 +193,7 @@ class Known:
             return
         # Requests would go to the address that the slot says. It is a user's process: only its own pod's will do.
         if not (pod.revision or pod.leaving or pod.ended) and seen.slot.addr == pod.addr:
-            place = Place(seen.node, seen.slot.level == "S0")
+            place = Place(seen.node, seen.slot.level, seen.slot.asleep, pod.pool)
             self._free.setdefault(pod.pool, {}).setdefault(place, {})[uid] = seen
             self._free_at[uid] = pod.pool, place
 
@@ -218,6 +228,10 @@ class Known:
                     del index[key]  # type: ignore[arg-type]
 
 
+#: How much of a start is still before a slot of this level, for whom it can't be woken: sleepers are for others.
+_BEFORE_IT: Final[Mapping[Level, int]] = {"S1": 0, "S0": 1, "S2": 2}
+
+
 def choose(
     free: Free,
     count: int,
@@ -225,10 +239,13 @@ def choose(
     models: Mapping[str, frozenset[str]],
     busy: Mapping[str, int],
     without: Container[str] = (),
+    engine: str = "",
 ) -> list[Seen]:
-    """The best of them: where the model is, what has most of a start behind it, and not all on one node.
+    """The best of them: where its engine sleeps, where the model is, what has most of a start behind it, and not all
+    on one node.
 
-    `busy`: by node, how many slots this revision has there; `without`: uids that are not to be had.
+    `busy`: by node, how many slots this revision has there; `without`: uids that are not to be had; `engine`: its
+    own, where that sleeps.
     """
     left = {place: iter(slots.items()) for place, slots in free.items()}
     used = dict(busy)
@@ -237,8 +254,9 @@ def choose(
         best = min(
             left,
             key=lambda place: (
+                not (engine and engine in place.asleep),
                 model not in models.get(place.node, ()) if model else False,
-                place.shallow,
+                _BEFORE_IT[place.level],
                 used.get(place.node, 0),
                 place.node,
             ),

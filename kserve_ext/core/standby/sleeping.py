@@ -100,7 +100,7 @@ class Sleepers:
     def __init__(self, device_mib: int, host_mib: int, generation: int) -> None:
         """What the pod has of both; of host memory without what the processes need besides weights."""
         self._device_mib = device_mib
-        self._host_mib = host_mib
+        self.host_mib = host_mib
         self._generation = generation
         self.engines: dict[str, Engine] = {}
         self._next = ""  # is woken when the one that falls asleep sleeps
@@ -131,16 +131,16 @@ class Sleepers:
             case Done(name):
                 return self._done(name, engine)
 
+    def no_room(self, name: str, weights_mib: int) -> str:
+        """Why its weights can't be in host memory beside the others'; "" = they can."""
+        room = self.host_mib - sum(e.weights_mib for n, e in self.engines.items() if n != name)
+        if weights_mib <= room:
+            return ""
+        return f"its weights need {weights_mib} MiB of host memory, {room} are left: raise the limit"
+
     def _come(self, name: str, weights_mib: int, device_mib: int) -> list[Instruction]:
-        held = sum(e.weights_mib for n, e in self.engines.items() if n != name)
-        if held + weights_mib > self._host_mib:
-            room = self._host_mib - held
-            return [
-                Refuse(
-                    name,
-                    f"its weights need {weights_mib} MiB of host memory, {room} are left: raise the limit",
-                )
-            ]
+        if why := self.no_room(name, weights_mib):
+            return [Refuse(name, why)]
         if device_mib > self._device_mib:
             return [Refuse(name, f"it needs {device_mib} MiB of the device, which has {self._device_mib}")]
         if name in self.engines:

@@ -4,13 +4,26 @@ Around it are three others: the base (a runtime's zygote, or an engine that only
 are forked, the front (queue-proxy's duties), and the agent of the node, which gives and takes revisions. One event
 in, instructions out, in order. It keeps at most one revision at a time; what it is asked and can't do, it answers
 with its state and the reason. A server that ends while it serves ends the slot: the pod is then replaced, as
-decision 33 says. So does one whose files can't be deleted: the next revision would see them.
+decision 33 says. So does one whose files can't be deleted: the next revision would see them. In a pod of level S2
+engines sleep besides (engines.py): one of them is woken in place of a fork, if it is the revision's, and sleeps again
+when the revision is given back.
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from kserve_ext.core.standby.engines import (
+    EndEngine,
+    EngineEvent,
+    EngineGone,
+    EngineLoaded,
+    EngineMissed,
+    EngineOrder,
+    EngineSlept,
+    EngineWoke,
+    PodEngines,
+)
 from kserve_ext.core.standby.facts import Assignment, SlotState, Started
 
 #: Ports of the front, which a revision's server can't have.
@@ -86,6 +99,7 @@ class ServerFailed(NamedTuple):
 
 class ServerEnded(NamedTuple):
     reason: str  # how
+    permanent: bool = False  # the next would end like this one
 
 
 class Cleaned(NamedTuple):
@@ -117,6 +131,7 @@ Event = (
     | ServerEnded
     | Cleaned
     | NotCleaned
+    | EngineEvent
     | Terminated
 )
 
@@ -145,6 +160,7 @@ class Tell(NamedTuple):
     revision: str
     reason: str
     started: Started | None = None
+    asleep: tuple[str, ...] = ()
 
 
 class Fork(NamedTuple):
@@ -172,6 +188,7 @@ class FrontBlank(NamedTuple):
 
 class FrontAssign(NamedTuple):
     assignment: Assignment
+    engine: str = ""  # whose port its requests go to; "" = the server's own
 
 
 class FrontServe(NamedTuple):
@@ -208,6 +225,7 @@ Instruction = (
     | FrontAssign
     | FrontServe
     | FrontDrain
+    | EngineOrder
     | End
 )
 
@@ -220,22 +238,27 @@ class SlotMachine:
         "_base_ready",
         "_cleaning",
         "_ending",
+        "_fallback",
         "_front_failures",
         "_front_up",
         "_quiet_s",
         "_server",
         "_server_ready",
         "_started",
+        "_woken",
         "assignment",
         "ended",
+        "engines",
         "pod",
         "reason",
         "state",
     )
 
-    def __init__(self, pod: str, quiet_s: float = QUIET_S) -> None:
-        """`pod`: its name; `quiet_s`: so long nobody may have come before a pod that is deleted ends."""
+    def __init__(self, pod: str, quiet_s: float = QUIET_S, engines: PodEngines | None = None) -> None:
+        """`pod`: its name; `quiet_s`: so long nobody may have come before a pod that is deleted ends; `engines`: of a
+        pod of level S2."""
         self.pod = pod
+        self.engines = engines
         self._quiet_s = quiet_s
         self.state: SlotState = "warming"
         self.reason = "it has just begun"
@@ -254,6 +277,8 @@ class SlotMachine:
         self._server_ready = False
         self._started: Started | None = None
         self._cleaning = False  # the server has ended, and its files are being deleted
+        self._woken = ""  # the engine that is the server, from the order to wake until it sleeps, or is gone
+        self._fallback = ""  # why its engine isn't the server
 
     @property
     def revision(self) -> str:
@@ -291,16 +316,20 @@ class SlotMachine:
                 return self._free(revision)
             case ServerReady(started):
                 self._started = started
+                if started is not None and self._fallback:
+                    self._started = started._replace(why=self._fallback)
                 return self._server_began()
             case ServerFailed(reason):
                 return self._failed(reason)
-            case ServerEnded(reason):
+            case ServerEnded(reason, _):
                 self._server = False
                 return self._server_ended(reason)
             case Cleaned():
                 return self._cleaned()
             case NotCleaned(reason):
                 return self._not_cleaned(reason)
+            case EngineLoaded() | EngineSlept() | EngineWoke() | EngineMissed() | EngineGone():
+                return self._engine(event)
             case Terminated():
                 return self._terminated()
 
@@ -314,10 +343,20 @@ class SlotMachine:
             return [self._tell(why)]
         self.assignment = assignment
         self._assigned = self._server_ready = False
-        self._started = None
+        self._started, self._fallback = None, ""
+        if self.engines is not None and assignment.engine:
+            wake, why = self.engines.wake(assignment.engine)
+            if not why:
+                self._woken = assignment.engine
+                self._become("starting", "")
+                return [self._tell(), *wake, FrontAssign(assignment, self._woken)]
+            self._fallback = f"its engine was not woken: {why}"
+        return self._fork(assignment)
+
+    def _fork(self, assignment: Assignment) -> list[Instruction]:
         self._server = True
         self._base_ready = False
-        self._become("starting", "")
+        self._become("starting", self._fallback)
         return [self._tell(), Fork(assignment), FrontAssign(assignment)]
 
     def _refusal(self, assignment: Assignment) -> str:
@@ -407,11 +446,15 @@ class SlotMachine:
         return self._end_server() if self.state == "draining" else []
 
     def _end_server(self) -> list[Instruction]:
+        if self._woken:
+            return self._end_engine()
         return [EndServer(SERVER_GRACE_S)] if self._server else self._server_gone()
 
     def _server_gone(self) -> list[Instruction]:
         if self._ending:
             return self._end(0, "the pod is deleted")
+        if self.engines is not None and self.engines.worn:
+            return self._end(1, self.engines.worn)
         if self._cleaning:
             return []
         self._cleaning = True
@@ -430,9 +473,49 @@ class SlotMachine:
         if self._ending:
             return self._end(0, "the pod is deleted")
         self.assignment = None
+        self._started, self._fallback = None, ""
         self._assigned = self._server_ready = self._base_ready = False
         self._become("warming", "it gets its next fork ready")
         return [*self._blank(), CheckBase()]
+
+    # --- the engines of level S2
+
+    def _engine(self, event: EngineEvent) -> list[Instruction]:
+        """What has happened to one of them; if it is the server, to that."""
+        assert self.engines is not None
+        name = event.engine
+        orders: list[Instruction] = [*self.engines.handle(event)]
+        if name != self._woken:
+            return [*orders, *self._settle()]
+        match event:
+            case EngineWoke() if self.state == "draining":  # given back meanwhile
+                return [*orders, *self._end_engine()]
+            case EngineWoke(_, took_ms):
+                self._started = Started("S2", "", (("awake", took_ms),))
+                return [*orders, *self._server_began()]
+            case EngineMissed(_, reason) if self.state == "starting":
+                self._fallback = f"its engine did not wake: {reason}"
+            case EngineSlept():
+                self._woken = ""
+                return [*orders, *self._server_gone()] if self.state == "draining" else orders
+            case EngineGone(_, reason):
+                return [*orders, *self._woken_gone(reason)]
+        return orders
+
+    def _woken_gone(self, reason: str) -> list[Instruction]:
+        self._woken = ""
+        if self.state == "starting" and self.assignment is not None:
+            self._fallback = self._fallback or f"its engine {reason} while it was woken"
+            self._server_ready, self._started = False, None
+            return self._fork(self.assignment)
+        return self._server_ended(reason)
+
+    def _end_engine(self) -> list[Instruction]:
+        """It sleeps again; with its pod it ends. One that is on its way is waited for."""
+        assert self.engines is not None
+        if self._ending:
+            return [EndEngine(self._woken, SERVER_GRACE_S)]
+        return [*self.engines.sleep(self._woken)]
 
     # --- base and front
 
@@ -454,7 +537,7 @@ class SlotMachine:
         self._front_failures = 0
         if self.assignment is None or self.state not in ("starting", "serving"):
             return self._settle() if self.assignment is None else self._blank()
-        told: list[Instruction] = [FrontAssign(self.assignment)]
+        told: list[Instruction] = [FrontAssign(self.assignment, self._woken)]
         return [*told, FrontServe(self.revision)] if self._server_ready else told
 
     def _front_died(self, reason: str) -> list[Instruction]:
@@ -472,14 +555,31 @@ class SlotMachine:
         """Ready, if nothing is missing; the front is told how the slot is."""
         if self.assignment is not None:
             return []
-        if self._base_ready and self._front_up:
+        if self.state == "failed":
+            return self._blank()
+        engines = self.engines
+        begun: list[Instruction] = [*engines.next()] if engines is not None and self._base_ready else []
+        settled = engines is None or engines.settled
+        if self._base_ready and self._front_up and settled:
             if self.state == "ready":
                 return []
-            self._become("ready", self._base_note)
-            return [*self._blank(), self._tell()]
-        missing = "its base imports" if not self._base_ready else "its front begins"
+            self._become("ready", engines.reason if engines is not None else self._base_note)
+            return [*begun, *self._blank(), self._tell()]
+        if not self._base_ready:
+            missing = "its base imports"
+        elif not self._front_up or engines is None:
+            missing = "its front begins"
+        else:
+            name, why = engines.awaited
+            missing = f"engine {name}: {why}; {AGAIN}" if why else f"engine {name} is loaded and put to sleep"
+        return [*begun, *self._warms(missing)]
+
+    def _warms(self, missing: str) -> list[Instruction]:
+        """What it waits for is told where that is news: engines take long."""
+        before = self.state, self.reason
         self._become("warming", missing)
-        return self._blank()
+        news = self.engines is not None and before != (self.state, self.reason)
+        return [*self._blank(), *([self._tell()] if news else [])]
 
     def _blank(self) -> list[Instruction]:
         ready = self.state == "ready"
@@ -495,4 +595,5 @@ class SlotMachine:
 
     def _tell(self, reason: str = "") -> Tell:
         started = self._started if self.state == "serving" else None
-        return Tell(self.state, self.revision, reason or self.reason, started)
+        asleep = self.engines.asleep if self.engines is not None else ()
+        return Tell(self.state, self.revision, reason or self.reason, started, asleep)

@@ -29,13 +29,13 @@ def test_the_part_of_a_claim_that_is_used_makes_no_other_pool() -> None:
         return wish(notes={fitting.SOURCE: f"pvc://models/{path}"})
 
     assert pods.pool(of("a/b")) == pods.pool(of("c"))
-    assert pods.models(of("a/b")) == (("/mnt/models", "/mnt/galaxy/models/a/b"),)
+    assert fitting.models(of("a/b")) == (("/mnt/models", "/mnt/galaxy/models/a/b"),)
     assert pods.pool(of("a")) != pods.pool(wish())
     mounted = wish(
         container={"volumeMounts": [{"name": "m", "mountPath": "/data", "subPath": "x", "readOnly": True}]},
         volumes=[{"name": "m", "persistentVolumeClaim": {"claimName": "models"}}],
     )
-    assert pods.models(mounted) == (("/data", "/mnt/galaxy/models/x"),)
+    assert fitting.models(mounted) == (("/data", "/mnt/galaxy/models/x"),)
     assert pods.pool(mounted) == pods.pool(of("a"))
 
 

@@ -121,7 +121,7 @@ def seen(name: str, node: str, level: str = "S0") -> Seen:
 def places(*slots: Seen) -> dict[Place, dict[str, Seen]]:
     found: dict[Place, dict[str, Seen]] = {}
     for one in slots:
-        found.setdefault(Place(one.node, one.slot.level == "S0"), {})[one.slot.uid] = one
+        found.setdefault(Place(one.node, one.slot.level, one.slot.asleep), {})[one.slot.uid] = one
     return found
 
 

@@ -29,6 +29,7 @@ class Wish:
 class Shape:
     def __init__(self, size: int) -> None:
         self.revision, self.wish, self.pool = RevisionKey("default/a"), Wish(size), POOL
+        self.engine = ""
 
 
 class Shapes:

@@ -1,0 +1,267 @@
+"""The engines of a standby pod of level S2: started one after the other and put to sleep, woken for a revision.
+
+Whose the device is among those that have slept, sleeping.py says. Here is what is around that: an engine that is
+being loaded has the device for itself, so it is started only while all others sleep; one that ends in its sleep is
+started again; one that never gets there is given up with the reason; one that could not wake, or go back to sleep, is
+killed, and its pod is worn: it may serve on, and is replaced after that. Starts and talks to nothing: that is what
+the instructions are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from kserve_ext.core.standby import sleeping
+from kserve_ext.core.standby.sleeping import Sleepers
+
+#: Starts in a row that did not end in sleep; then it is given up.
+MOST_FAILURES: Final = 3
+
+
+class Planned(NamedTuple):
+    """One engine that is to sleep in this pod."""
+
+    name: str  # as in the annotation
+    weights_mib: int  # of its files; as much host memory it needs while it sleeps
+
+
+# --- what happened
+
+
+class EngineLoaded(NamedTuple):
+    """It serves, for the first time: its process is there, and its model on the device."""
+
+    engine: str
+
+
+class EngineSlept(NamedTuple):
+    engine: str
+
+
+class EngineWoke(NamedTuple):
+    engine: str
+    took_ms: int = 0
+
+
+class EngineMissed(NamedTuple):
+    """It did not do as it was told, or could not load; its process may be there."""
+
+    engine: str
+    reason: str
+
+
+class EngineGone(NamedTuple):
+    """Its process is not there any more, nor anything that it had."""
+
+    engine: str
+    reason: str
+    permanent: bool = False  # the next would end like this one
+
+
+EngineEvent = EngineLoaded | EngineSlept | EngineWoke | EngineMissed | EngineGone
+
+
+# --- what to do
+
+
+class StartEngine(NamedTuple):
+    """Later, if it has died before: `failures` in a row. EngineLoaded, EngineMissed or EngineGone follows."""
+
+    engine: str
+    failures: int
+
+
+class SleepEngine(NamedTuple):
+    """Its channels end before. EngineSlept or EngineMissed follows."""
+
+    engine: str
+
+
+class WakeEngine(NamedTuple):
+    """Its KV memory is registered anew, in this generation. EngineWoke or EngineMissed follows."""
+
+    engine: str
+    generation: int
+
+
+class EndEngine(NamedTuple):
+    """SIGTERM, after `grace_s` SIGKILL; EngineGone follows."""
+
+    engine: str
+    grace_s: float
+
+
+EngineOrder = StartEngine | SleepEngine | WakeEngine | EndEngine
+
+
+class PodEngines:
+    """`host_mib`: host memory that all weights may take together; `generation`: above all used before."""
+
+    def __init__(self, planned: Iterable[Planned], host_mib: int, generation: int) -> None:
+        self._weights = {one.name: one.weights_mib for one in planned}
+        self._sleepers = Sleepers(0, host_mib, generation)  # what each needs of the device, it knows itself
+        self._failures: dict[str, int] = {}
+        self._why: dict[str, str] = {}  # of what has gone wrong last
+        #: Between its start and its first sleep; "" = none is.
+        self.loading = ""
+        #: Killed, and not gone yet.
+        self._ending: set[str] = set()
+        #: Won't be started again, and why.
+        self.given_up: dict[str, str] = {}
+        #: Why this pod is to be replaced when it serves nobody; "" = it isn't.
+        self.worn = ""
+
+    @property
+    def asleep(self) -> tuple[str, ...]:
+        """Those that can be woken, in the order of the plan."""
+        there = self._sleepers.engines
+        return tuple(name for name in self._weights if name in there and there[name].state == "asleep")
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is under way, and nothing could be."""
+        if self.loading or self._ending or self.worn:
+            return not (self.loading or self._ending)
+        return all(name in self.given_up or name in self._sleepers.engines for name in self._weights)
+
+    @property
+    def reason(self) -> str:
+        """Why not all of them sleep here; "" = all do."""
+        return "; ".join(f"{name} does not sleep here: {why}" for name, why in self.given_up.items())
+
+    @property
+    def awaited(self) -> tuple[str, str]:
+        """The engine that is waited for while it isn't settled, and what has gone wrong with it before."""
+        name = self.loading or next((n for n in self._weights if not self._has(n)), "")
+        return name, self._why.get(name, "")
+
+    def why_not(self, name: str) -> str:
+        """Of one that can't be woken."""
+        if name not in self._weights:
+            return f"{name} is none of its engines"
+        return self.given_up.get(name) or self._why.get(name) or self.worn or f"{name} does not sleep now"
+
+    # --- verbs
+
+    def next(self) -> list[EngineOrder]:
+        """Starts one, if one is missing and nothing is on the device. Called while nobody has the pod."""
+        engines = self._sleepers.engines
+        if self.loading or self._ending or self.worn or any(e.state != "asleep" for e in engines.values()):
+            return []
+        for name, weights_mib in self._weights.items():
+            if self._has(name):
+                continue
+            why = self._sleepers.no_room(name, weights_mib)
+            if why:
+                self.given_up[name] = why
+                continue
+            self.loading = name
+            return [StartEngine(name, self._failures.get(name, 0))]
+        return []
+
+    def wake(self, name: str) -> tuple[list[EngineOrder], str]:
+        """What to do, or why not: then nothing has changed."""
+        if self.loading or self._ending:
+            busy = self.loading or min(self._ending)
+            return [], f"{busy} is on the device: ask another pod"
+        if name not in self._sleepers.engines:
+            return [], self.why_not(name)
+        return self._told(self._sleepers.handle(sleeping.WakeAsked(name)))
+
+    def sleep(self, name: str) -> list[EngineOrder]:
+        """It has no requests any more."""
+        self._sleepers.handle(sleeping.Requests(name, 0))
+        return self._told(self._sleepers.handle(sleeping.SleepAsked(name)))[0]
+
+    def handle(self, event: EngineEvent) -> list[EngineOrder]:
+        match event:
+            case EngineLoaded(name):
+                return [SleepEngine(name)] if name == self.loading and name not in self._ending else []
+            case EngineSlept(name):
+                return self._slept(name)
+            case EngineWoke(name):
+                if name not in self._sleepers.engines or name in self._ending:
+                    return []
+                orders, _ = self._told(self._sleepers.handle(sleeping.Done(name)))
+                self._sleepers.handle(sleeping.Requests(name, 1))  # it has a revision
+                return orders
+            case EngineMissed(name, reason):
+                return self._missed(name, reason)
+            case EngineGone(name, reason, permanent):
+                return self._gone(name, reason, permanent)
+
+    def check(self) -> None:
+        """Invariants, for tests."""
+        on_device = [
+            n for n, e in self._sleepers.engines.items() if e.state in ("awake", "falling", "waking")
+        ]
+        on_device += [self.loading] if self.loading else []
+        assert len(on_device) <= 1, on_device
+        held = sum(self._weights[n] for n in {*self._sleepers.engines, self.loading} - {""})
+        assert held <= self._sleepers.host_mib
+
+    # --- inside
+
+    def _has(self, name: str) -> bool:
+        return name in self.given_up or name in self._sleepers.engines
+
+    def _slept(self, name: str) -> list[EngineOrder]:
+        if name in self._ending:
+            return []
+        if name == self.loading:
+            self.loading = ""
+            self._failures.pop(name, None)
+            self._why.pop(name, None)
+            self._sleepers.handle(sleeping.Asleep(name, self._weights[name], 0))
+            return []
+        if name not in self._sleepers.engines:
+            return []
+        return self._told(self._sleepers.handle(sleeping.Done(name)))[0]
+
+    def _missed(self, name: str, reason: str) -> list[EngineOrder]:
+        if name in self._ending or (name != self.loading and name not in self._sleepers.engines):
+            return []
+        self._why[name] = reason
+        self._ending.add(name)
+        if name != self.loading:
+            self._lost(name, reason)
+        return [EndEngine(name, 0.0)]
+
+    def _gone(self, name: str, reason: str, permanent: bool) -> list[EngineOrder]:
+        self._ending.discard(name)
+        if name == self.loading:
+            self.loading = ""
+            self._fail(name, self._why.pop(name, "") or reason, permanent)
+        elif name in self._sleepers.engines:
+            asleep = self._sleepers.engines[name].state == "asleep"
+            self._lost(name, reason)
+            if asleep:
+                self._fail(name, f"{reason} in its sleep", False)
+        return []
+
+    def _fail(self, name: str, reason: str, permanent: bool) -> None:
+        self._failures[name] = self._failures.get(name, 0) + 1
+        self._why[name] = reason
+        if permanent or self._failures[name] >= MOST_FAILURES:
+            self.given_up[name] = reason
+
+    def _lost(self, name: str, reason: str) -> None:
+        for said in self._sleepers.handle(sleeping.Failed(name, reason)):
+            if isinstance(said, sleeping.Replace):
+                self.worn = said.reason
+
+    def _told(self, said: list[sleeping.Instruction]) -> tuple[list[EngineOrder], str]:
+        orders: list[EngineOrder] = []
+        why = ""
+        for instruction in said:
+            match instruction:
+                case sleeping.Sleep(name):
+                    orders.append(SleepEngine(name))
+                case sleeping.Wake(name, generation):
+                    orders.append(WakeEngine(name, generation))
+                case sleeping.Refuse(_, reason):
+                    why = reason
+                case sleeping.Replace(reason):
+                    self.worn = reason
+        return orders, why
