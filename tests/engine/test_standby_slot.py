@@ -31,17 +31,25 @@ def test_one_revision_after_another_answers(level: str, tiny_model: Path) -> Non
         async with standby_pod(run=False) as pod:
             await pod.run(GALAXY_ZYGOTE="runtimes.vllm_pd", GALAXY_SLOT_LEVEL=level, **shape)
             await pod.agent.until(lambda state: state.state == "ready", 300.0)
-            for name in ("first", "second"):
+            # An engine of another shape can't become the last one's.
+            for name, more in (("first", ()), ("second", ()), ("other", ("--max-model-len", "64"))):
+                if more and level == "S0":
+                    continue
                 argv = ("python", "-m", "runtimes.vllm_pd", "--port", "$(PORT)", "--model", "/mnt/models")
                 asked = assignment(
                     pod.folder,
                     name,
-                    argv=(*argv, "--served-model-name", name),
+                    argv=(*argv, "--served-model-name", name, *more),
                     model=(("/mnt/models", str(tiny_model)),),
                 )
                 pod.agent.start(asked)
                 state = await pod.agent.until(lambda state: state.state in ("serving", "failed"), 300.0)
                 assert state.state == "serving", state.reason
+                assert state.started is not None
+                assert state.started.level == ("S0" if more else level)
+                assert ("--max-model-len" in state.started.why) == bool(more), state.started
+                if level == "S1" and not more:
+                    assert "weights_into_shape" in dict(state.started.steps)
                 assert await complete(pod, name) == 4
                 pod.agent.free(asked.revision)
                 await pod.agent.until(lambda state: state.state == "ready", 300.0)
