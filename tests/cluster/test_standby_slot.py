@@ -296,6 +296,40 @@ def test_the_next_revision_sees_no_file_of_the_one_before() -> None:
     run(test())
 
 
+def test_a_slot_that_keeps_an_engine_says_from_what_it_started_and_the_next_engine_keeps_its_files() -> None:
+    async def test() -> None:
+        async with standby_pod(run=False) as pod:
+            place = pod.folder / "scratch"
+            place.mkdir()
+            zygote = "tests.support.keeping_runtime"
+            await pod.run(GALAXY_ZYGOTE=zygote, GALAXY_SLOT_LEVEL="S1", GALAXY_SLOT_SCRATCH=str(place))
+            await pod.agent.until_is("ready")
+            (first,) = os.listdir(place)
+            asked = assignment(pod.folder)
+            pod.agent.start(asked)
+            started = (await pod.agent.until_is("serving")).started
+            assert started is not None
+            assert (started.level, started.why) == ("S1", "")
+            assert [name for name, _ in started.steps] == ["listening", "ready"]
+            assert first == f"engine-{(await model(pod))['pid']}"
+            await said(pod, f"/write?path={place}/secret")
+            pod.agent.free(asked.revision)
+            await pod.agent.until_is("ready")
+            left = sorted(os.listdir(place))
+            assert len(left) == 2, "the next engine's is there"
+            assert first in left
+            assert "secret" not in left
+            other = assignment(pod.folder, "rev-2")
+            pod.agent.start(other._replace(argv=(*other.argv, "--other")))
+            started = (await pod.agent.until_is("serving")).started
+            assert started is not None
+            assert (started.level, started.why) == ("S0", "--other: the engine has nothing")
+            assert (await model(pod))["model"] == "model of rev-2"
+            assert "from S0: --other: the engine has nothing" in pod.log.read_text()
+
+    run(test())
+
+
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
 def test_another_user_without_rights_in_a_container_that_can_not_be_written_to() -> None:
     """runAsNonRoot, readOnlyRootFilesystem, no capability; and what a revision leaves in /tmp and /dev/shm goes."""
