@@ -1,4 +1,4 @@
-"""What is kept writes a file into the scratch folder of its pod, and is of another shape than who asks with --other."""
+"""What is kept writes a file into the scratch folder of its pod, and is of another shape than who asks --other."""
 
 from __future__ import annotations
 
