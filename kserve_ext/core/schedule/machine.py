@@ -1,20 +1,20 @@
 """The Schedule function's machine: places instances on the nodes of its partition, one or as a gang.
 
 Each placement goes to the best node, and to the next one when that refuses; what no node here takes is passed
-to a partition with much room (rooms.py; `hops` bounds that). A gang is reserved first, on every node it needs, and
-committed only when all of it is admitted; else all of it is released, and the answer says which part did not
-fit and why. A start whose answer was lost is never repeated elsewhere under the same id: the answer names the
-node as `unknown`, and home counts it until that node has spoken. While its nodes are told of, it decides by all of
-them; else by a probe cache, and asks nodes first where that holds too little (knowledge.py).
+to a partition with much room (elsewhere.py; `hops` bounds that). A gang is reserved first, on every node it
+needs, and committed only when all of it is admitted; else all of it is released, and the answer says which part
+did not fit and why. A start whose answer was lost is never repeated elsewhere under the same id: the answer names
+the node as `unknown`, and home counts it until that node has spoken. While its nodes are told of, it decides by
+all of them; else by a probe cache, and asks nodes first where that holds too little (knowledge.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from kserve_ext.core import rendezvous
-from kserve_ext.core.facts import NodeStatus, Resources, Revision
+from kserve_ext.core.facts import NodeStatus, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
+from kserve_ext.core.schedule.elsewhere import MAX_HOPS, judged, lender
 from kserve_ext.core.schedule.facts import (
     NOBODY,
     Answer,
@@ -40,9 +40,6 @@ from kserve_ext.core.schedule.probe_cache import RATES, Rates
 from kserve_ext.core.schedule.repeats import Repeats
 from kserve_ext.core.schedule.rooms import Gossip, Room, Rooms
 from kserve_ext.core.schedule.scores import NOWHERE, near
-
-MAX_HOPS = 2
-SECOND_LINE_S = 5.0
 
 
 class ScheduleMachine:
@@ -335,14 +332,14 @@ class ScheduleMachine:
                 op.pooled = False
                 if self._begin(op_id, op, out):
                     return out
-            function = self._lender(op)
+            function = lender(op, self.rooms)
             if function is not None and not (op.gang and op.refused):
                 op.asked.add(function)
                 op.open += 1
                 wanted = tuple(Wanted(i, op.wanted[i]) for i in op.stuck)
                 out.append(Forward(op_id, function, wanted, op.gang or op.reserve, op.hops + 1))
                 return out
-            op.refused.update((i, self._judged(op, r)) for i, r in op.stuck.items())
+            op.refused.update((i, judged(op, r, self.partition, self.rooms)) for i, r in op.stuck.items())
             op.stuck.clear()
         if op.gang and op.refused and not op.committing:
             self._release_gang(op_id, op, out)
@@ -393,41 +390,3 @@ class ScheduleMachine:
         for place in op.placed.values():
             nodes[place.addr] = (*nodes.get(place.addr, ()), place.instance)
         return nodes
-
-    def _judged(self, op: Op, refusal: Refusal) -> Refusal:
-        """Adds why partitions that weren't asked would not take it either, and whether any ever could."""
-        needs = op.wanted[refusal.instance].needs
-        unasked = [
-            f"partition {function}: {short} on its roomiest node"
-            for function, room in sorted(self.rooms.known.items())
-            if function not in op.asked and any(room.largest) and (short := needs.short_of(room.largest))
-        ]
-        reason = "; ".join([refusal.reason, *unasked[:3]])
-        if not self._never(needs):
-            return refusal._replace(reason=reason)
-        remedy = "no node of the cluster is large enough: lower the service's resources or add a larger node"
-        return refusal._replace(reason=f"{reason}. {remedy}", never=True)
-
-    def _never(self, needs: Resources) -> bool:
-        """No node would take it even when empty. False as long as any node has yet to be heard of."""
-        own = self.partition.capacity()
-        if own is None or not self.rooms.complete:
-            return False
-        known = [c for c in (own, *(r.capacity for r in self.rooms.known.values())) if c and any(c)]
-        return bool(known) and not any(needs.fits(c) for c in known)
-
-    def _lender(self, op: Op) -> FunctionID | None:
-        """The partition to ask next."""
-        if op.hops >= MAX_HOPS or (op.hops and op.reserve):
-            return None
-        needs = [op.wanted[i].needs for i in op.stuck]
-        return self.rooms.lender(needs, op.asked) or self._second_line(op, needs)
-
-    def _second_line(self, op: Op, needs: Sequence[Resources]) -> FunctionID | None:
-        """Who has waited for long stands in line in one more partition, where room may come sooner."""
-        if op.asked or op.hops or op.who.waited_s < SECOND_LINE_S:
-            return None
-        large = [
-            f for f, r in self.rooms.known.items() if r.capacity and any(n.fits(r.capacity) for n in needs)
-        ]
-        return rendezvous.owner(next(iter(op.members)), large)
