@@ -20,8 +20,9 @@ from typing import Any
 import msgspec
 from prometheus_client import CollectorRegistry
 
+from activator_replacement.copies import status_of
 from activator_replacement.dispatch import TICK_S, Dispatcher
-from activator_replacement.homes import Homes, status_of
+from activator_replacement.homes import Homes
 from activator_replacement.metrics import ConnectionCollector
 from activator_replacement.peers import PeerWatches
 from activator_replacement.prefill import PrefillLeases
@@ -155,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
         process.info(http=http, admin=f"{admin[0]}:{admin[1]}" if admin else "")
         # Who knows no revisions can't be their home, nor take requests that others of this port could serve.
         await function.routes.complete.wait()
-        await function.homes.copied.wait()
+        await function.homes.copies.complete.wait()
         await membership.start()
         ticks = asyncio.create_task(function.run())
         try:

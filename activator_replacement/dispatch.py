@@ -211,13 +211,17 @@ class Dispatcher:
 
     # --- what home and nodes say
 
-    def granted(self, grant: Grant) -> Demand | None:
-        """Obeys a Grant; the state after it."""
+    def granted(self, grant: Grant) -> None:
+        """Obeys a Grant."""
         for waiting in self.shard.grant(grant_facts(grant), self.loop.time()):  # it can't serve for good
             self._refuse(waiting, 503, f"{grant.revision} can't serve: {grant.refusal}", NEVER)
         self.drain(grant.revision)
         if self.recording.on and self.shard.newest(grant.revision) == (grant.term, grant.seq):
             self.recording.obeyed(grant)
+
+    def pushed(self, grant: Grant) -> Demand | None:
+        """Obeys a Grant that nobody asked for; the state after it."""
+        self.granted(grant)
         demand = self.shard.report(grant.revision, self.loop.time())
         return Demand(*demand) if demand is not None else None
 

@@ -1,8 +1,8 @@
 """The Dispatch function as home: carries out core/dispatch/home.py for the revisions whose home the view makes it.
 
-Calls Schedule functions, nodes and shards for its homes (what it asks of the latter two: questions.py) and feeds each
-outcome back; keeps the store's copy behind (where instances are, and what a revision's status is). Shards that are
-this very process are called in it.
+Says which homes are here, gives them what is heard, and feeds each outcome back. What goes out is its own idea each:
+questions to nodes and shards (questions.py), Grants (granting.py), placements (placing.py), and the store's copy
+(copies.py). Shards that are this very process are called in it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator
-
-import msgspec
+from collections.abc import Callable, Iterable
 
 from activator_replacement.accounts import demand_facts
+from activator_replacement.copies import Copies
 from activator_replacement.dispatch import Dispatcher
 from activator_replacement.ghosts import Ghosts
+from activator_replacement.granting import Granting
+from activator_replacement.placing import Placing
 from activator_replacement.questions import Questions
 from activator_replacement.recording import HomeHistory
 from activator_replacement.routes import Routes
@@ -25,7 +26,6 @@ from kserve_ext.core.dispatch.authority import Authority
 from kserve_ext.core.dispatch.facts import (
     AskNode,
     Instruction,
-    Outcome,
     Place,
     Remember,
     Retake,
@@ -34,9 +34,8 @@ from kserve_ext.core.dispatch.facts import (
 )
 from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.dispatch.lag import Lag
-from kserve_ext.core.dispatch.revision_home import RevisionHome
-from kserve_ext.core.dispatch.take_over import Copy, Leavers
-from kserve_ext.core.facts import Mark, Revision, View
+from kserve_ext.core.dispatch.take_over import Leavers
+from kserve_ext.core.facts import Revision, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 from kserve_ext.rpc import Caller, Rpc, RpcError
 from kserve_ext.rpc.membership import Membership
@@ -46,10 +45,8 @@ from kserve_ext.wire import messages as m
 
 log = logging.getLogger(__name__)
 
-GRANT_TIMEOUT_S = 1.0
+ASK_TIMEOUT_S = 1.0
 STOP_TIMEOUT_S = 1.0
-PLACE_TIMEOUT_S = 10.0
-STATUS_S = 0.1
 IDLE_TICKS = 10  # a home at zero is ticked every so many ticks; they take turns
 FRESH_S = 30.0
 STRANGER_S = 5.0  # the store's watch may be so far behind the node that tells of a new revision
@@ -73,13 +70,9 @@ class Homes:
         self._random = random.Random(membership.member.incarnation)
         self._members: dict[FunctionID, int] = {}
         self._nodes: set[NodeID] = set()
-        #: Schedule functions
-        self._functions: list[FunctionID] = []
         self._owners = rendezvous.Owners[FunctionID]()
         self._ghosts = Ghosts(rpc, membership, self._ended)
-        self._copies: dict[RevisionKey, dict[InstanceID, Copy]] = {}
-        #: the store's copy of the instances has come once
-        self.copied = asyncio.Event()
+        self.copies = Copies(store, lambda key: self.of_revision(key) is not None)
         #: homes that have had an event since they last were idle: ticked every time
         self._awake: dict[str, None] = {}
         self._leavers = Leavers()
@@ -89,17 +82,14 @@ class Homes:
         membership.on_confirmed(self._authority.member)
         self._recording = HomeHistory(rpc.history)
         self._questions = Questions(rpc, membership, self.homes, self._carry)
+        self._granting = Granting(rpc, membership, self.homes, self._carry)
+        self._placing = Placing(rpc, membership, self.homes, self._carry)
         #: revisions that nodes tell of and the store doesn't know (any more), and since when
         self._strangers: dict[RevisionKey, float] = {}
-        self._status: dict[RevisionKey, tuple[dict[str, object], float]] = {}
         self._ticks = 0
-        #: roomiest Schedule function first is not known here: taken in rendezvous order, the failed ones last
-        self._failed_at: dict[FunctionID, float] = {}
         rpc.handle(m.Coordinate, self.coordinate)
         rpc.handle(m.ModInstance, self.mod_instance)
         rpc.handle(m.Recall, self.recall)
-        store.watch("instances/", self._all_copies, self._copy_changed)
-        store.restate(self._known)
 
     def home_of(self, home_key: str) -> FunctionID | None:
         return self._owners.of(home_key)
@@ -110,7 +100,7 @@ class Homes:
         now = self.loop.time()
         members = {FunctionID(x.id): x.incarnation for x in view.of("dispatch")}
         nodes = {NodeID(x.id) for x in view.of("node")}
-        self._functions = [FunctionID(x.id) for x in view.of("schedule")]
+        self._placing.view(view)
         self._authority.view(view.epoch)
         self._ghosts.view(view, now)
         self._leavers.view(nodes, view.left, now)
@@ -126,7 +116,7 @@ class Homes:
             log.info("no longer the home of %s: it is %s", home_key, self.home_of(home_key))
             gone = self.homes.pop(home_key).revisions
             for key in gone:
-                self._status.pop(key, None)  # the next home writes another
+                self.copies.forget_status(key)
             self._recording.left(gone)
         for home_key, home in list(self.homes.items()):
             self._carry(
@@ -149,7 +139,7 @@ class Homes:
         now = self.loop.time()
         self._strangers.pop(key, None)
         if revision is None:
-            self._status.pop(key, None)
+            self.copies.forget_status(key)
             for home_key, home in list(self.homes.items()):
                 if key in home.revisions:
                     self._carry(home_key, home.delete(key, now))
@@ -167,7 +157,7 @@ class Homes:
                 found.view(self._nodes, self._members, *self._lately(now)),
             )
         if key not in found.revisions:
-            copies = tuple(self._copies.get(key, {}).values())
+            copies = self.copies.of(key)
             log.info("home of %s at epoch %d", key, found.term)
             # A clock that was set to another hour makes nothing young again.
             fresh = created or abs(wall_time() - revision.created_at) < FRESH_S
@@ -232,7 +222,7 @@ class Homes:
                 self._awake.pop(home_key, None)
                 continue
             self._carry(home_key, home.tick(now))
-            self._write_status(home, now)
+            self.copies.write_status(home, self.routes.revisions, now)
             if not home.revisions:
                 del self.homes[home_key]
             if home.idle:
@@ -273,7 +263,7 @@ class Homes:
 
         for other in self._authority.asks(self._members.keys() - {self.me}, now):
             nothing = m.Recall(0, self.me, self.membership.addr, ())
-            self.rpc.call_soon(self._addr(other), nothing, said(other), GRANT_TIMEOUT_S)
+            self.rpc.call_soon(self._addr(other), nothing, said(other), ASK_TIMEOUT_S)
 
     def _acting(self, key: RevisionKey) -> tuple[str, Home] | None:
         """The home of a revision, if it is here and may act."""
@@ -301,7 +291,7 @@ class Homes:
                             self._recording.granted(message.sender, grant)
                     self._carry(home_key, out)
                 case m.Grant():
-                    demand = self.dispatcher.granted(action)
+                    demand = self.dispatcher.pushed(action)
                     if demand is not None:
                         answers.append(demand)
                 case m.Broken():
@@ -375,148 +365,33 @@ class Homes:
     def _carry(self, home_key: str, instructions: Iterable[Instruction]) -> None:
         """Whatever happens to a home comes by here, with what follows from it."""
         self._awake[home_key] = None
-        self._questions.to_shards(home_key)
+        found = self.homes.get(home_key)
+        if found is not None and found.recalling:
+            self._questions.to_shards(home_key)
         if self._recording.on:
             instructions = list(instructions)
             self._recording.carried(self.homes.get(home_key), instructions)
         for i in instructions:
             match i:
                 case SendGrant():
-                    self._send_grant(home_key, i)
+                    self._granting.push(home_key, i)
                 case Place():
-                    self._place(home_key, i, self._schedulers(home_key, i.at))
+                    self._placing.place(home_key, i)
                 case StopInstance():
                     self._stop(i)
                 case AskNode():
                     self._questions.to_node(home_key, i)
                 case Remember():
-                    self._remember(i)
+                    self.copies.remember(i)
                 case Retake():
                     home = self.homes.get(home_key)
                     if home is not None and i.term <= self.membership.view.epoch:
                         self._carry(home_key, home.retake(self.membership.view.epoch, self.loop.time()))
 
-    def _send_grant(self, home_key: str, i: SendGrant) -> None:
-        def done(reply: m.Message | RpcError) -> None:
-            home = self.homes.get(home_key)
-            if home is None or not isinstance(reply, m.CoordinateReply):
-                return
-            for action in reply.actions:
-                if isinstance(action, m.Demand):
-                    facts = demand_facts(action)
-                    _, out = home.demand(i.shard, facts, self.loop.time())
-                    self._carry(home_key, out)
-
-        message = m.Coordinate(
-            self.me, self.membership.addr, self.membership.view.epoch, (m.Grant(*i.grant),)
-        )
-        self.rpc.call_soon(self._addr(i.shard), message, done, GRANT_TIMEOUT_S)
-
-    def _place(self, home_key: str, i: Place, schedulers: list[FunctionID], tried: str = "") -> None:
-        """Asks one Schedule function, and the next when the first can't be reached."""
-        if not schedulers:
-            self._placed(
-                home_key, i, None, tried or "there is no Schedule function: see `galaxy status`", sent=False
-            )
-            return
-        function, *others = schedulers
-        message = m.Schedule(
-            items=tuple(m.Item(revision, ids) for revision, ids in i.items),
-            epoch=self.membership.view.epoch,
-            home=self.me,
-            home_addr=self.membership.addr,
-            waiting=tuple(addr for shard in i.waiting if (addr := self._addr(shard))),
-            gang=i.gang,
-            marks=(Mark("decided", wall_time(), f"home {self.me}, via {function}"),),
-            near=i.near,
-            waited_s=i.waited_s,
-        )
-
-        def done(reply: m.Message | RpcError) -> None:
-            if isinstance(reply, m.Placements):
-                why = "" if not reply.stale else f"{function} knows a newer view"
-                self._placed(home_key, i, reply, why, sent=True)
-                return
-            assert isinstance(reply, RpcError)
-            self._failed_at[function] = self.loop.time()
-            if reply.sent:
-                self._placed(home_key, i, None, f"{function}: {reply}", sent=True)
-            else:
-                self._place(home_key, i, others, f"{function}: {reply}")
-
-        self.rpc.call_soon(self._addr(function), message, done, PLACE_TIMEOUT_S)
-
-    def _schedulers(self, home_key: str, first: FunctionID | None) -> list[FunctionID]:
-        """That which keeps room, then in the key's own order, so that homes spread; those that failed go last."""
-        ranked = rendezvous.ranked(home_key, self._functions)
-        now = self.loop.time()
-        return sorted(ranked, key=lambda f: (now - self._failed_at.get(f, -1e9) < 1.0, f != first))
-
-    def _placed(self, home_key: str, i: Place, reply: m.Placements | None, why: str, *, sent: bool) -> None:
-        home = self.homes.get(home_key)
-        if home is None:
-            return
-        by_id: dict[InstanceID, Outcome] = {}
-        if reply is not None:
-            by_id.update((p.instance, Outcome(p.instance, node=p.node)) for p in reply.placed)
-            by_id.update(
-                (r.instance, Outcome(r.instance, reason=r.reason, unknown=r.unknown, never=r.never))
-                for r in reply.refused
-            )
-        lost = NodeID("?") if reply is None and sent else NodeID("")
-        outcomes: dict[RevisionKey, list[Outcome]] = {}
-        for revision, ids in i.items:
-            for instance in ids:
-                outcome = by_id.get(instance) or Outcome(instance, reason=why or "not answered", unknown=lost)
-                outcomes.setdefault(revision.key, []).append(outcome)
-        self._carry(home_key, home.placed(outcomes, self.loop.time()))
-
     def _stop(self, i: StopInstance) -> None:
         epoch = self.membership.view.epoch
         message = m.Stop(i.instance, epoch, self.me, i.drain_s, i.reason)
         self.rpc.call_soon(self._addr(i.node), message, lambda reply: None, STOP_TIMEOUT_S)
-
-    # --- the store's copy
-
-    def _remember(self, i: Remember) -> None:
-        key = f"instances/{i.revision}/{i.instance}"
-        value = msgspec.msgpack.encode((i.node, i.addr)) if i.node else None
-        self.store.put([(key, value)])
-
-    def _known(self) -> Iterator[tuple[str, bytes]]:
-        """What a store that lost its content is told: copies and statuses of the revisions that are at home here."""
-        for key, copies in self._copies.items():
-            if self.of_revision(key) is not None:
-                for copy in copies.values():
-                    yield f"instances/{key}/{copy.instance}", msgspec.msgpack.encode((copy.node, copy.addr))
-        for key, (facts, _) in self._status.items():
-            yield _status_item(key, facts)
-
-    def _all_copies(self, items: dict[str, bytes]) -> None:
-        self._copies = {}
-        for key, value in items.items():
-            self._copy_changed(key, value)
-        self.copied.set()
-
-    def _copy_changed(self, key: str, value: bytes | None) -> None:
-        revision, _, name = key.partition("/")[2].rpartition("/")
-        of_revision = self._copies.setdefault(RevisionKey(revision), {})
-        instance = InstanceID(name)
-        if value is None:
-            of_revision.pop(instance, None)
-            if not of_revision:
-                del self._copies[RevisionKey(revision)]
-        else:
-            node, addr = msgspec.msgpack.decode(value, type=tuple[str, str])
-            of_revision[instance] = Copy(instance, NodeID(node), addr)
-
-    def _write_status(self, home: Home, now: float) -> None:
-        for key, revision_home in home.revisions.items():
-            facts = status_of(revision_home)
-            before, at = self._status.get(key, ({}, 0.0))
-            if facts != before and now - at >= STATUS_S and key in self.routes.revisions:
-                self._status[key] = (facts, now)
-                self.store.put([_status_item(key, facts)])
 
     # --- inside
 
@@ -532,23 +407,3 @@ class Homes:
 
     def _new_id(self, revision: str) -> InstanceID:
         return InstanceID(f"{revision.rpartition('/')[2]}-{self._random.getrandbits(32):08x}")
-
-
-def _status_item(key: RevisionKey, facts: dict[str, object]) -> tuple[str, bytes]:
-    return f"status/{key}", msgspec.json.encode({**facts, "at": wall_time()})
-
-
-def status_of(home: RevisionHome) -> dict[str, object]:
-    """What the objects process reads under status/ (kserve_ext/api/kserve/rollout.py: Observed)."""
-    fleet = home.fleet
-    return {
-        "desired": home.agreed,
-        "ready": fleet.ready,
-        "starting": max(0, fleet.wanted - fleet.ready),
-        "failed": home.setbacks.count if home.setbacks.reason else 0,
-        "reason": home.setbacks.reason if not fleet.ready else "",
-        "permanent": home.failed,
-        "phase": home.goal.activity.phase,
-        "held": home.held,
-        "short": home.setbacks.reason if 0 < fleet.ready < home.agreed else "",
-    }

@@ -86,7 +86,7 @@ async def serve(process: Process, rpc: Rpc, membership: Membership, args: argpar
     store = open_store(process, rpc)
     function = DispatchFunction(rpc, membership, store)
     await function.routes.complete.wait()
-    await function.homes.copied.wait()
+    await function.homes.copies.complete.wait()
     await membership.start()
     ticks = asyncio.create_task(function.run())
     async with asyncio.timeout(30):  # homes have asked all nodes what they run before they start anything

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from activator_replacement import homes as shell
+from activator_replacement.copies import status_of
 from activator_replacement.dispatch import Dispatcher
 from activator_replacement.homes import Homes
 from activator_replacement.routes import Routes
@@ -95,7 +96,9 @@ class World:
         self.membership = Membership(fakes, fakes.member, "controller:1")  # type: ignore[arg-type]
         self.dispatcher = Dispatcher(ME, 1, fakes, self.routes)  # type: ignore[arg-type]
         self.homes = Homes(fakes, self.membership, fakes, self.routes, self.dispatcher)  # type: ignore[arg-type]
-        self.homes.loop = self.homes._questions.loop = self.dispatcher.loop = fakes  # type: ignore[assignment]
+        for part in (self.homes, self.homes._questions, self.homes._granting, self.homes._placing):
+            part.loop = fakes  # type: ignore[assignment]
+        self.homes.copies.loop = self.dispatcher.loop = fakes  # type: ignore[assignment]
         self.membership.on_view(self.homes.view)
         self.membership.on_view(lambda view: self.dispatcher.view(view, self.homes.home_of))
         self.routes._all_routes({})
@@ -282,10 +285,11 @@ def test_status_is_written_again_when_another_home_was_in_between() -> None:
 def test_the_copy_of_what_is_no_more_takes_no_room() -> None:
     def test(world: World) -> None:
         value = msgspec.msgpack.encode(("node-0", "host:1"))
-        world.homes._copy_changed("instances/ns/r-1/i", value)
-        world.homes._copy_changed("instances/ns/r-1/i", None)
-        world.homes._copy_changed("instances/ns/r-1/never", None)
-        assert world.homes._copies == {}
+        world.homes.copies._change("instances/ns/r-1/i", value)
+        assert world.homes.copies.of(RevisionKey("ns/r-1")) == (("i", "node-0", "host:1"),)
+        world.homes.copies._change("instances/ns/r-1/i", None)
+        world.homes.copies._change("instances/ns/r-1/never", None)
+        assert world.homes.copies._known == {}
 
     run(test)
 
@@ -362,7 +366,7 @@ def test_a_revision_that_serves_with_fewer_than_it_wants_says_why_and_is_no_fail
         )
 
     def said(ready: int, agreed: int, reason: str = "is full") -> tuple[object, object]:
-        facts = shell.status_of(home(ready, agreed, reason))
+        facts = status_of(home(ready, agreed, reason))
         return facts["reason"], facts["short"]
 
     assert said(1, 6) == ("", "is full")

@@ -134,6 +134,7 @@ class ChoosingThrottler(Throttler[R]):
         assert self.in_flight == sum(t.in_flight for t in self.trackers.values())
         assert self.held_bytes == sum(r.held_bytes for r in self.all_held())
         assert self._asks.keys() <= set(self.all_held()), "home is asked for nobody"
+        self.check_told()
         for request in self.all_held():
             ask = self._asks.get(request)
             waits = ask is not None and now < ask.until

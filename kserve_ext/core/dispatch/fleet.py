@@ -251,7 +251,7 @@ class Fleet:
     def nodes(self, present: set[NodeID], now: float) -> list[Known]:
         """The nodes of the view; the instances that are given up with a node that stays away."""
         lost: list[Known] = []
-        self._missing((n for n, there in self._on.items() if there), present, now)
+        self._missing(self._on.keys() - present, present, now)
         for known in self._doubted.values():
             self._missing(known.asked_nodes, present, now)
         if self._away:
@@ -328,9 +328,10 @@ class Fleet:
 
     def usable(self, now: float) -> list[InstanceID]:
         """In order of their making; the same list as long as nothing has changed."""
-        for known in [k for k in self._suspects.values() if now >= k.suspect_until]:
-            del self._suspects[known.id]
-            self._usable = None
+        if self._suspects:
+            for known in [k for k in self._suspects.values() if now >= k.suspect_until]:
+                del self._suspects[known.id]
+                self._usable = None
         if self._usable is None:
             self._usable = [k.id for k in self.known.values() if k.usable(now)]
         return self._usable
@@ -351,6 +352,11 @@ class Fleet:
         """Those that may be used, and those that will be as soon as they are ready, in order of id."""
         soon = (k for k in self.known.values() if k.state == "starting" and k.wanted and k.listens)
         return sorted((*soon, *(k for k in self.known.values() if k.usable(now))), key=lambda k: k.id)
+
+    @property
+    def in_doubt(self) -> bool:
+        """There may be nodes to be asked."""
+        return bool(self._doubted or self._suspects)
 
     def doubtful(self, now: float) -> set[NodeID]:
         """Nodes to be asked what they have."""

@@ -114,7 +114,7 @@ class Home:
     # --- shards
 
     def demand(self, shard: FunctionID, demand: Demand, now: float) -> tuple[Grant | None, list[Instruction]]:
-        """A Demand, and the Grant that answers it; none while it isn't known what runs.
+        """A Demand, and the Grant that answers it; none while it isn't known what runs, or without news.
 
         While the process's authority is in doubt, don't ask: an answer without a Grant renews leases, too.
         """
@@ -125,7 +125,17 @@ class Home:
             return None, [Retake(demand.term)]
         home.demand(shard, demand, now)
         out = self._settle(now, answering=(demand.revision, shard))
-        return (home.grant(shard, demand.seq, now) if home.open else None), out
+        return home.answer(shard, demand.seq, now), out
+
+    def obeyed(self, shard: FunctionID, demand: Demand, now: float) -> list[Instruction]:
+        """What a shard says when it has obeyed a pushed Grant."""
+        home = self.revisions.get(demand.revision)
+        if home is None or not self.authority.turns(now):
+            return []
+        if demand.term > self.term:
+            return [Retake(demand.term)]
+        home.demand(shard, demand, now)
+        return self._settle(now)
 
     def recalled(
         self, shard: FunctionID, keys: Iterable[RevisionKey], demands: Iterable[Demand], now: float
@@ -265,6 +275,11 @@ class Home:
         return all(home.idle for home in self.revisions.values())
 
     @property
+    def recalling(self) -> bool:
+        """Some shard has yet to answer a Recall."""
+        return any(home.take.silent_shards for home in self.revisions.values())
+
+    @property
     def silent_shards(self) -> dict[FunctionID, list[RevisionKey]]:
         """Shards that have yet to answer a Recall, and for which revisions."""
         asked: dict[FunctionID, list[RevisionKey]] = {}
@@ -293,6 +308,13 @@ class Home:
 
     def _fit(self, now: float, out: list[Instruction]) -> None:
         homes = list(self.revisions.values())
+        if len(homes) == 1 and homes[0].revision.role != "prefill":  # nobody to agree with
+            (home,) = homes
+            ids = home.fit(home.own, now, out) if home.open else []
+            if ids:
+                waiting = tuple(sorted(s for s, a in home.leases.accounts.items() if a.held))
+                out.append(self._place([(home.revision, tuple(ids))], False, waiting, now))
+            return
         if not all(home.open for home in homes):
             return
         ratio = next((h.revision.pd_ratio for h in homes if h.revision.pd_ratio is not None), None)

@@ -23,6 +23,7 @@ from kserve_ext.core.dispatch.facts import LEASE_TTL_S, QUIET_S, SEEN_TTL_S, Dem
 from kserve_ext.core.ids import FunctionID, InstanceID
 
 TURN_S = 0.5
+ON_ITS_WAY_S = 0.2  # for so long a Grant that isn't acknowledged is not repeated
 KEPT_GRANTS = 8
 
 Slots = dict[InstanceID, int]
@@ -38,6 +39,8 @@ class Account:
     heard_at: float = 0.0
     #: it has obeyed this home's term, and said so
     joined: bool = False
+    #: its last report was under this home's term
+    obeys: bool = False
     held: int = 0
     in_flight: int = 0
     wanted: int = 0
@@ -56,7 +59,7 @@ class Account:
     occupied: int = 0
     #: Grants it has not acknowledged
     unacked: list[tuple[int, Slots]] = field(default_factory=list)
-    #: the newest Grant that it has acknowledged
+    #: the newest Grant that it has acknowledged, less limited slots that it has given back since
     acked: Slots = field(default_factory=dict)
     sent_at: float = 0.0
     left_at: float | None = None
@@ -72,7 +75,9 @@ class Account:
     def bounds(self) -> Slots:
         """The same of all instances."""
         found = self.uses.copy()
-        for slots in (self.reported, self.intended, *(slots for _, slots in self.unacked)):
+        for slots in (self.reported, self.intended, *[slots for _, slots in self.unacked]):
+            if slots == found:
+                continue  # as they are while all that it has is in use
             for instance, n in slots.items():
                 if n > found.get(instance, 0):
                     found[instance] = n
@@ -94,6 +99,8 @@ class Account:
         """Brings `occupied` up to date; give() keeps it so."""
         intended, uses = self.intended, self.uses
         self.occupied = self.total
+        if uses == intended:
+            return
         for instance, n in uses.items():
             if (beyond := n - intended.get(instance, 0)) > 0:
                 self.occupied += beyond
@@ -160,20 +167,21 @@ class Leases:
             account.unreachable.difference_update(account.uses)
         account.shuns, account.prefers = frozenset(demand.shuns), dict(demand.prefers)
         first = not account.joined
+        account.obeys = demand.term == term
         account.joined = account.joined or demand.term == term or now >= self.frozen_until
-        if demand.term == term:
+        if account.unacked and account.obeys:
             for seq, slots in account.unacked:
                 if seq <= demand.granted:
                     account.acked, first = slots, False
             account.unacked = [g for g in account.unacked if g[0] > demand.granted]
+        intended, reported = account.intended, account.reported
+        if self.limit and account.obeys and account.acked != reported:
+            account.acked = {i: min(n, reported[i]) for i, n in account.acked.items() if i in reported}
         if first and not account.unacked:
             # What the former home gave it, it keeps; not what went to others while it was silent for too long.
-            account.intended = {
-                i: min(n, self._left_by_others(i, account)) for i, n in account.reported.items()
-            }
-        elif not account.unacked and self.limit:
-            intended, reported = account.intended, account.reported
-            account.intended = {i: min(n, reported.get(i, 0)) for i, n in intended.items()}
+            account.intended = {i: min(n, self._left_by_others(i, account)) for i, n in reported.items()}
+        elif not account.unacked and self.limit and intended != reported:
+            account.intended = {i: min(n, reported[i]) for i, n in intended.items() if i in reported}
         return True
 
     def void(self, shard: FunctionID, incarnation: int) -> bool:
@@ -222,7 +230,10 @@ class Leases:
 
     def _free(self, usable: Iterable[InstanceID], frozen: Container[InstanceID]) -> Slots:
         """Of these, those with free slots; in one pass over what is given out."""
-        left = {i: self.limit - self.reserved.get(i, 0) for i in usable if i not in frozen}
+        if self.reserved or frozen:
+            left = {i: self.limit - self.reserved.get(i, 0) for i in usable if i not in frozen}
+        else:
+            left = dict.fromkeys(usable, self.limit)
         for account in self.accounts.values():
             for instance, n in account.bounds().items():
                 if instance in left:
@@ -265,14 +276,13 @@ class Leases:
             for account in self.accounts.values():
                 account.intended = dict.fromkeys(usable, -1) if self._listens(account, now) else {}
         else:
-            wanted, promised = set(usable), set(coming)
+            wanted = set(usable)
             kept: list[Slots] = []
             for account in self.accounts.values():
                 intended = account.intended
-                account.intended = {i: n for i, n in intended.items() if n > 0 and i in wanted}
-                kept.append(
-                    {i: n for i, n in intended.items() if n > 0 and i in promised} if promised else {}
-                )
+                kept.append({i: n for i in coming if (n := intended.get(i, 0)) > 0})
+                if not intended.keys() <= wanted or 0 in intended.values():
+                    account.intended = {i: n for i, n in intended.items() if n > 0 and i in wanted}
             frozen = inherited if now < self.frozen_until else ()
             self._share(usable, frozen, now, dict(zip(self.accounts, kept, strict=True)))
             if coming:
@@ -284,6 +294,17 @@ class Leases:
             for shard, account in self.accounts.items()
             if account.intended != before[shard] and account.left_at is None and account.joined
         ]
+
+    def knows(self, shard: FunctionID, now: float) -> bool:
+        """It has obeyed all that is intended for it, or is about to: a Grant would tell it nothing."""
+        account = self.accounts.get(shard)
+        if account is None or not account.obeys or account.told != ("", False):
+            return False
+        if account.unacked:
+            return now - account.sent_at < ON_ITS_WAY_S and account.unacked[-1][1] == account.intended
+        if self.limit == 0 and account.held:  # what it has forgotten by itself it doesn't say
+            return False
+        return account.intended == account.acked
 
     def trim(
         self, instances: Iterable[InstanceID], own: Mapping[FunctionID, Mapping[InstanceID, int]]
@@ -348,9 +369,12 @@ class Leases:
         waiting = [s for s in shards if self.accounts[s].lacks > 0]
         if not waiting and not any(self.accounts[s].prefers for s in shards):
             return
+        free = self._free(usable, frozen)
+        if len(shards) == 1:
+            self._share_alone(self.accounts[shards[0]], free)
+            return
         turn = int(now / TURN_S) % len(shards)
         order = [*shards[turn:], *shards[:turn]]
-        free = self._free(usable, frozen)
         capacity = self.limit * len(usable)
         if self.reserved:
             capacity -= sum(self.reserved.get(i, 0) for i in usable)
@@ -386,6 +410,15 @@ class Leases:
         lacks = {s: max(0, self.accounts[s].lacks) for s in shards}
         for shard, count in fair_shares(lacks, sum(free.values()), shards).items():
             self._spread(self.accounts[shard], count, free)
+
+    def _share_alone(self, account: Account, free: Slots) -> None:
+        """The same where there is nobody to share with."""
+        lacks = account.lacks
+        self._give(account, lacks, free)
+        if lacks > 0 and free:
+            self._give(account, min(sum(free.values()) // 2, account.need), free)
+        if account.prefers:
+            self._prefer(account, sum(free.values()), free)
 
     def _oldest(self, order: Sequence[FunctionID], count: int) -> dict[FunctionID, int]:
         """How many of the `count` requests that have waited longest each shard has; of two alike: in turn."""
@@ -451,7 +484,10 @@ class Leases:
 
     def _give(self, account: Account, count: int, free: dict[InstanceID, int]) -> None:
         """What it prefers, and spread over the instances with most free slots; `free` is what is left."""
-        count -= self._prefer(account, count, free)
+        if count <= 0 or not free:
+            return
+        if account.prefers:
+            count -= self._prefer(account, count, free)
         shunned = {i: free.pop(i) for i in account.shuns if i in free}
         self._spread(account, count, free)
         free.update(shunned)

@@ -166,6 +166,16 @@ class RevisionHome:
 
     # --- instances and slots
 
+    def answer(self, shard: FunctionID, answers: int, now: float) -> Grant | None:
+        """The Grant that answers a Demand, if there is anything to say: most Demands only say what was obeyed."""
+        if not self.open:
+            return None
+        if self._named or self._refusal or not self.leases.knows(shard, now):
+            return self.grant(shard, answers, now)
+        account = self.leases.accounts[shard]
+        news = account.unreachable and self._must_hear(shard, account, now)
+        return self.grant(shard, answers, now) if news else None
+
     def grant(self, shard: FunctionID, answers: int, now: float) -> Grant:
         """What this shard may use; also to one that isn't in the account (then nothing)."""
         account = self.leases.accounts.get(shard)
@@ -185,13 +195,13 @@ class RevisionHome:
             self.me,
             self._seq,
             home_facts.LEASE_TTL_S,
-            tuple((k.id, k.addr, n) for k, n in slots),
+            tuple([(k.id, k.addr, n) for k, n in slots]),
             refusal,
             self.failed,
             self.setbacks.retry_after_s(now) if refusal else 0.0,
             self.term,
             answers,
-            tuple(round(now - k.ready_at, 3) if k.ready_at else 0.0 for k, _ in slots),
+            tuple([now - k.ready_at if k.ready_at else 0.0 for k, _ in slots]),
         )
 
     def broken(self, instance: InstanceID, now: float) -> None:
@@ -275,11 +285,15 @@ class RevisionHome:
     def in_flight(self) -> int:
         return sum(a.in_flight for a in self.leases.accounts.values())
 
+    @property
+    def own(self) -> int:
+        """How many it should have if it is alone."""
+        return 0 if self.deleted or self.failed else self.goal.count
+
     def wish(self, routed: bool) -> Wish:
-        count = 0 if self.deleted or self.failed else self.goal.count
         revision = self.revision
         failed = self.failed or self.deleted
-        return Wish(revision.key, revision.role, revision.generation, count, self.spec.max, failed, routed)
+        return Wish(revision.key, revision.role, revision.generation, self.own, self.spec.max, failed, routed)
 
     def _burst(self, now: float) -> None:
         if not (self.deleted or self.failed):
@@ -369,13 +383,14 @@ class RevisionHome:
             for shard, account in self.leases.accounts.items():
                 if account.unreachable and shard != answering and self._must_hear(shard, account, now):
                     out.append(SendGrant(shard, self.grant(shard, 0, now)))
-            for shard, account in self.leases.accounts.items():
-                news = self._refusal and account.told != (self._refusal, self.failed)
-                if news and account.held and account.left_at is None and shard != answering:
-                    out.append(SendGrant(shard, self.grant(shard, 0, now)))
+            if refusal := self._refusal:
+                for shard, account in self.leases.accounts.items():
+                    news = account.told != (refusal, self.failed)
+                    if news and account.held and account.left_at is None and shard != answering:
+                        out.append(SendGrant(shard, self.grant(shard, 0, now)))
             for known in self.fleet.leaving:
                 self._stop(known, now, out)
-        if now >= self._ask_at:
+        if now >= self._ask_at and (self.take.silent_nodes or self.fleet.in_doubt):
             nodes = self.take.silent_nodes | self.fleet.doubtful(now)
             if nodes:
                 self._ask_at = now + ASK_AGAIN_S
@@ -397,11 +412,11 @@ class RevisionHome:
 
     def _allot(self, usable: list[InstanceID], now: float) -> list[FunctionID]:
         """Not again for the same that it was done for last."""
-        basis = self.leases.basis(now)
         # Where starts are refused or fail, nothing is promised: it would be said and taken back each time.
         promises = self.revision.concurrency and not self.setbacks.reason
         coming = self.fleet.coming if promises else NOBODY
-        if usable is self._allotted and basis == self._basis and coming is self._promised:
+        same = usable is self._allotted and coming is self._promised
+        if same and self.leases.basis(now) == self._basis:
             return []
         self._allotted, self._promised = usable, coming
         frozen = now < self.leases.frozen_until

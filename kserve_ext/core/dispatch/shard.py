@@ -297,9 +297,18 @@ class Shard(Generic[R]):
             self._mark(part)
 
     def report(self, key: RevisionKey, now: float) -> Demand | None:
-        """Its state as the answer to a pushed Grant."""
+        """Its state as the answer to a pushed Grant: home need not hear of it again.
+
+        If the answer is lost, home pushes anew. What has arrived and ended is told by the next Demand.
+        """
         part = self.parts.get(key)
-        return part.demand(now, self.incarnation, None) if part is not None else None
+        if part is None:
+            return None
+        demand = part.demand(now, self.incarnation, None)
+        if part.home is not None and not demand.prefers:  # those wait for an answer
+            part.dirty = False
+            self.pending.discard(key)
+        return demand
 
     def grant(self, grant: Grant, now: float) -> list[R]:
         """Obeys a Grant; the held requests that it refuses for good. Then drain."""
@@ -313,15 +322,15 @@ class Shard(Generic[R]):
         part.granted = grant.seq
         part.refusal, part.permanent = grant.refusal, grant.permanent
         part.retry_after_s = grant.retry_after_s
-        before = throttler.granted, len(throttler.trackers)
+        before = (throttler.granted, len(throttler.trackers)) if grant.answers else None
         if part.quiet or part.deleted:
             throttler.forget_all()
         else:
             ages = grant.ages or (0.0,) * len(grant.slots)
             slots = zip(grant.slots, ages, strict=True)
-            throttler.grant(((i, addr, n, now - age) for (i, addr, n), age in slots), now)
+            throttler.grant([(i, addr, n, now - age) for (i, addr, n), age in slots], now)
         # Of what is promised home hears when it is used, or with the next report.
-        if grant.answers and not part.quiet and before != (throttler.granted, len(throttler.trackers)):
+        if before is not None and not part.quiet and before != (throttler.granted, len(throttler.trackers)):
             self._mark(part)
         if not part.permanent:
             return []

@@ -34,6 +34,7 @@ class Holdable(Protocol):
 
 
 R = TypeVar("R", bound=Holdable)
+Slots = tuple[tuple[InstanceID, int], ...]
 
 
 class Tracker:
@@ -51,11 +52,6 @@ class Tracker:
         self.blocked_until = 0.0  # it refused a connection: not used until then
         self.blocks = 0  # in a row
 
-    @property
-    def lease(self) -> int:
-        """Limited slots that must count as taken: those granted, and those still used after being taken back."""
-        return self.in_flight if self.slots == UNLIMITED else max(self.slots, self.in_flight)
-
 
 class Throttler(Generic[R]):
     __slots__ = (
@@ -66,6 +62,7 @@ class Throttler(Generic[R]):
         "_by_load",
         "_held",
         "_low",
+        "_told",
         "arrived",
         "completed",
         "held_bytes",
@@ -96,6 +93,8 @@ class Throttler(Generic[R]):
         #: no instance is usable with fewer in flight
         self._low = 0
         self._blocked: set[Tracker] = set()
+        #: `uses` and `leases`, made when asked for; None as soon as they are to be made anew
+        self._told: tuple[Slots, Slots] | None = None
         self._area = 0.0  # integral of held + in flight
         self._area_at = now
 
@@ -199,19 +198,24 @@ class Throttler(Generic[R]):
             if tracker is None:
                 tracker = self.trackers[instance] = Tracker(instance)
                 tracker.ready_at = ready_at
+            elif tracker.slots == count and (tracker.addr == addr or not addr):
+                continue  # as most of them in most Grants
+            self._told = None
             self._close(tracker)
             if count > tracker.slots:  # new ones have their time; what is only said again was given it
                 tracker.peak = max(tracker.peak, count)
             tracker.addr, tracker.slots = addr or tracker.addr, count
             self._open(tracker)
-        for instance in [i for i in self.trackers if i not in kept]:
-            self._withdraw(self.trackers[instance])
+        if len(kept) < len(self.trackers):
+            for instance in [i for i in self.trackers if i not in kept]:
+                self._withdraw(self.trackers[instance])
 
     def announce(self, instance: InstanceID, addr: str, now: float) -> None:
         """An unlimited instance that its node says is ready."""
         if instance not in self.trackers:
             tracker = self.trackers[instance] = Tracker(instance)
             tracker.addr, tracker.slots, tracker.ready_at = addr, UNLIMITED, now
+            self._told = None
             self._open(tracker)
 
     def keep_promise(self, instance: InstanceID, addr: str, now: float) -> None:
@@ -220,6 +224,7 @@ class Throttler(Generic[R]):
         if count and now < self.valid_until:
             tracker = self.trackers[instance] = Tracker(instance)
             tracker.addr, tracker.slots, tracker.peak, tracker.ready_at = addr, count, count, now
+            self._told = None
             self._open(tracker)
 
     def withdraw(self, instance: InstanceID) -> None:
@@ -237,6 +242,7 @@ class Throttler(Generic[R]):
                 given = True
                 self._close(tracker)
                 tracker.slots = tracker.peak
+                self._told = None
                 self._open(tracker)
                 self._forget_unused(tracker)
             tracker.peak = tracker.in_flight
@@ -262,17 +268,19 @@ class Throttler(Generic[R]):
         return len(self._held) + len(self._again)
 
     @property
-    def uses(self) -> tuple[tuple[InstanceID, int], ...]:
-        return tuple((t.id, t.in_flight) for t in self.trackers.values() if t.in_flight)
+    def uses(self) -> Slots:
+        """Requests in flight, by instance."""
+        return (self._told or self._tell())[0]
 
     @property
-    def leases(self) -> tuple[tuple[InstanceID, int], ...]:
-        return (*self.granted, *self.promised.items())
+    def leases(self) -> Slots:
+        """Limited slots that must count as taken: those granted, those still used after being taken back, promises."""
+        return (*self.granted, *self.promised.items()) if self.promised else self.granted
 
     @property
-    def granted(self) -> tuple[tuple[InstanceID, int], ...]:
+    def granted(self) -> Slots:
         """The same without what is only promised."""
-        return tuple((t.id, t.lease) for t in self.trackers.values() if t.slots != UNLIMITED and t.lease)
+        return (self._told or self._tell())[1]
 
     def waits_us(self, now: float, most: int) -> tuple[int, ...]:
         """How long held requests have waited, in microseconds: as many as `most`, the oldest first."""
@@ -304,8 +312,13 @@ class Throttler(Generic[R]):
         assert self.held_bytes == sum(r.held_bytes for r in self.all_held())
         assert all(t.slots or t.in_flight for t in self.trackers.values())
         assert self.promised.keys().isdisjoint(self.trackers)
+        self.check_told()
         if self.held:
             assert not any(self._in_time(t, now) for t in usable), "held although an instance is usable"
+
+    def check_told(self) -> None:
+        told = self._told
+        assert told is None or told == self._tell(), "what is told of slots is not what there is"
 
     # --- inside
 
@@ -329,6 +342,7 @@ class Throttler(Generic[R]):
         return (slots == UNLIMITED or tracker.in_flight < slots) and tracker not in self._blocked
 
     def _take(self, tracker: Tracker) -> Tracker:
+        self._told = None
         self._close(tracker)
         tracker.in_flight += 1
         if tracker.in_flight > tracker.peak:
@@ -338,6 +352,7 @@ class Throttler(Generic[R]):
         return tracker
 
     def _leave(self, tracker: Tracker) -> None:
+        self._told = None
         self._close(tracker)
         tracker.in_flight -= 1
         self.in_flight -= 1
@@ -363,6 +378,7 @@ class Throttler(Generic[R]):
             self._by_load[tracker.in_flight].pop(tracker, None)
 
     def _withdraw(self, tracker: Tracker) -> None:
+        self._told = None
         self._close(tracker)
         tracker.slots = 0
         self._forget_unused(tracker)
@@ -371,6 +387,18 @@ class Throttler(Generic[R]):
         if not tracker.slots and not tracker.in_flight:
             self.trackers.pop(tracker.id, None)
             self._blocked.discard(tracker)
+
+    def _tell(self) -> tuple[Slots, Slots]:
+        uses: list[tuple[InstanceID, int]] = []
+        leases: list[tuple[InstanceID, int]] = []
+        for tracker in self.trackers.values():
+            in_flight, slots = tracker.in_flight, tracker.slots
+            if in_flight:
+                uses.append((tracker.id, in_flight))
+            if slots != UNLIMITED and (slots or in_flight):
+                leases.append((tracker.id, slots if slots > in_flight else in_flight))
+        self._told = told = tuple(uses), tuple(leases)
+        return told
 
     def _integrate(self, now: float) -> None:
         self._area += (self.in_flight + len(self._held) + len(self._again)) * (now - self._area_at)

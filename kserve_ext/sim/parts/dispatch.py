@@ -310,24 +310,26 @@ class Dispatch(Generic[R]):
         if answer in ("moved", "lost"):
             self.shard.unanswered(demand.revision, demand.seq, now)
         else:
-            if isinstance(answer, Grant):
+            if isinstance(answer, Grant) and not self.dead:
                 self.granted(answer)
             self.shard.answered(demand.revision, demand.seq, now)
             self.drain(demand.revision)
         self.flush()
 
-    def granted(self, grant: Grant) -> Demand | None:
-        if self.dead:
-            return None
+    def granted(self, grant: Grant) -> None:
         slots = " ".join(f"{i}:{n}" for i, _, n in grant.slots)
         why = f" ({'for good: ' if grant.permanent else ''}{grant.refusal})" if grant.refusal else ""
         self.around.say(f"{grant.home} grants {self.id} {slots or 'nothing'}{why}")
         for request in self.shard.grant(grant, self.around.now):
             request.reason = grant.refusal
             request.to("refused")
-        key = grant.revision
-        self.drain(key)
-        return self.shard.report(key, self.around.now)
+        self.drain(grant.revision)
+
+    def pushed(self, grant: Grant) -> Demand | None:
+        if self.dead:
+            return None
+        self.granted(grant)
+        return self.shard.report(grant.revision, self.around.now)
 
     # --- home
 
@@ -396,14 +398,13 @@ class Dispatch(Generic[R]):
     def _push(grant: Grant, proc: Dispatch[R]) -> object:
         if proc.dead:
             return "lost"
-        demand = proc.granted(grant)
+        demand = proc.pushed(grant)
         proc.flush()
         return demand
 
     def _pushed(self, home_key: str, shard: FunctionID, answer: object) -> None:
         if isinstance(answer, Demand) and home_key in self.homes:
-            _, out = self.homes[home_key].demand(shard, answer, self.around.now)
-            self.carry(home_key, out)
+            self.carry(home_key, self.homes[home_key].obeyed(shard, answer, self.around.now))
 
     def _placed(self, home_key: str, place: Place, answer: object) -> None:
         if home_key not in self.homes:

@@ -46,12 +46,11 @@ class Running:
             used = tuple((i, 1) for i in names[k :: len(SHARDS)])
             report = Demand(REVISION, 1, 0, len(used), 0, 0, 0, 0.0, 0.0, used, used, 1, 1)
             self.home.recalled(shard, (REVISION,), (report,), 0.0)
-            for seq in (2, 3):  # obeys what it is granted
-                grant, _ = self.home.demand(shard, report._replace(seq=seq), 0.1)
-                assert grant is not None
-                assert len(grant.slots) == (len(used) if concurrency else count)
-                report = report._replace(granted=grant.seq)
-            self.home.demand(shard, report._replace(seq=4), 0.1)
+            grant, _ = self.home.demand(shard, report._replace(seq=2), 0.4)
+            assert grant is not None
+            assert len(grant.slots) == (len(used) if concurrency else count)
+            obeyed = report._replace(seq=3, granted=grant.seq)
+            assert self.home.demand(shard, obeyed, 0.4)[0] is None, "there is nothing more to say"
         self.home.tick(0.5)
 
     def restate(self, now: float) -> None:
