@@ -26,6 +26,7 @@ TOO_LARGE: Final = 2  # hold-bytes are held
 
 LEAST_BLOCK_S: Final = 0.1
 MOST_BLOCK_S: Final = 2.0
+MOST_EARLY: Final = 100
 
 
 class Holdable(Protocol):
@@ -60,6 +61,7 @@ class Throttler(Generic[R]):
         "_area_at",
         "_blocked",
         "_by_load",
+        "_early",
         "_held",
         "_low",
         "_told",
@@ -78,6 +80,8 @@ class Throttler(Generic[R]):
         self.trackers: dict[InstanceID, Tracker] = {}
         #: limited slots of instances that start: they are slots as soon as a node says that these are ready
         self.promised: dict[InstanceID, int] = {}
+        #: where instances are that were ready before anything of them was promised: the word of home is on its way
+        self._early: dict[InstanceID, str] = {}
         self.in_flight = 0
         self.held_bytes = 0
         self.arrived = 0
@@ -191,15 +195,17 @@ class Throttler(Generic[R]):
         self.promised = {}
         for instance, addr, count, ready_at in slots:
             tracker = self.trackers.get(instance)
-            if tracker is None and not addr:
-                self.promised[instance] = count
-                continue
-            kept.add(instance)
             if tracker is None:
+                early = self._early.pop(instance, "")
+                if not (addr or early):
+                    self.promised[instance] = count
+                    continue
                 tracker = self.trackers[instance] = Tracker(instance)
-                tracker.ready_at = ready_at
+                tracker.addr, tracker.ready_at = early, ready_at if addr else now
             elif tracker.slots == count and (tracker.addr == addr or not addr):
+                kept.add(instance)
                 continue  # as most of them in most Grants
+            kept.add(instance)
             self._told = None
             self._close(tracker)
             if count > tracker.slots:  # new ones have their time; what is only said again was given it
@@ -221,7 +227,11 @@ class Throttler(Generic[R]):
     def keep_promise(self, instance: InstanceID, addr: str, now: float) -> None:
         """Its node says that it is ready: what was promised of it may be used. Then drain."""
         count = self.promised.pop(instance, 0)
-        if count and now < self.valid_until:
+        if not count and instance not in self.trackers:
+            self._early[instance] = addr
+            if len(self._early) > MOST_EARLY:
+                del self._early[next(iter(self._early))]
+        elif count and now < self.valid_until:
             tracker = self.trackers[instance] = Tracker(instance)
             tracker.addr, tracker.slots, tracker.peak, tracker.ready_at = addr, count, count, now
             self._told = None
@@ -230,6 +240,7 @@ class Throttler(Generic[R]):
     def withdraw(self, instance: InstanceID) -> None:
         """Its node says that it is gone: nothing new goes there."""
         self.promised.pop(instance, None)
+        self._early.pop(instance, None)
         tracker = self.trackers.get(instance)
         if tracker is not None:
             self._withdraw(tracker)
@@ -258,6 +269,7 @@ class Throttler(Generic[R]):
     def forget_all(self) -> None:
         """Gives everything back; requests in flight go on."""
         self.promised = {}
+        self._early.clear()
         for tracker in list(self.trackers.values()):
             self._withdraw(tracker)
 
@@ -274,7 +286,7 @@ class Throttler(Generic[R]):
 
     @property
     def leases(self) -> Slots:
-        """Limited slots that must count as taken: those granted, those still used after being taken back, promises."""
+        """Limited slots that count as taken: those granted, still used after being taken back, or promised."""
         return (*self.granted, *self.promised.items()) if self.promised else self.granted
 
     @property

@@ -48,6 +48,20 @@ def test_a_held_request_goes_at_the_word_of_the_node_and_no_more_than_was_promis
     assert said(promised(2, held=3, concurrency=5), "ready", 0.1) == [(0, "a:80"), (1, "a:80")]
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_the_word_of_the_node_may_come_before_the_promise(ends: bool) -> None:
+    shard = shard_of(concurrency=1)
+    assert shard.submit(KEY, Request(0), 0.0) == HELD
+    ((_, asked),) = shard.due(0.0)
+    assert said(shard, "ready", 0.0) == []
+    if ends:
+        assert said(shard, "gone", 0.1) == []
+    shard.grant(Grant(KEY, H0, 1, LEASE_TTL_S, ((A, "", 1),), term=1, answers=asked.seq), 0.1)
+    shard.answered(KEY, asked.seq, 0.1)
+    went = [(request.id, tracker.addr) for request, tracker in shard.drain(KEY, 0.1)]
+    assert went == ([] if ends else [(0, "a:80")])
+
+
 @pytest.mark.parametrize("state", ["failed", "gone", "draining"])
 def test_nothing_goes_to_one_that_ended_before_it_was_ready(state: InstanceState) -> None:
     shard = promised(1)
