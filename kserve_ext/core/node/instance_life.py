@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from kserve_ext.core.facts import Holding, Instance, InstanceState, Mark, Revision
@@ -33,6 +34,10 @@ class End(NamedTuple):
     failed: bool
     reason: str
     permanent: bool = False
+
+
+_STAYS = End(False, "")
+_at = attrgetter("at")
 
 
 @dataclass(slots=True)
@@ -79,7 +84,7 @@ class Life:
                     there.append(mark)
 
     def fact(self, node: NodeID) -> Instance:
-        end = self.end or End(False, "")
+        end = self.end or _STAYS
         return Instance(
             id=self.id,
             revision=self.revision.key,
@@ -90,7 +95,7 @@ class Life:
             epoch=self.epoch,
             reason=end.reason,
             permanent=end.permanent,
-            marks=tuple(sorted(self.marks, key=lambda m: m.at)),
+            marks=tuple(sorted(self.marks, key=_at)),
         )
 
     def story(self) -> str:
