@@ -3,7 +3,8 @@
 `make bench-burst`: one stack (real API server, controllers, scheduler, Knative's controller), light pods, the same
 Services for all. A standby pod knows no revision before its request; then a process of its own loads the revision's
 model, a file that no other has, and the answer is the file's SHA-256: that is checked. Without standby our agents are
-not there, so that every start misses.
+not there, so that every start misses. Its pods are of level S0. Those of level S2 have no part in this: their engines
+have loaded their models before any request, which is what they are for.
 """
 
 from __future__ import annotations
@@ -200,7 +201,8 @@ def main() -> None:
     of = sum(len(b.bodies) for f in with_standby for b in f.bursts)
     conditions = (
         f"one stack on {os.cpu_count()} cores with all its parts, light pods, window 6 s; {args.rounds} rounds, "
-        f"{SINGLES} single starts in each; {standby} of {of} starts with standby were hits; {verdict.text}"
+        f"{SINGLES} single starts in each; {standby} of {of} starts with standby (S0, no model loaded before) were "
+        f"hits; {verdict.text}"
     )
     for (implementation, size), figures in found.items():
         waking.explain(f"{implementation}, {size} at once", figures.bursts, figures.cpu)

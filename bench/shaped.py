@@ -4,7 +4,8 @@ Ours: a zygote of a standby pod (level S1) with its shaped engine; the clock run
 service's to the first token's event of a streamed completion, which is asked as soon as it says that it is ready, as
 the pod's front does. Beside it the same zygote without one (S0). Plain: vLLM's own server, from the start of its
 process to the first token of the same request. Rounds are interleaved; the median counts. Each round has weights of
-its own, which no process has seen before; what stands ready has seen a config.json.
+its own, which no process has seen before; what stands ready has seen a config.json. Engines that sleep (level S2)
+have no part in this: they have loaded their weights before.
 """
 
 from __future__ import annotations

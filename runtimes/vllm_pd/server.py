@@ -69,6 +69,9 @@ def arguments(argv: list[str], *, weights: bool = True) -> Namespace:
 
     args = options.parse(argv)
     options.fill_cpu_defaults(args, current_platform.is_cpu())
+    if args.enable_sleep_mode and current_platform.is_cpu():  # vLLM says it of the model
+        error = "vLLM's CPU backend can't sleep: there is no device whose memory it could give back"
+        raise StartRefused(error, "--enable-sleep-mode", "leave it out on CPUs")
     needs_tokenizer = not (args.skip_tokenizer_init or args.tokenizer)
     if weights and args.load_format != "dummy":
         check_model_folder(args.model, needs_tokenizer=needs_tokenizer)

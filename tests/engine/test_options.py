@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from runtimes.vllm_pd.status import StartRefused
@@ -29,6 +31,15 @@ def test_a_value_that_can_not_be(words: str, environ: dict[str, str], line: str)
     with pytest.raises(StartRefused) as refused:
         parse([*MODEL, *words.split()], environ)
     assert refused.value.line.startswith(line)
+
+
+def test_a_cpu_can_not_sleep_and_the_argument_is_named(tiny_model: Path) -> None:
+    from runtimes.vllm_pd.server import arguments
+
+    with pytest.raises(StartRefused) as refused:
+        arguments(["--model", str(tiny_model), "--enable-sleep-mode"])
+    assert refused.value.line.startswith("--enable-sleep-mode: vLLM's CPU backend can't sleep")
+    assert refused.value.permanent
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,16 @@ def test_then_replicas_rise_and_it_gets_its_labels() -> None:
     assert (plan.replicas, plan.label, plan.take) == (1, ("u1",), ())
 
 
+def test_what_its_own_pool_lacks_is_taken_from_pools_of_lower_levels() -> None:
+    world = World()
+    world.add(2)
+    world.restart()
+    wanted = Wanted(3, 0, 0, "default/of-sleepers", lesser=("default/shaped", POOL), engine="a")
+    plan = world.adoptions[A].plan(wanted, world.now)
+    assert [seen.slot.uid for seen in plan.take] == ["u1", "u2"]
+    assert (plan.missed, plan.why) == (1, "empty")
+
+
 def test_what_finds_no_slot_is_scaled_at_once() -> None:
     world = World()
     world.add(2)

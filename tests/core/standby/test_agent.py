@@ -49,6 +49,21 @@ def serving() -> SlotAccount:
     return account
 
 
+def test_engines_that_sleep_are_told_on_when_they_change() -> None:
+    account = standing_by()
+    before = account.changes
+    account.said(1, "ready", RevisionKey(""), "", 1.0, None, ("one", "two"))
+    assert [slot.asleep for slot in account.slots] == [("one", "two")]
+    assert account.changes == before + 1
+    account.said(1, "ready", RevisionKey(""), "", 2.0, None, ("one", "two"))
+    assert account.changes == before + 1
+    verdict, _ = account.take("ns/a", "u", job(ONE), TELL, 1, 3.0)
+    assert verdict.slot is not None
+    assert verdict.slot.asleep == ("one", "two")
+    account.said(1, "starting", ONE, "", 4.0, None, ("two",))
+    assert [slot.asleep for slot in account.slots] == [("two",)]
+
+
 def test_what_was_said_before_an_order_was_read_changes_nothing() -> None:
     account = standing_by()
     account.take("ns/a", "u", job(ONE), TELL, 1, 1.0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kserve_ext.core.standby.facts import Slot
-from kserve_ext.core.standby.known import Known, StandbyPod
+from kserve_ext.core.standby.facts import Level, Slot
+from kserve_ext.core.standby.known import Known, StandbyPod, choose
 
 POOL, ADDR = "default/pool", "10.0.0.1"
 
@@ -48,3 +48,36 @@ def test_nothing_is_kept_of_a_node_that_has_gone() -> None:
     known.pod("a", None)
     known.forget()
     assert (known.slots, known.models) == ({}, {})
+
+
+def sleeping(uid: str, asleep: tuple[str, ...], reason: str = "", level: Level = "S2") -> Slot:
+    return slot(uid)._replace(level=level, asleep=asleep, reason=reason)
+
+
+def test_a_slot_in_which_its_engine_sleeps_comes_before_a_shaped_one_and_others_sleepers_last() -> None:
+    known = Known()
+    slots = [
+        sleeping("others", ("b",)),
+        slot("plain"),
+        sleeping("shaped", (), level="S1"),
+        sleeping("own", ("a", "b")),
+    ]
+    for one in slots:
+        known.pod(one.uid, pod(one.uid))
+    known.told("n", slots, ())
+    chosen = choose(known.free(POOL), 4, "", {}, {}, engine="a")
+    assert [seen.slot.uid for seen in chosen] == ["own", "shaped", "plain", "others"]
+    chosen = choose(known.free(POOL), 4, "m", {"n": frozenset("m")}, {})
+    assert [seen.slot.uid for seen in chosen][:2] == ["shaped", "plain"], "sleepers are for others"
+
+
+def test_why_an_engine_sleeps_in_no_slot_of_its_pool() -> None:
+    known = Known()
+    assert known.sleepless(POOL, "a") == "", "nothing is known yet"
+    known.pod("u", pod("u"))
+    known.told("n", [sleeping("u", ("b",), "a does not sleep here: it is broken")], ())
+    assert known.sleepless(POOL, "a") == "a does not sleep here: it is broken"
+    assert known.sleepless(POOL, "c") == "a does not sleep here: it is broken"
+    assert known.sleepless(POOL, "b") == ""
+    known.told("n", [sleeping("u", ("a", "b"))], ())
+    assert known.sleepless(POOL, "a") == ""
