@@ -7,6 +7,7 @@ Hot dialect, see kserve_ext/wire/http1.py.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from activator_replacement.exchange import DONE, HELD, HttpExchange
@@ -51,29 +52,13 @@ class QueueClient(KnativeClient):
     def begun(self, exchange: HttpExchange) -> None:
         head: QueueHead = exchange.facts  # type: ignore[assignment]
         if head.prober or head.probe == b"probe":
-            self._probed(exchange, head)
+            dispatcher = cast("QueueDispatcher", self.plane.dispatch)
+            dispatcher.probed(head.prober, head.probe, head.hash, partial(self._reply, exchange))
             return
         self._wrote = False
         ClientProtocol.begun(self, exchange)
 
-    def _probed(self, exchange: HttpExchange, head: QueueHead) -> None:
-        dispatcher = cast("QueueDispatcher", self.plane.dispatch)
-        draining = dispatcher.draining is not None
-        if not head.prober:
-            self._reply(exchange, answers.network_probe(head.hash, draining, dispatcher.part is not None))
-            return
-        answer = answers.health(head.probe, draining)
-        if answer is not None:
-            self._reply(exchange, answer)
-            return
-        ready = dispatcher.ask_ready(lambda ready: self._asked(exchange, ready))
-        if ready is not None:
-            self._asked(exchange, ready)
-
-    def _asked(self, exchange: HttpExchange, ready: bool) -> None:
-        if self.exchange is exchange and exchange.state == HELD:
-            self._reply(exchange, answers.READY if ready else answers.NOT_READY)
-
     def _reply(self, exchange: HttpExchange, answer: texts.Answer) -> None:
-        exchange.state = DONE
-        super()._reply(exchange, answer)
+        if self.exchange is exchange and exchange.state == HELD:  # its client may have gone
+            exchange.state = DONE
+            super()._reply(exchange, answer)

@@ -13,8 +13,16 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final, Protocol
 
+from activator_replacement.knative.answers import Answer
 from activator_replacement.knative.reports.durations import Durations
-from activator_replacement.queue.answers import NO_REVISION, QUEUE_FULL
+from activator_replacement.queue.answers import (
+    NO_REVISION,
+    NOT_READY,
+    QUEUE_FULL,
+    READY,
+    health,
+    network_probe,
+)
 from activator_replacement.queue.readiness import Readiness
 from activator_replacement.seam import TIMEOUT, Exchange, Refusal
 from kserve_ext.core.ids import InstanceID, RevisionKey
@@ -113,6 +121,23 @@ class QueueDispatcher:
             return False
         part.readiness.ask(answer)
         return None
+
+    def probed(self, prober: bool, probe: bytes, hash_: bytes, say: Callable[[Answer], None]) -> None:
+        """A probe's answer goes to `say`, now or later. `prober`: of this pod's readiness, else of the network.
+
+        `probe` and `hash_` are the values of K-Network-Probe and K-Network-Hash.
+        """
+        draining = self.draining is not None
+        if not prober:
+            say(network_probe(hash_, draining, self.part is not None))
+            return
+        answer = health(probe, draining)
+        if answer is not None:
+            say(answer)
+            return
+        ready = self.ask_ready(lambda ready: say(READY if ready else NOT_READY))
+        if ready is not None:
+            say(READY if ready else NOT_READY)
 
     # --- seam.Dispatch
 

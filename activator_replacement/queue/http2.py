@@ -5,6 +5,7 @@ Hot dialect, see kserve_ext/wire/http1.py.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 from activator_replacement.exchange import DONE
@@ -65,29 +66,12 @@ class QueueHttp2Client(KnativeHttp2Client):
         facts = exchange.facts
         prober = facts.user_agent.startswith(_PROBERS)
         if prober or facts.probe == b"probe":
-            self._probed(exchange, prober)
+            dispatcher = cast("QueueDispatcher", self.plane.dispatch)
+            dispatcher.probed(prober, facts.probe, facts.hash, partial(self._said, exchange))
             return
         Http2Client.begun(self, exchange)
 
-    def _probed(self, exchange: Http2Exchange, prober: bool) -> None:
-        facts = exchange.facts
-        dispatcher = cast("QueueDispatcher", self.plane.dispatch)
-        draining = dispatcher.draining is not None
-        if not prober:
-            self._said(exchange, answers.network_probe(facts.hash, draining, dispatcher.part is not None))
-            return
-        answer = answers.health(facts.probe, draining)
-        if answer is not None:
-            self._said(exchange, answer)
-            return
-        ready = dispatcher.ask_ready(lambda ready: self._asked(exchange, ready))
-        if ready is not None:
-            self._asked(exchange, ready)
-
-    def _asked(self, exchange: Http2Exchange, ready: bool) -> None:
-        if exchange.state != DONE:
-            self._said(exchange, answers.READY if ready else answers.NOT_READY)
-
     def _said(self, exchange: Http2Exchange, answer: texts.Answer) -> None:
-        exchange.state = DONE
-        self.reply(exchange, texts.http1(answer))
+        if exchange.state != DONE:  # its client may have gone
+            exchange.state = DONE
+            self.reply(exchange, texts.http1(answer))
