@@ -79,6 +79,7 @@ class _Function:
     since: float  # of the phase
     born_at: float
     seen_at: float = 0.0  # in the view
+    well: bool = False  # has been for WELL_S
     stop_at: float = 0.0  # when its node is asked (again)
     why: str = ""
 
@@ -137,7 +138,9 @@ class Roster:
             return []
         del self._functions[function]
         self._avoided[f.kind, f.node] = now + AVOID_S
-        self._retry_at[f.kind] = now + PAUSE_S[0]
+        if now >= self._retry_at[f.kind]:  # several of one growth are one failure
+            self._failures[f.kind] += 1
+            self._retry_at[f.kind] = now + pause_s(self._failures[f.kind], *PAUSE_S, chance=1.0)
         return [Say(f"{function} was refused: {refusal}", bad=True)]
 
     def told(
@@ -187,7 +190,8 @@ class Roster:
                 f.seen_at = now
                 if f.phase == "starting":
                     f.to("running", now)
-                if now - f.born_at >= WELL_S and f.phase == "running":
+                if not f.well and now - f.born_at >= WELL_S and f.phase == "running":
+                    f.well = True  # once: an old one that runs on says nothing of new ones that die
                     self._failures[f.kind] = 0
             self._look(f, f.id in members, FunctionID(f.node) in members, now, out)
             if f.phase == "draining":

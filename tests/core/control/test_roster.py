@@ -6,9 +6,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kserve_ext.core.control.facts import NEEDS, Bounds, Kept, Reading, ScaledKind, revision_of
+from kserve_ext.core.control.facts import NEEDS, Bounds, Kept, Reading, Room, ScaledKind, revision_of
 from kserve_ext.core.control.machine import ElasticMachine, Instruction, Remember
-from kserve_ext.core.control.roster import OUT_S, SETTLE_S, STOP_AGAIN_S, WELL_S, Drain, Say, Start, Stop
+from kserve_ext.core.control.roster import (
+    OUT_S,
+    SETTLE_S,
+    STOP_AGAIN_S,
+    WELL_S,
+    Drain,
+    Roster,
+    Say,
+    Start,
+    Stop,
+)
 from kserve_ext.core.control.scaling import Pace
 from kserve_ext.core.facts import Instance, Member, Resources, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
@@ -234,6 +244,36 @@ def test_one_that_keeps_dying_is_started_ever_later() -> None:
             world.end(node, f, "failed")
         world.tick()
     assert len(node.started) < 12
+
+
+def test_one_that_keeps_dying_beside_one_that_runs_on_is_started_ever_later() -> None:
+    world = World((4,), Bounds(1, 3))
+    world.grow(1)
+    (old,) = world.own
+    world.ticks(WELL_S)
+    world.grow(2)
+    node = world.nodes["node-0"]
+    for _ in range(300):
+        for f in sorted(node.running - {old}):
+            world.end(node, f, "failed")
+        world.tick()
+    assert old in node.running
+    assert len(node.started) < 13
+
+
+def test_one_that_its_node_refuses_is_asked_for_ever_later() -> None:
+    """Its report says that there is room, and the node knows better."""
+    roster = Roster((), 0, 0.0)
+    rooms = [Room(NodeID("node-0"), "h:1", Resources(cpu_milli=64_000, memory_mib=64_000))]
+    asked = 0
+    for tick in range(round(SETTLE_S / TICK_S), round((SETTLE_S + 60.0) / TICK_S)):
+        now = tick * TICK_S
+        # Three at once are one failure.
+        for i in roster.step({KIND: 3}, rooms, {}, consistent=True, now=now):
+            if isinstance(i, Start):
+                asked += 1
+                roster.started(i.function, "this node drains", now)
+    assert 3 * 8 <= asked <= 3 * 10
 
 
 def test_one_out_of_the_view_counts_as_dead_and_is_stopped_at_its_node() -> None:
