@@ -215,6 +215,9 @@ def test_a_base_that_can_not_be_fails_the_slot_and_its_server_none() -> None:
         Tell("failed", "", "the image has no module x.zygote")
     ]
     assert "is failed" in refusal(machine, assignment())
+    # The front may be up only now, and the agent be found: neither makes it one that is on its way.
+    assert machine.handle(FrontUp()) == [FrontBlank(False, "the image has no module x.zygote")]
+    assert machine.handle(Connected()) == [Tell("failed", "", "the image has no module x.zygote")]
     machine = SlotMachine("pod")
     machine.begin()
     for _ in range(MOST_BASE_FAILURES - 1):
