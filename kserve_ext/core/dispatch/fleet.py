@@ -389,6 +389,8 @@ class Fleet:
             self._doubted[known.id] = known
         if not known.wanted:
             self._leaving[known.id] = known
+        elif known.suspect_until:  # also one that is kept after all
+            self._suspects[known.id] = known
         self._comes(known.id, known.wanted and known.state in ("asked", "starting"))
 
     def _comes(self, instance: InstanceID, does: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kserve_ext.core.dispatch.fleet import Fleet
+from kserve_ext.core.dispatch.fleet import SUSPECT_S, Fleet
 from kserve_ext.core.facts import Instance, InstanceState
 from kserve_ext.core.ids import InstanceID, NodeID, RevisionKey
 
@@ -66,4 +66,19 @@ def test_an_answer_ends_nothing_that_was_started_since_it_was_asked_for() -> Non
     change = fleet.observe([], NODE, True, 3.0, asked_at=2.0)
     assert [known.id for known, _ in change.ended] == [A]
     assert list(fleet.known) == [B]
+    fleet.check()
+
+
+def test_one_that_nobody_reached_and_that_is_kept_after_all_is_asked_about_and_used_again() -> None:
+    fleet = Fleet()
+    started(fleet, A, 0.0)
+    started(fleet, B, 0.0)
+    fleet.observe([fact("a", "ready", "h:1"), fact("b", "ready", "h:2")], NODE, False, 0.1)
+    fleet.broken(A, 1.0)
+    fleet.doom(fleet.known[A], "scale-down", 1.1)
+    assert fleet.doubtful(1.1) == set()
+    assert fleet.keep(1) == 1
+    assert fleet.usable(1.2) == [B]
+    assert fleet.doubtful(1.2) == {NODE}
+    assert fleet.usable(1.0 + SUSPECT_S) == [A, B]
     fleet.check()
