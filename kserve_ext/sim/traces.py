@@ -9,14 +9,16 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 MINUTES: Final = 1440  # of a day of Azure Functions
 HEAD: Final = 1 << 16  # characters of a first line that are looked at
+_FRACTION: Final = re.compile(r"\.(\d+)")
 #: what each format calls what is read of it
 COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "azure-functions": ("HashOwner", "HashApp", "HashFunction", "1", str(MINUTES)),
@@ -75,6 +77,7 @@ def burstgpt(path: Path, seed: int = 0) -> Iterator[Arrival]:
 
 def mooncake(path: Path, seed: int = 0) -> Iterator[Arrival]:
     """JSON lines: timestamp (milliseconds), input_length, output_length, hash_ids (a block of 512 tokens each)."""
+    first: int | None = None
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             where = f"{path}:{number}"
@@ -88,7 +91,8 @@ def mooncake(path: Path, seed: int = 0) -> Iterator[Arrival]:
                 ) from error
             if not all(isinstance(field, int) and field >= 0 for field in (*fields, *prefix)):
                 raise TraceError(f"{where}: expected whole numbers from 0 up")
-            yield Arrival(fields[0] / 1000, "", fields[1], fields[2], prefix=prefix)
+            first = fields[0] if first is None else first
+            yield Arrival((fields[0] - first) / 1000, "", fields[1], fields[2], prefix=prefix)
 
 
 def azure_functions(path: Path, seed: int = 0) -> Iterator[Arrival]:
@@ -180,9 +184,9 @@ def _whole(where: str, row: Mapping[str, Any], name: str) -> int:
 
 
 def _date(where: str, text: str) -> datetime:
-    """datetime knows six digits of a second."""
-    head, dot, fraction = text.partition(".")
+    """UTC where no zone is told. datetime knows six digits of a second; a whole second has no fraction."""
     try:
-        return datetime.fromisoformat(f"{head}{dot}{fraction[:6].ljust(6, '0') if dot else ''}")
+        at = datetime.fromisoformat(_FRACTION.sub(lambda found: f".{found[1][:6].ljust(6, '0')}", text))
     except ValueError as error:
         raise TraceError(f"{where}: TIMESTAMP is {text!r}, not a date and time") from error
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)

@@ -34,6 +34,19 @@ def test_azure_llm_has_seven_digits_of_fraction_and_starts_at_zero(tmp_path: Pat
     ]
 
 
+def test_azure_llm_tells_its_zone_and_a_whole_second_without_a_fraction(tmp_path: Path) -> None:
+    """As the week of 2024 does."""
+    path = written(
+        tmp_path,
+        "t.csv",
+        "TIMESTAMP,ContextTokens,GeneratedTokens",
+        "2024-05-10 00:00:00.009930+00:00,2162,5",
+        "2024-05-10 00:00:01+00:00,2399,6",
+        "2024-05-10 02:00:02.5+02:00,76,15",
+    )
+    assert [round(arrival.at, 6) for arrival in READERS["azure-llm"](path, 0)] == [0.0, 0.99007, 2.49007]
+
+
 def test_burstgpt_counts_from_its_first_request(tmp_path: Path) -> None:
     head = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type"
     path = written(tmp_path, "t.csv", head, "5,ChatGPT,472,18,490,x", "45.5,GPT-4,100,0,100,x")
@@ -44,9 +57,12 @@ def test_burstgpt_counts_from_its_first_request(tmp_path: Path) -> None:
 
 
 def test_mooncake_keeps_the_hashes_of_the_prompts_blocks(tmp_path: Path) -> None:
-    line = '{"timestamp": 277, "input_length": 1100, "output_length": 6, "hash_ids": [1, 2, 3]}'
-    assert list(READERS["mooncake"](written(tmp_path, "t.jsonl", line), 0)) == [
-        Arrival(0.277, "", 1100, 6, prefix=(1, 2, 3))
+    line = '{"timestamp": %d, "input_length": 1100, "output_length": 6, "hash_ids": [1, 2, 3]}'
+    at = 1_760_000_000_000  # one that was recorded elsewhere counts from 1970
+    path = written(tmp_path, "t.jsonl", line % at, line % (at + 277))
+    assert list(READERS["mooncake"](path, 0)) == [
+        Arrival(0.0, "", 1100, 6, prefix=(1, 2, 3)),
+        Arrival(0.277, "", 1100, 6, prefix=(1, 2, 3)),
     ]
 
 
