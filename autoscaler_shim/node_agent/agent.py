@@ -55,6 +55,8 @@ class NodeAgent:
         self._loop = asyncio.get_running_loop()
         self.node = NodeID(settings.node)
         self.incarnation = time.time_ns()
+        #: Of the loop's clock: what is told is unix seconds, but no wait may jump with the wall clock.
+        self._epoch_s = time.time() - self._loop.time()
         self.account = SlotAccount()
         self.reviews = Reviews(client, settings.node)
         self.door = Door(settings.socket, self.reviews, self, NotProven)
@@ -108,7 +110,7 @@ class NodeAgent:
         told, lost = (self._telling.told, self._telling.lost) if self._telling is not None else (0, 0)
         return Figures(
             self.account.counts(),
-            self.account.idle_by_pool(time.time()),
+            self.account.idle_by_pool(self._now()),
             self.door.refused,
             self.reviews.waiting,
             told,
@@ -119,16 +121,16 @@ class NodeAgent:
     # --- what the door says
 
     def connected(self, link: int, slot: Slot) -> None:
-        self._do(self.account.connected(link, slot, time.time()))
+        self._do(self.account.connected(link, slot, self._now()))
 
     def said(self, link: int, state: State) -> None:
-        revision, now = RevisionKey(state.revision), time.time()
+        revision, now = RevisionKey(state.revision), self._now()
         said = self.account.said(link, state.state, revision, state.reason, now, state.started, state.asleep)
         self._do(said)
 
     def lost(self, link: int) -> None:
         if self._ready:
-            self._do(self.account.lost(link, time.time()))
+            self._do(self.account.lost(link, self._now()))
 
     # --- what autoscalers ask
 
@@ -154,7 +156,7 @@ class NodeAgent:
         assert self._rpc is not None
         self._rpc.warm(message.tell)
         verdict, effects = self.account.take(
-            message.pod, message.uid, message.assignment, message.tell, message.term, time.time()
+            message.pod, message.uid, message.assignment, message.tell, message.term, self._now()
         )
         self._do(effects)
         if verdict.reason:
@@ -163,7 +165,7 @@ class NodeAgent:
 
     def _free(self, message: FreeSlot, caller: Caller) -> SlotReply:
         verdict, effects = self.account.free(
-            message.pod, message.uid, message.revision, message.term, time.time()
+            message.pod, message.uid, message.revision, message.term, self._now()
         )
         self._do(effects)
         return SlotReply(*verdict)
@@ -183,6 +185,9 @@ class NodeAgent:
         rpc.handle(FreeSlot, self._free)
         self.addr = await rpc.listen(settings.pod_ip, settings.port)
         log.info("autoscalers call %s", self.addr)
+
+    def _now(self) -> float:
+        return self._epoch_s + self._loop.time()
 
     @property
     def _tag(self) -> str:
@@ -221,11 +226,11 @@ class NodeAgent:
             self._timer = None
         due = self.account.due()
         if due < float("inf"):
-            self._timer = self._loop.call_later(max(0.0, due - time.time()), self._tick)
+            self._timer = self._loop.call_later(max(0.0, due - self._now()), self._tick)
 
     def _tick(self) -> None:
         self._timer = None
-        self._do(self.account.tick(time.time()))
+        self._do(self.account.tick(self._now()))
 
     def _wake(self) -> None:
         for watcher in self._watchers:

@@ -69,6 +69,8 @@ class Keeper:
         self._sleepless: dict[str, list[RevisionKey]] = {}
         #: By pool: GPU-seconds, and until when they are counted.
         self._idle: dict[str, tuple[float, float]] = {}
+        #: Of the monotonic clock: pods' ages are of unix seconds, and pauses must not jump with the wall clock.
+        self._epoch_s = time.time() - time.monotonic()
         self.queue: WorkQueue[str] = WorkQueue(self._keep, WORKERS, name="standby-pool")
 
     def start(self) -> None:
@@ -125,6 +127,9 @@ class Keeper:
 
     # --- inside
 
+    def _now(self) -> float:
+        return self._epoch_s + time.monotonic()
+
     async def _keep(self, key: str) -> float | None:
         size, made = self._asked(key)
         members = list(self._members(key))
@@ -135,7 +140,7 @@ class Keeper:
             self._note(key, size, members, "")
             return None
         pool = self._pools.setdefault(key, Pool())
-        change = pool.decide(size, members, self._busy(), time.time())
+        change = pool.decide(size, members, self._busy(), self._now())
         self._tell(key, size, change, pool)
         for uid, why in change.delete:
             pod = self._known.pods.get(uid)
@@ -159,10 +164,10 @@ class Keeper:
         except (Unavailable, AlreadyExists):
             raise
         except KubeError as error:
-            pool.refused(str(error), time.time())
+            pool.refused(str(error), self._now())
             return
         self._tally.pods_made += 1
-        pool.made(str(created["metadata"]["uid"]), time.time())
+        pool.made(str(created["metadata"]["uid"]), self._now())
 
     def _asked(self, key: str) -> tuple[int, standby_pods.Pool | None]:
         """Its size, and what its pods are; None: nobody knows any more."""
@@ -174,7 +179,7 @@ class Keeper:
         return size, made
 
     def _members(self, key: str) -> Iterator[Member]:
-        now = time.time()
+        now = self._now()
         for pod in self._known.of_pool(key):
             state, reason = self._state(pod)
             if state == "coming":
@@ -223,7 +228,7 @@ class Keeper:
             and seen is None
             and pod.addr
             and since is not None
-            and time.time() - since >= MUTE_S
+            and self._now() - since >= MUTE_S
         ):
             return (
                 f"pod {pod.name} runs, and no agent has heard of its slot for {MUTE_S:.0f} s: see the pod's log, and "

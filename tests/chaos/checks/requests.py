@@ -14,7 +14,7 @@ from tests.chaos.digest import Digest, Process, Violation
 from tests.chaos.history import Event
 
 NAME = "2 requests"
-#: 421 and 404 are of services that aren't (yet, or any more) there; 502 of an instance that broke off
+#: 404 is of services that aren't (yet, or any more) there; 502 of an instance that broke off
 KNOWN = (200, 404, 429, 502, 503, 504)
 
 
