@@ -54,7 +54,7 @@ class Known:
     #: it can be reached there, although it may not be ready
     listens: str = ""
     ready_at: float = 0.0
-    #: it was ready before this home heard of it
+    #: a former home may have given out, or promised, slots of it
     inherited: bool = False
     doomed_at: float | None = None
     why_doomed: str = ""
@@ -241,11 +241,13 @@ class Fleet:
         elif fact.state == "ready":
             known.addr = fact.addr
             if known.state != "ready":
-                known.inherited = known.state == "unknown"
-                known.ready_at = now - LONG_AGO_S if known.inherited else now
+                long_ago = known.state == "unknown"
+                known.inherited = known.inherited or long_ago
+                known.ready_at = now - LONG_AGO_S if long_ago else now
                 known.state, known.since = "ready", now
                 change.ready.append(known)
         elif known.state in ("asked", "unknown"):
+            known.inherited = known.inherited or known.state == "unknown"  # its slots may be promised
             known.state, known.since = "starting", now
 
     def nodes(self, present: set[NodeID], now: float) -> list[Known]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from kserve_ext.core.dispatch.facts import LEASE_TTL_S, Grant
+from kserve_ext.core.dispatch.facts import GONE_S, LEASE_TTL_S, Grant
+from kserve_ext.core.dispatch.fleet import Fleet
+from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.dispatch.leases import Leases
 from kserve_ext.core.dispatch.shard import Shard
 from kserve_ext.core.dispatch.throttler import HELD
 from kserve_ext.core.facts import Instance, InstanceState
-from kserve_ext.core.ids import FunctionID, NodeID
+from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from tests.core.dispatch.test_leases import A, B, S, demand
 from tests.core.dispatch.test_shard import H0, KEY, shard_of
 from tests.core.dispatch.test_throttler import Request
@@ -113,6 +115,39 @@ def test_a_slot_that_comes_free_goes_to_who_has_waited_longest_whatever_was_prom
     leases.report(S[1], demand(1, wanted=1)._replace(waits_us=(10,)), 1, 0.0)
     leases.allot([B], (), 0.0, [A])
     assert leases.accounts[S[0]].intended == {A: 1, B: 1}
+
+
+def test_what_starts_when_a_home_takes_over_may_be_promised_to_a_shard_that_says_nothing() -> None:
+    home = Home(D0, 2, lambda key: InstanceID("new"))
+    home.view([N0], {D0: 1, D1: 1}, (), 0.0)
+    home.add(revision(concurrency=1), False, (), 0.0)
+
+    def has(state: InstanceState) -> tuple[Instance, ...]:
+        return (Instance(A, KEY, N0, state, "a:80" if state == "ready" else "", epoch=1),)
+
+    def slots_at(seq: int, now: float) -> list[InstanceID]:
+        asked = demand(seq, wanted=1)._replace(term=2, granted=seq * 100)
+        grant, _ = home.demand(D0, asked, now)
+        return [i for i, _, n in grant.slots if n] if grant is not None else []
+
+    home.node_says(KEY, N0, has("starting"), 0.0, 0.1)
+    home.recalled(D0, [KEY], [], 0.1)
+    assert slots_at(1, 0.2) == []
+    home.observed(KEY, N0, has("ready"), False, 1.0)
+    assert slots_at(2, GONE_S - 0.1) == [], "the former home may have promised it to the other shard"
+    home.tick(GONE_S + 0.1)
+    assert slots_at(3, GONE_S + 0.2) == [A]
+
+
+def test_what_a_home_has_asked_for_itself_is_promised_by_nobody_else() -> None:
+    fleet = Fleet()
+    fleet.asked(A, 0.0)
+    fleet.placed(A, N0, 0.1)
+    fleet.observe([Instance(A, KEY, N0, "ready", "a:80", epoch=1)], N0, False, 1.0)
+    fleet.observe([Instance(B, KEY, N0, "starting", "", epoch=1)], N0, False, 1.0)
+    fleet.observe([Instance(B, KEY, N0, "ready", "b:80", epoch=1)], N0, False, 2.0)
+    assert (fleet.known[A].inherited, fleet.known[B].inherited) == (False, True)
+    assert fleet.known[B].ready_at == 2.0
 
 
 def starting(shard: FunctionID) -> World:
