@@ -75,8 +75,10 @@ class DispatchFunction:
             due = monotonic() + TICK_S
             await asyncio.sleep(TICK_S)
             late_s = max(0.0, monotonic() - due)
-            self.dispatcher.tick()
-            self.homes.tick(late_s)
+            for ticks in (self.dispatcher.ticks(), self.homes.ticks(late_s)):
+                for _ in ticks:
+                    if monotonic() - due < TICK_S:  # what has come meanwhile is not to wait for all of it;
+                        await asyncio.sleep(0)  # behind, homes are not to wait for all that comes
 
     def load(self) -> Load:
         dispatcher = self.dispatcher

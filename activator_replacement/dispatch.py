@@ -8,7 +8,7 @@ alike.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from activator_replacement.accounts import grant_facts
@@ -20,7 +20,7 @@ from activator_replacement.routes import Routes
 from activator_replacement.seam import CLIENT_GONE, OK, OUTCOMES, TIMEOUT, Exchange, Refusal
 from kserve_ext.core.dispatch.affinity import PrefixTree
 from kserve_ext.core.dispatch.choosing import Chooser
-from kserve_ext.core.dispatch.shard import MOST_ATTEMPTS, Shard
+from kserve_ext.core.dispatch.shard import AT_ONCE, MOST_ATTEMPTS, Shard, batched
 from kserve_ext.core.dispatch.throttler import TOO_MANY, Tracker
 from kserve_ext.core.facts import Hold, Instance, Revision, View
 from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
@@ -270,8 +270,14 @@ class Dispatcher:
         self.shard.view(view.epoch, home_of)
         self.flush_soon()
 
-    def tick(self) -> None:
-        for key, late in self.shard.tick(self.loop.time()):
+    def ticks(self) -> Iterator[None]:
+        """What has become due, a few revisions at a time: what has come meanwhile may have its turn in between."""
+        for keys in batched(self.shard.active, AT_ONCE):
+            self._tick(keys)
+            yield
+
+    def _tick(self, keys: tuple[RevisionKey, ...]) -> None:
+        for key, late in self.shard.tick(self.loop.time(), keys):
             part = self.shard.parts[key]
             why = part.refusal or "no instance was ready and free in time"
             for waiting in late:
@@ -281,7 +287,7 @@ class Dispatcher:
                     f"{key}: held for {part.revision.hold.seconds:g} s without a slot: {why}",
                     part.retry_after_s or 1.0,
                 )
-        for key in self.shard.active:
+        for key in keys:
             self.drain(key)
         self.flush_soon()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from activator_replacement.accounts import demand_facts
 from activator_replacement.copies import Copies
@@ -34,6 +34,7 @@ from kserve_ext.core.dispatch.facts import (
 )
 from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.dispatch.lag import Lag
+from kserve_ext.core.dispatch.shard import AT_ONCE, batched
 from kserve_ext.core.dispatch.take_over import Leavers
 from kserve_ext.core.facts import Revision, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
@@ -205,7 +206,11 @@ class Homes:
             home.decoded(work.instance, work.generated, work.occupancy, work.span_s)
 
     def tick(self, late_s: float = 0.0) -> None:
-        """`late_s`: so much later than it was due."""
+        for _ in self.ticks(late_s):
+            pass
+
+    def ticks(self, late_s: float = 0.0) -> Iterator[None]:
+        """What has become due, some homes at a time. `late_s`: so much later than it was due."""
         now = self.loop.time()
         self._ticks += 1
         self._look_behind(late_s, now)
@@ -216,7 +221,12 @@ class Homes:
             return
         self.dispatcher.shard.renew(self.me, now)
         turn = list(self.homes)[self._ticks % IDLE_TICKS :: IDLE_TICKS]
-        for home_key in self._awake | dict.fromkeys(turn):
+        for keys in batched(list(self._awake | dict.fromkeys(turn)), AT_ONCE):
+            self._tick(keys, self.loop.time())
+            yield
+
+    def _tick(self, home_keys: Iterable[str], now: float) -> None:
+        for home_key in home_keys:
             home = self.homes.get(home_key)
             if home is None:
                 self._awake.pop(home_key, None)

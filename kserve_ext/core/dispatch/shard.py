@@ -11,8 +11,8 @@ itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 from kserve_ext.core.dispatch.choosing import Chooser, ChoosingThrottler
 from kserve_ext.core.dispatch.facts import LEASE_TTL_S, QUIET_S, REPORT_S, UNLIMITED, WAITS, Demand, Grant
@@ -23,7 +23,16 @@ from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
 GIVE_S = 2.0  # limited slots that were idle for so long go back to home
 LEAST_RETRY_S = 0.05
 MOST_RETRY_S = 0.5
+AT_ONCE = 8  # revisions that a tick looks at before what has come meanwhile has its turn
 MOST_ATTEMPTS = 8  # instances that one request is sent to, one after the other
+
+K = TypeVar("K", bound=str)
+
+
+def batched(keys: Sequence[K], count: int) -> Iterator[tuple[K, ...]]:
+    """So many at a time."""
+    for at in range(0, len(keys), count):
+        yield tuple(keys[at : at + count])
 
 
 class _Told(NamedTuple):
@@ -366,10 +375,18 @@ class Shard(Generic[R]):
                 else:
                     part.throttler.keep_promise(instance.id, instance.addr, now)
 
-    def tick(self, now: float) -> list[tuple[RevisionKey, list[R]]]:
-        """Requests held for too long. Call it some times a second, then drain every active revision."""
+    def tick(
+        self, now: float, keys: Iterable[RevisionKey] | None = None
+    ) -> list[tuple[RevisionKey, list[R]]]:
+        """Requests held for too long. Call it some times a second, then drain every active revision.
+
+        `keys`: of the active revisions those to look at; else all.
+        """
         late: list[tuple[RevisionKey, list[R]]] = []
-        for key, part in list(self._active.items()):
+        for key in list(self._active) if keys is None else keys:
+            part = self._active.get(key)
+            if part is None:
+                continue
             throttler = part.throttler
             expired = throttler.expired(now)
             if expired:

@@ -7,7 +7,7 @@ the simulator (network.py), or of the tests of invariants, which loses and reord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import lru_cache, partial
 from typing import Generic, Protocol, TypeVar
 
@@ -29,7 +29,7 @@ from kserve_ext.core.dispatch.facts import (
 from kserve_ext.core.dispatch.ghosts import Ghost, Ghosts
 from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.dispatch.lag import Lag
-from kserve_ext.core.dispatch.shard import MOST_ATTEMPTS, Shard
+from kserve_ext.core.dispatch.shard import AT_ONCE, MOST_ATTEMPTS, Shard, batched
 from kserve_ext.core.dispatch.take_over import Copy, Leavers
 from kserve_ext.core.dispatch.throttler import HELD, Holdable, Tracker
 from kserve_ext.core.facts import Instance, Left, Member, Revision
@@ -429,34 +429,48 @@ class Dispatch(Generic[R]):
 
     def tick(self, due: float | None = None) -> int:
         """What has become due, which should have been at `due`; how many revisions were looked at."""
+        return sum(self.ticks(due))
+
+    def ticks(self, due: float | None = None) -> Iterator[int]:
+        """The same, some revisions at a time."""
         now = self.around.now
         asking = sum(home.asking for home in self.homes.values()) if self.lag.counts else 0
         self.lag.ticked(now if due is None else due, now, asking)
-        for _, late in self.shard.tick(now):
-            for request in late:
-                request.to("refused")
-        active = self.shard.active
-        for key in active:
-            self.drain(key)
-        looked = len(active)
+        looked = 0
+        for keys in batched(self.shard.active, AT_ONCE):
+            for _, late in self.shard.tick(self.around.now, keys):
+                for request in late:
+                    request.to("refused")
+            for key in keys:
+                self.drain(key)
+            self.flush()
+            looked += len(keys)
+            yield len(keys)
+        now = self.around.now
         if self.authority.turns(now):
             self.shard.renew(self.id, now)
         self._ask_others(now)
         self._ask_ghosts(now)
-        for home_key, home in list(self.homes.items()):
-            if now < self._idle_due.get(home_key, 0.0):
+        due_now = [key for key in self.homes if now >= self._idle_due.get(key, 0.0)]
+        for home_keys in batched(due_now, AT_ONCE):
+            self._tick_homes(home_keys)
+            looked += len(home_keys)
+            yield len(home_keys)
+        if looked:
+            self.recall_shards()
+        self.flush()
+
+    def _tick_homes(self, home_keys: Iterable[str]) -> None:
+        now = self.around.now
+        for home_key in home_keys:
+            home = self.homes.get(home_key)
+            if home is None:
                 continue
-            looked += 1
-            out = home.tick(now)
-            self.carry(home_key, out)
+            self.carry(home_key, home.tick(now))
             if self.idle_tick_s and home.idle:
                 self._idle_due[home_key] = now + self.idle_tick_s
             if self.validate:
                 home.check()
-        if looked:
-            self.recall_shards()
-        self.flush()
-        return looked
 
     def _ask_others(self, now: float) -> None:
         """Whether they know a newer view; the controller says it to those that report."""

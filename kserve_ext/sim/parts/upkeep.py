@@ -6,7 +6,7 @@ part. A status that has changed goes out at once, in a message of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -64,16 +64,33 @@ class Upkeep:
         self.clock.every(REPORT_S, self._report)
 
     def tick(self, name: FunctionID, first: float) -> None:
-        """A Dispatch function's clock, from now on: what is due waits for what has come before."""
+        """A Dispatch function's clock, from now on: what is due waits for what has come before.
+
+        It looks at some revisions at a time, and unless it is late what has come meanwhile goes before the next ones.
+        """
 
         def due() -> None:
             process = self.processes[name]
             process.core.do(0.0, partial(tick, process, self.clock.now))
 
         def tick(process: Process, at: float) -> None:
+            look(process, self.shards[name].ticks(at), at)
+
+        def look(process: Process, ticks: Iterator[int], at: float) -> None:
+            looked: int | None = None
+
+            def some() -> int:
+                nonlocal looked
+                looked = next(ticks, None)
+                return looked or 0
+
             if not process.dead:
-                self.network.inline(process, "tick", partial(self.shards[name].tick, at))
-            self.clock.after(DISPATCH_TICK_S, due)
+                self.network.inline(process, "tick", some)
+            if looked is None:
+                self.clock.after(DISPATCH_TICK_S, due)
+            else:
+                late = self.clock.now - at > DISPATCH_TICK_S
+                process.core.do(0.0, partial(look, process, ticks, at), own=late)
 
         self.clock.after(first, due)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from kserve_ext.core.dispatch.facts import LEASE_TTL_S, QUIET_S, REPORT_S, Grant
-from kserve_ext.core.dispatch.shard import LEAST_RETRY_S, Shard
+from kserve_ext.core.dispatch.shard import AT_ONCE, LEAST_RETRY_S, Shard
 from kserve_ext.core.dispatch.throttler import HELD, Tracker
 from kserve_ext.core.facts import Instance
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from tests.core.dispatch.test_throttler import Request
+from tests.support.world import World
 from tests.support.world_nodes import revision
 
 KEY = revision().key
@@ -188,3 +189,25 @@ def test_a_quiet_shard_forgets_and_falls_silent() -> None:
     assert [d.leases for _, d in demands] == [()]
     shard.grant(grant(999, (A, 2)), now)
     assert shard.parts[KEY].throttler.trackers == {}
+
+
+def test_a_tick_looks_at_the_revisions_that_it_is_told_of() -> None:
+    shard = shard_of()
+    other = revision("ns/b", concurrency=2)
+    shard.know(other, 0.0)
+    for key in (KEY, other.key):
+        shard.submit(key, Request(1), 0.0)
+    late = revision().hold.seconds + 1.0
+    assert [key for key, _ in shard.tick(late, [other.key])] == [other.key]
+    assert [key for key, _ in shard.tick(late)] == [KEY]
+
+
+def test_a_tick_can_be_left_between_a_few_revisions() -> None:
+    world = World(1, {NodeID("node-0"): 50}, [revision(f"ns/r{k}") for k in range(3 * AT_ONCE + 1)])
+    world.flush()
+    for key in world.revisions:
+        world.request(H0, key)
+    (proc,) = world.live()
+    steps = list(proc.ticks())
+    assert max(steps) == AT_ONCE
+    assert sum(steps) == 2 * len(world.revisions), "as shard and as home"
