@@ -219,7 +219,7 @@ def test_killed_between_scale_and_labels_its_successor_goes_on(tmp_path: Path) -
         async with world.running():
             await world.reporter.report(1.0, name=NAME)  # the request is still under way
             await world.api.until(lambda: world.api.adopted())
-            # Beside the pod that was made meanwhile there is one too many. Where the pool lacks one just then, it gets
+            # Beside the pod that was made meanwhile it is one too many. Where the pool lacks one just then, it gets
             # the adopted one back; else that stays.
             await world.api.until(
                 lambda: (
