@@ -151,7 +151,7 @@ class Admin:
         if outcome is not None:
             texts.append(outcome.too_large)
         for text in dict.fromkeys(filter(None, texts)):
-            response.headers.add("Warning", f'299 - "{text}"')
+            response.headers.add("Warning", f'299 - "{_printable(text)}"')
         return response
 
     async def _delete(self, request: web.Request) -> web.Response:
@@ -160,6 +160,11 @@ class Admin:
         if document is None:
             return _missing(key, self.desk)
         return web.json_response({"kind": "Status", "apiVersion": "v1", "status": "Success"})
+
+
+def _printable(text: str) -> str:
+    """A name that a user gave may have a line break, which no header can."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _event(event: str, document: Document) -> bytes:

@@ -362,6 +362,17 @@ BASE = "/apis/serving.kserve.io/v1beta1/namespaces/default/inferenceservices"
 
 
 @with_http
+async def test_a_warning_that_names_what_no_header_can_have_is_told_all_the_same(
+    cluster: Cluster, http: Client
+) -> None:
+    document = isvc_document(MODEL % "", notes=ZERO)
+    document["spec"]["predictor"]["model"]["resources"] = {"limits": {"hugepages-\r\n2Mi": "1Mi"}}
+    created = await http.patch(f"{BASE}/tiny", json=document)
+    assert created.status == 201
+    assert r"[hugepages-\r\n2Mi]: has no effect" in created.headers["Warning"]
+
+
+@with_http
 async def test_rest_of_an_object(cluster: Cluster, http: Client) -> None:
     document = isvc_document(MODEL % ", env: [{name: A, valueFrom: {}}]", notes=ZERO)
     created = await http.patch(f"{BASE}/tiny", json=document)
