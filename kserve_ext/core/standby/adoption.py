@@ -359,7 +359,7 @@ class Adoption:
                 times.append(taken.sure_at + ORDER_S)
             elif taken.serving_since is None:
                 times.append(taken.since + wanted.start_s)
-            elif wanted.rush:
+            elif wanted.rush and now < taken.serving_since + BEHIND_S:  # later others say when it can
                 times.append(taken.serving_since + BEHIND_S)
             times.append(taken.sure_at + SILENT_S)
         times += [at + ORDER_S for at in self._freed.values()]

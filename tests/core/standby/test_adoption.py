@@ -41,6 +41,20 @@ def test_then_replicas_rise_and_it_gets_its_labels() -> None:
     assert (plan.replicas, plan.label, plan.take) == (1, ("u1",), ())
 
 
+def test_one_that_has_waited_for_others_and_can_not_be_adopted_yet_is_not_looked_at_all_the_time() -> None:
+    world = World()
+    world.add(1)
+    world.restart()
+    world.wanted[A] = 1
+    world.act(A)
+    serving(world)
+    wanted = Wanted(1, 0, 0, POOL, adoptable=False, rush=True)
+    assert world.adoptions[A].plan(wanted, world.now).recheck_s == adoption.BEHIND_S
+    recheck_s = world.adoptions[A].plan(wanted, world.now + adoption.BEHIND_S + 1.0).recheck_s
+    assert recheck_s is not None
+    assert recheck_s > 1.0
+
+
 def test_what_its_own_pool_lacks_is_taken_from_pools_of_lower_levels() -> None:
     world = World()
     world.add(2)
