@@ -233,7 +233,7 @@ class Slot:
             case Fork(assignment):
                 self._server.start(assignment)
             case FrontAssign(assignment, engine):
-                told = _with_port(assignment, self._engines.port(engine)) if engine else assignment
+                told = with_port(assignment, self._engines.port(engine)) if engine else assignment
                 self._front.tell(Assign(told))
             case StartEngine() | SleepEngine() | WakeEngine() | EndEngine():
                 self._engines.carry_out(instruction)
@@ -281,7 +281,7 @@ class Slot:
             start()
 
 
-def _with_port(assignment: Assignment, port: int) -> Assignment:
+def with_port(assignment: Assignment, port: int) -> Assignment:
     """Its server listens elsewhere than it says, and its probe asks there."""
     probe = assignment.probe
     try:
