@@ -330,8 +330,6 @@ class Home:
         if not items:
             return
         waiting = tuple(sorted({s for h in homes for s, a in h.leases.accounts.items() if a.held}))
-        for revision, placing in items:
-            self.revisions[revision.key].fleet.tells(placing, waiting)
         if gang:
             out.append(self._place(items, True, waiting, now))
         else:
@@ -344,6 +342,8 @@ class Home:
         waiting: tuple[FunctionID, ...],
         now: float,
     ) -> Place:
+        for revision, ids in items:
+            self.revisions[revision.key].fleet.tells(ids, waiting)
         since = [self.revisions[revision.key].without_room_since for revision, _ in items]
         waited_s = max((now - at for at in since if at is not None), default=0.0)
         roles = {revision.role for revision, _ in items}

@@ -170,6 +170,18 @@ def test_a_request_does_not_wait_for_home_to_hear(shard: FunctionID) -> None:
 
 
 @pytest.mark.parametrize("shard", [D0, D1])
+def test_home_says_nothing_where_the_node_has_said_it(shard: FunctionID) -> None:
+    world = starting(shard)
+    (run,) = world.all_running()
+    said = len(world.log)
+    world.make_ready(run)
+    world.flush()
+    assert not [line for line in world.log[said:] if "grants" in line and f"{run.id}:1" in line][1:]
+    home = world.procs[FunctionID(str(world.home_of("ns/a")))].homes["ns/a"].revisions[KEY]
+    assert home.fleet.known[run.id].told == (shard,)
+
+
+@pytest.mark.parametrize("shard", [D0, D1])
 def test_home_says_it_where_the_word_of_the_node_is_lost(shard: FunctionID) -> None:
     world = starting(shard)
     (run,) = world.all_running()
