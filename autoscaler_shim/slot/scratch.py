@@ -229,12 +229,18 @@ def _delete(path: str) -> None:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             os.unlink(path)
             return
-        os.chmod(path, 0o700)  # whoever made it may have forbidden it to itself
-        for folder, below, _ in os.walk(path):
-            for name in below:
-                if not os.path.islink(inner := os.path.join(folder, name)):
-                    os.chmod(inner, 0o700)
-        shutil.rmtree(path, ignore_errors=True)
+    _open(path)
+    for folder, below, _ in os.walk(path):
+        for name in below:
+            _open(os.path.join(folder, name))
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _open(folder: str) -> None:
+    """Whoever made it may have forbidden it to itself."""
+    with contextlib.suppress(OSError):
+        if not os.path.islink(folder):
+            os.chmod(folder, 0o700)
 
 
 def _some(paths: list[str]) -> str:
