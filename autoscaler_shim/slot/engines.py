@@ -56,14 +56,18 @@ class Engines:
         base: Base,
         watcher: Watcher,
         instance: str,
+        generation: int,
         wake_s: float,
         happened: Callable[[EngineEvent], None],
     ) -> None:
-        """`instance`: the pod's name; `wake_s`: an engine that takes longer to wake is given up."""
+        """`instance`: the pod's name; `generation`: of the channels of engines that have never been awake, below all
+        that they wake in; `wake_s`: an engine that takes longer to wake is given up."""
         self._happened = happened
         self._wake_s = wake_s
         self._engines = {
-            plan.name: _Engine(plan, folder / f"engine-{number}", base, watcher, instance, self._said)
+            plan.name: _Engine(
+                plan, folder / f"engine-{number}", base, watcher, instance, generation, self._said
+            )
             for number, plan in enumerate(plans)
         }
         self._tasks: set[asyncio.Task[None]] = set()
@@ -162,10 +166,12 @@ class _Engine:
         base: Base,
         watcher: Watcher,
         instance: str,
+        generation: int,
         said: Callable[[str, Event], None],
     ) -> None:
         self._plan = plan
         self._instance = InstanceID(instance)
+        self._generation = generation
         self.folder = folder
         self.port = 0
         self.server = Server(folder, base, watcher, lambda event: said(plan.name, event))
@@ -181,7 +187,10 @@ class _Engine:
                 revision=RevisionKey(""),
                 instance=self._instance,
                 argv=(*(word.replace("$", "$$") for word in self._plan.argv), *own),
-                env=tuple((name, value.replace("$", "$$")) for name, value in self._plan.env),
+                env=(
+                    *((name, value.replace("$", "$$")) for name, value in self._plan.env),
+                    ("GALAXY_GENERATION", str(self._generation)),
+                ),
                 port=self.port,
                 http2=False,
                 concurrency=0,

@@ -83,7 +83,8 @@ class Slot:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         planned = [Planned(plan.name, weights_mib(plan.model)) for plan in settings.engines]
-        pod_engines = PodEngines(planned, settings.host_mib, time.time_ns()) if planned else None
+        generation = time.time_ns()
+        pod_engines = PodEngines(planned, settings.host_mib, generation) if planned else None
         self._machine = SlotMachine(settings.pod, settings.quiet_s, pod_engines)
         self._folder = settings.folder or Path(tempfile.mkdtemp(prefix="galaxy-slot-", dir=_memory()))
         self._watcher = Watcher()
@@ -103,6 +104,7 @@ class Slot:
             self._base,
             self._watcher,
             settings.pod,
+            generation,
             settings.wake_s,
             self._engine_said,
         )

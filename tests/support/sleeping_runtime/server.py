@@ -60,7 +60,7 @@ class Engine:
         self._model = model
         self._device = device
         self.asleep = False
-        self.generation = 0
+        self.generation = int(os.environ.get("GALAXY_GENERATION") or 0)
         self.open = 0
         device.take()
         self.weights = model.read_text()
@@ -97,6 +97,8 @@ class Engine:
         self.log("leave")
 
     async def join(self, generation: int) -> None:
+        if generation <= self.generation:
+            raise RuntimeError(f"generation {generation} is not above {self.generation}")
         self.generation = generation
         self.log(f"join {generation}")
 
