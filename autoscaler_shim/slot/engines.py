@@ -35,7 +35,7 @@ from kserve_ext.core.standby.engines import (
     WakeEngine,
 )
 from kserve_ext.core.standby.facts import Assignment, Timeouts
-from kserve_ext.core.standby.slot import Event, ServerEnded, ServerFailed, ServerReady
+from kserve_ext.core.standby.slot_events import Event, ServerEnded, ServerFailed, ServerReady
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from autoscaler_shim.slot.base import Base, NoFork
 from kserve_ext.core.facts import Mark
 from kserve_ext.core.standby import command
 from kserve_ext.core.standby.facts import Assignment, Level, Started
-from kserve_ext.core.standby.slot import Event, ServerEnded, ServerFailed, ServerReady
+from kserve_ext.core.standby.slot_events import Event, ServerEnded, ServerFailed, ServerReady
 
 PROBE_PERIOD_S = 0.02
 #: Exit code of a start that can't succeed.

@@ -38,8 +38,8 @@ from kserve_ext.core.standby.engines import (
     WakeEngine,
 )
 from kserve_ext.core.standby.facts import Assignment, Level
-from kserve_ext.core.standby.slot import (
-    AGAIN,
+from kserve_ext.core.standby.slot import AGAIN, SlotMachine
+from kserve_ext.core.standby.slot_events import (
     BaseDied,
     BaseReady,
     CheckBase,
@@ -62,7 +62,6 @@ from kserve_ext.core.standby.slot import (
     Instruction,
     NotCleaned,
     ServerEnded,
-    SlotMachine,
     StartAsked,
     StartBase,
     StartFront,

@@ -26,8 +26,8 @@ from kserve_ext.core.standby.engines import (
     WakeEngine,
 )
 from kserve_ext.core.standby.facts import Started
-from kserve_ext.core.standby.slot import (
-    AGAIN,
+from kserve_ext.core.standby.slot import AGAIN, SlotMachine
+from kserve_ext.core.standby.slot_events import (
     BaseReady,
     Clean,
     Cleaned,
@@ -45,7 +45,6 @@ from kserve_ext.core.standby.slot import (
     Instruction,
     ServerEnded,
     ServerReady,
-    SlotMachine,
     StartAsked,
     StartBase,
     StartFront,

@@ -13,6 +13,9 @@ from kserve_ext.core.standby.slot import (
     MOST_BASE_FAILURES,
     QUIET_S,
     SERVER_GRACE_S,
+    SlotMachine,
+)
+from kserve_ext.core.standby.slot_events import (
     BaseDied,
     BaseReady,
     CheckBase,
@@ -37,7 +40,6 @@ from kserve_ext.core.standby.slot import (
     ServerEnded,
     ServerFailed,
     ServerReady,
-    SlotMachine,
     StartAsked,
     StartBase,
     StartFront,

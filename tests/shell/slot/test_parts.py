@@ -11,7 +11,7 @@ import pytest
 from autoscaler_shim.slot import line
 from autoscaler_shim.slot.line import AgentLine
 from autoscaler_shim.slot.server import Server
-from kserve_ext.core.standby.slot import Event, ServerFailed
+from kserve_ext.core.standby.slot_events import Event, ServerFailed
 from tests.support.dataplane import run
 from tests.support.dispatch_cluster import until
 from tests.support.standby import assignment
