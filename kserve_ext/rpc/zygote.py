@@ -57,11 +57,14 @@ class Zygote:
         self._held = False  # nothing is kept ready until somebody asks whether it is
         self._imported_s = 0.0
         self._kept = Kept(f"{path}.kept")
-        Path(path).unlink(missing_ok=True)
+        # Who waits for the file may connect at once: it gets its name when somebody listens.
+        new = f"{path}.new"
+        Path(new).unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(path)
-        os.chmod(path, 0o600)
+        self._listener.bind(new)
+        os.chmod(new, 0o600)
         self._listener.listen(128)
+        os.replace(new, path)
         self._listener.setblocking(False)
 
     def run(self) -> None:

@@ -45,7 +45,7 @@ class Streamed(NamedTuple):
 @pytest.fixture(scope="module")
 def galaxy(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Embedded]:
     models = Layout.of_user().tiny_model_link.parent
-    size = ("--node-cpu", "6", "--node-memory", "12Gi", "--nodes", "1", "--pvc", f"models={models}")
+    size = ("--node-cpu", "16", "--node-memory", "32Gi", "--nodes", "1", "--pvc", f"models={models}")
     with Embedded(tmp_path_factory.mktemp("galaxy") / "data", *size) as up:
         for name in ("unified", "prefill-decode"):
             manifest = (ROOT / "examples" / f"{name}.yaml").read_text()
