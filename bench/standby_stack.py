@@ -44,7 +44,7 @@ class Setting:
         stack.api.apply_all(
             obj
             for obj in documents(_COMPONENT)
-            if obj["kind"] in ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
+            if obj["kind"] not in ("DaemonSet", "Deployment", "NetworkPolicy", "Component")
         )
 
     def marking(self, model: Callable[[str], Path], most: int) -> Callable[[str], Marks]:

@@ -21,6 +21,7 @@ from typing import Any
 import aiohttp
 
 from e2e.stack import watch
+from kserve_ext.api.standby import names
 
 Object = dict[str, Any]
 ANSWER_S = 300.0
@@ -48,6 +49,9 @@ class Burst:
     outcomes: Counter[str] = field(default_factory=Counter)
     #: What was answered with 200.
     bodies: dict[str, str] = field(default_factory=dict)
+    #: Pods that a ReplicaSet made, by name; and those of them of which a container began.
+    made: set[str] = field(default_factory=set)
+    began: set[str] = field(default_factory=set)
 
     def answers_s(self) -> list[float]:
         """From request to answer, of those answered with 200, in order."""
@@ -72,6 +76,12 @@ def steps_of(kind: str, obj: Object) -> tuple[str, ...]:
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or [])
     bound = ("bound",) if obj["spec"].get("nodeName") else ()
     return ("created", *bound, *(("ready",) if ready else ()))
+
+
+def began(pod: Object) -> bool:
+    """Whether a container of it runs, or has run."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    return any("waiting" not in (s.get("state") or {"waiting": {}}) for s in statuses)
 
 
 class Observer:
@@ -109,6 +119,10 @@ class Observer:
             self._seen_with[key] = revision
         (alive.add if steps else alive.discard)(key)
         if self.burst and revision in self.burst.asked:
+            if kind == "pods" and change != "GONE" and names.POOL_LABEL not in labels:
+                self.burst.made.add(key)
+                if began(obj):
+                    self.burst.began.add(key)
             now = time.time()
             for step in steps:
                 self.burst.seen[step].setdefault(revision, now)
@@ -208,3 +222,5 @@ def explain(title: str, bursts: Sequence[Burst], cpu: Counter[str]) -> None:
     starts = sum(len(burst.asked) for burst in bursts)
     shares = ", ".join(f"{name} {us / starts / 1000:.0f}" for name, us in cpu.most_common(9))
     print(f"  CPU ms per revision: {cpu.total() / starts / 1000:.0f} ({shares})")
+    made, running = sum(len(b.made) for b in bursts), sum(len(b.began) for b in bursts)
+    print(f"  pods that ReplicaSets made: {made}, of which containers began: {running}")

@@ -22,8 +22,9 @@ from kserve_ext.core.ids import NodeID, RevisionKey
 from kserve_ext.core.standby.agent import SlotAccount
 from kserve_ext.core.standby.effects import Drop, Effect, EmptySlot, News, StartSlot
 from kserve_ext.core.standby.facts import Slot
-from kserve_ext.kube.client import Client, KubeError
+from kserve_ext.kube.client import Client, KubeObject
 from kserve_ext.kube.identity import SecretIdentity
+from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import NODES
 from kserve_ext.kube.peers_key import NoKey, peers_key
 from kserve_ext.rpc import Caller, Rpc
@@ -37,7 +38,7 @@ WATCH_S: Final = 20.0
 EARLIER_S: Final = 0.5
 #: Changes so soon after a first one are told with it; no request waits for a watch.
 MERGE_S: Final = 0.005
-#: Between looks at the Node object, at the folders of models, and at the key.
+#: Between looks at the folders of models, and at the key.
 LOOK_S: Final = 30.0
 KEY_AGAIN_S: Final = 1.0
 
@@ -70,6 +71,9 @@ class NodeAgent:
         self._rpc: Rpc | None = None
         self._telling: Telling | None = None
         self._read: dict[str, Any] = {}
+        self._nodes = Informer(
+            client, NODES, fields=f"metadata.name={settings.node}", on_change=self._node_changed
+        )
         self._capacity = Resources()
         self._models: tuple[str, ...] = ()
         self._looks = 0
@@ -83,6 +87,7 @@ class NodeAgent:
         await self.page.start(settings.pod_ip, settings.metrics_port)
         await self.door.open()
         self._ready = True
+        self._nodes.start()
         log.info("slots dial %s", settings.socket)
         self._running = [asyncio.create_task(run()) for run in (self._answer_autoscalers, self._keep_looking)]
 
@@ -102,6 +107,7 @@ class NodeAgent:
             # First, so that nobody is told that slots have ended: they dial again.
             await self._rpc.close()
         await self.door.close()
+        await self._nodes.stop()
         if self.identity is not None:
             await self.identity.stop()
         await self.page.stop()
@@ -268,16 +274,24 @@ class NodeAgent:
             )
 
     async def _look(self) -> None:
-        """At the Node object and the folders; a change wakes who watches."""
+        """At the folders and devices; a change wakes who watches."""
         settings = self._settings
-        before = self._models, self._capacity, self._read.get("spec")
-        try:
-            self._read = await self._client.get(NODES, "", settings.node)
-        except KubeError as error:
-            log.warning("node %s can't be read, what was known of it stays: %s", settings.node, error)
+        before = self._models, self._capacity
         self._models = await asyncio.to_thread(status.models, settings.model_cache, settings.fluid_mounts)
         self._capacity = status.resources(self._read)
-        after = self._models, self._capacity, self._read.get("spec")
-        if after != before:
+        if (self._models, self._capacity) != before:
+            self._looks += 1
+            self._wake()
+
+    def _node_changed(self, old: KubeObject | None, new: KubeObject | None) -> None:
+        """Is told as soon as somebody cordons it."""
+        if new is None:
+            return
+        before = self._capacity, self._read.get("spec"), status.labels(self._read)
+        self._read = new
+        self._capacity = status.resources(new)
+        cordoned = bool((new.get("spec") or {}).get("unschedulable"))
+        self.account.closed = f"node {self.node} is cordoned" if cordoned else ""
+        if (self._capacity, new.get("spec"), status.labels(new)) != before:
             self._looks += 1
             self._wake()

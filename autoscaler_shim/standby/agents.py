@@ -108,6 +108,19 @@ class Agents:
     def free(self, seen: Seen, revision: RevisionKey, term: int, done: Done) -> None:
         self._order(seen.node, FreeSlot(seen.slot.pod, seen.slot.uid, revision, term), done)
 
+    def silent(self, node: str) -> None:
+        """It has left an order unanswered: nothing of it is taken until it is heard again."""
+        if node not in self._heard:
+            return  # that is known
+        log.warning(
+            "the agent of node %s has left an order unanswered: its slots aren't taken meanwhile", node
+        )
+        self._known.away(node)
+        self._heard.discard(node)
+        self._changed(set())
+        if node in self.addrs and self._rpc is not None:
+            self._watch_anew(node, self.addrs[node])
+
     # --- inside
 
     def _order(self, node: str, message: Message, done: Done) -> None:
@@ -183,7 +196,8 @@ class Agents:
             self._look()
             if news.tag != tag:
                 tag = news.tag
-                self._changed(self._known.told(node, news.slots, news.status.models))
+                closed = not news.status.accepting
+                self._changed(self._known.told(node, news.slots, news.status.models, closed))
 
 
 def _slim(pod: KubeObject) -> KubeObject:

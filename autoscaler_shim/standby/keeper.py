@@ -201,6 +201,8 @@ class Keeper:
             return ("used up" if seen.slot.revision else "failed"), seen.slot.reason
         if pod.revision or pod.uid in self._known.promised or (seen is not None and seen.slot.revision):
             return "busy", ""
+        if seen is not None and seen.node in self._known.closed:
+            return "stranded", f"node {seen.node} is to get nothing new (cordoned)"
         if seen is not None and seen.slot.state == "ready":
             return "ready", ""
         return "coming", pod.trouble or (seen.slot.reason if seen is not None else "")

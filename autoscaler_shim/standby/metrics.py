@@ -56,6 +56,7 @@ _WHAT: Final = {
     "agents_heard": "Node agents that tell of their slots",
     "events_told": "Events about standby pods that were written",
     "events_dropped": "Events about standby pods that were too many, or refused",
+    "can_hold": "1 where the policy is in force by which no other pod is made while one is adopted",
     "unfit": "Revisions that ask for standby pods which can't serve them",
 }
 

@@ -1,8 +1,9 @@
 """Scales where there are standby pods: what they cover isn't asked for the plain way, and they become the revision's.
 
 In the place of knative/scales.py, and the same for revisions that wish for none. It carries out what
-core/standby/adoption.py plans: slots are taken at once; replicas are written with the test of the generation; labels
-come right behind, as soon as the ReplicaSet's controller knows of the replicas, for this pod in this version.
+core/standby/adoption.py plans: slots are taken at once; labels come with the pod held, right before the replicas,
+which are written with the test of the generation, and settling.py lets the pod go. Where pods can't be held, labels
+come behind, as soon as the ReplicaSet's controller knows of the replicas.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from autoscaler_shim.knative.scales import Scales, kind_of
@@ -18,12 +19,13 @@ from autoscaler_shim.standby.agents import Agents
 from autoscaler_shim.standby.metrics import Tally
 from autoscaler_shim.standby.pods import StandbyPods
 from autoscaler_shim.standby.saying import Saying
+from autoscaler_shim.standby.settling import Settling
 from autoscaler_shim.standby.shapes import Shape, Shapes
 from kserve_ext.api.knative.conditions import Condition, Document, text_map
 from kserve_ext.api.knative.pa import REVISION_LABEL
 from kserve_ext.api.standby import assigning, names
 from kserve_ext.core.ids import RevisionKey
-from kserve_ext.core.standby.adoption import Adoption, Plan, Wanted
+from kserve_ext.core.standby.adoption import Adoption, Wanted
 from kserve_ext.core.standby.known import Known, Seen
 from kserve_ext.kube.client import Client, KubeError
 from kserve_ext.kube.informer import Informer
@@ -47,6 +49,7 @@ class StandbyScales(Scales):
         agents: Agents,
         pods: StandbyPods,
         shapes: Shapes,
+        settling: Settling,
         tally: Tally,
         ready: Callable[[str], int],
         term: Callable[[str], int],
@@ -63,6 +66,7 @@ class StandbyScales(Scales):
         self._agents = agents
         self._pods = pods
         self._shapes = shapes
+        self._settling = settling
         self._tally = tally
         self._ready = ready
         self._term = term
@@ -182,14 +186,22 @@ class StandbyScales(Scales):
             await self._release(adoption, uid)
         for uid in plan.victims:
             await self._pods.patch(uid, assigning.goes_first(uid))
-        if current.replicas != plan.replicas:
-            await self._write(kind, namespace, name, current, plan.replicas)
-        adoption.made_room(plan.label, plan.replicas)
+        hold = [uid for uid in plan.label if self._can_hold(uid)]
+        held = await self._hold(key, adoption, shape, hold)
+        # One that couldn't be held has no place yet.
+        replicas = max(plan.replicas - (len(hold) - len(held)), min(current.replicas, plan.replicas))
+        if current.replicas != replicas:
+            await self._write(kind, namespace, name, current, replicas)
+        later = [uid for uid in plan.label if uid not in hold]
+        adoption.made_room([*held, *later], replicas)
+        for uid in held:
+            self._adopted(key, adoption, uid)
         for uid in plan.release:
             self._free(key, adoption, uid)
-        if plan.label and key not in self._adopting:
+        if (later or held or plan.settle) and key not in self._adopting:
             # Beside the reconciliation, which a next request may need at once.
-            adopting = asyncio.create_task(self._adopt(key, adoption, shape, plan), name=f"adoption {key}")
+            work = self._adopt(key, adoption, shape, later, replicas, [*held, *plan.settle])
+            adopting = asyncio.create_task(work, name=f"adoption {key}")
             self._adopting[key] = adopting
             adopting.add_done_callback(lambda _: self._adopting.pop(key, None))
         for uid in plan.delete:
@@ -213,7 +225,7 @@ class StandbyScales(Scales):
             model=shape.model if shape is not None else "",
             short=self._short(pool),
             adoptable=bool(self._shapes.template_hash(revision)),
-            rush=bool(self._known.starting) or self.waking(),
+            rush=self.waking() or self._known.rush(time.monotonic()),
             start_s=shape.start_s if shape is not None else 600.0,
         )
 
@@ -232,13 +244,15 @@ class StandbyScales(Scales):
                 self._tally.taken += 1
                 return
             log.info("%s: standby pod %s can't be had: %s", key, pod, _why(reply))
+            self._tally.refused += 1
+            if isinstance(reply, RpcError):
+                self._agents.silent(seen.node)
             if isinstance(reply, SlotReply) or not reply.sent:
                 adoption.refused(uid, now)
-                self._tally.refused += 1
                 self._saying.refused(adoption.revision, uid, _why(reply))
-                self._again_of(key)
             else:
-                self._look_again(key, 0.1)
+                adoption.unanswered(uid, now)
+            self._again_of(key)
 
         log.info("%s: takes standby pod %s on node %s", key, pod, seen.node)
         self._tally.begun(uid, begun)
@@ -277,13 +291,42 @@ class StandbyScales(Scales):
         if pod is not None and await self._pods.patch(uid, assigning.released(pod)):
             adoption.released(uid, time.monotonic())
 
-    async def _adopt(self, key: str, adoption: Adoption, shape: Shape | None, plan: Plan) -> None:
+    def _can_hold(self, uid: str) -> bool:
+        """It isn't its ReplicaSet's yet."""
+        pod = self._known.pods.get(uid)
+        return self._settling.can_hold and pod is not None and (pod.held or not pod.revision)
+
+    async def _hold(
+        self, key: str, adoption: Adoption, shape: Shape | None, uids: Sequence[str]
+    ) -> list[str]:
+        """Those that have their labels now, and wait for their place."""
+        done = await asyncio.gather(*(self._label(key, adoption, shape, uid, True) for uid in uids))
+        return [uid for uid, written in zip(uids, done, strict=True) if written]
+
+    async def _adopt(
+        self,
+        key: str,
+        adoption: Adoption,
+        shape: Shape | None,
+        label: Sequence[str],
+        replicas: int,
+        settle: Sequence[str],
+    ) -> None:
+        """`label`: once their ReplicaSet knows of so many replicas; `settle`: have their labels already."""
         try:
-            if not await self._shapes.room(adoption.revision, plan.replicas):
-                log.info("%s: its ReplicaSet has yet to hear of %d pods; looked at again", key, plan.replicas)
+            if settle:
+                present = self._shapes.template_hash(adoption.revision)
+                settled = await self._settling.settle(adoption.revision, present, settle)
+                for uid in settled.astray:
+                    adoption.astray(uid)
+                if not settled.done or settled.astray:
+                    log.info("%s: its ReplicaSet has yet to get its new pods; looked at again", key)
+            if label and not await self._shapes.room(adoption.revision, replicas):
+                log.info("%s: its ReplicaSet has yet to hear of %d pods; looked at again", key, replicas)
             elif self._may(key):
-                uids = [uid for uid in plan.label if self._still(adoption, uid)]
-                await asyncio.gather(*(self._label(key, adoption, shape, uid) for uid in uids))
+                for uid in [uid for uid in label if self._still(adoption, uid)]:
+                    if await self._label(key, adoption, shape, uid):
+                        self._adopted(key, adoption, uid)
         except KubeError as error:
             log.info("%s: no labels yet: %s; tried again", key, error)
         self._look_again(key, LABELS_AGAIN_S)
@@ -294,20 +337,26 @@ class StandbyScales(Scales):
         orphan = pod is not None and pod.revision == adoption.revision and not pod.owned
         return uid in adoption.taken or orphan
 
-    async def _label(self, key: str, adoption: Adoption, shape: Shape | None, uid: str) -> None:
+    async def _label(
+        self, key: str, adoption: Adoption, shape: Shape | None, uid: str, hold: bool = False
+    ) -> bool:
         pod = self._pods.get(uid)
         template_hash = self._shapes.template_hash(adoption.revision)
         if pod is None or shape is None or shape.wish is None or not template_hash:
-            return
-        patch = assigning.labelled(shape.wish, template_hash, uid, str(pod["metadata"]["resourceVersion"]))
-        if not await self._pods.patch(uid, patch):
-            log.info("%s: pod %s has changed meanwhile; looked at again", key, pod["metadata"]["name"])
-            self._look_again(key, 0.05)
-            return
+            return False
+        version = str(pod["metadata"]["resourceVersion"])
+        patch = assigning.labelled(shape.wish, template_hash, uid, version, hold)
+        if await self._pods.patch(uid, patch):
+            return True
+        log.info("%s: pod %s has changed meanwhile; looked at again", key, pod["metadata"]["name"])
+        self._look_again(key, 0.05)
+        return False
+
+    def _adopted(self, key: str, adoption: Adoption, uid: str) -> None:
         now = time.monotonic()
         adoption.labelled(uid, now)
-        took_s = self._tally.adopted(uid, now)
-        log.info("%s: pod %s is its own now, %s", key, pod["metadata"]["name"], took_s)
+        took_s, pod = self._tally.adopted(uid, now), self._known.pods.get(uid)
+        log.info("%s: pod %s is its own now, %s", key, pod.name if pod is not None else uid, took_s)
 
     def _look_again(self, key: str, seconds: float | None) -> None:
         timer = self._rechecks.pop(key, None)

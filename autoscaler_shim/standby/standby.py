@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from autoscaler_shim.standby.metrics import StandbyMetrics, Tally
 from autoscaler_shim.standby.pods import StandbyPods
 from autoscaler_shim.standby.saying import Saying
 from autoscaler_shim.standby.scales import StandbyScales
+from autoscaler_shim.standby.settling import Settling
 from autoscaler_shim.standby.shapes import Shapes
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.known import Known
@@ -75,6 +77,7 @@ class Standby:
         self.shapes = Shapes(client, deployments, lambda revision: self.scales.concerned(revision))
         self.events = Events(client, "kserve-galaxy-autoscaler", self._busy)
         self.saying = Saying(self.known, self.events, self._autoscaler_of)
+        self.settling = Settling(client, self.known, self.pods)
         self.scales = StandbyScales(
             client,
             deployments,
@@ -84,6 +87,7 @@ class Standby:
             self.agents,
             self.pods,
             self.shapes,
+            self.settling,
             self.tally,
             ready,
             term,
@@ -162,7 +166,7 @@ class Standby:
 
     def _busy(self) -> bool:
         """A burst is under way."""
-        return self.scales.waking() or bool(self.known.starting)
+        return self.scales.waking() or self.known.rush(time.monotonic())
 
     async def _meet_agents(self) -> None:
         loop = asyncio.get_running_loop()
@@ -212,6 +216,7 @@ class Standby:
             self.scales.forget()
             self.saying.forget(self._exists)
             self.tally.forget(set(self.known.pods))
+            await self.settling.look()
             free, delete = self.known.strays(self._exists)
             for uid in free:
                 seen = self.known.slots[uid]
@@ -270,6 +275,7 @@ class Standby:
     def _figures(self) -> dict[str, float]:
         return {
             "agents": len(self.agents.addrs),
+            "can_hold": self.settling.can_hold,
             "agents_heard": self.agents.heard,
             "events_told": self.events.told,
             "events_dropped": self.events.dropped,

@@ -28,13 +28,13 @@ _numbers = itertools.count(1)
 
 
 @contextmanager
-def installing(stack: Cluster) -> Iterator[Api]:
+def installing(stack: Cluster, nodes: int = 1) -> Iterator[Api]:
     """Ours with the component, over what Knative shipped; in the end what ran before."""
     api = stack.api
     before = images(api)
     use(api, "stock")
     run(stack, "install", *OPTIONS, "--component", "standby")
-    wait_until("the autoscaler to hear the node's agent", lambda: agents_heard(api) == 1, 60)
+    wait_until("the autoscaler to hear each node's agent", lambda: agents_heard(api) == nodes, 60)
     try:
         yield api
     finally:
@@ -46,14 +46,24 @@ def installing(stack: Cluster) -> Iterator[Api]:
 
 def agents_heard(api: Api) -> int:
     """Of all autoscalers."""
-    heard = 0
-    for name in system_pods(api, "autoscaler"):
-        address = api.get("v1", "Pod", SYSTEM_NAMESPACE, name)["status"]["podIP"]
+    return sum(figures(api, "agents_heard"))
+
+
+def figures(api: Api, name: str) -> list[int]:
+    """What each autoscaler says."""
+    found = []
+    for pod in system_pods(api, "autoscaler"):
+        address = api.get("v1", "Pod", SYSTEM_NAMESPACE, pod)["status"]["podIP"]
         with urllib.request.urlopen(f"http://{address}:9090/metrics", timeout=5) as page:
             for line in page.read().decode().splitlines():
-                if line.startswith("galaxy_standby_agents_heard "):
-                    heard += int(float(line.split()[1]))
-    return heard
+                if line.startswith(f"galaxy_standby_{name} "):
+                    found.append(int(float(line.split()[1])))
+    return found
+
+
+def wait_can_hold(api: Api) -> None:
+    """There has to be a standby pod."""
+    wait_until("pods can be held", lambda: all(figures(api, "can_hold") or [0]), 60)
 
 
 class Pool:

@@ -13,13 +13,24 @@ from pathlib import Path
 import pytest
 
 from e2e.behaviours.client import Client
+from e2e.behaviours.follower import Follower
 from e2e.behaviours.ingress import Ingress
 from e2e.behaviours.parts import kill, start_anew, system_pods
 from e2e.behaviours.services import NAMESPACE
-from e2e.behaviours.standby import AGENT, Pool, adopted, facts, installing, wait_agreed
-from e2e.stack.api import Api, wait_until
+from e2e.behaviours.standby import (
+    AGENT,
+    UID,
+    Pool,
+    adopted,
+    facts,
+    installing,
+    wait_agreed,
+    wait_can_hold,
+)
+from e2e.stack.api import Api, Object, wait_until
 from e2e.stack.cluster import Cluster
-from e2e.stack.place import SYSTEM_NAMESPACE
+from e2e.stack.place import SYSTEM_NAMESPACE, Place
+from kserve_ext.api.standby import names
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +62,43 @@ def test_a_request_at_zero_is_served_by_a_standby_pod_that_is_adopted(client: Cl
         assert facts(client.send(service))["pid"] == said["pid"]
         pool.wait_filled(2)  # for the next
         assert len(wait_agreed(service, 1)) == 1
+
+
+class MadeBesides(Follower):
+    """Pods of revisions that aren't standby pods, as they come."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place, {f"/api/v1/namespaces/{NAMESPACE}/pods": self._changed})
+        self.names: dict[str, set[str]] = {}
+
+    def _changed(self, change: str, obj: Object) -> None:
+        labels = obj["metadata"].get("labels") or {}
+        if change == "SET" and UID in labels and names.POOL_LABEL not in labels:
+            self.names.setdefault(labels["serving.knative.dev/revision"], set()).add(obj["metadata"]["name"])
+
+
+def test_its_replica_set_makes_no_other_pod_meanwhile(
+    stack: Cluster, installed: Api, client: Client, pool: Pool
+) -> None:
+    """Before replicas rise, and after; and the pod is free to go afterwards."""
+    with pool.service("alone", 2, window="6s") as service:
+        pool.wait_filled(2)
+        wait_can_hold(installed)
+        with MadeBesides(stack.place) as besides:
+            for _ in range(3):
+                facts(client.send(service))
+                (pod,) = wait_agreed(service, 1)
+                wait_until(
+                    "its pod to be like any other",
+                    lambda: all(names.ADOPTION not in pod["metadata"]["labels"] for pod in service.pods()),
+                    30,
+                )
+                service.wait_zero()
+                wait_agreed(service, 0)
+                pool.wait_filled(2)
+        assert besides.names.get(service.revision, set()) == set(), pod
+        events = installed.list("v1", "Event", NAMESPACE)
+        assert [e["message"] for e in events if e["reason"] in ("FailedDelete", "FailedCreate")] == []
 
 
 def test_down_to_zero_nothing_is_left_but_the_pool(client: Client, pool: Pool) -> None:

@@ -42,6 +42,8 @@ def start(place: Place, record: processes.Record, api_flags: Sequence[str] = ())
             kubeconfig,
             "--leader-elect=false",
             "--bind-address=127.0.0.1",
+            # Each controller is known by a name of its own, as in most clusters.
+            "--use-service-account-credentials=true",
             # A node that can't be heard of because the API server is away is not dead, and its pods are ready.
             "--node-monitor-grace-period=10m",
             f"--service-account-private-key-file={place.certificates / 'accounts.key'}",

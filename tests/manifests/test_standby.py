@@ -22,7 +22,7 @@ POD = TEMPLATE["spec"]
 def test_it_may_ask_whose_a_token_is_and_read_nodes_and_the_secrets_of_ours() -> None:
     assert permissions("ClusterRole", NAME) == [
         {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
-        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]},
+        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]},
     ]
     secrets = {"apiGroups": [""], "resources": ["secrets"]}
     assert permissions("Role", NAME) == [

@@ -238,6 +238,8 @@ class ApiServer:
                 return 201, objects.create(kind, target.namespace, body)
             case "PUT":
                 return 200, self._replace(target, body)
+            case "PATCH" if request.query.get("dryRun"):
+                return 200, merge_patch(objects.get(kind, target.key), body)
             case "PATCH":
                 return self._patch(target, body, request.content_type)
             case "DELETE":

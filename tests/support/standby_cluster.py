@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from aiohttp import web
 
 from autoscaler_shim.knative.autoscaler import Autoscaler
 from autoscaler_shim.node_agent.agent import NodeAgent
 from kserve_ext.api.standby import names
 from kserve_ext.kube.kinds import DEPLOYMENTS, ENDPOINTS, PODS, REPLICA_SETS, Kind
 from tests.api.standby.deployments import deployment
-from tests.support.api_objects import Change, Obj
+from tests.support.api_objects import Change, Obj, Refused
 from tests.support.api_server import ApiServer
 from tests.support.knative_autoscaler import (
     NAMESPACE,
@@ -47,6 +48,8 @@ class Server(ApiServer):
         self.lags = False  # the Deployment controller: ReplicaSets don't hear of replicas
         self.quiet = False  # new slots do nothing by themselves
         self.kubelet = True  # pods come up
+        self.policy = False  # pods can be held
+        self.made: list[str] = []  # pods that ReplicaSets made
         self.scaled: list[str] = []  # what was written of pods and Deployments, in order
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -93,14 +96,15 @@ class Server(ApiServer):
         labels = metadata["labels"]
         uid = metadata["uid"]
         hashed = f"hash-of-{metadata['name']}"
-        before = self.get(REPLICA_SETS, NAMESPACE, metadata["name"])
+        name = f"{metadata['name']}-{hashed}"
+        before = self.get(REPLICA_SETS, NAMESPACE, name)
         if before is None or (before["spec"]["replicas"] != made["spec"]["replicas"] and not self.lags):
             owner = {"controller": True, "kind": "Deployment", "uid": uid}
             notes = {names.TEMPLATE_REVISION: metadata["annotations"][names.TEMPLATE_REVISION]}
             replica_set = {
                 "metadata": {
                     "namespace": NAMESPACE,
-                    "name": metadata["name"],
+                    "name": name,
                     "labels": {**labels, names.TEMPLATE_HASH: hashed},
                     "annotations": notes,
                     "ownerReferences": [owner],
@@ -108,20 +112,15 @@ class Server(ApiServer):
                 "spec": {"replicas": made["spec"]["replicas"]},
             }
             before = self.put(REPLICA_SETS, replica_set)
-            seen = {"observedGeneration": before["metadata"]["generation"]}
-            self.put(REPLICA_SETS, {**before, "status": seen})
+        mine = self._claim(labels, hashed)
+        if mine is None:
+            return
+        seen = {"observedGeneration": before["metadata"]["generation"], "replicas": len(mine)}
+        self.put(REPLICA_SETS, {**before, "status": seen})
         selects = {UID: labels[UID], names.TEMPLATE_HASH: hashed}
-        mine = []
-        for pod in list(self.objects.of(PODS).values()):
-            has = pod["metadata"].get("labels") or {}
-            if selects.items() <= has.items() and (pod.get("status") or {}).get("phase") != "Failed":
-                if not pod["metadata"].get("ownerReferences"):
-                    owner = {"controller": True, "kind": "ReplicaSet", "uid": hashed}
-                    pod = {**pod, "metadata": {**pod["metadata"], "ownerReferences": [owner]}}
-                    self.put(PODS, pod)
-                mine.append(pod)
         wanted = before["spec"]["replicas"]
         for _ in range(wanted - len(mine)):
+            self.made.append(metadata["name"])
             self.put(
                 PODS,
                 {
@@ -136,7 +135,30 @@ class Server(ApiServer):
             )
         mine.sort(key=_victim)
         for pod in mine[: max(0, len(mine) - wanted)]:
-            self.remove(PODS, NAMESPACE, pod["metadata"]["name"])
+            if not (self.policy and names.ADOPTION in pod["metadata"]["labels"]):
+                self.remove(PODS, NAMESPACE, pod["metadata"]["name"])
+
+    def _claim(self, labels: Obj, hashed: str) -> list[Obj] | None:
+        """None: one of them is held, and nothing more is done."""
+        selects = {UID: labels[UID], names.TEMPLATE_HASH: hashed}
+        mine, held = [], False
+        for pod in list(self.objects.of(PODS).values()):
+            has = pod["metadata"].get("labels") or {}
+            if selects.items() <= has.items() and (pod.get("status") or {}).get("phase") != "Failed":
+                if not pod["metadata"].get("ownerReferences"):
+                    if self.policy and has.get(names.ADOPTION) == names.HELD:
+                        held = True
+                        continue
+                    owner = {"controller": True, "kind": "ReplicaSet", "uid": hashed}
+                    pod = {**pod, "metadata": {**pod["metadata"], "ownerReferences": [owner]}}
+                    self.put(PODS, pod)
+                mine.append(pod)
+        return None if held else mine
+
+    def _answer(self, request: web.Request, body: Any) -> tuple[int, Obj]:
+        if self.policy and request.query.get("dryRun"):
+            raise Refused(403, "Forbidden", f"ValidatingAdmissionPolicy '{names.POLICY}' denied request")
+        return super()._answer(request, body)
 
     def _come_up(self, pod: Obj) -> None:
         metadata = pod["metadata"]

@@ -46,10 +46,15 @@ def assignment(wish: Wish, revision: RevisionKey, pod: str) -> Assignment:
     )
 
 
-def labelled(wish: Wish, template_hash: str, uid: str, version: str) -> Document:
-    """A merge patch that makes the pod the ReplicaSet's of this hash; refused where the pod is another, or newer."""
+def labelled(wish: Wish, template_hash: str, uid: str, version: str, hold: bool = False) -> Document:
+    """A merge patch that makes the pod the ReplicaSet's of this hash, or keeps it for that one (`hold`).
+
+    Refused where the pod is another, or newer.
+    """
     metadata = wish.template.get("metadata") or {}
     labels = {k: v for k, v in text_map(metadata.get("labels")).items() if k not in _OURS}
+    if hold:
+        labels[names.ADOPTION] = names.HELD
     annotations = text_map(metadata.get("annotations"))
     return {
         "metadata": {
@@ -59,6 +64,28 @@ def labelled(wish: Wish, template_hash: str, uid: str, version: str) -> Document
             "annotations": annotations,
         }
     }
+
+
+def guarded(uid: str) -> Document:
+    """A merge patch: its ReplicaSet may have it."""
+    return {"metadata": {"uid": uid, "labels": {names.ADOPTION: names.GUARDED}}}
+
+
+def settled(uid: str) -> Document:
+    """A merge patch: it is a pod like any other."""
+    return {"metadata": {"uid": uid, "labels": {names.ADOPTION: None}}}
+
+
+def stolen() -> Document:
+    """A merge patch that nobody may apply while pods can be held: for a look whether they can."""
+    owner = {
+        "apiVersion": "apps/v1",
+        "kind": "ReplicaSet",
+        "name": "nobody",
+        "uid": "nobody",
+        "controller": True,
+    }
+    return {"metadata": {"labels": {names.ADOPTION: names.HELD}, "ownerReferences": [owner]}}
 
 
 def goes_first(uid: str) -> Document:

@@ -66,6 +66,15 @@ METRICS_PORT: Final = 9090
 USER_METRICS_PORT: Final = 9091
 DRAIN_PATH: Final = "/wait-for-drain"
 
+#: While an adopted pod changes hands: what its ReplicaSet's controller may not do with it yet (settling.py). Once it
+#: is its own for good, the label goes.
+ADOPTION: Final = PREFIX + "adoption"
+POLICY: Final = "galaxy-standby-adoption"
+#: It can't become the ReplicaSet's, which does nothing at all meanwhile.
+HELD: Final = "held"
+#: It can, but is not deleted as one too many.
+GUARDED: Final = "guarded"
+
 REVISION_UID_LABEL: Final = "serving.knative.dev/revisionUID"
 TEMPLATE_HASH: Final = "pod-template-hash"
 DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"

@@ -54,6 +54,8 @@ def fact(pod: Document) -> StandbyPod:
         scheduled=(find(status["conditions"], "PodScheduled") or {}).get("status") == "True",
         trouble=trouble(pod),
         addr=str(status.get("podIP") or ""),
+        held=labels.get(names.ADOPTION) == names.HELD,
+        moving=names.ADOPTION in labels,
     )
 
 
@@ -85,8 +87,18 @@ def replica_set(deployment: Document, found: list[Document]) -> Document | None:
     return None
 
 
+def takes(replica_set: Document, more: int) -> bool:
+    """Whether it lacks so many pods beside those that it has: then it deletes none for them."""
+    status = replica_set.get("status") or {}
+    return int((replica_set.get("spec") or {}).get("replicas", 1)) >= int(status.get("replicas") or 0) + more
+
+
+def has_seen(obj: Document) -> bool:
+    """Whether its controller knows of its present spec."""
+    observed = int((obj.get("status") or {}).get("observedGeneration") or 0)
+    return observed >= int(obj["metadata"].get("generation") or 0)
+
+
 def has_room(replica_set: Document, pods: int) -> bool:
     """Whether its controller is known to have seen that there are to be so many: then it deletes none of them."""
-    spec, status = replica_set.get("spec") or {}, replica_set.get("status") or {}
-    seen = int(status.get("observedGeneration") or 0) >= int(replica_set["metadata"].get("generation") or 0)
-    return seen and int(spec.get("replicas", 1)) >= pods
+    return has_seen(replica_set) and int((replica_set.get("spec") or {}).get("replicas", 1)) >= pods

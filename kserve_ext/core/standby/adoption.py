@@ -4,7 +4,8 @@ Asked again at every change with what is known then, it says what to do next; wh
 missing the next time, so that a successor which remembers nothing comes to the same. It must hold that
 
 - pods asked for the plain way and slots taken add up to what is wanted, never more;
-- a pod gets the revision's labels after the number of replicas has room for it, and not before it serves;
+- a pod gets the revision's labels once it serves, and its ReplicaSet gets the pod when replicas have room for it:
+  the labels come after that number, or with the pod held back until then;
 - what is taken serves within a time, or is given back and made up for the plain way.
 
 What is remembered is only what nobody else says: orders under way, since when something is so, and set-backs.
@@ -59,7 +60,12 @@ class Plan(NamedTuple):
     release: tuple[str, ...] = ()  # uids: labels off, before replicas go down
     victims: tuple[str, ...] = ()  # uids: are to go first when replicas go down
     replicas: int = 0
-    label: tuple[str, ...] = ()  # uids: once replicas are as above, and their ReplicaSet's controller knows
+    label: tuple[
+        str, ...
+    ] = ()  # uids: once replicas are as above, and their ReplicaSet's controller knows; or held
+    settle: tuple[
+        str, ...
+    ] = ()  # uids: have their labels and their place, and are to become the ReplicaSet's
     free: tuple[str, ...] = ()  # uids: back to the pool
     delete: tuple[str, ...] = ()  # uids: hopeless
     missed: int = 0  # pods that found no slot just now
@@ -97,6 +103,7 @@ class Adoption:
     _roomed: set[str] = field(default_factory=set)
     _room_at: int = 0
     _setbacks: int = 0
+    _unanswered: int = 0  # in a row
     _plain_until: float = 0.0
     _missed_for: int = 0
     hits: int = 0
@@ -113,6 +120,14 @@ class Adoption:
         self._drop(uid)
         self._refused[uid] = now
 
+    def unanswered(self, uid: str, now: float) -> None:
+        """Its agent doesn't answer: another is asked. Should it have the revision after all, it will say so."""
+        if uid in self.taken and not self.taken[uid].confirmed:
+            self.refused(uid, now)
+            self._unanswered += 1
+            if self._unanswered > 1:  # requests don't wait for a third
+                self._set_back(now)
+
     def made_room(self, uids: Iterable[str], replicas: int) -> None:
         """Replicas are written, with a place for each of these."""
         self._roomed |= self.taken.keys() & set(uids)
@@ -122,7 +137,12 @@ class Adoption:
         self._drop(uid)
         self._labelled[uid] = now
 
+    def astray(self, uid: str) -> None:
+        """It is held for what is no more: needs other labels."""
+        self._labelled.pop(uid, None)
+
     def released(self, uid: str, now: float) -> None:
+        self._drop(uid)
         self._labelled.pop(uid, None)
         self._released[uid] = now
 
@@ -140,7 +160,7 @@ class Adoption:
 
     def plan(self, wanted: Wanted, now: float) -> Plan:
         delete = self._observe(wanted, now)
-        mine, idle, orphans = self._with_labels(now)
+        mine, idle, orphans, settle = self._with_labels(now)
         serving = [uid for uid, taken in self.taken.items() if taken.serving_since is not None]
         starting = [uid for uid in self.taken if uid not in serving]
         if wanted.replicas < self._room_at:
@@ -157,9 +177,14 @@ class Adoption:
         surplus = max(0, -lacking)
         free += self._newest(starting)[:surplus]
         surplus -= len(free)
-        enough = wanted.ready >= pods  # so that nobody is worse off without those that serve beside them
+        # So that nobody is worse off without those that serve beside them; held ones are among the ready.
+        held = [uid for uid in serving if self._held(uid)]
+        enough = wanted.ready - len(held) >= pods
         spare = len(serving) - pods if not enough else surplus
-        free += self._newest(serving)[: max(0, min(spare, surplus))]
+        gone = self._newest(serving)[: max(0, min(spare, surplus))]
+        free += [uid for uid in gone if uid not in held]
+        unlabel = [uid for uid in gone if uid in held]
+        serving = [uid for uid in serving if uid not in unlabel]
         starting = [uid for uid in starting if uid not in free]
         serving = [uid for uid in serving if uid not in free]
         adopt = [uid for uid in serving if self._may_adopt(uid, wanted, now)]
@@ -169,6 +194,7 @@ class Adoption:
         shrinks = wanted.replicas - replicas
         release = mine[: max(0, min(shrinks, wanted.short))] if shrinks > 0 else []
         victims = mine[len(release) : max(0, shrinks)] if replicas else ()
+        release += unlabel
         missed = self._count_missed(lacking - len(take) if lacking > 0 else 0)
         return Plan(
             take=tuple(take),
@@ -176,6 +202,7 @@ class Adoption:
             victims=tuple(victims),
             replicas=replicas,
             label=(*adopt[:replicas], *(orphans if wanted.adoptable else ())),
+            settle=tuple(settle),
             free=(*free, *self._still_ours()),
             delete=(*delete, *idle),
             missed=missed,
@@ -243,7 +270,7 @@ class Adoption:
         if seen.slot.state not in ("starting", "serving") or pod is None or pod.leaving or pod.ended:
             return
         if (
-            pod.revision == self.revision
+            (pod.revision == self.revision and not pod.held)  # held: whether it has a place nobody says
             or uid in self._labelled
             or uid in self._released
             or uid in self._freed
@@ -261,7 +288,7 @@ class Adoption:
             if taken.serving_since is None:
                 taken.serving_since = now
                 self.hits += 1
-                self._setbacks = 0
+                self._setbacks = self._unanswered = 0
         else:
             taken.serving_since = None
 
@@ -286,11 +313,15 @@ class Adoption:
             self._freed.pop(uid, None)
         return chosen, "" if len(chosen) == count else "empty"
 
-    def _with_labels(self, now: float) -> tuple[list[str], list[str], list[str]]:
-        """Those that serve; those that have served nobody for long, and those that no ReplicaSet has taken."""
+    def _with_labels(self, now: float) -> tuple[list[str], list[str], list[str], list[str]]:
+        """Those that serve; have served nobody for long; are no ReplicaSet's; are about to be one's.
+
+        Held ones are not among them until they have a place.
+        """
         serving: list[str] = []
         idle: list[str] = []
         orphans: list[str] = []
+        settle: list[str] = []
         odd: dict[str, float] = {}
         for uid in self.known.of_revision(self.revision):
             seen, pod = self.known.slots.get(uid), self.known.pods.get(uid)
@@ -300,8 +331,11 @@ class Adoption:
                 or pod.ended
                 or pod.revision != self.revision
                 or uid in self._released
+                or uid in self.taken
             ):
                 continue
+            if pod.moving:
+                settle.append(uid)
             heard = seen is not None and not seen.away
             if (
                 heard
@@ -315,13 +349,18 @@ class Adoption:
                 if now - odd[uid] >= ODD_S:
                     idle.append(uid)
                 continue
-            if not pod.owned and uid not in self._labelled:
+            if not (pod.owned or pod.moving) and uid not in self._labelled:
                 odd[uid] = self._odd.get(uid, now)
                 if now - odd[uid] >= ODD_S:
                     orphans.append(uid)
                     odd[uid] = now
         self._odd = odd
-        return serving, idle, orphans
+        return serving, idle, orphans, settle
+
+    def _held(self, uid: str) -> bool:
+        """It has the labels already."""
+        pod = self.known.pods.get(uid)
+        return pod is not None and pod.held and pod.revision == self.revision
 
     def _still_ours(self) -> list[str]:
         """Those whose labels we have taken off: they go back to the pool, and again until the slot says so."""
@@ -338,6 +377,8 @@ class Adoption:
         since = self.taken[uid].serving_since
         if not wanted.adoptable or since is None:
             return False
+        if self._held(uid):  # its ReplicaSet waits
+            return True
         return not wanted.rush or now - since >= BEHIND_S
 
     def _newest(self, uids: list[str]) -> list[str]:
@@ -363,6 +404,8 @@ class Adoption:
                 times.append(taken.serving_since + BEHIND_S)
             times.append(taken.sure_at + SILENT_S)
         times += [at + ORDER_S for at in self._freed.values()]
+        # Whether it has become its ReplicaSet's; usually that is told long before.
+        times += [at + WRITTEN_S for at in self._labelled.values()]
         times += [at + ODD_S for at in self._odd.values()]
         return max(0.05, min(times) - now) if times else None
 

@@ -86,6 +86,8 @@ class SlotAccount:
         self.changes = 0
         #: GPU-seconds that slots have stood by, by pool.
         self.idle_gpu_s: dict[str, float] = {}
+        #: Why no slot of this node is given to a revision; "" = they are.
+        self.closed = ""
         self._lives: dict[str, _Life] = {}  # by pod
         self._pods: dict[int, str] = {}  # by link
         self._heard = 0  # the change up to which some autoscaler knows everything
@@ -204,6 +206,8 @@ class SlotAccount:
         if slot.revision == assignment.revision and slot.state in ("starting", "serving"):
             life.taken = assignment
             return Verdict(slot=slot), self._tell_also(life, tuple(tell))
+        if self.closed:
+            return Verdict(f"{self.closed}; take a slot of another node", slot=slot), []
         if slot.state != "ready":
             of = f" {slot.revision}" if slot.revision else ""
             why = f": {slot.reason}" if slot.reason else ""

@@ -14,6 +14,8 @@ from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.facts import Level, Slot
 
 NOBODY = RevisionKey("")
+#: So long a slot that starts is waited for by what can wait.
+RUSH_S: Final = 5.0
 
 
 class StandbyPod(NamedTuple):
@@ -31,6 +33,8 @@ class StandbyPod(NamedTuple):
     scheduled: bool = True
     trouble: str = ""  # what the kubelet or the scheduler complains of
     addr: str = ""  # its IP
+    held: bool = False  # no ReplicaSet can have it yet, and the one that waits for it does nothing else
+    moving: bool = False  # held, or protected from its ReplicaSet until that knows of it
 
 
 class Seen(NamedTuple):
@@ -62,8 +66,10 @@ class Known:
         self.models: dict[str, frozenset[str]] = {}
         #: By uid, until whoever promised it knows better.
         self.promised: dict[str, RevisionKey] = {}
-        #: Slots that are about to serve, so that the machine has better things to do than what can wait.
-        self.starting: set[str] = set()
+        #: Slots that are about to serve, and since when that was first looked at.
+        self.starting: dict[str, float | None] = {}
+        #: Nodes that are to get nothing new (cordoned).
+        self.closed: set[str] = set()
         self._free: dict[str, dict[Place, dict[str, Seen]]] = {}  # by pool
         self._free_at: dict[str, tuple[str, Place]] = {}
         self._of_node: dict[str, set[str]] = {}
@@ -72,8 +78,14 @@ class Known:
 
     # --- what is told
 
-    def told(self, node: str, slots: Iterable[Slot], models: Iterable[str]) -> set[RevisionKey]:
+    def told(
+        self, node: str, slots: Iterable[Slot], models: Iterable[str], closed: bool = False
+    ) -> set[RevisionKey]:
         """All slots of a node; the revisions that this concerns."""
+        if closed != (node in self.closed):
+            (self.closed.add if closed else self.closed.discard)(node)
+            for uid in self._of_node.get(node, ()):
+                self._look(uid)
         before = self._of_node.get(node, set())
         found = {slot.uid: slot for slot in slots}
         concerned: set[RevisionKey] = set()
@@ -123,6 +135,18 @@ class Known:
             self._look(uid)
 
     # --- what is known
+
+    def rush(self, now: float) -> bool:
+        """Slots are about to serve, so that the machine has better things to do than what can wait.
+
+        For a while each: one that loads for minutes, or starts for ever, holds up nobody.
+        """
+        for uid, since in self.starting.items():
+            if since is None:
+                self.starting[uid] = since = now
+            if now - since < RUSH_S:
+                return True
+        return False
 
     def of_revision(self, revision: RevisionKey) -> list[str]:
         """Uids of what has its labels, or a slot that has it."""
@@ -181,15 +205,17 @@ class Known:
         seen, pod = self.slots.get(uid), self.pods.get(uid)
         here = seen is not None and not seen.away
         if here and seen is not None and seen.slot.state == "starting":
-            self.starting.add(uid)
+            self.starting.setdefault(uid, None)
         else:
-            self.starting.discard(uid)
+            self.starting.pop(uid, None)
         if uid in self._free_at:
             pool, place = self._free_at.pop(uid)
             del self._free[pool][place][uid]
             if not self._free[pool][place]:
                 del self._free[pool][place]
         if seen is None or pod is None or not here or uid in self.promised or seen.slot.state != "ready":
+            return
+        if seen.node in self.closed:
             return
         # Requests would go to the address that the slot says. It is a user's process: only its own pod's will do.
         if not (pod.revision or pod.leaving or pod.ended) and seen.slot.addr == pod.addr:
@@ -217,6 +243,7 @@ class Known:
         for node in [node for node, uids in self._of_node.items() if not uids]:
             del self._of_node[node]
             self.models.pop(node, None)
+            self.closed.discard(node)
         for index in (self._of_revision, self._of_pool):
             for key, uids in list(index.items()):
                 alive = {uid for uid in uids if uid in self.slots or uid in self.pods}

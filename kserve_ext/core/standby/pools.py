@@ -26,8 +26,8 @@ SETBACK_S: Final = (2.0, 300.0)
 WARM_S: Final = 900.0
 
 #: coming: will be a slot; ready: can be taken; busy: has a revision or its labels; failed: its process has ended, or
-#: can't serve; used up: likewise, but it had served; leaving: is being deleted.
-State = Literal["coming", "ready", "busy", "failed", "used up", "leaving"]
+#: can't serve; used up: likewise, but it had served; leaving: is being deleted; stranded: its node gets nothing new.
+State = Literal["coming", "ready", "busy", "failed", "used up", "leaving", "stranded"]
 
 
 class Member(NamedTuple):
@@ -85,6 +85,8 @@ class Pool:
         coming = [m for m in coming if m.uid not in gone]
         there = len(coming) + len(ready) + len(self._made)
         create, wait_s = self._refill(size - there, busy, now)
+        if len(ready) >= size:  # until then there is nothing better, should the node be opened again
+            delete += [(m.uid, m.reason) for m in members if m.state == "stranded"]
         surplus, surplus_wait_s = self._surplus(size, coming, ready, there, now)
         waits = [s for s in (wait_s, surplus_wait_s) if s is not None]
         return Change(

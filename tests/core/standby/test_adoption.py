@@ -139,6 +139,19 @@ def test_a_slot_that_was_refused_is_not_asked_for_again_at_once() -> None:
     assert len(world.plan(A).take) == 1
 
 
+def test_an_agent_that_does_not_answer_is_passed_by_and_a_second_one_is_the_last() -> None:
+    world = World()
+    world.add(3)
+    world.restart()
+    world.wanted[A] = 1
+    (first,) = world.plan(A).take
+    world.adoptions[A].unanswered(first.slot.uid, world.now)
+    (second,) = world.plan(A).take
+    assert second.slot.uid != first.slot.uid
+    world.adoptions[A].unanswered(second.slot.uid, world.now)
+    assert (world.plan(A).take, world.plan(A).replicas) == ((), 1)
+
+
 def test_adoption_waits_while_others_are_starting_but_not_for_ever() -> None:
     world = World()
     world.add(1)
@@ -252,6 +265,53 @@ def test_a_word_from_before_the_order_changes_nothing() -> None:
     assert (plan.take, plan.replicas) == ((), 0)
 
 
+def test_where_pods_can_be_held_no_other_pod_is_made_and_none_is_deleted_by_a_deaf_controller() -> None:
+    world = World(guards=True)
+    world.add(1)
+    world.restart()
+    world.wanted[A] = 1
+    world.act(A)
+    serving(world)
+    world.deaf = True
+    world.act(A)
+    assert (world.pods["u1"].labels, world.pods["u1"].hold, world.replicas[A]) == (A, "guarded", 1)
+    world.control()
+    assert (world.plain[A], world.pods["u1"].owned) == ([], True)
+    world.settle()
+    assert (world.plain[A], world.pods["u1"].hold, world.lost) == ([], "", [])
+
+
+def test_after_a_restart_between_the_hold_and_the_scale_the_pod_is_no_second_one() -> None:
+    world = World(guards=True)
+    world.add(2)
+    world.restart()
+    world.wanted[A] = 1
+    world.act(A)
+    serving(world)
+    world.act(A, fails_at="scale")
+    world.control()
+    assert (world.pods["u1"].hold, world.replicas[A]) == ("held", 0)
+    world.restart()
+    plan = world.plan(A)
+    assert (plan.take, plan.replicas, plan.label, plan.release) == ((), 1, ("u1",), ())
+
+
+def test_a_held_pod_that_is_no_longer_wanted_loses_its_labels_before_it_is_free() -> None:
+    world = World(guards=True)
+    world.add(1)
+    world.restart()
+    world.wanted[A] = 1
+    world.act(A)
+    serving(world)
+    world.act(A, fails_at="scale")
+    world.inform()
+    world.wanted[A] = 0
+    plan = world.plan(A)
+    assert (plan.release, plan.free, plan.replicas) == (("u1",), (), 0)
+    world.settle()
+    assert (world.pods["u1"].labels, world.pods["u1"].state) == ("", "ready")
+
+
 class Adoptions(RuleBasedStateMachine):
     """Two revisions, one pool; orders, answers, reports and writes are lost, late or repeated."""
 
@@ -336,6 +396,15 @@ class Adoptions(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.world.now += seconds
 
+    @rule(guards=st.booleans())
+    def guard(self, guards: bool) -> None:
+        """The policy comes and goes."""
+        self.world.guards = guards
+
+    @rule(deaf=st.booleans())
+    def deafen(self, deaf: bool) -> None:
+        self.world.deaf = deaf
+
     @rule(rush=st.booleans())
     def rush(self, rush: bool) -> None:
         self.world.rush = rush
@@ -348,6 +417,10 @@ class Adoptions(RuleBasedStateMachine):
     def promises_are_whose_they_are(self) -> None:
         for uid, key in self.world.known.promised.items():
             assert uid in self.world.adoptions[key].taken
+
+    @invariant()
+    def nobody_who_serves_is_one_too_many(self) -> None:
+        assert self.world.lost == []
 
     @invariant()
     def what_can_be_taken_is_what_is_free(self) -> None:
@@ -369,6 +442,7 @@ class Adoptions(RuleBasedStateMachine):
             assert not world.adoptions[key].taken
         for pod in world.pods.values():
             assert pod.slot_of == pod.labels, pod
+            assert not pod.hold, pod
             assert pod.state == ("serving" if pod.labels else "ready"), pod
 
 

@@ -73,6 +73,16 @@ def test_what_was_said_before_an_order_was_read_changes_nothing() -> None:
     assert [s.state for s in account.slots] == ["ready"], "nobody has answered: it is to be had again"
 
 
+def test_while_its_node_is_cordoned_no_slot_gets_a_revision_and_who_has_one_keeps_it() -> None:
+    account = standing_by()
+    account.closed = "node n is cordoned"
+    verdict, effects = account.take("ns/a", "u", job(ONE), TELL, 1, 1.0)
+    assert (verdict.reason, effects) == ("node n is cordoned; take a slot of another node", [])
+    account = serving()
+    account.closed = "node n is cordoned"
+    assert account.take("ns/a", "u", job(ONE), TELL, 1, 3.0)[0].reason == ""
+
+
 def test_an_order_to_be_empty_is_not_undone_by_what_was_said_before() -> None:
     account = serving()
     _, effects = account.free("ns/a", "u", ONE, 1, 3.0)

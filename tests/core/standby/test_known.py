@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.facts import Level, Slot
-from kserve_ext.core.standby.known import Known, StandbyPod, choose
+from kserve_ext.core.standby.known import RUSH_S, Known, StandbyPod, choose
 
 POOL, ADDR = "default/pool", "10.0.0.1"
 
@@ -81,3 +82,28 @@ def test_why_an_engine_sleeps_in_no_slot_of_its_pool() -> None:
     assert known.sleepless(POOL, "b") == ""
     known.told("n", [sleeping("u", ("a", "b"))], ())
     assert known.sleepless(POOL, "a") == ""
+
+
+def test_slots_of_a_node_that_is_to_get_nothing_new_are_not_taken() -> None:
+    known = Known()
+    known.pod("a", pod("a"))
+    known.told("n", [slot("a")], ())
+    known.told("n", [slot("a")], (), closed=True)
+    assert free(known) == []
+    known.told("n", [slot("a")], ())
+    assert free(known) == ["a"]
+
+
+def test_a_slot_that_starts_is_waited_for_but_not_for_ever() -> None:
+    known = Known()
+    known.pod("a", pod("a"))
+    known.told("n", [slot("a")], ())
+    assert not known.rush(0.0)
+    starting = slot("a")._replace(state="starting", revision=RevisionKey("default/r"))
+    known.told("n", [starting], ())
+    assert known.rush(100.0)
+    known.told("n", [starting._replace(reason="it loads")], ())
+    assert not known.rush(100.0 + RUSH_S)
+    known.told("n", [slot("a")], ())
+    known.told("n", [starting], ())
+    assert known.rush(200.0), "another start of it"

@@ -44,6 +44,17 @@ def test_pods_that_were_taken_are_made_up_for_behind_the_burst() -> None:
     assert pool.decide(3, taken, True, pools.BEHIND_S).create == 2
 
 
+def test_what_is_stranded_is_made_up_for_and_goes_once_that_is_there() -> None:
+    pool = Pool()
+    change = pool.decide(2, members("stranded", "ready"), False, 0.0)
+    assert (change.create, change.delete) == (1, ())
+    pool = Pool()
+    assert [uid for uid, _ in pool.decide(2, members("stranded", "ready", "ready"), False, 0.0).delete] == [
+        "u0"
+    ]
+    assert [uid for uid, _ in Pool().decide(0, members("stranded"), False, 0.0).delete] == ["u0"]
+
+
 def test_nobody_asks_and_it_is_emptied_but_for_those_in_use() -> None:
     pool = Pool()
     there = members("busy", "ready", "coming")

@@ -5,6 +5,7 @@ What is on its way may be lost, come late or come twice. Time passes by the test
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ class Pod:
     owned: bool = False
     ended: str = ""
     leaving: bool = False
+    hold: str = ""  # held: no ReplicaSet gets it; guarded: nor deletes it
 
 
 class Order(NamedTuple):
@@ -47,6 +49,14 @@ class World:
     short: int = 0
     rush: bool = False
     made: int = 0
+    #: Whether pods can be held; and whether the ReplicaSet controller hears of other numbers of replicas.
+    guards: bool = False
+    deaf: bool = False
+    heard: dict[RevisionKey, int] = field(default_factory=lambda: {A: 0, B: 0})
+    #: Pods that it had when it looked last.
+    claimed: dict[RevisionKey, int] = field(default_factory=lambda: {A: 0, B: 0})
+    #: Pods that served and were deleted as one too many, though there was a place for each.
+    lost: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.restart()
@@ -81,28 +91,51 @@ class World:
             seen = StandbyPod(
                 f"default/{uid}", uid, POOL, pod.labels, pod.owned, True, pod.ended, pod.leaving, addr=ADDR
             )
-            self.known.pod(uid, seen)
+            self.known.pod(uid, seen._replace(held=pod.hold == "held", moving=pod.hold != ""))
 
     # --- what happens by itself
 
     def control(self) -> None:
         """The ReplicaSet controller, and the kubelet after it."""
         for key in (A, B):
+            if not self.deaf:
+                self.heard[key] = self.replicas[key]
             ours = [pod for pod in self.pods.values() if pod.labels == key and not pod.leaving]
             for pod in ours:
-                pod.owned = True
+                pod.owned = pod.owned or pod.hold != "held"
             ours = [pod for pod in ours if not pod.ended]
-            surplus = len(ours) + len(self.plain[key]) - self.replicas[key]
+            if not all(pod.owned for pod in ours):
+                continue  # it could not take one of them, and does nothing else
+            self.claimed[key] = len(ours) + len(self.plain[key])
+            surplus = self.claimed[key] - self.heard[key]
+            rightly = self.claimed[key] - self.replicas[key]
             if surplus < 0:
                 self.plain[key] += [False] * -surplus
             self.plain[key].sort()  # those that aren't ready go first
             while surplus > 0 and self.plain[key] and not self.plain[key][0]:
                 self.plain[key].pop(0)
                 surplus -= 1
+                rightly -= 1
             for pod in ours[: max(0, surplus)]:  # by their deletion cost
-                del self.pods[pod.uid]
                 surplus -= 1
+                if pod.hold:
+                    continue  # it is refused that
+                del self.pods[pod.uid]
+                if pod.state == "serving" and rightly <= 0:
+                    self.lost.append(pod.uid)
+                rightly -= 1
             del self.plain[key][: max(0, surplus)]
+
+    def let_go(self, key: RevisionKey, uids: Iterable[str]) -> None:
+        """What settling.py does, and no moment is given to the controller to hear."""
+        pods = [self.pods[uid] for uid in uids if uid in self.pods]
+        held = [pod for pod in pods if pod.hold == "held"]
+        if self.replicas[key] >= self.claimed[key] + len(held) or not self.deaf:
+            for pod in held:
+                pod.hold = "guarded"
+        for pod in pods:
+            if pod.hold == "guarded" and pod.owned and self.heard[key] == self.replicas[key]:
+                pod.hold = ""
 
     def obey(self, order: Order) -> bool:
         """The agent, and the slot behind it; whether it was done."""
@@ -153,27 +186,44 @@ class World:
         """Carries out a plan; `fails_at`: what is not written, and nothing after it."""
         plan, adoption = self.plan(key), self.adoptions[key]
         # Never more at a time than was decided on: what is taken is not asked for the plain way.
-        left = adoption.taken.keys() - {*plan.free, *plan.label} - adoption._roomed
+        left = adoption.taken.keys() - {*plan.free, *plan.label, *plan.release} - adoption._roomed
         assert plan.replicas + len(left) <= max(self.wanted[key], self.replicas[key])
         self.orders += [Order("take", seen.slot.uid, key) for seen in plan.take]
         if fails_at == "release":
             return
         for uid in plan.release:
             if uid in self.pods:
-                self.pods[uid].labels, self.pods[uid].owned = NOBODY, False
+                self.pods[uid].labels, self.pods[uid].owned, self.pods[uid].hold = NOBODY, False, ""
                 adoption.released(uid, self.now)
+        hold = [
+            uid
+            for uid in plan.label
+            if self.guards and (seen := self.known.pods.get(uid)) and (seen.held or not seen.revision)
+        ]
+        for uid in hold:
+            if uid in self.pods:
+                assert self.pods[uid].labels in (key, "")
+                self.pods[uid].labels, self.pods[uid].hold = key, "held"
         if fails_at == "scale":
             return
         self.replicas[key] = plan.replicas
         adoption.made_room(plan.label, plan.replicas)
+        for uid in hold:
+            adoption.labelled(uid, self.now)
         if fails_at == "label":
             return
         for uid in plan.label:
-            if uid in self.pods:
+            if (
+                uid in self.pods
+                and uid not in hold
+                and (self.heard[key] == self.replicas[key] or not self.deaf)
+            ):
+                self.heard[key] = self.replicas[key]
                 assert self.replicas[key] > 0
                 assert self.pods[uid].labels in (key, "")
                 self.pods[uid].labels = key
                 adoption.labelled(uid, self.now)
+        self.let_go(key, [*hold, *plan.settle])
         for uid in (*plan.free, *plan.release):
             self.orders.append(Order("free", uid, key))
             adoption.freed(uid, self.now)
@@ -182,7 +232,7 @@ class World:
 
     def settle(self) -> None:
         """Nothing is lost or late any more, until nothing changes."""
-        self.rush = False
+        self.rush = self.deaf = False
         for _ in range(60):
             while self.orders:
                 self.deliver(0)

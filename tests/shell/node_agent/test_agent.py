@@ -16,7 +16,7 @@ import pytest
 
 from autoscaler_shim.node_agent.agent import AnotherKey, NodeAgent
 from kserve_ext.core.ids import RevisionKey
-from kserve_ext.kube.kinds import SECRETS
+from kserve_ext.kube.kinds import NODES, SECRETS
 from kserve_ext.rpc import Rpc, RpcError
 from kserve_ext.wire.messages import FreeSlot, NodeSlots, SlotReply, TakeSlot, WatchSlots
 from tests.support.api_server import ApiServer
@@ -305,6 +305,24 @@ def test_a_watch_waits_for_a_change_and_needs_the_key(tmp_path: Path) -> None:
             with pytest.raises(RpcError):
                 await stranger.call(w.agent.addr, WatchSlots(""))
             await stranger.close()
+            await slot.close()
+
+    run(test())
+
+
+def test_who_watches_hears_at_once_that_the_node_is_cordoned(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            slot = w.slot()
+            await slot.dial()
+            said = await w.states("ready")
+            assert said.status.accepting
+            node = w.api.get(NODES, "", NODE)
+            assert node is not None
+            w.api.put(NODES, {**node, "spec": {"unschedulable": True}})
+            heard = said
+            while heard.status.accepting:
+                heard = await w.watch(heard.tag)
             await slot.close()
 
     run(test())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from autoscaler_shim.knative import deciders
+from autoscaler_shim.standby import settling
 from kserve_ext.api.standby import names, pods
 from kserve_ext.core.standby import adoption, pools
 from kserve_ext.kube.kinds import DEPLOYMENTS, POD_AUTOSCALERS, PODS, SECRETS
@@ -35,6 +36,12 @@ def play(folder: Path, script: Callable[[World], Awaitable[None]]) -> None:
 
 def taken(world: World) -> list[FakeSlot]:
     return [slot for slot in world.api.slots.values() if any(isinstance(o, Start) for o in slot.orders)]
+
+
+def looks(world: World) -> int:
+    """How often the ReplicaSet was read."""
+    name = f"{NAME}-deployment-hash-of-{NAME}-deployment"
+    return world.api.requests.count(f"GET /apis/apps/v1/namespaces/{NAMESPACE}/replicasets/{name}")
 
 
 async def begun(world: World) -> FakeSlot:
@@ -115,12 +122,85 @@ def test_labels_wait_until_the_replica_set_has_room(tmp_path: Path) -> None:
             world.api.lags = True
             await world.reporter.report(1.0, name=NAME)
             await world.api.until(lambda: replicas(world.api, NAME) == 1)
-            looks = f"GET /apis/apps/v1/namespaces/{NAMESPACE}/replicasets/{NAME}-deployment"
-            await world.api.until(lambda: world.api.requests.count(looks) > 3)
+            await world.api.until(lambda: looks(world) > 3)
             assert "label" not in world.api.scaled
             world.api.catch_up()
             await world.api.until(lambda: world.api.adopted())
             await world.api.until(lambda: not world.api.plain())
+
+    play(tmp_path, script)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soon after its start an autoscaler knows whether pods can be held."""
+    monkeypatch.setattr("autoscaler_shim.standby.standby.SWEEP_S", 0.05)
+    monkeypatch.setattr(settling, "HEARD_S", 0.02)
+
+
+async def can_hold(world: World) -> None:
+    await until(lambda: world.autoscaler.standby and world.autoscaler.standby.settling.can_hold)
+
+
+@pytest.mark.usefixtures("held")
+def test_where_pods_can_be_held_their_replica_set_makes_no_other(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.api.policy = True
+        world.revision(NAME, standby="1")
+        async with world.running():
+            await world.filled(1)
+            await can_hold(world)
+            await world.reporter.report(1.0, name=NAME)
+            await world.api.until(
+                lambda: [pod for pod in world.api.adopted() if pod["metadata"].get("ownerReferences")]
+            )
+            await world.api.until(lambda: names.ADOPTION not in world.api.adopted()[0]["metadata"]["labels"])
+            assert world.api.scaled[:2] == ["label", "scale 1"]
+            assert world.api.made == []
+
+    play(tmp_path, script)
+
+
+@pytest.mark.usefixtures("held")
+def test_a_held_pod_waits_until_the_replica_set_has_a_place(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.api.policy = True
+        world.revision(NAME, standby="1")
+        async with world.running():
+            await world.filled(1)
+            await can_hold(world)
+            world.api.lags = True
+            await world.reporter.report(1.0, name=NAME)
+            await world.api.until(lambda: replicas(world.api, NAME) == 1)
+            await world.api.until(lambda: looks(world) > 2)
+            (pod,) = world.api.adopted()
+            assert pod["metadata"]["labels"][names.ADOPTION] == names.HELD
+            world.api.catch_up()
+            await world.api.until(lambda: names.ADOPTION not in world.api.adopted()[0]["metadata"]["labels"])
+            assert world.api.made == []
+
+    play(tmp_path, script)
+
+
+@pytest.mark.usefixtures("held")
+def test_killed_while_a_pod_is_held_its_successor_lets_it_go(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.api.policy = True
+        world.revision(NAME, standby="1")
+        async with world.running():
+            await world.filled(1)
+            await can_hold(world)
+            world.api.lags = True
+            await world.reporter.report(1.0, name=NAME)
+            await world.api.until(lambda: replicas(world.api, NAME) == 1)
+        (pod,) = world.api.adopted()
+        assert pod["metadata"]["labels"][names.ADOPTION] == names.HELD
+        async with world.running():
+            await world.reporter.report(1.0, name=NAME)  # the request is still under way
+            world.api.catch_up()
+            await world.api.until(lambda: names.ADOPTION not in world.api.adopted()[0]["metadata"]["labels"])
+            assert [pod["metadata"]["name"] for pod in world.api.adopted()] == [pod["metadata"]["name"]]
+            assert replicas(world.api, NAME) == 1
 
     play(tmp_path, script)
 
