@@ -192,7 +192,9 @@ class Adoption:
         # Those that wait for their labels take no pod away from those that are there.
         replicas = max(pods - len(starting) - waiting, min(wanted.replicas, pods - len(starting)), 0)
         shrinks = wanted.replicas - replicas
-        release = mine[: max(0, min(shrinks, wanted.short))] if shrinks > 0 else []
+        # Who goes back stops serving; of others it is the unready ones that a ReplicaSet deletes first.
+        spared = wanted.ready - pods if pods else shrinks
+        release = mine[: max(0, min(shrinks, wanted.short, spared))] if shrinks > 0 else []
         victims = mine[len(release) : max(0, shrinks)] if replicas else ()
         release += unlabel
         missed = self._count_missed(lacking - len(take) if lacking > 0 else 0)

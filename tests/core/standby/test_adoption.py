@@ -213,6 +213,22 @@ def test_down_it_goes_back_to_a_pool_that_is_short_labels_first() -> None:
     assert (world.pods["u1"].labels, world.pods["u1"].state) == ("", "ready")
 
 
+def test_who_serves_does_not_go_back_while_those_beside_it_are_not_ready() -> None:
+    world = World()
+    world.add(1)
+    world.restart()
+    world.wanted[A] = 1
+    world.settle()
+    world.replicas[A] = 2
+    world.control()
+    assert world.plain[A] == [False]
+    world.short = 1
+    plan = world.plan(A)
+    assert (plan.release, plan.replicas) == ((), 1)
+    world.plain[A] = [True]
+    assert world.plan(A).release == ("u1",)
+
+
 def test_down_it_is_deleted_where_the_pool_lacks_none() -> None:
     world = World()
     world.add(1)
