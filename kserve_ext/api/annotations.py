@@ -60,7 +60,7 @@ def _models(text: str) -> tuple[str, ...]:
     """Of standby-models: each as it is written, NAME=PLACE or PLACE."""
     found = tuple(part.strip() for part in text.split(","))
     for entry in found:
-        if not re.fullmatch(r"([^\s,=/:]+=)?(pvc://[a-z0-9][-a-z0-9.]*(/[^\s,=]+)?|/[^\s,=]+)", entry):
+        if not re.fullmatch(r"([^\s,=/:][^\s,=]*=)?(pvc://[a-z0-9][-a-z0-9.]*(/[^\s,=]+)?|/[^\s,=]+)", entry):
             raise ValueError(entry)
     called = [name if equals else place for name, equals, place in (e.rpartition("=") for e in found)]
     if len(set(called)) != len(called) or len(called) > _MOST_MODELS:

@@ -10,7 +10,7 @@ import pytest
 from kserve_ext.api import annotations as table
 from kserve_ext.api.annotations import PREFIX
 from kserve_ext.api.problems import Findings
-from kserve_ext.api.standby import assigning, fitting, names, pods
+from kserve_ext.api.standby import assigning, engines, fitting, names, pods
 from kserve_ext.api.standby.fitting import Unfit, Wish
 from kserve_ext.core.ids import RevisionKey
 from tests.api.standby.deployments import deployment
@@ -121,6 +121,9 @@ def test_the_annotation() -> None:
     found = read(LISTED)
     assert found is not None
     assert found.standby_models == ("chat=pvc://models/chat", "mail=pvc://models/mail")
+    found = read("org/chat:8b=/m")
+    assert found is not None
+    assert engines.named(found.standby_models) == (engines.Engine("org/chat:8b=/m", "org/chat:8b", "/m"),)
     many = ",".join(f"/m/{n}" for n in range(17))
     for wrong in ("", "chat", "chat=models/chat", "a=/m,a=/n", "/m,/m", "a b=/m", "pvc://", "s3://m/x", many):
         assert read(wrong) is None, wrong
