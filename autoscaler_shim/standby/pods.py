@@ -8,7 +8,7 @@ from typing import Any
 from kserve_ext.api.standby import names, reading
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.known import Known
-from kserve_ext.kube.client import Client, Conflict, KubeObject, NotFound
+from kserve_ext.kube.client import JSON_PATCH, Client, Conflict, Invalid, KubeObject, NotFound
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import PODS
 
@@ -38,16 +38,26 @@ class StandbyPods:
         found = self.informer.get(namespace, name)
         return found if found is not None and found["metadata"]["uid"] == uid else None
 
-    async def patch(self, uid: str, patch: dict[str, Any]) -> bool:
-        """False: it is another one, or gone; the informer will tell. Raises KubeError where the server is away."""
+    async def patch(self, uid: str, patch: dict[str, Any] | list[dict[str, Any]]) -> bool:
+        """A merge patch, or a list of JSON patches with their tests.
+
+        False: it is another one, or gone; the informer will tell. Raises KubeError where the server is away.
+        """
         pod = self._known.pods.get(uid)
         if pod is None:
             return False
         namespace, _, name = pod.name.partition("/")
         try:
-            await self._client.patch(PODS, namespace, name, patch)
+            if isinstance(patch, list):
+                await self._client.patch(PODS, namespace, name, patch, content_type=JSON_PATCH)
+            else:
+                await self._client.patch(PODS, namespace, name, patch)
         except (Conflict, NotFound):
             return False
+        except Invalid:  # so is answered, too, where a test fails
+            if isinstance(patch, list):
+                return False
+            raise
         return True
 
     async def delete(self, uid: str) -> None:

@@ -170,6 +170,9 @@ class StandbyScales(Scales):
             self.withdraw(key)
             return False
         shape = self._shapes.of(adoption.revision)
+        if shape is None or shape.wish is None:  # nobody could label it anew: its ReplicaSet gets it as it is
+            for uid in adoption.held:
+                adoption.labelled(uid, time.monotonic())
         plan = adoption.plan(self._wanted(adoption, shape, current.replicas, pods), time.monotonic())
         self._tally.missed(plan.why, plan.missed)
         self._saying.planned(adoption, plan, time.monotonic())

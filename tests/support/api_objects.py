@@ -204,7 +204,9 @@ def json_patch(target: Obj, operations: list[Obj]) -> Obj:
             place = place[int(step)] if isinstance(place, list) else place[step]
         index: Any = len(place) if last == "-" else int(last) if isinstance(place, list) else last
         match operation["op"]:
-            case "test" if place[index] != operation["value"]:
+            case "test" if (place.get(index) if isinstance(place, dict) else place[index]) != operation[
+                "value"
+            ]:
                 raise Refused(422, "Invalid", f"testing path {operation['path']} failed")
             case "add" if isinstance(place, list):
                 place.insert(index, operation["value"])

@@ -12,6 +12,7 @@ from kserve_ext.core.standby.facts import Assignment, Timeouts
 
 PYTHON: Final = "python"
 _OF_METRICS: Final = ("SERVING_NAMESPACE", "SERVING_SERVICE", "SERVING_CONFIGURATION", "SERVING_REVISION")
+_ADOPTION: Final = "/metadata/labels/" + names.ADOPTION.replace("/", "~1")
 #: Labels that a standby pod keeps, whatever the template says.
 _OURS: Final = (names.POOL_LABEL, names.PART_LABEL, names.COMPONENT_LABEL)
 
@@ -66,14 +67,22 @@ def labelled(wish: Wish, template_hash: str, uid: str, version: str, hold: bool 
     }
 
 
-def guarded(uid: str) -> Document:
-    """A merge patch: its ReplicaSet may have it."""
-    return {"metadata": {"uid": uid, "labels": {names.ADOPTION: names.GUARDED}}}
+def guarded(uid: str) -> list[Document]:
+    """A JSON patch: its ReplicaSet may have it. Refused where it isn't held, as somebody has gone on with it."""
+    return [
+        {"op": "test", "path": "/metadata/uid", "value": uid},
+        {"op": "test", "path": _ADOPTION, "value": names.HELD},
+        {"op": "replace", "path": _ADOPTION, "value": names.GUARDED},
+    ]
 
 
-def settled(uid: str) -> Document:
-    """A merge patch: it is a pod like any other."""
-    return {"metadata": {"uid": uid, "labels": {names.ADOPTION: None}}}
+def settled(uid: str) -> list[Document]:
+    """A JSON patch: it is a pod like any other. Refused where it isn't guarded."""
+    return [
+        {"op": "test", "path": "/metadata/uid", "value": uid},
+        {"op": "test", "path": _ADOPTION, "value": names.GUARDED},
+        {"op": "remove", "path": _ADOPTION},
+    ]
 
 
 def stolen() -> Document:

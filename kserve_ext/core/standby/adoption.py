@@ -137,6 +137,11 @@ class Adoption:
         self._drop(uid)
         self._labelled[uid] = now
 
+    @property
+    def held(self) -> list[str]:
+        """Uids that have labels and wait for a place."""
+        return [uid for uid in self.taken if self._held(uid)]
+
     def astray(self, uid: str) -> None:
         """It is held for what is no more: needs other labels."""
         self._labelled.pop(uid, None)
