@@ -59,7 +59,7 @@ class Grant(NamedTuple):
     home: FunctionID
     seq: int
     ttl_s: float
-    slots: tuple[tuple[InstanceID, str, int], ...]
+    slots: tuple[tuple[InstanceID, str, int], ...]  # without an address: promised, it isn't ready yet
     refusal: str = ""
     permanent: bool = False
     retry_after_s: float = 0.0
