@@ -53,7 +53,7 @@ class Run:
 
     async def go(self) -> None:
         cluster = self.cluster
-        load: asyncio.Task[None] | None = None
+        begun: list[asyncio.Task[None]] = []
         try:
             await cluster.start()
             self.observer.start()
@@ -62,16 +62,13 @@ class Run:
             up = await cluster.until(self._up, UP_S)
             assert up, f"the cluster did not come up within {UP_S:g} s: see {cluster.data / 'log'}"
             self.said.say("begin", apart=self.plan.shape.apart)
-            load = asyncio.create_task(self.plan.load(cluster, self.schedule.seed).run(self.schedule.seconds))
-            faults = asyncio.create_task(self._faults())
-            await load
-            await faults
+            asking = self.plan.load(cluster, self.schedule.seed).run(self.schedule.seconds)
+            begun += [asyncio.create_task(asking), asyncio.create_task(self._faults())]
+            for task in begun:
+                await task
             await self._end()
         finally:
-            if load is not None:
-                load.cancel()
-            for task in self._tasks:
-                task.cancel()
+            await self._stop(begun)
             self._wake_instances()
             await cluster.close()
             self.observer.look()
@@ -92,6 +89,13 @@ class Run:
             return False
         known = {(e.by, e["revision"]) for e in load(self.cluster.history, "dispatch-*") if e.what == "knows"}
         return known >= {(shard, key) for shard in self.cluster.shards for key in services}
+
+    async def _stop(self, begun: list[asyncio.Task[None]]) -> None:
+        """Nothing asks or breaks any more: a fault that is still to come would bring parts back while they end."""
+        stopping = [*begun, *self._tasks]
+        for task in stopping:
+            task.cancel()
+        await asyncio.gather(*stopping, return_exceptions=True)
 
     async def _end(self) -> None:
         """Everything is deleted: nothing is left."""

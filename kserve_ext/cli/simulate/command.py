@@ -229,19 +229,22 @@ def _claims(rows: Sequence[Row]) -> str:
                 _figure(r.ours, r.unit),
                 _figure(r.baseline, r.unit),
                 r.baseline_name,
-                _change(r),
+                change(r),
             )
             for r in rows
         ],
     )
 
 
-def _change(row: Row) -> str:
+def change(row: Row) -> str:
     if row.change is None:
         return "-"
     if row.better == "higher":
         return f"{row.change:.2f}x"
-    return f"{row.change:.1%} lower" if row.change >= 0 else f"{-row.change:.1%} higher"
+    percent = f"{abs(row.change):.1%}"
+    if percent == "0.0%":  # as exact as the column is
+        return "equal"
+    return f"{percent} lower" if row.change > 0 else f"{percent} higher"
 
 
 def _figure(value: float | None, unit: str) -> str:

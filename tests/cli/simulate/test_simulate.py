@@ -13,6 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kserve_ext.cli.__main__ import main
+from kserve_ext.cli.simulate.command import change
+from kserve_ext.sim.rows import Row
 
 SHORT = ("--seconds", "20", "--nodes", "6", "--no-claims")
 
@@ -28,6 +30,14 @@ def test_a_table_has_a_row_for_each_system_and_says_that_it_is_simulated() -> No
     assert "\ngalaxy " in result.output
     assert "\nray " in result.output
     assert "p99 scheduling latency" in result.output
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [(4.0, "equal"), (4.0000001, "equal"), (3.9999999, "equal"), (5.0, "25.0% higher"), (1.0, "75.0% lower")],
+)
+def test_what_differs_by_less_than_is_shown_is_called_equal(ours: float, said: str) -> None:
+    assert change(Row("c", "m", ours, 4.0, "b", "s", "lower", "simulated")) == said
 
 
 def test_json_is_the_whole_result() -> None:

@@ -1,0 +1,61 @@
+"""A chaos run whose load fails: nothing is done to its cluster any more when that is closed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.cluster import Cluster, Part
+from tests.chaos.faults import Fault, Schedule
+from tests.chaos.plans import Plan
+from tests.chaos.run import Run
+
+FAULTS = {"_faults", "_carry_out"}
+
+
+class Standing(Cluster):
+    """One part, and no process."""
+
+    broken: asyncio.Event
+    #: what was still under way when it was closed
+    under_way: frozenset[str] | None = None
+
+    async def start(self) -> None:
+        self.history.mkdir(exist_ok=True)
+        self.broken = asyncio.Event()
+        self.parts["node-0"] = Part("node-0", "node", [], self.data, self.data)
+        (self.data / "run").mkdir(parents=True)
+        (self.data / "run" / "node-0.json").write_text("{}")
+
+    def signal(self, part: Part, number: int) -> None:
+        self.broken.set()
+
+    async def close(self) -> None:
+        names = (getattr(task.get_coro(), "__name__", "") for task in asyncio.all_tasks())
+        self.under_way = frozenset(names) & FAULTS
+
+
+class Failing:
+    def __init__(self, cluster: Standing) -> None:
+        self.cluster = cluster
+
+    async def run(self, seconds: float) -> None:
+        await self.cluster.broken.wait()
+        raise ValueError("the load failed")
+
+
+def test_faults_end_before_the_cluster_does_when_the_load_fails(tmp_path: Path) -> None:
+    async def test() -> None:
+        standing: list[Standing] = []
+        plan = Plan(lambda history: [], lambda cluster, seed: Failing(standing[0]))
+        faults = (Fault(0.0, "kill", "node-0", 600.0), Fault(600.0, "kill", "node-0", 1.0))
+        run = Run(tmp_path, Schedule(1, 600.0, faults), plan, lambda text: None)
+        run.cluster = Standing(tmp_path, plan.shape, run.said)
+        standing.append(run.cluster)
+        with pytest.raises(ValueError, match="the load failed"):
+            await run.go()
+        assert run.cluster.under_way == frozenset()
+
+    asyncio.run(test())
