@@ -241,7 +241,7 @@ class Dispatcher:
             self.shard.know(revision, self.loop.time())
             return
         successor = self._successor(key)
-        for waiting in self.shard.forget(key):
+        for waiting in self.shard.forget(key, self.loop.time()):
             if successor is not None and not getattr(waiting, "continued", 0):
                 self._move(waiting, successor)
             else:

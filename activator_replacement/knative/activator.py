@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import prometheus_client
 
-from activator_replacement.knative.background import kept_up
 from activator_replacement.knative.client import KnativeClient
 from activator_replacement.knative.discovery.backends import Backends
 from activator_replacement.knative.discovery.endpoints import EndpointWatch, may_read_slices
@@ -41,6 +40,7 @@ from kserve_ext.kube.config_map import at_start, in_force
 from kserve_ext.kube.identity import SecretIdentity
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import CONFIG_MAPS, REVISIONS
+from kserve_ext.rpc.background import kept_up
 from kserve_ext.telemetry.api_client import ApiClient
 from kserve_ext.telemetry.target import Target
 from kserve_ext.telemetry.telemetry import resource

@@ -22,6 +22,7 @@ from kserve_ext.kube.client import Client, KubeObject
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import PODS
 from kserve_ext.rpc import Rpc, RpcError
+from kserve_ext.rpc.background import kept_up
 from kserve_ext.wire.messages import FreeSlot, Message, NodeSlots, SlotReply, TakeSlot, WatchSlots
 
 log = logging.getLogger(__name__)
@@ -78,8 +79,9 @@ class Agents:
 
     async def start(self, rpc: Rpc) -> None:
         """Returns when all have been heard that answer within a moment."""
-        self._rpc = rpc
-        self.informer.start()
+        if self._rpc is None:  # else a former try has failed behind this
+            self._rpc = rpc
+            self.informer.start()
         await self.informer.synced.wait()
         self._look()
         try:
@@ -165,7 +167,8 @@ class Agents:
     def _watch_anew(self, node: str, addr: str) -> None:
         if (task := self._watches.pop(node, None)) is not None:
             task.cancel()
-        self._watches[node] = asyncio.create_task(self._watch(node, addr), name=f"slots of {node}")
+        what = f"slots of {node}"
+        self._watches[node] = asyncio.create_task(kept_up(what, lambda: self._watch(node, addr)), name=what)
 
     def _look(self) -> None:
         if self._rpc is not None and self.informer.synced.is_set() and self._heard >= self.addrs.keys():

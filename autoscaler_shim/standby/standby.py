@@ -29,6 +29,7 @@ from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import ENDPOINTS
 from kserve_ext.kube.peers_key import NoKey, peers_key
 from kserve_ext.rpc import Rpc
+from kserve_ext.rpc.background import kept_up
 from kserve_ext.rpc.mutual_tls import Identity
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ class Standby:
         )
         self._key = b""
         self._rpc: Rpc | None = None
+        self._met = asyncio.Event()  # the agents, or nobody within a moment
         self._tasks: list[asyncio.Task[None]] = []
         self._pools_due: asyncio.TimerHandle | None = None
 
@@ -124,14 +126,15 @@ class Standby:
         for informer in (self.pods.informer, self._endpoints):
             informer.start()
         await asyncio.gather(*(i.synced.wait() for i in (self.pods.informer, self._endpoints)))
-        met = asyncio.create_task(self._meet_agents(), name="meeting node agents")
         self.events.start()
-        self._tasks = [
-            met,
-            asyncio.create_task(self._sweep(), name="sweeping standby pods"),
-            asyncio.create_task(self._look_at_key(), name="looking at the peers' key"),
-        ]
-        await asyncio.wait({met}, timeout=FIRST_S)
+        kept = {
+            "meeting node agents": self._meet_agents,
+            "sweeping standby pods": self._sweep,
+            "looking at the peers' key": self._look_at_key,
+        }
+        self._tasks = [asyncio.create_task(kept_up(what, run), name=what) for what, run in kept.items()]
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._met.wait(), FIRST_S)
         self.keeper.start()
 
     async def stop(self) -> None:
@@ -187,6 +190,8 @@ class Standby:
             else:
                 self._rpc = Rpc(self._name, key, identity=self._identity)
         await self.agents.start(self._rpc)
+        self._met.set()
+        await asyncio.get_running_loop().create_future()
 
     async def _look_at_key(self) -> None:
         while True:

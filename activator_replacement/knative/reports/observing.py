@@ -10,12 +10,12 @@ from collections.abc import Mapping
 
 from prometheus_client.registry import Collector
 
-from activator_replacement.knative.background import kept_up
 from activator_replacement.knative.dispatcher import Dispatcher
 from activator_replacement.knative.reports.request_log import RequestLog
 from activator_replacement.knative.reports.tracer import Tracer
 from kserve_ext.api.knative.observability import NONE, Observability, observability
 from kserve_ext.kube.config_map import in_force
+from kserve_ext.rpc.background import kept_up
 from kserve_ext.telemetry.telemetry import Telemetry
 
 

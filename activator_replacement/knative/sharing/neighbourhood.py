@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from activator_replacement.knative.background import kept_up
 from activator_replacement.knative.dispatcher import Dispatcher
 from activator_replacement.knative.settings import Settings
 from activator_replacement.knative.sharing.sharing import Sharing
@@ -23,6 +22,7 @@ from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import ENDPOINTS
 from kserve_ext.kube.peers_key import shared_key
 from kserve_ext.rpc import Caller, Rpc
+from kserve_ext.rpc.background import kept_up
 from kserve_ext.rpc.mutual_tls import Identity
 from kserve_ext.wire.messages import ModInstance, ModInstanceReply
 

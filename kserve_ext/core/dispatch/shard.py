@@ -24,6 +24,7 @@ GIVE_S = 2.0  # limited slots that were idle for so long go back to home
 LEAST_RETRY_S = 0.05
 MOST_RETRY_S = 0.5
 AT_ONCE = 8  # revisions that a tick looks at before what has come meanwhile has its turn
+KEEP_TERMS = 10_000  # of revisions, those that are no more included
 MOST_ATTEMPTS = 8  # instances that one request is sent to, one after the other
 
 K = TypeVar("K", bound=str)
@@ -170,7 +171,7 @@ class Shard(Generic[R]):
             term = self._terms.get(revision.key, 0)
             self.parts[revision.key] = Part(revision, home, term, now, self._chooser_of(revision))
 
-    def forget(self, key: RevisionKey) -> list[R]:
+    def forget(self, key: RevisionKey, now: float) -> list[R]:
         """The revision was deleted: its held requests, which nobody will serve.
 
         Those in flight end as they do; home hears so, until nothing has happened for QUIET_S.
@@ -180,7 +181,7 @@ class Shard(Generic[R]):
             return []
         held = part.throttler.all_held()
         for request in held:
-            part.throttler.cancel(request, part.open_since)
+            part.throttler.cancel(request, now)
         part.deleted = True
         if part.quiet:
             self._drop(part)
@@ -354,7 +355,7 @@ class Shard(Generic[R]):
         for key in keys:
             part = self.parts.get(key)
             if part is None:
-                self._terms[key] = max(term, self._terms.get(key, 0))
+                self._remember(key, max(term, self._terms.get(key, 0)))
             else:
                 self._obey(part, term)
                 part.throttler.lapse(now)
@@ -419,7 +420,14 @@ class Shard(Generic[R]):
     def _obey(self, part: Part[R], term: int) -> None:
         if term > part.term:
             part.term, part.granted = term, 0
-            self._terms[part.revision.key] = term
+            self._remember(part.revision.key, term)
+
+    def _remember(self, key: RevisionKey, term: int) -> None:
+        """The newest last; of revisions that are long gone nobody has grants any more."""
+        self._terms.pop(key, None)
+        self._terms[key] = term
+        while len(self._terms) > max(KEEP_TERMS, 2 * len(self.parts)):
+            del self._terms[next(iter(self._terms))]
 
     def _mark(self, part: Part[R]) -> None:
         part.dirty = True

@@ -22,38 +22,37 @@ Asked = InstanceID | tuple[InstanceID, int]
 
 class Repeats:
     def __init__(self) -> None:
-        #: in the order of their coming; None: it is under way
-        self._asked: dict[Asked, Place | None] = {}
+        self._under_way: set[Asked] = set()
+        #: in the order of their answers
+        self._placed: dict[Asked, Place] = {}
 
     def begins(self, op: Op) -> bool:
         """Whether anything of it is to be placed; what has been asked for before is answered in it."""
-        asked, hops = self._asked, op.hops
+        hops = op.hops
         for instance in op.wanted:
             key = (instance, hops) if hops else instance
-            if key not in asked:
-                asked[key] = None
+            if (place := self._placed.get(key)) is not None:
+                op.placed[instance] = place
+            elif key in self._under_way:
+                op.refused[instance] = Refusal(instance, UNDER_WAY, NodeID("?"))
+            else:
+                self._under_way.add(key)
                 continue
             op.repeated.add(instance)
-            place = asked[key]
-            if place is not None:
-                op.placed[instance] = place
-            else:
-                op.refused[instance] = Refusal(instance, UNDER_WAY, NodeID("?"))
         return len(op.repeated) < len(op.wanted)
 
     def ends(self, op: Op) -> None:
         """It is answered."""
-        asked, hops = self._asked, op.hops
+        placed, hops = self._placed, op.hops
         for instance in op.wanted:
             if op.repeated and instance in op.repeated:
                 continue
             key = (instance, hops) if hops else instance
+            self._under_way.discard(key)
             if instance in op.placed and not op.reserve:
-                asked[key] = op.placed[instance]
-            else:
-                asked.pop(key, None)
-        while len(asked) > KEEP:
-            del asked[next(iter(asked))]
+                placed[key] = op.placed[instance]
+        while len(placed) > KEEP:
+            del placed[next(iter(placed))]
 
     def __len__(self) -> int:
-        return len(self._asked)
+        return len(self._under_way) + len(self._placed)

@@ -156,7 +156,7 @@ def test_a_deleted_revision_drains_and_ends_though_its_home_has_moved() -> None:
     requests = [world.request(D0) for _ in range(3)]  # before its shard has seen a view
     up(world)
     for proc in world.live():
-        for request in proc.shard.forget(requests[0].key):
+        for request in proc.shard.forget(requests[0].key, world.now):
             request.to("refused")
         for home_key, home in proc.homes.items():
             proc.carry(home_key, home.delete(requests[0].key, world.now))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from kserve_ext.core.dispatch.facts import LEASE_TTL_S, QUIET_S, REPORT_S, Grant
-from kserve_ext.core.dispatch.shard import AT_ONCE, LEAST_RETRY_S, Shard
+from kserve_ext.core.dispatch.shard import AT_ONCE, KEEP_TERMS, LEAST_RETRY_S, Shard
 from kserve_ext.core.dispatch.throttler import HELD, Tracker
 from kserve_ext.core.facts import Instance
-from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
+from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 from tests.core.dispatch.test_throttler import Request
 from tests.support.world import World
 from tests.support.world_nodes import revision
@@ -211,3 +211,23 @@ def test_a_tick_can_be_left_between_a_few_revisions() -> None:
     steps = list(proc.ticks())
     assert max(steps) == AT_ONCE
     assert sum(steps) == 2 * len(world.revisions), "as shard and as home"
+
+
+def test_a_deleted_revision_is_reported_of_in_time_that_goes_on() -> None:
+    shard = shard_of()
+    shard.submit(KEY, Request(1), 0.0)
+    asked(shard, 0.0)
+    shard.answered(KEY, 1, 9.0)
+    assert len(shard.forget(KEY, 9.0)) == 1
+    [(_, demand)] = shard.due(9.0)
+    assert demand.concurrency_seconds >= 0.0
+
+
+def test_terms_of_revisions_that_are_no_more_are_not_kept_for_ever() -> None:
+    shard = shard_of()
+    for number in range(KEEP_TERMS + 5):
+        shard.recall(3, [RevisionKey(f"default/gone-{number}")], 0.0)
+    assert len(shard._terms) == KEEP_TERMS
+    shard.recall(3, [KEY], 0.0)
+    shard.grant(grant(1, (A, 1), term=2), 0.0)
+    assert shard.newest(KEY) == (3, 0), "an older home than that is not obeyed"

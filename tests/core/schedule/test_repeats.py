@@ -74,3 +74,14 @@ def test_no_more_are_remembered_than_were_meant_to_be() -> None:
         _, [start] = made.schedule([core.Wanted(InstanceID(f"a-{k}"), revision())])
         started(made, start)
     assert len(made.repeats) == KEEP
+
+
+def test_what_is_under_way_is_remembered_however_much_is_answered_meanwhile() -> None:
+    made = machine()
+    made.schedule(ONE)
+    for k in range(KEEP + 1):
+        _, [start] = made.schedule([core.Wanted(InstanceID(f"b-{k}"), revision())])
+        started(made, start)
+    _, [again] = made.schedule(ONE)
+    assert isinstance(again, core.Answer)
+    assert [r.unknown for r in again.refused] == [NodeID("?")]

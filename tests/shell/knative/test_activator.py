@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import pytest
 
 from activator_replacement.knative import activator as activator_module
-from activator_replacement.knative import background
 from activator_replacement.knative.activator import UNHEALTHY, Activator
 from kserve_ext.kube.kinds import ENDPOINT_SLICES, REVISIONS, SERVICES
+from kserve_ext.rpc import background
 from kserve_ext.wire.stats import StatMessage, encode
 from tests.support.api_server import ApiServer
 from tests.support.dataplane import Client, get, post, run

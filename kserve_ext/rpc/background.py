@@ -1,4 +1,4 @@
-"""What runs in the background of an activator for as long as it lives: a fault ends none of it."""
+"""What runs in the background of a process for as long as it lives: a fault ends none of it."""
 
 from __future__ import annotations
 
