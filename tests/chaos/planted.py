@@ -212,16 +212,22 @@ def store_in_the_way() -> None:
     """A home asks for an instance only when the store has taken in what it knows."""
     from activator_replacement.homes import Homes
 
-    place = Homes._place
+    init = Homes.__init__
 
-    def waits(self: Any, *args: Any, **more: Any) -> None:
-        async def when_written() -> None:
-            await self.store.flush(60.0)
-            place(self, *args, **more)
+    def begins(self: Any, *args: Any, **more: Any) -> None:
+        init(self, *args, **more)
+        place = self._placing.place
 
-        self._waits = asyncio.ensure_future(when_written())
+        def waits(home_key: str, i: Any) -> None:
+            async def when_written() -> None:
+                await self.store.flush(60.0)
+                place(home_key, i)
 
-    setattr(Homes, "_place", waits)  # noqa: B010
+            self._waits = asyncio.ensure_future(when_written())
+
+        self._placing.place = waits
+
+    setattr(Homes, "__init__", begins)  # noqa: B010
 
 
 def done_though_dead() -> None:
