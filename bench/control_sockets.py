@@ -265,7 +265,8 @@ async def whole_path(plane: ControlPlane, under_way: int, seconds: float, said: 
     await store.close()
     each = 1e6 / found["went"]
     said = (
-        f"{said}; {under_way} requests held at once, {found['went']:,} went, {admitted:,} instances admitted"
+        f"{said}; {under_way} requests held at once, {found['went']:,} went, {admitted:,} instances admitted; "
+        f"Dispatch's request path and homes {found['form']}"
     )
     return [
         row(

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from time import perf_counter, process_time
 
+from activator_replacement import compiled
 from activator_replacement.__main__ import DispatchFunction
 from kserve_ext.core.facts import Hold
 from kserve_ext.core.ids import InstanceID, RevisionKey
@@ -109,6 +110,7 @@ async def serve(process: Process, rpc: Rpc, membership: Membership, args: argpar
                 "p99": waited[int(len(waited) * 0.99)],
                 "refused": load.refused[:3],
                 "calls": rpc.connections(),
+                "form": compiled.form(),
             }
         ),
         flush=True,
