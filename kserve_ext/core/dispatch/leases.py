@@ -39,8 +39,6 @@ class Account:
     heard_at: float = 0.0
     #: it has obeyed this home's term, and said so
     joined: bool = False
-    #: its last report was under this home's term
-    obeys: bool = False
     held: int = 0
     in_flight: int = 0
     wanted: int = 0
@@ -61,6 +59,8 @@ class Account:
     unacked: list[tuple[int, Slots]] = field(default_factory=list)
     #: the newest Grant that it has acknowledged, less limited slots that it has given back since
     acked: Slots = field(default_factory=dict)
+    #: its seq; 0 = none of this account's: it may still be told what an earlier account of it was given
+    acked_seq: int = 0
     sent_at: float = 0.0
     left_at: float | None = None
     #: what it was last given of these it can't use before it is told where they are
@@ -167,15 +167,15 @@ class Leases:
             account.unreachable.difference_update(account.uses)
         account.shuns, account.prefers = frozenset(demand.shuns), dict(demand.prefers)
         first = not account.joined
-        account.obeys = demand.term == term
-        account.joined = account.joined or demand.term == term or now >= self.frozen_until
-        if account.unacked and account.obeys:
+        obeys = demand.term == term
+        account.joined = account.joined or obeys or now >= self.frozen_until
+        if account.unacked and obeys:
             for seq, slots in account.unacked:
                 if seq <= demand.granted:
-                    account.acked, first = slots, False
+                    account.acked, account.acked_seq, first = slots, seq, False
             account.unacked = [g for g in account.unacked if g[0] > demand.granted]
         intended, reported = account.intended, account.reported
-        if self.limit and account.obeys and account.acked != reported:
+        if self.limit and obeys and account.acked != reported:
             account.acked = {i: min(n, reported[i]) for i, n in account.acked.items() if i in reported}
         if first and not account.unacked:
             # What the former home gave it, it keeps; not what went to others while it was silent for too long.
@@ -296,9 +296,13 @@ class Leases:
         ]
 
     def knows(self, shard: FunctionID, now: float) -> bool:
-        """It has obeyed all that is intended for it, or is about to: a Grant would tell it nothing."""
+        """It has obeyed all that is intended for it, or is about to: a Grant would tell it nothing.
+
+        Not before it has obeyed one of this account. From then on it refuses older ones: what an account that has
+        ended gave it may still be under way to it, and an answer renews whatever it has.
+        """
         account = self.accounts.get(shard)
-        if account is None or not account.obeys or account.told != ("", False):
+        if account is None or not account.acked_seq or account.told != ("", False):
             return False
         if account.unacked:
             return now - account.sent_at < ON_ITS_WAY_S and account.unacked[-1][1] == account.intended

@@ -217,6 +217,23 @@ def test_one_that_comes_back_after_its_lease_was_over_does_not_get_what_others_h
     assert leases.accounts[S[0]].intended == {A: 1}
 
 
+def test_one_that_comes_back_is_told_again_what_it_has_before_it_counts_as_known() -> None:
+    """A Grant of its former account may have waited for it longer than the lease: it obeys that one first."""
+    leases = opened(1)
+    leases.report(S[0], demand(1, wanted=1), 1, 0.0)
+    leases.allot([A], (), 0.0)
+    leases.sent(S[0], 1, 0.0)
+    leases.report(S[0], demand(2, leases={A: 1}, granted=1), 1, 0.1)
+    assert leases.knows(S[0], 0.1)
+    leases.left(S[0], 0.2)
+    leases.expire(0.3 + LEASE_TTL_S)
+    leases.report(S[0], demand(3), 1, 10.0)
+    assert not leases.knows(S[0], 10.0)
+    leases.sent(S[0], 3, 10.0)
+    leases.report(S[0], demand(4, granted=3), 1, 10.1)
+    assert leases.knows(S[0], 10.1)
+
+
 def test_frozen_slots_stay_where_they_are() -> None:
     leases = opened(2)
     leases.frozen_until = 3.0
