@@ -6,6 +6,8 @@ In Knative: pkg/queue/readiness/probe.go, pkg/queue/health/probe.go.
 from __future__ import annotations
 
 import asyncio
+import functools
+import ssl
 from collections.abc import Callable
 
 from activator_replacement.queue import health
@@ -66,7 +68,8 @@ async def _asked(asking: Asking) -> bool:
 async def _attempt(asking: Asking) -> bool:
     try:
         async with asyncio.timeout(asking.timeout_s):
-            reader, writer = await asyncio.open_connection(asking.host, asking.port)
+            tls = _unverified() if asking.tls else None
+            reader, writer = await asyncio.open_connection(asking.host, asking.port, ssl=tls)
             try:
                 if asking.grpc is not None:
                     return await health.serving(reader, writer, f"{asking.host}:{asking.port}", asking.grpc)
@@ -75,6 +78,14 @@ async def _attempt(asking: Asking) -> bool:
                 writer.close()
     except (OSError, TimeoutError, asyncio.IncompleteReadError):
         return False
+
+
+@functools.cache
+def _unverified() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 async def _get(asking: Asking, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

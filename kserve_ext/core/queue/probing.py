@@ -30,6 +30,7 @@ class Asking(NamedTuple):
     aggressive: bool
     successes: int  # in a row, of an aggressive one
     grpc: str | None = None  # of gRPC's health protocol: the service; None: not that
+    tls: bool = False  # of HTTP; whose certificate it is doesn't matter, as to the kubelet
 
 
 def asking(probe: str, port: int) -> tuple[Asking, ...]:
@@ -64,6 +65,7 @@ def _one(probe: dict[str, Any], port: int) -> Asking:
         aggressive,
         int(probe.get("successThreshold") or 1),
         str(action.get("service") or "") if probe.get("grpc") else None,
+        str((http or {}).get("scheme") or "").upper() == "HTTPS",
     )
 
 

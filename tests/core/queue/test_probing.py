@@ -35,6 +35,11 @@ def test_a_timeout_that_is_not_given_is_a_second_and_a_port_by_name_is_the_serve
     assert (one.port, one.path, one.timeout_s) == (7000, "/", 1.0)
 
 
+@pytest.mark.parametrize(("scheme", "tls"), [("HTTPS", True), ("https", True), ("HTTP", False), ("", False)])
+def test_a_probe_by_https_is_asked_over_tls(scheme: str, tls: bool) -> None:
+    assert asking(json.dumps({"httpGet": {"scheme": scheme}}), 8080)[0].tls is tls
+
+
 def test_of_several_containers_each_is_asked() -> None:
     found = asking('[{"tcpSocket": {"port": 1}}, {"httpGet": {"port": "2", "path": "/x"}}]', 8080)
     assert [(one.port, one.path) for one in found] == [(1, None), (2, "/x")]
