@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import yaml
 
@@ -103,6 +105,53 @@ def test_every_problem_at_once() -> None:
         "metadata.name",
         "metadata.anotations",
     }
+
+
+NOTES = {"kserve-galaxy.io/afinity": "session", "autoscaling.knative.dev/target": "-3"}
+WRONG_NOTES = {f"metadata.annotations[{key}]" for key in NOTES}
+
+
+@pytest.mark.parametrize(
+    ("predictor", "fields"),
+    [
+        (f"{MODEL}\nminReplica: 1", {"spec.predictor.minReplica"}),
+        (f"{MODEL}\nminReplicas: 3\nmaxReplicas: 2", {"spec.predictor.maxReplicas"}),
+        ("minReplicas: 1", {"spec.predictor"}),
+        ("containers: [{name: a, env: [{name: PYTHONPATH}]}]", {"spec.predictor.containers[0].env"}),
+        (MODEL, set()),
+    ],
+)
+def test_annotations_are_read_whatever_else_is_wrong(predictor: str, fields: set[str]) -> None:
+    service, findings = read_isvc(isvc_document(predictor, notes=NOTES))
+    assert service is None
+    assert {p.field for p in findings.problems} == fields | WRONG_NOTES
+
+
+def test_annotations_of_the_predictor_are_read_when_others_are_no_text() -> None:
+    document = isvc_document(f"{MODEL}\nminReplica: 1\nannotations: {{a: 1, kserve-galaxy.io/rle: decode}}")
+    given: dict[Any, Any] = {"kserve-galaxy.io/affinity": True, 7: "x", **NOTES}
+    document["metadata"]["annotations"] = given
+    _, findings = read_isvc(document)
+    assert sorted(p.field for p in findings.problems) == sorted(
+        {
+            "spec.predictor.minReplica",
+            "spec.predictor.annotations[a]",
+            "metadata.annotations[7]",
+            "metadata.annotations[kserve-galaxy.io/affinity]",
+            "metadata.annotations[kserve-galaxy.io/rle]",
+            *WRONG_NOTES,
+        }
+    )
+
+
+@pytest.mark.parametrize("containers", ["[{name: other}]", "[{nam: kserve-container}]"])
+def test_annotations_of_a_runtime_are_read_whatever_else_is_wrong(containers: str) -> None:
+    findings = Findings()
+    spec = f"containers: {containers}\nannotations: {{kserve-galaxy.io/afinity: session}}"
+    assert serving_runtime.read(runtime_document(spec), findings) is None
+    fields = [p.field for p in findings.problems]
+    assert "spec.annotations[kserve-galaxy.io/afinity]" in fields
+    assert len(fields) > 1
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,11 @@ def read(
     )
 
 
+def check(annotations: Mapping[str, str], findings: Findings) -> None:
+    """Each by itself, of an InferenceService that has other problems, so that no Scale is made of them."""
+    _values(annotations, findings, kserve=True, path="metadata.annotations")
+
+
 def _values(annotations: Mapping[str, str], findings: Findings, kserve: bool, path: str) -> dict[str, Any]:
     """Values by name. Of two spellings of one key, the one with dashes counts."""
     values: dict[str, Any] = {}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kserve_ext.api import annotations as table
+from kserve_ext.api.knative import autoscaling
 from kserve_ext.api.kserve import schema
 from kserve_ext.api.kserve.resources import (
     CONTAINER,
@@ -21,6 +22,7 @@ from kserve_ext.api.kserve.resources import (
     Document,
     Meta,
     container,
+    given_annotations,
     metadata,
 )
 from kserve_ext.api.kserve.schema import Object, ignored, refused
@@ -143,14 +145,21 @@ def read(document: Document, findings: Findings) -> InferenceService | None:
     """The typed object, or None when there are problems; these and the warnings are in the findings."""
     DOCUMENT(document, "", findings)
     meta = metadata(document, True, findings)
-    if not findings:
-        return None
-    predictor: Document = document["spec"]["predictor"]
+    sound = bool(findings)
+    notes = {**given_annotations(document, "metadata"), **given_annotations(document, "spec", "predictor")}
+    table.read(notes, findings)
+    service = _typed(meta, document["spec"]["predictor"], findings) if sound else None
+    if findings:
+        return service
+    # Of one without problems render.py reads these, with what its runtime adds.
+    autoscaling.check(notes, findings)
+    return None
+
+
+def _typed(meta: Meta, predictor: Document, findings: Findings) -> InferenceService | None:
     _bounds(predictor, findings)
-    own = predictor.get("annotations") or {}
-    table.read({**meta.annotations, **own}, findings)
     implementation = _implementation(predictor, findings)
-    if not findings or implementation is None:
+    if implementation is None:
         return None
     name, given = implementation
     custom = name == "containers"
@@ -161,8 +170,6 @@ def read(document: Document, findings: Findings) -> InferenceService | None:
                 f"{field}.env", "PYTHONPATH may not be set", "remove it, as KServe's webhook asks"
             )
     uri, mount, uri_field = _storage(predictor, given, field, findings)
-    if not findings:
-        return None
     return InferenceService(
         meta=meta,
         model=None if custom else _model(name, given),
@@ -177,7 +184,7 @@ def read(document: Document, findings: Findings) -> InferenceService | None:
         timeout_s=predictor.get("timeout"),
         drain_s=predictor.get("terminationGracePeriodSeconds"),
         labels=predictor.get("labels") or {},
-        annotations=own,
+        annotations=predictor.get("annotations") or {},
         field=field,
         uri_field=uri_field,
         priority_class=predictor.get("priorityClassName") or "",

@@ -234,6 +234,14 @@ class Container:
     start_timeout_s: float | None = None
 
 
+def given_annotations(value: object, *path: str) -> dict[str, str]:
+    """Those at `path` of a document that need not have passed a schema; what is no text its schema tells of."""
+    for name in (*path, "annotations"):
+        value = value.get(name) if isinstance(value, dict) else None
+    given = value.items() if isinstance(value, dict) else ()
+    return {k: v for k, v in given if isinstance(k, str) and isinstance(v, str)}
+
+
 def metadata(document: Document, namespaced: bool, findings: Findings) -> Meta:
     """Reads and checks metadata; a missing namespace is `default`, as with kubectl."""
     METADATA(document.get("metadata") or {}, "metadata", findings)

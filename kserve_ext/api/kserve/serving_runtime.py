@@ -13,7 +13,15 @@ from typing import Final
 
 from kserve_ext.api import annotations as table
 from kserve_ext.api.kserve import schema
-from kserve_ext.api.kserve.resources import CONTAINER, Container, Document, Meta, container, metadata
+from kserve_ext.api.kserve.resources import (
+    CONTAINER,
+    Container,
+    Document,
+    Meta,
+    container,
+    given_annotations,
+    metadata,
+)
 from kserve_ext.api.kserve.schema import Object, ignored
 from kserve_ext.api.problems import Findings
 
@@ -101,7 +109,9 @@ def read(document: Document, findings: Findings) -> ServingRuntime | None:
     """The typed object, or None when there are problems; these and the warnings are in the findings."""
     DOCUMENT(document, "", findings)
     meta = metadata(document, document.get("kind") == "ServingRuntime", findings)
-    if not findings:
+    sound = bool(findings)
+    table.read(given_annotations(document, "spec"), findings, "spec.annotations")
+    if not sound:
         return None
     spec: Document = document["spec"]
     containers = {item["name"]: item for item in spec["containers"]}
@@ -116,7 +126,6 @@ def read(document: Document, findings: Findings) -> ServingRuntime | None:
     for name in containers:
         if name != CONTAINER_NAME:
             findings.warn(f"spec.containers[{name}]: sidecars are not run in the embedded cluster")
-    table.read(spec.get("annotations") or {}, findings, "spec.annotations")
     if not findings:
         return None
     return ServingRuntime(
