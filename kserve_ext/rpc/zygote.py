@@ -264,12 +264,23 @@ def _rename(title: str) -> None:
         setproctitle(title)
 
 
+#: Threads that are no harm, by how their names begin: that of NVIDIA's management library, by which torch counts GPUs
+#: without beginning CUDA. Had CUDA been begun, a fork could not use it; it says so.
+_HARMLESS = ("cuda",)
+
+
 def assert_forkable() -> None:
     """Raises if a thread other than the calling one exists, whether Python knows of it or not."""
-    tasks = len(os.listdir("/proc/self/task"))
-    if threading.active_count() != 1 or tasks != 1:
+    own = str(threading.get_native_id())
+    others = []
+    for task in os.listdir("/proc/self/task"):
+        if task != own:
+            with contextlib.suppress(FileNotFoundError):  # it has ended
+                others.append(Path(f"/proc/self/task/{task}/comm").read_text().strip())
+    others = [name for name in others if not name.startswith(_HARMLESS)]
+    if threading.active_count() != 1 or others:
         names = [thread.name for thread in threading.enumerate()]
-        raise RuntimeError(f"not forkable: {tasks} threads of the system, Python's: {names}")
+        raise RuntimeError(f"not forkable: threads of the system: {others}, Python's: {names}")
 
 
 def command_line(package: str) -> argparse.ArgumentParser:

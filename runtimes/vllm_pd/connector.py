@@ -166,6 +166,18 @@ class GalaxyConnector(KVConnectorBase_V1):  # type: ignore[misc]
         return self._worker
 
 
+def settle(core: Any, most_steps: int = 100) -> None:
+    """On the engine's thread: steps until nothing is left of requests that have ended.
+
+    The worker's half hears of their end with a step and says with one that their blocks are free; on a GPU a step may
+    still run behind the last answer.
+    """
+    steps = 0
+    while (core.scheduler.has_requests() or core.batch_queue) and steps < most_steps:
+        core.step_fn()
+        steps += 1
+
+
 def join_instance(core: Any) -> None:
     """On the engine's thread: its connector's halves find those of the instance that begins, or begins again."""
     if core.scheduler.connector is None:

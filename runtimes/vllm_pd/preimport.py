@@ -23,8 +23,6 @@ MODULES = (
     "vllm.v1.engine.core",
     "vllm.v1.executor.multiproc_executor",
     "vllm.v1.executor.uniproc_executor",
-    "vllm.v1.worker.cpu_worker",
-    "vllm.v1.attention.backends.cpu_attn",
     "vllm.model_executor.model_loader.default_loader",
     # what vLLM's factories import on first use
     "compressed_tensors.quantization",
@@ -86,6 +84,16 @@ MODULES = (
     "runtimes.vllm_pd.worker",
 )
 
+#: What the platform's workers are made of, of one platform each.
+ON_CPU = ("vllm.v1.worker.cpu_worker", "vllm.v1.attention.backends.cpu_attn")
+ON_CUDA = (
+    "vllm.v1.worker.gpu_worker",
+    "vllm.v1.worker.gpu.model_runner",
+    "vllm.v1.attention.backends.flash_attn",
+    "vllm.v1.attention.backends.triton_attn",
+    "vllm.device_allocator.cumem",
+)
+
 #: Model classes that a zygote holds. Others are imported when a model of theirs is started.
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -97,7 +105,9 @@ def preimport() -> None:
     if _imported:
         return
     options.apply_environment()
-    for name in MODULES:
+    from vllm.platforms import current_platform
+
+    for name in (*MODULES, *(ON_CPU if current_platform.is_cpu() else ON_CUDA)):
         try:
             importlib.import_module(name)
         except ImportError:

@@ -270,9 +270,12 @@ class _Channels:
         self._instance = instance
 
     async def leave(self) -> None:
+        from runtimes.vllm_pd.connector import settle
+
         instance = self._instance
         await instance.pair.drain(instance.args.drain_seconds)
         instance.pair.close()
+        await instance.engine.client.call(settle)  # blocks that are held can't be forgotten
         instance.status.event("asleep")
 
     async def join(self, generation: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from kserve_ext.core.standby import shape
 from runtimes.vllm_pd import shape_facts, weights
-from runtimes.vllm_pd.connector import join_instance
+from runtimes.vllm_pd.connector import join_instance, settle
 from runtimes.vllm_pd.engine import Engine, configuration, front, log_stats
 from runtimes.vllm_pd.inproc import InprocAsyncClient
 from runtimes.vllm_pd.server import routes
@@ -183,10 +183,7 @@ def _leave(core: Any) -> None:
     from vllm.v1.request import RequestStatus
 
     core.scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED)
-    steps = 0
-    while core.scheduler.has_requests() and steps < 100:  # the worker hears of what has ended with a step
-        core.step_fn()
-        steps += 1
+    settle(core)
     _empty(core)
     core.collective_rpc(_in_worker(_wipe))
 

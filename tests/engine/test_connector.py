@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,3 +46,31 @@ def test_a_step_that_raises_has_computed_nothing(monkeypatch: pytest.MonkeyPatch
     assert ([bytes(layer) for layer in setup.target] == before) == fails
     assert fails or _eventually(lambda: setup.pushes.results({"engine-p"})) == {"engine-p"}
     setup.close()
+
+
+class _Core:
+    """An engine's core with steps to go: of requests that have ended, and behind the last answer."""
+
+    def __init__(self, ended: int, behind: int) -> None:
+        self.scheduler = self
+        self.ended, self.batch_queue = ended, deque(range(behind))
+
+    def has_requests(self) -> bool:
+        return self.ended > 0
+
+    def step_fn(self) -> None:
+        if self.ended:
+            self.ended -= 1
+        else:
+            self.batch_queue.popleft()
+
+
+def test_an_engine_settles_when_nothing_is_left_of_what_has_ended() -> None:
+    from runtimes.vllm_pd.connector import settle
+
+    core = _Core(ended=3, behind=2)
+    settle(core)
+    assert (core.ended, list(core.batch_queue)) == (0, [])
+    never = _Core(ended=10_000, behind=0)
+    settle(never, most_steps=7)
+    assert never.ended == 10_000 - 7

@@ -30,6 +30,35 @@ zygote.run()
 """
 
 
+#: A thread that Python does not count, as a library's; its name is the first argument.
+THREAD = """
+import _thread, os, sys, threading
+from kserve_ext.rpc.zygote import assert_forkable
+named, end = threading.Semaphore(0), threading.Semaphore(0)
+def library():
+    with open(f"/proc/self/task/{threading.get_native_id()}/comm", "w") as comm:
+        comm.write(sys.argv[1])
+    named.release()
+    end.acquire()
+_thread.start_new_thread(library, ())
+named.acquire()
+assert_forkable()
+"""
+
+
+def test_only_threads_that_are_known_to_be_no_harm_let_a_zygote_fork() -> None:
+    def ends(thread: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", THREAD, thread], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stderr
+
+    assert ends("cuda00001800007") == (0, "")  # of NVIDIA's management library
+    code, said = ends("jemalloc_bg_thd")
+    assert code == 1
+    assert "not forkable: threads of the system: ['jemalloc_bg_thd']" in said
+
+
 def test_an_instance_has_its_own_session_when_it_is_told_of(tmp_path: Path) -> None:
     path = str(tmp_path / "sock")
     with subprocess.Popen(
