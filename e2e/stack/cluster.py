@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from e2e import build
 from e2e.stack import certificates, control_plane, knative, network, processes
 from e2e.stack.api import Api, condition, wait_until
-from e2e.stack.place import CLONE, NODE_NAME, Place, root
+from e2e.stack.place import CLONE, NODE_NAME, SYSTEM_NAMESPACE, Place, root
 
 KEPT = 5
 
@@ -67,6 +67,33 @@ def up(
     return Cluster(place, api)
 
 
+@contextmanager
+def another_node(stack: Cluster, name: str) -> Iterator[None]:
+    """With a folder of its own for hostPath volumes. In the end its pods are gone, and it is."""
+    place, api = stack.place, stack.api
+    record = processes.Record.read(place)
+    assert record is not None
+    process = f"kubelet-{name}"
+    _start(place, record, process, "kubelet", name)
+    try:
+        _wait_node(api, name)
+        yield
+    finally:
+        api.patch("v1", "Node", "", name, {"spec": {"unschedulable": True}})
+
+        def left() -> list[str]:
+            found = [*api.list("v1", "Pod", "default"), *api.list("v1", "Pod", SYSTEM_NAMESPACE)]
+            pods = [pod for pod in found if pod["spec"].get("nodeName") == name]
+            for pod in pods:
+                metadata = pod["metadata"]
+                api.delete("v1", "Pod", metadata["namespace"], metadata["name"], 0)
+            return [pod["metadata"]["name"] for pod in pods]
+
+        api.delete("v1", "Node", "", name)  # first, so that its DaemonSets make no more pods for it
+        wait_until(f"node {name} to be empty", lambda: not left(), 60, detail=lambda: str(left()))
+        processes.end(place, record, process)
+
+
 def attach(name: str) -> Cluster:
     """Enters the node's namespace of a stack that is up."""
     place = Place(name)
@@ -114,19 +141,27 @@ def _one_at_a_time() -> Iterator[None]:
 
 
 def _start_node(place: Place, record: processes.Record, api: Api) -> None:
-    for name in ("addons", "kubelet"):
-        processes.start(
-            place,
-            record,
-            name,
-            [sys.executable, "-m", f"e2e.stack.{name}", place.name],
-            env={"PYTHONPATH": str(CLONE)},
-            enter=network.joined,  # the pods' namespaces have to be found when the stack is taken down
-        )
+    _start(place, record, "addons", "addons")
+    _start(place, record, "kubelet", "kubelet")
+    _wait_node(api, NODE_NAME)
+
+
+def _wait_node(api: Api, name: str) -> None:
     wait_until(
-        "the node to be ready",
-        lambda: condition(api.get("v1", "Node", "", NODE_NAME), "Ready") == "True",
+        f"node {name} to be ready",
+        lambda: condition(api.get("v1", "Node", "", name), "Ready") == "True",
         control_plane.BOOT_S,
+    )
+
+
+def _start(place: Place, record: processes.Record, name: str, module: str, *words: str) -> None:
+    processes.start(
+        place,
+        record,
+        name,
+        [sys.executable, "-m", f"e2e.stack.{module}", place.name, *words],
+        env={"PYTHONPATH": str(CLONE)},
+        enter=network.joined,  # the pods' namespaces have to be found when the stack is taken down
     )
 
 

@@ -73,6 +73,15 @@ def make_node(place: Place) -> None:
     )
 
 
+def plug_in(place: Place, link: str, address: str) -> None:
+    """A pod's link that was set down, with the routes that went with it."""
+    ip(
+        "-n",
+        place.node,
+        batch=f"link set {link} up\nroute replace {address}/32 dev {link} src {NODE_IP}\n",
+    )
+
+
 def make_pod(place: Place, number: int, address: str, hostname: str) -> str:
     """The namespace's name. Blocks for some tens of milliseconds."""
     namespace = place.pod(number)

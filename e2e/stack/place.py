@@ -52,7 +52,10 @@ class Place:
     @property
     def host(self) -> Path:
         """What is / to hostPath volumes of its pods."""
-        return self.folder / "host"
+        return self.host_of(NODE_NAME)
+
+    def host_of(self, node: str) -> Path:
+        return self.folder / ("host" if node == NODE_NAME else f"host-{node}")
 
     @property
     def certificates(self) -> Path:

@@ -108,6 +108,16 @@ def start(
     record.write(place)
 
 
+def end(place: Place, record: Record, name: str) -> None:
+    """One that was started here."""
+    process = record.processes.pop(name)
+    for child in [child for child in _children if child.pid == process.pid]:
+        child.kill()
+        child.wait()
+        _children.remove(child)
+    record.write(place)
+
+
 def known() -> list[Place]:
     """Every stack that has left something: a folder, or a namespace."""
     names = {path.name for path in root().iterdir()} if root().exists() else set()

@@ -1,4 +1,4 @@
-"""`python -m e2e.stack.kubelet STACK`: a node whose pods are real processes, in a network namespace each.
+"""`python -m e2e.stack.kubelet STACK [NODE]`: a node whose pods are real processes, in a network namespace each.
 
 Serves whatever pods the scheduler binds to its node, stock and ours alike. Not done: images, resource limits, users,
 init containers, sizes of volumes. Each pod gets a kubeconfig with a token of its ServiceAccount in
@@ -21,16 +21,21 @@ from e2e.stack.place import NODE_IP, NODE_NAME, Place
 
 Object = dict[str, Any]
 HEARTBEAT_S = 10.0
+#: Pods of a second node are numbered from here on, so that no two have one address.
+OTHERS = 30_000
 _CAPACITY = {"cpu": "64", "memory": "256Gi", "pods": "1000"}
 
 
 class Kubelet:
-    def __init__(self, place: Place, client: aiohttp.ClientSession, prober: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, place: Place, node: str, client: aiohttp.ClientSession, prober: aiohttp.ClientSession
+    ) -> None:
         self._place = place
+        self._node = node
         self._client = client
         self._prober = prober
         self._pods: dict[str, Pod] = {}
-        self._number = 0
+        self._number = 0 if node == NODE_NAME else OTHERS
         self._accounts: dict[tuple[str, str, str], asyncio.Task[Path]] = {}
 
     async def run(self) -> None:
@@ -54,7 +59,7 @@ class Kubelet:
                     tasks.create_task(self._live(uid, obj))
 
             await watch.follow(
-                self._client, f"/api/v1/pods?fieldSelector=spec.nodeName%3D{NODE_NAME}", changed
+                self._client, f"/api/v1/pods?fieldSelector=spec.nodeName%3D{self._node}", changed
             )
 
     async def _live(self, uid: str, obj: Object, doomed: bool = False) -> None:
@@ -70,6 +75,7 @@ class Kubelet:
             self._fetch,
             self._kubeconfig,
             self._token,
+            self._place.host_of(self._node),
         )
         self._pods[uid] = pod
         if doomed:
@@ -113,11 +119,8 @@ class Kubelet:
         return file
 
     async def _register(self) -> None:
-        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE_NAME}}
-        node["metadata"] = {
-            "name": NODE_NAME,
-            "labels": {"kubernetes.io/hostname": NODE_NAME, "kubernetes.io/os": "linux"},
-        }
+        labels = {"kubernetes.io/hostname": self._node, "kubernetes.io/os": "linux"}
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self._node, "labels": labels}}
         async with self._client.post("/api/v1/nodes", json=node) as response:
             if response.status != 409:
                 response.raise_for_status()
@@ -140,7 +143,7 @@ class Kubelet:
             }
             try:
                 async with self._client.patch(
-                    f"/api/v1/nodes/{NODE_NAME}/status",
+                    f"/api/v1/nodes/{self._node}/status",
                     json={"status": status},
                     headers={"Content-Type": "application/merge-patch+json"},
                 ) as response:
@@ -152,14 +155,14 @@ class Kubelet:
             await asyncio.sleep(HEARTBEAT_S)
 
 
-async def main(place: Place) -> None:
+async def main(place: Place, node: str) -> None:
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with (
         watch.session(place) as client,
         aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as prober,
     ):
-        await Kubelet(place, client, prober).run()
+        await Kubelet(place, node, client, prober).run()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Place(sys.argv[1])))
+    asyncio.run(main(Place(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else NODE_NAME))

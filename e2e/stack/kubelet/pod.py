@@ -38,7 +38,9 @@ class Pod:
         fetch: environment.Fetch,
         kubeconfig: Kubeconfig,
         request: RequestToken,
+        host: Path,
     ) -> None:
+        """`host`: what is / to its hostPath volumes."""
         self.name: str = obj["metadata"]["name"]
         self.namespace: str = obj["metadata"]["namespace"]
         self._obj = obj
@@ -51,7 +53,7 @@ class Pod:
         self._address = pod_address(number)
         self._network = place.pod(number)
         self._folder = place.folder / "pods" / f"{self.namespace}_{self.name}"
-        self._volumes = Volumes(obj, self._folder / "volumes", fetch, request, place.host, self._address)
+        self._volumes = Volumes(obj, self._folder / "volumes", fetch, request, host, self._address)
         self._containers: list[Container] = []
         self._births = asyncio.Lock()
         self._changed = asyncio.Event()
