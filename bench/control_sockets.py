@@ -38,6 +38,7 @@ AIM_WHOLE = 5_000.0
 AIM_FOUND_S = 0.002
 IDLE_S = 6.0
 SHARDS = 8
+LONE_HOLDS = 1000  # instances, as every agent here: none ends before all of them do
 APART_S = 0.002  # between two starts of an agent alone: all shards have heard of one before the next
 OPENING = 50
 TURNS = 10  # of kept connections and new ones
@@ -128,7 +129,7 @@ async def started_alone(plane: ControlPlane, seconds: float, shards: list[str]) 
     """How many, by an agent that has its process for itself. The first few open its connections, and don't count."""
     lone, pool, began, number = await plane.lone(), revisions(200, "lone"), time.perf_counter(), 0
     started = 0
-    while time.perf_counter() - began < seconds:
+    while time.perf_counter() - began < seconds and number < LONE_HOLDS:
         number += 1
         instance = InstanceID(f"lone-{number}")
         start = Start(instance, pool[number % 200], EPOCH, FunctionID("bench"), shards[0], tuple(shards))

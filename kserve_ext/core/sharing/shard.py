@@ -86,8 +86,8 @@ class SharingShard:
             self._bound = (min(self._bound[0], soon), home)
 
     def release(self, now: float) -> None:
-        """The home, in this very process, has nobody else to lend to: free at once."""
-        if self.grants is not None:
+        """The home, in this very process, has nobody else to lend to: free as soon as no former home has lent its own."""
+        if self.grants is not None and now >= self._former()[0]:
             self._be_free()
             self._set(now)
 

@@ -293,6 +293,26 @@ def test_nobody_to_talk_to_means_as_in_knative() -> None:
     assert len(busy.running) == 4, "its own by position"
 
 
+def test_who_is_cut_off_leaves_what_its_home_has_lent_until_that_is_over() -> None:
+    """It is its own home then, with nobody to lend to: what was lent by the former one is in use all the same."""
+    world = world_of(2, 3)
+    home = world.members[FunctionID("a")].shard.home
+    lender, busy = (m for m in world.members.values() if m.id != home)
+    for _ in range(6):
+        world.submit(busy)
+    world.advance(0.2)
+    assert len(busy.running) == 6, "all slots of all pods"
+    for other in world.members.keys() - {lender.id}:
+        world.cut.add(frozenset((lender.id, other)))
+    world.reach()
+    world.submit(lender)
+    for _ in range(10):
+        world.advance(0.1)
+        assert [world.usable(pod) for pod in world.pods] == [2, 2, 2]
+    world.advance(PLEDGE_S)
+    assert lender.running, "its own is its own again"
+
+
 def test_nothing_is_said_while_own_slots_are_enough() -> None:
     world = world_of(2, 6)
     for member in world.members.values():
