@@ -86,7 +86,7 @@ class SharingShard:
             self._bound = (min(self._bound[0], soon), home)
 
     def release(self, now: float) -> None:
-        """The home, in this very process, has nobody else to lend to: free as soon as no former home has lent its own."""
+        """The home, in this very process, lends to nobody else: free as soon as no former one has lent its own."""
         if self.grants is not None and now >= self._former()[0]:
             self._be_free()
             self._set(now)
