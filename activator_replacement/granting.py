@@ -7,33 +7,21 @@ the home, which pushes again what isn't acknowledged.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from activator_replacement.accounts import demand_facts
-from kserve_ext.core.dispatch.facts import Grant, Instruction, SendGrant
-from kserve_ext.core.dispatch.home import Home
+from activator_replacement.outward import Outward
+from kserve_ext.core.dispatch.facts import Grant, SendGrant
 from kserve_ext.core.ids import FunctionID, RevisionKey
-from kserve_ext.rpc import Rpc, RpcError
-from kserve_ext.rpc.membership import Membership
+from kserve_ext.rpc import RpcError
 from kserve_ext.wire import messages as m
 
 TIMEOUT_S = 1.0
 
 
 class Granting:
-    """`homes` by home key are its owner's; `carry` carries out what follows from an answer."""
-
-    def __init__(
-        self,
-        rpc: Rpc,
-        membership: Membership,
-        homes: Mapping[str, Home],
-        carry: Callable[[str, Iterable[Instruction]], None],
-    ) -> None:
-        self.rpc = rpc
-        self.membership = membership
-        self.homes = homes
-        self.carry = carry
+    def __init__(self, outward: Outward) -> None:
+        self.rpc, self.membership, self.homes, self.carry = outward
         self.loop = asyncio.get_running_loop()
         #: of this turn, with the home that grants
         self._due: dict[FunctionID, dict[RevisionKey, tuple[str, Grant]]] = {}

@@ -17,6 +17,7 @@ from activator_replacement.copies import Copies
 from activator_replacement.dispatch import Dispatcher
 from activator_replacement.ghosts import Ghosts
 from activator_replacement.granting import Granting
+from activator_replacement.outward import Outward
 from activator_replacement.placing import Placing
 from activator_replacement.questions import Questions
 from activator_replacement.recording import HomeHistory
@@ -82,9 +83,10 @@ class Homes:
         self._acted = True
         membership.on_confirmed(self._authority.member)
         self._recording = HomeHistory(rpc.history)
-        self._questions = Questions(rpc, membership, self.homes, self._carry)
-        self._granting = Granting(rpc, membership, self.homes, self._carry)
-        self._placing = Placing(rpc, membership, self.homes, self._carry)
+        outward = Outward(rpc, membership, self.homes, self._carry)
+        self._questions = Questions(outward)
+        self._granting = Granting(outward)
+        self._placing = Placing(outward)
         #: revisions that nodes tell of and the store doesn't know (any more), and since when
         self._strangers: dict[RevisionKey, float] = {}
         self._ticks = 0

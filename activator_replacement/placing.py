@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
 
+from activator_replacement.outward import Outward
 from kserve_ext.core import rendezvous
-from kserve_ext.core.dispatch.facts import Instruction, Outcome, Place
-from kserve_ext.core.dispatch.home import Home
+from kserve_ext.core.dispatch.facts import Outcome, Place
 from kserve_ext.core.facts import Mark, View
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
-from kserve_ext.rpc import Rpc, RpcError
-from kserve_ext.rpc.membership import Membership
+from kserve_ext.rpc import RpcError
 from kserve_ext.rpc.process import wall_time
 from kserve_ext.wire import messages as m
 
@@ -20,19 +18,8 @@ FAILED_S = 1.0  # so long one that failed is asked last
 
 
 class Placing:
-    """`homes` by home key are its owner's; `carry` carries out what follows from an answer."""
-
-    def __init__(
-        self,
-        rpc: Rpc,
-        membership: Membership,
-        homes: Mapping[str, Home],
-        carry: Callable[[str, Iterable[Instruction]], None],
-    ) -> None:
-        self.rpc = rpc
-        self.membership = membership
-        self.homes = homes
-        self.carry = carry
+    def __init__(self, outward: Outward) -> None:
+        self.rpc, self.membership, self.homes, self.carry = outward
         self.loop = asyncio.get_running_loop()
         #: roomiest Schedule function first is not known here: taken in rendezvous order, the failed ones last
         self._functions: list[FunctionID] = []

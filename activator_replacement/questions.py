@@ -8,35 +8,23 @@ whoever answered an older one may since have obeyed another home.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
 
 from activator_replacement.accounts import demand_facts
-from kserve_ext.core.dispatch.facts import AskNode, Instruction
+from activator_replacement.outward import Outward
+from kserve_ext.core.dispatch.facts import AskNode
 from kserve_ext.core.dispatch.ghosts import same_machine
 from kserve_ext.core.dispatch.home import Home
 from kserve_ext.core.facts import Instance
 from kserve_ext.core.ids import FunctionID, NodeID, RevisionKey
-from kserve_ext.rpc import Rpc, RpcError
-from kserve_ext.rpc.membership import Membership
+from kserve_ext.rpc import RpcError
 from kserve_ext.wire import messages as m
 
 TIMEOUT_S = 1.0
 
 
 class Questions:
-    """`homes` by home key are its owner's; `carry` carries out what follows from an answer."""
-
-    def __init__(
-        self,
-        rpc: Rpc,
-        membership: Membership,
-        homes: Mapping[str, Home],
-        carry: Callable[[str, Iterable[Instruction]], None],
-    ) -> None:
-        self.rpc = rpc
-        self.membership = membership
-        self.homes = homes
-        self.carry = carry
+    def __init__(self, outward: Outward) -> None:
+        self.rpc, self.membership, self.homes, self.carry = outward
         self.loop = asyncio.get_running_loop()
         #: of this turn: revisions with the home that asks; and homes that may have something to ask shards
         self._of_nodes: dict[NodeID, dict[RevisionKey, str]] = {}

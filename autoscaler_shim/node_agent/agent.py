@@ -26,7 +26,7 @@ from kserve_ext.kube.client import Client, KubeObject
 from kserve_ext.kube.identity import SecretIdentity
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import NODES
-from kserve_ext.kube.peers_key import NoKey, peers_key
+from kserve_ext.kube.peers_key import NoKey, awaited_key, peers_key
 from kserve_ext.rpc import Caller, Rpc
 from kserve_ext.wire.messages import FreeSlot, NodeSlots, SlotReply, TakeSlot, WatchSlots
 from kserve_ext.wire.slot_socket import Free, Start, State
@@ -40,7 +40,6 @@ EARLIER_S: Final = 0.5
 MERGE_S: Final = 0.005
 #: Between looks at the folders of models, and at the key.
 LOOK_S: Final = 30.0
-KEY_AGAIN_S: Final = 1.0
 
 
 class AnotherKey(Exception):
@@ -182,7 +181,8 @@ class NodeAgent:
         settings = self._settings
         if self.identity is not None:
             await self.identity.start()
-        key = self._key = await self._first_key()
+        meanwhile = "autoscalers can't call before there is the key of all parts"
+        key = self._key = await awaited_key(self._client, settings.namespace, meanwhile, make=False)
         identity = self.identity.identity if self.identity is not None else None
         rpc = self._rpc = Rpc(f"node-agent/{self.node}", key, identity=identity)
         self._telling = Telling(rpc, self.node, self.incarnation)
@@ -242,18 +242,6 @@ class NodeAgent:
         for watcher in self._watchers:
             if not watcher.done():
                 watcher.set_result(None)
-
-    async def _first_key(self) -> bytes:
-        since, said = self._loop.time(), (0, "")
-        while True:
-            try:
-                return await peers_key(self._client, self._settings.namespace, make=False)
-            except NoKey as error:
-                now = error.level(self._loop.time() - since), str(error)
-                if now != said:
-                    said = now
-                    log.log(now[0], "autoscalers can't call before there is the key of all parts: %s", error)
-                await asyncio.sleep(KEY_AGAIN_S)
 
     async def _keep_looking(self) -> None:
         while True:

@@ -92,9 +92,7 @@ class Settling:
         done, astray = True, []
         for template_hash, mine in of.items():
             held = [uid for uid in mine if not self._is_guarded(uid)]
-            if (
-                present and template_hash != present
-            ):  # the template has changed: its ReplicaSet shrinks, or is gone
+            if present and template_hash != present:  # that was changed: its ReplicaSet shrinks, or is gone
                 astray += held
                 mine = [uid for uid in mine if uid not in held]
                 held = []

@@ -27,7 +27,7 @@ from kserve_ext.kube.client import Client, KubeError, KubeObject
 from kserve_ext.kube.events import Events
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import ENDPOINTS
-from kserve_ext.kube.peers_key import NoKey, peers_key
+from kserve_ext.kube.peers_key import NoKey, awaited_key, peers_key
 from kserve_ext.rpc import Rpc
 from kserve_ext.rpc.background import kept_up
 from kserve_ext.rpc.mutual_tls import Identity
@@ -172,23 +172,10 @@ class Standby:
         return self.scales.waking() or self.known.rush(time.monotonic())
 
     async def _meet_agents(self) -> None:
-        loop = asyncio.get_running_loop()
-        since, said = loop.time(), (0, "")
-        while self._rpc is None:
-            try:
-                key = self._key = await peers_key(self._client, self._namespace)
-            except NoKey as error:
-                now = error.level(loop.time() - since), str(error)
-                if now != said:
-                    said = now
-                    log.log(
-                        now[0],
-                        "no standby pods are taken before there is the key of nodes' agents: %s",
-                        error,
-                    )
-                await asyncio.sleep(KEY_AGAIN_S)
-            else:
-                self._rpc = Rpc(self._name, key, identity=self._identity)
+        if self._rpc is None:  # else a former try has failed behind this
+            meanwhile = "no standby pods are taken before there is the key of nodes' agents"
+            self._key = await awaited_key(self._client, self._namespace, meanwhile, again_s=KEY_AGAIN_S)
+            self._rpc = Rpc(self._name, self._key, identity=self._identity)
         await self.agents.start(self._rpc)
         self._met.set()
         await asyncio.get_running_loop().create_future()

@@ -26,8 +26,6 @@ LEAST_BYTES: Final = 16
 PATIENCE_S: Final = 60.0
 AGAIN_S: Final = 1.0
 _BY_POSITION: Final = "slots are divided by position until the next start"
-
-
 #: An installation brings the autoscaler and the nodes' agents before the activators, and the Secret with these.
 INSTALL_S: Final = 300.0
 
@@ -52,6 +50,23 @@ async def shared_key(client: Client, namespace: str) -> bytes | None:
     except NoKey as error:
         log.warning("no key for talking to other activators: %s: %s", error, _BY_POSITION)
         return None
+
+
+async def awaited_key(
+    client: Client, namespace: str, meanwhile: str, *, make: bool = True, again_s: float = AGAIN_S
+) -> bytes:
+    """Once there is one. `meanwhile` begins the line in the log, which is said again only when it has changed."""
+    loop = asyncio.get_running_loop()
+    since, said = loop.time(), (0, "")
+    while True:
+        try:
+            return await peers_key(client, namespace, make=make)
+        except NoKey as error:
+            now = error.level(loop.time() - since), str(error)
+            if now != said:
+                said = now
+                log.log(now[0], "%s: %s", meanwhile, error)
+            await asyncio.sleep(again_s)
 
 
 async def peers_key(client: Client, namespace: str, *, make: bool = True) -> bytes:

@@ -313,7 +313,6 @@ class Home:
             ids = home.fit(home.own, now, out) if home.open else []
             if ids:
                 waiting = tuple(sorted(s for s, a in home.leases.accounts.items() if a.held))
-                home.fleet.tells(ids, waiting)
                 out.append(self._place([(home.revision, tuple(ids))], False, waiting, now))
             return
         if not all(home.open for home in homes):
