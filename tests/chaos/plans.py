@@ -260,14 +260,16 @@ SCRIPTS: dict[str, Plan] = {
             ask
             for name in SOME_HERE
             for ask in (
-                Ask(0.3, name, "dispatch-1", path="/?delay=0.1"),
-                Ask(1.5, name, path="/?delay=7.0"),
-                Ask(2.0, name, "dispatch-1"),
+                Ask(0.1, name, path="/?delay=1.0"),
+                # Home has nothing to give then: its Grant goes out by itself when the slot is free.
+                Ask(0.5, name, "dispatch-1", path="/?delay=0.1"),
+                Ask(2.5, name, path="/?delay=7.0"),
+                Ask(3.0, name, "dispatch-1"),
             )
         ),
         *(service(name, concurrency=1, scale={"max": 1}, hold=Hold(seconds=20.0)) for name in SOME_HERE),
         faults=(Fault(0.0, "resend", "dispatch-1", 3.0, 6.0),),
-        seconds=10.0,
+        seconds=11.0,
     ),
 }
 
