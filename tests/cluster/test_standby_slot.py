@@ -184,7 +184,12 @@ def test_a_model_that_is_not_there_fails_the_slot_with_the_reason_and_free_mends
             state = await pod.agent.until_is("failed")
             assert "--model" in state.reason
             assert "/nowhere" in state.reason
-            assert (await ask(pod))[0] == 503
+
+            async def blank() -> bool:
+                """The front hears of it when the agent does, not before."""
+                return (await ask(pod))[0] == 503
+
+            await until(blank)
             assert (await ask(pod, "/", *KUBELET))[0] == 503
             pod.agent.free("team-a/rev-1")
             await pod.agent.until_is("ready")
