@@ -7,7 +7,8 @@ its next call takes the booking. One that no call comes for lapses, and so does 
 have waited too long, and for those that others make room for (preemption.py), room that is still to come is kept
 likewise, in order: what frees up goes to them and not to smaller ones that would fit sooner. All this is worked out
 anew in every pass, in one order that is the same in every partition, so that two gangs that need two partitions
-never wait for each other.
+never wait for each other. A call that would find room of which no pass knows yet is preceded by one, so that nobody
+gets past the line by asking at the right moment.
 """
 
 from __future__ import annotations
@@ -83,8 +84,26 @@ class Line:
         #: of a revision on a node: how many stay when those asked to go are gone, and until when that counts
         self._going: dict[tuple[RevisionKey, NodeID], tuple[int, float]] = {}
         self._spared: dict[RevisionKey, float] = {}
+        #: what came of calls and nobody has been told yet
+        self._due: list[TellRoom] = []
 
     # --- events
+
+    def asks(self, calls: Mapping[str, Sequence[Revision]], gang: bool, who: Standing, now: float) -> None:
+        """A home asks, after nodes have come to have room and before give(): that is given now, as there.
+
+        Else whoever happens to ask first would have it. Who asks has its turn among those who wait; when that comes,
+        room is booked for it, so that comes() lets it have that.
+        """
+        for key, members in calls.items():
+            if key not in self.waiters and who.home_addr:
+                since = now - who.waited_s
+                self.waiters[key] = Waiter(
+                    key, tuple(members[:MOST_MEMBERS]), gang, who.home_addr, since, now, asking=True
+                )
+        for i in self._pass(now, calls):
+            assert isinstance(i, TellRoom), "nobody is asked to make room before a call is over"
+            self._due.append(i)
 
     def comes(self, keys: Sequence[str]) -> dict[RevisionKey, list[NodeID]]:
         """A home asks (again): what was kept for it is free for its call; where, if it was told that there is room.
@@ -151,10 +170,17 @@ class Line:
     def give(self, now: float) -> list[TellRoom | AskRoom]:
         """Room to those who are next, in order; call it when nodes have changed, and now and then."""
         self._lapse(now)
+        due, self._due = self._due, []
+        told = {key for key, waiter in self.waiters.items() if waiter.told_at is not None}
+        return [*(i for i in due if i.key in told), *self._pass(now)]
+
+    def _pass(self, now: float, asking: Collection[str] = ()) -> list[TellRoom | AskRoom]:
         if not self.waiters:
             return []
         waiting = [
-            w for w in self.waiters.values() if w.told_at is None and not w.asking and now >= w.rests_until
+            w
+            for w in self.waiters.values()
+            if w.told_at is None and (w.key in asking or (not w.asking and now >= w.rests_until))
         ]
         for waiter in waiting:
             self._release(waiter)
@@ -172,14 +198,16 @@ class Line:
                     for revision, _ in places:
                         shares.add(waiter.namespace, revision.needs)
                     waiter.told_at, waiter.kept, waiter.room_is_made = now, (), False
-                    self.told_total += 1
-                    keys = tuple(dict.fromkeys(m.key for m in waiter.members))
-                    out.append(TellRoom(waiter.key, waiter.home_addr, keys))
+                    if waiter.key not in asking:
+                        self.told_total += 1
+                        keys = tuple(dict.fromkeys(m.key for m in waiter.members))
+                        out.append(TellRoom(waiter.key, waiter.home_addr, keys))
                     continue
                 if not waiter.gang:
                     full.append(waiter.members[0])
-            if kept < MOST_KEPT and self._keep(waiter, now, out):
+            if kept < MOST_KEPT and not waiter.asking and self._keep(waiter, now, out, plans=not asking):
                 kept += 1
+        self.partition.given()
         return out
 
     def _places(self, waiter: Waiter) -> list[tuple[Revision, NodeID]]:
@@ -199,12 +227,12 @@ class Line:
             self._book(waiter, revision, best.status.node)
         return places
 
-    def _keep(self, waiter: Waiter, now: float, out: list[TellRoom | AskRoom]) -> bool:
-        """Keeps room that is to come, if it may have that; asks victims to make it."""
+    def _keep(self, waiter: Waiter, now: float, out: list[TellRoom | AskRoom], *, plans: bool) -> bool:
+        """Keeps room that is to come, if it may have that; asks victims to make it, where it `plans`."""
         aged = now - waiter.since >= AGED_S
         if not (waiter.preempts or aged):
             return False
-        if now - waiter.planned_at >= PLAN_AGAIN_S:
+        if plans and now - waiter.planned_at >= PLAN_AGAIN_S:
             waiter.planned_at = now
             going = {at: stay for at, (stay, _) in self._going.items()}
             members = waiter.members if waiter.gang else waiter.members[:MOST_MADE]

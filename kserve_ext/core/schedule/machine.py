@@ -248,6 +248,7 @@ class ScheduleMachine:
 
     def _begin(self, op_id: int, op: Op, out: list[Instruction]) -> bool:
         """Places what is not placed yet, first of all where room was kept for it; whether any start is under way."""
+        self._in_turn(op)
         told = self.line.comes(list(op.members)) if self.line.waiters else {}
         begun = self._take_bookings(op_id, op, told, out) if told else set()
         if op.gang and not op.placed and not begun:
@@ -261,6 +262,18 @@ class ScheduleMachine:
         if self.line.waiters:
             self.line.tried(op.members if out else ())
         return op.open > 0
+
+    def _in_turn(self, op: Op) -> None:
+        """Room that has come since the line last gave any is given before this call may take it."""
+        if not (self.line.waiters and self.partition.freed):
+            return
+        missing = {
+            key: [op.wanted[i] for i in members if i not in op.placed and i not in op.refused]
+            for key, members in op.members.items()
+        }
+        missing = {key: revisions for key, revisions in missing.items() if revisions}
+        if any(self.partition.ranking.best(r) for revisions in missing.values() for r in revisions):
+            self.line.asks(missing, op.gang or op.reserve, op.who, self._now)
 
     def _take_bookings(
         self, op_id: int, op: Op, told: dict[RevisionKey, list[NodeID]], out: list[Instruction]

@@ -38,6 +38,10 @@ class Partition:
         #: statuses taken in so far: whether there is news
         self.learned = 0
         self.ranking = Ranking(self._candidates)
+        #: nodes that have changed since the line last gave room, with what was free there then; of these, the ones
+        #: that have more now
+        self._before: dict[NodeID, Resources] = {}
+        self._freed: set[NodeID] = set()
         #: nodes that the view gives to this partition; None before the first view
         self._owned: set[NodeID] | None = None
         #: the largest of each resource that any node here ever had: one that is away for a moment still counts
@@ -150,6 +154,16 @@ class Partition:
             return None
         return self._largest
 
+    @property
+    def freed(self) -> bool:
+        """Some node has more room than when the line last gave any (given): those who wait come first there."""
+        return bool(self._freed)
+
+    def given(self) -> None:
+        """What is free now was offered to those who wait."""
+        self._before.clear()
+        self._freed.clear()
+
     def room(self) -> tuple[Resources, Resources, int]:
         """Free in all, free on the roomiest node, number of nodes: what is gossiped to other partitions."""
         total = largest = Resources()
@@ -162,14 +176,28 @@ class Partition:
 
     def _changed(self, node: NodeID) -> None:
         """Works out what is free on it again."""
-        status, known = self._status.get(node), node in self._candidates
+        status, known = self._status.get(node), self._candidates.get(node)
         if status is not None:
             taken = self._taken.get(node)
             free = status.free if taken is None else status.free.minus(taken)
             self._candidates[node] = Candidate(status, free, self._admitted.get(node, ()))
-            if not known:
+            if known is None:
                 bisect.insort(self._order, node)
-        elif known:
+            self._compare(node, known, free if status.accepting else _NOTHING)
+        elif known is not None:
             del self._candidates[node]
             self._order.remove(node)
+            self._before.pop(node, None)
+            self._freed.discard(node)
         self.ranking.changed(node)
+
+    def _compare(self, node: NodeID, known: Candidate | None, free: Resources) -> None:
+        """Whether more is free there than when the line last gave room."""
+        before = self._before.get(node)
+        if before is None:
+            before = known.free if known is not None and known.status.accepting else _NOTHING
+            self._before[node] = before
+        if free.fits(before):
+            self._freed.discard(node)
+        else:
+            self._freed.add(node)
