@@ -59,6 +59,8 @@ class Waiter:
     rests_until: float = 0.0
     #: its home asks right now
     asking: bool = False
+    #: its home was told of room and no call came in time: it is passed over until one does
+    late: bool = False
 
     @property
     def namespace(self) -> str:
@@ -90,11 +92,20 @@ class Line:
     # --- events
 
     def asks(self, calls: Mapping[str, Sequence[Revision]], gang: bool, who: Standing, now: float) -> None:
-        """A home asks, after nodes have come to have room and before give(): that is given now, as there.
+        """A home asks. If nodes have come to have room for it since the last pass, that is given now, as in give().
 
         Else whoever happens to ask first would have it. Who asks has its turn among those who wait; when that comes,
-        room is booked for it, so that comes() lets it have that.
+        room is booked for it, so that comes() lets it have that. One that was late for its room has it after all, as
+        long as it is only booked for a lower class: both may have been kept waiting by the same slow process.
         """
+        for waiter in [w for key in calls if (w := self.waiters.get(key)) is not None and w.late]:
+            waiter.late = False
+            for other in self.waiters.values():
+                if other.told_at is not None and other.priority < waiter.priority:
+                    self._release(other)
+        best = self.partition.ranking.best
+        if not self.partition.freed or not any(best(r) for members in calls.values() for r in members):
+            return
         for key, members in calls.items():
             if key not in self.waiters and who.home_addr:
                 since = now - who.waited_s
@@ -180,7 +191,7 @@ class Line:
         waiting = [
             w
             for w in self.waiters.values()
-            if w.told_at is None and (w.key in asking or (not w.asking and now >= w.rests_until))
+            if w.told_at is None and (w.key in asking or not (w.asking or w.late or now < w.rests_until))
         ]
         for waiter in waiting:
             self._release(waiter)
@@ -276,9 +287,11 @@ class Line:
 
     def _lapse(self, now: float) -> None:
         for waiter in list(self.waiters.values()):
-            unwanted = waiter.told_at is not None and now - waiter.told_at >= BOOKED_S
-            if unwanted or now - waiter.heard_at >= HEARD_S:
+            if now - waiter.heard_at >= HEARD_S:
                 self.leaves(waiter.key)
+            elif waiter.told_at is not None and now - waiter.told_at >= BOOKED_S:
+                self._release(waiter)
+                waiter.late = True
         self._spared = {key: until for key, until in self._spared.items() if now < until}
         self._going = {at: (stay, until) for at, (stay, until) in self._going.items() if now < until}
 

@@ -265,15 +265,14 @@ class ScheduleMachine:
 
     def _in_turn(self, op: Op) -> None:
         """Room that has come since the line last gave any is given before this call may take it."""
-        if not (self.line.waiters and self.partition.freed):
+        if not self.line.waiters:
             return
         missing = {
             key: [op.wanted[i] for i in members if i not in op.placed and i not in op.refused]
             for key, members in op.members.items()
         }
         missing = {key: revisions for key, revisions in missing.items() if revisions}
-        if any(self.partition.ranking.best(r) for revisions in missing.values() for r in revisions):
-            self.line.asks(missing, op.gang or op.reserve, op.who, self._now)
+        self.line.asks(missing, op.gang or op.reserve, op.who, self._now)
 
     def _take_bookings(
         self, op_id: int, op: Op, told: dict[RevisionKey, list[NodeID]], out: list[Instruction]

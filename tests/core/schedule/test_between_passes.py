@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from kserve_ext.core.facts import NodeStatus, Resources, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID
 from kserve_ext.core.schedule.facts import Answer, Instruction, SendStart, Standing, TellRoom, Wanted
+from kserve_ext.core.schedule.line import BOOKED_S
 from kserve_ext.core.schedule.machine import ScheduleMachine
 from tests.core.schedule.full_cluster import FullCluster
 from tests.core.schedule.test_placement import revision, status
@@ -65,6 +66,30 @@ def test_who_has_taken_its_room_before_it_was_told_is_not_told_of_it() -> None:
     assert machine.tick(1.01) == []
 
 
+def test_one_that_was_late_for_its_room_has_it_before_a_lower_class_that_has_not_come_yet() -> None:
+    machine, high, low = full()
+    machine.partition.learn(free(1000, 2), 1.0)
+    assert told(machine, 1.01) == [high.key]
+    assert told(machine, 1.1 + BOOKED_S) == [low.key], "it doesn't stay empty for one that doesn't come"
+    _, out = asks(machine, high, "high-2", 3.2)
+    assert isinstance(out[0], SendStart)
+    _, out = asks(machine, low, "low-2", 3.2)
+    assert [type(i) for i in out] == [Answer], "it is refused"
+
+
+def test_one_that_is_late_for_its_room_is_passed_over_until_it_asks() -> None:
+    machine, high, low = full()
+    machine.partition.learn(free(1000, 2), 1.0)
+    assert told(machine, 1.01) == [high.key]
+    assert told(machine, 1.1 + BOOKED_S) == [low.key]
+    _, out = asks(machine, low, "low-2", 3.2)
+    assert isinstance(out[0], SendStart)
+    _, out = asks(machine, high, "high-2", 3.3)
+    assert [type(i) for i in out] == [Answer], "others have it"
+    machine.partition.learn(free(2000, 3), 3.4)
+    assert told(machine, 3.5) == [high.key]
+
+
 def test_one_that_asks_for_the_first_time_waits_no_longer_than_its_call() -> None:
     machine, _, _ = full()
     machine.partition.learn(free(3000, 2), 1.0)
@@ -85,6 +110,10 @@ def free(cpu: int, seq: int) -> NodeStatus:
 
 def asks(machine: ScheduleMachine, of: Revision, instance: str, now: float) -> tuple[int, list[Instruction]]:
     return machine.schedule([Wanted(InstanceID(instance), of)], who=Standing("home:1"), now=now)
+
+
+def told(machine: ScheduleMachine, now: float) -> list[str]:
+    return [i.key for i in machine.tick(now) if isinstance(i, TellRoom)]
 
 
 def full() -> tuple[ScheduleMachine, Revision, Revision]:
