@@ -33,6 +33,8 @@ KIND: Final[dict[str, float]] = {
     "grant": 13.6,
     "grant-answer": 34.5,
     "mod-node": 6.9,
+    "node-recall": 9.7,  # by who becomes the owner of a node; as a probe
+    "node-said": 3.1,
     "placed": 23.4,
     "probe": 9.7,
     "probed": 3.1,

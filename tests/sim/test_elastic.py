@@ -6,8 +6,12 @@ import pytest
 
 from kserve_ext.core.control.scaling import Pace
 from kserve_ext.sim import bursts
+from kserve_ext.sim.clock import Clock
 from kserve_ext.sim.elastic import Run, measured, of_all, only
-from kserve_ext.sim.fleet import World
+from kserve_ext.sim.fleet import Fleet, World
+from kserve_ext.sim.layout import Layout
+from kserve_ext.sim.parts.network import Network
+from kserve_ext.sim.systems.galaxy import Galaxy
 from kserve_ext.sim.traces import Arrival
 
 WORLD = World(nodes=12, start_s=0.05)
@@ -44,3 +48,23 @@ def test_one_kind_alone_is_all_that_grows_and_a_run_can_be_repeated() -> None:
     alone = measured("schedule", only("schedule"), ARRIVALS, WORLD, weight=WEIGHT, pace=PACE)
     assert alone.most["dispatch"] == alone.most["cluster_mgr"] == 1
     assert alone == measured("schedule", only("schedule"), ARRIVALS, WORLD, weight=WEIGHT, pace=PACE)
+
+
+def test_what_requests_do_not_bring_costs_no_more_where_each_stands_for_many() -> None:
+    """Nodes are as many as before, and so are looks at them and questions to them."""
+    fleet = Fleet(Clock(), WORLD)
+    one, many = Network(fleet), Network(fleet, weight=WEIGHT)
+    for kind in ("candidate", "claim", "node-recall", "node-said", "tick", "update", "view-schedule"):
+        assert many.cost(kind, False) == one.cost(kind, False)
+    for kind in ("submit", "schedule", "start", "probed", "told"):
+        assert many.cost(kind, False) == pytest.approx(WEIGHT * one.cost(kind, False))
+
+
+def test_a_schedule_function_that_begins_is_not_busy_with_its_nodes_for_long() -> None:
+    clock = Clock()
+    galaxy = Galaxy(Fleet(clock, World(nodes=100)), Layout(1, 1, 1, weight=WEIGHT))
+    clock.run(0.1)
+    assert len(galaxy.schedulers) == 1
+    for function in galaxy.schedulers.values():
+        assert len(function.machine.partition.candidates()) == 100
+        assert function.process.core.busy < 0.02

@@ -18,10 +18,12 @@ from kserve_ext.sim.fleet import Fleet
 
 Answered = Callable[[object], None]
 CALL_S: Final = 1.0
-#: What comes once for each request or each start; the rest comes as often as time passes, or once for many.
+#: What comes once for each request or each start; the rest comes as often as time passes, or once for many. So do looks
+#: at the nodes for those who wait for room (`candidate`: at most one a GIVE_S), and the questions to nodes of which a
+#: Schedule function becomes the owner (`node-recall`).
 FOR_EACH: Final = frozenset(
     (
-        "acknowledged", "announce", "candidate", "failed", "finished", "placed", "probe", "probed", "schedule",
+        "acknowledged", "announce", "failed", "finished", "placed", "probe", "probed", "schedule",
         "schedule-call", "start", "started", "stop", "submit", "told", "told-whole",
     )
 )  # fmt: skip

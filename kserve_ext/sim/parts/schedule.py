@@ -113,8 +113,8 @@ class Schedule:
             self.handover.heard(status, self.network.clock.now)
 
         for name in i.nodes:
-            node = self.nodes[name]
-            self.network.call(self.process, node.process, "probe", node.machine.status, answered, "probed")
+            node, status = self.nodes[name], self.nodes[name].machine.status
+            self.network.call(self.process, node.process, "node-recall", status, answered, "node-said")
 
     def tick(self) -> None:
         if self.handover.busy:
