@@ -3,7 +3,9 @@
 It is past its threshold when more is asked of it a second than one function bears (calibrated.py), when its core is
 used up, or when its loop comes late to what is due and it is itself what keeps the core busy. It applies when that is
 so in APPLY_AFTER periods in a row, and again every period until it is no longer so: an application that gets lost
-needs no memory.
+needs no memory. One that is late and has no core left is not helped by waiting: what comes queues behind what it has,
+and all that it is to hand over to a new one does, too. It applies at once, unless it has just begun: a process that starts
+is like that anyway.
 """
 
 from __future__ import annotations
@@ -40,14 +42,18 @@ class Meter:
         self._read_at, self._cpu_s = now, cpu_s
         self._requests = 0
         self._in_a_row = 0
+        self._periods = 0
 
     def read(self, requests: int, cpu_s: float, late_s: float, now: float) -> Reading:
         """`requests` and `cpu_s` since the process's start; `late_s` the worst of this period."""
         span = max(now - self._read_at, 1e-6)
         reading = Reading((requests - self._requests) / span, (cpu_s - self._cpu_s) / span, late_s)
         self._read_at, self._requests, self._cpu_s = now, requests, cpu_s
+        self._periods += 1
         return reading
 
     def applies(self, reading: Reading, threshold: float) -> bool:
         self._in_a_row = self._in_a_row + 1 if past(reading, threshold) else 0
-        return self._in_a_row >= APPLY_AFTER
+        falls_behind = reading.queue_age_s > LATE_S and reading.busy > BUSY_MOST
+        at_once = falls_behind and self._periods > 1
+        return self._in_a_row >= (1 if at_once else APPLY_AFTER)

@@ -2,7 +2,8 @@
 
 Growth answers applications. The first one decides, from the load of all functions of the kind, and its answer stands
 for everybody that applies until the functions it brings are in everybody's view and their loads are known: a wave.
-Without that, each of ten overloaded functions would bring its own. Shrinking needs no application: one function at a
+Without that, each of ten overloaded functions would bring its own. Only what the sum of all needs beyond the wave makes
+it larger: a burst goes on rising meanwhile, and functions that are behind know the view late. Shrinking needs no application: one function at a
 time, when the rest would have had little to do throughout the stable window. What a number of functions was once too
 few for is remembered, so that a load that is merely badly divided doesn't make the number go up and down for ever.
 """
@@ -100,7 +101,8 @@ class Scaling:
         """An application for scale-out."""
         self.readings[function] = reading
         self.applications_total += 1
-        if self._in_wave(now):
+        total = self.pressure
+        if self._in_wave(now) and min(ceil(total / TARGET), self.bounds.max) <= self.wanted:
             assert self._wave is not None
             return self._wave.answer
         if not past(reading, self.threshold):
@@ -111,7 +113,7 @@ class Scaling:
             )
             self.decision = self.decision._replace(reason=reason)
             return Answer(0, reason)
-        before, total = self.wanted, self.pressure
+        before = self.wanted
         one_more = before + 1 if self.running >= before else before  # else the last ones have yet to come
         wanted = min(max(one_more, ceil(total / TARGET)), self.bounds.max)
         if wanted == before:

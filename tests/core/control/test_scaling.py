@@ -189,6 +189,39 @@ def test_a_function_applies_after_two_periods_and_goes_on_until_it_is_heard() ->
     assert not meter.applies(meter.read(300, 0.05, 0.0, 3.0), T)
 
 
+def test_one_that_falls_behind_applies_at_once_unless_it_has_just_begun() -> None:
+    def applies(periods: list[tuple[float, float]]) -> list[bool]:
+        """`periods`: the share of its core, and how late it came."""
+        meter, cpu_s, applied = Meter(0.0), 0.0, []
+        for number, (busy, late_s) in enumerate(periods, 1):
+            cpu_s += busy * PERIOD_S
+            reading = meter.read(requests=0, cpu_s=cpu_s, late_s=late_s, now=number * PERIOD_S)
+            applied.append(meter.applies(reading, T))
+        return applied
+
+    behind = (0.99, 2 * LATE_S)
+    assert applies([(0.1, 0.0), behind, (0.1, 0.0)]) == [False, True, False]
+    assert applies([behind, (0.1, 0.0)]) == [False, False]
+    assert applies([(0.1, 0.0), (0.99, 0.0), (0.1, 0.0)]) == [False] * 3, "it keeps up"
+    assert applies([(0.1, 0.0), (0.5, 2 * LATE_S), (0.1, 0.0)]) == [False] * 3, "others may make it late"
+
+
+def test_a_wave_that_is_too_small_for_what_there_is_to_do_meanwhile_grows() -> None:
+    """A burst rises further before those that it brought are there."""
+    scaling = Scaling("schedule", Bounds(1, 9), T, 0.0, PACE)
+    first = names(1)[0]
+    scaling.tick(0.0, 1)
+    assert scaling.apply(first, Reading(120.0), 1.0).granted == 1
+    assert scaling.apply(first, Reading(150.0), 1.5).granted == 1, "the answer of the wave: two bear that"
+    assert scaling.apply(first, Reading(400.0), 2.0).granted == 3
+    assert scaling.wanted == 5
+    assert scaling.apply(first, Reading(400.0), 2.5).granted == 3
+    assert scaling.wanted == 5
+    scaling.apply(first, Reading(4000.0), 3.0)
+    scaling.apply(first, Reading(4000.0), 3.5)
+    assert scaling.wanted == 9
+
+
 def test_what_is_past() -> None:
     assert past(Reading(T + 1), T)
     assert not past(Reading(T + 1), 0.0)
