@@ -160,6 +160,13 @@ class Line:
             last = max(self.waiters.values(), key=lambda w: (-w.priority, w.since, w.key))
             self.leaves(last.key)
 
+    def stays(self, key: str) -> None:
+        """Somebody has asked in its name who may not: if it stands here, it goes on waiting."""
+        waiter = self.waiters.get(key)
+        if waiter is not None:
+            waiter.asking = False
+            self.tried(())
+
     def leaves(self, key: str) -> None:
         """It was placed, or nobody wants it any more."""
         waiter = self.waiters.pop(key, None)

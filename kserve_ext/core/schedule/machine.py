@@ -134,6 +134,7 @@ class ScheduleMachine:
         if reason is None:
             op.placed[instance] = Place(instance, node, addr)
         elif stale:
+            op.outdated.add(instance)
             op.refused[instance] = Refusal(instance, reason)
         else:
             self.conflicts_total += 1
@@ -371,10 +372,16 @@ class ScheduleMachine:
         return out
 
     def _stand(self, op: Op) -> None:
-        """In line stands what found no room, a gang as a whole; what was placed stands there no more."""
+        """In line stands what found no room, a gang as a whole; what was placed stands there no more.
+
+        What an older home has asked for says nothing of the newer one's place there.
+        """
         if not self.line.waiters and not op.refused:
             return
         for key, members in op.members.items():
+            if not op.outdated.isdisjoint(members):
+                self.line.stays(key)
+                continue
             full = [op.wanted[i] for i in members if (r := op.refused.get(i)) and not (r.unknown or r.never)]
             if full and (op.gang or op.reserve):
                 full = [op.wanted[i] for i in members]

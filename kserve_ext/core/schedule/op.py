@@ -24,6 +24,7 @@ class Op:
         "hops",
         "near",
         "open",
+        "outdated",
         "placed",
         "plan",
         "pooled",
@@ -58,6 +59,8 @@ class Op:
         self.stuck: dict[InstanceID, Refusal] = {}
         #: final
         self.refused: dict[InstanceID, Refusal] = {}
+        #: nodes obey a newer home of these
+        self.outdated: set[InstanceID] = set()
         #: starts, commits and forwards not yet answered
         self.open = 0
         #: partitions asked

@@ -244,6 +244,32 @@ def test_what_an_older_home_asks_for_is_asked_of_no_second_node() -> None:
     assert machine.conflicts_total == 0
 
 
+def test_what_an_older_home_asks_for_takes_nobody_the_place_in_line_and_gets_none() -> None:
+    machine = ScheduleMachine(FunctionID("s0"))
+    machine.partition.learn(status("a", Resources(), seq=1))
+
+    def asks(home: str, now: float, *, stale: bool) -> core.Answer:
+        op, out = machine.schedule(wanted(1, prefix=f"{home}-{now}-"), who=core.Standing(home), now=now)
+        (first,) = out
+        if isinstance(first, core.SendStart):
+            said = status("a", seq=3)
+            why = "epoch 2 is older than 3" if stale else None
+            (first,) = machine.started(op, first.instance, first.node, first.addr, why, said, stale=stale)
+        assert isinstance(first, core.Answer)
+        return first
+
+    assert asks("newer", 1.0, stale=False).refused
+    machine.partition.learn(status("a", seq=2))
+    assert asks("older", 1.1, stale=True).refused
+    (told,) = machine.tick(1.2)
+    assert isinstance(told, core.TellRoom)
+    assert told.home_addr == "newer"
+    assert asks("newer", 1.3, stale=False).placed
+    assert asks("older", 1.4, stale=True).refused
+    assert not machine.line.waiters
+    assert machine.tick(1.5) == []
+
+
 def test_a_start_whose_answer_is_lost_is_not_repeated_under_the_same_id() -> None:
     cluster = Cluster({"s0": [Node("a", Resources(4000, 4096)), Node("b", Resources(1000, 4096))]}, seed=1)
     cluster.lose_start.add(NodeID("a"))
