@@ -3,9 +3,8 @@
 It is past its threshold when more is asked of it a second than one function bears (calibrated.py), when its core is
 used up, or when its loop comes late to what is due and it is itself what keeps the core busy. It applies when that is
 so in APPLY_AFTER periods in a row, and again every period until it is no longer so: an application that gets lost
-needs no memory. One that is late and has no core left is not helped by waiting: what comes queues behind what it has,
-and all that it is to hand over to a new one does, too. It applies at once, unless it has just begun: a process that starts
-is like that anyway.
+needs no memory. One that is late and has no core left applies at once: what comes queues behind what it has, and so
+does all that it is to hand over to a new one. Only a process that has just begun is like that without need.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
 Growth answers applications. The first one decides, from the load of all functions of the kind, and its answer stands
 for everybody that applies until the functions it brings are in everybody's view and their loads are known: a wave.
-Without that, each of ten overloaded functions would bring its own. Only what the sum of all needs beyond the wave makes
-it larger: a burst goes on rising meanwhile, and functions that are behind know the view late. Shrinking needs no application: one function at a
-time, when the rest would have had little to do throughout the stable window. What a number of functions was once too
-few for is remembered, so that a load that is merely badly divided doesn't make the number go up and down for ever.
+Without that, each of ten overloaded functions would bring its own. Only when the work of all needs more than the wave
+brings does it become larger: a burst goes on rising meanwhile, and functions that are behind know the view late. To
+shrink needs no application: one function at a time, when the rest would have had little to do throughout the stable
+window. What a number of functions was once too few for is remembered, so that a load that is merely badly divided
+doesn't make the number go up and down for ever.
 """
 
 from __future__ import annotations

@@ -18,9 +18,8 @@ from kserve_ext.sim.fleet import Fleet
 
 Answered = Callable[[object], None]
 CALL_S: Final = 1.0
-#: What comes once for each request or each start; the rest comes as often as time passes, or once for many. So do looks
-#: at the nodes for those who wait for room (`candidate`: at most one a GIVE_S), and the questions to nodes of which a
-#: Schedule function becomes the owner (`node-recall`).
+#: What comes once for each request or each start; the rest comes as often as time passes, or once for many: looks at
+#: nodes for those who wait for room, too (at most one a GIVE_S), and questions to nodes that have a new owner.
 FOR_EACH: Final = frozenset(
     (
         "acknowledged", "announce", "failed", "finished", "placed", "probe", "probed", "schedule",
