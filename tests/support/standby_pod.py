@@ -191,12 +191,20 @@ async def standby_pod(*before: str, run: bool = True, **env: str) -> AsyncIterat
                 print(pod.log.read_text())
             raise
         finally:
-            for pid in pod.processes():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            await end(pod)
             if hasattr(pod, "process"):
                 await pod.process.wait()
             await agent.close()
+
+
+async def end(pod: Pod) -> None:
+    """Again until there are none: one that is killed may just have made another, as a zygote does."""
+    async with asyncio.timeout(60.0):
+        while found := pod.processes():
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(0.01)
 
 
 def assignment(folder: Path, name: str = "rev-1", **fields: object) -> Assignment:
