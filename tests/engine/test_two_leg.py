@@ -41,6 +41,14 @@ CONNECTOR = json.dumps(
     }
 )
 START_S = 300.0
+#: vLLM's workers wait for their next message in a loop of sched_yield. On two processors with Linux 6.18, beside UCX's
+#: thread that polls, tasks that had something to do were then left waiting 18 s of 20 (/proc/*/schedstat), requests hung
+#: for minutes, and so did the machine; since 6.18 a task forfeits its virtual time with each yield. With a short sleep
+#: instead of the yield nobody waits for more than milliseconds.
+PATIENT = """
+import os, time
+os.sched_yield = lambda: time.sleep(0.0002)
+"""
 
 
 def nixl_path() -> str:
@@ -163,7 +171,11 @@ class Plain:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Plain]:
     """Prefill is a server by itself; decode is the engine of an instance: the router has started it."""
-    env, folder = environment(nixl_path()), tmp_path_factory.mktemp("plain")
+    folder = tmp_path_factory.mktemp("plain")
+    patient = folder / "patient"
+    patient.mkdir()
+    (patient / "sitecustomize.py").write_text(PATIENT)
+    env = environment(os.pathsep.join(filter(None, (str(patient), nixl_path()))))
     ports = free_ports(4)
     engine = engine_command(tiny_model)
     with contextlib.ExitStack() as stack:
