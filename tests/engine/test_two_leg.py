@@ -41,10 +41,10 @@ CONNECTOR = json.dumps(
     }
 )
 START_S = 300.0
-#: vLLM's workers wait for their next message in a loop of sched_yield. On two processors with Linux 6.18, beside UCX's
-#: thread that polls, tasks that had something to do were then left waiting 18 s of 20 (/proc/*/schedstat), requests hung
-#: for minutes, and so did the machine; since 6.18 a task forfeits its virtual time with each yield. With a short sleep
-#: instead of the yield nobody waits for more than milliseconds.
+#: vLLM's workers wait for their next message in a loop of sched_yield. On two processors with Linux 6.18, beside
+#: UCX's thread that polls, tasks with work to do were then left waiting 18 s of 20 (/proc/*/schedstat), requests hung
+#: for minutes, and so did the machine: a task forfeits virtual time with each yield there. With a short sleep instead
+#: nobody waits for more than milliseconds.
 PATIENT = """
 import os, time
 os.sched_yield = lambda: time.sleep(0.0002)
