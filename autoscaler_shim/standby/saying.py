@@ -87,6 +87,9 @@ class Saying:
     def refused(self, revision: RevisionKey, uid: str, why: str) -> None:
         self._news(revision, self.wakes.refused(revision, uid, why))
 
+    def unanswered(self, revision: RevisionKey, uid: str, why: str) -> None:
+        self._news(revision, self.wakes.unanswered(revision, uid, why))
+
     def failed(self, revision: RevisionKey, uid: str, pod: str, why: str) -> None:
         self._news(revision, self.wakes.failed(revision, uid, pod, why))
 

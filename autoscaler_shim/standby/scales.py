@@ -253,8 +253,8 @@ class StandbyScales(Scales):
             if isinstance(reply, SlotReply) or not reply.sent:
                 adoption.refused(uid, now)
                 self._saying.refused(adoption.revision, uid, _why(reply))
-            else:
-                adoption.unanswered(uid, now)
+            elif adoption.unanswered(uid, now):
+                self._saying.unanswered(adoption.revision, uid, _why(reply))
             self._again_of(key)
 
         log.info("%s: takes standby pod %s on node %s", key, pod, seen.node)

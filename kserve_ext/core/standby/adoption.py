@@ -120,13 +120,18 @@ class Adoption:
         self._drop(uid)
         self._refused[uid] = now
 
-    def unanswered(self, uid: str, now: float) -> None:
-        """Its agent doesn't answer: another is asked. Should it have the revision after all, it will say so."""
-        if uid in self.taken and not self.taken[uid].confirmed:
-            self.refused(uid, now)
-            self._unanswered += 1
-            if self._unanswered > 1:  # requests don't wait for a third
-                self._set_back(now)
+    def unanswered(self, uid: str, now: float) -> bool:
+        """Its agent doesn't answer: another is asked. Should it have the revision after all, it will say so.
+
+        False: it is waited for no more, or has said so already.
+        """
+        if uid not in self.taken or self.taken[uid].confirmed:
+            return False
+        self.refused(uid, now)
+        self._unanswered += 1
+        if self._unanswered > 1:  # requests don't wait for a third
+            self._set_back(now)
+        return True
 
     def made_room(self, uids: Iterable[str], replicas: int) -> None:
         """Replicas are written, with a place for each of these."""

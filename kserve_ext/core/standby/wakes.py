@@ -23,7 +23,14 @@ MOST_WHY: Final = 400
 
 #: Taken: at its own level. FellBack: at a lower one. The others: not by this slot, or by none.
 Reason = Literal[
-    "Taken", "FellBack", "SlotRefused", "SlotFailed", "PoolEmpty", "RestingAfterFailure", "RevisionUnfit"
+    "Taken",
+    "FellBack",
+    "SlotRefused",
+    "AgentSilent",
+    "SlotFailed",
+    "PoolEmpty",
+    "RestingAfterFailure",
+    "RevisionUnfit",
 ]
 _MISSED: Final[dict[str, tuple[Reason, str]]] = {
     "empty": ("PoolEmpty", "its pool had no slot that could be taken"),
@@ -139,6 +146,16 @@ class Wakes:
 
     def refused(self, revision: RevisionKey, uid: str, why: str) -> Told:
         return self._not(revision, uid, "SlotRefused", "could not be had", why)
+
+    def unanswered(self, revision: RevisionKey, uid: str, why: str) -> Told:
+        """Its agent has left the order unanswered. Should the slot have the revision after all, serves() says so."""
+        wake = self._of.get(revision, {}).get(uid)
+        node = f"of node {wake.node} " if wake is not None else ""
+        words = f"the agent {node}has left the order unanswered ({why[:MOST_WHY]})"
+        told = self._not(revision, uid, "AgentSilent", "could not be had", words)
+        if wake is not None:
+            self._of[revision][uid] = wake
+        return told
 
     def failed(self, revision: RevisionKey, uid: str, pod: str, why: str) -> Told:
         return self._not(revision, uid, "SlotFailed", "could not start it", why, pod)

@@ -145,7 +145,8 @@ def test_an_agent_that_does_not_answer_is_passed_by_and_a_second_one_is_the_last
     world.restart()
     world.wanted[A] = 1
     (first,) = world.plan(A).take
-    world.adoptions[A].unanswered(first.slot.uid, world.now)
+    assert world.adoptions[A].unanswered(first.slot.uid, world.now)
+    assert not world.adoptions[A].unanswered(first.slot.uid, world.now), "it is waited for no more"
     (second,) = world.plan(A).take
     assert second.slot.uid != first.slot.uid
     world.adoptions[A].unanswered(second.slot.uid, world.now)

@@ -73,6 +73,22 @@ def test_what_served_nobody_says_why_and_what_happens_instead() -> None:
     ]
 
 
+def test_an_order_without_an_answer_is_said_and_the_slot_may_serve_after_all() -> None:
+    made = Wakes()
+    made.took(ONE, seen(), 10.0)
+    told = made.unanswered(ONE, "u", "timeout: no answer within 2.0 s")
+    assert (told.reason, told.good, told.served) == ("AgentSilent", False, False)
+    assert told.message == (
+        "standby pod ns/u could not be had: the agent of node node-1 has left the order unanswered "
+        "(timeout: no answer within 2.0 s); another slot or a plain pod takes its place"
+    )
+    assert made.told(ONE) == told
+    assert not made.slots(ONE)
+    late = made.serves(ONE, "u", None, 13.0)
+    assert late is not None
+    assert late.reason == "Taken"
+
+
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("123"))))
 def test_what_is_kept_has_bounds(many: list[tuple[str, str]]) -> None:
     before, module.KEEP = module.KEEP, 2  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from autoscaler_shim.standby.saying import cause
 from kserve_ext.api.standby import names
 from kserve_ext.core.standby.facts import Started
 from kserve_ext.kube.kinds import EVENTS, POD_AUTOSCALERS
+from kserve_ext.rpc import RpcError
+from kserve_ext.wire.frames import ErrorCode
 from kserve_ext.wire.slot_socket import Start
 from tests.support.knative_autoscaler import NAMESPACE, condition, replicas, run, status, until
 from tests.support.standby import FakeSlot
@@ -141,6 +144,33 @@ def test_a_slot_that_could_not_start_it_says_why_and_what_takes_its_place(tmp_pa
                     condition(world.api, "StandbyUsed", name=NAME)[1] in ("SlotFailed", "RestingAfterFailure")
                 )
             )
+
+    play(tmp_path, script)
+
+
+def test_an_order_that_an_agent_leaves_unanswered_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def script(world: World) -> None:
+        world.revision(NAME, standby="1")
+        service(world)
+        async with world.running() as made:
+            await world.filled(1)
+            assert made.standby is not None
+
+            def lost(*args: Any) -> None:
+                asyncio.get_running_loop().call_soon(
+                    args[-1], RpcError(ErrorCode.DEADLINE, "no answer within 2 s")
+                )
+
+            monkeypatch.setattr(made.standby.agents, "take", lost)
+            await world.reporter.report(1.0, name=NAME)
+            for kind in ("Revision", "Service"):
+                await world.api.until(lambda kind=kind: "StandbyAgentSilent" in events(world, kind))  # type: ignore[misc]
+                told = events(world, kind)["StandbyAgentSilent"]
+                assert told["type"] == "Warning"
+                assert "the agent of node node-1 has left the order unanswered" in told["message"]
+            await world.api.until(lambda: world.api.plain())
 
     play(tmp_path, script)
 
