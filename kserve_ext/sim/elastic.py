@@ -3,7 +3,8 @@
 Every function reports each period how busy its core was and how long its queue is, applies when that is too much, and
 the controller's machine (core/control) answers, starts functions on nodes, drains and stops them. A start takes
 FORK_S from the node's being asked to the function's joining, as measured with real processes. The simulator knows the
-processor time of each function exactly, so the busy share is what counts here, and no rate.
+processor time of each function exactly, so the busy share is what counts here, and no rate. As in a real process,
+what is still in the queue has used none yet.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ class Elastic:
             if not process.runs(now):
                 continue
             meter = self._meters.setdefault(name, Meter(now - PERIOD_S))
-            reading = meter.read(0, process.core.busy, process.core.backlog, now)
+            core = process.core
+            reading = meter.read(0, core.busy - core.backlog, core.backlog, now)
             self.machine.report(name, member.kind, reading)
             kind = scaled(member.kind)
             if kind and meter.applies(reading, self.machine.threshold(kind)):

@@ -19,6 +19,7 @@ BUSY_MOST: Final = 0.85
 #: Later than this is late, for one that uses at least half of its core: a machine that is full of others makes
 #: functions late, too, and more of them would make it worse.
 LATE_S: Final = 0.25
+CATCH_UP_S: Final = 1.0
 
 
 def past(reading: Reading, threshold: float) -> bool:
@@ -29,9 +30,23 @@ def past(reading: Reading, threshold: float) -> bool:
     return reading.srps > threshold or reading.busy > BUSY_MOST or late
 
 
+def behind(reading: Reading) -> bool:
+    """It has no core left and falls behind, whatever its threshold."""
+    return reading.queue_age_s > LATE_S and reading.busy > BUSY_MOST
+
+
 def pressure(reading: Reading, threshold: float) -> float:
     """How many functions this one's work would fill."""
     return max(reading.srps / threshold if threshold > 0 else 0.0, reading.busy / BUSY_MOST)
+
+
+def need(reading: Reading, threshold: float) -> float:
+    """How many it would take to bear that, when it is behind: a core that is used up doesn't show what waits for it.
+
+    What waits is to be done within CATCH_UP_S, but counts as much again as what is done, at most.
+    """
+    waits = min(reading.queue_age_s / CATCH_UP_S, 1.0) if behind(reading) else 0.0
+    return pressure(reading, threshold) * (1.0 + waits)
 
 
 class Meter:
@@ -53,6 +68,5 @@ class Meter:
 
     def applies(self, reading: Reading, threshold: float) -> bool:
         self._in_a_row = self._in_a_row + 1 if past(reading, threshold) else 0
-        falls_behind = reading.queue_age_s > LATE_S and reading.busy > BUSY_MOST
-        at_once = falls_behind and self._periods > 1
+        at_once = behind(reading) and self._periods > 1
         return self._in_a_row >= (1 if at_once else APPLY_AFTER)

@@ -2,11 +2,11 @@
 
 Growth answers applications. The first one decides, from the load of all functions of the kind, and its answer stands
 for everybody that applies until the functions it brings are in everybody's view and their loads are known: a wave.
-Without that, each of ten overloaded functions would bring its own. Only when the work of all needs more than the wave
-brings does it become larger: a burst goes on rising meanwhile, and functions that are behind know the view late. To
-shrink needs no application: one function at a time, when the rest would have had little to do throughout the stable
-window. What a number of functions was once too few for is remembered, so that a load that is merely badly divided
-doesn't make the number go up and down for ever.
+Without that, each of ten overloaded functions would bring its own. The wave becomes larger when one that applies is
+as far behind as before, and the work of all needs more than the wave brings: a burst goes on rising meanwhile, and
+who is behind knows the view late. To shrink needs no application: one function at a time, when the rest would have
+had little to do throughout the stable window. What a number of functions was once too few for is remembered, so that
+a load that is merely badly divided doesn't make the number go up and down for ever.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from math import ceil
 from typing import Final, NamedTuple
 
 from kserve_ext.core.control.facts import Answer, Bounds, Decision, Reading, ScaledKind
-from kserve_ext.core.control.meter import past, pressure
+from kserve_ext.core.control.meter import behind, need, past, pressure
 from kserve_ext.core.ids import FunctionID
 
 #: Of its threshold, what each is to bear after growth, and may bear at most after shrinking.
@@ -41,6 +41,7 @@ class Pace(NamedTuple):
 class _Wave:
     answer: Answer
     decided_at: float
+    late_s: float  # who applied for it was so late
     settled_at: float | None = None
 
 
@@ -102,10 +103,12 @@ class Scaling:
         """An application for scale-out."""
         self.readings[function] = reading
         self.applications_total += 1
-        total = self.pressure
-        if self._in_wave(now) and min(ceil(total / TARGET), self.bounds.max) <= self.wanted:
+        total = sum(need(known, self.threshold) for known in self.readings.values())
+        if self._in_wave(now):
             assert self._wave is not None
-            return self._wave.answer
+            still = behind(reading) and reading.queue_age_s > self._wave.late_s / 2  # less: it gets through
+            if not still or min(ceil(total / TARGET), self.bounds.max) <= self.wanted:
+                return self._wave.answer
         if not past(reading, self.threshold):
             return Answer(0, f"{function} is not past its threshold: {self._load(reading)}")
         if self.wanted >= self.bounds.max:
@@ -119,7 +122,7 @@ class Scaling:
         wanted = min(max(one_more, ceil(total / TARGET)), self.bounds.max)
         if wanted == before:
             return Answer(0, f"{before} are wanted, {self.running} run: {self._load(reading)}")
-        self._too_much_for[before] = total
+        self._too_much_for[before] = self.pressure
         self.wanted = wanted
         self.growths_total += 1
         reason = (
@@ -128,7 +131,7 @@ class Scaling:
         )
         self._decide(reason, now)
         answer = Answer(self.wanted - before, reason)
-        self._wave = _Wave(answer, now)
+        self._wave = _Wave(answer, now, reading.queue_age_s)
         return answer
 
     def settled(self, now: float) -> float | None:

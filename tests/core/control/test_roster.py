@@ -356,9 +356,7 @@ def test_growth_is_timed_from_the_application_to_the_consistent_view() -> None:
     world = World((4,), Bounds(1, 3))
     world.ticks(SETTLE_S)
     world.per_function = 150.0
-    world.ticks(TICK_S)
-    world.per_function = 75.0  # of two
-    world.ticks(0.3 - TICK_S)
+    world.ticks(0.3)
     assert len(world.own) == 1
     grown = world.machine.grown[KIND]
     assert 0 <= grown.joined_s <= 0.3

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kserve_ext.core.control.facts import Bounds, Reading
-from kserve_ext.core.control.meter import APPLY_AFTER, BUSY_MOST, LATE_S, Meter, past
+from kserve_ext.core.control.meter import APPLY_AFTER, BUSY_MOST, CATCH_UP_S, LATE_S, Meter, past
 from kserve_ext.core.control.scaling import LOW, RELEASE, Pace, Scaling
 from kserve_ext.core.ids import FunctionID
 
@@ -206,20 +206,58 @@ def test_one_that_falls_behind_applies_at_once_unless_it_has_just_begun() -> Non
     assert applies([(0.1, 0.0), (0.5, 2 * LATE_S), (0.1, 0.0)]) == [False] * 3, "others may make it late"
 
 
-def test_a_wave_that_is_too_small_for_what_there_is_to_do_meanwhile_grows() -> None:
+def test_a_wave_that_is_too_small_grows_when_who_applies_falls_behind() -> None:
     """A burst rises further before those that it brought are there."""
     scaling = Scaling("schedule", Bounds(1, 9), T, 0.0, PACE)
     first = names(1)[0]
     scaling.tick(0.0, 1)
-    assert scaling.apply(first, Reading(120.0), 1.0).granted == 1
-    assert scaling.apply(first, Reading(150.0), 1.5).granted == 1, "the answer of the wave: two bear that"
-    assert scaling.apply(first, Reading(400.0), 2.0).granted == 3
-    assert scaling.wanted == 5
-    assert scaling.apply(first, Reading(400.0), 2.5).granted == 3
-    assert scaling.wanted == 5
-    scaling.apply(first, Reading(4000.0), 3.0)
-    scaling.apply(first, Reading(4000.0), 3.5)
+
+    def applies(srps: float, now: float, *, late_s: float = LATE_S + 0.01) -> int:
+        return scaling.apply(first, Reading(srps, 0.99, late_s), now).granted
+
+    assert applies(120.0, 1.0) == 1
+    assert applies(120.0, 1.5) == 1, "the answer of the wave: two bear that"
+    assert applies(400.0, 2.0, late_s=0.0) == 1, "it keeps up: one period says little"
+    assert scaling.wanted == 2
+    assert applies(400.0, 2.5) == 5
+    assert scaling.wanted == 7
+    assert applies(400.0, 3.0) == 5
+    assert scaling.wanted == 7
+    applies(4000.0, 3.5)
+    applies(4000.0, 4.0)
     assert scaling.wanted == 9
+
+
+def test_who_gets_through_what_waited_makes_no_wave_larger() -> None:
+    scaling = Scaling("dispatch", Bounds(1, 9), T, 0.0, PACE)
+    first, second = names(2)
+    scaling.tick(0.0, 1)
+    scaling.apply(first, Reading(0.0, 1.0, 4 * LATE_S), 1.0)
+    assert scaling.wanted == 3
+    scaling.report(second, Reading(0.0, 0.9))
+    scaling.apply(first, Reading(0.0, 1.0, 1.9 * LATE_S), 1.5)
+    assert scaling.wanted == 3
+    scaling.apply(first, Reading(0.0, 1.0, 2.1 * LATE_S), 2.0)
+    assert scaling.wanted == 4
+
+
+def test_what_waits_for_a_used_up_core_counts_for_growth_and_for_nothing_else() -> None:
+    def wanted(reading: Reading) -> int:
+        scaling.tick(0.0, 1)
+        scaling.apply(names(1)[0], reading, 1.0)
+        return scaling.wanted
+
+    scaling = Scaling("dispatch", Bounds(1, 9), T, 0.0, PACE)
+    assert wanted(Reading(0.0, 1.0)) == 2
+    scaling = Scaling("dispatch", Bounds(1, 9), T, 0.0, PACE)
+    assert wanted(Reading(0.0, 1.0, CATCH_UP_S)) == 3
+    assert scaling.pressure == 1.0 / BUSY_MOST
+    scaling = Scaling("dispatch", Bounds(1, 9), T, 0.0, PACE)
+    assert wanted(Reading(0.0, 1.0, 60 * CATCH_UP_S)) == 3, (
+        "twice as many at most: its queue isn't the others'"
+    )
+    scaling = Scaling("dispatch", Bounds(1, 9), T, 0.0, PACE)
+    assert wanted(Reading(120.0, 0.5, CATCH_UP_S)) == 2, "others may make it late"
 
 
 def test_what_is_past() -> None:
