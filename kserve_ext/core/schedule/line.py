@@ -160,12 +160,16 @@ class Line:
             last = max(self.waiters.values(), key=lambda w: (-w.priority, w.since, w.key))
             self.leaves(last.key)
 
-    def stays(self, key: str) -> None:
-        """Somebody has asked in its name who may not: if it stands here, it goes on waiting."""
+    def outdated(self, key: str, who: Standing) -> None:
+        """Nodes obey a newer home than the one that has asked: its place goes, that of the newer one stays."""
         waiter = self.waiters.get(key)
-        if waiter is not None:
-            waiter.asking = False
-            self.tried(())
+        if waiter is None:
+            return
+        if waiter.home_addr == who.home_addr:
+            self.leaves(key)
+            return
+        waiter.asking, waiter.rests_until = False, 0.0  # it had not come itself
+        self.tried(())
 
     def leaves(self, key: str) -> None:
         """It was placed, or nobody wants it any more."""

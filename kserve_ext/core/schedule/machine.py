@@ -380,7 +380,7 @@ class ScheduleMachine:
             return
         for key, members in op.members.items():
             if not op.outdated.isdisjoint(members):
-                self.line.stays(key)
+                self.line.outdated(key, op.who)
                 continue
             full = [op.wanted[i] for i in members if (r := op.refused.get(i)) and not (r.unknown or r.never)]
             if full and (op.gang or op.reserve):

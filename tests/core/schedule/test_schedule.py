@@ -270,6 +270,21 @@ def test_what_an_older_home_asks_for_takes_nobody_the_place_in_line_and_gets_non
     assert machine.tick(1.5) == []
 
 
+def test_an_older_home_that_asks_when_room_has_come_for_others_doesn_t_stand_in_line_afterwards() -> None:
+    machine = ScheduleMachine(FunctionID("s0"))
+    machine.partition.learn(status("a", Resources(), seq=1))
+    machine.schedule(
+        [core.Wanted(InstanceID("large"), revision(64_000, key="default/large"))], who=core.Standing("other")
+    )
+    assert len(machine.line.waiters) == 1
+    machine.partition.learn(status("a", seq=2))
+    op, (start,) = machine.schedule(wanted(1), who=core.Standing("older"), now=1.0)
+    assert isinstance(start, core.SendStart)
+    assert len(machine.line.waiters) == 2
+    machine.started(op, start.instance, start.node, start.addr, "old", status("a", seq=3), stale=True)
+    assert [w.home_addr for w in machine.line.waiters.values()] == ["other"]
+
+
 def test_a_start_whose_answer_is_lost_is_not_repeated_under_the_same_id() -> None:
     cluster = Cluster({"s0": [Node("a", Resources(4000, 4096)), Node("b", Resources(1000, 4096))]}, seed=1)
     cluster.lose_start.add(NodeID("a"))
