@@ -42,6 +42,9 @@ def test_it_holds_less_than_the_most_and_waits_less_than_the_least(elastic: Run)
     least = measured("least", of_all(1, 1), ARRIVALS, WORLD, weight=WEIGHT, pace=PACE)
     assert elastic.function_seconds < most.function_seconds
     assert elastic.result.p99 < least.result.p99
+    assert elastic.result.p99 < 1.5 * most.result.p99, (
+        "it came late: twice as much where waves don't become larger"
+    )
 
 
 def test_one_kind_alone_is_all_that_grows_and_a_run_can_be_repeated() -> None:
