@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.engine.instances import ROOT, Instance, until
-from tools.setup.tiny_model import make
 
 START_S: Final = 240.0
 #: Several engines share a GPU: none may take what is free of it. The sizes are for the tiny model.
 ON_GPU: Final = ("--gpu-memory-utilization", "0.08", "--kv-cache-memory-bytes", str(512 << 20))
 NAME: Final = "tiny"
+#: A command that gives what it runs a /dev/shm of its own, as pods have: CUDA IPC is then the only rung without a
+#: network. Needs root.
+OWN_SHM: Final = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', "sh")
 
 
 class Spawned(Instance):
@@ -61,13 +63,16 @@ class Spawned(Instance):
                 self.process.wait(20)
 
 
-def spawn(folder: Path, name: str, model: Path, *options: str, **env: str) -> Spawned:
-    """Returns at once; `ready` waits."""
+def spawn(
+    folder: Path, name: str, model: Path, *options: str, before: Sequence[str] = (), **env: str
+) -> Spawned:
+    """Returns at once; `ready` waits. `before`: a command that becomes it."""
     home = folder / name
     home.mkdir(parents=True)
     key = folder / "key"
     key.write_bytes(b"k" * 32)
     argv = [
+        *before,
         sys.executable,
         "-m",
         "runtimes.vllm_pd",
@@ -93,33 +98,19 @@ def spawn(folder: Path, name: str, model: Path, *options: str, **env: str) -> Sp
 
 
 def decode(
-    folder: Path, name: str, model: Path, prefill: Instance, rung: str, *options: str, **env: str
+    folder: Path,
+    name: str,
+    model: Path,
+    prefill: Instance,
+    rung: str,
+    *options: str,
+    before: Sequence[str] = (),
+    **env: str,
 ) -> Spawned:
     """Every prompt of it is computed by `prefill`."""
     peers = {"GALAXY_PREFILL_PEERS": f"127.0.0.1:{prefill.port}", **env}
     always = ("--role", "decode", "--pd", "always", "--pd-threshold-tokens", "1", "--kv-transfer", rung)
-    return spawn(folder, name, model, *always, *options, **peers)
-
-
-def deep(folder: Path, layers: int) -> Path:
-    """The tiny model with so many layers: behind its own the same again, with so little to say that its best token
-    still leads clearly.
-    """
-    from safetensors.numpy import load_file, save_file
-
-    make(folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    has = config["num_hidden_layers"]
-    path.write_text(json.dumps(config | {"num_hidden_layers": layers}))
-    weights = load_file(folder / "model.safetensors")
-    for name in [name for name in weights if name.startswith("model.layers.")]:
-        head, number, rest = name.split(".", 3)[1:]
-        for again in range(int(number) + has, layers, has):
-            whisper = 0.02 if rest in ("self_attn.o_proj.weight", "mlp.down_proj.weight") else 1
-            weights[f"model.{head}.{again}.{rest}"] = weights[name] * weights[name].dtype.type(whisper)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    return spawn(folder, name, model, *always, *options, before=before, **peers)
 
 
 def prompt(seed: int, length: int) -> list[int]:

@@ -1,7 +1,9 @@
 """Two vLLM engines on a GPU: a prompt computed by one goes on at the other with the tokens of a single engine.
 
 `python -m bench.kv_engines_gpu`: a prefill and a decode instance for each rung, one engine that does both as judge.
-Greedy tokens of every prompt must be equal, and its KV must have come by the rung that was asked for. Then decode and
+Greedy tokens of every prompt must be equal, and its KV must have come by the rung that was asked for. `ipc` is asked
+twice: as a user asks (`ipc`), where shared memory may be taken, too; and by a decode instance with a /dev/shm of its
+own (`ipc-alone`), which has nothing but CUDA IPC. A token's KV is as large as Llama-3-8B's. Then decode and
 prefill sleep and wake in turn (vLLM's sleep mode): the device's memory is given back, the cache is registered anew in
 a new generation, and prompts after that are right again. Times are from the request to its first token, and of the
 transfer by itself; the peer is the single engine. Without a GPU it is a rehearsal of the script: nothing sleeps,
@@ -25,6 +27,7 @@ from typing import Any
 import torch
 
 from bench import gpu_instances as gpu
+from bench.gpu_models import deep
 from bench.record import record
 from tests.engine.instances import until
 
@@ -34,8 +37,12 @@ COUNT = 24  # tokens of an answer
 #: probabilities differ by less (logarithms) may change places.
 ROUNDING = 0.15
 #: Of a rung that is asked for, those that a transfer takes where they are quicker.
-MAY_TAKE = {"ipc": ("ipc", "shm")}
-LAYERS = 32  # of the tiny model, so that 3,900 tokens are 64 MB
+MAY_TAKE = {"ipc": ("ipc", "shm"), "ipc-alone": ("ipc",)}
+LAYERS = 32  # of the tiny model made wide, so that 3,900 tokens are 512 MB
+KV_BYTES = 6 << 30  # of each engine
+TIMED = (130, 1500, 3900)
+SAMPLES = 5  # of a length in a round, behind one that does not count
+SHORT = 8  # tokens of an answer that is compared while times are taken
 
 
 Keep = Callable[[list[dict[str, Any]]], None]
@@ -45,11 +52,13 @@ class Failed(Exception):
     """An engine answered wrongly."""
 
 
-def compare(judge: gpu.Spawned, instance: gpu.Spawned, rung: str, seed: int, length: int) -> dict[str, str]:
+def compare(
+    judge: gpu.Spawned, instance: gpu.Spawned, rung: str, seed: int, length: int, count: int = COUNT
+) -> dict[str, str]:
     """What is told of the transfer. Raises Failed."""
     asked = gpu.prompt(seed, length)
-    wanted, _ = judge.tokens(asked, COUNT)
-    got, answer = instance.tokens(asked, COUNT)
+    wanted, _ = judge.tokens(asked, count)
+    got, answer = instance.tokens(asked, count)
     used, facts = gpu.transfer(answer)
     if used not in MAY_TAKE.get(rung, (rung,)):
         raise Failed(f"{instance.folder.name}, {length} tokens: came by {used} {facts}, not by {rung}")
@@ -57,7 +66,14 @@ def compare(judge: gpu.Spawned, instance: gpu.Spawned, rung: str, seed: int, len
         raise Failed(
             f"{instance.folder.name}, {length} tokens, {used} {facts}: {got}, not {wanted}; it leads by {gap}"
         )
-    return {"rung": used, "equal": str(got == wanted), **facts}
+    return {"rung": used, "equal": str(got == wanted), **facts, "why": why(instance, answer)}
+
+
+def why(instance: gpu.Spawned, answer: Any) -> str:
+    """What the cost model expected of each rung that there is."""
+    name = answer.headers.get("x-request-id", "")
+    found = instance.get(f"/galaxy/requests/{name}") if name else None
+    return str(found.json.get("prefill", {}).get("rung", "")) if found and found.status == 200 else ""
 
 
 def lead(judge: gpu.Spawned, asked: list[int], wanted: list[int], got: list[int]) -> float:
@@ -70,24 +86,35 @@ def lead(judge: gpu.Spawned, asked: list[int], wanted: list[int], got: list[int]
     return abs(float(theirs) - float(ours))
 
 
-def at_once(judge: gpu.Spawned, instance: gpu.Spawned) -> str:
-    """48 prompts, 16 at a time. Raises Failed where only two engines answer otherwise than one prompt after another.
-
-    Unless vLLM is told to be invariant of batches, one engine's rounding depends on what else it computes.
+class Many:
+    """48 prompts, 16 at a time. Unless vLLM is told to be invariant of batches, one engine's rounding depends on what
+    else it computes: so it is asked both ways, once.
     """
-    asked = [gpu.prompt(5000 + n, 200 + 97 * (n % 30)) for n in range(48)]
-    wanted = [judge.tokens(one, COUNT)[0] for one in asked]
-    if len({tuple(tokens) for tokens in wanted}) < len(wanted) - 2:
-        raise Failed(f"the model says the same whatever is asked, which proves nothing: {wanted[:3]}")
-    with ThreadPoolExecutor(16) as pool:
-        alone = list(pool.map(lambda one: judge.tokens([*one], COUNT)[0], asked))
-        answers = list(pool.map(lambda one: instance.tokens(one, COUNT), asked))
-    of_one = sum(got != right for got, right in zip(alone, wanted, strict=True))
-    ours = sum(got != right for (got, _), right in zip(answers, wanted, strict=True))
-    if ours and not of_one:
-        raise Failed(f"{instance.folder.name}: {ours} of 48 prompts, 16 at once, have other tokens")
-    rungs = dict(Counter(gpu.transfer(answer)[0] for _, answer in answers))
-    return f"of 48 prompts, 16 at once, by {rungs}, {ours} have other tokens; {of_one} with one engine"
+
+    def __init__(self, judge: gpu.Spawned) -> None:
+        self._asked = [gpu.prompt(5000 + n, 200 + 97 * (n % 30)) for n in range(48)]
+        self._wanted = [judge.tokens(one, COUNT)[0] for one in self._asked]
+        if len({tuple(tokens) for tokens in self._wanted}) < len(self._wanted) - 2:
+            raise Failed(
+                f"the model says the same whatever is asked, which proves nothing: {self._wanted[:3]}"
+            )
+        self._of_one = self._others(judge)[0]
+
+    def compare(self, instance: gpu.Spawned) -> str:
+        """Raises Failed where only two engines answer otherwise than one prompt after another."""
+        ours, rungs = self._others(instance)
+        if ours and not self._of_one:
+            raise Failed(f"{instance.folder.name}: {ours} of 48 prompts, 16 at once, have other tokens")
+        return (
+            f"of 48 prompts, 16 at once, by {rungs}, {ours} have other tokens; {self._of_one} with one engine"
+        )
+
+    def _others(self, instance: gpu.Spawned) -> tuple[int, dict[str, int]]:
+        """How many have other tokens than one by one; the rungs."""
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda one: instance.tokens(one, COUNT), self._asked))
+        others = sum(got != right for (got, _), right in zip(answers, self._wanted, strict=True))
+        return others, dict(Counter(gpu.transfer(answer)[0] for _, answer in answers))
 
 
 def first_token_ms(instance: gpu.Spawned, seed: int, length: int) -> float:
@@ -100,47 +127,76 @@ def first_token_ms(instance: gpu.Spawned, seed: int, length: int) -> float:
     return took
 
 
-def transfers(judge: gpu.Spawned, instance: gpu.Spawned, rung: str, clock: gpu.Clock) -> list[dict[str, Any]]:
-    """Every length by itself, many at once, and the times. Raises Failed."""
-    used = Counter[str]()
-    equal: list[str] = []
-    for length in LENGTHS:
-        facts = compare(judge, instance, rung, 1000 + length, length)
-        used[facts["rung"]] += 1
-        equal.append(facts["equal"])
-        clock.say(f"{rung}: {length} tokens are right: {facts}")
-    many = at_once(judge, instance)
-    clock.say(f"{rung}: {many}")
-    rows: list[dict[str, Any]] = []
-    for length in (130, 1500, 3900):
-        ours, single, moved = [], [], []
-        for n in range(6):
-            single.append(first_token_ms(judge, 20_000 + 10 * length + n, length))
-            ours.append(first_token_ms(instance, 20_000 + 10 * length + n, length))
-            facts = compare(judge, instance, rung, 90_000 + 10 * length + n, length)
-            used[facts["rung"]] += 1
-            equal.append(facts["equal"])
-            moved.append(float(facts["ms"]))
-        rows.append(
-            {
-                "metric": f"two engines, rung {rung}: request to first token, {length} tokens",
-                "ours": round(statistics.median(ours[1:]), 2),
-                "peer": round(statistics.median(single[1:]), 2),
-                "peer_name": "one engine",
-                "unit": "ms",
-                "better": "lower",
-                "told": f"{facts['bytes']} bytes, the transfer by itself {statistics.median(moved[1:]):.2f} ms, by "
-                f"{facts['rung']}; {many}",
+class Taken:
+    """What was seen of one rung, over all rounds."""
+
+    def __init__(self, rung: str) -> None:
+        self.rung = rung
+        self.used = Counter[str]()
+        self.equal: list[bool] = []
+        self.many = ""
+        self.times: dict[int, list[tuple[float, float, float]]] = {length: [] for length in TIMED}
+        self.by: dict[int, Counter[str]] = {length: Counter() for length in TIMED}
+        self.bytes: dict[int, str] = {}
+
+    def saw(self, facts: dict[str, str]) -> None:
+        self.used[facts["rung"]] += 1
+        self.equal.append(facts["equal"] == "True")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Raises Failed."""
+        rung = MAY_TAKE.get(self.rung, (self.rung,))[0]
+        if not self.used[rung]:
+            raise Failed(f"nothing came by {rung}: {dict(self.used)}")
+        same = f"{sum(self.equal)} of {len(self.equal)} asked one by one equal, the others within rounding"
+        made: list[dict[str, Any]] = []
+        for length, times in self.times.items():
+            ours, single, moved = (sorted(column) for column in zip(*times, strict=True))
+            told = f"{self.bytes[length]} bytes, by {dict(self.by[length])}; median of {len(times)}"
+            what = f"two engines, rung {self.rung}"
+            both = {
+                f"{what}: request to first token, {length} tokens": (ours, single),
+                f"{what}: transfer by itself, {length} tokens": (moved, None),
             }
-        )
-        clock.say(str(rows[-1]))
-    for row in rows:
-        row["told"] += (
-            f"; {equal.count('True')} of {len(equal)} asked one by one equal, the others within rounding"
-        )
-    if not used[rung]:
-        raise Failed(f"nothing came by {rung}: {dict(used)}")
-    return rows
+            for metric, (found, peer) in both.items():
+                made.append(
+                    {
+                        "metric": metric,
+                        "ours": round(statistics.median(found), 2),
+                        "peer": round(statistics.median(peer), 2) if peer else None,
+                        "peer_name": "one engine" if peer else "",
+                        "unit": "ms",
+                        "better": "lower",
+                        "told": f"{told}, {found[0]:.2f} to {found[-1]:.2f} ms; {self.many}; {same}",
+                    }
+                )
+        return made
+
+
+def first(judge: gpu.Spawned, instance: gpu.Spawned, taken: Taken, many: Many, clock: gpu.Clock) -> None:
+    """Every length by itself, and many at once. Raises Failed."""
+    for length in LENGTHS:
+        facts = compare(judge, instance, taken.rung, 1000 + length, length)
+        taken.saw(facts)
+        clock.say(f"{taken.rung}: {length} tokens are right: {facts}")
+    taken.many = many.compare(instance)
+    clock.say(f"{taken.rung}: {taken.many}")
+
+
+def timed(judge: gpu.Spawned, instance: gpu.Spawned, taken: Taken, turn: int, clock: gpu.Clock) -> None:
+    """Raises Failed."""
+    for length in TIMED:
+        for n in range(SAMPLES + 1):
+            seed = 20_000 + 1_000_000 * turn + 10 * length + n
+            single = first_token_ms(judge, seed, length)
+            ours = first_token_ms(instance, seed, length)
+            facts = compare(judge, instance, taken.rung, seed + 500_000, length, SHORT)
+            taken.saw(facts)
+            if n:
+                taken.times[length].append((ours, single, float(facts["ms"])))
+                taken.by[length][facts["rung"]] += 1
+                taken.bytes[length] = facts["bytes"]
+        clock.say(f"round {turn + 1}, {taken.rung}, {length} tokens: {facts}")
 
 
 def sleeps(
@@ -215,11 +271,17 @@ def sleeps(
 
 def run(folder: Path, args: argparse.Namespace, clock: gpu.Clock, keep: Keep) -> None:
     """`keep`: rows, as soon as they are known."""
-    model = gpu.deep(folder / "model", LAYERS if torch.cuda.is_available() else 4)
     on_gpu = torch.cuda.is_available()
+    model = deep(folder / "model", LAYERS if on_gpu else 4, wide=True)
     options = ["--max-model-len", "4096", "--dtype", args.dtype]
     if on_gpu:
-        options += [*gpu.ON_GPU, "--attention-backend", args.backend]
+        options += [
+            *gpu.ON_GPU,
+            "--kv-cache-memory-bytes",
+            str(KV_BYTES),
+            "--attention-backend",
+            args.backend,
+        ]
         options += ["--enable-sleep-mode"] if args.sleep else []
         options += ["--enforce-eager"] if args.eager else []
     env = {"VLLM_BATCH_INVARIANT": "1"} if args.invariant else {}
@@ -232,15 +294,27 @@ def run(folder: Path, args: argparse.Namespace, clock: gpu.Clock, keep: Keep) ->
         until(lambda: prefill.port or prefill.process.poll() is not None, "prefill's port", gpu.START_S)
         decodes = {}
         for rung in args.rungs:
-            decodes[rung] = gpu.decode(folder, f"decode-{rung}", model, prefill, rung, *options, **env)
+            before = gpu.OWN_SHM if rung == "ipc-alone" else ()
+            asked = rung.removesuffix("-alone")
+            decodes[rung] = gpu.decode(
+                folder, f"decode-{rung}", model, prefill, asked, *options, before=before, **env
+            )
             made.append(decodes[rung])
         for instance in made:
             instance.ready()
             clock.say(f"{instance.folder.name} is ready: {marks(instance)}")
         for rung, decode in decodes.items():
             until(lambda d=decode: up(d), f"{rung}: a channel: {decode.get('/galaxy/channels').json}", 60)
-            if not args.only_sleep:
-                keep(transfers(judge, decode, rung, clock))
+        if not args.only_sleep:
+            taken = {rung: Taken(rung) for rung in decodes}
+            many = Many(judge)
+            for rung, decode in decodes.items():
+                first(judge, decode, taken[rung], many, clock)
+            for turn in range(args.rounds):
+                for rung, decode in decodes.items():
+                    timed(judge, decode, taken[rung], turn, clock)
+            for one in taken.values():
+                keep(one.rows())
         if on_gpu and args.sleep:
             rung = args.rungs[0]
             keep(sleeps(judge, prefill, decodes[rung], rung, clock))
@@ -260,7 +334,10 @@ def up(instance: gpu.Spawned) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kv_engines_gpu", description=__doc__)
     on_gpu = torch.cuda.is_available()
-    parser.add_argument("--rungs", nargs="+", default=["ipc", "shm", "tcp"] if on_gpu else ["shm", "tcp"])
+    parser.add_argument(
+        "--rungs", nargs="+", default=["ipc", "ipc-alone", "shm", "tcp"] if on_gpu else ["shm", "tcp"]
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="the rungs take turns")
     parser.add_argument("--dtype", default="bfloat16" if on_gpu else "float32")
     parser.add_argument("--backend", default="FLASH_ATTN")
     parser.add_argument("--eager", action="store_true", help="nothing compiled, no CUDA graphs")
@@ -292,7 +369,9 @@ def conditions(args: argparse.Namespace) -> str:
     how += ", batch-invariant" if args.invariant else ""
     how += ", sleep mode on" if args.sleep else ""
     versions = f"vLLM {vllm.__version__}, torch {torch.__version__}"
-    model = f"tiny model with {LAYERS} layers, greedy tokens compared with one engine's"
+    model = (
+        f"tiny model with {LAYERS} layers and 128 KiB of KV a token, greedy tokens compared with one engine's"
+    )
     name = torch.cuda.get_device_name(0)
     return f"{name}, one GPU for all engines; {versions}, {args.backend}, {args.dtype}, {how}; {model}"
 
