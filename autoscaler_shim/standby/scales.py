@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from autoscaler_shim.knative.scales import Scales, kind_of
-from autoscaler_shim.standby.agents import Agents
 from autoscaler_shim.standby.metrics import Tally
+from autoscaler_shim.standby.orders import Orders
 from autoscaler_shim.standby.pods import StandbyPods
 from autoscaler_shim.standby.saying import Saying
 from autoscaler_shim.standby.settling import Settling
@@ -26,12 +26,10 @@ from kserve_ext.api.knative.pa import REVISION_LABEL
 from kserve_ext.api.standby import assigning, names
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.adoption import Adoption, Wanted
-from kserve_ext.core.standby.known import Known, Seen
+from kserve_ext.core.standby.known import Known
 from kserve_ext.kube.client import Client, KubeError
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import DEPLOYMENTS
-from kserve_ext.rpc import RpcError
-from kserve_ext.wire.messages import SlotReply
 
 log = logging.getLogger(__name__)
 
@@ -46,38 +44,31 @@ class StandbyScales(Scales):
         again: Callable[[str], None],
         may: Callable[[str], bool],
         known: Known,
-        agents: Agents,
+        orders: Orders,
         pods: StandbyPods,
         shapes: Shapes,
         settling: Settling,
         tally: Tally,
         ready: Callable[[str], int],
-        term: Callable[[str], int],
-        tell: Callable[[], tuple[str, ...]],
         short: Callable[[str], int],
         wrong: Callable[[str], str],
         saying: Saying,
     ) -> None:
-        """`ready`: pods of a revision; `tell`: where activators are; `short`: pods that a pool lacks; `wrong`: why it
-        has none."""
+        """`ready`: pods of a revision; `short`: pods that a pool lacks; `wrong`: why it has none."""
         super().__init__(client, deployments, again, may)
         self._again_of = again
         self._known = known
-        self._agents = agents
+        self._orders = orders
         self._pods = pods
         self._shapes = shapes
         self._settling = settling
         self._tally = tally
         self._ready = ready
-        self._term = term
-        self._tell = tell
         self._short = short
         self._wrong = wrong
         self._saying = saying
         self._adoptions: dict[str, Adoption] = {}
         self._keys: dict[RevisionKey, str] = {}
-        #: By uid: the run of the agent that was ordered to give it, and told whom to tell.
-        self._ordered: dict[str, str] = {}
         self._rechecks: dict[str, asyncio.TimerHandle] = {}
         self._adopting: dict[str, asyncio.Task[None]] = {}
 
@@ -135,10 +126,6 @@ class StandbyScales(Scales):
         for task in self._adopting.values():
             task.cancel()
 
-    def forget(self) -> None:
-        """Drops what is kept of pods that are no more; now and then."""
-        self._ordered = {uid: run for uid, run in self._ordered.items() if uid in self._known.pods}
-
     def concerned(self, revision: RevisionKey) -> None:
         """There are news of a standby pod that has to do with it."""
         self._again_of(self._keys.get(revision, revision))
@@ -178,11 +165,14 @@ class StandbyScales(Scales):
         self._saying.planned(adoption, plan, time.monotonic())
         self._look_again(key, plan.recheck_s)
         for seen in plan.take:
-            self._take(key, adoption, shape, seen)
-        for uid in adoption.taken.keys() - set(plan.free):
-            self._tell_anew(key, adoption, shape, uid)
+            assert shape is not None
+            assert shape.wish is not None
+            self._orders.take(key, adoption, shape.wish, seen)
+        if shape is not None and shape.wish is not None:
+            for uid in adoption.taken.keys() - set(plan.free):
+                self._orders.tell_anew(key, adoption, shape.wish, uid)
         for uid in plan.free:
-            self._free(key, adoption, uid)
+            self._orders.free(key, adoption, uid)
         if not self._turn(key, current.replicas, plan.replicas, kind):
             return False
         for uid in plan.release:
@@ -200,7 +190,7 @@ class StandbyScales(Scales):
         for uid in held:
             self._adopted(key, adoption, uid)
         for uid in plan.release:
-            self._free(key, adoption, uid)
+            self._orders.free(key, adoption, uid)
         if (later or held or plan.settle) and key not in self._adopting:
             # Beside the reconciliation, which a next request may need at once.
             work = self._adopt(key, adoption, shape, later, replicas, [*held, *plan.settle])
@@ -231,63 +221,6 @@ class StandbyScales(Scales):
             rush=self.waking() or self._known.rush(time.monotonic()),
             start_s=shape.start_s if shape is not None else 600.0,
         )
-
-    def _take(self, key: str, adoption: Adoption, shape: Shape | None, seen: Seen) -> None:
-        assert shape is not None
-        assert shape.wish is not None
-        begun = time.monotonic()
-        uid, pod = seen.slot.uid, seen.slot.pod
-        given = assigning.assignment(shape.wish, adoption.revision, pod.partition("/")[2])
-
-        def done(reply: SlotReply | RpcError) -> None:
-            now = time.monotonic()
-            if isinstance(reply, SlotReply) and not reply.reason:
-                adoption.accepted(uid, now)
-                self._saying.accepted(adoption.revision, uid, now)
-                self._tally.taken += 1
-                return
-            log.info("%s: standby pod %s can't be had: %s", key, pod, _why(reply))
-            self._tally.refused += 1
-            if isinstance(reply, RpcError):
-                self._agents.silent(seen.node)
-            if isinstance(reply, SlotReply) or not reply.sent:
-                adoption.refused(uid, now)
-                self._saying.refused(adoption.revision, uid, _why(reply))
-            elif adoption.unanswered(uid, now):
-                self._saying.unanswered(adoption.revision, uid, _why(reply))
-            self._again_of(key)
-
-        log.info("%s: takes standby pod %s on node %s", key, pod, seen.node)
-        self._tally.begun(uid, begun)
-        self._saying.took(adoption.revision, seen, begun)
-        self._ordered[uid] = self._agents.runs.get(seen.node, "")
-        self._agents.take(seen, given, self._tell(), self._term(key), done)
-
-    def _tell_anew(self, key: str, adoption: Adoption, shape: Shape | None, uid: str) -> None:
-        """An agent that has begun since then doesn't know which activators wait to hear that the slot serves."""
-        seen = self._known.slots.get(uid)
-        if seen is None or seen.away or shape is None or shape.wish is None:
-            return
-        run = self._agents.runs.get(seen.node, "")
-        has_it = seen.slot.revision == adoption.revision and seen.slot.state in ("starting", "serving")
-        if has_it and self._ordered.get(uid) != run:
-            self._ordered[uid] = run
-            given = assigning.assignment(shape.wish, adoption.revision, seen.slot.pod.partition("/")[2])
-            self._agents.take(seen, given, self._tell(), self._term(key), lambda _: None)
-
-    def _free(self, key: str, adoption: Adoption, uid: str) -> None:
-        adoption.freed(uid, time.monotonic())
-        seen = self._known.slots.get(uid)
-        if seen is None:
-            return
-        log.info("%s: gives standby pod %s back", key, seen.slot.pod)
-        self._tally.returned += 1
-
-        def done(reply: SlotReply | RpcError) -> None:
-            if _why(reply):
-                log.info("%s: standby pod %s isn't free yet: %s", key, seen.slot.pod, _why(reply))
-
-        self._agents.free(seen, adoption.revision, self._term(key), done)
 
     async def _release(self, adoption: Adoption, uid: str) -> None:
         pod = self._pods.get(uid)
@@ -384,7 +317,3 @@ def _revision(pa: Document) -> RevisionKey:
     metadata = pa["metadata"]
     name = text_map(metadata.get("labels")).get(REVISION_LABEL) or metadata["name"]
     return RevisionKey(f"{metadata['namespace']}/{name}")
-
-
-def _why(reply: SlotReply | RpcError) -> str:
-    return reply.reason if isinstance(reply, SlotReply) else str(reply)

@@ -16,6 +16,7 @@ from typing import Any, Final
 from autoscaler_shim.standby.agents import Agents
 from autoscaler_shim.standby.keeper import Keeper
 from autoscaler_shim.standby.metrics import StandbyMetrics, Tally
+from autoscaler_shim.standby.orders import Orders
 from autoscaler_shim.standby.pods import StandbyPods
 from autoscaler_shim.standby.saying import Saying
 from autoscaler_shim.standby.scales import StandbyScales
@@ -79,20 +80,21 @@ class Standby:
         self.events = Events(client, "kserve-galaxy-autoscaler", self._busy)
         self.saying = Saying(self.known, self.events, self._autoscaler_of)
         self.settling = Settling(client, self.known, self.pods)
+        self.orders = Orders(
+            self.known, self.agents, self.tally, self.saying, again, term, lambda: self._activators
+        )
         self.scales = StandbyScales(
             client,
             deployments,
             again,
             owns,
             self.known,
-            self.agents,
+            self.orders,
             self.pods,
             self.shapes,
             self.settling,
             self.tally,
             ready,
-            term,
-            lambda: self._activators,
             lambda pool: self.keeper.short(pool),
             lambda pool: self.keeper.wrong(pool),
             self.saying,
@@ -205,7 +207,7 @@ class Standby:
             await asyncio.sleep(SWEEP_S)
             self.known.forget()
             self.keeper.forget()
-            self.scales.forget()
+            self.orders.forget()
             self.saying.forget(self._exists)
             self.tally.forget(set(self.known.pods))
             await self.settling.look()
