@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import http.client
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -349,7 +350,15 @@ def main() -> int:
         make(folder / "tiny")
         models = {"tiny": folder / "tiny"}
         if args.layers:
-            models["large"] = large(folder / "large", args.layers)
+            models["large"] = folder / "large"
+            # In a process of its own: it leaves nothing on the GPU.
+            writer = multiprocessing.get_context("spawn").Process(
+                target=large, args=(models["large"], args.layers)
+            )
+            writer.start()
+            writer.join()
+            if writer.exitcode:
+                raise Failed(f"the large model could not be written: exit code {writer.exitcode}")
             clock.say("the large model is written")
         right, took = wanted(models, folder, args, clock)
         endpoints = ""
