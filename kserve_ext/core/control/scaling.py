@@ -122,7 +122,8 @@ class Scaling:
         wanted = min(max(one_more, ceil(total / TARGET)), self.bounds.max)
         if wanted == before:
             return Answer(0, f"{before} are wanted, {self.running} run: {self._load(reading)}")
-        self._too_much_for[before] = self.pressure
+        ran = min(self.running, before)  # of those that have yet to come nobody knows what they bear
+        self._too_much_for[ran] = self.pressure
         self.wanted = wanted
         self.growths_total += 1
         reason = (

@@ -260,6 +260,24 @@ def test_what_waits_for_a_used_up_core_counts_for_growth_and_for_nothing_else() 
     assert wanted(Reading(120.0, 0.5, CATCH_UP_S)) == 2, "others may make it late"
 
 
+def test_a_number_that_never_ran_was_not_too_few() -> None:
+    """A wave that becomes larger before its functions are there says nothing of as many as it was to bring."""
+    pace = Pace(stable_s=10.0, shrink_s=1.0, cool_s=0.5, wave_s=5.0)
+    scaling = Scaling("dispatch", Bounds(1, 9), T, 0.0, pace)
+    first = names(1)[0]
+    scaling.tick(0.0, 1)
+    scaling.apply(first, Reading(0.0, 1.0, LATE_S + 0.1), 1.0)
+    assert scaling.wanted == 2
+    scaling.apply(first, Reading(0.0, 1.0, 4 * LATE_S), 1.5)
+    assert scaling.wanted == 3
+    scaling.settled(2.0)
+    for k, name in enumerate(names(3)):
+        scaling.report(name, Reading(0.0, 0.9 * BUSY_MOST if k == 0 else 0.0))
+    for second in range(3, 60):
+        scaling.tick(float(second), scaling.wanted)
+    assert scaling.wanted == 2, "two bear 1.2 times what one does"
+
+
 def test_what_is_past() -> None:
     assert past(Reading(T + 1), T)
     assert not past(Reading(T + 1), 0.0)
