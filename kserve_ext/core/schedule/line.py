@@ -34,6 +34,7 @@ PLAN_AGAIN_S: Final = 0.5
 MOST_WAITING: Final = 1_000
 MOST_MEMBERS: Final = 64
 MOST_KEPT: Final = 8  # waiters for whom room to come is kept
+MOST_COMPARED: Final = 16  # that found no room, with which each is compared before its nodes are looked for
 MOST_MADE: Final = 16  # instances of one of them for which others make room at once
 
 
@@ -86,8 +87,10 @@ class Line:
         #: of a revision on a node: how many stay when those asked to go are gone, and until when that counts
         self._going: dict[tuple[RevisionKey, NodeID], tuple[int, float]] = {}
         self._spared: dict[RevisionKey, float] = {}
-        #: what came of calls and nobody has been told yet
-        self._due: list[TellRoom] = []
+        #: what came of calls and nobody has been told yet, by key
+        self._due: dict[str, TellRoom] = {}
+        #: somebody who had no turn in the last pass, because its call was under way, would find room now
+        self._missed = False
 
     # --- events
 
@@ -104,7 +107,8 @@ class Line:
                 if other.told_at is not None and other.priority < waiter.priority:
                     self._release(other)
         best = self.partition.ranking.best
-        if not self.partition.freed or not any(best(r) for members in calls.values() for r in members):
+        news = self.partition.freed or self._missed
+        if not news or not any(best(r) for members in calls.values() for r in members):
             return
         for key, members in calls.items():
             if key not in self.waiters and who.home_addr:
@@ -114,7 +118,7 @@ class Line:
                 )
         for i in self._pass(now, calls):
             assert isinstance(i, TellRoom), "nobody is asked to make room before a call is over"
-            self._due.append(i)
+            self._due[i.key] = i
 
     def comes(self, keys: Sequence[str]) -> dict[RevisionKey, list[NodeID]]:
         """A home asks (again): what was kept for it is free for its call; where, if it was told that there is room.
@@ -143,19 +147,31 @@ class Line:
                 for revision, node in waiter.kept:
                     self._book(waiter, revision, node)
 
-    def waits(self, key: str, members: Sequence[Revision], gang: bool, who: Standing, now: float) -> None:
-        """It was refused for lack of room."""
+    def waits(
+        self,
+        key: str,
+        members: Sequence[Revision],
+        gang: bool,
+        who: Standing,
+        now: float,
+        *,
+        placed: bool = False,
+    ) -> None:
+        """It was refused for lack of room; `placed`: not all of it."""
         if not who.home_addr or not members:
             return
         waiter = self.waiters.get(key)
         members = tuple(members[:MOST_MEMBERS])
         since = now - who.waited_s
         if waiter is None:
-            self.waiters[key] = Waiter(key, members, gang, who.home_addr, since, now)
+            waiter = self.waiters[key] = Waiter(key, members, gang, who.home_addr, since, now)
         else:
             waiter.since, waiter.asking = min(waiter.since, since), False
             waiter.members, waiter.home_addr, waiter.heard_at = members, who.home_addr, now
+            if placed:
+                waiter.rests_until = 0.0  # there was room where it was told of some
             self.tried(())
+        self._missed |= now >= waiter.rests_until and self._could(waiter)
         if len(self.waiters) > MOST_WAITING:
             last = max(self.waiters.values(), key=lambda w: (-w.priority, w.since, w.key))
             self.leaves(last.key)
@@ -191,10 +207,14 @@ class Line:
 
     def give(self, now: float) -> list[TellRoom | AskRoom]:
         """Room to those who are next, in order; call it when nodes have changed, and now and then."""
+        due, self._due = self._due, {}
+        booked = [w for key in due if (w := self.waiters.get(key)) is not None and w.told_at is not None]
+        for waiter in booked:
+            waiter.told_at = now  # nobody is late for what it is only told of now
         self._lapse(now)
-        due, self._due = self._due, []
-        told = {key for key, waiter in self.waiters.items() if waiter.told_at is not None}
-        return [*(i for i in due if i.key in told), *self._pass(now)]
+        out = [*(due[w.key] for w in booked if w.told_at is not None), *self._pass(now)]
+        self.told_total += sum(isinstance(i, TellRoom) for i in out)
+        return out
 
     def _pass(self, now: float, asking: Collection[str] = ()) -> list[TellRoom | AskRoom]:
         if not self.waiters:
@@ -221,21 +241,27 @@ class Line:
                         shares.add(waiter.namespace, revision.needs)
                     waiter.told_at, waiter.kept, waiter.room_is_made = now, (), False
                     if waiter.key not in asking:
-                        self.told_total += 1
                         keys = tuple(dict.fromkeys(m.key for m in waiter.members))
                         out.append(TellRoom(waiter.key, waiter.home_addr, keys))
                     continue
-                if not waiter.gang:
+                if not waiter.gang and len(full) < MOST_COMPARED:
                     full.append(waiter.members[0])
             if kept < MOST_KEPT and not waiter.asking and self._keep(waiter, now, out, plans=not asking):
                 kept += 1
         self.partition.given()
+        self._missed = False
         return out
+
+    def _could(self, waiter: Waiter) -> bool:
+        """Each of its members would find a node now; of a gang, not all of them together perhaps."""
+        best = self.partition.ranking.best
+        return all(best(r) for r in (waiter.members if waiter.gang else waiter.members[:1]))
 
     def _places(self, waiter: Waiter) -> list[tuple[Revision, NodeID]]:
         """Books what fits now: all of a gang or nothing, of others as many as do."""
         if waiter.gang:
-            nodes = choose_gang(waiter.members, self.partition.candidates())
+            candidates = self.partition.candidates() if self._could(waiter) else ()
+            nodes = choose_gang(waiter.members, candidates) if candidates else None
             places = list(zip(waiter.members, nodes, strict=True)) if nodes else []
             for revision, node in places:
                 self._book(waiter, revision, node)

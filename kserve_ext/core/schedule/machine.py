@@ -386,7 +386,8 @@ class ScheduleMachine:
             if full and (op.gang or op.reserve):
                 full = [op.wanted[i] for i in members]
             if full:
-                self.line.waits(key, full, op.gang or op.reserve, op.who, self._now)
+                placed = any(i in op.placed for i in members)
+                self.line.waits(key, full, op.gang or op.reserve, op.who, self._now, placed=placed)
             else:
                 self.line.leaves(key)
 

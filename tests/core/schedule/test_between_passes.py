@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kserve_ext.core.facts import NodeStatus, Resources, Revision
 from kserve_ext.core.ids import FunctionID, InstanceID
-from kserve_ext.core.schedule.facts import Answer, Instruction, SendStart, Standing, TellRoom, Wanted
+from kserve_ext.core.schedule import line
+from kserve_ext.core.schedule.facts import (
+    Answer,
+    Forward,
+    Instruction,
+    Refusal,
+    SendStart,
+    Standing,
+    TellRoom,
+    Wanted,
+)
 from kserve_ext.core.schedule.line import BOOKED_S
 from kserve_ext.core.schedule.machine import ScheduleMachine
+from kserve_ext.core.schedule.rooms import Room
 from tests.core.schedule.full_cluster import FullCluster
 from tests.core.schedule.test_placement import revision, status
 
@@ -101,6 +113,100 @@ def test_one_that_asks_for_the_first_time_waits_no_longer_than_its_call() -> Non
     assert len(machine.line.waiters) == 2
 
 
+def test_room_that_comes_while_one_asks_elsewhere_is_its_own_before_a_lower_class_asks() -> None:
+    """A pass finds it asking, and nobody else in line; the room is free when it stands in line again."""
+    machine, high, low = full()
+    machine.line.leaves(low.key)
+    machine.rooms.view({FunctionID("s0"), FunctionID("s1")})
+    large = Resources(8000, 64_000)
+    machine.rooms.heard([Room(FunctionID("s1"), (1, 1), large, large, 2, large)])
+    op, (forward,) = asks(machine, high, "high-2", 1.0)
+    assert isinstance(forward, Forward)
+    machine.partition.learn(free(1000, 2), 1.1)
+    assert machine.tick(1.2) == []
+    refused = [Refusal(w.instance, "full") for w in forward.wanted]
+    machine.forwarded(op, forward.function, (), refused)
+    _, out = asks(machine, low, "low-2", 1.3)
+    assert not [i for i in out if isinstance(i, SendStart)]
+    assert told(machine, 1.31) == [high.key]
+
+
+def test_one_that_is_told_late_of_its_room_is_not_late_for_it() -> None:
+    """The function itself was held up between the call that found its room and the next pass."""
+    machine, high, low = full()
+    machine.partition.learn(free(1000, 2), 1.0)
+    asks(machine, low, "low-2", 1.0)
+    assert told(machine, 1.1 + BOOKED_S) == [high.key]
+    assert told(machine, 1.2 + BOOKED_S) == []
+    assert told(machine, 1.2 + 2 * BOOKED_S) == [low.key]
+
+
+def test_one_that_found_some_of_its_room_is_told_of_the_next_at_once() -> None:
+    machine, high, _ = full()
+    asks(machine, high, "high-2", 0.7, count=2)
+    machine.partition.learn(free(1000, 2), 1.0)
+    assert told(machine, 1.01) == [high.key]
+    op, (start,) = asks(machine, high, "high-3", 1.02, count=2)
+    assert isinstance(start, SendStart)
+    machine.started(op, start.instance, start.node, start.addr, None, free(0, 3))
+    machine.partition.learn(free(1000, 4), 1.05)
+    assert told(machine, 1.06) == [high.key]
+
+
+def test_one_whose_room_was_none_is_passed_over_for_a_moment() -> None:
+    machine, high, low = full()
+    machine.partition.learn(free(1000, 2), 1.0)
+    assert told(machine, 1.01) == [high.key]
+    op, (start,) = asks(machine, high, "high-2", 1.02)
+    assert isinstance(start, SendStart)
+    machine.started(op, start.instance, start.node, start.addr, "full", free(0, 3))
+    machine.partition.learn(free(1000, 4), 1.05)
+    assert told(machine, 1.06) == [low.key]
+
+
+def test_nobody_is_told_twice_of_what_several_calls_have_found() -> None:
+    machine = ScheduleMachine(FunctionID("s0"))
+    for name in ("n1", "n2"):
+        machine.partition.learn(status(name, Resources(0, 8192), seq=1), 0.0)
+    high = revision(1000, key="default/high-00001", uri="")._replace(priority=9)
+    low = revision(1000, key="default/low-00001", uri="")
+    other = revision(1000, key="default/other-00001", uri="")
+    for of in (high, low):
+        asks(machine, of, f"{of.key}-1", 0.5)
+    machine.partition.learn(free(1000, 2), 1.0)
+    assert told(machine, 1.0) == [high.key]
+    machine.line._lapse(1.0 + BOOKED_S)
+    machine.partition.learn(free(1000, 3), 3.1)
+    machine.partition.learn(status("n2", Resources(0, 8192), seq=2), 3.1)
+    _, out = asks(machine, other, "other-1", 3.1)
+    assert [type(i) for i in out] == [Answer], "low is next, and yet to be told"
+    machine.partition.learn(status("n2", Resources(1000, 8192), seq=3), 3.11)
+    _, out = asks(machine, high, "high-2", 3.11)  # takes one of the two, and low has the other
+    assert isinstance(out[0], SendStart)
+    assert told(machine, 3.12) == [low.key]
+    assert machine.line.told_total == 2
+
+
+def test_a_pass_over_many_that_differ_compares_each_with_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, compared = ScheduleMachine(FunctionID("s0")), []
+    machine.partition.learn(free(0, 1), 0.0)
+    for k in range(100):  # none of them needs less of everything than another
+        asks(machine, revision(1000 + k, 1000 - k, key=f"default/m{k:02}", uri=""), f"m{k}", 0.5)
+    harder = line._harder
+
+    def counted(waiter: line.Waiter, than: Revision) -> bool:
+        compared.append(waiter.key)
+        return harder(waiter, than)
+
+    monkeypatch.setattr(line, "_harder", counted)
+    machine.partition.learn(free(1099, 2), 1.0)
+    assert told(machine, 1.0) == ["default/m00"]
+    assert len(compared) <= 100 * line.MOST_COMPARED
+    machine.line.leaves("default/m00")
+    machine.line.leaves("default/m01")
+    assert told(machine, 1.1) == ["default/m02"]
+
+
 # --- one node, and two that wait for room on it
 
 
@@ -108,8 +214,11 @@ def free(cpu: int, seq: int) -> NodeStatus:
     return status("n1", Resources(cpu, 8192), seq=seq)
 
 
-def asks(machine: ScheduleMachine, of: Revision, instance: str, now: float) -> tuple[int, list[Instruction]]:
-    return machine.schedule([Wanted(InstanceID(instance), of)], who=Standing("home:1"), now=now)
+def asks(
+    machine: ScheduleMachine, of: Revision, instance: str, now: float, count: int = 1
+) -> tuple[int, list[Instruction]]:
+    wanted = [Wanted(InstanceID(f"{instance}-{k}"), of) for k in range(count)]
+    return machine.schedule(wanted, who=Standing("home:1"), now=now)
 
 
 def told(machine: ScheduleMachine, now: float) -> list[str]:
