@@ -262,8 +262,8 @@ async def serve(
             GALAXY_SLOT_HOST_MIB=str(args.host_mib),
         )
         state = await pod.agent.until(lambda it: it.state in ("ready", "failed"), LONGEST_S)
-        ready_s, asleep_mib = time.monotonic() - began, gpu.gpu_used_mib()
-        clock.say(f"the pod is {state.state} after {ready_s:.1f} s, {asleep_mib} MiB of the GPU: {state}")
+        asleep_mib, took_s = gpu.gpu_used_mib(), time.monotonic() - began
+        clock.say(f"the pod is {state.state} after {took_s:.1f} s, {asleep_mib} MiB of the GPU: {state}")
         if level == "S2" and (state.state, state.asleep) != ("ready", tuple(models)):
             raise Failed(f"the pod: {state}")
         turns = []
@@ -276,12 +276,11 @@ async def serve(
             await killed_in_its_sleep(pod, name, len(models), clock)
             asked = revision(pod, f"{name}-again", name, models[name], args)
             await turn(pod, asked, right[name], level, clock)
-        first = {name: said(pod, name, "sleep")[:1] for name in models}
         pod.terminate()
         if (code := await pod.ended()) != 0 or pod.processes():
             raise Failed(f"the pod ended with {code} and left {pod.processes()}")
         clock.say(f"the pod has ended; {gpu.gpu_used_mib()} MiB of the GPU, {empty} before it")
-    return turns, {"empty": empty, "asleep": asleep_mib, "ready_s": ready_s, "first_sleep": first}
+    return turns, {"empty": empty, "asleep": asleep_mib}
 
 
 def rows(
