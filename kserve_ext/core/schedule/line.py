@@ -89,8 +89,9 @@ class Line:
         self._spared: dict[RevisionKey, float] = {}
         #: what came of calls and nobody has been told yet, by key
         self._due: dict[str, TellRoom] = {}
-        #: somebody who had no turn in the last pass, because its call was under way, would find room now
-        self._missed = False
+        #: from then on one may find room that had no turn in the last pass (its call was under way, or it rested),
+        #: or that has lost what it had there
+        self._missed_at = float("inf")
 
     # --- events
 
@@ -106,8 +107,9 @@ class Line:
             for other in self.waiters.values():
                 if other.told_at is not None and other.priority < waiter.priority:
                     self._release(other)
+                    self._missed_at = now  # should it be of no use to the late one
         best = self.partition.ranking.best
-        news = self.partition.freed or self._missed
+        news = self.partition.freed or now >= self._missed_at
         if not news or not any(best(r) for members in calls.values() for r in members):
             return
         for key, members in calls.items():
@@ -171,7 +173,9 @@ class Line:
             if placed:
                 waiter.rests_until = 0.0  # there was room where it was told of some
             self.tried(())
-        self._missed |= now >= waiter.rests_until and self._could(waiter)
+        self.partition.refused()
+        if self._could(waiter):
+            self._missed_at = min(self._missed_at, max(now, waiter.rests_until))
         if len(self.waiters) > MOST_WAITING:
             last = max(self.waiters.values(), key=lambda w: (-w.priority, w.since, w.key))
             self.leaves(last.key)
@@ -249,7 +253,8 @@ class Line:
             if kept < MOST_KEPT and not waiter.asking and self._keep(waiter, now, out, plans=not asking):
                 kept += 1
         self.partition.given()
-        self._missed = False
+        resting = (w.rests_until for w in self.waiters.values() if now < w.rests_until)
+        self._missed_at = min(resting, default=float("inf"))
         return out
 
     def _could(self, waiter: Waiter) -> bool:

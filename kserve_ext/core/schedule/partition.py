@@ -38,9 +38,10 @@ class Partition:
         #: statuses taken in so far: whether there is news
         self.learned = 0
         self.ranking = Ranking(self._candidates)
-        #: nodes that have changed since the line last gave room, with what was free there then; of these, the ones
-        #: that have more now
-        self._before: dict[NodeID, Resources] = {}
+        #: nodes that have changed since all who wait were offered what there was, with what was free there then, and
+        #: how many had been refused before; of these, the ones that have more now
+        self._before: dict[NodeID, tuple[Resources, int]] = {}
+        self._refused = 0
         self._freed: set[NodeID] = set()
         #: nodes that the view gives to this partition; None before the first view
         self._owned: set[NodeID] | None = None
@@ -156,13 +157,17 @@ class Partition:
 
     @property
     def freed(self) -> bool:
-        """Some node has more room than when the line last gave any (given): those who wait come first there."""
+        """Some node has more room than one of those who wait was offered last: they come first there."""
         return bool(self._freed)
 
     def given(self) -> None:
         """What is free now was offered to those who wait."""
         self._before.clear()
         self._freed.clear()
+
+    def refused(self) -> None:
+        """Somebody waits from now on for whom what is free now was not enough."""
+        self._refused += 1
 
     def room(self) -> tuple[Resources, Resources, int]:
         """Free in all, free on the roomiest node, number of nodes: what is gossiped to other partitions."""
@@ -192,11 +197,11 @@ class Partition:
         self.ranking.changed(node)
 
     def _compare(self, node: NodeID, known: Candidate | None, free: Resources) -> None:
-        """Whether more is free there than when the line last gave room."""
-        before = self._before.get(node)
-        if before is None:
+        """Whether more is free there than those who wait were offered, whoever was offered least."""
+        before, refused = self._before.get(node, (_NOTHING, -1))
+        if refused != self._refused and node not in self._freed:
             before = known.free if known is not None and known.status.accepting else _NOTHING
-            self._before[node] = before
+            self._before[node] = before, self._refused
         if free.fits(before):
             self._freed.discard(node)
         else:

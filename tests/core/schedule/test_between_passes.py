@@ -131,6 +131,23 @@ def test_room_that_comes_while_one_asks_elsewhere_is_its_own_before_a_lower_clas
     assert told(machine, 1.31) == [high.key]
 
 
+def test_room_that_others_gave_back_is_of_who_was_refused_meanwhile() -> None:
+    """There is no more of it than in the last pass; but then it was of no use to those who waited."""
+    machine, high, low = full()
+    for of in (high, low):
+        machine.line.leaves(of.key)
+    asks(machine, revision(2000, key="default/large-00001", uri=""), "large", 0.7)
+    machine.partition.learn(free(1000, 2), 0.8)
+    assert machine.tick(0.9) == []
+    op, (start,) = asks(machine, revision(1000, key="default/other-00001", uri=""), "other", 1.0)
+    assert isinstance(start, SendStart)
+    asks(machine, high, "high-2", 1.01)
+    machine.start_lost(op, start.instance, start.node, "no answer", sent=True)
+    _, out = asks(machine, low, "low-2", 1.02)
+    assert [type(i) for i in out] == [Answer], "it is refused"
+    assert told(machine, 1.03) == [high.key]
+
+
 def test_one_that_is_told_late_of_its_room_is_not_late_for_it() -> None:
     """The function itself was held up between the call that found its room and the next pass."""
     machine, high, low = full()
@@ -162,6 +179,21 @@ def test_one_whose_room_was_none_is_passed_over_for_a_moment() -> None:
     machine.started(op, start.instance, start.node, start.addr, "full", free(0, 3))
     machine.partition.learn(free(1000, 4), 1.05)
     assert told(machine, 1.06) == [low.key]
+
+
+def test_room_that_comes_while_one_rests_is_its_own_afterwards() -> None:
+    machine, high, low = full()
+    machine.line.leaves(low.key)
+    machine.partition.learn(free(1000, 2), 1.0)
+    assert told(machine, 1.01) == [high.key]
+    op, (start,) = asks(machine, high, "high-2", 1.02)
+    assert isinstance(start, SendStart)
+    machine.started(op, start.instance, start.node, start.addr, "full", free(0, 3))
+    machine.partition.learn(free(1000, 4), 1.05)
+    assert told(machine, 1.06) == []
+    _, out = asks(machine, low, "low-2", 1.3)
+    assert [type(i) for i in out] == [Answer], "it is refused"
+    assert told(machine, 1.31) == [high.key]
 
 
 def test_nobody_is_told_twice_of_what_several_calls_have_found() -> None:
