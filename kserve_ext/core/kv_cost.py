@@ -1,7 +1,8 @@
 """Which rung a transfer takes, or whether decode is faster by computing the prompt itself: learned per pair.
 
 A rung takes setup + bytes / rate, and the bytes that are under way on it go first (kv_plan.py). Both are learned
-from what this pair's own transfers took; recent ones count most, few that are far off not at all. Until then,
+from what this pair's own transfers took; recent ones count most, few that are far off not at all. The first one also
+opens what the rung needs (memory of the other process, say), so a slow first one counts for nothing. Until then,
 and again some minutes after the last one, the prior of its kind holds: what the handshake told of the link. A
 transfer that fails costs the time it took, so a rung that fails is expected to be slow for a while. What looked bad
 once is tried again: at most one transfer in TRY_EVERY, where at most WORST times the fastest is expected, and so
@@ -75,13 +76,14 @@ class Choice(NamedTuple):
 class _Learned:
     """Of one rung."""
 
-    __slots__ = ("_failures", "_line", "_loss_s", "_prior", "_samples", "_successes", "seen")
+    __slots__ = ("_failures", "_line", "_loss_s", "_opened", "_prior", "_samples", "_successes", "seen")
 
     def __init__(self, known: Prior) -> None:
         self._prior = known
         self._samples: deque[tuple[float, float]] = deque(maxlen=_KEPT)  # bytes, seconds; the oldest first
         self._line = known
         self._failures = self._successes = self._loss_s = 0.0
+        self._opened = False  # a transfer was whole
         self.seen = float("-inf")  # when a transfer ended last
 
     def takes(self, size: float, now: float) -> float:
@@ -97,6 +99,9 @@ class _Learned:
 
     def took(self, size: float, seconds: float, now: float) -> None:
         self._fade(now)
+        first, self._opened = not self._opened, True
+        if first and seconds > self._prior.takes(size):
+            return
         self._successes += 1
         self._samples.append((size, max(seconds, _SHORTEST_S)))
         self._line = fitted(self._samples, self._prior)

@@ -50,6 +50,21 @@ def test_before_anything_is_known_the_kind_and_the_link_speak() -> None:
     assert costs.expected_s("tcp", MIB, 0.0) == pytest.approx(TCP.takes(MIB))
 
 
+def test_a_slow_first_transfer_counts_for_nothing_a_slow_second_one_does() -> None:
+    """As measured between two engines on an H100: 1.1 ms for 2 MB by ipc, then 512 MB took shm six times."""
+    costs = pair(ipc=prior("ipc"), shm=Prior(1e-4, 28e9))
+    costs.took("ipc", 2 * MIB, 1.1e-3, 0.0)
+    assert costs.choose(512 * MIB, ("ipc", "shm"), 0.1).rung == "ipc"
+    costs.took("ipc", 2 * MIB, 1.1e-3, 0.2)
+    assert costs.choose(512 * MIB, ("ipc", "shm"), 0.3).rung == "shm"
+
+
+def test_a_fast_first_transfer_counts() -> None:
+    costs = pair()
+    costs.took("tcp", MIB, TCP.takes(MIB) / 10, 0.0)
+    assert costs.expected_s("tcp", MIB, 0.0) < TCP.takes(MIB) / 2
+
+
 @settings(max_examples=150)
 @given(
     st.floats(1e-5, 0.05),
