@@ -236,9 +236,11 @@ class Line:
                 shares.add(waiter.namespace, revision.needs)
         out: list[TellRoom | AskRoom] = []
         full: list[Revision] = []
+        full_for: set[tuple[object, ...]] = set()  # gangs: room only shrinks in a pass
         kept = 0
         for waiter in in_turn(waiting, shares, now):
-            if not any(_harder(waiter, than) for than in full):
+            gang = tuple((m.needs, m.node_selector) for m in waiter.members) if waiter.gang else ()
+            if gang not in full_for and not any(_harder(waiter, than) for than in full):
                 places = self._places(waiter)
                 if places:
                     for revision, _ in places:
@@ -248,7 +250,9 @@ class Line:
                         keys = tuple(dict.fromkeys(m.key for m in waiter.members))
                         out.append(TellRoom(waiter.key, waiter.home_addr, keys))
                     continue
-                if not waiter.gang and len(full) < MOST_COMPARED:
+                if waiter.gang:
+                    full_for.add(gang)
+                elif len(full) < MOST_COMPARED:
                     full.append(waiter.members[0])
             if kept < MOST_KEPT and not waiter.asking and self._keep(waiter, now, out, plans=not asking):
                 kept += 1

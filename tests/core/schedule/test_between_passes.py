@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kserve_ext.core.facts import NodeStatus, Resources, Revision
-from kserve_ext.core.ids import FunctionID, InstanceID
+from kserve_ext.core.ids import FunctionID, InstanceID, NodeID
 from kserve_ext.core.schedule import line
 from kserve_ext.core.schedule.facts import (
     Answer,
@@ -19,6 +21,8 @@ from kserve_ext.core.schedule.facts import (
     TellRoom,
     Wanted,
 )
+from kserve_ext.core.schedule.filters import Candidate
+from kserve_ext.core.schedule.gangs import choose_gang
 from kserve_ext.core.schedule.line import BOOKED_S
 from kserve_ext.core.schedule.machine import ScheduleMachine
 from kserve_ext.core.schedule.rooms import Room
@@ -237,6 +241,32 @@ def test_a_pass_over_many_that_differ_compares_each_with_few(monkeypatch: pytest
     machine.line.leaves("default/m00")
     machine.line.leaves("default/m01")
     assert told(machine, 1.1) == ["default/m02"]
+
+
+def test_a_pass_over_many_gangs_that_need_the_same_looks_for_their_nodes_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster, looked = FullCluster({"s0": [Resources(1000, 64_000)] * 2}), []
+    cluster.want("a/holds", 1000, 2)
+    cluster.run(0.2)
+    for k in range(9):
+        cluster.want(f"b/pair{k}", 0, gang=(1000, 1000))
+    cluster.run(0.2)
+
+    def counted(members: Sequence[Revision], candidates: Sequence[Candidate]) -> tuple[NodeID, ...] | None:
+        looked.append(len(members))
+        return choose_gang(members, candidates)
+
+    monkeypatch.setattr(line, "choose_gang", counted)
+    cluster.homes["a/holds"].wanted = 1
+    cluster.end("a/holds")
+    machine = cluster.machines["s0"]
+    assert machine.tick(cluster.now) == []
+    assert looked == [2]
+    cluster.homes["a/holds"].wanted = 0
+    cluster.end("a/holds")
+    assert len(machine.tick(cluster.now)) == 1
+    assert len(looked) <= 3
 
 
 # --- one node, and two that wait for room on it
