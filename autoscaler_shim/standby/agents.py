@@ -18,18 +18,21 @@ from kserve_ext.api.standby import names
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.facts import Assignment
 from kserve_ext.core.standby.known import Known, Seen
+from kserve_ext.core.standby.patience import MOST_S, Patience
 from kserve_ext.kube.client import Client, KubeObject
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import PODS
 from kserve_ext.rpc import Rpc, RpcError
 from kserve_ext.rpc.background import kept_up
+from kserve_ext.wire.frames import ErrorCode
 from kserve_ext.wire.messages import FreeSlot, Message, NodeSlots, SlotReply, TakeSlot, WatchSlots
 
 log = logging.getLogger(__name__)
 
 #: Longer than an agent lets a watch last.
 WATCH_S: Final = 30.0
-ORDER_S: Final = 2.0
+#: What has arrived while this process was busy itself is read before it counts as missing.
+READ_S: Final = 0.1
 AGAIN_S: Final = (0.1, 2.0)
 #: Longest wait for the first word of all.
 FIRST_S: Final = 2.0
@@ -54,6 +57,7 @@ class Agents:
         self._said: dict[str, tuple[float, NodeSlots]] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._heard: set[str] = set()
+        self._patience = Patience()
         self._first = asyncio.Event()
         self.informer = Informer(
             client,
@@ -103,17 +107,28 @@ class Agents:
             task.cancel()
         await asyncio.gather(*self._watches.values(), return_exceptions=True)
 
-    def take(self, seen: Seen, assignment: Assignment, tell: tuple[str, ...], term: int, done: Done) -> None:
+    def take(
+        self,
+        seen: Seen,
+        assignment: Assignment,
+        tell: tuple[str, ...],
+        term: int,
+        busy: Callable[[], None],
+        done: Done,
+    ) -> None:
+        """`busy` is called while the agent answers others, once in a while."""
         slot = seen.slot
-        self._order(seen.node, TakeSlot(slot.pod, slot.uid, assignment, tell, term), done)
+        self._order(seen.node, TakeSlot(slot.pod, slot.uid, assignment, tell, term), busy, done)
 
     def free(self, seen: Seen, revision: RevisionKey, term: int, done: Done) -> None:
-        self._order(seen.node, FreeSlot(seen.slot.pod, seen.slot.uid, revision, term), done)
+        self._order(seen.node, FreeSlot(seen.slot.pod, seen.slot.uid, revision, term), _nothing, done)
 
-    def silent(self, node: str) -> None:
+    def silent(self, node: str, error: RpcError) -> None:
         """It has left an order unanswered: nothing of it is taken until it is heard again."""
         if node not in self._heard:
             return  # that is known
+        if error.code is ErrorCode.DEADLINE and not self._patience.silent(node, time.monotonic()):
+            return  # it answers others
         log.warning(
             "the agent of node %s has left an order unanswered: its slots aren't taken meanwhile", node
         )
@@ -125,14 +140,36 @@ class Agents:
 
     # --- inside
 
-    def _order(self, node: str, message: Message, done: Done) -> None:
+    def _order(self, node: str, message: Message, busy: Callable[[], None], done: Done) -> None:
         assert self._rpc is not None
+        loop, ordered = asyncio.get_running_loop(), time.monotonic()
+        addr, looked = self.addrs.get(node, ""), False
+        timer: asyncio.TimerHandle | None = None
 
         def answered(reply: Message | RpcError) -> None:
+            nonlocal timer
             assert isinstance(reply, SlotReply | RpcError)
-            done(reply)
+            if isinstance(reply, SlotReply):
+                self._patience.heard(node, time.monotonic())
+            if timer is not None:  # else it was given up before
+                timer.cancel()
+                timer = None
+                done(reply)
 
-        self._rpc.call_soon(self.addrs.get(node, ""), message, answered, ORDER_S)
+        def look() -> None:
+            nonlocal timer, looked
+            left_s = self._patience.left_s(node, ordered, time.monotonic())
+            if left_s > 0:
+                busy()
+                timer, looked = loop.call_later(left_s, look), False
+            elif not looked:
+                timer, looked = loop.call_later(READ_S, look), True
+            else:
+                waited = f"no answer within {time.monotonic() - ordered:.1f} s"
+                answered(RpcError(ErrorCode.DEADLINE, waited, addr))
+
+        timer = loop.call_later(self._patience.left_s(node, ordered, ordered), look)
+        self._rpc.call_soon(addr, message, answered, MOST_S + 2 * READ_S)
 
     def _pod(self, old: KubeObject | None, new: KubeObject | None) -> None:
         before, after = _place(old), _place(new)
@@ -155,6 +192,7 @@ class Agents:
             self.addrs.pop(node, None)
             self.runs.pop(node, None)
             self._said.pop(node, None)
+            self._patience.forget(node)
             log.info("node %s has no agent any more: its standby pods are left alone", node)
             self._known.away(node)
             self._changed(set())
@@ -194,6 +232,7 @@ class Agents:
                 log.info("node %s: %d slots", node, len(news.slots))
             away, pause_s = False, AGAIN_S[0]
             self._heard.add(node)
+            self._patience.heard(node, time.monotonic())
             self._said[node] = time.time(), news
             self.runs[node] = news.tag.partition(".")[0]
             self._look()
@@ -201,6 +240,10 @@ class Agents:
                 tag = news.tag
                 closed = not news.status.accepting
                 self._changed(self._known.told(node, news.slots, news.status.models, closed))
+
+
+def _nothing() -> None:
+    pass
 
 
 def _slim(pod: KubeObject) -> KubeObject:

@@ -59,7 +59,7 @@ class Orders:
             log.info("%s: standby pod %s can't be had: %s", key, pod, _why(reply))
             self._tally.refused += 1
             if isinstance(reply, RpcError):
-                self._agents.silent(seen.node)
+                self._agents.silent(seen.node, reply)
             if isinstance(reply, SlotReply) or not reply.sent:
                 adoption.refused(uid, now)
                 self._saying.refused(adoption.revision, uid, _why(reply))
@@ -71,7 +71,9 @@ class Orders:
         self._tally.begun(uid, begun)
         self._saying.took(adoption.revision, seen, begun)
         self._ordered[uid] = self._agents.runs.get(seen.node, "")
-        self._agents.take(seen, given, self._tell(), self._term(key), done)
+        self._agents.take(
+            seen, given, self._tell(), self._term(key), lambda: adoption.busy(uid, time.monotonic()), done
+        )
 
     def tell_anew(self, key: str, adoption: Adoption, wish: Wish, uid: str) -> None:
         """An agent that has begun since then doesn't know which activators wait to hear that the slot serves."""
@@ -83,7 +85,7 @@ class Orders:
         if has_it and self._ordered.get(uid) != run:
             self._ordered[uid] = run
             given = assigning.assignment(wish, adoption.revision, seen.slot.pod.partition("/")[2])
-            self._agents.take(seen, given, self._tell(), self._term(key), lambda _: None)
+            self._agents.take(seen, given, self._tell(), self._term(key), lambda: None, lambda _: None)
 
     def free(self, key: str, adoption: Adoption, uid: str) -> None:
         adoption.freed(uid, time.monotonic())

@@ -115,6 +115,11 @@ class Adoption:
         if uid in self.taken:
             self.taken[uid].sure_at = now
 
+    def busy(self, uid: str, now: float) -> None:
+        """Its agent answers others, and will come to this order."""
+        if uid in self.taken:
+            self.taken[uid].sure_at = now
+
     def refused(self, uid: str, now: float) -> None:
         """Certainly not ours: somebody else has it, or it isn't there."""
         self._drop(uid)
