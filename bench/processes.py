@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
+import os
+import signal
 import socket
 import subprocess
 import time
@@ -38,6 +41,28 @@ def wait_listening(port: int, what: str, host: str = "127.0.0.1") -> None:
             time.sleep(0.05)
         else:
             return
+
+
+def well(port: int) -> bool:
+    """Whether the server there says so."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """It leads a process group of its own."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
 
 
 def family(pid: int) -> list[int]:

@@ -13,7 +13,6 @@ import http.client
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import torch
 from bench import gpu_instances as gpu
 from bench import shaped
 from bench.coldstart import ROOT, TIMEOUT_S, first_token
+from bench.processes import end_group, well
 from bench.record import record
 from kserve_ext.cli.embedded.ports import free_port
 from tools.setup.tiny_model import make
@@ -58,30 +58,14 @@ def plain(model: Path, options: list[str], log: Path) -> tuple[float, list[list[
             command, cwd=ROOT, env=env, stdout=file, stderr=file, start_new_session=True
         )
     try:
-        while not _healthy(port):
+        while not well(port):
             if process.poll() is not None or time.monotonic() - began > TIMEOUT_S:
                 raise RuntimeError(f"the plain server did not start: {log.read_text()[-6000:]}")
             time.sleep(0.02)
         first_token(port, gpu.NAME)
         return time.monotonic() - began, tokens(port)
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(20)
-
-
-def _healthy(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
+        end_group(process)
 
 
 def ours(

@@ -32,6 +32,7 @@ import torch
 from autoscaler_shim.slot import orders
 from bench import gpu_instances as gpu
 from bench.gpu_models import large
+from bench.processes import end_group, well
 from bench.record import record
 from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.core.standby.facts import Assignment
@@ -134,7 +135,7 @@ def by_endpoints(
         )
     try:
         until(
-            lambda: answers(port) or server.poll() is not None,
+            lambda: well(port) or server.poll() is not None,
             f"vLLM's server: {log.read_text()[-2000:]}",
             LONGEST_S,
         )
@@ -157,23 +158,7 @@ def by_endpoints(
         clock.say(f"vLLM's server, by its endpoints: {'; '.join(seen)}")
         return seen[-1]
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait(20)
-
-
-def answers(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
+        end_group(server)
 
 
 # --- the pod
