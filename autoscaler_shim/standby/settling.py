@@ -67,7 +67,11 @@ class Settling:
         except NotFound:
             return
         except KubeError as error:
-            held = names.POLICY in error.message
+            if names.POLICY not in error.message:
+                # In a burst the pod may have an owner by now, or the server too much to do: that says nothing.
+                log.info("whether policy %s is in force wasn't answered: %s", names.POLICY, error)
+                return
+            held = True
         self._found = self._found + 1 if held else 0
         self._found_at = asyncio.get_running_loop().time()
         if held != self._said:

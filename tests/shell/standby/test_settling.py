@@ -1,0 +1,55 @@
+"""Whether the policy is in force is what the API server's refusals say, and only those that are the policy's."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from autoscaler_shim.standby.pods import StandbyPods
+from autoscaler_shim.standby.settling import Settling
+from kserve_ext.api.standby import names
+from kserve_ext.core.standby.known import Known, StandbyPod
+from kserve_ext.kube.client import Client
+from kserve_ext.kube.errors import KubeError
+
+REFUSED = KubeError(422, "Invalid", f"ValidatingAdmissionPolicy '{names.POLICY}' denied the request")
+OWNED = KubeError(422, "Invalid", "Only one reference can have Controller set to true")
+BUSY = KubeError(429, "TooManyRequests", "the server has received too many requests")
+
+
+class Api:
+    """Answers a dry patch with the next of `answers`; None = it has nothing against it."""
+
+    def __init__(self, *answers: KubeError | None) -> None:
+        self.answers = list(answers)
+
+    async def patch(self, *_: Any, **__: Any) -> None:
+        if (error := self.answers.pop(0)) is not None:
+            raise error
+
+
+def after(*answers: KubeError | None) -> bool:
+    async def script() -> bool:
+        known = Known()
+        known.pod("u", StandbyPod("ns/a", "u", "p"))
+        settling = Settling(cast("Client", Api(*answers)), known, cast("StandbyPods", None))
+        for _ in answers:
+            await settling.look()
+        return settling.can_hold
+
+    return asyncio.run(script())
+
+
+def test_two_refusals_in_a_row_are_the_policys() -> None:
+    assert not after(REFUSED)
+    assert after(REFUSED, REFUSED)
+
+
+def test_what_is_refused_for_another_reason_says_nothing() -> None:
+    assert after(REFUSED, OWNED, BUSY, REFUSED, OWNED)
+    assert not after(OWNED, BUSY, OWNED)
+
+
+def test_what_is_not_refused_says_that_it_is_not_in_force() -> None:
+    assert not after(REFUSED, REFUSED, None)
+    assert not after(REFUSED, REFUSED, None, REFUSED)
