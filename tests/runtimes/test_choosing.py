@@ -38,7 +38,7 @@ def trips(
     choosing: Choosing, clock: Clock, rung: Rung, ms: float, sent: jobs.Sent, first: str = "sent"
 ) -> None:
     assert choosing.choose("p", Channel(rung), TOKENS, None) is not None
-    for _ in range(8):
+    for _ in range(16):
         clock.now += 1.0
         trip = choosing.begin("p", rung, TOKENS)
         if first == "sent":
