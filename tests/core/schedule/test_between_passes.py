@@ -174,26 +174,26 @@ def test_one_that_found_some_of_its_room_is_told_of_the_next_at_once() -> None:
     assert told(machine, 1.06) == [high.key]
 
 
-def test_one_whose_room_was_none_is_passed_over_for_a_moment() -> None:
-    machine, high, low = full()
+def told_of_none(machine: ScheduleMachine, high: Revision) -> None:
+    """It is told of room that a node then refuses, and other room comes at once."""
     machine.partition.learn(free(1000, 2), 1.0)
     assert told(machine, 1.01) == [high.key]
     op, (start,) = asks(machine, high, "high-2", 1.02)
     assert isinstance(start, SendStart)
     machine.started(op, start.instance, start.node, start.addr, "full", free(0, 3))
     machine.partition.learn(free(1000, 4), 1.05)
+
+
+def test_one_whose_room_was_none_is_passed_over_for_a_moment() -> None:
+    machine, high, low = full()
+    told_of_none(machine, high)
     assert told(machine, 1.06) == [low.key]
 
 
 def test_room_that_comes_while_one_rests_is_its_own_afterwards() -> None:
     machine, high, low = full()
     machine.line.leaves(low.key)
-    machine.partition.learn(free(1000, 2), 1.0)
-    assert told(machine, 1.01) == [high.key]
-    op, (start,) = asks(machine, high, "high-2", 1.02)
-    assert isinstance(start, SendStart)
-    machine.started(op, start.instance, start.node, start.addr, "full", free(0, 3))
-    machine.partition.learn(free(1000, 4), 1.05)
+    told_of_none(machine, high)
     assert told(machine, 1.06) == []
     _, out = asks(machine, low, "low-2", 1.3)
     assert [type(i) for i in out] == [Answer], "it is refused"
