@@ -113,15 +113,16 @@ class Agents:
         assignment: Assignment,
         tell: tuple[str, ...],
         term: int,
-        busy: Callable[[], None],
         done: Done,
+        *,
+        busy: Callable[[], None] | None = None,
     ) -> None:
         """`busy` is called while the agent answers others, once in a while."""
         slot = seen.slot
-        self._order(seen.node, TakeSlot(slot.pod, slot.uid, assignment, tell, term), busy, done)
+        self._order(seen.node, TakeSlot(slot.pod, slot.uid, assignment, tell, term), done, busy)
 
     def free(self, seen: Seen, revision: RevisionKey, term: int, done: Done) -> None:
-        self._order(seen.node, FreeSlot(seen.slot.pod, seen.slot.uid, revision, term), _nothing, done)
+        self._order(seen.node, FreeSlot(seen.slot.pod, seen.slot.uid, revision, term), done)
 
     def silent(self, node: str, error: RpcError) -> None:
         """It has left an order unanswered: nothing of it is taken until it is heard again."""
@@ -140,7 +141,7 @@ class Agents:
 
     # --- inside
 
-    def _order(self, node: str, message: Message, busy: Callable[[], None], done: Done) -> None:
+    def _order(self, node: str, message: Message, done: Done, busy: Callable[[], None] | None = None) -> None:
         assert self._rpc is not None
         loop, ordered = asyncio.get_running_loop(), time.monotonic()
         addr, looked = self.addrs.get(node, ""), False
@@ -160,7 +161,8 @@ class Agents:
             nonlocal timer, looked
             left_s = self._patience.left_s(node, ordered, time.monotonic())
             if left_s > 0:
-                busy()
+                if busy is not None:
+                    busy()
                 timer, looked = loop.call_later(left_s, look), False
             elif not looked:
                 timer, looked = loop.call_later(READ_S, look), True
@@ -240,10 +242,6 @@ class Agents:
                 tag = news.tag
                 closed = not news.status.accepting
                 self._changed(self._known.told(node, news.slots, news.status.models, closed))
-
-
-def _nothing() -> None:
-    pass
 
 
 def _slim(pod: KubeObject) -> KubeObject:

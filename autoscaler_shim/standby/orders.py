@@ -52,7 +52,7 @@ class Orders:
         def done(reply: SlotReply | RpcError) -> None:
             now = time.monotonic()
             if isinstance(reply, SlotReply) and not reply.reason:
-                adoption.accepted(uid, now)
+                adoption.assured(uid, now)
                 self._saying.accepted(adoption.revision, uid, now)
                 self._tally.taken += 1
                 return
@@ -71,9 +71,11 @@ class Orders:
         self._tally.begun(uid, begun)
         self._saying.took(adoption.revision, seen, begun)
         self._ordered[uid] = self._agents.runs.get(seen.node, "")
-        self._agents.take(
-            seen, given, self._tell(), self._term(key), lambda: adoption.busy(uid, time.monotonic()), done
-        )
+
+        def busy() -> None:
+            adoption.assured(uid, time.monotonic())
+
+        self._agents.take(seen, given, self._tell(), self._term(key), done, busy=busy)
 
     def tell_anew(self, key: str, adoption: Adoption, wish: Wish, uid: str) -> None:
         """An agent that has begun since then doesn't know which activators wait to hear that the slot serves."""
@@ -85,7 +87,7 @@ class Orders:
         if has_it and self._ordered.get(uid) != run:
             self._ordered[uid] = run
             given = assigning.assignment(wish, adoption.revision, seen.slot.pod.partition("/")[2])
-            self._agents.take(seen, given, self._tell(), self._term(key), lambda: None, lambda _: None)
+            self._agents.take(seen, given, self._tell(), self._term(key), lambda _: None)
 
     def free(self, key: str, adoption: Adoption, uid: str) -> None:
         adoption.freed(uid, time.monotonic())

@@ -110,13 +110,8 @@ class Adoption:
 
     # --- what came of it
 
-    def accepted(self, uid: str, now: float) -> None:
-        """The agent has given it to us."""
-        if uid in self.taken:
-            self.taken[uid].sure_at = now
-
-    def busy(self, uid: str, now: float) -> None:
-        """Its agent answers others, and will come to this order."""
+    def assured(self, uid: str, now: float) -> None:
+        """The agent has given it to us; or it answers others, and will come to this order."""
         if uid in self.taken:
             self.taken[uid].sure_at = now
 

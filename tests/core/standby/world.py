@@ -170,7 +170,7 @@ class World:
     def answer(self, index: int) -> None:
         order, done = self.replies.pop(index)
         if done:
-            self.adoptions[order.revision].accepted(order.uid, self.now)
+            self.adoptions[order.revision].assured(order.uid, self.now)
         else:
             self.adoptions[order.revision].refused(order.uid, self.now)
 

@@ -61,7 +61,7 @@ def test_one_that_answers_others_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
         peer, heard, told = Peer(), list[Any](), list[float]()
         agents = agents_of(peer)
         monkeypatch.setattr(agents._patience, "left_s", lambda *_: 0.001)  # there is always a word of it
-        agents._order("node-1", cast("Any", None), lambda: told.append(1.0), heard.append)
+        agents._order("node-1", cast("Any", None), heard.append, lambda: told.append(1.0))
         await until(lambda: len(told) >= 5)
         assert not heard
         peer.under_way[0](SlotReply(""))

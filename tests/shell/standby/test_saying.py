@@ -158,7 +158,7 @@ def test_an_order_that_an_agent_leaves_unanswered_is_said(
             await world.filled(1)
             assert made.standby is not None
 
-            def lost(*args: Any) -> None:
+            def lost(*args: Any, **_: Any) -> None:
                 asyncio.get_running_loop().call_soon(
                     args[-1], RpcError(ErrorCode.DEADLINE, "no answer within 2 s")
                 )
