@@ -57,9 +57,10 @@ class Settling:
 
     async def look(self) -> None:
         """Whether the policy is in force: the API server is asked for what it must refuse. Now and then."""
-        pod = next((p for p in self._known.pods.values() if not (p.revision or p.leaving or p.ended)), None)
-        if pod is None:
+        pods = [pod for pod in self._known.pods.values() if not (pod.leaving or pod.ended)]
+        if not pods:
             return
+        pod = min(pods, key=lambda pod: bool(pod.revision))  # in a burst all may be somebody's
         namespace, _, name = pod.name.partition("/")
         held = False
         try:
@@ -68,7 +69,7 @@ class Settling:
             return
         except KubeError as error:
             if names.POLICY not in error.message:
-                # In a burst the pod may have an owner by now, or the server too much to do: that says nothing.
+                # Another rule of the cluster, or a server that has too much to do: that says nothing.
                 log.info("whether policy %s is in force wasn't answered: %s", names.POLICY, error)
                 return
             held = True

@@ -8,6 +8,7 @@ from typing import Any, cast
 from autoscaler_shim.standby.pods import StandbyPods
 from autoscaler_shim.standby.settling import Settling
 from kserve_ext.api.standby import names
+from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.known import Known, StandbyPod
 from kserve_ext.kube.client import Client
 from kserve_ext.kube.errors import KubeError
@@ -28,10 +29,13 @@ class Api:
             raise error
 
 
-def after(*answers: KubeError | None) -> bool:
+FREE = StandbyPod("ns/a", "u", "p")
+
+
+def after(*answers: KubeError | None, pod: StandbyPod = FREE) -> bool:
     async def script() -> bool:
         known = Known()
-        known.pod("u", StandbyPod("ns/a", "u", "p"))
+        known.pod("u", pod)
         settling = Settling(cast("Client", Api(*answers)), known, cast("StandbyPods", None))
         for _ in answers:
             await settling.look()
@@ -53,3 +57,10 @@ def test_what_is_refused_for_another_reason_says_nothing() -> None:
 def test_what_is_not_refused_says_that_it_is_not_in_force() -> None:
     assert not after(REFUSED, REFUSED, None)
     assert not after(REFUSED, REFUSED, None, REFUSED)
+
+
+def test_where_all_pods_are_revisions_one_of_theirs_is_asked_for() -> None:
+    """Else a burst that takes them all would leave no word about the policy, and each adoption cost a pod."""
+    taken = FREE._replace(revision=RevisionKey("ns/r"), owned=True)
+    assert after(REFUSED, REFUSED, pod=taken)
+    assert not after(REFUSED, REFUSED, pod=taken._replace(leaving=True))
