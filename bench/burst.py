@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import hashlib
 import os
+import shutil
 import signal
 import statistics
 import time
@@ -81,6 +82,13 @@ async def one_burst(stack: Cluster, observer: Observer, names: Sequence[str], fi
     return burst
 
 
+def counted(setting: Setting, before: Mapping[str, float]) -> str:
+    """What its autoscaler has counted of standby pods since then."""
+    now = setting.counters()
+    since = {name: count - before.get(name, 0.0) for name, count in now.items()}
+    return ", ".join(f"{name} {count:.0f}" for name, count in sorted(since.items()) if count)
+
+
 async def measure(stack: Cluster, setting: Setting, models: Models, args: argparse.Namespace) -> Found:
     found: Found = {}
     sizes = [int(size) for size in args.sizes.split(",")]
@@ -100,8 +108,11 @@ async def measure(stack: Cluster, setting: Setting, models: Models, args: argpar
                     groups = [range(i, i + 1) for i in range(SINGLES)] if size == 1 else [range(size)]
                     for group in groups:
                         await asyncio.to_thread(setting.wait_standing_by, max(sizes), POOL_S)
+                        before = await asyncio.to_thread(setting.counters)
                         burst = await one_burst(stack, observer, [name_of(i) for i in group], figures)
                         show(number, name, size, burst, hits(burst, models.digests))
+                        if said := await asyncio.to_thread(counted, setting, before):
+                            print(f"  standby pods: {said}", flush=True)
         following.cancel()
     return found
 
@@ -175,6 +186,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--sizes", default="1,25,100,400", help="revisions at once")
+    parser.add_argument("--logs", type=Path, help="folder to which the stack's logs are copied in the end")
     parser.add_argument("--impl", default=",".join(IMPLEMENTATIONS), help=f"of {', '.join(IMPLEMENTATIONS)}")
     args = parser.parse_args()
     if unknown := set(args.impl.split(",")) - set(IMPLEMENTATIONS):
@@ -190,6 +202,8 @@ def main() -> None:
         print(f"{most} Services ready after {time.monotonic() - began:.0f} s", flush=True)
         found = asyncio.run(measure(stack, setting, models, args))
     finally:
+        if args.logs is not None:
+            shutil.copytree(stack.place.logs, args.logs, dirs_exist_ok=True)
         cluster.down(stack.place)
         for pid in of_stack(stack.place.folder):
             os.kill(pid, signal.SIGKILL)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,21 +97,37 @@ class Setting:
                 f"{count} standby pods", full, seconds, 0.5, detail=lambda: f"{found[-1]:.0f} are ready"
             )
 
+    def counters(self) -> dict[str, float]:
+        """What the autoscaler has counted of standby pods; none where it has no part of that."""
+        found: dict[str, float] = {}
+        if self._now == "ours-standby":
+            for pod in self._stack.api.list("v1", "Pod", SYSTEM_NAMESPACE):
+                if (pod["metadata"].get("labels") or {}).get("app") == "autoscaler":
+                    for line in self._metrics(pod, 9090):
+                        name, _, value = line.rpartition(" ")
+                        if name.startswith("galaxy_standby_") and "_total" in name and "idle" not in name:
+                            short = name.removeprefix("galaxy_standby_").replace("_total", "")
+                            found[short] = found.get(short, 0.0) + float(value)
+        return found
+
     def _ready_slots(self) -> float:
-        """Asked in the node's namespace, where the agent's address is."""
         ready = 0.0
         for pod in self._stack.api.list("v1", "Pod", SYSTEM_NAMESPACE):
-            labels, address = pod["metadata"].get("labels") or {}, (pod.get("status") or {}).get("podIP")
-            light = pod["spec"].get("nodeName") == light_node.NODE
-            if labels.get(names.COMPONENT_LABEL) == names.AGENT_COMPONENT and address and light:
-                asked = network.command(
-                    self._stack.place.node, ["curl", "-s", "-m", "5", f"http://{address}:9191/metrics"]
-                )
-                text = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
-                for line in text.splitlines():
+            agent = (pod["metadata"].get("labels") or {}).get(names.COMPONENT_LABEL) == names.AGENT_COMPONENT
+            if agent and pod["spec"].get("nodeName") == light_node.NODE:
+                for line in self._metrics(pod, 9191):
                     if line.startswith("galaxy_standby_slots{") and 'state="ready"' in line:
                         ready += float(line.rpartition(" ")[2])
         return ready
+
+    def _metrics(self, pod: Mapping[str, Any], port: int) -> list[str]:
+        """Asked in the node's namespace, where its address is."""
+        address = (pod.get("status") or {}).get("podIP")
+        if not address:
+            return []
+        url = f"http://{address}:{port}/metrics"
+        asked = network.command(self._stack.place.node, ["curl", "-s", "-m", "5", url])
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
 
     def _pods(self) -> list[dict[str, Any]]:
         found = self._stack.api.list("v1", "Pod", "default")
