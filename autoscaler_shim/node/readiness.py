@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from autoscaler_shim.node.folders import read_json
 from kserve_ext.core.facts import Mark
+from kserve_ext.rpc.unix_socket import BACKLOG
 
 POLL_S = 0.25
 PROBE_PERIOD_S = 0.1
@@ -42,7 +43,7 @@ class ReadySocket:
 
     async def listen(self, path: Path) -> None:
         _clear(path)
-        self._server = await asyncio.start_unix_server(self._serve, str(path))
+        self._server = await asyncio.start_unix_server(self._serve, str(path), backlog=BACKLOG)
         os.chmod(path, 0o600)
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from autoscaler_shim.node.folders import NodeFolder, read_json, write_json
 from autoscaler_shim.node.processes import NOBODY, Process, identify, parent_of
 from autoscaler_shim.node.watcher import Exit, Watcher
+from kserve_ext.rpc.unix_socket import dial
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class ZygotePool:
     async def _fork(self, module: str, request: dict[str, Any]) -> int:
         process = self._running.get(module)
         try:
-            reader, writer = await asyncio.open_unix_connection(str(self.folder.zygote_socket(module)))
+            reader, writer = await dial(self.folder.zygote_socket(module))
         except OSError as error:
             raise NoZygote(f"the zygote of {module} can't be reached: {error}") from error
         try:
@@ -172,10 +173,10 @@ class ZygotePool:
         task.add_done_callback(self._tasks.discard)
 
     async def _wait_until_ready(self, module: str, process: Process, ready: asyncio.Future[None]) -> None:
-        path = str(self.folder.zygote_socket(module))
+        path = self.folder.zygote_socket(module)
         while self._running.get(module) == process and not ready.done():
             try:
-                reader, writer = await asyncio.open_unix_connection(path)
+                reader, writer = await dial(path)
                 answer = await _ask(reader, writer, {"ping": True})
             except (OSError, ValueError):
                 await asyncio.sleep(DIAL_PERIOD_S)

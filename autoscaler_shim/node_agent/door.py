@@ -19,6 +19,7 @@ from typing import Final, Protocol
 import msgspec
 
 from kserve_ext.core.standby.facts import Slot
+from kserve_ext.rpc.unix_socket import BACKLOG
 from kserve_ext.wire.slot_socket import FromAgent, FromSlot, Hello, Refused, State
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,9 @@ class Door:
         fresh = self._path.with_name(f"{self._path.name}.new")
         with contextlib.suppress(FileNotFoundError):
             fresh.unlink()
-        self._server = await asyncio.start_unix_server(self._accepted, fresh, limit=MOST_BYTES)
+        self._server = await asyncio.start_unix_server(
+            self._accepted, fresh, limit=MOST_BYTES, backlog=BACKLOG
+        )
         fresh.chmod(SOCKET_MODE)
         os.replace(fresh, self._path)  # also over one that a former agent has left
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from autoscaler_shim.node.process_backend import base_environment
 from autoscaler_shim.node.processes import Process, identify
 from autoscaler_shim.node.watcher import Exit, Watcher
+from kserve_ext.rpc.unix_socket import dial
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +184,7 @@ class Base:
             await asyncio.sleep(DIAL_PERIOD_S)
 
     async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        reader, writer = await asyncio.open_unix_connection(str(self._socket))
+        reader, writer = await dial(self._socket)
         try:
             writer.write(json.dumps(request).encode() + b"\n")
             await writer.drain()

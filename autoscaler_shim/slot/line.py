@@ -16,6 +16,7 @@ import msgspec
 
 from autoscaler_shim.slot.settings import Settings
 from kserve_ext.core.backoff import pause_s
+from kserve_ext.rpc.unix_socket import dial
 from kserve_ext.wire.slot_socket import Free, FromAgent, Hello, Refused, Start, State
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class AgentLine:
         except OSError as error:
             return f"no token to show it ({error}): the pod needs a projected token of its ServiceAccount"
         try:
-            reader, writer = await asyncio.open_unix_connection(settings.agent_socket, limit=MAX_LINE_BYTES)
+            reader, writer = await dial(settings.agent_socket, limit=MAX_LINE_BYTES)
         except OSError as error:
             return f"it can't be reached at {settings.agent_socket} ({error.strerror or error})"
         try:

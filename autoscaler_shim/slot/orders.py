@@ -13,6 +13,8 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
+from kserve_ext.rpc.unix_socket import dial
+
 SOCKET: Final = "control.sock"
 #: Weights to host memory, KV cache dropped (2 drops the weights as well).
 LEVEL: Final = 1
@@ -45,7 +47,7 @@ async def wake(folder: Path, port: int, generation: int) -> None:
 
 
 async def _say(path: Path, order: dict[str, Any], state: str) -> None:
-    reader, writer = await asyncio.open_unix_connection(str(path), limit=_MOST_BYTES)
+    reader, writer = await dial(path, limit=_MOST_BYTES)
     try:
         writer.write(json.dumps(order).encode() + b"\n")
         answer = _object(await reader.readline(), "its control socket")

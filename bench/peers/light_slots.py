@@ -25,6 +25,7 @@ from e2e.stack import watch
 from e2e.stack.place import CLONE
 from kserve_ext.api.standby import names
 from kserve_ext.core.standby.facts import Assignment
+from kserve_ext.rpc.unix_socket import dial
 from kserve_ext.wire import slot_socket
 from kserve_ext.wire.slot_socket import Free, FromAgent, Hello, Refused, Start, State
 
@@ -74,13 +75,13 @@ class Slots:
             return str((await response.json())["status"]["token"])
 
     async def dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_unix_connection(str(self._agent), limit=1 << 20)
+        return await dial(self._agent, limit=1 << 20)
 
     async def fork(self, slot: Slot, assignment: Assignment) -> int:
         argv = ["--address", slot.address, "--model", _model(assignment), "--tell", str(self._told)]
         argv += ["--uid", slot.uid, "--pod", slot.name]
         request = {"argv": argv, "stdout": str(self._log), "stderr": str(self._log)}
-        reader, writer = await asyncio.open_unix_connection(str(self._zygote))
+        reader, writer = await dial(self._zygote)
         writer.write(json.dumps(request).encode() + b"\n")
         answer = json.loads(await reader.readline())
         writer.close()

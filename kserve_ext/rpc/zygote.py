@@ -29,6 +29,8 @@ from typing import Any, NamedTuple, NoReturn
 from kserve_ext.rpc.kept import Kept
 
 _REQUEST_S = 5.0
+#: A node may be asked for hundreds of instances at once, and who finds the queue full has to dial again.
+_BACKLOG = 4096
 _MAX_REQUEST = 1 << 20
 #: SIGPIPE stays ignored, as in every Python: a peer that hangs up must not end its instance.
 _RESET = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -63,7 +65,7 @@ class Zygote:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(new)
         os.chmod(new, 0o600)
-        self._listener.listen(128)
+        self._listener.listen(_BACKLOG)
         os.replace(new, path)
         self._listener.setblocking(False)
 
