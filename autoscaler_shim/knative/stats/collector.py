@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from autoscaler_shim.knative.pods import PodIndex
 from autoscaler_shim.knative.stats.scraper import Scraper, load_of
@@ -19,7 +19,7 @@ from kserve_ext.api.knative.children import Trouble, Windows
 from kserve_ext.api.knative.config import Network
 from kserve_ext.core.knative.attention import Attention
 from kserve_ext.core.knative.collection import Collection, Metric
-from kserve_ext.core.knative.sampling import Load, Route
+from kserve_ext.core.knative.sampling import Load, Pod, Route
 from kserve_ext.core.scaling.window import Averages
 from kserve_ext.wire.stats import Stat
 
@@ -117,15 +117,16 @@ class Collector:
         found = self._collected[key]
         if found.scraping is not None:
             return
-        if not found.windows.target or not self._pods.scrapable(found.pods):
+        pods = self._pods.scrapable(found.pods) if found.windows.target else []
+        if not pods:
             self._note(key, found, None)
             return
-        found.scraping = asyncio.get_running_loop().create_task(self._scrape(key, found))
+        # Those that were found just now: by the time the task begins the last one may have gone.
+        found.scraping = asyncio.get_running_loop().create_task(self._scrape(key, found, pods))
 
-    async def _scrape(self, key: str, found: Collected) -> None:
+    async def _scrape(self, key: str, found: Collected, pods: Sequence[Pod]) -> None:
         begun = time.monotonic()
         try:
-            pods = self._pods.scrapable(found.pods)
             target = f"{found.windows.target}.{key.partition('/')[0]}"
             result = await self._scraper.scrape(
                 target, pods, found.windows.stable_s, found.route, self._network()

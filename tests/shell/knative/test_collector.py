@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from kserve_ext.api.knative.children import Windows
 from kserve_ext.api.knative.config import Network
 from kserve_ext.api.knative.pa import settings
 from kserve_ext.core.knative.decider import Decider
+from kserve_ext.core.knative.sampling import Load, Pod
 from kserve_ext.core.scaling.window import Averages
 from kserve_ext.wire.stats import Stat
 from tests.support.api_server import ApiServer
@@ -42,7 +44,7 @@ class World:
         self.wall = 1_700_000_000.25
         clock = SimpleNamespace(time=lambda: self.wall, monotonic=time.monotonic)
         monkeypatch.setattr(collector_module, "time", clock)
-        pods = PodIndex(api.client(), lambda revision: None)
+        pods = self.pods = PodIndex(api.client(), lambda revision: None)
         self.scraper = Scraper(9090)
         self.collector = Collector(pods, self.scraper, Network, lambda key: None, lambda key, seconds: None)
         self.deciders = Deciders(self.collector, pods, lambda key: None)
@@ -112,3 +114,31 @@ def test_at_debug_each_decision_says_what_it_goes_by(
         "default/r: concurrency stable 25.000, panic 25.000, target 10, ready 0: "
         "panics, desired 3, excess burst capacity -1"
     ]
+
+
+def test_the_last_pod_may_go_before_its_scrape_begins(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is asked all the same: who would share nothing among nobody divided by zero."""
+
+    async def test() -> None:
+        async with ApiServer() as api:
+            world = World(api, monkeypatch)
+            pod, asked = Pod("10.0.0.1", 0.0), []
+
+            async def scrape(target: str, pods: list[Pod], *_: object) -> Load:
+                asked.append((target, pods))
+                return Load(1.0, 0.0)
+
+            monkeypatch.setattr(world.scraper, "scrape", scrape)
+            left = [[], [pod]]
+            monkeypatch.setattr(world.pods, "scrapable", lambda _: left.pop() if left else [])
+            world.collector.configure(KEY, Windows(60.0, 6.0, "r-private", "linear"), KEY)
+            world.collector._turn(KEY)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert asked == [("r-private.default", [pod])]
+            await world.scraper.close()
+
+    run(test())
+    assert caplog.messages == []
