@@ -39,6 +39,8 @@ NOT_OWNED_RECHECK_S = 10.0
 NO_TARGET_RECHECK_S = 1.0
 #: Of what waits for its turn to be woken: it is told; this is for what the world may do meanwhile.
 IN_LINE_RECHECK_S = 10.0
+#: Likewise of what waits to shrink; each look asks its activators.
+KEPT_RECHECK_S = 30.0
 
 
 class Reconciler:
@@ -197,7 +199,7 @@ class Reconciler:
         """Seconds until another try, None if it is done."""
         try:
             if not await self._scales.apply(key, pa, scale):
-                return IN_LINE_RECHECK_S
+                return KEPT_RECHECK_S if self._scales.shrinks_later(key) else IN_LINE_RECHECK_S
         except Unavailable as error:
             log.warning("%s: scale %d: %s; tried again", key, scale, error)
             return AWAY_RECHECK_S

@@ -1,12 +1,13 @@
 """Kubernetes, written behind: statuses, ServerlessServices and Metrics go out at a bounded rate, latest state only.
 
 Nobody waits for these writes, and one that isn't urgent waits a moment for what may replace it: a revision that
-wakes is ready before anybody reads that it is being woken. In a burst from zero it waits longer: each costs the API
-server, Knative's webhooks and its controllers a good part of what a start does. What was decided holds here at once
-(`status()` answers with what is yet to be written), and while the API server is away it stays here and is repeated.
-Scales don't come this way: a revision at zero must not wait behind anything. Which objects may be written is asked
-again at the moment of writing, so a lost Lease takes back what is still in line; and all is written over the latest
-version that is known here, so whoever has missed something is refused until it has seen that.
+wakes is ready before anybody reads that it is being woken. In a burst from zero it waits longer, and in a long one
+few go out: each costs the API server, Knative's webhooks and its controllers a good part of what a start does. What
+was decided holds here at once (`status()` answers with what is yet to be written), and while the API server is away
+it stays here and is repeated. Scales don't come this way: a revision at zero must not wait behind anything. Which
+objects may be written is asked again at the moment of writing, so a lost Lease takes back what is still in line; and
+all is written over the latest version that is known here, so whoever has missed something is refused until it has
+seen that.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ BURST = 100
 WORKERS = 8
 #: How long a write waits that is not urgent,
 MOMENT_S = 0.7
-#: and at most, in a burst from zero.
-MOST_DEFERRED_S = 30.0
+#: and at least, in a burst from zero; then so many go out each second.
+DEFERRED_S = 30.0
+OVERDUE_QPS = 4.0
 
 
 class Target(NamedTuple):
@@ -49,7 +51,7 @@ class Child(NamedTuple):
 
     owner: Document
     made: Document
-    #: of time.monotonic: when it has to go out, whatever else there is to do
+    #: of time.monotonic: until when it waits if there is more important to do; 0: it doesn't wait
     due: float
     #: the version that came back from writing it; None: not written yet
     version: int | None = None
@@ -77,6 +79,7 @@ class Writer:
         self._busy = busy
         self._stopping = False
         self._bucket = TokenBucket(QPS, BURST)
+        self._overdue = TokenBucket(OVERDUE_QPS, 1)
         self._children: dict[Target, Child] = {}
         self._statuses: dict[Target, Status] = {}
         #: the versions that came back from writing, of objects whose copy here is older
@@ -169,13 +172,15 @@ class Writer:
 
     def _may_wait(self, target: Target) -> bool:
         wish = self._statuses.get(target) if target.subresource else self._children.get(target)
-        return (
-            wish is not None
-            and wish.version is None
-            and time.monotonic() < wish.due
-            and not self._stopping
-            and self._busy()
-        )
+        if wish is None or wish.version is not None or not wish.due or self._stopping or not self._busy():
+            return False
+        now = time.monotonic()
+        if now < wish.due:
+            return True
+        wait_s = self._overdue.take(now)
+        if wait_s:
+            self._overdue.give_back()
+        return wait_s > 0
 
     def _drop(self, target: Target) -> None:
         self._children.pop(target, None)
@@ -249,8 +254,8 @@ def _version(obj: Document) -> int:
 
 
 def _due(former: Child | Status | None, urgent: bool) -> float:
-    """What replaces a wish that hasn't gone out has to go out when that had to."""
-    due = time.monotonic() + (0.0 if urgent else MOST_DEFERRED_S)
+    """What replaces a wish that hasn't gone out waits no longer than that would have."""
+    due = 0.0 if urgent else time.monotonic() + DEFERRED_S
     return due if former is None or former.version is not None else min(due, former.due)
 
 

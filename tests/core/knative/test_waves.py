@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kserve_ext.core.knative.waves import CALM_S, MOST_KEPT_S, PACE_S, Waves
+from kserve_ext.core.knative.waves import CALM_S, MOST_IN_BURST, MOST_KEPT_S, PACE_S, Waves
 
 
 def test_a_burst_goes_in_order_as_places_get_free() -> None:
@@ -70,6 +70,21 @@ def test_what_is_to_shrink_doesnt_wait_for_ever() -> None:
     assert waves.free(1.0 + MOST_KEPT_S) == ["z"]
     assert waves.shrink("z", 1.0 + MOST_KEPT_S)
     assert waves.next_at == 2.0 + MOST_KEPT_S
+
+
+def test_of_what_has_waited_long_enough_few_shrink_while_the_burst_lasts() -> None:
+    waves: Waves[int] = Waves(8, 1000.0)
+    for key in range(9):
+        waves.enter(key, 0.0)
+    for key in range(10, 30):
+        assert not waves.shrink(key, 1.0)
+    now = 1.0 + MOST_KEPT_S
+    assert waves.free(now) == [10, 11]
+    assert waves.free(now + PACE_S) == [12, 13]
+    for key in range(9):
+        waves.leave(key, now + PACE_S)
+    over = now + PACE_S + CALM_S
+    assert waves.free(over) == list(range(14, 22))
 
 
 def test_what_was_to_shrink_and_is_woken_instead_does_not_shrink() -> None:
@@ -198,6 +213,7 @@ class Burst(RuleBasedStateMachine):
         free = self.waves.free(self.now)
         entering = self.line[: 3 - len(self.until)]
         assert free[: len(entering)] == entering
+        assert len(free) - len(entering) <= (MOST_IN_BURST if self.waves.busy(self.now) else 3)
         for key in free[len(entering) :]:
             assert not self.waves.busy(self.now) or self.kept[key] <= self.now
             del self.kept[key]

@@ -263,15 +263,46 @@ def test_what_is_not_urgent_waits_while_revisions_are_woken(monkeypatch: pytest.
                 waking = False
                 await api.until(lambda: status(api) == {"desiredScale": 3})
                 waking = True
-                monkeypatch.setattr(writer, "MOST_DEFERRED_S", 0.01)
+                monkeypatch.setattr(writer, "DEFERRED_S", 0.01)
                 await until(lambda: world.pa().get("status") == {"desiredScale": 3})
                 one.put_status(POD_AUTOSCALERS, world.pa(), {"desiredScale": 4}, urgent=False)
                 await api.until(lambda: status(api) == {"desiredScale": 4})
-                monkeypatch.setattr(writer, "MOST_DEFERRED_S", 1000.0)
+                monkeypatch.setattr(writer, "DEFERRED_S", 1000.0)
                 await until(lambda: world.pa().get("status") == {"desiredScale": 4})
                 one.put_status(POD_AUTOSCALERS, world.pa(), {"desiredScale": 5}, urgent=False)
                 await one.stop(5)
                 assert status(api) == {"desiredScale": 5}
+
+    run(test())
+
+
+def test_in_a_long_burst_few_of_what_has_waited_go_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with ApiServer() as api:
+            put_revision(api)
+            async with Writing(api) as world:
+                for name, value in (("MOMENT_S", 0.001), ("DEFERRED_S", 0.01), ("OVERDUE_QPS", 1e-6)):
+                    monkeypatch.setattr(writer, name, value)
+                asked: asyncio.Queue[None] = asyncio.Queue()
+                waking = True
+
+                def busy() -> bool:
+                    asked.put_nowait(None)
+                    return waking
+
+                one = Writer(world.client, world.copies, lambda _: True, busy)
+                one.start()
+                one.put_status(POD_AUTOSCALERS, world.pa(), {"desiredScale": 1}, urgent=False)
+                await api.until(lambda: status(api) == {"desiredScale": 1})
+                await until(lambda: world.pa().get("status") == {"desiredScale": 1})
+                one.put_status(POD_AUTOSCALERS, world.pa(), {"desiredScale": 2}, urgent=False)
+                await asyncio.sleep(2 * writer.DEFERRED_S)
+                for _ in range(asked.qsize() + 5):
+                    await asked.get()
+                assert status(api) == {"desiredScale": 1}
+                waking = False
+                await api.until(lambda: status(api) == {"desiredScale": 2})
+                await one.stop(5)
 
     run(test())
 
