@@ -94,7 +94,7 @@ class Autoscaler:
                 self._copies[POD_AUTOSCALERS],
                 self._revisit,
                 self._owns,
-                lambda revision: self.pods.counts(revision).ready,
+                self.pods.counts,
                 self._term,
                 identity,
             )

@@ -25,6 +25,7 @@ from kserve_ext.api.knative.conditions import Condition, Document, text_map
 from kserve_ext.api.knative.pa import REVISION_LABEL
 from kserve_ext.api.standby import assigning, names
 from kserve_ext.core.ids import RevisionKey
+from kserve_ext.core.knative.pod_autoscaler import Pods
 from kserve_ext.core.standby.adoption import Adoption, Wanted
 from kserve_ext.core.standby.known import Known
 from kserve_ext.kube.client import Client, KubeError
@@ -49,12 +50,12 @@ class StandbyScales(Scales):
         shapes: Shapes,
         settling: Settling,
         tally: Tally,
-        ready: Callable[[str], int],
+        counts: Callable[[str], Pods],
         short: Callable[[str], int],
         wrong: Callable[[str], str],
         saying: Saying,
     ) -> None:
-        """`ready`: pods of a revision; `short`: pods that a pool lacks; `wrong`: why it has none."""
+        """`counts`: pods of a revision; `short`: pods that a pool lacks; `wrong`: why it has none."""
         super().__init__(client, deployments, again, may)
         self._again_of = again
         self._known = known
@@ -63,7 +64,7 @@ class StandbyScales(Scales):
         self._shapes = shapes
         self._settling = settling
         self._tally = tally
-        self._ready = ready
+        self._counts = counts
         self._short = short
         self._wrong = wrong
         self._saying = saying
@@ -207,10 +208,12 @@ class StandbyScales(Scales):
     def _wanted(self, adoption: Adoption, shape: Shape | None, replicas: int, pods: int | None) -> Wanted:
         revision = adoption.revision
         pool = shape.pool.key if shape is not None and shape.pool is not None else ""
+        there = self._counts(revision)
         return Wanted(
             pods=pods,
             replicas=replicas,
-            ready=self._ready(revision),
+            ready=there.ready,
+            there=there.ready + there.not_ready - there.terminating,
             pool=pool,
             unfit=shape.unfit if shape is not None else "",
             lesser=shape.lesser if shape is not None else (),
@@ -228,9 +231,9 @@ class StandbyScales(Scales):
             adoption.released(uid, time.monotonic())
 
     def _can_hold(self, uid: str) -> bool:
-        """It isn't its ReplicaSet's yet."""
+        """It isn't its ReplicaSet's yet. One that is held already has to be let go, whoever held it."""
         pod = self._known.pods.get(uid)
-        return self._settling.can_hold and pod is not None and (pod.held or not pod.revision)
+        return pod is not None and (pod.held or (self._settling.can_hold and not pod.revision))
 
     async def _hold(
         self, key: str, adoption: Adoption, shape: Shape | None, uids: Sequence[str]

@@ -55,6 +55,11 @@ class Settling:
         fresh = asyncio.get_running_loop().time() - self._found_at < LOOK_OLD_S
         return self._found >= LOOKS and fresh
 
+    async def begin(self) -> None:
+        """Where there are standby pods already the policy isn't new: nobody has to wait for a next look."""
+        for _ in range(LOOKS):
+            await self.look()
+
     async def look(self) -> None:
         """Whether the policy is in force: the API server is asked for what it must refuse. Now and then."""
         pods = [pod for pod in self._known.pods.values() if not (pod.leaving or pod.ended)]

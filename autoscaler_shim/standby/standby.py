@@ -23,6 +23,7 @@ from autoscaler_shim.standby.scales import StandbyScales
 from autoscaler_shim.standby.settling import Settling
 from autoscaler_shim.standby.shapes import Shapes
 from kserve_ext.core.ids import RevisionKey
+from kserve_ext.core.knative.pod_autoscaler import Pods
 from kserve_ext.core.standby.known import Known
 from kserve_ext.kube.client import Client, KubeError, KubeObject
 from kserve_ext.kube.events import Events
@@ -59,7 +60,7 @@ class Standby:
         revisions: Informer,
         again: Callable[[str], None],
         owns: Callable[[str], bool],
-        ready: Callable[[str], int],
+        counts: Callable[[str], Pods],
         term: Callable[[str], int],
         identity: Identity | None,
     ) -> None:
@@ -94,7 +95,7 @@ class Standby:
             self.shapes,
             self.settling,
             self.tally,
-            ready,
+            counts,
             lambda pool: self.keeper.short(pool),
             lambda pool: self.keeper.wrong(pool),
             self.saying,
@@ -124,10 +125,11 @@ class Standby:
         self._pools_due: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
-        """Returns when it is known what slots have which revisions, or after a moment."""
+        """Returns when it is known whether pods can be held, and whose slots are whose, or after a moment."""
         for informer in (self.pods.informer, self._endpoints):
             informer.start()
         await asyncio.gather(*(i.synced.wait() for i in (self.pods.informer, self._endpoints)))
+        await self.settling.begin()
         self.events.start()
         kept = {
             "meeting node agents": self._meet_agents,

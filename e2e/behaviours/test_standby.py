@@ -6,6 +6,9 @@ between. The runtime is bench/peers/tiny_runtime: its zygote forks a server that
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +18,7 @@ import pytest
 from e2e.behaviours.client import Client
 from e2e.behaviours.follower import Follower
 from e2e.behaviours.ingress import Ingress
-from e2e.behaviours.parts import kill, start_anew, system_pods
+from e2e.behaviours.parts import kill, processes, start_anew, system_pods
 from e2e.behaviours.services import NAMESPACE
 from e2e.behaviours.standby import (
     AGENT,
@@ -126,30 +129,83 @@ def test_what_finds_no_standby_pod_starts_the_plain_way(client: Client, pool: Po
 
 
 def test_an_autoscaler_that_is_killed_in_the_middle_of_adoptions(
-    installed: Api, client: Client, pool: Pool
+    stack: Cluster, installed: Api, client: Client, pool: Pool
 ) -> None:
+    """Of three, whichever was how far: who serves by then goes on, and becomes its revision's own."""
     with (
         pool.service("kill", 3) as first,
         pool.service("more", 3) as second,
         pool.service("last", 3) as third,
     ):
         pool.wait_filled(3)
+        wait_can_hold(installed)
+        before = {pod["metadata"]["name"] for pod in pool.idle()}
         services = (first, second, third)
-        with ThreadPoolExecutor(3) as threads:
-            asking = [threads.submit(client.send, service) for service in services]
-            asking[0].result(60)
-            for name in system_pods(installed, "autoscaler"):
-                kill(installed, SYSTEM_NAMESPACE, name)
-            for request in asking:
-                facts(request.result(90))
-        with (  # so that they are wanted, whatever the new one has yet to hear of them
+        with (
+            MadeBesides(stack.place) as besides,
             client.load(first, 1, pause_s=0.5) as one,
             client.load(second, 1, pause_s=0.5) as two,
             client.load(third, 1, pause_s=0.5) as three,
         ):
-            for service in services:
-                wait_agreed(service, 1, 90)
+            with ThreadPoolExecutor(3) as threads:
+                asking = [threads.submit(client.send, service) for service in services]
+                asking[0].result(60)
+                for name in system_pods(installed, "autoscaler"):
+                    kill(installed, SYSTEM_NAMESPACE, name)
+                served = [facts(request.result(90))["pid"] for request in asking]
+            pods = [wait_agreed(service, 1, 90)[0]["metadata"]["name"] for service in services]
         assert [load.failures for load in (one, two, three)] == [[], [], []]
+        assert set(pods) == before
+        assert [besides.names.get(service.revision) for service in services] == [None] * 3
+        assert [facts(client.send(service))["pid"] for service in services] == served
+
+
+class KilledThen(Follower):
+    """A context in which these processes are killed as soon as a pod's label says that it is about to be adopted."""
+
+    def __init__(self, place: Place, word: str, pids: list[int]) -> None:
+        super().__init__(place, {f"/api/v1/namespaces/{NAMESPACE}/pods": self._changed})
+        self._word = word
+        self._pids = pids
+        self.done = threading.Event()
+
+    def _changed(self, change: str, obj: Object) -> None:
+        if self._pids and (obj["metadata"].get("labels") or {}).get(names.ADOPTION) == self._word:
+            while self._pids:
+                os.kill(self._pids.pop(), signal.SIGKILL)
+            self.done.set()
+
+
+@pytest.mark.parametrize("word", [names.HELD, names.GUARDED])
+def test_an_autoscaler_that_is_killed_while_a_pod_changes_hands(
+    stack: Cluster, installed: Api, client: Client, pool: Pool, word: str
+) -> None:
+    """The pod that serves is the one that stays, and no other is made, whatever the next autoscaler knows by then."""
+    with pool.service("hands", 1) as service:
+        pool.wait_filled(1)
+        wait_can_hold(installed)
+        before = {pod["metadata"]["name"] for pod in pool.idle()}
+        (autoscaler,) = system_pods(installed, "autoscaler")
+        pids = processes(installed, SYSTEM_NAMESPACE, autoscaler)
+        with (
+            MadeBesides(stack.place) as besides,
+            KilledThen(stack.place, word, pids) as killed,
+            client.load(service, 1, pause_s=0.2) as load,
+        ):
+            said = facts(client.send(service))
+            assert killed.done.wait(30)
+            (pod,) = wait_agreed(service, 1)
+            wait_until(
+                "its pod to be like any other",
+                lambda: all(names.ADOPTION not in pod["metadata"]["labels"] for pod in service.pods()),
+                30,
+            )
+            load.wait_good(10)
+        assert load.failures == []
+        assert pod["metadata"]["name"] in before
+        assert facts(client.send(service))["pid"] == said["pid"]
+        assert len(wait_agreed(service, 1)) == 1
+        assert besides.names.get(service.revision, set()) == set()
 
 
 def test_a_rollout_of_the_deployment_at_the_same_time(installed: Api, client: Client, pool: Pool) -> None:

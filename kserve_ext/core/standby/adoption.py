@@ -34,6 +34,8 @@ BEHIND_S: Final = 5.0
 #: A pod with our labels that serves nobody, or that no ReplicaSet has taken; the word may be on its way.
 ODD_S: Final = 10.0
 SETBACK_S: Final = (15.0, 600.0)
+#: Who has just begun, and finds pods, has yet to hear of requests, whatever the status says: one is kept for so long.
+NEW_S: Final = 5.0
 
 
 class Wanted(NamedTuple):
@@ -42,6 +44,7 @@ class Wanted(NamedTuple):
     pods: int | None  # None: as many as there are
     replicas: int
     ready: int  # pods of the revision that are, with labels
+    there: int  # pods with its labels, ready or not
     pool: str = ""  # "" = no standby pod fits
     unfit: str = ""
     lesser: tuple[str, ...] = ()  # pools of lower levels that fit as well, the best first
@@ -106,6 +109,8 @@ class Adoption:
     _unanswered: int = 0  # in a row
     _plain_until: float = 0.0
     _missed_for: int = 0
+    #: Until then it doesn't go to zero; None: nothing was planned yet.
+    _new_until: float | None = None
     hits: int = 0
 
     # --- what came of it
@@ -147,6 +152,10 @@ class Adoption:
         """Uids that have labels and wait for a place."""
         return [uid for uid in self.taken if self._held(uid)]
 
+    def is_new(self, now: float) -> bool:
+        """There were pods when it began, a moment ago."""
+        return self._new_until is not None and now < self._new_until
+
     def astray(self, uid: str) -> None:
         """It is held for what is no more: needs other labels."""
         self._labelled.pop(uid, None)
@@ -175,8 +184,11 @@ class Adoption:
         starting = [uid for uid in self.taken if uid not in serving]
         if wanted.replicas < self._room_at:
             self._roomed.clear()
-        covered = wanted.replicas + len(self.taken.keys() - self._roomed)
-        pods = covered if wanted.pods is None else wanted.pods
+        covered = wanted.replicas + len(self.taken.keys() - self._roomed - self._placed(wanted))
+        if self._new_until is None:
+            self._new_until = now + NEW_S if covered else now
+        least = min(1, covered) if self.is_new(now) else 0
+        pods = covered if wanted.pods is None else max(wanted.pods, least)
         lacking = pods - covered
         take: list[Seen] = []
         why = ""
@@ -282,7 +294,7 @@ class Adoption:
         if seen.slot.state not in ("starting", "serving") or pod is None or pod.leaving or pod.ended:
             return
         if (
-            (pod.revision == self.revision and not pod.held)  # held: whether it has a place nobody says
+            (pod.revision == self.revision and not pod.held)  # held: it may have no place yet
             or uid in self._labelled
             or uid in self._released
             or uid in self._freed
@@ -374,6 +386,12 @@ class Adoption:
         pod = self.known.pods.get(uid)
         return pod is not None and pod.held and pod.revision == self.revision
 
+    def _placed(self, wanted: Wanted) -> set[str]:
+        """Held ones that replicas have a place for, beside the other pods: whoever wrote that may be gone."""
+        held = sorted(self.held, key=lambda uid: (uid not in self._roomed, uid))
+        others = max(0, wanted.there - len(held))
+        return set(held[: max(0, wanted.replicas - others)])
+
     def _still_ours(self) -> list[str]:
         """Those whose labels we have taken off: they go back to the pool, and again until the slot says so."""
         return [
@@ -406,7 +424,7 @@ class Adoption:
         return new
 
     def _recheck_s(self, wanted: Wanted, now: float) -> float | None:
-        times = []
+        times = [self._new_until] if self._new_until is not None and self.is_new(now) else []
         for taken in self.taken.values():
             if not taken.confirmed:
                 times.append(taken.sure_at + ORDER_S)

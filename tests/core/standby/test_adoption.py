@@ -48,7 +48,7 @@ def test_one_that_has_waited_for_others_and_can_not_be_adopted_yet_is_not_looked
     world.wanted[A] = 1
     world.act(A)
     serving(world)
-    wanted = Wanted(1, 0, 0, POOL, adoptable=False, rush=True)
+    wanted = Wanted(1, 0, 0, 0, POOL, adoptable=False, rush=True)
     assert world.adoptions[A].plan(wanted, world.now).recheck_s == adoption.BEHIND_S
     recheck_s = world.adoptions[A].plan(wanted, world.now + adoption.BEHIND_S + 1.0).recheck_s
     assert recheck_s is not None
@@ -59,7 +59,7 @@ def test_what_its_own_pool_lacks_is_taken_from_pools_of_lower_levels() -> None:
     world = World()
     world.add(2)
     world.restart()
-    wanted = Wanted(3, 0, 0, "default/of-sleepers", lesser=("default/shaped", POOL), engine="a")
+    wanted = Wanted(3, 0, 0, 0, "default/of-sleepers", lesser=("default/shaped", POOL), engine="a")
     plan = world.adoptions[A].plan(wanted, world.now)
     assert [seen.slot.uid for seen in plan.take] == ["u1", "u2"]
     assert (plan.missed, plan.why) == (1, "empty")
@@ -177,7 +177,7 @@ def test_while_nothing_is_wanted_a_pod_gets_one_place_however_late_its_labels_co
     serving(world)
     world.act(A, fails_at="label")
     for _ in range(3):
-        plan = world.adoptions[A].plan(Wanted(None, world.replicas[A], 0, "pool"), world.now)
+        plan = world.adoptions[A].plan(Wanted(None, world.replicas[A], 0, 0, "pool"), world.now)
         assert (plan.replicas, plan.label) == (1, ("u1",))
 
 
@@ -198,6 +198,27 @@ def test_after_a_restart_between_scale_and_labels_it_gets_them_and_the_plain_pod
     world.control()
     assert world.plain[A] == []
     assert world.count(A) == 1
+
+
+def test_who_has_just_begun_lets_none_that_serves_go_before_it_can_have_heard_of_requests() -> None:
+    """Killed before the PodAutoscaler's status was written, which says yet that nobody comes."""
+    for held in (False, True):
+        world = World(guards=held)
+        world.add(1)
+        world.restart()
+        world.wanted[A] = 1
+        world.act(A)
+        serving(world)
+        if held:
+            world.act(A, fails_at="label")
+        world.restart()
+        world.wanted[A] = 0
+        plan = world.plan(A)
+        assert (plan.replicas, plan.label, plan.free, plan.release) == (1, ("u1",), (), ())
+        assert plan.recheck_s == adoption.NEW_S
+        world.now += adoption.NEW_S
+        plan = world.plan(A)
+        assert (plan.replicas, plan.label, plan.free + plan.release) == (0, (), ("u1",))
 
 
 def test_down_it_goes_back_to_a_pool_that_is_short_labels_first() -> None:
@@ -313,6 +334,41 @@ def test_after_a_restart_between_the_hold_and_the_scale_the_pod_is_no_second_one
     assert (plan.take, plan.replicas, plan.label, plan.release) == ((), 1, ("u1",), ())
 
 
+def test_after_a_restart_between_the_scale_and_the_hand_over_the_held_pod_has_its_place() -> None:
+    """Whether anybody knows yet how many are wanted, or not."""
+    world = World(guards=True)
+    world.add(2)
+    world.restart()
+    world.wanted[A] = 1
+    world.act(A)
+    serving(world)
+    world.act(A, fails_at="label")
+    world.control()
+    assert (world.pods["u1"].hold, world.replicas[A], world.plain[A]) == ("held", 1, [])
+    for known in (False, True):
+        world.restart()
+        plan = world.plan(A, known)
+        assert (plan.take, plan.replicas, plan.label, plan.release) == ((), 1, ("u1",), ())
+
+
+def test_a_held_pod_takes_no_place_of_another() -> None:
+    world = World(guards=True)
+    world.add(1)
+    world.restart()
+    world.replicas[A] = 1
+    world.control()
+    assert world.plain[A] == [False]
+    world.wanted[A] = 2
+    world.act(A)
+    serving(world)
+    world.act(A, fails_at="scale")
+    assert (world.pods["u1"].hold, world.replicas[A]) == ("held", 1)
+    for known in (False, True):
+        world.restart()
+        plan = world.plan(A, known)
+        assert (plan.replicas, plan.label) == (2, ("u1",))
+
+
 def test_a_held_pod_that_is_no_longer_wanted_loses_its_labels_before_it_is_free() -> None:
     world = World(guards=True)
     world.add(1)
@@ -349,10 +405,11 @@ class Adoptions(RuleBasedStateMachine):
         key=st.sampled_from((A, B)),
         fails_at=st.sampled_from(("", "", "", "release", "scale", "label")),
         short=st.integers(0, 2),
+        known=st.sampled_from((True, True, False)),
     )
-    def act(self, key: str, fails_at: str, short: int) -> None:
+    def act(self, key: str, fails_at: str, short: int, known: bool) -> None:
         self.world.short = short
-        self.world.act(key, fails_at)  # type: ignore[arg-type]
+        self.world.act(key, fails_at, known)  # type: ignore[arg-type]
 
     @rule(data=st.data(), fate=st.sampled_from(("done", "unanswered", "lost", "twice")))
     def order(self, data: st.DataObject, fate: str) -> None:

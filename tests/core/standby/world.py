@@ -176,18 +176,28 @@ class World:
 
     # --- the autoscaler
 
-    def plan(self, key: RevisionKey) -> Plan:
+    def plan(self, key: RevisionKey, known: bool = True) -> Plan:
+        """`known`: how many are wanted."""
         mine = [pod for pod in self.pods.values() if pod.labels == key and not pod.leaving and not pod.ended]
         ready = sum(self.plain[key]) + sum(pod.state == "serving" for pod in mine)
-        wanted = Wanted(self.wanted[key], self.replicas[key], ready, POOL, short=self.short, rush=self.rush)
+        wanted = Wanted(
+            self.wanted[key] if known else None,
+            self.replicas[key],
+            ready,
+            len(self.plain[key]) + len(mine),
+            POOL,
+            short=self.short,
+            rush=self.rush,
+        )
         return self.adoptions[key].plan(wanted, self.now)
 
-    def act(self, key: RevisionKey, fails_at: str = "") -> None:
-        """Carries out a plan; `fails_at`: what is not written, and nothing after it."""
-        plan, adoption = self.plan(key), self.adoptions[key]
+    def act(self, key: RevisionKey, fails_at: str = "", known: bool = True) -> None:
+        """Carries out a plan; `fails_at`: what is not written, and nothing after it; `known`: how many are wanted."""
+        plan, adoption = self.plan(key, known), self.adoptions[key]
         # Never more at a time than was decided on: what is taken is not asked for the plain way.
         left = adoption.taken.keys() - {*plan.free, *plan.label, *plan.release} - adoption._roomed
-        assert plan.replicas + len(left) <= max(self.wanted[key], self.replicas[key])
+        most = max(self.wanted[key], self.replicas[key], 1 if adoption.is_new(self.now) else 0)
+        assert not known or plan.replicas + len(left) <= most
         self.orders += [Order("take", seen.slot.uid, key) for seen in plan.take]
         if fails_at == "release":
             return
