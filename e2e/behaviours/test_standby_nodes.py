@@ -1,4 +1,4 @@
-"""Standby pods on two nodes: one is cordoned, drained against a budget or without one, or dead; requests don't notice."""
+"""Standby pods on two nodes: one is cordoned, drained, against a budget, too, or dead, and requests don't notice."""
 
 from __future__ import annotations
 
