@@ -76,7 +76,12 @@ class Autoscaler:
         self._scraper = Scraper(settings.scrape_port)
         self._times = ScrapeTimes()
         self.collector = Collector(
-            self.pods, self._scraper, lambda: self.config.current.network, self._troubled, self._scraped
+            self.pods,
+            self._scraper,
+            lambda: self.config.current.network,
+            self._troubled,
+            self._scraped,
+            lambda key: self._scales.shrinks_later(key),
         )
         self.deciders = Deciders(self.collector, self.pods, self._revisit)
         self._identity: SecretIdentity | None = None

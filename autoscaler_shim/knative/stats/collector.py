@@ -26,13 +26,15 @@ from kserve_ext.wire.stats import Stat
 log = logging.getLogger(__name__)
 
 SCRAPE_EVERY_S = 1.0
+#: Of a revision that only waits to shrink: its requests come by way of activators. Within the shortest window.
+KEPT_EVERY_S = 5.0
 AHEAD_S = 1.0
 
 
 class Collected:
     """One revision: its windows, whom to scrape, and how that went."""
 
-    __slots__ = ("collection", "pods", "route", "scraping", "trouble", "windows")
+    __slots__ = ("collection", "pods", "route", "scraped_at", "scraping", "trouble", "windows")
 
     def __init__(self, windows: Windows, pods: str, network: Network) -> None:
         self.windows = windows
@@ -43,6 +45,7 @@ class Collected:
         )
         self.route = Route(network.mesh)
         self.scraping: asyncio.Task[None] | None = None
+        self.scraped_at = 0.0
         self.trouble: Trouble | None = None
 
 
@@ -54,14 +57,16 @@ class Collector:
         network: Callable[[], Network],
         troubled: Callable[[str], None],
         took: Callable[[str, float], None],
+        kept: Callable[[str], bool] = lambda key: False,
     ) -> None:
         """`troubled` is told the key of a revision of which another thing went wrong, or nothing any more; `took` is
-        told how many seconds a scrape took."""
+        told how many seconds a scrape took; `kept`: it is to shrink, and waits for the end of a burst."""
         self._pods = pods
         self._scraper = scraper
         self._network = network
         self._troubled = troubled
         self._took = took
+        self._kept = kept
         self._collected: dict[str, Collected] = {}
         self._attention = Attention()
         self._wheel = Wheel(SCRAPE_EVERY_S, self._turn, self.now)
@@ -121,6 +126,10 @@ class Collector:
         if not pods:
             self._note(key, found, None)
             return
+        now = time.monotonic()
+        if self._kept(key) and now < found.scraped_at + KEPT_EVERY_S - SCRAPE_EVERY_S / 2:
+            return
+        found.scraped_at = now
         # Those that were found just now: by the time the task begins the last one may have gone.
         found.scraping = asyncio.get_running_loop().create_task(self._scrape(key, found, pods))
 

@@ -46,7 +46,10 @@ class World:
         monkeypatch.setattr(collector_module, "time", clock)
         pods = self.pods = PodIndex(api.client(), lambda revision: None)
         self.scraper = Scraper(9090)
-        self.collector = Collector(pods, self.scraper, Network, lambda key: None, lambda key, seconds: None)
+        self.kept = False
+        self.collector = Collector(
+            pods, self.scraper, Network, lambda key: None, lambda key, seconds: None, lambda key: self.kept
+        )
         self.deciders = Deciders(self.collector, pods, lambda key: None)
         found = settings(PA, AutoscalerConfig(), 600.0)
         windows = Windows(found.spec.stable_window_s, found.panic_window_s, "", "linear")
@@ -142,3 +145,31 @@ def test_the_last_pod_may_go_before_its_scrape_begins(
 
     run(test())
     assert caplog.messages == []
+
+
+def test_what_waits_to_shrink_is_scraped_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with ApiServer() as api:
+            world = World(api, monkeypatch)
+            turns: list[int] = []
+
+            async def scrape(*_: object) -> Load:
+                turns.append(turn)
+                return Load(0.0, 0.0)
+
+            monkeypatch.setattr(world.scraper, "scrape", scrape)
+            monkeypatch.setattr(world.pods, "scrapable", lambda _: [Pod("10.0.0.1", 0.0)])
+            ticks = [0.0]
+            clock = SimpleNamespace(time=lambda: world.wall, monotonic=lambda: ticks[0])
+            monkeypatch.setattr(collector_module, "time", clock)
+            world.collector.configure(KEY, Windows(60.0, 6.0, "r-private", "linear"), KEY)
+            for turn in range(14):
+                ticks[0] = 100.0 + 1.01 * turn
+                world.kept = 2 <= turn < 12
+                world.collector._turn(KEY)
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            assert turns == [0, 1, 6, 11, 12, 13]
+            await world.scraper.close()
+
+    run(test())
