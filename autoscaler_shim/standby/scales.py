@@ -35,6 +35,8 @@ from kserve_ext.kube.kinds import DEPLOYMENTS
 log = logging.getLogger(__name__)
 
 LABELS_AGAIN_S: Final = 1.0
+#: Until the copy of a pod that was another one meanwhile is new.
+CHANGED_S: Final = 0.05
 
 
 class StandbyScales(Scales):
@@ -176,22 +178,26 @@ class StandbyScales(Scales):
             self._orders.free(key, adoption, uid)
         if not self._turn(key, current.replicas, plan.replicas, kind):
             return False
-        for uid in plan.release:
-            await self._release(adoption, uid)
+        released = [uid for uid in plan.release if await self._release(adoption, uid)]
+        # Whose labels are still on serves on, and has its place: its slot may be another's only without them.
+        labelled = {*plan.release} - {*released} - adoption.taken.keys()
+        wanted = plan.replicas + len(labelled)
         for uid in plan.victims:
             await self._pods.patch(uid, assigning.goes_first(uid))
         hold = [uid for uid in plan.label if self._can_hold(uid)]
         held = await self._hold(key, adoption, shape, hold)
         # One that couldn't be held has no place yet.
-        replicas = max(plan.replicas - (len(hold) - len(held)), min(current.replicas, plan.replicas))
+        replicas = max(wanted - (len(hold) - len(held)), min(current.replicas, wanted))
         if current.replicas != replicas:
             await self._write(kind, namespace, name, current, replicas)
         later = [uid for uid in plan.label if uid not in hold]
         adoption.made_room([*held, *later], replicas)
         for uid in held:
             self._adopted(key, adoption, uid)
-        for uid in plan.release:
+        for uid in released:
             self._orders.free(key, adoption, uid)
+        if len(released) < len(plan.release):
+            self._look_again(key, CHANGED_S)
         if (later or held or plan.settle) and key not in self._adopting:
             # Beside the reconciliation, which a next request may need at once.
             work = self._adopt(key, adoption, shape, later, replicas, [*held, *plan.settle])
@@ -225,10 +231,13 @@ class StandbyScales(Scales):
             start_s=shape.start_s if shape is not None else 600.0,
         )
 
-    async def _release(self, adoption: Adoption, uid: str) -> None:
+    async def _release(self, adoption: Adoption, uid: str) -> bool:
+        """Whether it has no labels of the revision any more."""
         pod = self._pods.get(uid)
-        if pod is not None and await self._pods.patch(uid, assigning.released(pod)):
-            adoption.released(uid, time.monotonic())
+        if pod is None or not await self._pods.patch(uid, assigning.released(pod)):
+            return False
+        adoption.released(uid, time.monotonic())
+        return True
 
     def _can_hold(self, uid: str) -> bool:
         """It isn't its ReplicaSet's yet. One that is held already has to be let go, whoever held it."""
@@ -288,7 +297,7 @@ class StandbyScales(Scales):
         if await self._pods.patch(uid, patch):
             return True
         log.info("%s: pod %s has changed meanwhile; looked at again", key, pod["metadata"]["name"])
-        self._look_again(key, 0.05)
+        self._look_again(key, CHANGED_S)
         return False
 
     def _adopted(self, key: str, adoption: Adoption, uid: str) -> None:

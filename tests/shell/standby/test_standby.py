@@ -366,7 +366,11 @@ def test_two_revisions_that_want_one_slot(tmp_path: Path) -> None:
     play(tmp_path, script)
 
 
-def test_down_it_goes_back_to_a_pool_that_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("conflicts", [0, 2])
+def test_down_it_goes_back_to_a_pool_that_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conflicts: int
+) -> None:
+    """`conflicts`: so often the pod is another one than its copy here when its labels are to go."""
     monkeypatch.setattr(pools, "BEHIND_S", 1000.0)
 
     async def script(world: World) -> None:
@@ -389,9 +393,12 @@ def test_down_it_goes_back_to_a_pool_that_is_short(tmp_path: Path, monkeypatch: 
             )
             pa = world.api.get(POD_AUTOSCALERS, NAMESPACE, NAME)
             assert pa is not None
+            path = f"/pods/{pod['metadata']['name']}"
+            world.api.fail(409, conflicts, reason="Conflict", method="PATCH", path=path)
             world.api.put(POD_AUTOSCALERS, {**pa, "spec": {**pa["spec"], "reachability": "Unreachable"}})
             await world.reporter.report(0.0, 0.0, name=NAME)
             await world.api.until(lambda: replicas(world.api, NAME) == 0)
+            assert world.api.failures == []
             assert world.api.scaled[:2] == ["scale 1", "label"]
             assert world.api.scaled.index("unlabel") < world.api.scaled.index("scale 0")
             (slot,) = taken(world)
