@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from autoscaler_shim.knative.scales import Scales, kind_of
+from autoscaler_shim.knative.scales import Scale, Scales, kind_of
 from autoscaler_shim.standby.metrics import Tally
 from autoscaler_shim.standby.orders import Orders
 from autoscaler_shim.standby.pods import StandbyPods
@@ -26,8 +26,9 @@ from kserve_ext.api.knative.pa import REVISION_LABEL
 from kserve_ext.api.standby import assigning, names
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.knative.pod_autoscaler import Pods
-from kserve_ext.core.standby.adoption import Adoption, Wanted
+from kserve_ext.core.standby.adoption import Adoption, Plan, Wanted
 from kserve_ext.core.standby.known import Known
+from kserve_ext.core.standby.turns import PLACE_S, Turns
 from kserve_ext.kube.client import Client, KubeError
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import DEPLOYMENTS
@@ -74,6 +75,8 @@ class StandbyScales(Scales):
         self._keys: dict[RevisionKey, str] = {}
         self._rechecks: dict[str, asyncio.TimerHandle] = {}
         self._adopting: dict[str, asyncio.Task[None]] = {}
+        self._turns = Turns()
+        self._next_turns: asyncio.TimerHandle | None = None
 
     async def apply(self, key: str, pa: Document, scale: int) -> bool:
         adoption = self._adoption(key, pa)
@@ -121,9 +124,12 @@ class StandbyScales(Scales):
             timer.cancel()
         if (task := self._adopting.get(key)) is not None:
             task.cancel()
+        self._had_turn(key)
 
     def close(self) -> None:
         super().close()
+        if self._next_turns is not None:
+            self._next_turns.cancel()
         for timer in self._rechecks.values():
             timer.cancel()
         for task in self._adopting.values():
@@ -176,7 +182,27 @@ class StandbyScales(Scales):
                 self._orders.tell_anew(key, adoption, shape.wish, uid)
         for uid in plan.free:
             self._orders.free(key, adoption, uid)
-        if not self._turn(key, current.replicas, plan.replicas, kind):
+        turn = self._has_turn(key, plan)
+        try:
+            return await self._write_plan(key, (namespace, name), adoption, shape, plan, current, turn)
+        finally:
+            if key not in self._adopting:
+                self._had_turn(key, turn)
+
+    async def _write_plan(
+        self,
+        key: str,
+        deployment: tuple[str, str],
+        adoption: Adoption,
+        shape: Shape | None,
+        plan: Plan,
+        current: Scale,
+        turn: bool,
+    ) -> bool:
+        """What of it goes to the API server; nothing is adopted where it isn't its `turn`."""
+        settle = plan.settle if turn else ()
+        if not self._turn(key, current.replicas, plan.replicas, DEPLOYMENTS):
+            self._begin(key, adoption, shape, (), 0, settle)
             return False
         released = [uid for uid in plan.release if await self._release(adoption, uid)]
         # Whose labels are still on serves on, and has its place: its slot may be another's only without them.
@@ -184,13 +210,14 @@ class StandbyScales(Scales):
         wanted = plan.replicas + len(labelled)
         for uid in plan.victims:
             await self._pods.patch(uid, assigning.goes_first(uid))
-        hold = [uid for uid in plan.label if self._can_hold(uid)]
+        hold = [uid for uid in plan.label if turn and self._can_hold(uid)]
         held = await self._hold(key, adoption, shape, hold)
-        # One that couldn't be held has no place yet.
-        replicas = max(wanted - (len(hold) - len(held)), min(current.replicas, wanted))
+        later = [uid for uid in plan.label if turn and uid not in hold]
+        # One that isn't held, or is to wait, has no place yet.
+        left = len(plan.label) - len(held) - len(later)
+        replicas = max(wanted - left, min(current.replicas, wanted))
         if current.replicas != replicas:
-            await self._write(kind, namespace, name, current, replicas)
-        later = [uid for uid in plan.label if uid not in hold]
+            await self._write(DEPLOYMENTS, *deployment, current, replicas)
         adoption.made_room([*held, *later], replicas)
         for uid in held:
             self._adopted(key, adoption, uid)
@@ -198,18 +225,60 @@ class StandbyScales(Scales):
             self._orders.free(key, adoption, uid)
         if len(released) < len(plan.release):
             self._look_again(key, CHANGED_S)
-        if (later or held or plan.settle) and key not in self._adopting:
-            # Beside the reconciliation, which a next request may need at once.
-            work = self._adopt(key, adoption, shape, later, replicas, [*held, *plan.settle])
-            adopting = asyncio.create_task(work, name=f"adoption {key}")
-            self._adopting[key] = adopting
-            adopting.add_done_callback(lambda _: self._adopting.pop(key, None))
+        self._begin(key, adoption, shape, later, replicas, [*held, *settle])
         for uid in plan.delete:
             log.warning("%s: pod %s can't serve it and is deleted: %s", key, *self._said(uid))
             self._tally.failed += 1
             self._saying.failed(adoption.revision, uid, *self._said(uid))
             await self._pods.delete(uid)
         return True
+
+    def _begin(
+        self,
+        key: str,
+        adoption: Adoption,
+        shape: Shape | None,
+        label: Sequence[str],
+        replicas: int,
+        settle: Sequence[str],
+    ) -> None:
+        """Beside the reconciliation, which a next request may need at once."""
+        if not (label or settle) or key in self._adopting:
+            return
+        work = self._adopt(key, adoption, shape, label, replicas, settle)
+        adopting = self._adopting[key] = asyncio.create_task(work, name=f"adoption {key}")
+
+        def done(_: asyncio.Task[None]) -> None:
+            self._adopting.pop(key, None)
+            self._had_turn(key)
+
+        adopting.add_done_callback(done)
+
+    def _has_turn(self, key: str, plan: Plan) -> bool:
+        """Whether it may adopt what it has to adopt. If not, it is named in its turn."""
+        if not (plan.label or plan.settle):
+            self._had_turn(key, key not in self._adopting)
+            return False
+        now = time.monotonic()
+        turn = self._turns.ask(key, now)
+        if self._turns.waiting:
+            self._waves.goes_on(now)
+            self._name_next()
+        return turn
+
+    def _had_turn(self, key: str, it: bool = True) -> None:
+        if it:
+            self._turns.done(key)
+            self._name_next()
+
+    def _name_next(self) -> None:
+        for key in self._turns.free(time.monotonic()):
+            self._again_of(key)
+        if self._next_turns is not None:
+            self._next_turns.cancel()
+            self._next_turns = None
+        if self._turns.waiting:
+            self._next_turns = asyncio.get_running_loop().call_later(PLACE_S, self._name_next)
 
     def _wanted(self, adoption: Adoption, shape: Shape | None, replicas: int, pods: int | None) -> Wanted:
         revision = adoption.revision

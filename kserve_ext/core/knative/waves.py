@@ -84,6 +84,11 @@ class Waves(Generic[K]):
             self._calm_at = now + CALM_S
         self._line.pop(key, None)
 
+    def goes_on(self, now: float) -> None:
+        """It is a burst, of revisions that have been woken another way."""
+        self._burst = True
+        self._calm_at = max(self._calm_at, now + CALM_S)
+
     def free(self, now: float) -> list[K]:
         """Those who may enter, and those who may shrink from now on; forgets what has had its time."""
         self._expire(now)

@@ -147,6 +147,17 @@ def test_a_burst_does_not_wait_for_ever_for_a_pod_that_never_comes() -> None:
     assert not waves.busy(6.0 + MOST_KEPT_S)
 
 
+def test_it_is_a_burst_as_well_where_others_are_woken_another_way() -> None:
+    waves: Waves[str] = Waves(1)
+    waves.goes_on(10.0)
+    assert not waves.shrink("a", 11.0)
+    assert waves.next_at == 10.0 + CALM_S
+    waves.goes_on(11.0)
+    assert waves.free(10.0 + CALM_S) == []
+    assert waves.free(11.0 + CALM_S) == ["a"]
+    assert not waves.busy(11.0 + CALM_S)
+
+
 class Burst(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from autoscaler_shim.knative import deciders
-from autoscaler_shim.standby import settling
+from autoscaler_shim.standby import scales, settling
 from kserve_ext.api.standby import names, pods
 from kserve_ext.core.standby import adoption, pools
+from kserve_ext.core.standby.turns import Turns
 from kserve_ext.kube.kinds import DEPLOYMENTS, POD_AUTOSCALERS, PODS, SECRETS
 from kserve_ext.wire.slot_socket import Free, Start
 from tests.support.knative_autoscaler import NAMESPACE, SYSTEM, condition, replicas, run, until
@@ -181,6 +182,47 @@ def test_a_held_pod_waits_until_the_replica_set_has_a_place(tmp_path: Path) -> N
             assert pod["metadata"]["labels"][names.ADOPTION] == names.HELD
             world.api.catch_up()
             await world.api.until(lambda: names.ADOPTION not in world.api.adopted()[0]["metadata"]["labels"])
+            assert world.api.made == []
+
+    play(tmp_path, script)
+
+
+@pytest.mark.usefixtures("held")
+@pytest.mark.parametrize("first_is_stuck", [False, True])
+def test_adoptions_go_in_order_and_one_that_is_stuck_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_is_stuck: bool
+) -> None:
+    monkeypatch.setattr(scales, "Turns", lambda: Turns(1))
+    monkeypatch.setattr(settling, "WAIT_S", 0.3 if first_is_stuck else 60.0)
+
+    def labelled(world: World) -> list[str]:
+        revision = "serving.knative.dev/revision"
+        return [str(pod["metadata"]["labels"].get(revision)) for pod in world.api.adopted()]
+
+    async def script(world: World) -> None:
+        world.api.policy = True
+        world.revision(NAME)
+        world.revision(OTHER)
+        async with world.running():
+            await world.filled(2)
+            await can_hold(world)
+            world.api.lags = True
+            await world.reporter.report(1.0, name=NAME)
+            await world.api.until(lambda: labelled(world) == [NAME])
+            await world.api.until(lambda: looks(world) > 1)
+            await world.reporter.report(1.0, name=OTHER)
+            await until(lambda: [news[1] for news in world.activator.news].count("ready") == 2)
+            if not first_is_stuck:
+                seen = looks(world)
+                await world.api.until(lambda: looks(world) > seen + 3)
+                assert labelled(world) == [NAME]
+                world.api.catch_up()
+            await world.api.until(lambda: sorted(labelled(world)) == sorted([NAME, OTHER]))
+            world.api.catch_up()
+            await world.api.until(
+                lambda: not any(names.ADOPTION in p["metadata"]["labels"] for p in world.api.adopted())
+            )
+            assert (replicas(world.api, NAME), replicas(world.api, OTHER)) == (1, 1)
             assert world.api.made == []
 
     play(tmp_path, script)
