@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 HEARD_S: Final = 0.3
 #: So long the ReplicaSet is waited for at a time, and the pauses between looks.
 WAIT_S: Final = 5.0
-LOOKS_S: Final = (0.02, 0.2)
+LOOKS_S: Final = (0.05, 0.5)
 #: The policy has to be in force at all API servers: so many looks in a row found it so, and the last isn't older.
 LOOKS: Final = 2
 LOOK_OLD_S: Final = 30.0
