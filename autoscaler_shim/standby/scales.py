@@ -204,9 +204,11 @@ class StandbyScales(Scales):
         if not self._turn(key, current.replicas, plan.replicas, DEPLOYMENTS):
             self._begin(key, adoption, shape, (), 0, settle)
             return False
-        released = [uid for uid in plan.release if await self._release(adoption, uid)]
+        keeps = self._settling.can_hold
+        first = self._hold_back if keeps else self._release
+        leaving = [uid for uid in plan.release if await first(adoption, uid)]
         # Whose labels are still on serves on, and has its place: its slot may be another's only without them.
-        labelled = {*plan.release} - {*released} - adoption.taken.keys()
+        labelled = {*plan.release} - {*leaving} - adoption.taken.keys()
         wanted = plan.replicas + len(labelled)
         for uid in plan.victims:
             await self._pods.patch(uid, assigning.goes_first(uid))
@@ -221,9 +223,11 @@ class StandbyScales(Scales):
         adoption.made_room([*held, *later], replicas)
         for uid in held:
             self._adopted(key, adoption, uid)
-        for uid in released:
+        if keeps:
+            leaving = [uid for uid in leaving if await self._release(adoption, uid, newer=True)]
+        for uid in leaving:
             self._orders.free(key, adoption, uid)
-        if len(released) < len(plan.release):
+        if len(leaving) < len(plan.release):
             self._look_again(key, CHANGED_S)
         self._begin(key, adoption, shape, later, replicas, [*held, *settle])
         for uid in plan.delete:
@@ -300,10 +304,15 @@ class StandbyScales(Scales):
             start_s=shape.start_s if shape is not None else 600.0,
         )
 
-    async def _release(self, adoption: Adoption, uid: str) -> bool:
+    async def _hold_back(self, adoption: Adoption, uid: str) -> bool:
+        """Whether its ReplicaSet makes no other for it while it has a place yet."""
+        pod = self._pods.get(uid)
+        return pod is not None and await self._pods.patch(uid, assigning.held_back(pod))
+
+    async def _release(self, adoption: Adoption, uid: str, newer: bool = False) -> bool:
         """Whether it has no labels of the revision any more."""
         pod = self._pods.get(uid)
-        if pod is None or not await self._pods.patch(uid, assigning.released(pod)):
+        if pod is None or not await self._pods.patch(uid, assigning.released(pod, newer)):
             return False
         adoption.released(uid, time.monotonic())
         return True

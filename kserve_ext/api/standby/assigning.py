@@ -102,8 +102,25 @@ def goes_first(uid: str) -> Document:
     return {"metadata": {"uid": uid, "annotations": {names.DELETION_COST: names.GOES_FIRST}}}
 
 
-def released(pod: Document) -> Document:
-    """A merge patch that makes it nobody's again: all that `labelled` has given it, and its owner."""
+def held_back(pod: Document) -> Document:
+    """A merge patch that takes it from its ReplicaSet, which makes no other and can't have it again: it is to be released
+    once there is no place for it any more. Refused where the pod is another, or newer."""
+    metadata = pod["metadata"]
+    return {
+        "metadata": {
+            "uid": metadata["uid"],
+            "resourceVersion": metadata["resourceVersion"],
+            "labels": {names.ADOPTION: names.HELD},
+            "ownerReferences": None,
+        }
+    }
+
+
+def released(pod: Document, newer: bool = False) -> Document:
+    """A merge patch that makes it nobody's again: all that `labelled` has given it, and its owner.
+
+    Refused where the pod is another, or newer, unless that was our own doing (`newer`).
+    """
     metadata = pod["metadata"]
     labels = [key for key in text_map(metadata.get("labels")) if key not in _OURS]
     annotations = [
@@ -112,8 +129,8 @@ def released(pod: Document) -> Document:
     return {
         "metadata": {
             "uid": metadata["uid"],
-            "resourceVersion": metadata["resourceVersion"],
-            "labels": dict.fromkeys(labels),
+            **({} if newer else {"resourceVersion": metadata["resourceVersion"]}),
+            "labels": dict.fromkeys([*labels, names.ADOPTION]),
             "annotations": dict.fromkeys(annotations),
             "ownerReferences": None,
         }

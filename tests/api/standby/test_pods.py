@@ -131,6 +131,12 @@ def test_what_adoption_gives_the_release_takes_back() -> None:
     after = merge_patch(adopted, assigning.released(adopted))
     after["metadata"].pop("annotations")
     assert after == before
+    held = merge_patch(adopted, assigning.held_back(adopted))
+    assert held["metadata"]["labels"] == {**labels, names.ADOPTION: names.HELD}
+    assert "ownerReferences" not in held["metadata"]
+    after = merge_patch(held, assigning.released(adopted, newer=True))
+    after["metadata"].pop("annotations")
+    assert after == before
 
 
 def environment(pool: pods.Pool) -> dict[str, str]:

@@ -408,22 +408,30 @@ def test_two_revisions_that_want_one_slot(tmp_path: Path) -> None:
     play(tmp_path, script)
 
 
+@pytest.mark.usefixtures("held")
+@pytest.mark.parametrize("policy", [False, True])
 @pytest.mark.parametrize("conflicts", [0, 2])
 def test_down_it_goes_back_to_a_pool_that_is_short(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conflicts: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conflicts: int, policy: bool
 ) -> None:
-    """`conflicts`: so often the pod is another one than its copy here when its labels are to go."""
+    """`conflicts`: so often the pod is another one than its copy here when it is to go."""
     monkeypatch.setattr(pools, "BEHIND_S", 1000.0)
 
     async def script(world: World) -> None:
+        world.api.policy = policy
         world.revision(NAME, window="6s", standby="1")
         world.revision(OTHER, standby="1")  # asks for the pool when nobody else does
         async with world.running() as made:
             await world.filled(1)
+            if policy:
+                await can_hold(world)
             world.api.kubelet = False  # so that nothing fills it but the pod that comes back
             await world.reporter.report(1.0, name=NAME)
             await world.api.until(lambda: world.api.adopted())
+            await world.api.until(lambda: names.ADOPTION not in world.api.adopted()[0]["metadata"]["labels"])
             (pod,) = world.api.adopted()
+            world.api.scaled.clear()
+            world.api.made.clear()
             assert made.standby is not None
             await until(
                 lambda: (
@@ -439,10 +447,10 @@ def test_down_it_goes_back_to_a_pool_that_is_short(
             world.api.fail(409, conflicts, reason="Conflict", method="PATCH", path=path)
             world.api.put(POD_AUTOSCALERS, {**pa, "spec": {**pa["spec"], "reachability": "Unreachable"}})
             await world.reporter.report(0.0, 0.0, name=NAME)
-            await world.api.until(lambda: replicas(world.api, NAME) == 0)
+            await world.api.until(lambda: {"scale 0", "unlabel"} <= {*world.api.scaled})
             assert world.api.failures == []
-            assert world.api.scaled[:2] == ["scale 1", "label"]
-            assert world.api.scaled.index("unlabel") < world.api.scaled.index("scale 0")
+            assert world.api.scaled == (["scale 0", "unlabel"] if policy else ["unlabel", "scale 0"])
+            assert len(world.api.made) == (0 if policy else 1), "its ReplicaSet misses it"
             (slot,) = taken(world)
             await until(lambda: any(isinstance(order, Free) for order in slot.orders))
             found = world.api.get(PODS, NAMESPACE, pod["metadata"]["name"])
