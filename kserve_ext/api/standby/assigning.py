@@ -103,8 +103,10 @@ def goes_first(uid: str) -> Document:
 
 
 def held_back(pod: Document) -> Document:
-    """A merge patch that takes it from its ReplicaSet, which makes no other and can't have it again: it is to be released
-    once there is no place for it any more. Refused where the pod is another, or newer."""
+    """A merge patch that takes it from its ReplicaSet, which makes no other and can't have it again.
+
+    It is to be released once there is no place for it any more. Refused where the pod is another, or newer.
+    """
     metadata = pod["metadata"]
     return {
         "metadata": {

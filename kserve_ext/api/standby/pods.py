@@ -201,23 +201,26 @@ def shape(wish: Wish) -> list[str]:
 
 def _resources(wish: Wish) -> Document:
     """The user's and queue-proxy's, since the one container does the work of both."""
-    made: Document = {}
-    for kind in ("requests", "limits"):
-        amounts = [(c.get("resources") or {}).get(kind) or {} for c in (wish.user, wish.queue)]
-        total: dict[str, str] = {}
-        for name in sorted({name for each in amounts for name in each}):
-            given = [each[name] for each in amounts if name in each]
-            if kind == "limits" and name not in amounts[0]:
-                continue  # the user's is unlimited, so both are
-            total[name] = str(given[0]) if len(given) == 1 else _sum(name, given)
-        if total:
-            made[kind] = total
+    given = [(c.get("resources") or {}) for c in (wish.user, wish.queue)]
+    limits = [dict(each.get("limits") or {}) for each in given]
+    # What isn't requested is requested up to its limit, as Kubernetes has it for each container.
+    requests = [of | dict(each.get("requests") or {}) for of, each in zip(limits, given, strict=True)]
+    wanted = {name: _sum(name, requests) for name in sorted({*requests[0], *requests[1]})}
+    # Where the user's is unlimited, both are.
+    limited = {name: _sum(name, limits) for name in sorted(limits[0])}
+    for name, amount in limited.items():
+        if quantities.parse(wanted[name]) > quantities.parse(amount):
+            limited[name] = wanted[name]  # nobody may request more than the limit
+    made: Document = {kind: of for kind, of in (("requests", wanted), ("limits", limited)) if of}
     claims = (wish.user.get("resources") or {}).get("claims")
     return {**made, **({"claims": claims} if claims else {})}
 
 
-def _sum(name: str, amounts: list[object]) -> str:
-    amount = sum((quantities.parse(each) for each in amounts), start=quantities.parse(0))
+def _sum(name: str, containers: list[dict[str, object]]) -> str:
+    given = [of[name] for of in containers if name in of]
+    if len(given) == 1:
+        return str(given[0])
+    amount = sum((quantities.parse(each) for each in given), start=quantities.parse(0))
     if name == "cpu":
         return f"{quantities.up(amount * 1000)}m"
     return str(quantities.up(amount))

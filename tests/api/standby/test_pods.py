@@ -88,7 +88,7 @@ def test_the_pod() -> None:
     assert len(spec["containers"]) == 1
     assert spec["restartPolicy"] == "Never"
     assert container["resources"] == {
-        "requests": {"cpu": "525m", "memory": "1Gi"},
+        "requests": {"cpu": "525m", "memory": "1Gi", "nvidia.com/gpu": "1"},
         "limits": {"memory": "2Gi", "nvidia.com/gpu": "1"},
     }
     env = {entry["name"]: entry for entry in container["env"]}
@@ -102,6 +102,47 @@ def test_the_pod() -> None:
     assert token["projected"]["sources"][0]["serviceAccountToken"]["audience"] == "kserve-galaxy.io"
     spread = spec["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"][0]
     assert spread["podAffinityTerm"]["labelSelector"]["matchLabels"] == {names.POOL_LABEL: pool.digest}
+
+
+@pytest.mark.parametrize(
+    ("user", "queue", "pod"),
+    [
+        (  # as much as it may have: the front's part is more
+            {"requests": {"cpu": "100m", "memory": "1Gi"}, "limits": {"cpu": "100m", "memory": "1Gi"}},
+            {"requests": {"cpu": "25m"}},
+            {"requests": {"cpu": "125m", "memory": "1Gi"}, "limits": {"cpu": "125m", "memory": "1Gi"}},
+        ),
+        (  # limits alone are requests, too
+            {"limits": {"cpu": "400m", "nvidia.com/gpu": "2"}},
+            {"requests": {"cpu": "25m"}},
+            {
+                "requests": {"cpu": "425m", "nvidia.com/gpu": "2"},
+                "limits": {"cpu": "425m", "nvidia.com/gpu": "2"},
+            },
+        ),
+        (
+            {"requests": {"memory": "50Mi"}, "limits": {"memory": "60Mi", "ephemeral-storage": "1Ki"}},
+            {
+                "requests": {"memory": "50Mi", "ephemeral-storage": "1Ki"},
+                "limits": {"memory": "100Mi", "ephemeral-storage": "2Ki"},
+            },
+            {
+                "requests": {"memory": str(100 << 20), "ephemeral-storage": "2048"},
+                "limits": {"memory": str(160 << 20), "ephemeral-storage": "3072"},
+            },
+        ),
+        ({}, {"limits": {"memory": "50Mi"}}, {"requests": {"memory": "50Mi"}}),
+        ({}, {}, {}),
+    ],
+)
+def test_a_pod_requests_what_both_its_parts_would_and_never_beyond_its_limit(
+    user: dict[str, Any], queue: dict[str, Any], pod: dict[str, Any]
+) -> None:
+    made = deployment(container={"resources": user})
+    made["spec"]["template"]["spec"]["containers"][1]["resources"] = queue
+    of = fitting.read(made)
+    assert isinstance(of, Wish)
+    assert pods.pool(of).pod["spec"]["containers"][0]["resources"] == pod
 
 
 def test_the_assignment_says_what_queue_proxy_was_told() -> None:
