@@ -20,7 +20,7 @@ from autoscaler_shim.standby.shapes import Shapes
 from kserve_ext.api.standby import pods as standby_pods
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.known import Known, StandbyPod
-from kserve_ext.core.standby.pools import Change, Member, Pool, State
+from kserve_ext.core.standby.pools import Change, Lack, Member, Pool, State
 from kserve_ext.core.standby.slot import AGAIN
 from kserve_ext.kube.client import AlreadyExists, Client, KubeError, Unavailable
 from kserve_ext.kube.kinds import PODS
@@ -64,7 +64,7 @@ class Keeper:
         self._slotless: dict[str, float] = {}
         self._used: set[str] = set()
         self._said: dict[str, str] = {}
-        self._wrong: dict[str, str] = {}
+        self._lacks: dict[str, Lack] = {}
         #: Revisions whose engine sleeps in none of the pool's slots that can be taken.
         self._sleepless: dict[str, list[RevisionKey]] = {}
         #: By pool: GPU-seconds, and until when they are counted.
@@ -92,7 +92,7 @@ class Keeper:
         pods, pools = self._known.pods.keys(), {*self._known.pools(), *self._shapes.pools()}
         self._used.intersection_update(pods)
         self._slotless = {uid: since for uid, since in self._slotless.items() if uid in pods}
-        for of_pool in (self._pools, self._short, self._said, self._wrong, self._sleepless, self._idle):
+        for of_pool in (self._pools, self._short, self._said, self._lacks, self._sleepless, self._idle):
             for pool in of_pool.keys() - pools:
                 del of_pool[pool]
 
@@ -100,9 +100,9 @@ class Keeper:
         """Pods that it could take back."""
         return self._short.get(pool, 0)
 
-    def wrong(self, pool: str) -> str:
-        """Why none of its pods comes up; "" = one has, or they are still on their way."""
-        return self._wrong.get(pool, "")
+    def lack(self, pool: str) -> Lack | None:
+        """None: it has as many as it should, or the others are on their way as far as anybody knows."""
+        return self._lacks.get(pool)
 
     def figures(self) -> list[PoolFigures]:
         found = []
@@ -209,13 +209,20 @@ class Keeper:
 
     def _note(self, key: str, size: int, members: list[Member], failed: str) -> None:
         """`failed`: why the last one could not be made, or ended; who doesn't keep the pool doesn't know."""
-        wrong = ""
-        if size and not any(member.state == "ready" for member in members):
-            wrong = failed or next(filter(None, (self._trouble(m.uid) for m in members)), "")
+        lack = None
+        states = [member.state for member in members]
+        if states.count("ready") < size:
+            coming = (self._trouble(member.uid) for member in members if member.state == "coming")
+            if why := failed or next(filter(None, coming), ""):
+                lack = Lack(why, "ready" not in states, "busy" in states, bool(failed))
         shapes = self._shapes.of_pool(key)
         sleepless = [s.revision for s in shapes if s.engine and self._known.sleepless(key, s.engine)]
-        if (wrong, sleepless) != (self._wrong.get(key, ""), self._sleepless.get(key, [])):
-            self._wrong[key], self._sleepless[key] = wrong, sleepless
+        if (lack, sleepless) != (self._lacks.get(key), self._sleepless.get(key, [])):
+            self._sleepless[key] = sleepless
+            if lack is None:
+                self._lacks.pop(key, None)
+            else:
+                self._lacks[key] = lack
             for shape in shapes:
                 self._concerned(shape.revision)
 

@@ -18,6 +18,7 @@ from kserve_ext.api.standby import names
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.adoption import Adoption, Plan
 from kserve_ext.core.standby.known import Known, Seen
+from kserve_ext.core.standby.pools import NOT_UP
 from kserve_ext.core.standby.wakes import Told, Wake, Wakes
 from kserve_ext.kube.events import About, Events, owner_of
 
@@ -42,16 +43,18 @@ class Saying:
     # --- of a revision
 
     def conditions(
-        self, revision: RevisionKey, pa: Document, problem: str, unfit: bool
+        self, revision: RevisionKey, pa: Document, problem: str, unfit: bool, amiss: bool = True
     ) -> tuple[Condition, ...]:
-        """`problem`: why it is not to be had from standby pods as it wishes, "" = it is; `unfit`: by none, ever."""
+        """`problem`: why it is not to be had from standby pods as it wishes, "" = it is; `unfit`: by none, ever; `amiss`:
+        people should hear of it, even those who don't look."""
         found = []
         reason = cause(problem, unfit) if problem else ""
         if problem:
-            found.append(Condition(READY, FALSE, reason, problem, "Warning"))
-        if problem != self._problems.get(revision, ""):
-            self._problems[revision] = problem
-            if problem:
+            found.append(Condition(READY, FALSE, reason, problem, "Warning" if amiss else "Info"))
+        news = (problem.partition(NOT_UP)[2] or problem) if amiss else ""
+        if news != self._problems.get(revision, ""):
+            self._problems[revision] = news
+            if news:
                 self._tell(revision, f"Standby{reason}", problem, good=False)
         told = self.wakes.told(revision)
         if told is not None:
@@ -148,7 +151,7 @@ def cause(problem: str, unfit: bool) -> str:
         return "RevisionUnfit"
     if names.LEVEL in problem:
         return "EngineNotAsleep"
-    said = problem.rpartition("comes up: ")[2]
+    said = problem.partition(NOT_UP)[2]
     word = said.partition(":")[0]
     if word == "no node":
         return "NoNode"

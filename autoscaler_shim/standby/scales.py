@@ -28,6 +28,7 @@ from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.knative.pod_autoscaler import Pods
 from kserve_ext.core.standby.adoption import Adoption, Plan, Wanted
 from kserve_ext.core.standby.known import Known
+from kserve_ext.core.standby.pools import Lack
 from kserve_ext.core.standby.turns import PLACE_S, Turns
 from kserve_ext.kube.client import Client, KubeError
 from kserve_ext.kube.informer import Informer
@@ -55,10 +56,10 @@ class StandbyScales(Scales):
         tally: Tally,
         counts: Callable[[str], Pods],
         short: Callable[[str], int],
-        wrong: Callable[[str], str],
+        lack: Callable[[str], Lack | None],
         saying: Saying,
     ) -> None:
-        """`counts`: pods of a revision; `short`: pods that a pool lacks; `wrong`: why it has none."""
+        """`counts`: pods of a revision; `short`: pods that a pool lacks; `lack`: what keeps it short."""
         super().__init__(client, deployments, again, may)
         self._again_of = again
         self._known = known
@@ -69,7 +70,7 @@ class StandbyScales(Scales):
         self._tally = tally
         self._counts = counts
         self._short = short
-        self._wrong = wrong
+        self._lack = lack
         self._saying = saying
         self._adoptions: dict[str, Adoption] = {}
         self._keys: dict[RevisionKey, str] = {}
@@ -87,8 +88,11 @@ class StandbyScales(Scales):
     def conditions(self, key: str, pa: Document) -> tuple[Condition, ...]:
         revision = _revision(pa)
         shape = self._shapes.of(revision)
-        problem = self.problem(key, pa)
-        return self._saying.conditions(revision, pa, problem, shape is not None and bool(shape.unfit))
+        unfit = shape is not None and bool(shape.unfit)
+        lack = self._lack(shape.pool.key) if shape is not None and shape.pool is not None else None
+        return self._saying.conditions(
+            revision, pa, self.problem(key, pa), unfit, lack is None or unfit or lack.amiss
+        )
 
     def notes(self, key: str, pa: Document) -> tuple[tuple[str, str], ...]:
         return self._saying.notes(_revision(pa))
@@ -101,8 +105,8 @@ class StandbyScales(Scales):
             return f"{field}: has no effect, it starts without standby pods: {shape.unfit}"
         if shape is None or shape.pool is None:
             return ""
-        if wrong := self._wrong(shape.pool.key):
-            return f"{field}: has no effect yet, as none of its standby pods comes up: {wrong}"
+        if lack := self._lack(shape.pool.key):
+            return f"{field}: {lack.words}"
         why = self._known.sleepless(shape.pool.key, shape.engine) if shape.engine else ""
         level = f"metadata.annotations[{names.LEVEL}]"
         return f"{level}: its engine sleeps in none of its standby pods: {why}" if why else ""

@@ -97,7 +97,7 @@ class Standby:
             self.tally,
             counts,
             lambda pool: self.keeper.short(pool),
-            lambda pool: self.keeper.wrong(pool),
+            lambda pool: self.keeper.lack(pool),
             self.saying,
         )
         self.keeper = Keeper(

@@ -24,6 +24,8 @@ SURPLUS_S: Final = 10.0
 SETBACK_S: Final = (2.0, 300.0)
 #: A pod that is no slot after so long can't become one. Images may take long; what isn't scheduled doesn't count.
 WARM_S: Final = 900.0
+#: What stands before the reason in the words about a Lack.
+NOT_UP: Final = "comes up: "
 
 #: coming: will be a slot; ready: can be taken; busy: has a revision or its labels; failed: its process has ended, or
 #: can't serve; used up: likewise, but it had served; leaving: is being deleted; stranded: its node gets nothing new.
@@ -39,6 +41,28 @@ class Member(NamedTuple):
     reason: str = ""
 
 
+class Lack(NamedTuple):
+    """Fewer can be taken than there should be, and it isn't only that the next are on their way."""
+
+    why: str
+    none: bool  # can be taken
+    busy: bool  # some have a revision
+    failing: bool = False  # `why` is of one that ended, or could not be made; else of one that waits
+
+    @property
+    def words(self) -> str:
+        if not self.none:
+            return f"it has fewer standby pods than it asks for, as no other {NOT_UP}{self.why}"
+        if self.busy:
+            return f"its standby pods are in use, and no other {NOT_UP}{self.why}"
+        return f"has no effect yet, as none of its standby pods {NOT_UP}{self.why}"
+
+    @property
+    def amiss(self) -> bool:
+        """A pod that waits until there is room again beside those in use is as it should be."""
+        return self.failing or not self.busy
+
+
 class Change(NamedTuple):
     create: int = 0
     delete: tuple[tuple[str, str], ...] = ()  # uid, and why
@@ -50,17 +74,22 @@ class Change(NamedTuple):
 class Pool:
     _bucket: TokenBucket = field(default_factory=lambda: TokenBucket(RATE, BURST))
     failures: int = 0
-    reason: str = ""  # of the last failure
+    reason: str = ""  # of the last failure, until there are as many as there should be
     _retry_at: float = 0.0
     _short_since: float | None = None
     _surplus_since: float | None = None
     _counted: set[str] = field(default_factory=set)
     #: Made, and not seen yet: when.
     _made: dict[str, float] = field(default_factory=dict)
+    #: Were there at the last failure, and say nothing of whether pods come up since.
+    _before: set[str] = field(default_factory=set)
+    _there: set[str] = field(default_factory=set)
 
     def made(self, uid: str, now: float) -> None:
         """The API server has it; the informer will tell of it."""
         self._made[uid] = now
+        if now < self._retry_at:  # one of those that were asked for together has failed
+            self._before.add(uid)
 
     def refused(self, reason: str, now: float) -> None:
         """The API server wouldn't have such a pod."""
@@ -69,13 +98,17 @@ class Pool:
     def decide(self, size: int, members: Iterable[Member], busy: bool, now: float) -> Change:
         """`size`: how many there should be that can be taken; `busy`: a burst is under way."""
         members = list(members)
-        delete = self._ended(members, now)
         known = {member.uid for member in members}
         self._made = {uid: at for uid, at in self._made.items() if uid not in known and now - at < 30.0}
+        self._there = known
+        self._before &= known | self._made.keys()
+        delete = self._ended(members, now)
         coming = [m for m in members if m.state == "coming"]
         ready = [m for m in members if m.state == "ready"]
-        if ready:
+        if any(m.uid not in self._before for m in members if m.state in ("ready", "busy")):
             self.failures, self.reason = 0, ""
+        elif len(ready) >= size:
+            self.reason = ""
         for member in coming:
             if member.scheduled and now - member.made_at >= WARM_S:
                 why = f"no slot after {WARM_S:.0f} s: {member.reason or 'see its log'}"
@@ -113,6 +146,7 @@ class Pool:
     def _fail(self, reason: str, now: float) -> None:
         self.failures += 1
         self.reason = reason
+        self._before = self._there | self._made.keys()
         self._retry_at = now + pause_s(self.failures, *SETBACK_S, 1.0)
 
     def _refill(self, short: int, busy: bool, now: float) -> tuple[int, float | None]:

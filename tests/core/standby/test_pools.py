@@ -8,7 +8,7 @@ from hypothesis import given
 from kserve_ext.core.standby import pools
 from kserve_ext.core.standby.facts import Slot
 from kserve_ext.core.standby.known import Place, Seen, choose
-from kserve_ext.core.standby.pools import Member, Pool, State
+from kserve_ext.core.standby.pools import NOT_UP, Lack, Member, Pool, State
 
 
 def members(*states: State, made_at: float = 0.0) -> list[Member]:
@@ -83,6 +83,52 @@ def test_what_has_ended_goes_and_what_never_served_slows_the_pool_down() -> None
     assert pool.reason == "ImagePullBackOff"
     pool.decide(1, members("ready"), False, now)
     assert pool.failures == 0
+
+
+def test_a_slot_that_stands_by_hides_no_failures_of_the_others() -> None:
+    """The other's pod ends three seconds after it was made, for an hour."""
+    pool, good, others, made = Pool(), Member("a", "a", "ready", 0.0), list[tuple[str, float]](), 0
+    for tick in range(7200):
+        now = tick / 2
+        there = [
+            good,
+            *(
+                Member(u, u, "failed" if now >= at + 3 else "coming", at, reason="it ended")
+                for u, at in others
+            ),
+        ]
+        change = pool.decide(2, there, False, now)
+        others = [other for other in others if other[0] not in {uid for uid, _ in change.delete}]
+        for _ in range(change.create):
+            made += 1
+            others.append((f"u{made}", now))
+            pool.made(f"u{made}", now)
+        assert pool.reason == ("it ended" if now >= 3 else "")
+    assert 10 < made < 30
+    pool.decide(2, [good, Member("z", "z", "ready", 0.0)], False, 7200.0)
+    assert (pool.failures, pool.reason) == (0, "")
+
+
+def test_what_was_made_beside_one_that_was_refused_proves_nothing() -> None:
+    pool = Pool()
+    assert pool.decide(2, [], False, 0.0).create == 2
+    pool.refused("quota", 0.1)
+    pool.made("u0", 0.2)
+    pool.decide(2, members("ready"), False, 1.0)
+    assert (pool.failures, pool.reason) == (1, "refused by the API server: quota")
+    pool.decide(1, members("ready"), False, 1.0)
+    assert (pool.failures, pool.reason) == (1, ""), "nothing is lacking"
+
+
+def test_how_a_pool_is_short_has_words_of_its_own() -> None:
+    words = {
+        Lack("why", none, busy).words: Lack("why", none, busy).amiss
+        for none, busy in ((True, False), (True, True), (False, False))
+    }
+    assert len(words) == 3
+    assert all(said.endswith(f"{NOT_UP}why") for said in words)
+    assert list(words.values()) == [True, False, True]
+    assert Lack("why", True, True, failing=True).amiss
 
 
 def test_a_pod_that_never_becomes_a_slot_is_replaced_unless_it_waits_for_a_node() -> None:

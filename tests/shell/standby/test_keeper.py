@@ -14,7 +14,7 @@ from kserve_ext.api.standby import pods, reading
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.facts import Slot
 from kserve_ext.core.standby.known import Known, StandbyPod
-from kserve_ext.core.standby.pools import SURPLUS_S, Pool
+from kserve_ext.core.standby.pools import SURPLUS_S, Lack, Pool
 from kserve_ext.core.standby.slot import AGAIN
 
 ADDR = "10.0.0.1"
@@ -106,11 +106,11 @@ def test_revisions_hear_why_no_pod_of_their_pool_comes_up_and_when_one_has() -> 
     for reason in ("it has just begun", f"the zygote ended; {AGAIN}"):
         known.told("n", [slot._replace(reason=reason)], ())
         asyncio.run(made._keep(POOL.key))
-    assert made.wrong(POOL.key) == f"the zygote ended; {AGAIN}"
+    assert made.lack(POOL.key) == Lack(f"the zygote ended; {AGAIN}", True, False)
     assert told == ["default/a"]
     stand_by(known, "a")
     asyncio.run(made._keep(POOL.key))
-    assert made.wrong(POOL.key) == ""
+    assert made.lack(POOL.key) is None
     assert told == ["default/a"] * 2
 
 
@@ -119,13 +119,29 @@ def test_a_pod_that_runs_and_that_no_agent_has_heard_of_is_named(monkeypatch: py
     made, _ = keeper(known, 1, owns=False)
     known.pod("a", StandbyPod("default/a", "a", POOL.key, addr=ADDR))
     asyncio.run(made._keep(POOL.key))
-    assert made.wrong(POOL.key) == ""
+    assert made.lack(POOL.key) is None
     monkeypatch.setattr("autoscaler_shim.standby.keeper.MUTE_S", 0.0)
     asyncio.run(made._keep(POOL.key))
-    assert "pod default/a runs, and no agent has heard of its slot" in made.wrong(POOL.key)
+    lack = made.lack(POOL.key)
+    assert lack is not None
+    assert "pod default/a runs, and no agent has heard of its slot" in lack.why
     stand_by(known, "a")
     asyncio.run(made._keep(POOL.key))
-    assert made.wrong(POOL.key) == ""
+    assert made.lack(POOL.key) is None
+
+
+def test_a_pod_that_waits_for_room_beside_one_in_use_is_not_amiss() -> None:
+    known = Known()
+    made, _ = keeper(known, 1, owns=False)
+    stand_by(known, "a")
+    known.promise("a", RevisionKey("default/a"))
+    waits = StandbyPod("default/b", "b", POOL.key, scheduled=False, trouble="no node: 0/1 nodes")
+    known.pod("b", waits)
+    asyncio.run(made._keep(POOL.key))
+    lack = made.lack(POOL.key)
+    assert lack == Lack("no node: 0/1 nodes", True, True)
+    assert not lack.amiss
+    assert "in use" in lack.words
 
 
 def test_nothing_is_kept_of_pods_and_pools_that_are_no_more() -> None:
@@ -138,7 +154,7 @@ def test_nothing_is_kept_of_pods_and_pools_that_are_no_more() -> None:
     known.pod("a", None)
     known.told("n", [], ())
     made.forget()
-    kept = (made._used, made._slotless, made._said, made._short, made._idle, made._pools, made._wrong)
+    kept = (made._used, made._slotless, made._said, made._short, made._idle, made._pools, made._lacks)
     assert not any(kept)
 
 

@@ -15,7 +15,7 @@ from autoscaler_shim.knative import deciders
 from autoscaler_shim.standby.saying import cause
 from kserve_ext.api.standby import names
 from kserve_ext.core.standby.facts import Started
-from kserve_ext.kube.kinds import EVENTS, POD_AUTOSCALERS
+from kserve_ext.kube.kinds import EVENTS, POD_AUTOSCALERS, PODS
 from kserve_ext.rpc import RpcError
 from kserve_ext.wire.frames import ErrorCode
 from kserve_ext.wire.slot_socket import Start
@@ -187,6 +187,28 @@ def test_an_empty_pool_is_said(tmp_path: Path) -> None:
                 lambda: condition(world.api, "StandbyUsed", name=NAME) == ("False", "PoolEmpty")
             )
             assert "a pod was asked for the plain way" in message(world, "StandbyUsed")
+
+    play(tmp_path, script)
+
+
+def test_a_pool_without_room_for_more_beside_those_in_use_is_said_to_who_looks(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.revision(NAME, standby="1")
+        async with world.running():
+            await world.filled(1)
+            world.api.kubelet = False
+            await world.reporter.report(1.0, name=NAME)
+            await world.api.until(lambda: world.api.standby() and world.api.adopted())
+            (pod,) = world.api.standby()
+            full = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes: Insufficient gpu"}
+            world.api.put(PODS, {**pod, "status": {"phase": "Pending", "conditions": [full]}})
+            await world.api.until(lambda: message(world, "StandbyReady"))
+            assert condition(world.api, "StandbyReady", name=NAME) == ("False", "NoNode")
+            assert "its standby pods are in use, and no other comes up: no node" in message(
+                world, "StandbyReady"
+            )
+            await world.api.until(lambda: "StandbyTaken" in events(world))
+            assert "StandbyNoNode" not in events(world)
 
     play(tmp_path, script)
 

@@ -325,6 +325,24 @@ def test_a_revision_whose_pool_is_refused_says_so_until_it_has_one(tmp_path: Pat
     play(tmp_path, script)
 
 
+def test_a_pool_that_is_short_says_why_beside_a_slot_that_stands_by(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.api.fail(403, times=1, method="POST", path="/namespaces/default/pods")
+        world.revision(NAME, standby="2")
+        async with world.running() as made:
+            await world.filled(1)
+            await world.api.until(
+                lambda: condition(world.api, "StandbyReady", name=NAME) == ("False", "PodsRefused")
+            )
+            assert made.standby is not None
+            (figures,) = made.standby.keeper.figures()
+            assert (figures.ready, figures.failures) == (1, 1)
+            await world.filled(2)
+            await world.api.until(lambda: condition(world.api, "StandbyReady", name=NAME)[0] != "False")
+
+    play(tmp_path, script)
+
+
 def test_without_the_component_there_are_none(tmp_path: Path) -> None:
     async def script(world: World) -> None:
         world.revision(NAME)
