@@ -214,12 +214,27 @@ def _environment(user: Document) -> None:
             if field and not _FIELDS.fullmatch(field):
                 raise _Unfit(f"env {entry['name']} is the pod's {field}, which a standby pod has otherwise")
     # What they say may be secret, and the reason is logged and told in a condition.
-    texts = [(f"env {entry['name']}", entry.get("value") or "") for entry in user.get("env") or ()]
-    words = ((kind, word) for kind in ("command", "args") for word in user.get(kind) or ())
-    for where, text in (*texts, *words):
-        for name in command.references(str(text)):
-            if name in unknown:
-                raise _Unfit(f"{where} refers to $({name}), whose value only the kubelet knows: write it out")
+    before: set[str] = set()  # those that it can refer to
+    for entry in user.get("env") or ():
+        _references(user, f"env {entry['name']}", str(entry.get("value") or ""), before, unknown)
+        before.add(entry["name"])
+    for kind in ("command", "args"):
+        for word in user.get(kind) or ():
+            _references(user, kind, str(word), before, unknown)
+
+
+def _references(user: Document, where: str, text: str, written: set[str], unknown: set[str]) -> None:
+    for name in command.references(text):
+        if name in unknown:
+            raise _Unfit(
+                f"{where} refers to $({name}), whose value only the kubelet knows: write it out, "
+                "or let the server read the variable"
+            )
+        if user.get("envFrom") and name not in written:
+            raise _Unfit(
+                f"{where} refers to $({name}), which may come from envFrom, whose values only the kubelet knows: "
+                "write it out, or let the server read the variable"
+            )
 
 
 def _zygote(said: str, user: Document) -> str:

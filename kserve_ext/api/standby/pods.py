@@ -56,6 +56,9 @@ _NOT_COPIED: Final = (
     "nodeName",
     "hostname",
 )
+#: How long a pod may take to end: the least of these in which its revision can drain, else whole hours. Knative's
+#: own timeouts are 300 by default and 600 at most, if an operator doesn't allow more.
+GRACES_S: Final = (600, 1800, 3600)
 #: What a runtime must be able to write to, whatever its container's root is.
 TEMPORARY: Final = "/tmp"
 
@@ -85,6 +88,7 @@ def bucket_key(pool: str) -> str:
 def pool(wish: Wish) -> Pool:
     annotations = {k: v for k, v in wish.annotations.items() if k.startswith(READ_BY_NETWORKS)}
     spec = {k: v for k, v in (wish.template.get("spec") or {}).items() if k not in _NOT_COPIED}
+    spec["terminationGracePeriodSeconds"] = _grace_s(wish)
     mounts, volumes = _volumes(wish)
     spec |= {"restartPolicy": "Never", "volumes": volumes, "containers": [_container(wish, mounts, volumes)]}
     affinity = _affinity((wish.template.get("spec") or {}).get("affinity") or {})
@@ -144,6 +148,13 @@ def _container(wish: Wish, mounts: list[Document], volumes: list[Document]) -> D
     if user.get("securityContext"):
         made["securityContext"] = user["securityContext"]
     return made
+
+
+def _grace_s(wish: Wish) -> int:
+    """Knative's is the revision's timeout, and timeouts make no other pool. A slot ends when its revision has drained
+    by its own, whatever longer time there is."""
+    asked = int((wish.template.get("spec") or {}).get("terminationGracePeriodSeconds") or 0)
+    return next((step for step in GRACES_S if asked <= step), -(-asked // GRACES_S[-1]) * GRACES_S[-1])
 
 
 def _environment(wish: Wish, mounts: list[Document], volumes: list[Document]) -> list[Document]:

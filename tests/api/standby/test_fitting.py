@@ -59,6 +59,24 @@ def test_a_wish() -> None:
             },
             "args refers to $(KEY)",
         ),
+        (
+            {
+                "container": {
+                    "args": ["--key=sesame-$(KEY)"],
+                    "envFrom": [{"secretRef": {"name": "s"}}],
+                }
+            },
+            "args refers to $(KEY), which may come from envFrom",
+        ),
+        (
+            {
+                "container": {
+                    "env": [{"name": "URL", "value": "http://$(KEY)"}, {"name": "KEY", "value": "later"}],
+                    "envFrom": [{"configMapRef": {"name": "c"}}],
+                }
+            },
+            "env URL refers to $(KEY), which may come from envFrom",
+        ),
     ],
 )
 def test_what_cant_be_served_says_why(changes: dict[str, Any], says: str) -> None:
@@ -66,6 +84,17 @@ def test_what_cant_be_served_says_why(changes: dict[str, Any], says: str) -> Non
     assert isinstance(found, Unfit)
     assert "sesame" not in found.reason, "what they say may be secret"
     assert says in found.reason
+
+
+def test_with_variables_of_a_secret_references_to_those_that_are_written_are_put_in() -> None:
+    whole = {"envFrom": [{"secretRef": {"name": "s"}}]}
+    assert isinstance(fitting.read(deployment(container=whole)), Wish), "--port=$(PORT) is known"
+    literal = {"args": ["--template=$$(KEY)"], **whole}
+    assert isinstance(fitting.read(deployment(container=literal)), Wish)
+    unknown = {"args": ["--template=$(KEY)"]}
+    assert isinstance(fitting.read(deployment(container=unknown)), Wish), (
+        "nobody has it, so it stays as it is"
+    )
 
 
 def test_a_sidecar_of_the_user_is_one_too_many() -> None:

@@ -40,6 +40,23 @@ def test_the_part_of_a_claim_that_is_used_makes_no_other_pool() -> None:
 
 
 @pytest.mark.parametrize(
+    ("timeouts", "grace_s"),
+    [((1, 300, 600), 600), ((601, 1800), 1800), ((3600,), 3600), ((3601, 7200), 7200)],
+)
+def test_timeouts_make_no_other_pool_unless_one_needs_more_time_to_drain(
+    timeouts: tuple[int, ...], grace_s: int
+) -> None:
+    made = [
+        pods.pool(
+            wish(terminationGracePeriodSeconds=seconds, queue={"REVISION_TIMEOUT_SECONDS": str(seconds)})
+        )
+        for seconds in timeouts
+    ]
+    assert len({pool.digest for pool in made}) == 1
+    assert made[0].pod["spec"]["terminationGracePeriodSeconds"] == grace_s
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"container": {"image": "registry.example/vllm-pd@sha256:2"}},
