@@ -45,8 +45,8 @@ class Saying:
     def conditions(
         self, revision: RevisionKey, pa: Document, problem: str, unfit: bool, amiss: bool = True
     ) -> tuple[Condition, ...]:
-        """`problem`: why it is not to be had from standby pods as it wishes, "" = it is; `unfit`: by none, ever; `amiss`:
-        people should hear of it, even those who don't look."""
+        """`problem`: why it is not to be had from standby pods as it wishes, "" = it is; `unfit`: by none, ever;
+        `amiss`: people should hear of it, even those who don't look."""
         found = []
         reason = cause(problem, unfit) if problem else ""
         if problem:

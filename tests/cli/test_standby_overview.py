@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from kserve_ext.api.standby import fitting, names, pods
-from kserve_ext.cli.knative import checks, standby, webhook
+from kserve_ext.cli.knative import checks, explain, standby, webhook
+from kserve_ext.core.standby.pools import Lack
 from kserve_ext.kube import certificates
 from kserve_ext.kube.kinds import (
     DAEMON_SETS,
@@ -63,7 +64,31 @@ def test_pools_have_what_revisions_wish_for_and_what_is_there() -> None:
     assert row["why"] == ""
     waiting = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
     (row,) = standby.pools_of([pod_of(one, "a", conditions=[], containerStatuses=[waiting])], [one], [])
-    assert row["why"] == "ImagePullBackOff: no such image"
+    assert (row["why"], row["amiss"]) == ("ImagePullBackOff: no such image", True)
+
+
+def test_a_pool_whose_pods_are_refused_says_what_the_condition_of_its_revisions_says() -> None:
+    one = deployment("one-00001", standby="2")
+    problem = Lack("refused by the API server: pods is forbidden", False, False, True)
+
+    def row(found: list[Obj], severity: str, **spec: str) -> tuple[str, bool]:
+        condition = {"type": names.STANDBY_READY, "status": "False", "severity": severity}
+        message = f"metadata.annotations[{names.SIZE}]: {problem.words}"
+        pa = {
+            "metadata": {"namespace": NAMESPACE, "name": "one-00001"},
+            "spec": spec,
+            "status": {"conditions": [{**condition, "message": message}]},
+        }
+        (pool,) = standby.pools_of(found, [one], [pa])
+        return pool["why"], pool["amiss"]
+
+    assert row([], "Warning") == (problem.why, True)
+    assert row([pod_of(one, "a")], "Warning") == (problem.why, True)
+    adopted = pod_of(one, "a")
+    adopted["metadata"]["labels"]["serving.knative.dev/revision"] = "one-00001"
+    assert row([adopted], "Info") == (problem.why, False)
+    assert row([pod_of(one, "a"), pod_of(one, "b")], "Warning") == ("", False)
+    assert row([], "Warning", reachability="Unreachable") == ("", False)
 
 
 def test_what_fits_no_standby_pod_is_listed() -> None:
@@ -150,7 +175,11 @@ def test_status_says_it_all(cluster: KnativeCluster) -> None:
 def test_explain_says_how_a_revision_was_woken(cluster: KnativeCluster) -> None:
     start = {
         **{"pod": "default/standby-x", "node": "n1", "level": "S1", "from": "S0", "at": 1767225600.0},
-        **{"why": "--dtype: differs", "accepted_ms": 4, "steps_ms": [["weights_loaded", 310]]},
+        **{
+            "why": "--dtype: differs",
+            "accepted_ms": 4,
+            "steps_ms": [["a_step_of_before_the_answer_came", 1], ["weights_loaded", 310], ["ready", 340]],
+        },
         **{"serving_ms": 362, "own_ms": 420},
     }
     condition = {
@@ -183,15 +212,48 @@ def test_explain_says_how_a_revision_was_woken(cluster: KnativeCluster) -> None:
         assert "StandbyFellBack" in said
         assert "Pulled" not in said
     assert yaml.safe_load(cluster("explain", "chat", "-o", "json").stdout)["starts"] == [start]
+    assert [line[11:] for line in said.splitlines() if line[:9].strip().isdigit()] == [
+        "a step of before the answer came",
+        "its node's agent has accepted",
+        "weights loaded",
+        "its server is ready",
+        "the autoscaler has heard that it serves",
+        "it has the revision's labels",
+    ]
     assert (
         "there is no revision, Knative Service or InferenceService nobody"
         in cluster("explain", "nobody").output
     )
 
 
+@pytest.mark.parametrize(
+    ("notes", "conditions", "why"),
+    [
+        ({}, [], "it wishes for none"),
+        ({names.SIZE: "1"}, [], "as far as is known it has needed none yet"),
+        (
+            {names.SIZE: "1"},
+            [{"type": names.STANDBY_USED, "status": "False", "message": "its pool had no slot"}],
+            "see the condition StandbyUsed for why",
+        ),
+    ],
+)
+def test_explain_of_a_revision_that_no_standby_pod_has_served(
+    notes: Obj, conditions: list[Obj], why: str
+) -> None:
+    metadata = {"namespace": "default", "name": "chat-00001", "annotations": notes}
+    for wanted in ({"desiredScale": -1}, {}):
+        pa = {"metadata": metadata, "status": {**wanted, "conditions": conditions}}
+        said = explain.lines(explain.facts_of(pa, []))
+        assert said[0] == "revision default/chat-00001: 0 pods ready, how many are wanted isn't known yet"
+        assert f"No standby pod has served it lately: {why}" in said
+    pa = {"metadata": metadata, "status": {"desiredScale": 0}}
+    assert explain.lines(explain.facts_of(pa, []))[0].endswith("0 pods ready, 0 wanted")
+
+
 def test_doctor_says_what_is_amiss_and_what_to_do() -> None:
     agent = {"node": "n1", "pod": "agent-1", "ready": "True", "why": "", "heard_s": 3.0}
-    pool = {"namespace": "a", "pool": "p", "wanted": 2, "free": 2, "taken": 0, "why": ""}
+    pool = {"namespace": "a", "pool": "p", "wanted": 2, "free": 2, "taken": 0, "why": "", "amiss": False}
     good: Obj = {
         "namespace": "knative-serving",
         "parts": [{"part": "autoscaler", "whose": "ours"}],
@@ -212,7 +274,15 @@ def test_doctor_says_what_is_amiss_and_what_to_do() -> None:
     )
     for heard_s in (None, 100.0):
         assert "heard by no autoscaler" in amiss("standby", agents=[{**agent, "heard_s": heard_s}])[1]
-    assert "has 0 of 2 pods: no node" in amiss("standby", pools=[{**pool, "free": 0, "why": "no node"}])[1]
+    assert (
+        "has 0 of 2 pods: no node"
+        in amiss("standby", pools=[{**pool, "free": 0, "why": "no node", "amiss": True}])[1]
+    )
+    full = {**pool, "free": 0, "taken": 2, "why": "no node"}
+    said = [
+        found.what for found in checks.findings({**good, "standby": {**good["standby"], "pools": [full]}})
+    ]
+    assert said[-1] == "standby pool p in a: 0 free of 2, 2 in use: no node"
     assert "can have no" in amiss("standby", unfit=[{"revision": "a/b", "why": "x"}])[1]
     assert amiss("standby", errors=["pods: forbidden"])[1] == "not seen: pods: forbidden"
 

@@ -53,12 +53,14 @@ def _standby(facts: Document) -> Iterator[Finding]:
             yield Finding("ok", f"{name} was heard {agent['heard_s']:g} s ago")
     for pool in facts.get("pools") or ():
         name = f"standby pool {pool['pool']} in {pool['namespace']}"
-        if pool["wanted"] and not pool["free"] and not pool["taken"]:
+        if pool["amiss"]:
             why = pool["why"] or "its pods are still coming"
             do = "see the condition StandbyReady of its PodAutoscalers: galaxy explain NAME -n NAMESPACE"
             yield Finding("warning", f"{name} has {pool['free']} of {pool['wanted']} pods: {why}", do)
         else:
-            yield Finding("ok", f"{name}: {pool['free']} free of {pool['wanted']}")
+            used = f", {pool['taken']} in use" if pool["taken"] else ""
+            why = f": {pool['why']}" if pool["why"] else ""
+            yield Finding("ok", f"{name}: {pool['free']} free of {pool['wanted']}{used}{why}")
     for unfit in facts.get("unfit") or ():
         yield Finding(
             "warning", f"{unfit['revision']} can have no standby pods: {unfit['why']}", "docs/standby.md"

@@ -24,7 +24,7 @@ from kserve_ext.kube.kinds import EVENTS, INFERENCE_SERVICES, KNATIVE_SERVICES, 
 
 Document = dict[str, Any]
 CONDITIONS: Final = (names.STANDBY_USED, names.STANDBY_READY, UNDERSTOOD, "Active")
-_KNOWN: Final = {"ready": "its server is ready", **WORDS["node"]}
+_KNOWN: Final = {**WORDS["node"], "ready": "its server is ready"}
 
 
 def look(context: str, namespace: str, name: str) -> Document:
@@ -73,7 +73,9 @@ def facts_of(pa: KubeObject, events: list[KubeObject] | str) -> Document:
 
 
 def lines(facts: Document) -> list[str]:
-    found = [f"revision {facts['revision']}: {facts['ready'] or 0} pods ready, {facts['wanted']} wanted"]
+    known = isinstance(facts["wanted"], int) and facts["wanted"] >= 0
+    wanted = f"{facts['wanted']} wanted" if known else "how many are wanted isn't known yet"
+    found = [f"revision {facts['revision']}: {facts['ready'] or 0} pods ready, {wanted}"]
     rows = [
         (c["type"], c["status"], c.get("reason", ""), c.get("lastTransitionTime", ""), c.get("message", ""))
         for c in facts["conditions"]
@@ -82,8 +84,7 @@ def lines(facts: Document) -> list[str]:
     for start in reversed(facts["starts"]):
         found += _start(start)
     if not facts["starts"]:
-        why = "it wishes for none" if facts["standby"] in ("", "0") else "see the conditions for why"
-        found.append(f"\nNo standby pod has served it lately: {why}")
+        found.append(f"\nNo standby pod has served it lately: {_why_none(facts)}")
     events = [(e["at"], e["type"], e["reason"], e["count"], e["message"]) for e in facts["events"]]
     found.append(section("Events", ("LAST", "TYPE", "REASON", "TIMES", "MESSAGE"), events))
     if facts["events_unseen"]:
@@ -92,6 +93,14 @@ def lines(facts: Document) -> list[str]:
 
 
 # --- inside
+
+
+def _why_none(facts: Document) -> str:
+    if facts["standby"] in ("", "0"):
+        return "it wishes for none"
+    if any(c["type"] == names.STANDBY_USED for c in facts["conditions"]):
+        return f"see the condition {names.STANDBY_USED} for why"
+    return "as far as is known it has needed none yet"
 
 
 def _start(start: Mapping[str, Any]) -> list[str]:
@@ -112,7 +121,8 @@ def _start(start: Mapping[str, Any]) -> list[str]:
         (start.get("serving_ms"), "the autoscaler has heard that it serves"),
         (start.get("own_ms"), "it has the revision's labels"),
     ]
-    return found + [f"{ms:9d}  {what}" for ms, what in marks if isinstance(ms, int)]
+    known = [(ms, what) for ms, what in marks if isinstance(ms, int)]
+    return found + [f"{ms:9d}  {what}" for ms, what in sorted(known, key=lambda mark: mark[0])]
 
 
 def _events(events: Iterable[KubeObject]) -> list[Document]:

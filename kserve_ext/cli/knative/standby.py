@@ -18,6 +18,7 @@ from kserve_ext.api.standby import fitting, names, pods, reading
 from kserve_ext.api.standby.fitting import Unfit, Wish
 from kserve_ext.cli.knative.scrape import Samples, scraped
 from kserve_ext.cli.output import section
+from kserve_ext.core.standby.pools import NOT_UP
 from kserve_ext.kube.client import Client, Kind, KubeError, KubeObject, NotFound
 from kserve_ext.kube.kinds import DAEMON_SETS, DEPLOYMENTS, POD_AUTOSCALERS, PODS
 
@@ -57,13 +58,22 @@ async def look(client: Client, namespace: str) -> Document:
 def pools_of(
     found: Iterable[KubeObject], wanting: Iterable[KubeObject], autoscalers: Iterable[KubeObject]
 ) -> list[Document]:
-    """`wanting`: Deployments of revisions. A pool's size is the largest that a reachable revision wishes for."""
+    """`wanting`: Deployments of revisions. A pool's size is the largest that a reachable revision wishes for.
+
+    Why a pool is short the condition of its revisions says, if it is known; else what the kubelet says of its pods.
+    """
     unreachable = {
         (pa["metadata"]["namespace"], pa["metadata"]["name"])
         for pa in autoscalers
         if (pa.get("spec") or {}).get("reachability") == "Unreachable"
     }
+    said = {
+        (pa["metadata"]["namespace"], pa["metadata"]["name"]): condition
+        for pa in autoscalers
+        if (condition := find((pa.get("status") or {}).get("conditions"), names.STANDBY_READY)) is not None
+    }
     sizes: dict[str, int] = {}
+    lacks: dict[str, Document] = {}
     specs: dict[str, Document] = {}
     for deployment in wanting:
         wish = fitting.read(deployment)
@@ -75,6 +85,9 @@ def pools_of(
         revision = text_map(metadata.get("labels")).get(REVISION_LABEL, "")
         size = 0 if (metadata["namespace"], revision) in unreachable else wish.size
         sizes[pool.key] = max(sizes.get(pool.key, 0), size)
+        lack = said.get((metadata["namespace"], revision), {})
+        if size and NOT_UP in str(lack.get("message")):
+            lacks[pool.key] = lack
     states: dict[str, Counter[str]] = {}
     troubles: dict[str, str] = {}
     for pod in found:
@@ -90,6 +103,10 @@ def pools_of(
     for key in sorted({*sizes, *states}):
         namespace, _, digest = key.partition("/")
         count = states.get(key, Counter())
+        short = count["free"] < sizes.get(key, 0)
+        lack = lacks.get(key, {})
+        why = str(lack.get("message")).partition(NOT_UP)[2] if lack else troubles.get(key, "")
+        none = not count["free"] and not count["taken"]
         rows.append(
             {
                 "namespace": namespace,
@@ -97,7 +114,8 @@ def pools_of(
                 "wanted": sizes.get(key, 0),
                 **{state: count[state] for state in ("free", "starting", "taken", "ending")},
                 **_shape(specs[key]),
-                "why": troubles.get(key, "") if not count["free"] else "",
+                "why": why if short else "",
+                "amiss": short and (none or lack.get("severity") == "Warning"),
             }
         )
     return rows
@@ -155,7 +173,7 @@ def picture(facts: Document) -> str:
     fields = ("namespace", "pool", "runtime", "level", "shape", "wanted", "free", "starting", "taken", "why")
     columns = [field.upper() for field in fields[:-1]]
     parts = [
-        section("Standby pools", [*columns, "WHY NONE"], [[p[f] for f in fields] for p in facts["pools"]])
+        section("Standby pools", [*columns, "WHY SHORT"], [[p[f] for f in fields] for p in facts["pools"]])
     ]
     if facts["unfit"]:
         rows = [(each["revision"], each["why"]) for each in facts["unfit"]]
