@@ -77,6 +77,7 @@ class NodeAgent:
         self._models: tuple[str, ...] = ()
         self._looks = 0
         self._watchers: set[asyncio.Future[None]] = set()
+        self._woken = self._tag  # of the last time
         self._timer: asyncio.TimerHandle | None = None
         self._running: list[asyncio.Task[None]] = []
 
@@ -239,6 +240,10 @@ class NodeAgent:
         self._do(self.account.tick(self._now()))
 
     def _wake(self) -> None:
+        """Only for news: who watches gets all slots of the node."""
+        if self._tag == self._woken:
+            return
+        self._woken = self._tag
         for watcher in self._watchers:
             if not watcher.done():
                 watcher.set_result(None)

@@ -3,7 +3,8 @@
 Anybody on the node who has the folder mounted may dial; who has not said and proven in time which pod it is, is
 dropped with the reason. A pod has one connection, so only those count that have yet to prove it; where they are too
 many, the oldest goes, and nobody who dials and is silent keeps others out. Carries what slots say to the account
-(kserve_ext/core/standby/agent.py), and orders back.
+(kserve_ext/core/standby/agent.py), and orders back. Every change of a slot goes to every autoscaler with all slots of
+the node, so a pod may say only so much a second: beyond that its latest state is heard, and later.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
@@ -19,6 +21,7 @@ from typing import Final, Protocol
 import msgspec
 
 from kserve_ext.core.standby.facts import Slot
+from kserve_ext.core.token_bucket import TokenBucket
 from kserve_ext.rpc.unix_socket import BACKLOG
 from kserve_ext.wire.slot_socket import FromAgent, FromSlot, Hello, Refused, State
 
@@ -32,6 +35,11 @@ MOST_BYTES: Final = 64 * 1024
 LINGER_S: Final = 1.0
 #: Connections at once that have yet to prove whose they are; a node has a hundred or some hundred pods.
 MOST: Final = 1024
+#: States and hellos of one pod, at once and a second. From one revision to the next a slot says seven.
+BURST: Final = 20
+RATE: Final = 5.0
+#: Pods that this is remembered of, beyond their connections; they have proven that they are of this node.
+KEEP: Final = 4096
 #: Whoever runs in a standby pod may write into the socket, which is what connecting asks for.
 SOCKET_MODE: Final = 0o666
 
@@ -60,11 +68,14 @@ class Door:
         self._reviews = reviews
         self._heard = heard
         self._refusal = refusal
+        self._loop = asyncio.get_running_loop()
         self._server: asyncio.AbstractServer | None = None
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         #: Those of connections that are unproven, in the order in which they came.
         self._unproven: dict[asyncio.Task[None], None] = {}
+        #: By the pod's uid: dialling anew makes nobody's voice louder.
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
         self._last = 0
         self.refused = 0
 
@@ -99,7 +110,7 @@ class Door:
         if writer is not None:
             self.refused += 1
             _refuse(writer, reason)
-            asyncio.get_running_loop().call_later(LINGER_S, writer.close)
+            self._loop.call_later(LINGER_S, writer.close)
 
     # --- inside
 
@@ -131,10 +142,14 @@ class Door:
     async def _serve(self, link: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(HELLO_S):
-                hello = await _read(reader)
+                hello = await _first(reader)
             if not isinstance(hello, Hello):
                 raise _Bad("the first line is no hello: send it first")
             await self._proven(hello, reader)
+            bucket = self._bucket(hello.uid)
+            if bucket.take(self._loop.time()) > 0:
+                bucket.give_back()
+                raise _Bad(f"pod {hello.pod} has dialled or said too much: dial again in a second")
         except (TimeoutError, _Bad, self._refusal) as error:
             self.refused += 1
             reason = str(error) or f"no hello within {HELLO_S:g} s"
@@ -160,9 +175,20 @@ class Door:
                 gpus=hello.gpus,
             ),
         )
+        lines, often = _Lines(reader), False
         try:
             while link in self._writers:
-                said = await _read(reader)
+                line = await lines.next()
+                wait_s = bucket.take(self._loop.time())
+                if wait_s > 0:
+                    if not often:
+                        often = True
+                        log.warning(
+                            "slot %s says more than %g states a second: some are passed over", hello.pod, RATE
+                        )
+                    await asyncio.sleep(wait_s)
+                    line = lines.latest(line)
+                said = _read(line)
                 if not isinstance(said, State):
                     raise _Bad("a second hello: dial anew instead")
                 if link in self._writers:
@@ -175,6 +201,13 @@ class Door:
                 _refuse(writer, str(error))
         await _until_gone(reader)
 
+    def _bucket(self, uid: str) -> TokenBucket:
+        bucket = self._buckets.setdefault(uid, TokenBucket(RATE, BURST))
+        self._buckets.move_to_end(uid)
+        if len(self._buckets) > KEEP:
+            self._buckets.popitem(last=False)
+        return bucket
+
     async def _proven(self, hello: Hello, reader: asyncio.StreamReader) -> None:
         await self._reviews.prove(hello)
         if reader.at_eof():
@@ -185,11 +218,50 @@ class _Bad(Exception):
     """What a slot has sent can't be used."""
 
 
-async def _read(reader: asyncio.StreamReader) -> FromSlot:
+class _Lines:
+    """What comes after the hello: line by line, or only the last of those that are there.
+
+    Nothing is read before it is asked for, so whoever says too much waits with it.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._text = b""
+
+    async def next(self) -> bytes:
+        """Raises _Bad, and IncompleteReadError at the end."""
+        while True:
+            line, end, rest = self._text.partition(b"\n")
+            if len(line) > MOST_BYTES:
+                raise _Bad(f"a line of more than {MOST_BYTES} bytes")
+            if end:
+                self._text = rest
+                return line
+            await self._more()
+
+    def latest(self, line: bytes) -> bytes:
+        """The last that is there, `line` if there is none; the others are not looked at."""
+        lines, end, rest = self._text.rpartition(b"\n")
+        if end:
+            self._text = rest
+            line = lines.rpartition(b"\n")[2]
+        return line
+
+    async def _more(self) -> None:
+        more = await self._reader.read(2 * MOST_BYTES)  # as much as a reader keeps
+        if not more:
+            raise asyncio.IncompleteReadError(self._text, None)
+        self._text += more
+
+
+async def _first(reader: asyncio.StreamReader) -> FromSlot:
     try:
-        line = await reader.readuntil(b"\n")
+        return _read(await reader.readuntil(b"\n"))
     except asyncio.LimitOverrunError:
         raise _Bad(f"a line of more than {MOST_BYTES} bytes") from None
+
+
+def _read(line: bytes) -> FromSlot:
     try:
         return _decode(line)
     except msgspec.DecodeError as error:

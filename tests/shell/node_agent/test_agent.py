@@ -19,6 +19,7 @@ from kserve_ext.core.ids import RevisionKey
 from kserve_ext.kube.kinds import NODES, SECRETS
 from kserve_ext.rpc import Rpc, RpcError
 from kserve_ext.wire.messages import FreeSlot, NodeSlots, SlotReply, TakeSlot, WatchSlots
+from kserve_ext.wire.slot_socket import State
 from tests.support.api_server import ApiServer
 from tests.support.dataplane import run
 from tests.support.dispatch_cluster import until
@@ -306,6 +307,97 @@ def test_a_watch_waits_for_a_change_and_needs_the_key(tmp_path: Path) -> None:
                 await stranger.call(w.agent.addr, WatchSlots(""))
             await stranger.close()
             await slot.close()
+
+    run(test())
+
+
+def test_a_watch_is_answered_with_news_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoscaler_shim.node_agent.agent.MERGE_S", 0.0)
+
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            slot = w.slot()
+            await slot.dial()
+            tag = (await w.states("ready")).tag
+            while (news := await w.watch()).tag != tag or not news.status.capacity.gpus:
+                tag = news.tag
+            heard = listened(w)
+            watching = asyncio.ensure_future(w.watch(tag))
+            await until(lambda: len(w.agent._watchers) == 1, "it is watched")
+            slot.say("ready")
+            await until(lambda: len(heard) == 1, "it is heard")
+            await w.watch()
+            assert not watching.done(), "nothing has changed"
+            slot.say("ready", reason="one engine sleeps")
+            found = await watching
+            assert (found.tag != tag, found.slots[0].reason) == (True, "one engine sleeps")
+            await slot.close()
+
+    run(test())
+
+
+def listened(w: World) -> list[State]:
+    """What the account hears from now on."""
+    heard: list[State] = []
+    said = w.agent.said
+
+    def hear(link: int, state: State) -> None:
+        heard.append(state)
+        said(link, state)
+
+    w.agent.said = hear  # type: ignore[method-assign]
+    return heard
+
+
+def test_of_a_slot_that_says_too_much_the_latest_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoscaler_shim.node_agent.door.BURST", 5)
+
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            slot, other = w.slot(), w.slot("default/b", "u2")
+            await slot.dial()
+            await w.states("ready")
+            heard = listened(w)
+            for number in range(1000):
+                slot.say("ready", reason=f"say {number}")
+            await other.dial()
+            await until(lambda: heard[-1:] != [] and heard[-1].reason == "say 999", "the latest is heard")
+            reasons = [state.reason for state in heard if state.reason]
+            assert reasons[:3] == ["say 0", "say 1", "say 2"], "5 at once, with the hello and the first state"
+            assert len(reasons) < 10
+            slot.raw(b"x" * 70_000)
+            await slot.ended()
+            assert "a line of more than" in slot.refused
+            await other.close()
+
+    run(test())
+
+
+def test_who_dials_all_the_time_says_no_more_than_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoscaler_shim.node_agent.door.BURST", 4)
+    monkeypatch.setattr("autoscaler_shim.node_agent.door.RATE", 1e-6)
+    monkeypatch.setattr("autoscaler_shim.node_agent.door.KEEP", 1)
+
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            slot = w.slot()
+            for _ in range(2):
+                await slot.dial()
+                await w.states("ready")
+                await slot.close()
+                await w.states()
+            await slot.dial()
+            await slot.ended()
+            assert "has dialled or said too much" in slot.refused
+            other = w.slot("default/b", "u2")
+            await other.dial()
+            await w.states("ready")
+            assert list(w.agent.door._buckets) == ["u2"], "no more are remembered than there may be pods"
+            await other.close()
 
     run(test())
 
