@@ -53,6 +53,7 @@ class Settings:
     shared: tuple[Path, ...] = ()  # where it has volumes that aren't
     engines: tuple[EnginePlan, ...] = ()  # of S2
     host_mib: int = 0  # that their weights may take together
+    values: tuple[Path, ...] = ()  # Secrets and ConfigMaps that its variables come from
     wake_s: float = 60.0  # an engine that takes longer to wake is given up
 
 
@@ -99,6 +100,7 @@ def read(environ: Mapping[str, str]) -> Settings:
         shared=_paths(environ, names.ENV_SHARED),
         engines=engines,
         host_mib=int(int(memory_mib) * FOR_WEIGHTS),
+        values=_paths(environ, names.ENV_VALUES),
         wake_s=_seconds(environ, "GALAXY_SLOT_WAKE", "60s"),
     )
 

@@ -26,6 +26,7 @@ from autoscaler_shim.slot.line import AgentLine
 from autoscaler_shim.slot.scratch import Left, Scratch
 from autoscaler_shim.slot.server import Server
 from autoscaler_shim.slot.settings import Settings
+from autoscaler_shim.slot.values import Values
 from kserve_ext.core.backoff import pause_s
 from kserve_ext.core.standby.engines import (
     EndEngine,
@@ -61,6 +62,7 @@ from kserve_ext.core.standby.slot_events import (
     FrontUp,
     Instruction,
     NotCleaned,
+    Outdated,
     ServerEnded,
     StartAsked,
     StartBase,
@@ -81,6 +83,7 @@ class Slot:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._values = Values(settings.values)
         planned = [Planned(plan.name, weights_mib(plan.model)) for plan in settings.engines]
         generation = time.time_ns()
         pod_engines = PodEngines(planned, settings.host_mib, generation) if planned else None
@@ -139,6 +142,8 @@ class Slot:
         self._carry_out(self._machine.begin())
         line = asyncio.ensure_future(self._line.run())
         self._tasks.add(line)
+        if self._settings.values:
+            self._tasks.add(asyncio.ensure_future(self._outdated()))
         try:
             end = await self._end
             log.log(logging.INFO if end.code == 0 else logging.ERROR, "the slot ends: %s", end.reason)
@@ -157,6 +162,11 @@ class Slot:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     # --- what happened
+
+    async def _outdated(self) -> None:
+        reason = await self._values.changed()
+        log.info("%s: it takes no revision any more", reason)
+        self._happened(Outdated(reason))
 
     def _happened(self, event: Event) -> None:
         self._carry_out(self._machine.handle(event))

@@ -35,6 +35,8 @@ SOCKET: Final = SOCKET_FOLDER + "/agent.sock"
 TOKEN_FOLDER: Final = "/var/run/secrets/kserve-galaxy.io"
 TOKEN: Final = TOKEN_FOLDER + "/token"
 AUDIENCE: Final = "kserve-galaxy.io"
+#: Below it each Secret and ConfigMap that a variable comes from, by kind and name.
+VALUES: Final = "/var/run/galaxy-values"
 #: Below it each PersistentVolumeClaim of the pool is mounted whole, by its name.
 CLAIMS: Final = "/mnt/galaxy"
 
@@ -56,6 +58,11 @@ ENV_SCRATCH: Final = "GALAXY_SLOT_SCRATCH"
 ENV_SHARED: Final = "GALAXY_SLOT_SHARED"
 ENV_SOCKET: Final = "GALAXY_AGENT_SOCKET"
 ENV_TOKEN: Final = "GALAXY_TOKEN_FILE"
+#: With ":" between them: folders with the Secrets and ConfigMaps that its variables come from.
+ENV_VALUES: Final = "GALAXY_SLOT_VALUES"
+#: What no server is told, since it is the slot's: names, and how some begin.
+OF_SLOTS: Final = (ENV_POOL, ENV_RUNTIME, ENV_SOCKET, ENV_TOKEN, "GALAXY_FRONT_HOST")
+OF_SLOTS_PREFIX: Final = "GALAXY_SLOT_"
 
 #: queue-proxy's, which the front answers.
 HTTP_PORT: Final = 8012

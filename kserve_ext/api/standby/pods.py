@@ -164,6 +164,7 @@ def _environment(wish: Wish, mounts: list[Document], volumes: list[Document]) ->
     own = {
         names.ENV_SCRATCH: ":".join(sorted(scratch)),
         names.ENV_SHARED: ":".join(sorted({m["mountPath"] for m in mounts} - scratch)),
+        names.ENV_VALUES: ":".join(folder for folder, _ in _values(wish.user)),
         names.ENV_LEVEL: wish.level,
         names.ENV_RUNTIME: wish.zygote,
         names.ENV_GPUS: str(_gpus(wish)),
@@ -267,6 +268,9 @@ def _volumes(wish: Wish) -> tuple[list[Document], list[Document]]:
     if _read_only(wish) and TEMPORARY not in {str(mount["mountPath"]).rstrip("/") for mount in mounts}:
         volumes.append({"name": "galaxy-tmp", "emptyDir": {}})
         mounts.append({"name": "galaxy-tmp", "mountPath": TEMPORARY})
+    for folder, volume in _values(wish.user):
+        volumes.append(volume)
+        mounts.append({"name": volume["name"], "mountPath": folder, "readOnly": True})
     token = {"audience": names.AUDIENCE, "expirationSeconds": 3600, "path": "token"}
     volumes += [
         {"name": "galaxy-agent", "hostPath": {"path": names.SOCKET_FOLDER, "type": "DirectoryOrCreate"}},
@@ -277,6 +281,37 @@ def _volumes(wish: Wish) -> tuple[list[Document], list[Document]]:
         {"name": "galaxy-token", "mountPath": names.TOKEN_FOLDER, "readOnly": True},
     ]
     return mounts, volumes
+
+
+def _values(user: Document) -> list[tuple[str, Document]]:
+    """Where which Secrets and ConfigMaps are mounted only so that the slot sees when a variable's value has changed.
+
+    No more of them than the variables show. None has to be there: whether a variable may lack is for the kubelet.
+    """
+    keys: dict[tuple[str, str], set[str] | None] = {}  # None: all
+    for entry in user.get("env") or ():
+        source = entry.get("valueFrom") or {}
+        for field, kind in (("secretKeyRef", "secret"), ("configMapKeyRef", "configmap")):
+            if source.get(field):
+                known = keys.setdefault((kind, source[field]["name"]), set())
+                if known is not None:
+                    known.add(source[field]["key"])
+    for entry in user.get("envFrom") or ():
+        for field, kind in (("secretRef", "secret"), ("configMapRef", "configmap")):
+            if entry.get(field):
+                keys[kind, entry[field]["name"]] = None
+    found = []
+    for number, ((kind, name), shown) in enumerate(sorted(keys.items(), key=lambda item: item[0])):
+        source = {"optional": True, "defaultMode": 0o400}
+        if shown is not None:
+            source["items"] = [{"key": key, "path": key} for key in sorted(shown)]
+        of = (
+            {"secret": {"secretName": name, **source}}
+            if kind == "secret"
+            else {"configMap": {"name": name, **source}}
+        )
+        found.append((f"{names.VALUES}/{kind}/{name}", {"name": f"galaxy-values-{number}", **of}))
+    return found
 
 
 def _read_only(wish: Wish) -> bool:

@@ -46,6 +46,7 @@ from kserve_ext.core.standby.slot_events import (
     FrontUp,
     Instruction,
     NotCleaned,
+    Outdated,
     ServerEnded,
     ServerFailed,
     ServerReady,
@@ -82,6 +83,7 @@ class SlotMachine:
         "_fallback",
         "_front_failures",
         "_front_up",
+        "_outdated",
         "_quiet_s",
         "_server",
         "_server_ready",
@@ -108,6 +110,7 @@ class SlotMachine:
         #: End was said, and nothing follows.
         self.ended = False
         self._ending = False  # the pod is deleted
+        self._outdated = ""  # why it is no revision's any more after the one that it has
         self._base_ready = False
         self._base_note = ""
         self._base_failures = 0
@@ -171,6 +174,9 @@ class SlotMachine:
                 return self._not_cleaned(reason)
             case EngineLoaded() | EngineSlept() | EngineWoke() | EngineMissed() | EngineGone():
                 return self._engine(event)
+            case Outdated(reason):
+                self._outdated = reason
+                return self._end(0, reason) if self.assignment is None else []
             case Terminated():
                 return self._terminated()
 
@@ -296,6 +302,8 @@ class SlotMachine:
             return self._end(0, "the pod is deleted")
         if self.engines is not None and self.engines.worn:
             return self._end(1, self.engines.worn)
+        if self._outdated:
+            return self._end(0, self._outdated)
         if self._cleaning:
             return []
         self._cleaning = True
@@ -311,8 +319,8 @@ class SlotMachine:
 
     def _cleaned(self) -> list[Instruction]:
         self._cleaning = False
-        if self._ending:
-            return self._end(0, "the pod is deleted")
+        if self._ending or self._outdated:
+            return self._end(0, self._outdated or "the pod is deleted")
         self.assignment = None
         self._started, self._fallback = None, ""
         self._assigned = self._server_ready = self._base_ready = False

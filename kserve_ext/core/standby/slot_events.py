@@ -81,6 +81,12 @@ class NotCleaned(NamedTuple):
     reason: str
 
 
+class Outdated(NamedTuple):
+    """What the pod was made with has changed, and it has it as it was."""
+
+    reason: str
+
+
 class Terminated(NamedTuple):
     """The pod is deleted."""
 
@@ -101,6 +107,7 @@ Event = (
     | Cleaned
     | NotCleaned
     | EngineEvent
+    | Outdated
     | Terminated
 )
 

@@ -219,6 +219,37 @@ def test_a_container_whose_root_is_read_only_gets_a_tmp_unless_it_has_one() -> N
     assert "HOME" not in environment(pods.pool(wish()))
 
 
+def test_what_variables_come_from_is_mounted_so_that_the_slot_sees_it_change() -> None:
+    def key(field: str, name: str, key: str) -> dict[str, Any]:
+        return {"name": f"{name}_{key}".upper(), "valueFrom": {field: {"name": name, "key": key}}}
+
+    env = [
+        {"name": "PORT", "value": "8080"},
+        key("secretKeyRef", "keys", "b"),
+        key("secretKeyRef", "keys", "a"),
+        key("configMapKeyRef", "c", "x"),
+    ]
+    whole = [{"configMapRef": {"name": "c"}}, {"prefix": "P_", "secretRef": {"name": "all"}}]
+    pool = pods.pool(wish(container={"env": env, "envFrom": whole}))
+    spec = pool.pod["spec"]
+    optional = {"optional": True, "defaultMode": 0o400}
+    items = [{"key": "a", "path": "a"}, {"key": "b", "path": "b"}]
+    assert [v for v in spec["volumes"] if v["name"].startswith("galaxy-values")] == [
+        {"name": "galaxy-values-0", "configMap": {"name": "c", **optional}},
+        {"name": "galaxy-values-1", "secret": {"secretName": "all", **optional}},
+        {"name": "galaxy-values-2", "secret": {"secretName": "keys", **optional, "items": items}},
+    ]
+    folders = environment(pool)[names.ENV_VALUES].split(":")
+    mounts = {m["mountPath"]: m for m in spec["containers"][0]["volumeMounts"]}
+    assert [folder.removeprefix(names.VALUES) for folder in folders] == [
+        "/configmap/c",
+        "/secret/all",
+        "/secret/keys",
+    ]
+    assert all(mounts[folder]["readOnly"] for folder in folders)
+    assert environment(pods.pool(wish()))[names.ENV_VALUES] == ""
+
+
 def test_the_slot_is_told_which_folders_are_its_pods_alone() -> None:
     mounts = [("a", "/scratch"), ("b", "/host"), ("c", "/data")]
     made = wish(

@@ -37,6 +37,7 @@ from kserve_ext.core.standby.slot_events import (
     FrontUp,
     Instruction,
     NotCleaned,
+    Outdated,
     ServerEnded,
     ServerFailed,
     ServerReady,
@@ -102,6 +103,23 @@ def refusal(machine: SlotMachine, asked: Assignment) -> str:
     assert told[:2] == (state, revision)
     assert (machine.state, machine.revision) == (state, revision)
     return told.reason
+
+
+def test_a_slot_whose_variables_have_changed_serves_to_its_end_and_takes_nothing_more() -> None:
+    changed = Outdated("secret keys has changed")
+    end = [End(0, "secret keys has changed")]
+    assert slot().handle(changed) == end
+    assert SlotMachine("pod").handle(changed) == end, "while it imports"
+    machine = serving()
+    assert machine.handle(changed) == []
+    assert machine.state == "serving"
+    assert machine.handle(FreeAsked("ns/a"))[-1] == FrontDrain("ns/a", 300.0, FREED_QUIET_S, False)
+    assert machine.handle(FrontDrained("ns/a")) == [EndServer(SERVER_GRACE_S)]
+    assert machine.handle(ServerEnded("ended")) == end
+    machine = serving()
+    for event in (FreeAsked("ns/a"), FrontDrained("ns/a"), ServerEnded("ended"), changed):
+        machine.handle(event)
+    assert machine.handle(Cleaned()) == end, "it was being cleaned meanwhile"
 
 
 def test_every_refusal_says_why_and_changes_nothing() -> None:
@@ -390,6 +408,11 @@ class World(RuleBasedStateMachine):
     @rule()
     def connects(self) -> None:
         self.happens(Connected())
+
+    @precondition(lambda self: self.machine.assignment is not None)
+    @rule()
+    def outdated(self) -> None:
+        self.happens(Outdated("a Secret"))
 
     @precondition(lambda self: self.machine.state == "serving")
     @rule()
