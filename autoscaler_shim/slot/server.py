@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from autoscaler_shim.node.processes import Process
 from autoscaler_shim.node.readiness import ReadySocket, answers, read_status
 from autoscaler_shim.node.watcher import Exit, Watcher
 from autoscaler_shim.slot.base import Base, NoFork
+from kserve_ext.api.standby import names
 from kserve_ext.core.facts import Mark
 from kserve_ext.core.standby import command
 from kserve_ext.core.standby.facts import Assignment, Level, Started
@@ -97,7 +99,7 @@ class Server:
             remove(self.folder)
             self.folder.mkdir()
             line = command.of(assignment)
-            env = {**self._told(assignment), **line.env}
+            env = {**given(os.environ), **self._told(assignment), **line.env}
             process, self._why = await self._base.fork(line.argv, env, self.folder)
         except (NoFork, OSError) as error:
             self._settled, self._starting = True, None
@@ -174,6 +176,17 @@ class Server:
         else:
             how = f"ended with exit code {exit.code}"
         self._happened(ServerEnded(how, permanent=exit.code == PERMANENT))
+
+
+def given(environ: Mapping[str, str]) -> dict[str, str]:
+    """Of the pod's variables those that a revision's own may be and a zygote is not told: GALAXY_ by reference."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith("GALAXY_")
+        and not name.startswith(names.OF_SLOTS_PREFIX)
+        and name not in names.OF_SLOTS
+    }
 
 
 def _path(probe: str) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from autoscaler_shim.slot import line
+from autoscaler_shim.slot.base import NoFork
 from autoscaler_shim.slot.line import AgentLine
 from autoscaler_shim.slot.server import Server
+from kserve_ext.api.standby import names
 from kserve_ext.core.standby.slot_events import Event, ServerFailed
 from tests.support.dataplane import run
 from tests.support.dispatch_cluster import until
@@ -29,6 +31,37 @@ def test_a_server_whose_folder_can_not_be_made_has_failed(tmp_path: Path) -> Non
         assert "No such file" in failed.reason
 
     run(test())
+
+
+def test_a_server_is_told_its_own_variables_of_the_pod_and_not_the_slots(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in (
+        names.ENV_POOL,
+        names.ENV_SHAPE,
+        names.ENV_TOKEN,
+        "GALAXY_READY_SOCKET",
+        "GALAXY_OF_A_SECRET",
+    ):
+        monkeypatch.setenv(name, "the pod's")
+    told: dict[str, str] = {}
+
+    class OneFork:
+        async def fork(self, argv: tuple[str, ...], env: dict[str, str], folder: Path) -> None:
+            told.update(env)
+            raise NoFork("it was asked")
+
+    async def test() -> None:
+        base: Any = OneFork()
+        nothing: Any = None
+        said: list[Event] = []
+        Server(tmp_path, base, nothing, said.append).start(assignment())
+        await until(lambda: said != [], "it was forked")
+
+    run(test())
+    assert told["GALAXY_OF_A_SECRET"] == "the pod's"
+    assert told["GALAXY_READY_SOCKET"] == str(tmp_path / "ready.sock")
+    assert not {names.ENV_POOL, names.ENV_SHAPE, names.ENV_TOKEN} & told.keys()
 
 
 @pytest.mark.parametrize(("lasted", "failures"), [(True, {1}), (False, {1, 2, 3})])
