@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -573,3 +574,33 @@ def test_a_variable_that_is_missing_is_named() -> None:
             assert "GALAXY_POOL is not set" in pod.log.read_text()
 
     run(test())
+
+
+def test_a_pod_whose_secret_has_changed_serves_what_it_has_and_ends() -> None:
+    def write(folder: Path, version: str) -> None:
+        """As the kubelet does."""
+        (folder / version).mkdir(parents=True)
+        (folder / "..new").symlink_to(version)
+        (folder / "..new").rename(folder / "..data")
+
+    async def test(serves: bool) -> None:
+        async with standby_pod(run=False) as pod:
+            keys = pod.folder / "secret" / "keys"
+            write(keys, "..1")
+            await pod.run(GALAXY_SLOT_VALUES=str(keys))
+            await pod.agent.until_is("ready")
+            revision = await serve(pod) if serves else ""
+            write(keys, "..2")
+            if serves:
+                await until(lambda: logged(pod, "secret keys, which variables come from, has changed"))
+                assert (await model(pod))["model"] == "model of rev-1"
+                pod.agent.free(revision)
+            assert await pod.ended() == 0
+            assert await logged(pod, "the slot ends: secret keys")
+            assert await nothing_left(pod)
+
+    async def logged(pod: Pod, words: str) -> bool:
+        return words in pod.log.read_text()
+
+    for serves in (False, True):
+        run(test(serves))
