@@ -1,6 +1,6 @@
 """First light on KServe: its real manager and webhooks, our runtimes, our activator and autoscaler.
 
-One stack for all; the runtime is the real one, with vLLM on CPU and a tiny model. Three and a half minutes.
+One stack for all; the runtime is the real one, with vLLM on CPU and a tiny model. Four and a half minutes.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
 
 import pytest
@@ -17,13 +18,15 @@ from e2e.behaviours.client import Client
 from e2e.behaviours.inference import READY_S, example, have_models, served, text_of, withdraw
 from e2e.behaviours.ingress import Ingress
 from e2e.behaviours.services import NAMESPACE
+from e2e.behaviours.standby import UID, wait_agreed
 from e2e.behaviours.test_install import OPTIONS, run
 from e2e.behaviours.test_webhook import BURST, OURS, dry_run, inference_service, wait_in_force
 from e2e.stack import kserve
-from e2e.stack.api import Api, ApiError, Object, wait_until
+from e2e.stack.api import Api, ApiError, Object, condition, wait_until
 from e2e.stack.cluster import Cluster
 from e2e.stack.implementations import grant, images, roll_out, use
 from e2e.stack.kubelet import programs
+from kserve_ext.api.standby import names
 
 LONG = "the quick brown fox jumps over the lazy dog and runs away from all of them " * 4
 pytestmark = pytest.mark.timeout(600, method="signal")
@@ -44,7 +47,8 @@ def kserved(stack: Cluster) -> Iterator[Api]:
         kserve.install(api)
         have_models(stack)
         undoing.callback(run, stack, "uninstall")
-        run(stack, "install", *OPTIONS, "--component", "webhook", "--component", "kserve")
+        components = [f"--component={name}" for name in ("webhook", "kserve", "standby")]
+        run(stack, "install", *OPTIONS, *components)
         wait_in_force(api)
         yield api
 
@@ -94,6 +98,30 @@ def test_a_service_of_our_runtime_answers_in_every_protocol_and_wakes_from_zero(
         kserved.delete("v1", "Pod", NAMESPACE, pod["metadata"]["name"])
         lines += stream
         assert lines[-2:] == [b"data: [DONE]\n", b"\n"], "a pod that goes has ended its answers"
+
+
+def test_a_service_with_a_shaped_engine_that_stands_by(kserved: Api, client: Client) -> None:
+    (obj,) = example("service.yaml")
+    obj["spec"]["predictor"]["annotations"] = {OURS + "standby": "1", OURS + "standby-level": "S1"}
+
+    def idle() -> list[Object]:
+        pods = kserved.list("v1", "Pod", NAMESPACE, names.POOL_LABEL)
+        return [p for p in pods if UID not in p["metadata"]["labels"] and condition(p, "Ready") == "True"]
+
+    with served(kserved, obj) as (chat,):
+        prompt = "one two three"
+        said = text_of(chat.complete(client, prompt))
+        chat.wait_zero()
+        wait_until("an engine without weights to stand by", lambda: len(idle()) == 1, READY_S)
+        (stands_by,) = idle()
+        began = time.monotonic()
+        assert text_of(chat.complete(client, prompt)) == said
+        print(f"answered after {time.monotonic() - began:.2f} s")
+        (pod,) = wait_agreed(chat, 1)
+        assert pod["metadata"]["uid"] == stands_by["metadata"]["uid"]
+        (used,) = [c for c in chat.autoscaler()["status"]["conditions"] if c["type"] == "StandbyUsed"]
+        assert (used["status"], used["reason"]) == ("True", "Taken"), used
+        assert "S1" in used["message"]
 
 
 def test_the_webhook_checks_what_kserve_is_given(kserved: Api) -> None:
