@@ -35,6 +35,10 @@ MOST_MS: Final = 1 << 40
 #: terms begin anew where there are more buckets, or fewer.
 KEEP_TERMS: Final = 10_000
 KEEP_TERMS_S: Final = 300.0
+#: Pods whose pool is remembered. It is the slot's word, and a figure of ours: a pod has one for its life.
+KEEP_PODS: Final = 4096
+#: Pools that have stood by; beyond that those go that have no slots, the oldest first.
+KEEP_POOLS: Final = 256
 HTTP1_PORT: Final = 8012
 HTTP2_PORT: Final = 8013
 #: States in which a slot has a revision.
@@ -85,11 +89,12 @@ class SlotAccount:
         #: Rises with every change of any slot.
         self.changes = 0
         #: GPU-seconds that slots have stood by, by pool.
-        self.idle_gpu_s: dict[str, float] = {}
+        self.idle_gpu_s: OrderedDict[str, float] = OrderedDict()
         #: Why no slot of this node is given to a revision; "" = they are.
         self.closed = ""
         self._lives: dict[str, _Life] = {}  # by pod
         self._pods: dict[int, str] = {}  # by link
+        self._pools: OrderedDict[str, str] = OrderedDict()  # by the pod's uid
         self._heard = 0  # the change up to which some autoscaler knows everything
         #: And when it was obeyed.
         self._terms: OrderedDict[RevisionKey, tuple[int, float]] = OrderedDict()
@@ -121,6 +126,9 @@ class SlotAccount:
             ip_address(slot.addr)
         except ValueError:
             return [Drop(link, f"addr {slot.addr!r} is no IP address: send the pod's own (status.podIP)")]
+        pool = self._pools.get(slot.uid, slot.pool)
+        if pool != slot.pool:
+            return [Drop(link, f"pod {slot.pod} is of pool {pool}, not {slot.pool}: say what its label says")]
         before = self._lives.get(slot.pod)
         effects: list[Effect] = []
         if before is not None and before.slot.uid == slot.uid:
@@ -136,6 +144,10 @@ class SlotAccount:
             effects.append(Drop(before.link, f"another pod is called {slot.pod} now"))
         if before is not None:
             effects += self._end(before, "its process has ended", now)
+        self._pools[slot.uid] = slot.pool
+        self._pools.move_to_end(slot.uid)
+        if len(self._pools) > KEEP_PODS:
+            self._pools.popitem(last=False)
         life = _Life(link, slot._replace(state="warming", revision=RevisionKey(""), since=now))
         self._lives[slot.pod] = life
         self._pods[link] = slot.pod
@@ -351,8 +363,14 @@ class SlotAccount:
 
     def _count_idle(self, slot: Slot, now: float) -> None:
         idle_s = _idle_s(slot, now)
-        if idle_s:
-            self.idle_gpu_s[slot.pool] = self.idle_gpu_s.get(slot.pool, 0.0) + idle_s
+        if not idle_s:
+            return
+        self.idle_gpu_s[slot.pool] = self.idle_gpu_s.get(slot.pool, 0.0) + idle_s
+        self.idle_gpu_s.move_to_end(slot.pool)
+        if len(self.idle_gpu_s) > KEEP_POOLS:
+            here = {life.slot.pool for life in self._lives.values()}
+            gone = next((pool for pool in self.idle_gpu_s if pool not in here), "")
+            self.idle_gpu_s.pop(gone, None)
 
     def check(self) -> None:
         """Invariants, for tests."""

@@ -9,6 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kserve_ext.core.ids import InstanceID, RevisionKey
 from kserve_ext.core.standby.agent import (
+    KEEP_PODS,
+    KEEP_POOLS,
     KEEP_TERMS_S,
     MOST_MS,
     MOST_REASON,
@@ -189,6 +191,34 @@ def test_only_what_stands_by_counts_as_idle() -> None:
     assert account.idle_by_pool(99.0) == {"pool": 20.0}
     account.lost(1, 100.0)
     assert account.idle_by_pool(200.0) == {"pool": 20.0}
+
+
+def test_a_pod_has_one_pool_for_its_life() -> None:
+    account = SlotAccount()
+    account.connected(1, slot(), 0.0)
+    account.lost(1, 1.0)
+    (drop,) = account.connected(2, slot(incarnation=2)._replace(pool="other"), 2.0)
+    assert isinstance(drop, Drop)
+    assert (drop.link, drop.reason) == (2, "pod ns/a is of pool pool, not other: say what its label says")
+    assert account.slots == ()
+    assert account.connected(3, slot(incarnation=3), 3.0) == []
+    assert account.connected(4, slot("ns/b", "v")._replace(pool="other"), 3.0) == []
+    for number in range(KEEP_PODS):
+        account.connected(5, slot("ns/c", f"uid {number}"), 4.0)
+    assert len(account._pools) == KEEP_PODS
+
+
+def test_pools_that_have_stood_by_are_kept_in_mind_up_to_a_number() -> None:
+    account = SlotAccount()
+    account.connected(1, slot(gpus=1)._replace(pool="stays"), 0.0)
+    account.said(1, "ready", RevisionKey(""), "", 1.0)
+    for number in range(KEEP_POOLS + 9):
+        account.connected(2, slot("ns/b", f"v{number}", gpus=1)._replace(pool=f"pool {number}"), 10.0)
+        account.lost(2, 11.0)
+    assert account.idle_by_pool(20.0) == {
+        "stays": 20.0,
+        **{f"pool {number}": 1.0 for number in range(10, KEEP_POOLS + 9)},
+    }
 
 
 class Machine(RuleBasedStateMachine):
