@@ -100,6 +100,7 @@ class Autoscaler:
                 self._revisit,
                 self._owns,
                 self.pods.counts,
+                self.pods.unscheduled,
                 self._term,
                 identity,
             )

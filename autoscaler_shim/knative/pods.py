@@ -22,6 +22,8 @@ class PodIndex:
         self._changed = changed
         #: by revision, then by pod
         self._facts: dict[str, dict[str, PodFact]] = {}
+        #: By namespace/name: why no node has room.
+        self._unscheduled: dict[str, str] = {}
         self.informer = Informer(client, PODS, labels=SELECTOR, on_change=self._take, keep=knative_pods.slim)
 
     def counts(self, revision: str) -> Pods:
@@ -30,12 +32,20 @@ class PodIndex:
     def scrapable(self, revision: str) -> list[Pod]:
         return knative_pods.scrapable(self._facts.get(revision, {}).values())
 
+    def unscheduled(self) -> dict[str, str]:
+        """By namespace/name: what the scheduler says of those that no node has room for, and that are to be."""
+        return self._unscheduled
+
     def _take(self, old: KubeObject | None, new: KubeObject | None) -> None:
         before = knative_pods.fact(old) if old else None
         after = knative_pods.fact(new) if new else None
         if before == after:
             return
-        name = (new or old or {})["metadata"]["name"]
+        metadata = (new or old or {})["metadata"]
+        name = metadata["name"]
+        self._unscheduled.pop(f"{metadata['namespace']}/{name}", None)
+        if after is not None and after.unscheduled and not after.terminating:
+            self._unscheduled[f"{metadata['namespace']}/{name}"] = after.unscheduled
         if before is not None:
             siblings = self._facts.get(before.revision, {})
             siblings.pop(name, None)

@@ -11,14 +11,16 @@ import logging
 import secrets
 import string
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from autoscaler_shim.standby.metrics import PoolFigures, Tally
 from autoscaler_shim.standby.pods import StandbyPods
 from autoscaler_shim.standby.shapes import Shapes
 from kserve_ext.api.standby import pods as standby_pods
+from kserve_ext.api.standby import reading
 from kserve_ext.core.ids import RevisionKey
+from kserve_ext.core.standby.giving_way import GivingWay, Idle, Waiting
 from kserve_ext.core.standby.known import Known, StandbyPod
 from kserve_ext.core.standby.pools import Change, Lack, Member, Pool, State
 from kserve_ext.core.standby.slot import AGAIN
@@ -46,9 +48,11 @@ class Keeper:
         reachable: Callable[[RevisionKey], bool],
         busy: Callable[[], bool],
         concerned: Callable[[RevisionKey], None],
+        unscheduled: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         """`reachable`: whether requests come to a revision; `busy`: whether a burst is under way; `concerned` is told
-        of each revision whose pool has begun to come up, or no longer does."""
+        of each revision whose pool has begun to come up, or no longer does; `unscheduled`: revisions' pods that no
+        node has room for, and what the scheduler says."""
         self._client = client
         self._known = known
         self._pods = pods
@@ -58,6 +62,10 @@ class Keeper:
         self._reachable = reachable
         self._busy = busy
         self._concerned = concerned
+        self._unscheduled = unscheduled
+        self._giving_way = GivingWay()
+        #: Pools that get no more pods now, and the pod that comes before them.
+        self._holds: Mapping[str, str] = {}
         self._pools: dict[str, Pool] = {}
         self._short: dict[str, int] = {}
         #: By uid: since when a pod without a slot has had none, and which have had a revision.
@@ -86,6 +94,32 @@ class Keeper:
     def add_all(self) -> None:
         for pool in {*self._known.pools(), *self._shapes.pools()}:
             self.queue.add(pool)
+
+    async def give_way(self) -> None:
+        """To pods of revisions that find no node; now and then."""
+        said = self._unscheduled()
+        if not said and not self._holds:
+            return
+        waiting = [Waiting(name, reading.lacking(words)) for name, words in said.items()]
+        pools = {
+            key: reading.requested(shape.pool.pod)
+            for key in self._shapes.pools()
+            for shape in self._shapes.of_pool(key)
+            if shape.pool is not None
+        }
+        way = self._giving_way.decide(waiting, self._idle_pods(pools), pools, self._now())
+        self._holds = way.holds
+        for uid, name in way.delete:
+            pod = self._known.pods.get(uid)
+            if (
+                pod is None
+                or self._state(pod)[0] == "busy"
+                or not self._owns(standby_pods.bucket_key(pod.pool))
+            ):
+                continue
+            log.info("standby pod %s is deleted: %s finds no node: %s", pod.name, name, said.get(name, ""))
+            self._tally.pods_deleted += 1
+            await self._pods.delete(uid)
 
     def forget(self) -> None:
         """Drops what is kept of pods and pools that are no more; now and then."""
@@ -134,13 +168,14 @@ class Keeper:
         size, made = self._asked(key)
         members = list(self._members(key))
         # Whoever keeps the pool, revisions whose buckets are here give their pods back to it.
-        self._short[key] = max(0, size - sum(member.state == "ready" for member in members))
+        held = key in self._holds
+        self._short[key] = 0 if held else max(0, size - sum(member.state == "ready" for member in members))
         if not self._owns(standby_pods.bucket_key(key)):
             self._pools.pop(key, None)
             self._note(key, size, members, "")
             return None
         pool = self._pools.setdefault(key, Pool())
-        change = pool.decide(size, members, self._busy(), self._now())
+        change = pool.decide(size, members, self._busy(), self._now(), held)
         self._tell(key, size, change, pool)
         for uid, why in change.delete:
             pod = self._known.pods.get(uid)
@@ -189,6 +224,16 @@ class Keeper:
                 since = pod.made_at
             yield Member(pod.name, pod.uid, state, since, pod.scheduled, reason)
 
+    def _idle_pods(self, pools: Mapping[str, frozenset[str]]) -> list[Idle]:
+        found = []
+        for key, has in pools.items():
+            for member in self._members(key):
+                if member.state in ("coming", "ready"):
+                    seen = self._known.slots.get(member.uid)
+                    node = seen.node if seen is not None else ""
+                    found.append(Idle(member.uid, key, has, member.made_at, node, member.scheduled))
+        return found
+
     def _state(self, pod: StandbyPod) -> tuple[State, str]:
         seen = self._known.slots.get(pod.uid)
         if pod.revision or (seen is not None and seen.slot.revision) or pod.uid in self._known.promised:
@@ -213,7 +258,9 @@ class Keeper:
         states = [member.state for member in members]
         if states.count("ready") < size:
             coming = (self._trouble(member.uid) for member in members if member.state == "coming")
-            if why := failed or next(filter(None, coming), ""):
+            first = self._holds.get(key, "")
+            way = f"no node: {first}, which finds none, comes before it" if first else ""
+            if why := failed or way or next(filter(None, coming), ""):
                 lack = Lack(why, "ready" not in states, "busy" in states, bool(failed))
         shapes = self._shapes.of_pool(key)
         sleepless = [s.revision for s in shapes if s.engine and self._known.sleepless(key, s.engine)]

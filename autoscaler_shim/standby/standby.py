@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from autoscaler_shim.standby.agents import Agents
@@ -61,6 +61,7 @@ class Standby:
         again: Callable[[str], None],
         owns: Callable[[str], bool],
         counts: Callable[[str], Pods],
+        unscheduled: Callable[[], Mapping[str, str]],
         term: Callable[[str], int],
         identity: Identity | None,
     ) -> None:
@@ -110,6 +111,7 @@ class Standby:
             self._reachable,
             self._busy,
             self.scales.concerned,
+            unscheduled,
         )
         self.metrics = StandbyMetrics(
             self.tally, self.saying.wakes.fallbacks, self.keeper.figures, self.agents.figures, self._figures
@@ -226,6 +228,8 @@ class Standby:
                     log.info("%s is no more: its pod %s is deleted", pod.revision, pod.name)
                     with contextlib.suppress(KubeError):
                         await self.pods.delete(uid)
+            with contextlib.suppress(KubeError):
+                await self.keeper.give_way()
             self.keeper.add_all()
 
     def _changed(self, revisions: set[RevisionKey]) -> None:

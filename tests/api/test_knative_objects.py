@@ -355,12 +355,24 @@ def test_pods_are_counted_as_knative_counts_them() -> None:
     assert facts == [fact(p) for p in pods]
 
 
+def test_a_pod_that_no_node_has_room_for_says_why() -> None:
+    labels = {"serving.knative.dev/revision": "r"}
+    pod: Any = {"metadata": {"namespace": "ns", "name": "p", "labels": labels}, "status": {}}
+    no_node = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}
+    gated = {**no_node, "reason": "SchedulingGated"}
+    there = {"type": "PodScheduled", "status": "True"}
+    for condition, said in ((no_node, "0/1 nodes"), (gated, ""), (there, "")):
+        found = fact(slim({**pod, "status": {"conditions": [condition]}}))
+        assert found is not None
+        assert found.unscheduled == said
+
+
 def test_a_pod_of_no_revision_is_none_of_ours() -> None:
     other = pod()
     other["metadata"]["labels"] = None
     assert fact(other) is None
     assert fact({"metadata": {"name": "x", "namespace": "y", "labels": {"serving.knative.dev/revision": "r"}}}) == (
-        "y/r", "", False, False, "", 0.0
+        "y/r", "", False, False, "", 0.0, ""
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ class PodFact(NamedTuple):
     terminating: bool
     address: str
     started_at: float
+    unscheduled: str = ""  # why no node has room for it; "" = it has one, or nobody has looked yet
 
 
 def fact(pod: Document) -> PodFact | None:
@@ -30,6 +31,8 @@ def fact(pod: Document) -> PodFact | None:
     if not revision:
         return None
     ready = find(status.get("conditions"), "Ready")
+    scheduled = find(status.get("conditions"), "PodScheduled") or {}
+    no_node = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
     return PodFact(
         f"{metadata['namespace']}/{revision}",
         str(status.get("phase") or ""),
@@ -37,6 +40,7 @@ def fact(pod: Document) -> PodFact | None:
         bool(metadata.get("deletionTimestamp")),
         str(status.get("podIP") or ""),
         unix(status.get("startTime")) or 0.0,
+        str(scheduled.get("message") or "Unschedulable") if no_node else "",
     )
 
 
@@ -50,7 +54,11 @@ def slim(pod: Document) -> Document:
             "phase": status.get("phase"),
             "podIP": status.get("podIP"),
             "startTime": status.get("startTime"),
-            "conditions": [c for c in status.get("conditions") or () if c.get("type") == "Ready"],
+            "conditions": [
+                c
+                for c in status.get("conditions") or ()
+                if c.get("type") == "Ready" or (c.get("type"), c.get("status")) == ("PodScheduled", "False")
+            ],
         },
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from kserve_ext.api.knative.conditions import Document, find, text_map, unix
@@ -10,6 +11,7 @@ from kserve_ext.api.standby import names, pods
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.known import NOBODY, StandbyPod
 
+_LACKING: Final = re.compile(r"Insufficient ([\w./-]*\w)")
 _ENDED: Final = ("Failed", "Succeeded")
 
 
@@ -70,6 +72,20 @@ def trouble(pod: Document) -> str:
     if unscheduled.get("status") == "False":
         return f"no node: {unscheduled.get('message') or unscheduled.get('reason')}"
     return ": ".join(str(status[key]) for key in ("reason", "message") if status.get(key))
+
+
+def requested(pod: Document) -> frozenset[str]:
+    """The resources that its containers ask for."""
+    found: set[str] = set()
+    for container in pod["spec"].get("containers") or ():
+        resources = container.get("resources") or {}
+        found.update(resources.get("requests") or (), resources.get("limits") or ())
+    return frozenset(found)
+
+
+def lacking(said: str) -> frozenset[str]:
+    """The resources that nodes have too little of, as the scheduler says."""
+    return frozenset(_LACKING.findall(said))
 
 
 def replica_set(deployment: Document, found: list[Document]) -> Document | None:

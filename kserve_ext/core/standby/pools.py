@@ -95,8 +95,10 @@ class Pool:
         """The API server wouldn't have such a pod."""
         self._fail(f"refused by the API server: {reason}", now)
 
-    def decide(self, size: int, members: Iterable[Member], busy: bool, now: float) -> Change:
-        """`size`: how many there should be that can be taken; `busy`: a burst is under way."""
+    def decide(
+        self, size: int, members: Iterable[Member], busy: bool, now: float, hold: bool = False
+    ) -> Change:
+        """`size`: how many there should be that can be taken; `busy`: a burst is under way; `hold`: no more now."""
         members = list(members)
         known = {member.uid for member in members}
         self._made = {uid: at for uid, at in self._made.items() if uid not in known and now - at < 30.0}
@@ -117,7 +119,7 @@ class Pool:
         gone = {uid for uid, _ in delete}
         coming = [m for m in coming if m.uid not in gone]
         there = len(coming) + len(ready) + len(self._made)
-        create, wait_s = self._refill(size - there, busy, now)
+        create, wait_s = self._refill(size - there, busy, now) if not hold else (0, None)
         if len(ready) >= size:  # until then there is nothing better, should the node be opened again
             delete += [(m.uid, m.reason) for m in members if m.state == "stranded"]
         surplus, surplus_wait_s = self._surplus(size, coming, ready, there, now)

@@ -18,7 +18,8 @@ from kserve_ext.core.standby.pools import SURPLUS_S, Lack, Pool
 from kserve_ext.core.standby.slot import AGAIN
 
 ADDR = "10.0.0.1"
-POOL = pods.Pool("0123456789abcdef", "default", {"metadata": {"namespace": "default"}, "spec": {}})
+SPEC: dict[str, Any] = {"containers": [{"resources": {"requests": {"cpu": "1"}}}]}
+POOL = pods.Pool("0123456789abcdef", "default", {"metadata": {"namespace": "default"}, "spec": SPEC})
 
 
 class Wish:
@@ -142,6 +143,18 @@ def test_a_pod_that_waits_for_room_beside_one_in_use_is_not_amiss() -> None:
     assert lack == Lack("no node: 0/1 nodes", True, True)
     assert not lack.amiss
     assert "in use" in lack.words
+
+
+def test_which_pods_give_way_is_carried_out_by_who_keeps_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kserve_ext.core.standby.giving_way.AFTER_S", 0.0)
+    for owns in (True, False):
+        known = Known()
+        stand_by(known, "a", "b")
+        made, deleting = keeper(known, 2, owns=owns)
+        made._unscheduled = lambda: {"default/plain": "0/1 nodes are available: 1 Insufficient cpu."}
+        asyncio.run(made.give_way())
+        assert len(deleting.deleted) == int(owns)
+        assert made._holds == {POOL.key: "default/plain"}
 
 
 def test_nothing_is_kept_of_pods_and_pools_that_are_no_more() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from autoscaler_shim.knative import deciders
-from autoscaler_shim.standby import scales, settling
+from autoscaler_shim.standby import scales, settling, standby
 from kserve_ext.api.standby import names, pods
-from kserve_ext.core.standby import adoption, pools
+from kserve_ext.core.standby import adoption, giving_way, pools
 from kserve_ext.core.standby.turns import Turns
 from kserve_ext.kube.kinds import DEPLOYMENTS, POD_AUTOSCALERS, PODS, SECRETS
 from kserve_ext.wire.slot_socket import Free, Start
@@ -341,6 +341,44 @@ def test_a_pool_that_is_short_says_why_beside_a_slot_that_stands_by(tmp_path: Pa
             await world.api.until(lambda: condition(world.api, "StandbyReady", name=NAME)[0] != "False")
 
     play(tmp_path, script)
+
+
+def test_idle_pods_give_way_to_a_plain_one_that_no_node_has_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standby, "SWEEP_S", 0.05)
+    monkeypatch.setattr(giving_way, "AFTER_S", 0.2)
+
+    async def script(world: World) -> None:
+        world.revision(NAME, standby="1")
+        async with world.running() as made:
+            assert made.standby is not None
+            await world.filled(1)
+            full = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: not helpful."
+            condition_of = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+            labels = {"serving.knative.dev/revision": OTHER, UID: f"uid-of-{OTHER}"}
+            waits = {"metadata": {"namespace": NAMESPACE, "name": "waits", "labels": labels}}
+            world.api.put(
+                PODS,
+                {**waits, "status": {"phase": "Pending", "conditions": [{**condition_of, "message": full}]}},
+            )
+            await world.api.until(lambda: not world.api.standby())
+            await world.api.until(
+                lambda: condition(world.api, "StandbyReady", name=NAME) == ("False", "NoNode")
+            )
+            assert made.standby.tally.pods_made == 1, "none is made while it waits"
+            assert made.standby.keeper.short(f"{NAMESPACE}/{_digest(world)}") == 0
+            world.api.put(PODS, {**waits, "status": {"phase": "Running", "conditions": []}})
+            await world.filled(1)
+            await world.api.until(lambda: condition(world.api, "StandbyReady", name=NAME)[0] != "False")
+
+    play(tmp_path, script)
+
+
+def _digest(world: World) -> str:
+    assert world.autoscaler.standby is not None
+    (pool,) = world.autoscaler.standby.shapes.pools()
+    return pool.rpartition("/")[2]
 
 
 def test_without_the_component_there_are_none(tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""Which idle standby pod goes when a plain pod finds no node: one that waits to serve comes before a reserve.
+
+One that holds some of what is lacking at a time, and the next only when the scheduler has had time for the last;
+those that have no node themselves at once, as they would be given the place. Every replica decides by the same facts;
+whoever keeps the pool carries it out. After a while a pod that can't be helped counts no more, and pools are filled.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+#: What waits for less may yet be given a node as things are.
+AFTER_S: Final = 5.0
+#: The scheduler tries a pod again within ten seconds of a place that has come free.
+NEXT_S: Final = 15.0
+#: A pod that waits for longer waits for something else; Knative gives a revision up by then.
+PATIENCE_S: Final = 600.0
+#: Pods that are given up for one that waits: the GPUs of a node.
+MOST: Final = 8
+
+
+class Waiting(NamedTuple):
+    """A revision's pod that no node has room for."""
+
+    name: str
+    lacks: frozenset[str]  # resources, as the scheduler says
+
+
+class Idle(NamedTuple):
+    """A pod of a pool that has no revision."""
+
+    uid: str
+    pool: str
+    has: frozenset[str]  # resources that it requests
+    made_at: float
+    node: str = ""  # "" = not known
+    scheduled: bool = True
+
+
+class Way(NamedTuple):
+    delete: tuple[tuple[str, str], ...] = ()  # uid, and for whom
+    holds: Mapping[str, str] = {}  # pools that get no more pods now, and for whom
+
+
+@dataclass(slots=True)
+class GivingWay:
+    _since: dict[str, float] = field(default_factory=dict)
+    _given: Counter[str] = field(default_factory=Counter)
+    _next_at: float = 0.0
+
+    def decide(
+        self,
+        waiting: Iterable[Waiting],
+        idle: Iterable[Idle],
+        pools: Mapping[str, frozenset[str]],
+        now: float,
+    ) -> Way:
+        """`pools`: what a pod of each requests."""
+        waiting = sorted(waiting)
+        names = {pod.name for pod in waiting}
+        self._since = {name: at for name, at in self._since.items() if name in names}
+        self._given = Counter({name: count for name, count in self._given.items() if name in names})
+        for pod in waiting:
+            self._since.setdefault(pod.name, now)
+        due = [pod for pod in waiting if AFTER_S <= now - self._since[pod.name] < PATIENCE_S]
+        holds: dict[str, str] = {}
+        for pod in due:
+            for pool in pools:
+                if helps(pools[pool], pod.lacks):
+                    holds.setdefault(pool, pod.name)
+        idle = list(idle)
+        delete = [(one.uid, holds[one.pool]) for one in idle if not one.scheduled and one.pool in holds]
+        if now >= self._next_at:
+            for pod in due:
+                one = _best(pod, idle) if self._given[pod.name] < MOST else None
+                if one is not None:
+                    delete.append((one.uid, pod.name))
+                    self._given[pod.name] += 1
+                    self._next_at = now + NEXT_S
+                    break
+        return Way(tuple(delete), holds)
+
+
+def helps(has: frozenset[str], lacks: frozenset[str]) -> bool:
+    """Every pod has some CPU: where devices are lacking, only one with a device makes room."""
+    devices = frozenset(name for name in lacks if "/" in name)
+    return bool(has & (devices or lacks))
+
+
+# --- inside
+
+
+def _best(pod: Waiting, idle: list[Idle]) -> Idle | None:
+    """Where most of its like are, so that room comes together on one node; the youngest there."""
+    found = [one for one in idle if one.scheduled and helps(one.has, pod.lacks)]
+    there = Counter(one.node for one in found)
+    return min(
+        found,
+        key=lambda one: (-len(one.has & pod.lacks), -there[one.node], one.node, -one.made_at, one.uid),
+        default=None,
+    )

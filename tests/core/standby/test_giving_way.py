@@ -1,0 +1,61 @@
+"""Which idle pod goes for a plain one that no node has room for, and when none does."""
+
+from __future__ import annotations
+
+from kserve_ext.core.standby.giving_way import (
+    AFTER_S,
+    MOST,
+    NEXT_S,
+    PATIENCE_S,
+    GivingWay,
+    Idle,
+    Waiting,
+    helps,
+)
+
+GPU, CPU = frozenset({"cpu", "memory", "nvidia.com/gpu"}), frozenset({"cpu", "memory"})
+POOLS = {"gpu": GPU, "cpu": CPU}
+WAITS = [Waiting("a/new", frozenset({"cpu", "nvidia.com/gpu"}))]
+
+
+def idle(count: int, pool: str = "gpu", node: str = "n1", scheduled: bool = True) -> list[Idle]:
+    return [Idle(f"{pool}-{node}-{i}", pool, POOLS[pool], float(i), node, scheduled) for i in range(count)]
+
+
+def test_one_that_has_what_is_lacking_goes_and_the_next_when_that_was_not_enough() -> None:
+    giving, there = GivingWay(), [*idle(1, "cpu"), *idle(2), *idle(1, node="n0")]
+    assert giving.decide(WAITS, there, POOLS, 0.0) == ((), {}), "it may yet find a node"
+    way = giving.decide(WAITS, there, POOLS, AFTER_S)
+    assert way.delete == (("gpu-n1-1", "a/new"),), "the youngest of where most are"
+    assert way.holds == {"gpu": "a/new"}
+    there = [one for one in there if one.uid != "gpu-n1-1"]
+    assert giving.decide(WAITS, there, POOLS, AFTER_S + NEXT_S - 1) == ((), {"gpu": "a/new"})
+    assert len(giving.decide(WAITS, there, POOLS, AFTER_S + NEXT_S).delete) == 1
+    assert giving.decide([], there, POOLS, AFTER_S + 2 * NEXT_S) == ((), {}), "it has a node"
+
+
+def test_those_without_a_node_go_at_once_and_take_no_place() -> None:
+    giving = GivingWay()
+    there = [*idle(3, node="", scheduled=False), *idle(1), *idle(1, "cpu", "", False)]
+    giving.decide(WAITS, there, POOLS, 0.0)
+    gone = {uid for uid, _ in giving.decide(WAITS, there, POOLS, AFTER_S).delete}
+    assert gone == {"gpu--0", "gpu--1", "gpu--2", "gpu-n1-0"}
+
+
+def test_what_can_not_be_helped_is_given_up() -> None:
+    giving, gone, now = GivingWay(), 0, 0.0
+    while now < PATIENCE_S:
+        gone += len(giving.decide(WAITS, idle(50), POOLS, now).delete)
+        now += 1.0
+    assert gone == MOST
+    assert giving.decide(WAITS, idle(50), POOLS, now) == ((), {})
+
+
+def test_devices_that_are_lacking_are_not_to_be_had_from_pods_without() -> None:
+    assert not helps(CPU, frozenset({"cpu", "nvidia.com/gpu"}))
+    assert helps(CPU, frozenset({"cpu"}))
+    assert not helps(GPU, frozenset()), "it lacks no resource: a taint, a claim"
+    giving = GivingWay()
+    for now in (0.0, AFTER_S):
+        way = giving.decide(WAITS, idle(2, "cpu"), POOLS, now)
+    assert way == ((), {"gpu": "a/new"})
