@@ -21,7 +21,14 @@ from kserve_ext.api.standby import assigning, names, reading
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.known import Known
 from kserve_ext.kube.client import Client, KubeError, KubeObject, NotFound
-from kserve_ext.kube.kinds import DEPLOYMENTS, PODS, REPLICA_SETS
+from kserve_ext.kube.informer import Informer
+from kserve_ext.kube.kinds import (
+    ADMISSION_POLICIES,
+    ADMISSION_POLICY_BINDINGS,
+    DEPLOYMENTS,
+    PODS,
+    REPLICA_SETS,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +55,17 @@ class Settling:
         self._found = 0  # so many times in a row
         self._found_at = 0.0
         self._said: bool | None = None
+        #: The policy and its binding. Looked for once it was in force; before, the cluster may know no such kinds.
+        self._watched = [
+            Informer(client, kind, fields=f"metadata.name={names.POLICY}", on_change=self._policy_changed)
+            for kind in (ADMISSION_POLICIES, ADMISSION_POLICY_BINDINGS)
+        ]
 
     @property
     def can_hold(self) -> bool:
         """Whether pods can be held now; else labels have to wait for the ReplicaSet."""
+        if any(each.synced.is_set() and not each.objects for each in self._watched):
+            return False
         fresh = asyncio.get_running_loop().time() - self._found_at < LOOK_OLD_S
         return self._found >= LOOKS and fresh
 
@@ -59,6 +73,10 @@ class Settling:
         """Where there are standby pods already the policy isn't new: nobody has to wait for a next look."""
         for _ in range(LOOKS):
             await self.look()
+
+    async def stop(self) -> None:
+        for each in self._watched:
+            await each.stop()
 
     async def look(self) -> None:
         """Whether the policy is in force: the API server is asked for what it must refuse. Now and then."""
@@ -78,6 +96,8 @@ class Settling:
                 log.info("whether policy %s is in force wasn't answered: %s", names.POLICY, error)
                 return
             held = True
+            for each in self._watched:
+                each.start()
         self._found = self._found + 1 if held else 0
         self._found_at = asyncio.get_running_loop().time()
         if held != self._said:
@@ -110,6 +130,12 @@ class Settling:
         return Settled(done, astray)
 
     # --- inside
+
+    def _policy_changed(self, old: KubeObject | None, new: KubeObject | None) -> None:
+        """Gone, or another one: what the looks found is true no more. A look may be under way, so one more is."""
+        if old is not None and (new is None or old.get("spec") != new.get("spec")):
+            log.info("%s %s %s", old.get("kind"), names.POLICY, "is gone" if new is None else "was changed")
+            self._found = 0
 
     async def _settle(
         self, namespace: str, deployment: str, template_hash: str, uids: list[str], held: list[str]

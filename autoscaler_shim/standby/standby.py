@@ -153,6 +153,7 @@ class Standby:
         await self.events.stop()
         await self.agents.stop()
         await self.shapes.stop()
+        await self.settling.stop()
         for informer in (self.pods.informer, self._endpoints):
             await informer.stop()
         if self._rpc is not None:

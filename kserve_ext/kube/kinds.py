@@ -61,6 +61,20 @@ VALIDATING_WEBHOOKS = Kind(
     "ValidatingWebhookConfiguration",
     namespaced=False,
 )
+ADMISSION_POLICIES = Kind(
+    "admissionregistration.k8s.io",
+    "v1",
+    "validatingadmissionpolicies",
+    "ValidatingAdmissionPolicy",
+    namespaced=False,
+)
+ADMISSION_POLICY_BINDINGS = Kind(
+    "admissionregistration.k8s.io",
+    "v1",
+    "validatingadmissionpolicybindings",
+    "ValidatingAdmissionPolicyBinding",
+    namespaced=False,
+)
 TOKEN_REVIEWS = Kind("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", namespaced=False)
 DAEMON_SETS = Kind("apps", "v1", "daemonsets", "DaemonSet")
 DEPLOYMENTS = Kind("apps", "v1", "deployments", "Deployment")

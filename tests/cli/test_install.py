@@ -11,6 +11,7 @@ import yaml
 
 from kserve_ext.cli.knative.kinds import KNATIVE_SERVINGS
 from kserve_ext.kube.kinds import (
+    ADMISSION_POLICIES,
     CLUSTER_ROLE_BINDINGS,
     CLUSTER_ROLES,
     CONFIG_MAPS,
@@ -162,6 +163,25 @@ def test_standby_pods_go_with_the_component_and_those_that_serve_stay(
     assert cluster.get(PODS, "users", "standby-a") is None
     assert cluster.get(PODS, "users", "standby-b") is not None
     assert cluster.get(DAEMON_SETS, PLACE, "galaxy-node-agent") is None
+
+
+def test_what_the_former_pods_work_by_goes_after_them(cluster: KnativeCluster) -> None:
+    """Without the policy's refusals the autoscaler's pods in flight would be deleted by their ReplicaSets."""
+    assert cluster("install", "--component", "standby").exit_code == 0
+    cluster.server.stuck.add("autoscaler")
+    assert cluster("install", "--wait", "0", "--image-tag", "next").exit_code == 1
+    for kind in (ADMISSION_POLICIES, CLUSTER_ROLES, DAEMON_SETS):
+        name = "galaxy-autoscaler-standby" if kind is CLUSTER_ROLES else None
+        found = cluster.server.objects.of(kind)
+        assert [key for key in found if name in (None, key[1])], kind
+    cluster.server.stuck.clear()
+    again = cluster("install")
+    assert again.exit_code == 0, again.output
+    assert not cluster.server.objects.of(ADMISSION_POLICIES)
+    assert not cluster.server.objects.of(DAEMON_SETS)
+    record = cluster.get(CONFIG_MAPS, PLACE, "galaxy-install")
+    assert record is not None
+    assert "standby" not in record["data"]["record.json"]
 
 
 def test_who_may_not_create_deployments_is_told_so_where_one_is_added(cluster: KnativeCluster) -> None:

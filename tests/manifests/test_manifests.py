@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from kserve_ext.api.standby.names import POLICY
 from kserve_ext.cli.knative import plan
 from kserve_ext.cli.knative.kinds import kind_of
 from kserve_ext.cli.knative.kustomize import MANIFESTS, BadManifest, Identity, Image, build
@@ -121,9 +122,7 @@ def test_pods_fit_the_restricted_standard(name: str) -> None:
     assert not any("hostPort" in port for port in container["ports"])
 
 
-def test_the_only_permissions_of_knatives_accounts_beyond_knatives_are_to_read_slices_and_replica_sets() -> (
-    None
-):
+def test_knatives_accounts_may_beyond_knatives_roles_only_read_slices_replica_sets_and_our_policy() -> None:
     assert permissions("ClusterRole", "activator") == [
         {
             "apiGroups": ["discovery.k8s.io"],
@@ -132,7 +131,14 @@ def test_the_only_permissions_of_knatives_accounts_beyond_knatives_are_to_read_s
         }
     ]
     assert permissions("ClusterRole", "controller") == [
-        {"apiGroups": ["apps"], "resources": ["replicasets"], "verbs": ["get", "list"]}  # component standby
+        # Component standby.
+        {"apiGroups": ["apps"], "resources": ["replicasets"], "verbs": ["get", "list"]},
+        {
+            "apiGroups": ["admissionregistration.k8s.io"],
+            "resources": ["validatingadmissionpolicies", "validatingadmissionpolicybindings"],
+            "resourceNames": [POLICY],
+            "verbs": ["list", "watch"],
+        },
     ]
     assert permissions("Role", "controller") == []
     # Knative's ClusterRoles with this label go into what its controller may do.

@@ -16,7 +16,15 @@ from aiohttp import web
 from autoscaler_shim.knative.autoscaler import Autoscaler
 from autoscaler_shim.node_agent.agent import NodeAgent
 from kserve_ext.api.standby import names
-from kserve_ext.kube.kinds import DEPLOYMENTS, ENDPOINTS, PODS, REPLICA_SETS, Kind
+from kserve_ext.kube.kinds import (
+    ADMISSION_POLICIES,
+    ADMISSION_POLICY_BINDINGS,
+    DEPLOYMENTS,
+    ENDPOINTS,
+    PODS,
+    REPLICA_SETS,
+    Kind,
+)
 from tests.api.standby.deployments import deployment
 from tests.support.api_objects import Change, Obj, Refused
 from tests.support.api_server import ApiServer
@@ -36,6 +44,7 @@ from tests.support.standby import NODE, FakeActivator, FakeSlot, put_cluster
 from tests.support.standby import settings as agent_settings
 
 UID = "serving.knative.dev/revisionUID"
+_POLICY = (ADMISSION_POLICIES, ADMISSION_POLICY_BINDINGS)
 
 
 class Server(ApiServer):
@@ -48,12 +57,24 @@ class Server(ApiServer):
         self.lags = False  # the Deployment controller: ReplicaSets don't hear of replicas
         self.quiet = False  # new slots do nothing by themselves
         self.kubelet = True  # pods come up
-        self.policy = False  # pods can be held
         self.made: list[str] = []  # pods that ReplicaSets made
         self.scaled: list[str] = []  # what was written of pods and Deployments, in order
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._due = False
+
+    @property
+    def policy(self) -> bool:
+        """Pods can be held."""
+        return all(self.get(kind, "", names.POLICY) for kind in _POLICY)
+
+    @policy.setter
+    def policy(self, wanted: bool) -> None:
+        for kind in _POLICY:
+            if wanted:
+                self.put(kind, {"metadata": {"name": names.POLICY}, "spec": {}})
+            elif self.get(kind, "", names.POLICY) is not None:
+                self.remove(kind, "", names.POLICY)
 
     async def down(self) -> None:
         for task in self._tasks:

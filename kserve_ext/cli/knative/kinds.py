@@ -13,6 +13,8 @@ ACCESS_REVIEWS: Final = Kind(
     "authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", namespaced=False
 )
 _OURS: Final = (
+    kinds.ADMISSION_POLICIES,
+    kinds.ADMISSION_POLICY_BINDINGS,
     kinds.CLUSTER_ROLES,
     kinds.CLUSTER_ROLE_BINDINGS,
     kinds.CONFIG_MAPS,
@@ -31,20 +33,6 @@ _OURS: Final = (
         "v1alpha1",
         "clusterservingruntimes",
         "ClusterServingRuntime",
-        namespaced=False,
-    ),
-    Kind(
-        "admissionregistration.k8s.io",
-        "v1",
-        "validatingadmissionpolicies",
-        "ValidatingAdmissionPolicy",
-        namespaced=False,
-    ),
-    Kind(
-        "admissionregistration.k8s.io",
-        "v1",
-        "validatingadmissionpolicybindings",
-        "ValidatingAdmissionPolicyBinding",
         namespaced=False,
     ),
     Kind("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy"),

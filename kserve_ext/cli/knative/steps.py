@@ -72,16 +72,25 @@ class Steps:
             taken[name] = records.take(
                 _part(name), deployment, patch, former.parts.get(name), plan.objects_of(name)
             )
-        await self._write(Record(own_version(), taken))
+        gone = {
+            name: [key for key in before.objects if key not in taken[name].objects]
+            for name, before in former.parts.items()
+            if name in plan.patches
+        }
+        left = {
+            name: each._replace(objects=(*each.objects, *gone.get(name, ()))) for name, each in taken.items()
+        }
+        await self._write(Record(own_version(), left))
         for name, patch in plan.patches.items():
             for obj in plan.added[name]:
                 await self._add(obj)
-            before = former.parts.get(name)
-            gone = [key for key in (before.objects if before else ()) if key not in taken[name].objects]
-            await self._delete(gone)
             changed = await self._client.apply(DEPLOYMENTS, patch, MANAGER, force=True)
             await self._settled(name, changed, "galaxy uninstall puts it back")
-            await self._end_standby(gone)
+            if gone.get(name):  # not before: the former pods work by them
+                await self._end_standby(gone[name])
+                await self._delete(gone[name])
+                left[name] = taken[name]
+                await self._write(Record(own_version(), left))
 
     async def uninstall(self, record: Record, parts: tuple[Part, ...]) -> None:
         left = dict(record.parts)

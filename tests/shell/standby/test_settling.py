@@ -19,7 +19,7 @@ BUSY = KubeError(429, "TooManyRequests", "the server has received too many reque
 
 
 class Api:
-    """Answers a dry patch with the next of `answers`; None = it has nothing against it."""
+    """Answers a dry patch with the next of `answers`; None = it has nothing against it. It lets nobody watch."""
 
     def __init__(self, *answers: KubeError | None) -> None:
         self.answers = list(answers)
@@ -27,6 +27,9 @@ class Api:
     async def patch(self, *_: Any, **__: Any) -> None:
         if (error := self.answers.pop(0)) is not None:
             raise error
+
+    async def list(self, *_: Any, **__: Any) -> None:
+        raise KubeError(403, "Forbidden", "no role says so yet")
 
 
 FREE = StandbyPod("ns/a", "u", "p")
@@ -39,7 +42,10 @@ def after(*answers: KubeError | None, pod: StandbyPod = FREE) -> bool:
         settling = Settling(cast("Client", Api(*answers)), known, cast("StandbyPods", None))
         for _ in answers:
             await settling.look()
-        return settling.can_hold
+            await asyncio.sleep(0)
+        can_hold = settling.can_hold
+        await settling.stop()
+        return can_hold
 
     return asyncio.run(script())
 

@@ -13,7 +13,15 @@ from autoscaler_shim.standby import scales, settling, standby
 from kserve_ext.api.standby import names, pods
 from kserve_ext.core.standby import adoption, giving_way, pools
 from kserve_ext.core.standby.turns import Turns
-from kserve_ext.kube.kinds import DEPLOYMENTS, POD_AUTOSCALERS, PODS, SECRETS
+from kserve_ext.kube.kinds import (
+    ADMISSION_POLICIES,
+    ADMISSION_POLICY_BINDINGS,
+    DEPLOYMENTS,
+    POD_AUTOSCALERS,
+    PODS,
+    SECRETS,
+    Kind,
+)
 from kserve_ext.wire.slot_socket import Free, Start
 from tests.support.knative_autoscaler import NAMESPACE, SYSTEM, condition, replicas, run, until
 from tests.support.standby import FakeSlot
@@ -141,6 +149,32 @@ def held(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def _nothing(_: settling.Settling) -> None:
     """Is found out."""
+
+
+@pytest.mark.usefixtures("held")
+@pytest.mark.parametrize("kind", [ADMISSION_POLICIES, ADMISSION_POLICY_BINDINGS])
+@pytest.mark.parametrize("gone", [True, False])
+def test_without_the_policy_no_pod_is_held_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, gone: bool
+) -> None:
+    """Whom the policy doesn't cover, its ReplicaSet deletes while it serves; the next look would come too late."""
+
+    async def script(world: World) -> None:
+        world.api.policy = True
+        world.revision(NAME, standby="1")
+        async with world.running():
+            await world.filled(1)
+            await can_hold(world)
+            # Each is listed, then watched.
+            await until(lambda: sum("validatingadmission" in each for each in world.api.requests) == 4)
+            monkeypatch.setattr(settling.Settling, "look", _nothing)
+            if gone:
+                world.api.remove(kind, "", names.POLICY)
+            else:
+                world.api.put(kind, {"metadata": {"name": names.POLICY}, "spec": {"changed": True}})
+            await until(lambda: world.autoscaler.standby and not world.autoscaler.standby.settling.can_hold)
+
+    play(tmp_path, script)
 
 
 async def can_hold(world: World) -> None:
