@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 WORKERS: Final = 4
 #: A pod that has an address is heard of within seconds, once its image's Python has begun.
 MUTE_S: Final = 60.0
+#: A pod that ends by itself, without an error and not before, has been of use; else an image that does nothing would
+#: be made again and again.
+LIVED_S: Final = 60.0
 _LETTERS: Final = string.ascii_lowercase + string.digits
 
 
@@ -241,7 +244,8 @@ class Keeper:
         if pod.leaving:
             return "leaving", ""
         if pod.ended:
-            return ("used up" if pod.uid in self._used else "failed"), pod.ended
+            done = pod.done and self._now() - pod.made_at >= LIVED_S
+            return ("used up" if done or pod.uid in self._used else "failed"), pod.ended
         if seen is not None and seen.slot.state == "failed":
             return ("used up" if seen.slot.revision else "failed"), seen.slot.reason
         if pod.revision or pod.uid in self._known.promised or (seen is not None and seen.slot.revision):

@@ -51,6 +51,7 @@ def fact(pod: Document) -> StandbyPod:
         owned=any(owner.get("controller") for owner in owners),
         ready=(find(status["conditions"], "Ready") or {}).get("status") == "True",
         ended=trouble(pod) or str(status["phase"]) if status.get("phase") in _ENDED else "",
+        done=status.get("phase") == "Succeeded",
         leaving=bool(metadata.get("deletionTimestamp")),
         made_at=unix(metadata.get("creationTimestamp")) or 0.0,
         scheduled=(find(status["conditions"], "PodScheduled") or {}).get("status") == "True",

@@ -28,6 +28,7 @@ class StandbyPod(NamedTuple):
     owned: bool = False  # a ReplicaSet controls it
     ready: bool = False
     ended: str = ""  # why none of its processes runs any more; "" = it hasn't ended
+    done: bool = False  # it has ended without an error: what it is for is over
     leaving: bool = False  # it is being deleted
     made_at: float = 0.0  # unix seconds
     scheduled: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from autoscaler_shim.standby.keeper import Keeper
 from autoscaler_shim.standby.metrics import Tally
-from kserve_ext.api.standby import pods, reading
+from kserve_ext.api.standby import names, pods, reading
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.facts import Slot
 from kserve_ext.core.standby.known import Known, StandbyPod
@@ -113,6 +114,30 @@ def test_revisions_hear_why_no_pod_of_their_pool_comes_up_and_when_one_has() -> 
     asyncio.run(made._keep(POOL.key))
     assert made.lack(POOL.key) is None
     assert told == ["default/a"] * 2
+
+
+@pytest.mark.parametrize(
+    ("phase", "age_s", "failures"), [("Succeeded", 61, 0), ("Succeeded", 1, 1), ("Failed", 61, 1)]
+)
+def test_a_pod_that_ends_because_a_secret_has_changed_is_no_failure_of_its_pool(
+    phase: str, age_s: int, failures: int
+) -> None:
+    known = Known()
+    made_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - age_s))
+    labels = {names.POOL_LABEL: POOL.digest}
+    metadata = {
+        "namespace": "default",
+        "name": "a",
+        "uid": "a",
+        "labels": labels,
+        "creationTimestamp": made_at,
+    }
+    ended = {"metadata": metadata, "status": {"phase": phase, "podIP": ADDR}}
+    known.pod("a", reading.fact(reading.slim(ended)))
+    made, deleting = keeper(known, 0)
+    asyncio.run(made._keep(POOL.key))
+    assert deleting.deleted == ["a"]
+    assert made.figures()[0].failures == failures
 
 
 def test_a_pod_that_runs_and_that_no_agent_has_heard_of_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
