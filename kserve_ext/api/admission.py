@@ -149,7 +149,7 @@ def validate(request: Request) -> Answer:
     place = PLACES.get((request.group, request.kind))
     if place is None or _leaving(request):
         return Answer()
-    if not any("galaxy" in key for obj in (request.new, request.old) for key in _keys(obj, place)):
+    if not any(_may_be_ours(key) for obj in (request.new, request.old) for key in _keys(obj, place)):
         return Answer()
     findings = Findings()
     if request.old and request.kind == "Revision":
@@ -180,8 +180,11 @@ def _judged(request: Request, obj: Object, place: Place) -> Findings:
         for key in (key for key in here if key.startswith(PREFIX)):
             if path in place.merged:
                 notes.where[key.removeprefix(PREFIX)] = where
-            elif key not in notes.merged:
-                findings.warn(f"{where}[{key}]: does nothing here; write it at {'.'.join(place.merged[-1])}")
+            elif notes.merged.get(key) != here[key]:
+                there = f", which says {notes.merged[key]}" if key in notes.merged else ""
+                findings.warn(
+                    f"{where}[{key}]: does nothing here; write it at {'.'.join(place.merged[-1])}{there}"
+                )
         if path in place.merged:
             notes.merged.update(here)
     if findings and not request.kind.endswith("ServingRuntime"):
@@ -190,6 +193,11 @@ def _judged(request: Request, obj: Object, place: Place) -> Findings:
         table.check_together(settings, findings, notes.field, complete=whole)
         if whole:
             _without_its_condition(notes, findings)
+            if notes.opted_in and PREFIX + "standby-level" in notes.merged and not settings.standby:
+                findings.warn(
+                    f"{notes.field('standby-level')}: keeps no pods without {PREFIX}standby: N; only those that "
+                    "other services of this shape keep are used"
+                )
         else:
             _unseen_by_templates(obj, findings)
             mode = _at(obj, _OWN).get(_MODE)
@@ -239,6 +247,11 @@ def _unlimited(text: str) -> bool:
         return bool(_BURST_ROW.reader.read(text) == -1)
     except ValueError:  # Knative's webhook refuses it
         return True
+
+
+def _may_be_ours(key: str) -> bool:
+    """The configuration of the webhook asks the same, so that others' objects aren't even sent."""
+    return "galaxy" in key or key.startswith("kserve-g")
 
 
 def _almost_ours(notes: Mapping[str, str], where: str, findings: Findings) -> None:

@@ -21,6 +21,8 @@ PREFIX: Final = "kserve-galaxy.io/"
 Cluster = Literal["embedded", "Knative"]
 
 _whole: Final = readers.integer(0).read
+#: Standby pods of a pool at most. Each takes a place on a node, and what it requests, whether a request ever comes.
+_pool: Final = readers.integer(0, 1000)
 _positive: Final = readers.number(0, 1e9, above=True).read
 
 
@@ -231,12 +233,12 @@ TABLE: Final = (
     ),
     Annotation(
         "standby",
-        "an integer >= 0",
+        _pool.allowed,
         "0",
         "shim",
         "How many standby pods are kept for services of this shape: alike in namespace, image, resources, service "
         "account, volumes and environment. The largest of such services counts ([standby.md](standby.md)).",
-        _whole,
+        _pool.read,
         acted_on=("Knative",),
     ),
     Annotation(

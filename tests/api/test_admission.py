@@ -214,6 +214,21 @@ def test_a_key_of_ours_where_nothing_reads_it() -> None:
     assert validate(request("Service", both)) == Answer()
 
 
+def test_another_value_where_nothing_reads_it() -> None:
+    above = at("metadata.annotations", {**ENGINE, **ours(standby="3")})
+    answer = validate(request("Service", at(TEMPLATE, {**ENGINE, **ours(standby="1")}, above)))
+    assert answer.warnings == (
+        f"metadata.annotations[{PREFIX}standby]: does nothing here; write it at {TEMPLATE}, which says 1",
+    )
+
+
+def test_a_level_of_standby_pods_that_are_none() -> None:
+    for more in ({}, ours(standby="0")):
+        assert "keeps no pods without" in warnings({**ENGINE, **ours(standby_level="S1"), **more})
+    assert not warnings({**ENGINE, **ours(standby_level="S1", standby="1")})
+    assert not warnings({**ENGINE, **ours(standby="0")})
+
+
 def test_what_is_not_opted_in() -> None:
     assert f"[{PREFIX}hold-seconds]: does nothing without {PREFIX}engine: galaxy" in warnings(
         ours(hold_seconds="3")
@@ -239,6 +254,11 @@ def test_what_is_for_groups_only() -> None:
 def test_another_prefix_that_was_meant_to_be_ours() -> None:
     text = warnings({"kserve-galaxy/role": "decode", "galaxyproject.org/role": "x"})
     assert text == f"{TEMPLATE}[kserve-galaxy/role]: is none of ours; did you mean {PREFIX}role?"
+
+
+def test_a_prefix_mistyped_in_its_middle() -> None:
+    text = warnings({"kserve-glaxy.io/engine": "galaxy"})
+    assert text == f"{TEMPLATE}[kserve-glaxy.io/engine]: is none of ours; did you mean {PREFIX}engine?"
 
 
 @pytest.mark.parametrize(("value", "warned"), [("0", True), ("200", True), ("-1", False), ("-1.0", False)])

@@ -68,6 +68,8 @@ BAD = [
     ("pd-ratio", "1:0..2:1", "1:4..2:1"),
     ("kv-transfer", "infiniband", "auto, rdma, ipc, tcp, nixl, none"),
     ("kv-transfer-required", "yes", "true, false"),
+    ("standby", "1001", "an integer from 0 to 1000"),
+    ("standby", "-1", "an integer from 0 to 1000"),
     ("hold-seconds", "0", "a number of seconds"),
     ("hold-seconds", "nan", "a number of seconds"),
     ("hold-bytes", "64MB", "a quantity of bytes"),

@@ -253,3 +253,17 @@ def test_what_cannot_be_rendered_names_the_file(tmp_path: Path, text: str, why: 
         build(tmp_path)
     assert why in str(raised.value)
     assert str(tmp_path) in str(raised.value)
+
+
+def test_what_the_docs_say_of_going_back_by_hand_is_about_every_kind_that_is_added() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "install.md").read_text()
+    said = text.split("## Going back by hand")[1].split("\n## ")[0]
+    named = set(re.findall(r"[a-z]+", said))
+    knatives = {("Deployment", part.name) for part in PARTS}
+    for obj in EVERYTHING.objects.values():
+        if (obj["kind"], obj["metadata"]["name"]) in knatives:
+            continue
+        plural = kind_of(obj).plural
+        by_name = plural in ("deployments", "daemonsets") and obj["metadata"]["name"] in said
+        assert plural in named or by_name, plural
+        assert by_name or obj["metadata"]["labels"]["app.kubernetes.io/part-of"] == "kserve-galaxy"

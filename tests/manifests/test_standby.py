@@ -88,3 +88,18 @@ def test_the_autoscaler_is_told_that_there_are_standby_pods() -> None:
     patch = rendering.patches[Identity("Deployment", "knative-serving", "autoscaler")]
     (container,) = patch["spec"]["template"]["spec"]["containers"]
     assert container["env"] == [{"name": "GALAXY_STANDBY", "value": "on"}]
+
+
+def test_a_full_node_has_a_place_for_it() -> None:
+    """By a class of ours: where there are quotas for the system's, those of our namespace are none."""
+    assert POD["priorityClassName"] == MINE["PriorityClass"]["metadata"]["name"]
+    assert MINE["PriorityClass"]["value"] == 1_000_000_000  # nobody may have a higher one but the system
+
+
+def test_the_policy_is_about_standby_pods_alone() -> None:
+    """Anybody may write one label into a template."""
+    policy = EVERYTHING.objects[Identity("ValidatingAdmissionPolicy", "", names.POLICY)]["spec"]
+    chosen = policy["matchConstraints"]["objectSelector"]["matchExpressions"]
+    assert {each["key"]: each["operator"] for each in chosen} == dict.fromkeys(
+        (names.ADOPTION, names.POOL_LABEL), "Exists"
+    )
