@@ -110,6 +110,7 @@ def test_a_cluster_that_does_not_run_is_said(tmp_path: Path) -> None:
     folder.write_cluster({"supervisor": {"pid": os.getpid(), "started": 1}})
     with pytest.raises(Failure, match="the cluster does not run"):
         folder.required()
+    assert not folder.runs()
 
 
 def test_parts_without_a_supervisor_are_used_with_one_warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.knative.kinds import KNATIVE_SERVINGS
 from kserve_ext.kube.kinds import (
     ADMISSION_POLICIES,
@@ -481,6 +483,15 @@ def test_status(cluster: KnativeCluster) -> None:
     assert lines[3].split()[:3] == ["autoscaler", "Knative's", "1.21.1"]
     facts = yaml.safe_load(cluster("status", "--context", "here", "-o", "json").stdout)
     assert [part["whose"] for part in facts["parts"]] == ["ours", "Knative's"]
+
+
+def test_beside_an_embedded_cluster_that_is_stopped_status_is_about_kubernetes(
+    cluster: KnativeCluster, tmp_path: Path
+) -> None:
+    folder = Folder(tmp_path / "data")
+    folder.root.mkdir()
+    folder.write_cluster({"supervisor": {"pid": os.getpid(), "started": 1}})
+    assert "Knative Serving in knative-serving" in cluster("status", "--data", str(folder.root)).stdout
 
 
 def test_dry_run_asks_no_cluster(empty: KnativeCluster) -> None:

@@ -79,6 +79,10 @@ class Folder:
             if alive(facts)
         ]
 
+    def runs(self) -> bool:
+        """Whether there is a cluster of which something lives."""
+        return bool(self.cluster()) and bool(self.supervisor() or self.living())
+
     def required(self) -> Document:
         """cluster.json of a cluster that runs, with a warning when nothing restarts its parts; Failure otherwise."""
         facts = self.cluster()

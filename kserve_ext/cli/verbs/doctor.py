@@ -34,6 +34,7 @@ LEAST_FILES: Final = 4096
 LEAST_SHM_MIB: Final = 256
 LEAST_DISK_MIB: Final = 1024
 #: How people write the address of the embedded cluster.
+KUBERNETES: Final = "; with --context NAME a Kubernetes cluster is looked at"
 HERE: Final = ("127.0.0.1", "localhost")
 
 
@@ -120,13 +121,13 @@ def cluster(folder: Folder) -> Iterator[Finding]:
     """What runs in the data folder."""
     facts = folder.cluster()
     if not facts:
-        yield Finding("ok", f"no cluster in {folder.root}")
+        yield Finding("ok", f"no cluster in {folder.root}{KUBERNETES}")
         return
     running = {part.id for part in folder.living()}
     restart = "wait a second for its restart"
     if not folder.supervisor():
         if not running:
-            yield Finding("ok", f"the cluster in {folder.root} is down")
+            yield Finding("ok", f"the cluster in {folder.root} is down{KUBERNETES}")
             return
         restart = f"galaxy up --data {folder.root}"
         yield Finding("failed", f"{len(running)} parts run without a supervisor", restart)

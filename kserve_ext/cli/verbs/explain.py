@@ -26,10 +26,10 @@ from kserve_ext.cli.waterfall import lines
 def command(folder: Folder, context: str, namespace: str, output: str | None, what: str) -> None:
     """Draw the waterfall of a request; its id is in the x-request-id header of every answer.
 
-    Without an embedded cluster, or with --context: how the revision NAME in Kubernetes, or the latest of the
+    Where no embedded cluster runs, or with --context: how the revision NAME in Kubernetes, or the latest of the
     service NAME, was woken by standby pods, at which level and how fast, or why not.
     """
-    if context or (not folder.cluster() and overview.is_configured()):
+    if context or (not folder.runs() and overview.is_configured()):
         facts = explain.look(context, namespace, what)
         found = explain.lines(facts)
     else:

@@ -1,6 +1,6 @@
 """galaxy status: the cluster at a glance, once or continuously.
 
-That of the data folder where there is one, else the Kubernetes cluster of the kubeconfig, if it can be reached.
+That of the data folder while it runs, else the Kubernetes cluster of the kubeconfig, if it can be reached.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ EVERY_S = 1.0
 def command(folder: Folder, context: str, namespace: str, output: str | None, watch: bool) -> None:
     """Show functions, partitions, nodes, slots, instances and held requests.
 
-    Without an embedded cluster, or with --context: which parts of Knative are ours in a Kubernetes cluster.
+    Where no embedded cluster runs, or with --context: which parts of Knative are ours in a Kubernetes cluster.
     """
-    if context or (not folder.cluster() and overview.is_configured()):
+    if context or (not folder.runs() and overview.is_configured()):
         facts = overview.look(context, namespace)
         if output:
             dump(facts, output)
