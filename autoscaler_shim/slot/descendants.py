@@ -50,13 +50,42 @@ class Reaper:
                 os.waitpid(found.si_pid, os.WNOHANG)
 
 
-def end_strays(kept: Collection[int]) -> list[int]:
-    """Kills this process's children but those, and what is below them: what a parent has left that has died."""
-    strays = [pid for pid in _children(os.getpid()) if pid not in kept]
-    for pid in _below(strays):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return strays
+def end_strays(kept: Collection[int], seconds: float = 1.0) -> list[int]:
+    """Kills this process's children but those, and what is below them: what a parent has left that has died.
+
+    One may fork between the look and the kill, and its child comes to this process. So it looks again until it has
+    found nobody new twice: whoever was missed while it changed parents has arrived by the second look. Nobody is
+    reaped meanwhile, so no pid means another process. Those that fork faster are given up after `seconds`.
+    """
+    strays: dict[int, None] = {}
+    killed: set[int] = set()
+    ended: set[int] = set()
+    quiet, until = 0, time.monotonic() + seconds
+    while quiet < 2 and time.monotonic() < until:
+        before = len(killed)
+        found = [pid for pid in _children(os.getpid()) if pid not in kept and pid not in ended]
+        _kill(found, killed)
+        strays |= dict.fromkeys(found)
+        ended.update(pid for pid in found if _ended(pid))  # these have no children, and may be many
+        _kill(_below([pid for pid in found if pid not in ended]), killed)
+        quiet = 0 if len(killed) > before else quiet + 1
+    return list(strays)
+
+
+def _kill(pids: Collection[int], killed: set[int]) -> None:
+    """Those that haven't been killed yet."""
+    for pid in pids:
+        if pid not in killed:
+            killed.add(pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _ended(child: int) -> bool:
+    try:
+        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
 
 
 def end_all(seconds: float = 5.0) -> int:
