@@ -97,9 +97,15 @@ class Calm(RuleBasedStateMachine):
 
     @rule(name=NAMES)
     def kill(self, name: str) -> None:
-        if self.member(name) is not None:
-            self.world.kill(FunctionID(name))
-            self.list_somebody_alive()
+        world = self.world
+        if self.member(name) is None:
+            return
+        left = world.members.keys() - {name}
+        if left and not left & set(world.listed):  # else all would use what is anybody's, as Knative's do
+            world.listed = tuple(sorted(left))
+            world.look()
+        world.kill(FunctionID(name))
+        self.list_somebody_alive()
 
     @rule(name=NAMES)
     def start(self, name: str) -> None:
