@@ -190,8 +190,8 @@ class StandbyScales(Scales):
         try:
             return await self._write_plan(key, (namespace, name), adoption, shape, plan, current, turn)
         finally:
-            if key not in self._adopting:
-                self._had_turn(key, turn)
+            if turn:
+                self._had_turn(key)
 
     async def _write_plan(
         self,
@@ -265,7 +265,7 @@ class StandbyScales(Scales):
     def _has_turn(self, key: str, plan: Plan) -> bool:
         """Whether it may adopt what it has to adopt. If not, it is named in its turn."""
         if not (plan.label or plan.settle):
-            self._had_turn(key, key not in self._adopting)
+            self._had_turn(key)
             return False
         now = time.monotonic()
         turn = self._turns.ask(key, now)
@@ -274,8 +274,9 @@ class StandbyScales(Scales):
             self._name_next()
         return turn
 
-    def _had_turn(self, key: str, it: bool = True) -> None:
-        if it:
+    def _had_turn(self, key: str) -> None:
+        """Unless it is at it: then it has had it once that is done."""
+        if key not in self._adopting:
             self._turns.done(key)
             self._name_next()
 
