@@ -175,12 +175,7 @@ class Writer:
         if wish is None or wish.version is not None or not wish.due or self._stopping or not self._busy():
             return False
         now = time.monotonic()
-        if now < wish.due:
-            return True
-        wait_s = self._overdue.take(now)
-        if wait_s:
-            self._overdue.give_back()
-        return wait_s > 0
+        return now < wish.due or self._overdue.take_now(now) > 0
 
     def _drop(self, target: Target) -> None:
         self._children.pop(target, None)

@@ -147,8 +147,7 @@ class Door:
                 raise _Bad("the first line is no hello: send it first")
             await self._proven(hello, reader)
             bucket = self._bucket(hello.uid)
-            if bucket.take(self._loop.time()) > 0:
-                bucket.give_back()
+            if bucket.take_now(self._loop.time()) > 0:
                 raise _Bad(f"pod {hello.pod} has dialled or said too much: dial again in a second")
         except (TimeoutError, _Bad, self._refusal) as error:
             self.refused += 1

@@ -26,6 +26,13 @@ class TokenBucket:
         self._tokens -= 1.0
         return max(0.0, -self._tokens / self.qps)
 
+    def take_now(self, now: float) -> float:
+        """Takes one token only where it may be used at once (0); else how many seconds that isn't so."""
+        wait_s = self.take(now)
+        if wait_s > 0:
+            self.give_back()
+        return wait_s
+
     def give_back(self) -> None:
         """What was taken last isn't used."""
         self._tokens += 1.0

@@ -41,6 +41,12 @@ def test_a_clock_that_steps_back_gives_nothing_away() -> None:
     assert bucket.take(10.0) == 2.0
 
 
+def test_who_would_have_to_wait_takes_nothing() -> None:
+    bucket = TokenBucket(2.0, 1)
+    assert [bucket.take_now(10.0) for _ in range(3)] == [0.0, 0.5, 0.5]
+    assert bucket.take_now(10.5) == 0.0
+
+
 @pytest.mark.parametrize(("qps", "burst"), [(0.0, 1), (-1.0, 1), (1.0, 0)])
 def test_a_rate_that_lets_nothing_through_is_refused(qps: float, burst: int) -> None:
     with pytest.raises(ValueError):

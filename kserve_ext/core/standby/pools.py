@@ -164,9 +164,8 @@ class Pool:
             return 0, 1.0
         made = 0
         while made < short:
-            wait_s = self._bucket.take(now)
+            wait_s = self._bucket.take_now(now)
             if wait_s > 0:
-                self._bucket.give_back()
                 return made, wait_s
             made += 1
         return made, None
