@@ -274,7 +274,8 @@ class Overview:
 
 
 def _member(member: Member) -> Document:
-    return {"id": member.id, "kind": member.kind, "addr": member.addr, **dict(member.info)}
+    own = {"id": member.id, "kind": member.kind, "addr": member.addr, "incarnation": member.incarnation}
+    return own | dict(member.info)
 
 
 def _end(instance: Document, fact: Document) -> Document:

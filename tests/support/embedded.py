@@ -1,6 +1,6 @@
 """An embedded cluster for tests and benchmarks: `galaxy up` in a folder of its own, and what to do to it.
 
-Everything goes through the command that users have; only kill() and pid() look into the data folder.
+Everything goes through the command that users have; only kill(), running() and pid() look into the data folder.
 """
 
 from __future__ import annotations
@@ -71,9 +71,21 @@ class Embedded:
     def pid(self, member: str) -> int:
         return int(self.run_file(member)["pid"])
 
+    def running(self, member: str) -> int:
+        """Waits until the part runs and returns its pid: the file of one that died names the dead until it is
+        back, and a view may still list it."""
+        found: list[int] = []
+
+        def runs() -> bool:
+            found[:] = [self.pid(member)]
+            return Path(f"/proc/{found[0]}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+
+        self.wait(f"{member} runs", runs)
+        return found[0]
+
     def kill(self, member: str, sig: int = signal.SIGKILL) -> int:
-        """Signals one part; the supervisor restarts it. Returns the pid that was signalled."""
-        pid = self.pid(member)
+        """Signals one part, once it runs; the supervisor restarts it. Returns the pid that was signalled."""
+        pid = self.running(member)
         os.kill(pid, sig)
         return pid
 
