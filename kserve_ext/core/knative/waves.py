@@ -9,6 +9,8 @@ It is a burst once somebody had to stand in line, until CALM_S after the last ha
 API server as much as what is woken, and nobody waits for it: after the burst it goes in order, as many a second as
 are woken at a time. The burst may need the room: what has waited for MOST_KEPT_S goes while it lasts, but few of it.
 (400 at once, two cores: with all of them, starts fell from 8 a second to 2 once the first had waited so long.)
+A burst may never end: what has waited for LONGEST_S goes whatever it does, so that the last of N that came together
+is named after LONGEST_S + N / MOST_OVERDUE seconds at the latest.
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ MOST_KEPT_S = 30.0
 PACE_S = 1.0
 #: In a burst so many go at a time.
 MOST_IN_BURST = 2
+#: Longer than a burst of 400 on two cores takes.
+LONGEST_S = 120.0
+#: So many that have waited for longer go at a time: half of what goes when nobody is woken, for the sake of who is.
+MOST_OVERDUE = MOST // 2
 
 K = TypeVar("K", bound=Hashable)
 
@@ -42,7 +48,7 @@ class Waves(Generic[K]):
         self._burst = False
         #: when the burst is over, if nobody is woken without a pod, or in line
         self._calm_at = 0.0
-        #: to shrink later, and when at the latest; deadlines only rise
+        #: to shrink later, and since when; times only rise
         self._kept: dict[K, float] = {}
         #: were kept and may shrink, until when; disjoint with the above
         self._named: dict[K, float] = {}
@@ -69,7 +75,7 @@ class Waves(Generic[K]):
         self._line.pop(key, None)
         self._expire(now)
         if key not in self._named and (self._kept or self.busy(now)):
-            self._kept.setdefault(key, now + MOST_KEPT_S)
+            self._kept.setdefault(key, now)
             return False
         self._forget_shrinking(key)
         return True
@@ -95,9 +101,7 @@ class Waves(Generic[K]):
         entering = list(islice(self._line, max(0, self._most - len(self._under_way))))
         if not self._kept or now < self._next_at:
             return entering
-        busy = self.busy(now)
-        due = (key for key, until in self._kept.items() if not busy or until <= now)
-        shrinking = list(islice(due, min(self._most, MOST_IN_BURST) if busy else self._most))
+        shrinking = self._due(now) if self.busy(now) else list(islice(self._kept, self._most))
         if shrinking:
             self._next_at = now + PACE_S
         for key in shrinking:
@@ -125,13 +129,21 @@ class Waves(Generic[K]):
         """When to look at `free` again, if nothing happens before; None: nobody waits."""
         times = list(self._under_way.values()) if self._line or self._kept else []
         if self._kept:
-            first = next(iter(self._kept.values()))
-            times.append(max(self._next_at, min(first, self._calm_at) if self._quiet else first))
+            due = next(iter(self._kept.values())) + MOST_KEPT_S
+            times.append(max(self._next_at, min(due, self._calm_at) if self._quiet else due))
         return min(times, default=None)
 
     @property
     def _quiet(self) -> bool:
         return not (self._under_way or self._late or self._line)
+
+    def _due(self, now: float) -> list[K]:
+        """Those of the kept that shrink while the burst lasts."""
+        most = min(self._most, MOST_OVERDUE)
+        first = list(islice(self._kept.items(), most))
+        overdue = [key for key, since in first if since + LONGEST_S <= now]
+        due = [key for key, since in first[:MOST_IN_BURST] if since + MOST_KEPT_S <= now]
+        return max(overdue, due, key=len)  # one begins with the other
 
     def _forget_shrinking(self, key: K) -> None:
         self._kept.pop(key, None)

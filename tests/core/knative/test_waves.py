@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+import math
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kserve_ext.core.knative.waves import CALM_S, MOST_IN_BURST, MOST_KEPT_S, PACE_S, Waves
+from kserve_ext.core.knative.waves import (
+    CALM_S,
+    LONGEST_S,
+    MOST_IN_BURST,
+    MOST_KEPT_S,
+    MOST_OVERDUE,
+    PACE_S,
+    Waves,
+)
 
 
 def test_a_burst_goes_in_order_as_places_get_free() -> None:
@@ -85,6 +95,69 @@ def test_of_what_has_waited_long_enough_few_shrink_while_the_burst_lasts() -> No
         waves.leave(key, now + PACE_S)
     over = now + PACE_S + CALM_S
     assert waves.free(over) == list(range(14, 22))
+
+
+def endless() -> Waves[int]:
+    """A burst that doesn't end: all places are taken for ever, and one stands in line."""
+    waves: Waves[int] = Waves(patience_s=math.inf)
+    for key in range(-17, 0):
+        waves.enter(key, 0.0)
+    return waves
+
+
+def test_in_a_burst_that_does_not_end_more_shrink_at_a_time_once_they_have_waited_long() -> None:
+    waves = endless()
+    for key in range(300):
+        assert not waves.shrink(key, 0.0)
+    now = 0.0
+    named: list[int] = []
+    while len(named) < 300:
+        assert waves.next_at is not None
+        assert waves.next_at > now
+        now = waves.next_at
+        group = waves.free(now)
+        assert len(group) == (MOST_IN_BURST if now < LONGEST_S else min(MOST_OVERDUE, 300 - len(named)))
+        named += group
+    assert named == list(range(300))
+    assert LONGEST_S < now <= LONGEST_S + PACE_S * 300 / MOST_OVERDUE
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 400).map(lambda number: number / 4), st.integers(1, 120)),
+        min_size=1,
+        max_size=8,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_however_long_a_burst_who_wants_to_shrink_waits_no_longer_than_is_said(
+    coming: list[tuple[float, int]],
+) -> None:
+    """`coming`: when so many want to shrink; each look is made when `next_at` says."""
+    waves, asked, last = endless(), 0, -math.inf
+    kept: set[int] = set()
+    latest: dict[int, float] = {}
+    coming = sorted(coming)
+    while coming or kept:
+        at = waves.next_at if waves.next_at is not None else math.inf
+        if coming and coming[0][0] <= at:
+            now, count = coming.pop(0)
+            for key in range(asked, asked + count):
+                assert not waves.shrink(key, now)
+                latest[key] = now + LONGEST_S + PACE_S * (len(kept) // MOST_OVERDUE + 1)
+                kept.add(key)
+            asked += count
+            continue
+        named = waves.free(at)
+        assert 0 < len(named) <= MOST_OVERDUE
+        assert at - last >= PACE_S
+        last = at
+        assert named == sorted(kept)[: len(named)], "in the order in which they came"
+        for key in named:
+            assert at <= latest[key]
+            assert waves.shrink(key, at), "whoever is named may"
+            kept.remove(key)
+        assert waves.busy(at)
 
 
 def test_what_was_to_shrink_and_is_woken_instead_does_not_shrink() -> None:
@@ -215,18 +288,22 @@ class Burst(RuleBasedStateMachine):
             self.unkeep(key)
         else:
             assert waits
-            self.kept.setdefault(key, self.now + MOST_KEPT_S)
+            self.kept.setdefault(key, self.now)
 
-    @rule(seconds=st.sampled_from([0.0, 0.5, 2.0, MOST_KEPT_S]))
+    @rule(seconds=st.sampled_from([0.0, 0.5, 2.0, MOST_KEPT_S, LONGEST_S]))
     def time(self, seconds: float) -> None:
         self.now += seconds
         self.expire()
         free = self.waves.free(self.now)
         entering = self.line[: 3 - len(self.until)]
         assert free[: len(entering)] == entering
-        assert len(free) - len(entering) <= (MOST_IN_BURST if self.waves.busy(self.now) else 3)
-        for key in free[len(entering) :]:
-            assert not self.waves.busy(self.now) or self.kept[key] <= self.now
+        shrinking = free[len(entering) :]
+        assert shrinking == list(self.kept)[: len(shrinking)], "in order"
+        overdue = sum(since + LONGEST_S <= self.now for since in self.kept.values())
+        most = max(MOST_IN_BURST, min(3, overdue)) if self.waves.busy(self.now) else 3
+        assert len(shrinking) <= most
+        for key in shrinking:
+            assert not self.waves.busy(self.now) or self.kept[key] + MOST_KEPT_S <= self.now
             del self.kept[key]
             self.named[key] = self.now + MOST_KEPT_S
 
