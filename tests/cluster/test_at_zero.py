@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from tests.support.embedded import Embedded, echo_service
-from tests.support.load import Tally, session, volley
+from tests.support.load import Tally, one, session, volley
 
 pytestmark = pytest.mark.cluster
 
@@ -19,7 +19,7 @@ def shard_urls(cluster: Embedded) -> list[str]:
 
 
 def instances(cluster: Embedded, service: str) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = cluster.json("status")["instances"]
+    found: list[dict[str, str]] = cluster.status()["instances"]
     return [i for i in found if i["revision"].startswith(f"default/{service}-predictor-")]
 
 
@@ -49,14 +49,36 @@ def test_scales_back_to_zero_and_wakes_again(cluster: Embedded, model: str) -> N
     assert not first.pids & again.pids
 
 
-def test_a_small_hold_bound_refuses_the_rest_with_429(cluster: Embedded, model: str) -> None:
+async def held(cluster: Embedded, shard: int, client: aiohttp.ClientSession) -> int:
+    """Requests that wait there for an instance."""
+    async with client.get(f"http://{cluster.run_file(f'dispatch-{shard}')['admin']}/status") as response:
+        return int((await response.json())["held"])
+
+
+async def until_held(cluster: Embedded, shard: int, count: int) -> None:
+    async with asyncio.timeout(100), session() as client:
+        while await held(cluster, shard, client) < count:  # noqa: ASYNC110  (it happens in another process)
+            await asyncio.sleep(0.05)
+
+
+def test_a_small_hold_bound_refuses_the_rest_with_429(cluster: Embedded, model: str, tmp_path: Path) -> None:
+    """Twenty wait at either shard; what is too much is refused before any instance is there."""
     notes = {"kserve-galaxy.io/hold-requests": "20"}
     slow = "    maxReplicas: 1\n    containerConcurrency: 1\n"
-    cluster.apply(echo_service("small", model, spec=slow, annotations=notes))
-    tally = asyncio.run(volley(shard_urls(cluster), "small.default.galaxy.local", 400))
-    assert tally.accounted == 400, str(tally)
-    assert tally.refused[429] >= 300
-    assert tally.ok + tally.refused[429] == 400, str(tally)
+    args = f"      args: ['--until={tmp_path / 'may-start'}']\n"
+    cluster.apply(echo_service("small", model, spec=slow, annotations=notes).rstrip() + "\n" + args)
+    urls, host, tally = shard_urls(cluster), "small.default.galaxy.local", Tally()
+
+    async def crowd() -> None:
+        async with asyncio.timeout(100), session() as client:
+            sent = [asyncio.create_task(one(client, urls[k % 2], host, tally)) for k in range(400)]
+            while tally.accounted < 360:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            (tmp_path / "may-start").touch()
+            await asyncio.gather(*sent)
+
+    asyncio.run(crowd())
+    assert (tally.ok, tally.refused, tally.accounted) == (40, {429: 360}, 400), str(tally)
     assert "hold-requests" in tally.reasons[0], "the refusal names the bound that bit"
 
 
@@ -64,23 +86,17 @@ def test_ten_thousand_requests_against_a_small_bound_do_not_grow_the_dispatch_fu
     cluster: Embedded, model: str
 ) -> None:
     """Ten volleys of a thousand at a service that can't start in time: 429s at once, and no memory kept."""
-    notes = {"kserve-galaxy.io/hold-requests": "50", "kserve-galaxy.io/hold-seconds": "60"}
+    notes = {"kserve-galaxy.io/hold-requests": "50", "kserve-galaxy.io/hold-seconds": "600"}
     slow = "    maxReplicas: 1\n    containerConcurrency: 1\n"
-    args = "      args: ['--start-delay=600']\n"
+    args = "      args: ['--until=/nowhere']\n"
     cluster.apply(echo_service("flood", model, spec=slow, annotations=notes).rstrip() + "\n" + args)
     url, host = shard_urls(cluster)[0], "flood.default.galaxy.local"
-
-    async def held_there(admin: aiohttp.ClientSession) -> int:
-        async with admin.get(f"http://{cluster.run_file('dispatch-0')['admin']}/status") as response:
-            return int((await response.json())["held"])
 
     async def flood() -> tuple[Tally, int, int]:
         """Fifty are held all the while; the rest is refused."""
         total = Tally()
-        held = asyncio.create_task(volley([url], host, 50, timeout_s=50))
-        async with asyncio.timeout(50), session() as admin:
-            while await held_there(admin) < 50:  # noqa: ASYNC110  (it happens in another process)
-                await asyncio.sleep(0.05)
+        waiting = asyncio.create_task(volley([url], host, 50, timeout_s=600))
+        await until_held(cluster, 0, 50)
         await volley([url], host, 1000)
         before = resident_kib(cluster.pid("dispatch-0"))
         for _ in range(9):
@@ -88,7 +104,7 @@ def test_ten_thousand_requests_against_a_small_bound_do_not_grow_the_dispatch_fu
             total.sent += tally.sent
             total.refused += tally.refused
         after = resident_kib(cluster.pid("dispatch-0"))
-        held.cancel()
+        waiting.cancel()
         return total, before, after
 
     tally, before, after = asyncio.run(flood())
@@ -107,12 +123,13 @@ def test_a_service_too_large_for_every_node_says_so(cluster: Embedded, model: st
     manifest = echo_service("whale", model)
     manifest += "      resources: {requests: {cpu: '64'}}\n"
     cluster.apply(manifest)
-    ready = next(
-        c
-        for c in cluster.json("get", "isvc", "whale")["status"]["conditions"]
-        if c["type"] == "PredictorReady"
-    )
-    assert (ready["status"], ready["reason"]) == ("False", "Unschedulable"), ready  # before any request
+
+    def unschedulable() -> bool:
+        conditions = cluster.json("get", "isvc", "whale")["status"]["conditions"]
+        ready = next(c for c in conditions if c["type"] == "PredictorReady")
+        return (ready["status"], ready["reason"]) == ("False", "Unschedulable")
+
+    cluster.wait("said before any request, once the nodes' size is known", unschedulable)
     tally = asyncio.run(volley(shard_urls(cluster)[:1], "whale.default.galaxy.local", 1, timeout_s=30))
     assert tally.refused[503] == 1, str(tally)
     assert "cpu: needs 64" in tally.reasons[0]

@@ -81,7 +81,7 @@ def ask(cluster: Embedded, host: str, seed: int) -> tuple[int, dict[str, str], s
 
 
 def instance(cluster: Embedded, service: str) -> dict[str, Any]:
-    found: list[dict[str, Any]] = cluster.json("status")["instances"]
+    found: list[dict[str, Any]] = cluster.status()["instances"]
     return next(i for i in found if i["revision"].startswith(f"default/{service}-") and i["state"] == "ready")
 
 
@@ -90,9 +90,11 @@ def test_a_pair_is_connected_before_the_first_request_and_says_how(cluster: Embe
     cluster.wait("both have a channel", lambda: condition(cluster, "chat-decode")["status"] == "True")
     prefill, decode = instance(cluster, "chat-prefill"), instance(cluster, "chat-decode")
     for name in ("chat-decode", "chat-prefill"):
-        cluster.wait(
-            "the other service says so, too", lambda n=name: condition(cluster, n)["reason"] == "Shm"
-        )
+
+        def said_by(name: str = name) -> bool:
+            return condition(cluster, name)["reason"] == "Shm"
+
+        cluster.wait("the other service says so, too", said_by)
     said = condition(cluster, "chat-decode")["message"]
     assert said.startswith(f"{decode['id']} – {prefill['id']}: shm")
     assert "rdma: " in said, "why the better method was passed over"

@@ -37,7 +37,7 @@ def test_up_shows_everything_refuses_a_second_one_and_down_leaves_nothing(tmp_pa
     with Embedded(tmp_path / "data", "--dispatch", "2", "--schedule", "2", "--nodes", "2") as cluster:
         pids = processes(cluster)
         assert len(pids) == 10
-        status = cluster.json("status")
+        status = cluster.status()
         assert {m["id"] for m in status["members"]} == set(pids) - {"supervisor", "controller-0"}
         assert [n["node"] for n in status["nodes"]] == ["node-0", "node-1"]
         owned = [n["node"] for f in status["functions"] if f["kind"] == "schedule" for n in f["nodes"]]
@@ -70,8 +70,7 @@ def test_up_takes_over_what_a_killed_supervisor_left(tmp_path: Path) -> None:
         after = processes(cluster)
         assert after.pop("supervisor") != before.pop("supervisor")
         assert after == before
-        cluster.kill("node-0")
-        cluster.wait("restart", lambda: cluster.pid("node-0") != before["node-0"])
+        cluster.back("node-0", cluster.kill("node-0"))
         pids = [*before.values(), *processes(cluster).values()]
     assert running(pids) == []
 

@@ -101,7 +101,7 @@ async def settled(watcher: Watcher) -> None:
     """Every Schedule function has the nodes that the view gives it, and no others."""
     held: dict[str, list[str]] = {}
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             while True:
                 view = watcher.views[-1]
                 wanted: dict[str, list[str]] = {m.id: [] for m in view.of("schedule")}
@@ -168,7 +168,7 @@ def test_nodes_change_hands_while_instances_start(parts: Parts) -> None:
 async def _more(home: Home, count: int) -> None:
     """Some are placed after what has happened."""
     had = len(home.placed)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         while len(home.placed) < had + count:
             home.news.clear()
             await home.news.wait()

@@ -55,6 +55,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--delay", type=float, default=0.02)
     parser.add_argument("--start-delay", type=float, default=0.0)
+    parser.add_argument("--until", default="", help="a file that must be there before it listens")
     parser.add_argument("--fail", default="", help="exit with this message instead of serving")
     args = parser.parse_args()
     if args.fail:
@@ -68,6 +69,8 @@ def main() -> int:
 
     async def begin() -> None:
         await asyncio.sleep(args.start_delay)
+        while args.until and not os.path.exists(args.until):  # noqa: ASYNC110, ASYNC240  another process makes it
+            await asyncio.sleep(0.01)
         await web._run_app(app, host="127.0.0.1", port=args.port, print=None, shutdown_timeout=30)
 
     asyncio.run(begin())

@@ -1,19 +1,23 @@
 """An embedded cluster for tests and benchmarks: `galaxy up` in a folder of its own, and what to do to it.
 
-Everything goes through the command that users have; only kill(), running() and pid() look into the data folder.
+Everything goes through the command that users have; only what is said of single processes (pid(), running(),
+kill(), whole()) looks into the data folder.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from kserve_ext.cli.embedded.folder import alive
 from kserve_ext.cli.embedded.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +27,10 @@ NAMESPACE = "default"
 
 class CommandFailed(AssertionError):
     """`galaxy` ended with an exit code other than the expected one; the message holds its output."""
+
+
+#: Why a check can't be made at this moment: a part is away, or has not said enough.
+_NOT_YET = (OSError, ValueError, LookupError, StopIteration, http.client.HTTPException, CommandFailed)
 
 
 class Embedded:
@@ -71,25 +79,54 @@ class Embedded:
     def pid(self, member: str) -> int:
         return int(self.run_file(member)["pid"])
 
+    def lives(self, member: str) -> bool:
+        """Whether the process that the run file names runs: it names the dead until the next one is back."""
+        return bool(alive(self.run_file(member)))
+
     def running(self, member: str) -> int:
-        """Waits until the part runs and returns its pid: the file of one that died names the dead until it is
-        back, and a view may still list it."""
-        found: list[int] = []
-
-        def runs() -> bool:
-            found[:] = [self.pid(member)]
-            return Path(f"/proc/{found[0]}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-
-        self.wait(f"{member} runs", runs)
-        return found[0]
+        """Waits until the part runs and returns its pid."""
+        self.wait(f"{member} runs", lambda: self.lives(member))
+        return self.pid(member)
 
     def kill(self, member: str, sig: int = signal.SIGKILL) -> int:
-        """Signals one part, once it runs; the supervisor restarts it. Returns the pid that was signalled."""
+        """Signals one part, once it runs, and sees SIGKILL take it; the supervisor restarts it. Returns its pid."""
         pid = self.running(member)
         os.kill(pid, sig)
+        if sig == signal.SIGKILL:
+            self.wait(f"the end of {member}", lambda: self.pid(member) != pid or not self.lives(member))
         return pid
 
-    def wait(self, what: str, check: Any, timeout_s: float = 120.0) -> float:
+    def back(self, member: str, old: int) -> float:
+        """Waits until a later process than `old` is this part and runs; the seconds that it took."""
+        return self.wait(f"{member} is back", lambda: self.pid(member) != old and self.lives(member))
+
+    def status(self) -> dict[str, Any]:
+        """What every part says. One that does not answer in time is asked again: what it would have told, a node's
+        instances, say, is not in that answer, as if there were none."""
+        found: dict[str, Any] = {}
+
+        def complete() -> bool:
+            found.update(self.json("status"))
+            return _complete(found)
+
+        self.wait("an answer of every part", complete)
+        return found
+
+    def whole(self, parts: Collection[str]) -> bool:
+        """Whether each of these parts runs and answers, and all but controllers are in the view as what runs: a view
+        lists a part that was killed for some time yet."""
+        if not all(self.lives(part) for part in parts):
+            return False
+        status = self.json("status")
+        view = {str(m["id"]): int(m["incarnation"]) for m in status["members"]}
+        members = [part for part in parts if not part.startswith("controller-")]
+        return _complete(status) and all(view.get(part) == self._incarnation(part) for part in members)
+
+    def _incarnation(self, member: str) -> int:
+        """Of the last process that began as this part."""
+        return int((self.data / "run" / f"{member}.incarnation").read_text())
+
+    def wait(self, what: str, check: Callable[[], object], timeout_s: float = 120.0) -> float:
         """Polls until check() is true; returns the seconds it took, fails with `what` and the last error."""
         began = time.monotonic()
         last: object = None
@@ -97,10 +134,14 @@ class Embedded:
             try:
                 if check():
                     return time.monotonic() - began
-            except (OSError, ValueError, KeyError, IndexError, CommandFailed) as error:
+            except _NOT_YET as error:
                 last = error
             time.sleep(0.1)
         raise AssertionError(f"not within {timeout_s} s: {what} (last error: {last})")
+
+
+def _complete(status: dict[str, Any]) -> bool:
+    return not any("error" in said for said in (status["controller"], *status["functions"], *status["nodes"]))
 
 
 def echo_runtime(name: str = "echo", *args: str) -> str:

@@ -69,9 +69,16 @@ async def volley(urls: Sequence[str], host: str, count: int, timeout_s: float = 
     return tally
 
 
-async def steady(urls: Sequence[str], host: str, clients: int, until: Callable[[], bool]) -> dict[str, Tally]:
-    """Closed-loop clients, each on one URL, until `until()`; the tally of each URL."""
-    tallies = {url: Tally() for url in urls}
+async def steady(
+    urls: Sequence[str],
+    host: str,
+    clients: int,
+    until: Callable[[], bool],
+    tallies: dict[str, Tally] | None = None,
+) -> dict[str, Tally]:
+    """Closed-loop clients, each on one URL, until `until()`; the tally of each URL, which `tallies` has meanwhile."""
+    tallies = {} if tallies is None else tallies
+    tallies.update({url: Tally() for url in urls})
 
     async def client(url: str) -> None:
         async with session() as own:
