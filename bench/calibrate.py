@@ -28,8 +28,9 @@ import uvloop
 from bench import quiet
 from bench.loads import Target, wrk
 from bench.peers import nginx
-from bench.processes import cpu_ns, free_port, on_cpu, wait_listening
+from bench.processes import cpu_ns, on_cpu, wait_listening
 from bench.record import ROOT, commit, machine
+from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.core.control.facts import ScaledKind
 from kserve_ext.core.facts import (
     Command,

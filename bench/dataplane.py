@@ -23,9 +23,10 @@ from typing import NamedTuple
 from bench import quiet
 from bench.loads import Load, Target, streams, wrk
 from bench.peers import build, nginx
-from bench.processes import free_port, on_cpu, wait_listening
+from bench.processes import on_cpu, wait_listening
 from bench.record import record
 from bench.samples import Sample, measure, rows_of
+from kserve_ext.cli.embedded.ports import free_port
 from tools import compiled
 
 MISSING = {

@@ -25,8 +25,8 @@ from typing import Any, Final
 import uvloop
 
 from autoscaler_shim.node.cleanup import stop_all
-from bench.processes import free_port
 from bench.record import ROOT, record
+from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.core.facts import Kind, Member, Resources
 from kserve_ext.core.ids import FunctionID
 from kserve_ext.rpc import Rpc

@@ -24,12 +24,6 @@ def on_cpu(cpu: int, *argv: str, **kwargs: Any) -> subprocess.Popen[bytes]:
     )
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 def wait_listening(port: int, what: str, host: str = "127.0.0.1") -> None:
     deadline = time.monotonic() + START_S
     while True:

@@ -11,7 +11,6 @@ import asyncio
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.core.facts import Command, Instance, Member, Model, Resources, Revision, Scale
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 from kserve_ext.rpc import Caller, Rpc, RpcError
@@ -97,9 +97,7 @@ async def serve(folder: Path, controller: str, target: str) -> None:
 
 
 def main(port: int, target: str) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        controller = f"127.0.0.1:{free.getsockname()[1]}"
+    controller = f"127.0.0.1:{free_port()}"
     with tempfile.TemporaryDirectory(prefix="bench-ours-") as name:
         folder = Path(name)
         (folder / "cluster.key").write_bytes(secrets.token_bytes(32))

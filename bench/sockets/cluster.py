@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from bench.processes import free_port, on_cpu, own_cpu_ns
+from bench.processes import on_cpu, own_cpu_ns
+from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.rpc import Rpc
 from kserve_ext.wire.messages import Describe
 

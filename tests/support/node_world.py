@@ -83,6 +83,8 @@ class World:
         self.view = View()
         self.node = ""
         self.status: NodeStatus | None = None
+        #: all of them, the last one included
+        self.statuses: list[NodeStatus] = []
         self.told: dict[InstanceID, Instance] = {}
         self.full: list[m.ModInstance] = []
         self.states: list[tuple[InstanceID, str]] = []
@@ -189,6 +191,17 @@ class World:
         assert found is not None
         return found
 
+    async def slots(self, *wanted: tuple[tuple[str, int], ...]) -> None:
+        """From now on its statuses have these slots, in this order; none is missed for being short."""
+        at = len(self.statuses)
+        for slots in wanted:
+
+            def seen(slots: tuple[tuple[str, int], ...] = slots, since: int = at) -> int:
+                told = range(since, len(self.statuses))
+                return next((k + 1 for k in told if self.statuses[k].slots == slots), 0)
+
+            at = await self.until(seen)
+
     def log(self) -> str:
         return "\n".join(file.read_text() for file in self.data.glob("node-*.log"))[-4000:]
 
@@ -201,6 +214,7 @@ class World:
 
     def _update(self, message: m.Update, caller: Caller) -> m.Ack:
         self.status, self.node = message.status, message.status.addr
+        self.statuses.append(message.status)
         self._changed.set()
         return m.Ack()
 

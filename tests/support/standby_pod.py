@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.core.ids import InstanceID, RevisionKey
 from kserve_ext.core.standby.facts import Assignment, Timeouts
 from kserve_ext.wire.slot_socket import Free, FromAgent, FromSlot, Hello, Refused, Start, State
@@ -234,10 +234,3 @@ def address() -> str:
     """A loopback address that nobody else is likely to use: a front's ports are the same everywhere."""
     pid = os.getpid()
     return f"127.{pid >> 8 & 0x7F | 0x40}.{pid & 0xFF}.{next(_addresses) % 250 + 2}"
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port

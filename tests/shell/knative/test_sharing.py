@@ -14,6 +14,7 @@ import pytest
 
 from activator_replacement.knative.activator import Activator
 from activator_replacement.knative.sharing.neighbourhood import ACTIVATORS
+from kserve_ext.cli.embedded import ports
 from kserve_ext.core import rendezvous
 from kserve_ext.core.facts import Instance, InstanceState
 from kserve_ext.core.ids import InstanceID, NodeID, RevisionKey
@@ -43,10 +44,12 @@ ONE, TWO, THREE = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 
 
 def free_port() -> int:
-    """On all of the addresses."""
-    with socket.socket() as probe:
-        probe.bind(("0.0.0.0", 0))
-        return int(probe.getsockname()[1])
+    """On all of the addresses; none that the kernel gives to somebody's connection meanwhile."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            port = ports.free_port()
+            probe.bind(("0.0.0.0", port))
+            return port
 
 
 def put_secret(api: ApiServer, key: bytes | None = b"k" * 32) -> None:

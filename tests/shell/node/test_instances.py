@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -25,8 +26,12 @@ def alive(pid: int) -> bool:
 
 
 def group_of(leader: int) -> list[int]:
-    pids = [int(p.name) for p in Path("/proc").glob("[0-9]*")]
-    return [pid for pid in pids if alive(pid) and os.getpgid(pid) == leader]
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(ProcessLookupError):  # of one that has just ended
+            if alive(int(path.name)) and os.getpgid(int(path.name)) == leader:
+                found.append(int(path.name))
+    return found
 
 
 @pytest.mark.parametrize("zygote", [True, False])

@@ -46,8 +46,7 @@ def test_killing_the_agent_ends_no_instance_and_the_next_agent_finds_it(tmp_path
         assert [i.id for i in world.full[0].instances] in (["x"], ["y"]), "told in full, at once"
         failed = await world.state("y", "failed")
         assert ("SIGKILL" if zygote else "exit code is not known") in failed.reason
-        assert world.status is not None
-        assert world.status.free.cpu_milli == 3500
+        await world.until(lambda: world.status and world.status.free.cpu_milli == 3500)
         assert not (await world.start("y", revision(name="b"))).admitted, "an ended one is not started again"
         await world.stop("x")
         await world.state("x", "gone")
@@ -59,13 +58,16 @@ def test_killing_the_agent_ends_no_instance_and_the_next_agent_finds_it(tmp_path
 def test_a_drain_is_finished_by_the_next_agent(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.up()
-        await world.start("x", revision("--drain", "3"))
+        done = tmp_path / "done"
+        await world.start("x", revision("--drain-until", str(done)))
         pid = (await get((await world.state("x", "ready")).addr))["pid"]
-        await world.stop("x")
+        await world.stop("x", drain_s=100.0)
         await world.state("x", "draining")
         world.kill_agent()
         world.told.clear()
         await world.up()
+        assert alive(pid)
+        done.touch()
         gone = await world.state("x", "gone")
         assert gone.reason == "test"
         assert not alive(pid)
@@ -100,9 +102,9 @@ def test_a_killed_zygote_takes_no_instance_along_and_is_started_again(tmp_path: 
         file = tmp_path / f"nodes/node-0/zygotes/{FAKE}.json"
         first = read_json(file)["pid"]
         os.kill(first, signal.SIGKILL)
-        await world.until(lambda: world.status and world.status.slots == ())
+        back = asyncio.create_task(world.slots((), ((FAKE, 1),)))
         await get(ready.addr)
-        await world.until(lambda: world.status and world.status.slots == ((FAKE, 1),))
+        await back
         assert read_json(file)["pid"] != first
         await world.start("y", revision())
         await world.state("y", "ready")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.core.ids import InstanceID
 from kserve_ext.rpc import Rpc, RpcError
 from kserve_ext.wire.messages import NodeSlots, SlotReply, TakeSlot, WatchSlots
@@ -19,12 +19,6 @@ from tests.support.api_server import ApiServer
 from tests.support.dataplane import run
 from tests.support.dispatch_cluster import until
 from tests.support.standby import KEY, REVISION, FakeActivator, FakeSlot, assignment, put_cluster
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 async def start(folder: Path, url: str, port: str) -> asyncio.subprocess.Process:
@@ -89,7 +83,7 @@ def test_a_killed_agent_knows_its_slots_again_and_nobody_hears_that_they_ended(t
     async def test() -> None:
         async with ApiServer() as api:
             put_cluster(api)
-            port = free_port()
+            port = str(free_port())
             watcher, activator = Watcher(port), FakeActivator()
             await activator.start()
             path = tmp_path / "agent.sock"
@@ -134,7 +128,7 @@ def test_a_killed_agent_knows_its_slots_again_and_nobody_hears_that_they_ended(t
 def test_it_waits_for_the_key_with_its_socket_open(tmp_path: Path) -> None:
     async def test() -> None:
         async with ApiServer() as api:
-            port = free_port()
+            port = str(free_port())
             slot = FakeSlot(api, tmp_path / "agent.sock")
             starting = asyncio.create_task(start(tmp_path, api.url, port))
             async with dialling(slot):

@@ -15,13 +15,14 @@ import pytest
 from activator_replacement.queue import pages
 from activator_replacement.queue.dispatcher import QueueDispatcher
 from activator_replacement.queue.front import Front
+from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.core.ids import InstanceID, RevisionKey
 from kserve_ext.core.standby.facts import Assignment, Timeouts
 from kserve_ext.wire.http2 import frames
 from kserve_ext.wire.slot_front import Assign, Assigned, Blank, Drain, Drained, Serve, ToSlot, Up
 from tests.support.dataplane import Client, get, instance, read_request, run
 from tests.support.http2 import REQUEST, Peer, connect, echo2, instance2, turn_until
-from tests.support.standby_pod import address, free_port
+from tests.support.standby_pod import address
 
 
 class Slot:

@@ -4,6 +4,7 @@
 --crash CODE       exits with this code instead of getting ready
 --stuck            never gets ready
 --drain SECONDS    how long the drain takes; longer than it is given means that it has to be killed
+--drain-until FILE and until that file is there
 --child            has a process of its own, in its group, that ignores SIGTERM
 --print BYTES      prints that much
 """
@@ -47,6 +48,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--crash", type=int)
     parser.add_argument("--stuck", action="store_true")
     parser.add_argument("--drain", type=float, default=0.0)
+    parser.add_argument("--drain-until", type=Path)
     parser.add_argument("--child", action="store_true")
     parser.add_argument("--print", type=int, default=0)
     args = parser.parse_args(argv)
@@ -79,6 +81,8 @@ def main(argv: list[str]) -> int:
         def end() -> None:
             status.enter("draining")
             time.sleep(args.drain)
+            while args.drain_until and not args.drain_until.exists():
+                time.sleep(0.01)
             server.shutdown()
 
         threading.Thread(target=end).start()
