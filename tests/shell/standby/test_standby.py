@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autoscaler_shim.knative import deciders
-from autoscaler_shim.standby import scales, settling, standby
+from autoscaler_shim.standby import adopting, settling, standby
 from kserve_ext.api.standby import names, pods
 from kserve_ext.core.standby import adoption, giving_way, pools
 from kserve_ext.core.standby.turns import Turns
@@ -226,7 +226,7 @@ def test_a_held_pod_waits_until_the_replica_set_has_a_place(tmp_path: Path) -> N
 def test_adoptions_go_in_order_and_one_that_is_stuck_holds_up_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_is_stuck: bool
 ) -> None:
-    monkeypatch.setattr(scales, "Turns", lambda: Turns(1))
+    monkeypatch.setattr(adopting, "Turns", lambda: Turns(1))
     monkeypatch.setattr(settling, "WAIT_S", 0.3 if first_is_stuck else 60.0)
 
     def labelled(world: World) -> list[str]:
