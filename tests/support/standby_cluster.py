@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from kserve_ext.kube.kinds import (
     REPLICA_SETS,
     Kind,
 )
+from kserve_ext.wire.slot_socket import Start
 from tests.api.standby.deployments import deployment
 from tests.support.api_objects import Change, Obj, Refused
 from tests.support.api_server import ApiServer
@@ -36,6 +37,7 @@ from tests.support.knative_autoscaler import (
     autoscaler,
     put_revision,
     put_sks,
+    run,
     state,
     status,
     until,
@@ -223,6 +225,14 @@ class Server(ApiServer):
         return [pod for pod in found if names.POOL_LABEL in (pod["metadata"].get("labels") or {})]
 
 
+def play(folder: Path, script: Callable[[World], Awaitable[None]]) -> None:
+    async def test() -> None:
+        async with World(Server(), folder) as world:
+            await script(world)
+
+    run(test())
+
+
 class World:
     def __init__(self, api: Server, folder: Path) -> None:
         self.api = api
@@ -281,6 +291,39 @@ class World:
         async with autoscaler(self.api, **options) as made, activator(made.stat_server.port) as reporter:
             self.autoscaler, self.reporter = made, reporter
             yield made
+
+    @contextlib.asynccontextmanager
+    async def standing_by(
+        self, *revisions: str, size: int = 1, holds: bool = False
+    ) -> AsyncIterator[Autoscaler]:
+        """An autoscaler that has these revisions, and for all of them a pool of so many pods, which can be taken.
+
+        `holds`: and knows that it can hold them.
+        """
+        if holds:
+            self.api.policy = True
+        for name in revisions:
+            self.revision(name, standby=str(size))
+        async with self.running() as made:
+            await self.filled(size)
+            if holds:
+                await self.can_hold()
+            yield made
+
+    async def can_hold(self) -> None:
+        await until(lambda: self.autoscaler.standby and self.autoscaler.standby.settling.can_hold)
+
+    def taken(self) -> list[FakeSlot]:
+        return [slot for slot in self.api.slots.values() if any(isinstance(o, Start) for o in slot.orders)]
+
+    async def begun(self, name: str) -> FakeSlot:
+        """The one slot that a request has been given, when the autoscaler has heard that it starts."""
+        await self.reporter.report(1.0, name=name)
+        await until(self.taken)
+        (slot,) = self.taken()
+        slot.say("starting", f"{NAMESPACE}/{name}")
+        await until(lambda: self.autoscaler.standby and self.autoscaler.standby.known.starting)
+        return slot
 
     def revision(self, name: str, replicas: int = 0, window: str = "60s", **changes: Any) -> None:
         """At zero, and ready to be woken."""

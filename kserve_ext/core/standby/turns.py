@@ -4,10 +4,10 @@ An adoption is a few writes, and looks at a ReplicaSet until its controller has 
 hundred take the API server from the controllers that are waited for: what takes 30 s in order took over two minutes
 (docs/decisions/0037). Nobody's request waits for any of it. First come, first served.
 
-The line of core/knative/waves.py looks the same and shares nothing with it. There to be named is to be asked in: the
-place is taken by who comes, and its time is what a pod is waited for; who is over it may keep the burst going. Here
-to be named is to have the place, so that one that never comes loses it like one that is stuck, and is forgotten.
-What would be left to share is a dict in order.
+The line of core/knative/waves.py looks the same and shares nothing with it. There whoever is named may come, and
+has a place once it does, until there is a pod of it or its time is over; then it counts for the burst yet. Here
+whoever is named has its place, so that one that never comes loses it like one that is stuck, and is forgotten. What
+would be left to share is a dict in order.
 """
 
 from __future__ import annotations

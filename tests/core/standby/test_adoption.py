@@ -20,34 +20,45 @@ def serving(world: World) -> None:
     world.report()
 
 
-def test_a_slot_is_taken_and_nothing_is_written_before_it_serves() -> None:
-    world = World()
-    world.add(2)
+def asked(pods: int, wanted: int = 1, guards: bool = False) -> World:
+    """So many pods stand by, and so many are wanted of A, which has yet to plan."""
+    world = World(guards=guards)
+    world.add(pods)
     world.restart()
-    world.wanted[A] = 1
+    world.wanted[A] = wanted
+    return world
+
+
+def served(pods: int, guards: bool = False) -> World:
+    """A has taken one of them, which serves and is to be adopted."""
+    world = asked(pods, guards=guards)
+    world.act(A)
+    serving(world)
+    return world
+
+
+def adopted() -> World:
+    """A has adopted the one pod that there is."""
+    world = asked(1)
+    world.settle()
+    return world
+
+
+def test_a_slot_is_taken_and_nothing_is_written_before_it_serves() -> None:
+    world = asked(2)
     plan = world.plan(A)
     assert [seen.slot.uid for seen in plan.take] == ["u1"]
     assert (plan.replicas, plan.label, plan.missed) == (0, (), 0)
 
 
 def test_then_replicas_rise_and_it_gets_its_labels() -> None:
-    world = World()
-    world.add(2)
-    world.restart()
-    world.wanted[A] = 1
-    world.act(A)
-    serving(world)
+    world = served(2)
     plan = world.plan(A)
     assert (plan.replicas, plan.label, plan.take) == (1, ("u1",), ())
 
 
 def test_one_that_has_waited_for_others_and_can_not_be_adopted_yet_is_not_looked_at_all_the_time() -> None:
-    world = World()
-    world.add(1)
-    world.restart()
-    world.wanted[A] = 1
-    world.act(A)
-    serving(world)
+    world = served(1)
     wanted = Wanted(1, 0, 0, 0, POOL, adoptable=False, rush=True)
     assert world.adoptions[A].plan(wanted, world.now).recheck_s == adoption.BEHIND_S
     recheck_s = world.adoptions[A].plan(wanted, world.now + adoption.BEHIND_S + 1.0).recheck_s
@@ -56,9 +67,7 @@ def test_one_that_has_waited_for_others_and_can_not_be_adopted_yet_is_not_looked
 
 
 def test_what_its_own_pool_lacks_is_taken_from_pools_of_lower_levels() -> None:
-    world = World()
-    world.add(2)
-    world.restart()
+    world = asked(2, wanted=0)
     wanted = Wanted(3, 0, 0, 0, "default/of-sleepers", lesser=("default/shaped", POOL), engine="a")
     plan = world.adoptions[A].plan(wanted, world.now)
     assert [seen.slot.uid for seen in plan.take] == ["u1", "u2"]
@@ -66,30 +75,22 @@ def test_what_its_own_pool_lacks_is_taken_from_pools_of_lower_levels() -> None:
 
 
 def test_what_finds_no_slot_is_scaled_at_once() -> None:
-    world = World()
-    world.add(2)
-    world.restart()
-    world.wanted[A] = 5
+    world = asked(2, wanted=5)
     plan = world.plan(A)
     assert (len(plan.take), plan.replicas, plan.missed, plan.why) == (2, 3, 3, "empty")
     assert world.plan(A).missed == 0  # counted once
 
 
 def test_a_slot_is_promised_to_one_of_two_revisions() -> None:
-    world = World()
-    world.add(1)
-    world.restart()
-    world.wanted = {A: 1, B: 1}
+    world = asked(1)
+    world.wanted[B] = 1
     assert len(world.plan(A).take) == 1
     plan = world.plan(B)
     assert (plan.take, plan.replicas, plan.why) == ((), 1, "empty")
 
 
 def test_a_slot_that_fails_is_made_up_for_and_its_pod_goes() -> None:
-    world = World()
-    world.add(2)
-    world.restart()
-    world.wanted[A] = 1
+    world = asked(2)
     world.act(A)
     world.deliver(0)
     world.step("u1", goes_well=False)
@@ -101,10 +102,7 @@ def test_a_slot_that_fails_is_made_up_for_and_its_pod_goes() -> None:
 
 
 def test_a_slot_that_does_not_serve_in_time_is_given_up() -> None:
-    world = World()
-    world.add(1)
-    world.restart()
-    world.wanted[A] = 1
+    world = asked(1)
     world.act(A)
     world.deliver(0)
     world.report()
@@ -115,10 +113,7 @@ def test_a_slot_that_does_not_serve_in_time_is_given_up() -> None:
 
 
 def test_an_order_that_got_lost_is_made_up_for() -> None:
-    world = World()
-    world.add(1)
-    world.restart()
-    world.wanted[A] = 1
+    world = asked(1)
     world.act(A)
     world.orders.clear()
     world.now += adoption.ORDER_S
@@ -127,10 +122,7 @@ def test_an_order_that_got_lost_is_made_up_for() -> None:
 
 
 def test_a_slot_that_was_refused_is_not_asked_for_again_at_once() -> None:
-    world = World()
-    world.add(2)
-    world.restart()
-    world.wanted[A] = 1
+    world = asked(2)
     for _ in range(2):
         (seen,) = world.plan(A).take
         world.adoptions[A].refused(seen.slot.uid, world.now)
@@ -140,10 +132,7 @@ def test_a_slot_that_was_refused_is_not_asked_for_again_at_once() -> None:
 
 
 def test_an_agent_that_does_not_answer_is_passed_by_and_a_second_one_is_the_last() -> None:
-    world = World()
-    world.add(3)
-    world.restart()
-    world.wanted[A] = 1
+    world = asked(3)
     (first,) = world.plan(A).take
     assert world.adoptions[A].unanswered(first.slot.uid, world.now)
     assert not world.adoptions[A].unanswered(first.slot.uid, world.now), "it is waited for no more"
@@ -154,12 +143,7 @@ def test_an_agent_that_does_not_answer_is_passed_by_and_a_second_one_is_the_last
 
 
 def test_adoption_waits_while_others_are_starting_but_not_for_ever() -> None:
-    world = World()
-    world.add(1)
-    world.restart()
-    world.wanted[A] = 1
-    world.act(A)
-    serving(world)
+    world = served(1)
     world.rush = True
     plan = world.plan(A)
     assert (plan.replicas, plan.label) == (0, ())
@@ -169,12 +153,7 @@ def test_adoption_waits_while_others_are_starting_but_not_for_ever() -> None:
 
 
 def test_while_nothing_is_wanted_a_pod_gets_one_place_however_late_its_labels_come() -> None:
-    world = World()
-    world.add(1)
-    world.restart()
-    world.wanted[A] = 1
-    world.act(A)
-    serving(world)
+    world = served(1)
     world.act(A, fails_at="label")
     for _ in range(3):
         plan = world.adoptions[A].plan(Wanted(None, world.replicas[A], 0, 0, "pool"), world.now)
@@ -182,12 +161,7 @@ def test_while_nothing_is_wanted_a_pod_gets_one_place_however_late_its_labels_co
 
 
 def test_after_a_restart_between_scale_and_labels_it_gets_them_and_the_plain_pod_goes() -> None:
-    world = World()
-    world.add(1)
-    world.restart()
-    world.wanted[A] = 1
-    world.act(A)
-    serving(world)
+    world = served(1)
     world.act(A, fails_at="label")
     world.control()
     assert (world.replicas[A], world.plain[A]) == (1, [False])
@@ -203,12 +177,7 @@ def test_after_a_restart_between_scale_and_labels_it_gets_them_and_the_plain_pod
 def test_who_has_just_begun_lets_none_that_serves_go_before_it_can_have_heard_of_requests() -> None:
     """Killed before the PodAutoscaler's status was written, which says yet that nobody comes."""
     for held in (False, True):
-        world = World(guards=held)
-        world.add(1)
-        world.restart()
-        world.wanted[A] = 1
-        world.act(A)
-        serving(world)
+        world = served(1, guards=held)
         if held:
             world.act(A, fails_at="label")
         world.restart()
@@ -222,11 +191,7 @@ def test_who_has_just_begun_lets_none_that_serves_go_before_it_can_have_heard_of
 
 
 def test_down_it_goes_back_to_a_pool_that_is_short_labels_first() -> None:
-    world = World()
-    world.add(1)
-    world.restart()
-    world.wanted[A] = 1
-    world.settle()
+    world = adopted()
     assert world.pods["u1"].labels == A
     world.wanted[A], world.short = 0, 1
     plan = world.plan(A)
@@ -236,11 +201,7 @@ def test_down_it_goes_back_to_a_pool_that_is_short_labels_first() -> None:
 
 
 def test_who_serves_does_not_go_back_while_those_beside_it_are_not_ready() -> None:
-    world = World()
-    world.add(1)
-    world.restart()
-    world.wanted[A] = 1
-    world.settle()
+    world = adopted()
     world.replicas[A] = 2
     world.control()
     assert world.plain[A] == [False]
@@ -252,11 +213,7 @@ def test_who_serves_does_not_go_back_while_those_beside_it_are_not_ready() -> No
 
 
 def test_down_it_is_deleted_where_the_pool_lacks_none() -> None:
-    world = World()
-    world.add(1)
-    world.restart()
-    world.wanted[A] = 1
-    world.settle()
+    world = adopted()
     world.wanted[A] = 0
     assert world.plan(A).release == ()
     world.settle()
@@ -264,10 +221,7 @@ def test_down_it_is_deleted_where_the_pool_lacks_none() -> None:
 
 
 def test_what_is_no_longer_wanted_before_it_serves_is_free_again() -> None:
-    world = World()
-    world.add(1)
-    world.restart()
-    world.wanted[A] = 1
+    world = asked(1)
     world.act(A)
     world.deliver(0)
     world.report()
@@ -277,10 +231,7 @@ def test_what_is_no_longer_wanted_before_it_serves_is_free_again() -> None:
 
 
 def test_while_its_agent_is_away_a_slot_counts_and_then_it_does_not() -> None:
-    world = World()
-    world.add(1)
-    world.restart()
-    world.wanted[A] = 1
+    world = asked(1)
     world.act(A)
     world.deliver(0)
     world.report()
@@ -293,10 +244,7 @@ def test_while_its_agent_is_away_a_slot_counts_and_then_it_does_not() -> None:
 
 
 def test_a_word_from_before_the_order_changes_nothing() -> None:
-    world = World()
-    world.add(1)
-    world.restart()
-    world.wanted[A] = 1
+    world = asked(1)
     world.act(A)
     world.report()  # it is ready yet
     plan = world.plan(A)
@@ -304,12 +252,7 @@ def test_a_word_from_before_the_order_changes_nothing() -> None:
 
 
 def test_where_pods_can_be_held_no_other_pod_is_made_and_none_is_deleted_by_a_deaf_controller() -> None:
-    world = World(guards=True)
-    world.add(1)
-    world.restart()
-    world.wanted[A] = 1
-    world.act(A)
-    serving(world)
+    world = served(1, guards=True)
     world.deaf = True
     world.act(A)
     assert (world.pods["u1"].labels, world.pods["u1"].hold, world.replicas[A]) == (A, "guarded", 1)
@@ -320,12 +263,7 @@ def test_where_pods_can_be_held_no_other_pod_is_made_and_none_is_deleted_by_a_de
 
 
 def test_after_a_restart_between_the_hold_and_the_scale_the_pod_is_no_second_one() -> None:
-    world = World(guards=True)
-    world.add(2)
-    world.restart()
-    world.wanted[A] = 1
-    world.act(A)
-    serving(world)
+    world = served(2, guards=True)
     world.act(A, fails_at="scale")
     world.control()
     assert (world.pods["u1"].hold, world.replicas[A]) == ("held", 0)
@@ -336,12 +274,7 @@ def test_after_a_restart_between_the_hold_and_the_scale_the_pod_is_no_second_one
 
 def test_after_a_restart_between_the_scale_and_the_hand_over_the_held_pod_has_its_place() -> None:
     """Whether anybody knows yet how many are wanted, or not."""
-    world = World(guards=True)
-    world.add(2)
-    world.restart()
-    world.wanted[A] = 1
-    world.act(A)
-    serving(world)
+    world = served(2, guards=True)
     world.act(A, fails_at="label")
     world.control()
     assert (world.pods["u1"].hold, world.replicas[A], world.plain[A]) == ("held", 1, [])
@@ -352,9 +285,7 @@ def test_after_a_restart_between_the_scale_and_the_hand_over_the_held_pod_has_it
 
 
 def test_a_held_pod_takes_no_place_of_another() -> None:
-    world = World(guards=True)
-    world.add(1)
-    world.restart()
+    world = asked(1, wanted=0, guards=True)
     world.replicas[A] = 1
     world.control()
     assert world.plain[A] == [False]
@@ -370,12 +301,7 @@ def test_a_held_pod_takes_no_place_of_another() -> None:
 
 
 def test_a_held_pod_that_is_no_longer_wanted_loses_its_labels_before_it_is_free() -> None:
-    world = World(guards=True)
-    world.add(1)
-    world.restart()
-    world.wanted[A] = 1
-    world.act(A)
-    serving(world)
+    world = served(1, guards=True)
     world.act(A, fails_at="scale")
     world.inform()
     world.wanted[A] = 0

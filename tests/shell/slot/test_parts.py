@@ -19,18 +19,23 @@ from tests.support.dispatch_cluster import until
 from tests.support.standby import assignment
 
 
-def test_a_server_whose_folder_can_not_be_made_has_failed(tmp_path: Path) -> None:
+def said_at_start(folder: Path, base: Any) -> list[Event]:
+    """What a server says first that is to be forked from this base."""
+    said: list[Event] = []
+    nothing: Any = None
+
     async def test() -> None:
-        said: list[Event] = []
-        nothing: Any = None
-        made = Server(tmp_path / "gone", nothing, nothing, said.append)
-        made.start(assignment())
+        Server(folder, base, nothing, said.append).start(assignment())
         await until(lambda: said != [], "it is said")
-        (failed,) = said
-        assert isinstance(failed, ServerFailed)
-        assert "No such file" in failed.reason
 
     run(test())
+    return said
+
+
+def test_a_server_whose_folder_can_not_be_made_has_failed(tmp_path: Path) -> None:
+    (failed,) = said_at_start(tmp_path / "gone", None)
+    assert isinstance(failed, ServerFailed)
+    assert "No such file" in failed.reason
 
 
 def test_a_server_is_told_its_own_variables_of_the_pod_and_not_the_slots(
@@ -51,14 +56,7 @@ def test_a_server_is_told_its_own_variables_of_the_pod_and_not_the_slots(
             told.update(env)
             raise NoFork("it was asked")
 
-    async def test() -> None:
-        base: Any = OneFork()
-        nothing: Any = None
-        said: list[Event] = []
-        Server(tmp_path, base, nothing, said.append).start(assignment())
-        await until(lambda: said != [], "it was forked")
-
-    run(test())
+    said_at_start(tmp_path, OneFork())
     assert told["GALAXY_OF_A_SECRET"] == "the pod's"
     assert told["GALAXY_READY_SOCKET"] == str(tmp_path / "ready.sock")
     assert not {names.ENV_POOL, names.ENV_SHAPE, names.ENV_TOKEN} & told.keys()

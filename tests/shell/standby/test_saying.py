@@ -4,40 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
 
-from autoscaler_shim.knative import deciders
 from autoscaler_shim.standby.saying import cause
 from kserve_ext.api.standby import names
 from kserve_ext.core.standby.facts import Started
 from kserve_ext.kube.kinds import EVENTS, POD_AUTOSCALERS, PODS
 from kserve_ext.rpc import RpcError
 from kserve_ext.wire.frames import ErrorCode
-from kserve_ext.wire.slot_socket import Start
-from tests.support.knative_autoscaler import NAMESPACE, condition, replicas, run, status, until
-from tests.support.standby import FakeSlot
-from tests.support.standby_cluster import Server, World
+from tests.support.knative_autoscaler import NAMESPACE, condition, replicas, status
+from tests.support.standby_cluster import World, play
 
 NAME = "chat-00001"
 S1 = {names.LEVEL: "S1"}
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deciders, "TICK_S", 0.1)
-
-
-def play(folder: Path, script: Callable[[World], Awaitable[None]]) -> None:
-    async def test() -> None:
-        async with World(Server(), folder) as world:
-            await script(world)
-
-    run(test())
 
 
 def events(world: World, kind: str = "Revision") -> dict[str, dict[str, Any]]:
@@ -59,23 +42,14 @@ def service(world: World) -> None:
     world.api.put(POD_AUTOSCALERS, {**pa, "metadata": {**pa["metadata"], "labels": labels}})
 
 
-async def asked(world: World) -> FakeSlot:
-    """The slot that a request has been given."""
-    await world.filled(1)
-    await world.reporter.report(1.0, name=NAME)
-    (slot,) = world.api.slots.values()
-    await until(lambda: any(isinstance(order, Start) for order in slot.orders))
-    slot.say("starting", f"{NAMESPACE}/{NAME}")
-    return slot
-
-
 def test_which_slot_woke_a_revision_and_how_long_each_step_took(tmp_path: Path) -> None:
     async def script(world: World) -> None:
         world.api.quiet = True
         world.revision(NAME, standby="1")
         service(world)
         async with world.running() as made:
-            slot = await asked(world)
+            await world.filled(1)
+            slot = await world.begun(NAME)
             started = Started("S0", "", (("weights_loaded", 310), ("ready", 340)))
             slot.say("serving", f"{NAMESPACE}/{NAME}", "", started)
             await world.api.until(lambda: "was its own after" in message(world, "StandbyUsed"))
@@ -109,7 +83,8 @@ def test_a_slot_that_fell_back_says_from_what_and_why(tmp_path: Path) -> None:
         world.annotate(NAME, **{"standby-level": "S1"})
         service(world)
         async with world.running() as made:
-            slot = await asked(world)
+            await world.filled(1)
+            slot = await world.begun(NAME)
             assert slot.hello.level == "S1"
             slot.say("serving", f"{NAMESPACE}/{NAME}", "", Started("S0", "--max-model-len: 2048, not 4096"))
             await world.api.until(
@@ -132,9 +107,8 @@ def test_a_slot_that_fell_back_says_from_what_and_why(tmp_path: Path) -> None:
 def test_a_slot_that_could_not_start_it_says_why_and_what_takes_its_place(tmp_path: Path) -> None:
     async def script(world: World) -> None:
         world.api.quiet = True
-        world.revision(NAME, standby="1")
-        async with world.running():
-            slot = await asked(world)
+        async with world.standing_by(NAME):
+            slot = await world.begun(NAME)
             slot.say("failed", f"{NAMESPACE}/{NAME}", "--model: no such folder; copy it")
             await world.api.until(lambda: replicas(world.api, NAME) == 1)
             await world.api.until(lambda: "StandbySlotFailed" in events(world))
@@ -193,9 +167,7 @@ def test_an_empty_pool_is_said(tmp_path: Path) -> None:
 
 def test_a_pool_without_room_for_more_beside_those_in_use_is_said_to_who_looks(tmp_path: Path) -> None:
     async def script(world: World) -> None:
-        world.revision(NAME, standby="1")
-        async with world.running():
-            await world.filled(1)
+        async with world.standing_by(NAME):
             world.api.kubelet = False
             await world.reporter.report(1.0, name=NAME)
             await world.api.until(lambda: world.api.standby() and world.api.adopted())

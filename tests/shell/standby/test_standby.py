@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from autoscaler_shim.knative import deciders
 from autoscaler_shim.standby import adopting, settling, standby
 from kserve_ext.api.standby import names, pods
 from kserve_ext.core.standby import adoption, giving_way, pools
@@ -23,28 +21,10 @@ from kserve_ext.kube.kinds import (
     Kind,
 )
 from kserve_ext.wire.slot_socket import Free, Start
-from tests.support.knative_autoscaler import NAMESPACE, SYSTEM, condition, replicas, run, until
-from tests.support.standby import FakeSlot
-from tests.support.standby_cluster import UID, Server, World
+from tests.support.knative_autoscaler import NAMESPACE, SYSTEM, condition, replicas, until
+from tests.support.standby_cluster import UID, World, play
 
 NAME, OTHER = "chat-00001", "mail-00001"
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deciders, "TICK_S", 0.1)
-
-
-def play(folder: Path, script: Callable[[World], Awaitable[None]]) -> None:
-    async def test() -> None:
-        async with World(Server(), folder) as world:
-            await script(world)
-
-    run(test())
-
-
-def taken(world: World) -> list[FakeSlot]:
-    return [slot for slot in world.api.slots.values() if any(isinstance(o, Start) for o in slot.orders)]
 
 
 def looks(world: World) -> int:
@@ -53,21 +33,9 @@ def looks(world: World) -> int:
     return world.api.requests.count(f"GET /apis/apps/v1/namespaces/{NAMESPACE}/replicasets/{name}")
 
 
-async def begun(world: World) -> FakeSlot:
-    """The one slot that a request has been given, when the autoscaler has heard that it starts."""
-    await world.reporter.report(1.0, name=NAME)
-    await until(lambda: taken(world))
-    (slot,) = taken(world)
-    slot.say("starting", f"{NAMESPACE}/{NAME}")
-    await until(lambda: world.autoscaler.standby and world.autoscaler.standby.known.starting)
-    return slot
-
-
 def test_a_pool_is_filled_with_pods_that_are_nobodys(tmp_path: Path) -> None:
     async def script(world: World) -> None:
-        world.revision(NAME)
-        async with world.running():
-            await world.filled(2)
+        async with world.standing_by(NAME, size=2):
             first, _ = world.api.standby()
             assert "ownerReferences" not in first["metadata"]
             assert first["spec"]["containers"][0]["command"] == list(names.COMMAND)
@@ -78,14 +46,12 @@ def test_a_pool_is_filled_with_pods_that_are_nobodys(tmp_path: Path) -> None:
 
 def test_a_request_at_zero_takes_a_standby_pod_that_becomes_the_revisions(tmp_path: Path) -> None:
     async def script(world: World) -> None:
-        world.revision(NAME)
-        async with world.running() as made:
-            await world.filled(2)
+        async with world.standing_by(NAME, size=2) as made:
             await world.reporter.report(1.0, name=NAME)
             await world.api.until(lambda: world.api.adopted())
             assert world.api.scaled == ["scale 1", "label"]
             (pod,) = world.api.adopted()
-            (slot,) = taken(world)
+            (slot,) = world.taken()
             assert slot.hello.pod == f"{NAMESPACE}/{pod['metadata']['name']}"
             (order,) = slot.orders
             assert isinstance(order, Start)
@@ -108,10 +74,8 @@ def test_a_request_at_zero_takes_a_standby_pod_that_becomes_the_revisions(tmp_pa
 def test_nothing_is_written_before_it_serves(tmp_path: Path) -> None:
     async def script(world: World) -> None:
         world.api.quiet = True
-        world.revision(NAME, standby="1")
-        async with world.running():
-            await world.filled(1)
-            slot = await begun(world)
+        async with world.standing_by(NAME):
+            slot = await world.begun(NAME)
             for _ in range(3):
                 await world.reporter.report(1.0, name=NAME)
             assert world.api.scaled == []
@@ -125,9 +89,7 @@ def test_labels_wait_until_the_replica_set_has_room(tmp_path: Path) -> None:
     """Its controller would take a pod with its labels for one too many."""
 
     async def script(world: World) -> None:
-        world.revision(NAME, standby="1")
-        async with world.running():
-            await world.filled(1)
+        async with world.standing_by(NAME):
             world.api.lags = True
             await world.reporter.report(1.0, name=NAME)
             await world.api.until(lambda: replicas(world.api, NAME) == 1)
@@ -160,11 +122,7 @@ def test_without_the_policy_no_pod_is_held_from_then_on(
     """Whom the policy doesn't cover, its ReplicaSet deletes while it serves; the next look would come too late."""
 
     async def script(world: World) -> None:
-        world.api.policy = True
-        world.revision(NAME, standby="1")
-        async with world.running():
-            await world.filled(1)
-            await can_hold(world)
+        async with world.standing_by(NAME, holds=True):
             # Each is listed, then watched.
             await until(lambda: sum("validatingadmission" in each for each in world.api.requests) == 4)
             monkeypatch.setattr(settling.Settling, "look", _nothing)
@@ -177,18 +135,10 @@ def test_without_the_policy_no_pod_is_held_from_then_on(
     play(tmp_path, script)
 
 
-async def can_hold(world: World) -> None:
-    await until(lambda: world.autoscaler.standby and world.autoscaler.standby.settling.can_hold)
-
-
 @pytest.mark.usefixtures("held")
 def test_where_pods_can_be_held_their_replica_set_makes_no_other(tmp_path: Path) -> None:
     async def script(world: World) -> None:
-        world.api.policy = True
-        world.revision(NAME, standby="1")
-        async with world.running():
-            await world.filled(1)
-            await can_hold(world)
+        async with world.standing_by(NAME, holds=True):
             await world.reporter.report(1.0, name=NAME)
             await world.api.until(
                 lambda: [pod for pod in world.api.adopted() if pod["metadata"].get("ownerReferences")]
@@ -203,11 +153,7 @@ def test_where_pods_can_be_held_their_replica_set_makes_no_other(tmp_path: Path)
 @pytest.mark.usefixtures("held")
 def test_a_held_pod_waits_until_the_replica_set_has_a_place(tmp_path: Path) -> None:
     async def script(world: World) -> None:
-        world.api.policy = True
-        world.revision(NAME, standby="1")
-        async with world.running():
-            await world.filled(1)
-            await can_hold(world)
+        async with world.standing_by(NAME, holds=True):
             world.api.lags = True
             await world.reporter.report(1.0, name=NAME)
             await world.api.until(lambda: replicas(world.api, NAME) == 1)
@@ -234,12 +180,7 @@ def test_adoptions_go_in_order_and_one_that_is_stuck_holds_up_nobody(
         return [str(pod["metadata"]["labels"].get(revision)) for pod in world.api.adopted()]
 
     async def script(world: World) -> None:
-        world.api.policy = True
-        world.revision(NAME)
-        world.revision(OTHER)
-        async with world.running():
-            await world.filled(2)
-            await can_hold(world)
+        async with world.standing_by(NAME, OTHER, size=2, holds=True):
             world.api.lags = True
             await world.reporter.report(1.0, name=NAME)
             await world.api.until(lambda: labelled(world) == [NAME])
@@ -269,11 +210,7 @@ def test_killed_while_a_pod_is_held_its_successor_lets_it_go(
     """At once: whether it could hold a pod itself doesn't matter."""
 
     async def script(world: World) -> None:
-        world.api.policy = True
-        world.revision(NAME, standby="1")
-        async with world.running():
-            await world.filled(1)
-            await can_hold(world)
+        async with world.standing_by(NAME, holds=True):
             world.api.lags = True
             await world.reporter.report(1.0, name=NAME)
             await world.api.until(lambda: replicas(world.api, NAME) == 1)
@@ -296,9 +233,8 @@ def test_killed_while_a_pod_is_held_its_successor_lets_it_go(
 def test_where_there_are_standby_pods_an_autoscaler_that_begins_can_hold_them_at_once(tmp_path: Path) -> None:
     async def script(world: World) -> None:
         world.api.policy = True
-        world.revision(NAME, standby="1")
-        async with world.running():
-            await world.filled(1)
+        async with world.standing_by(NAME):
+            pass
         async with world.running() as made:
             await world.filled(1)
             await until(lambda: f"{NAMESPACE}/{NAME}" in made.reconciler.outcomes)
@@ -311,9 +247,7 @@ def test_where_there_are_standby_pods_an_autoscaler_that_begins_can_hold_them_at
 
 def test_what_the_pool_lacks_is_scaled_at_once(tmp_path: Path) -> None:
     async def script(world: World) -> None:
-        world.revision(NAME, standby="1")
-        async with world.running() as made:
-            await world.filled(1)
+        async with world.standing_by(NAME) as made:
             await world.reporter.report(12.0, name=NAME)  # of 100 x 0.7 each: one
             await world.api.until(lambda: world.api.adopted())
             await world.reporter.report(300.0, name=NAME)
@@ -384,10 +318,8 @@ def test_idle_pods_give_way_to_a_plain_one_that_no_node_has_room_for(
     monkeypatch.setattr(giving_way, "AFTER_S", 0.2)
 
     async def script(world: World) -> None:
-        world.revision(NAME, standby="1")
-        async with world.running() as made:
+        async with world.standing_by(NAME) as made:
             assert made.standby is not None
-            await world.filled(1)
             full = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: not helpful."
             condition_of = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
             labels = {"serving.knative.dev/revision": OTHER, UID: f"uid-of-{OTHER}"}
@@ -430,13 +362,11 @@ def test_without_the_component_there_are_none(tmp_path: Path) -> None:
 def test_a_slot_that_fails_is_made_up_for_and_its_pod_goes(tmp_path: Path) -> None:
     async def script(world: World) -> None:
         world.api.quiet = True
-        world.revision(NAME, standby="1")
-        async with world.running():
-            await world.filled(1)
+        async with world.standing_by(NAME):
             (before,) = world.api.slots
             await world.reporter.report(1.0, name=NAME)
-            await until(lambda: taken(world))
-            (slot,) = taken(world)
+            await until(world.taken)
+            (slot,) = world.taken()
             slot.say("failed", f"{NAMESPACE}/{NAME}", "no such model")
             await world.api.until(lambda: replicas(world.api, NAME) == 1)
             await world.api.until(lambda: world.api.get(PODS, NAMESPACE, before) is None)
@@ -447,9 +377,7 @@ def test_a_slot_that_fails_is_made_up_for_and_its_pod_goes(tmp_path: Path) -> No
 
 def test_killed_between_scale_and_labels_its_successor_goes_on(tmp_path: Path) -> None:
     async def script(world: World) -> None:
-        world.revision(NAME, standby="1")
-        async with world.running():
-            await world.filled(1)
+        async with world.standing_by(NAME):
             (pod,) = world.api.slots
             world.api.fail(503, 1000, method="PATCH", path=f"/pods/{pod}")
             await world.reporter.report(1.0, name=NAME)
@@ -468,12 +396,10 @@ def test_killed_between_scale_and_labels_its_successor_goes_on(tmp_path: Path) -
 def test_killed_before_the_scale_its_successor_goes_on(tmp_path: Path) -> None:
     async def script(world: World) -> None:
         world.api.quiet = True
-        world.revision(NAME, standby="1")
-        async with world.running():
-            await world.filled(1)
+        async with world.standing_by(NAME):
             await world.reporter.report(1.0, name=NAME)
-            await until(lambda: taken(world))
-        (slot,) = taken(world)
+            await until(world.taken)
+        (slot,) = world.taken()
         slot.say("serving", f"{NAMESPACE}/{NAME}")
         async with world.running():
             await world.reporter.report(1.0, name=NAME)  # the request is still under way
@@ -484,10 +410,7 @@ def test_killed_before_the_scale_its_successor_goes_on(tmp_path: Path) -> None:
 
 def test_two_revisions_that_want_one_slot(tmp_path: Path) -> None:
     async def script(world: World) -> None:
-        world.revision(NAME, standby="1")
-        world.revision(OTHER, standby="1")
-        async with world.running():
-            await world.filled(1)
+        async with world.standing_by(NAME, OTHER):
             await world.reporter.report(1.0, name=NAME)
             await world.reporter.report(1.0, name=OTHER)
             await world.api.until(lambda: replicas(world.api, NAME) == replicas(world.api, OTHER) == 1)
@@ -514,7 +437,7 @@ def test_down_it_goes_back_to_a_pool_that_is_short(
         async with world.running() as made:
             await world.filled(1)
             if policy:
-                await can_hold(world)
+                await world.can_hold()
             world.api.kubelet = False  # so that nothing fills it but the pod that comes back
             await world.reporter.report(1.0, name=NAME)
             await world.api.until(lambda: world.api.adopted())
@@ -541,7 +464,7 @@ def test_down_it_goes_back_to_a_pool_that_is_short(
             assert world.api.failures == []
             assert world.api.scaled == (["scale 0", "unlabel"] if policy else ["unlabel", "scale 0"])
             assert len(world.api.made) == (0 if policy else 1), "its ReplicaSet misses it"
-            (slot,) = taken(world)
+            (slot,) = world.taken()
             await until(lambda: any(isinstance(order, Free) for order in slot.orders))
             found = world.api.get(PODS, NAMESPACE, pod["metadata"]["name"])
             assert found is not None
@@ -554,10 +477,8 @@ def test_down_it_goes_back_to_a_pool_that_is_short(
 def test_an_agent_that_is_killed_while_a_slot_starts(tmp_path: Path) -> None:
     async def script(world: World) -> None:
         world.api.quiet = True
-        world.revision(NAME, standby="1")
-        async with world.running():
-            await world.filled(1)
-            slot = await begun(world)
+        async with world.standing_by(NAME):
+            slot = await world.begun(NAME)
             await world.kill_agent()
             await world.start_agent()
             await until(lambda: world.autoscaler.standby and world.autoscaler.standby.known.starting)
@@ -573,9 +494,7 @@ def test_a_pool_that_nobody_asks_for_is_emptied(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(pools, "SURPLUS_S", 0.1)
 
     async def script(world: World) -> None:
-        world.revision(NAME)
-        async with world.running():
-            await world.filled(2)
+        async with world.standing_by(NAME, size=2):
             world.annotate(NAME, standby=None)
             await world.api.until(lambda: not world.api.standby())
 
@@ -586,9 +505,7 @@ def test_another_image_replaces_the_pool(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(pools, "SURPLUS_S", 0.1)
 
     async def script(world: World) -> None:
-        world.revision(NAME, standby="1")
-        async with world.running():
-            await world.filled(1)
+        async with world.standing_by(NAME):
             (before,) = world.api.slots
             world.revision(NAME, standby="1", container={"image": "registry.example/vllm-pd@sha256:2"})
             await world.api.until(lambda: before not in world.api.slots)
@@ -599,9 +516,7 @@ def test_another_image_replaces_the_pool(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_pod_that_ends_is_deleted_and_made_up_for(tmp_path: Path) -> None:
     async def script(world: World) -> None:
-        world.revision(NAME, standby="1")
-        async with world.running():
-            await world.filled(1)
+        async with world.standing_by(NAME):
             await world.reporter.report(1.0, name=NAME)
             await world.api.until(lambda: world.api.adopted())
             (pod,) = world.api.adopted()
@@ -620,11 +535,8 @@ def test_slots_of_a_revision_that_is_deleted_are_free_again(
 
     async def script(world: World) -> None:
         world.api.quiet = True
-        world.revision(NAME, standby="1")
-        world.revision(OTHER, standby="1")
-        async with world.running():
-            await world.filled(1)
-            slot = await begun(world)
+        async with world.standing_by(NAME, OTHER):
+            slot = await world.begun(NAME)
             world.api.remove(POD_AUTOSCALERS, NAMESPACE, NAME)
             world.api.remove(DEPLOYMENTS, NAMESPACE, f"{NAME}-deployment")
             await until(lambda: any(isinstance(order, Free) for order in slot.orders))
@@ -637,9 +549,7 @@ def test_a_lost_answer_is_no_lost_slot(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(adoption, "ORDER_S", 0.2)
 
     async def script(world: World) -> None:
-        world.revision(NAME, standby="1")
-        async with world.running() as made:
-            await world.filled(1)
+        async with world.standing_by(NAME) as made:
             assert made.standby is not None
             monkeypatch.setattr(made.standby.agents, "take", lambda *_: None)
             await world.reporter.report(1.0, name=NAME)
@@ -653,9 +563,7 @@ def test_a_lost_answer_is_no_lost_slot(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_metrics(tmp_path: Path) -> None:
     async def script(world: World) -> None:
-        world.revision(NAME)
-        async with world.running() as made:
-            await world.filled(2)
+        async with world.standing_by(NAME, size=2) as made:
             await world.reporter.report(1.0, name=NAME)
             await until(lambda: made.standby and made.standby.tally.adoption.sum_s)
             found = {
@@ -679,9 +587,7 @@ def test_the_sweep_goes_on_when_a_pod_goes_under_its_hands(
     monkeypatch.setattr("autoscaler_shim.standby.standby.SWEEP_S", 0.05)
 
     async def script(world: World) -> None:
-        world.revision(NAME)
-        async with world.running() as made:
-            await world.filled(2)
+        async with world.standing_by(NAME, size=2) as made:
             standby = made.standby
             assert standby is not None
             uids = list(standby.known.pods)
@@ -706,9 +612,7 @@ def test_another_key_of_the_peers_is_taken_up(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("autoscaler_shim.standby.standby.KEY_LOOK_S", 0.05)
 
     async def script(world: World) -> None:
-        world.revision(NAME, standby="1")
-        async with world.running():
-            await world.filled(1)
+        async with world.standing_by(NAME):
             await world.kill_agent()
             await world.filled(0)
             data = {"key": base64.b64encode(b"n" * 32).decode()}
