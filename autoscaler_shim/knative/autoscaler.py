@@ -32,6 +32,7 @@ from autoscaler_shim.standby.standby import Standby
 from kserve_ext.api.knative.conditions import text_map
 from kserve_ext.api.knative.pa import CONFIGURATION_LABEL, REVISION_LABEL, SERVICE_LABEL
 from kserve_ext.core.knative.buckets import Buckets
+from kserve_ext.core.knative.pod_autoscaler import Mode
 from kserve_ext.kube.client import Client, KubeObject
 from kserve_ext.kube.identity import SecretIdentity
 from kserve_ext.kube.informer import Informer
@@ -81,7 +82,7 @@ class Autoscaler:
             lambda: self.config.current.network,
             self._troubled,
             self._scraped,
-            lambda key: self._scales.shrinks_later(key),
+            self._asks_little,
         )
         self.deciders = Deciders(self.collector, self.pods, self._revisit)
         self._identity: SecretIdentity | None = None
@@ -302,6 +303,14 @@ class Autoscaler:
         if pods.ready + pods.not_ready > pods.terminating:
             self._scales.made(key)
         self._revisit(key)
+
+    def _asks_little(self, key: str) -> bool:
+        """Whether its pods are scraped seldom: it waits to shrink; or, while a burst needs the processors, all its
+        requests come by way of activators, which report each second themselves."""
+        if self._scales.shrinks_later(key):
+            return True
+        outcome = self.reconciler.outcomes.get(key)
+        return outcome is not None and outcome.mode is Mode.PROXY and self._scales.waking()
 
     def _scraped(self, key: str, seconds: float) -> None:
         namespace, _, name = key.partition("/")

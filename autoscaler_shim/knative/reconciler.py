@@ -74,6 +74,8 @@ class Reconciler:
         #: by key, what was last complained of
         self._complained: dict[str, tuple[str, ...]] = {}
         self.outcomes: dict[str, Outcome] = {}
+        #: by key: what its settings were read from, and what they are
+        self._read: dict[str, tuple[tuple[object, ...], Settings]] = {}
         #: whatever has been worked on and not released, successfully or not
         self._begun: set[str] = set()
 
@@ -103,6 +105,7 @@ class Reconciler:
         self.queue.forget(key)
         self._complained.pop(key, None)
         self.outcomes.pop(key, None)
+        self._read.pop(key, None)
         self._begun.discard(key)
 
     def release_all_lost(self) -> None:
@@ -138,7 +141,7 @@ class Reconciler:
 
     async def _reconcile(self, key: str, pa: Document) -> float | None:
         config = self._config()
-        found = knative_pa.settings(pa, config.autoscaler, config.progress_deadline_s)
+        found = self._settings(key, pa, config)
         conditions, notes = self._scales.conditions(key, pa), self._scales.notes(key, pa)
         if conditions or notes:
             found = replace(found, conditions=conditions, notes=notes)
@@ -170,20 +173,20 @@ class Reconciler:
         pods = self._pods.counts(of)
         service = knative_children.service(sks)
         # Where activators are always in the path nothing is probed, but the service has to know of it.
-        probed = service.mode is Mode.PROXY
-        if pod_autoscaler.needs_probe(spec, known, wanted):
-            probed = self._probe(key, pa, sks) is True
-        outcome = pod_autoscaler.reconcile(
-            spec,
-            known,
-            service,
-            wanted,
-            pods,
-            probed,
-            config.autoscaler.activator_capacity,
-            now,
-        )
+        asked = pod_autoscaler.needs_probe(spec, known, wanted)
+
+        def decided(probed: bool) -> Outcome:
+            capacity = config.autoscaler.activator_capacity
+            return pod_autoscaler.reconcile(spec, known, service, wanted, pods, probed, capacity, now)
+
+        outcome = decided(asked or service.mode is Mode.PROXY)
         recheck_s = outcome.recheck_s
+        if asked and outcome.scale is not None and not self._scales.at(pa, outcome.scale):
+            # An answer is worth something only at the moment at which the last pods may go.
+            kept = self._scales.keeps(key)
+            if kept or self._probe(key, pa, sks) is not True:
+                outcome = decided(probed=False)
+                recheck_s = KEPT_RECHECK_S if kept else outcome.recheck_s
         if outcome.scale is not None:
             again_s = await self._scale(key, pa, outcome.scale)
             if again_s is not None:
@@ -260,6 +263,20 @@ class Reconciler:
         awaited = not knative_pa.known(pa, before, 0.0).initialized
         says_more = status["conditions"] != before.get("conditions")
         self._writer.put_status(POD_AUTOSCALERS, pa, status, urgent=awaited and says_more)
+
+    def _settings(self, key: str, pa: Document, config: ClusterConfig) -> Settings:
+        """Read anew only where what they are read from has changed: a start is some twenty looks at the same."""
+        source = (
+            pa["metadata"].get("annotations"),
+            pa.get("spec"),
+            config.autoscaler,
+            config.progress_deadline_s,
+        )
+        read = self._read.get(key)
+        if read is None or read[0] != source:
+            found = knative_pa.settings(pa, config.autoscaler, config.progress_deadline_s)
+            read = self._read[key] = source, found
+        return read[1]
 
     def _not_owned(self, key: str, pa: Document, kind: str) -> float:
         self._scales.withdraw(key)

@@ -117,6 +117,20 @@ class Scales:
         """So many revisions are being woken that the API server should be asked for nothing that can wait."""
         return self._waves.busy(time.monotonic())
 
+    def at(self, pa: Document, scale: int) -> bool:
+        """Whether its Deployment is known to ask for that many already."""
+        reference = (pa.get("spec") or {}).get("scaleTargetRef") or {}
+        if kind_of(reference) != DEPLOYMENTS:
+            return False
+        current = self._asked_for(pa["metadata"]["namespace"], str(reference.get("name") or ""))
+        return current is not None and current.replicas == scale
+
+    def keeps(self, key: str) -> bool:
+        """Whether it has to wait before it shrinks; `again` hears of it in its turn."""
+        kept = self._waves.keep(key, time.monotonic())
+        self._call()
+        return kept
+
     def shrinks_later(self, key: str) -> bool:
         """It was told to wait since it is to shrink: what else was decided of it needn't."""
         return self._waves.shrinks_later(key)
@@ -186,10 +200,15 @@ class Scales:
             raise Conflict(error.status, error.reason, error.message) from error
 
     async def _current(self, kind: Kind, namespace: str, name: str) -> Scale:
-        known = self._deployments.get(namespace, name) if kind == DEPLOYMENTS else None
-        current = Scale.of(known or await self._client.get(kind, namespace, name))
-        written = self._written.get((namespace, name)) if kind == DEPLOYMENTS else None
-        if written is not None and written.version > current.version:
+        known = self._asked_for(namespace, name) if kind == DEPLOYMENTS else None
+        return known or Scale.of(await self._client.get(kind, namespace, name))
+
+    def _asked_for(self, namespace: str, name: str) -> Scale | None:
+        """What a Deployment asks for, as its copy or our own last write has it, whichever is later."""
+        copy = self._deployments.get(namespace, name)
+        current = None if copy is None else Scale.of(copy)
+        written = self._written.get((namespace, name))
+        if written is not None and current is not None and written.version > current.version:
             return written
         self._written.pop((namespace, name), None)
         return current

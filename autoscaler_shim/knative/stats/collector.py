@@ -26,8 +26,8 @@ from kserve_ext.wire.stats import Stat
 log = logging.getLogger(__name__)
 
 SCRAPE_EVERY_S = 1.0
-#: Of a revision that only waits to shrink: its requests come by way of activators. Within the shortest window.
-KEPT_EVERY_S = 5.0
+#: Of a revision that is scraped seldom: its requests come by way of activators. Within the shortest window.
+SELDOM_EVERY_S = 5.0
 AHEAD_S = 1.0
 
 
@@ -57,16 +57,16 @@ class Collector:
         network: Callable[[], Network],
         troubled: Callable[[str], None],
         took: Callable[[str, float], None],
-        kept: Callable[[str], bool] = lambda key: False,
+        seldom: Callable[[str], bool] = lambda key: False,
     ) -> None:
         """`troubled` is told the key of a revision of which another thing went wrong, or nothing any more; `took` is
-        told how many seconds a scrape took; `kept`: it is to shrink, and waits for the end of a burst."""
+        told how many seconds a scrape took; `seldom`: what its pods say brings little now."""
         self._pods = pods
         self._scraper = scraper
         self._network = network
         self._troubled = troubled
         self._took = took
-        self._kept = kept
+        self._seldom = seldom
         self._collected: dict[str, Collected] = {}
         self._attention = Attention()
         self._wheel = Wheel(SCRAPE_EVERY_S, self._turn, self.now)
@@ -127,7 +127,7 @@ class Collector:
             self._note(key, found, None)
             return
         now = time.monotonic()
-        if self._kept(key) and now < found.scraped_at + KEPT_EVERY_S - SCRAPE_EVERY_S / 2:
+        if self._seldom(key) and now < found.scraped_at + SELDOM_EVERY_S - SCRAPE_EVERY_S / 2:
             return
         found.scraped_at = now
         # Those that were found just now: by the time the task begins the last one may have gone.

@@ -72,12 +72,18 @@ class Waves(Generic[K]):
 
     def shrink(self, key: K, now: float) -> bool:
         """Whether it may shrink now. If not, `free` names it once it may."""
-        self._line.pop(key, None)
-        self._expire(now)
-        if key not in self._named and (self._kept or self.busy(now)):
-            self._kept.setdefault(key, now)
+        if self.keep(key, now):
             return False
         self._forget_shrinking(key)
+        return True
+
+    def keep(self, key: K, now: float) -> bool:
+        """Whether it has to wait before it shrinks: then it is named later. Uses up no turn."""
+        self._line.pop(key, None)
+        self._expire(now)
+        if key in self._named or not (self._kept or self.busy(now)):
+            return False
+        self._kept.setdefault(key, now)
         return True
 
     def shrinks_later(self, key: K) -> bool:

@@ -38,6 +38,19 @@ def test_a_burst_goes_in_order_as_places_get_free() -> None:
     assert waves.next_at is None
 
 
+def test_who_only_looks_uses_up_no_turn_to_shrink() -> None:
+    waves: Waves[str] = Waves(1, 100.0)
+    assert not waves.keep("z", 0.0), "it is no burst"
+    assert waves.enter("a", 0.0)
+    assert not waves.enter("b", 0.0)
+    assert waves.keep("z", 0.0)
+    assert waves.free(MOST_KEPT_S) == ["z"]
+    assert not waves.keep("z", MOST_KEPT_S)
+    assert not waves.keep("z", MOST_KEPT_S)
+    assert waves.shrink("z", MOST_KEPT_S)
+    assert waves.keep("z", MOST_KEPT_S)
+
+
 def test_what_is_to_shrink_waits_for_the_end_of_the_burst_and_goes_in_groups() -> None:
     waves: Waves[str] = Waves(2, 100.0)
     assert waves.enter("a", 0.0)

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from autoscaler_shim.knative import deciders, reconciler
+from autoscaler_shim.knative.autoscaler import Autoscaler
 from kserve_ext.api.knative.conditions import rfc3339
 from kserve_ext.core.knative.waves import MOST, Waves
 from kserve_ext.kube.kinds import (
@@ -35,6 +36,15 @@ from tests.support.knative_autoscaler import (
 
 KEY = f"{NAMESPACE}/{NAME}"
 BUCKET = "autoscaler-bucket-00-of-01"
+
+
+async def looked_at(made: Autoscaler) -> None:
+    """Reconciles it once more."""
+    queue = made.reconciler.queue
+    runs = queue.counters.runs
+    queue.add(KEY)
+    await until(lambda: queue.counters.runs > runs)
+    await queue.idle()
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +146,67 @@ def test_the_last_pod_stays_until_an_activator_answers_for_it(monkeypatch: pytes
             proxies.answers["127.0.0.9"] = b"activator"
             await api.until(lambda: replicas(api) == 0)
             assert set(probes) == {f"{NAME} {NAMESPACE} http1 cluster.local"}
+
+    run(test())
+
+
+def test_nobody_is_asked_before_the_last_pods_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a burst keeps it, and once it is at zero, an answer would be worth nothing."""
+    burst = True
+    monkeypatch.setattr(Waves, "busy", lambda self, now: burst)
+    monkeypatch.setattr(Waves, "_due", lambda self, now: [])
+
+    async def test() -> None:
+        nonlocal burst
+        async with QueueProxies() as proxies, cluster(scrape_port=proxies.port) as (api, made, _):
+            monkeypatch.setattr(reconciler, "target", lambda *_: f"http://127.0.0.9:{proxies.port}/metrics")
+            proxies.answers = {"127.0.0.1": Stat("pod-0"), "127.0.0.9": b"activator"}
+            notes = {"autoscaling.knative.dev/target-burst-capacity": "211"}
+            pa = put_revision(api, 1, notes, state("True"))
+            put_pod(api, "pod-0")
+            put_sks(api, pa)
+            await until(lambda: made._scales.shrinks_later(KEY))
+            for _ in range(3):
+                await looked_at(made)
+            assert "127.0.0.9" not in proxies.asked
+            assert replicas(api) == 1
+            burst = False
+            made._scales._call()
+            await api.until(lambda: replicas(api) == 0)
+            asked = proxies.asked.count("127.0.0.9")
+            assert asked == 1
+            await until(lambda: made._scales.at(pa, 0))
+            for _ in range(3):
+                await looked_at(made)
+            assert not made.reconciler._prober._asking
+            assert proxies.asked.count("127.0.0.9") == asked
+
+    run(test())
+
+
+def test_in_a_burst_pods_whose_requests_all_come_by_activators_are_asked_seldom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    burst = False
+    monkeypatch.setattr(Waves, "busy", lambda self, now: burst)
+    key = "autoscaling.knative.dev"
+
+    async def test() -> None:
+        nonlocal burst
+        async with cluster() as (api, made, reporter):
+            notes = {f"{key}/target-burst-capacity": "0", f"{key}/min-scale": "1"}
+            put_pod(api, "pod-0")
+            put_sks(api, put_revision(api, 1, notes, state("True", desired=1)))
+            await until(lambda: KEY in made.reconciler.outcomes)
+            await reporter.report(1.0)
+            await api.until(lambda: spec(api, SERVERLESS_SERVICES)["mode"] == "Serve")
+            burst = True
+            assert not made._asks_little(KEY), "what comes past the activators only its pods know"
+            put_revision(api, 1, {**notes, f"{key}/target-burst-capacity": "10000"}, status(api))
+            await api.until(lambda: spec(api, SERVERLESS_SERVICES)["mode"] == "Proxy")
+            assert made._asks_little(KEY)
+            burst = False
+            assert not made._asks_little(KEY)
 
     run(test())
 
