@@ -72,6 +72,7 @@ class Engines:
         }
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._told: dict[str, float] = {}  # when, of those that end
 
     @property
     def pids(self) -> set[int]:
@@ -113,7 +114,10 @@ class Engines:
                 done = EngineWoke(name)
                 told = orders.wake(engine.server.folder, engine.port, generation)
                 self._order(name, told, self._wake_s, done, "wake")
-            case EndEngine(_, grace_s):
+            case EndEngine(name, grace_s, reason):
+                if reason:
+                    log.warning("engine %s: %s", name, reason)
+                self._told[name] = asyncio.get_running_loop().time()
                 engine.server.end(grace_s)
 
     # --- inside
@@ -155,7 +159,9 @@ class Engines:
                 self._happened(EngineMissed(name, reason))
             case ServerEnded(reason, permanent):
                 log.warning("engine %s %s", name, reason)
-                self._happened(EngineGone(name, reason, permanent))
+                now = asyncio.get_running_loop().time()
+                took_s = now - self._told.pop(name, now)
+                self._happened(EngineGone(name, reason, permanent, round(1000 * took_s)))
 
 
 class _Engine:

@@ -55,6 +55,7 @@ class Settings:
     host_mib: int = 0  # that their weights may take together
     values: tuple[Path, ...] = ()  # Secrets and ConfigMaps that its variables come from
     wake_s: float = 60.0  # an engine that takes longer to wake is given up
+    nvml: str = ""  # NVIDIA's management library, where it isn't found by its name
 
 
 def read(environ: Mapping[str, str]) -> Settings:
@@ -102,6 +103,7 @@ def read(environ: Mapping[str, str]) -> Settings:
         host_mib=int(int(memory_mib) * FOR_WEIGHTS),
         values=_paths(environ, names.ENV_VALUES),
         wake_s=_seconds(environ, "GALAXY_SLOT_WAKE", "60s"),
+        nvml=environ.get("GALAXY_SLOT_NVML", ""),
     )
 
 

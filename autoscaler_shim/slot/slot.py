@@ -14,14 +14,16 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from autoscaler_shim.node.watcher import Watcher
 from autoscaler_shim.slot.base import Base
 from autoscaler_shim.slot.descendants import Reaper, become_first, end_all, end_strays
 from autoscaler_shim.slot.engines import Engines, weights_mib
 from autoscaler_shim.slot.front import Front
+from autoscaler_shim.slot.gpus import Gpus
 from autoscaler_shim.slot.line import AgentLine
 from autoscaler_shim.slot.scratch import Left, Scratch
 from autoscaler_shim.slot.server import Server
@@ -32,6 +34,7 @@ from kserve_ext.core.standby.engines import (
     EndEngine,
     EngineEvent,
     EngineGone,
+    EngineSlept,
     Planned,
     PodEngines,
     SleepEngine,
@@ -39,6 +42,7 @@ from kserve_ext.core.standby.engines import (
     WakeEngine,
 )
 from kserve_ext.core.standby.facts import Assignment, Level
+from kserve_ext.core.standby.room import share_of
 from kserve_ext.core.standby.slot import AGAIN, SlotMachine
 from kserve_ext.core.standby.slot_events import (
     BaseDied,
@@ -84,7 +88,10 @@ class Slot:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._values = Values(settings.values)
-        planned = [Planned(plan.name, weights_mib(plan.model)) for plan in settings.engines]
+        planned = [
+            Planned(plan.name, weights_mib(plan.model), share_of(plan.argv)) for plan in settings.engines
+        ]
+        self._gpus = Gpus(settings.nvml if planned else None)
         generation = time.time_ns()
         pod_engines = PodEngines(planned, settings.host_mib, generation) if planned else None
         self._machine = SlotMachine(settings.pod, settings.quiet_s, pod_engines)
@@ -169,6 +176,8 @@ class Slot:
         self._happened(Outdated(reason))
 
     def _happened(self, event: Event) -> None:
+        if self._machine.engines is not None:
+            self._machine.engines.measured(self._gpus.memory())
         self._carry_out(self._machine.handle(event))
 
     def _base_ready(self, note: str) -> None:
@@ -191,14 +200,29 @@ class Slot:
             strays = end_strays({*self._reaper.own, *self._engines.pids})
             if strays:
                 log.warning("the server has left processes, which are ended: %s", strays)
+            if self._gpus.there:
+                self._soon(self._freed(event))
+                return
         self._happened(event)
 
     def _engine_said(self, event: EngineEvent) -> None:
-        """Likewise: what an engine that has ended has left may hold the device."""
+        """Likewise: what an engine that has ended has left may hold the device. What it had of the GPU is free when
+        that is said."""
         if isinstance(event, EngineGone):
             strays = end_strays({*self._reaper.own, self._server.pid, *self._engines.pids})
             if strays:
                 log.warning("engine %s has left processes, which are ended: %s", event.engine, strays)
+            if self._gpus.there:
+                self._soon(self._freed(event))
+                return
+        self._happened(event)
+        if isinstance(event, EngineSlept) and self._machine.engines is not None:
+            log.info("engine %s: %s", event.engine, self._machine.engines.room.said(event.engine))
+
+    async def _freed(self, event: EngineGone | ServerEnded) -> None:
+        took_s = await self._gpus.quiet()
+        if isinstance(event, EngineGone):
+            event = event._replace(took_ms=event.took_ms + round(1000 * took_s))
         self._happened(event)
 
     def _front_said(self, message: ToSlot) -> None:
@@ -257,9 +281,7 @@ class Slot:
             case EndServer(grace_s):
                 self._server.end(grace_s)
             case Clean():
-                cleaning = asyncio.ensure_future(self._clean())
-                self._tasks.add(cleaning)
-                cleaning.add_done_callback(self._tasks.discard)
+                self._soon(self._clean())
             case CheckBase():
                 self._base.check()
             case StartBase(failures):
@@ -268,6 +290,11 @@ class Slot:
                 self._later(failures, self._front.start)
             case End():
                 self._end.set_result(instruction)
+
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _clean(self) -> None:
         if self._base_anew and self._settings.level == "S1":

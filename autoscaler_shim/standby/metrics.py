@@ -16,7 +16,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from kserve_ext.core.histogram import Histogram
-from kserve_ext.core.standby.facts import Level
+from kserve_ext.core.standby.wakes import Wakes
 
 
 @dataclass(slots=True)
@@ -85,15 +85,14 @@ class StandbyMetrics(Collector):
     def __init__(
         self,
         tally: Tally,
-        fallbacks: Mapping[tuple[Level, Level], int],
+        wakes: Wakes,
         pools: Callable[[], list[PoolFigures]],
         nodes: Callable[[], list[NodeFigures]],
         figures: Callable[[], Mapping[str, float]],
     ) -> None:
-        """`fallbacks`: slots by their level, and by the one that they began at; `figures`: gauges by name without
-        the prefix."""
+        """`figures`: gauges by name without the prefix."""
         self._tally = tally
-        self._fallbacks = fallbacks
+        self._wakes = wakes
         self._nodes = nodes
         self._pools = pools
         self._figures = figures
@@ -120,9 +119,17 @@ class StandbyMetrics(Collector):
             "Standby pods that began their revision at a lower level than their own",
             labels=("level", "used"),
         )
-        for levels, count in sorted(self._fallbacks.items()):
+        for levels, count in sorted(self._wakes.fallbacks.items()):
             fell_back.add_metric(levels, count)
         yield fell_back
+        made_room = CounterMetricFamily(
+            "galaxy_standby_made_room",
+            "Standby pods that ended sleeping engines for a revision, since the GPU had no room beside them",
+            labels=("used",),
+        )
+        for level, count in sorted(self._wakes.made_room.items()):
+            made_room.add_metric((level,), count)
+        yield made_room
         yield from self._of_nodes()
         adoption = HistogramMetricFamily(
             "galaxy_standby_adoption_seconds", "From taking a standby pod to its labels"

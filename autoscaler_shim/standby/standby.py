@@ -114,7 +114,7 @@ class Standby:
             unscheduled,
         )
         self.metrics = StandbyMetrics(
-            self.tally, self.saying.wakes.fallbacks, self.keeper.figures, self.agents.figures, self._figures
+            self.tally, self.saying.wakes, self.keeper.figures, self.agents.figures, self._figures
         )
         self._activators: tuple[str, ...] = ()
         self._endpoints = Informer(

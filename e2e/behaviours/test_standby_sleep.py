@@ -125,7 +125,7 @@ def test_an_engine_that_does_not_wake_is_started_from_the_zygote_and_people_hear
         wait_agreed(one, 1)
         said = wait_used(one, "FellBack: ")
         assert "level S0" in said
-        assert "not from its level S2: its engine did not wake: out of memory" in said
+        assert "not from its level S2: its engine did not wake: the allocator refuses to map" in said
         assert len(adopted(one)) == 1
         assert fell_back(installed) >= 1
 

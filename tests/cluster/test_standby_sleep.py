@@ -187,7 +187,7 @@ def test_one_that_dies_while_the_other_serves_comes_back_when_the_device_is_free
 
 @pytest.mark.parametrize(
     ("how", "says"),
-    [("wake-hangs", "no wake within 0.3 s"), ("wake-fails", "out of memory")],
+    [("wake-hangs", "no wake within 0.3 s"), ("wake-fails", "the allocator refuses to map")],
 )
 @pytest.mark.parametrize("more", [HTTP, CONTROL])
 def test_what_does_not_wake_is_started_from_the_zygote_and_its_pod_goes_after_that(

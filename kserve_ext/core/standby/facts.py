@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from kserve_ext.core.ids import InstanceID, RevisionKey
 
@@ -13,6 +13,10 @@ Level = Literal["S0", "S1", "S2"]
 #: warming: not to be had yet. starting: it has a revision, which does not serve yet. failed: it could not start the
 #: revision, and is to be deleted. draining: it takes nothing new, and is warming again or gone after that.
 SlotState = Literal["warming", "ready", "starting", "serving", "draining", "failed"]
+
+
+#: A step: sleepers were ended, since the GPU had no room beside them.
+SLEEPERS_ENDED: Final = "sleepers_ended"
 
 
 class Started(NamedTuple):

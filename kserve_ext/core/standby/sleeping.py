@@ -2,8 +2,9 @@
 
 A sleeping engine has its weights in host memory and nothing on the device, so to wake is quicker than to load, and
 there is room for one: the other sleeps before, always. What is refused has changed nothing. One that could not go to
-sleep or wake up is lost with its pod's device memory in an unknown state: the pod is to be replaced. Never talks to
-an engine: the answers say what to tell which, and what it answers comes back as an event.
+sleep or wake up is lost with its pod's device memory in an unknown state: the pod is to be replaced; not so where its
+process has gone since memory was short. Never talks to an engine: the answers say what to tell which, and what it
+answers comes back as an event.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Failed(NamedTuple):
 
     engine: str
     reason: str
+    gone: bool = False  # its process is known to be, and why it failed leaves nothing in doubt
 
 
 Event = Asleep | WakeAsked | SleepAsked | Requests | Done | Failed
@@ -115,8 +117,8 @@ class Sleepers:
         match event:
             case Asleep(name, weights_mib, device_mib):
                 return self._come(name, weights_mib, device_mib)
-            case Failed(name, reason):
-                return self._failed(name, reason)
+            case Failed(name, reason, gone):
+                return self._failed(name, reason, gone)
         engine = self.engines.get(event.engine)
         if engine is None:
             return [Refuse(event.engine, f"{event.engine} is not in this pod")]
@@ -194,7 +196,7 @@ class Sleepers:
         engine.state, engine.generation = "waking", self._generation
         return Wake(name, self._generation)
 
-    def _failed(self, name: str, reason: str) -> list[Instruction]:
+    def _failed(self, name: str, reason: str, gone: bool) -> list[Instruction]:
         engine = self.engines.get(name)
         if engine is None:
             return []
@@ -203,8 +205,8 @@ class Sleepers:
             self._next,
             "" if self._next in (name, "") or was in _ON_DEVICE else self._next,
         )
-        if was not in _ON_DEVICE:
-            del self.engines[name]  # it slept: what it held was its process's, and has gone with it
+        if was not in _ON_DEVICE or (gone and not following):
+            del self.engines[name]  # what it held was its process's, and has gone with it
             return []
         self._lost = f"{name} failed while it was {was} ({reason}): this pod is to be replaced"
         refused: list[Instruction] = (

@@ -6,7 +6,8 @@ in, instructions out, in order. It keeps at most one revision at a time; what it
 with its state and the reason. A server that ends while it serves ends the slot: the pod is then replaced, as
 decision 33 says. So does one whose files can't be deleted: the next revision would see them. In a pod of level S2
 engines sleep besides (engines.py): one of them is woken in place of a fork, if it is the revision's, and sleeps again
-when the revision is given back.
+when the revision is given back. Where the GPU has no room for it sleepers are ended first; where it would have none
+even so the revision is failed with the numbers, and is started elsewhere.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from typing import Final
 
 from kserve_ext.core.standby.engines import (
+    Answer,
     EndEngine,
     EngineEvent,
     EngineGone,
@@ -23,7 +25,8 @@ from kserve_ext.core.standby.engines import (
     EngineWoke,
     PodEngines,
 )
-from kserve_ext.core.standby.facts import Assignment, SlotState, Started
+from kserve_ext.core.standby.facts import SLEEPERS_ENDED, Assignment, SlotState, Started
+from kserve_ext.core.standby.room import share_of
 from kserve_ext.core.standby.slot_events import (
     BaseDied,
     BaseReady,
@@ -83,6 +86,7 @@ class SlotMachine:
         "_fallback",
         "_front_failures",
         "_front_up",
+        "_making_room",
         "_outdated",
         "_quiet_s",
         "_server",
@@ -123,6 +127,7 @@ class SlotMachine:
         self._cleaning = False  # the server has ended, and its files are being deleted
         self._woken = ""  # the engine that is the server, from the order to wake until it sleeps, or is gone
         self._fallback = ""  # why its engine isn't the server
+        self._making_room = False  # sleepers end; then its engine is woken, or the server forked
 
     @property
     def revision(self) -> str:
@@ -159,9 +164,11 @@ class SlotMachine:
             case FreeAsked(revision):
                 return self._free(revision)
             case ServerReady(started):
+                if started is not None:
+                    started = started._replace(
+                        why=self._fallback or started.why, steps=self._steps(started.steps)
+                    )
                 self._started = started
-                if started is not None and self._fallback:
-                    self._started = started._replace(why=self._fallback)
                 return self._server_began()
             case ServerFailed(reason):
                 return self._failed(reason)
@@ -191,16 +198,45 @@ class SlotMachine:
         self.assignment = assignment
         self._assigned = self._server_ready = False
         self._started, self._fallback = None, ""
-        if self.engines is not None and assignment.engine:
-            wake, why = self.engines.wake(assignment.engine)
-            if not why:
-                self._woken = assignment.engine
-                self._become("starting", "")
-                return [self._tell(), *wake, FrontAssign(assignment, self._woken)]
-            self._fallback = f"its engine was not woken: {why}"
+        if self.engines is not None:
+            self.engines.asked(assignment.engine)
+        return self._begin(assignment)
+
+    def _begin(self, assignment: Assignment) -> list[Instruction]:
+        if self.engines is not None and assignment.engine and not self._fallback:
+            return self._wake(assignment, self.engines)
         return self._fork(assignment)
 
+    def _wake(self, assignment: Assignment, engines: PodEngines) -> list[Instruction]:
+        name = assignment.engine
+        if name in engines.asleep:
+            waits = self._make_room(engines.room_to_wake(name))
+            if waits:
+                return waits
+        wake, why = engines.wake(name)
+        if why:
+            self._fallback = f"its engine was not woken: {why}"
+            return self._fork(assignment)
+        self._woken = name
+        self._become("starting", "")
+        return [self._tell(), *wake, FrontAssign(assignment, name)]
+
+    def _make_room(self, answer: Answer) -> list[Instruction]:
+        """[]: there is some."""
+        self._making_room = bool(answer.orders)
+        if answer.why:
+            self._become("starting", self._fallback)
+            return [self._tell(), *self._failed(f"{self._fallback}; {answer.why}".removeprefix("; "))]
+        if answer.orders:
+            self._become("starting", self._fallback or "sleepers make room for it")
+            return [self._tell(), *answer.orders]
+        return []
+
     def _fork(self, assignment: Assignment) -> list[Instruction]:
+        if self.engines is not None:
+            waits = self._make_room(self.engines.room_to_fork(assignment.engine, share_of(assignment.argv)))
+            if waits:
+                return waits
         self._server = True
         self._base_ready = False
         self._become("starting", self._fallback)
@@ -293,6 +329,7 @@ class SlotMachine:
         return self._end_server() if self.state == "draining" else []
 
     def _end_server(self) -> list[Instruction]:
+        self._making_room = False
         if self._woken:
             return self._end_engine()
         return [EndServer(SERVER_GRACE_S)] if self._server else self._server_gone()
@@ -335,12 +372,14 @@ class SlotMachine:
         name = event.engine
         orders: list[Instruction] = [*self.engines.handle(event)]
         if name != self._woken:
+            if self._making_room and self.assignment is not None and not self.engines.ending:
+                return [*orders, *self._begin(self.assignment)]
             return [*orders, *self._settle()]
         match event:
             case EngineWoke() if self.state == "draining":  # given back meanwhile
                 return [*orders, *self._end_engine()]
             case EngineWoke(_, took_ms):
-                self._started = Started("S2", "", (("awake", took_ms),))
+                self._started = Started("S2", "", self._steps((("awake", took_ms),)))
                 return [*orders, *self._server_began()]
             case EngineMissed(_, reason) if self.state == "starting":
                 self._fallback = f"its engine did not wake: {reason}"
@@ -358,6 +397,13 @@ class SlotMachine:
             self._server_ready, self._started = False, None
             return self._fork(self.assignment)
         return self._server_ended(reason)
+
+    def _steps(self, steps: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+        """Of its start, with what came before."""
+        if self.engines is None or not self.engines.went:
+            return steps
+        ms = self.engines.went_ms
+        return ((SLEEPERS_ENDED, ms), *((name, ms + after) for name, after in steps))
 
     def _end_engine(self) -> list[Instruction]:
         """It sleeps again; with its pod it ends. One that is on its way is waited for."""
@@ -386,6 +432,8 @@ class SlotMachine:
         self._front_failures = 0
         if self.assignment is None or self.state not in ("starting", "serving"):
             return self._settle() if self.assignment is None else self._blank()
+        if self._making_room:
+            return []  # it is told with the server
         told: list[Instruction] = [FrontAssign(self.assignment, self._woken)]
         return [*told, FrontServe(self.revision)] if self._server_ready else told
 
@@ -421,6 +469,7 @@ class SlotMachine:
         else:
             name, why = engines.awaited
             missing = f"engine {name}: {why}; {AGAIN}" if why else f"engine {name} is loaded and put to sleep"
+            missing = missing if name else "an engine ends, for which the GPU has no room"
         return [*begun, *self._warms(missing)]
 
     def _warms(self, missing: str) -> list[Instruction]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
 from kserve_ext.core.ids import RevisionKey
-from kserve_ext.core.standby.facts import Level, Started
+from kserve_ext.core.standby.facts import SLEEPERS_ENDED, Level, Started
 from kserve_ext.core.standby.known import Seen
 
 #: Slots that are remembered of a revision, and revisions that are remembered.
@@ -93,6 +93,8 @@ class Wake:
 class Wakes:
     #: Slots that began at another level than their own, by both.
     fallbacks: Counter[tuple[Level, Level]] = field(default_factory=Counter)
+    #: Slots that ended sleeping engines for a revision, by the level that it began at.
+    made_room: Counter[Level] = field(default_factory=Counter)
     _of: dict[RevisionKey, dict[str, Wake]] = field(default_factory=dict)  # by uid, the oldest first
     _told: dict[RevisionKey, Told] = field(default_factory=dict)
 
@@ -131,6 +133,8 @@ class Wakes:
         wake.serving_ms, wake.started = _ms(now - wake.begun), started
         if wake.used != wake.level:
             self.fallbacks[wake.level, wake.used] += 1
+        if started is not None and any(name == SLEEPERS_ENDED for name, _ in started.steps):
+            self.made_room[wake.used] += 1
         return self._say(revision, wake)
 
     def own(self, revision: RevisionKey, uid: str, now: float) -> bool:

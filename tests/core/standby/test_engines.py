@@ -25,7 +25,8 @@ from kserve_ext.core.standby.engines import (
     StartEngine,
     WakeEngine,
 )
-from kserve_ext.core.standby.facts import Started
+from kserve_ext.core.standby.facts import SLEEPERS_ENDED, Started
+from kserve_ext.core.standby.room import CONTEXT_MIB, DEFAULT_SHARE, Memory
 from kserve_ext.core.standby.slot import AGAIN, SlotMachine
 from kserve_ext.core.standby.slot_events import (
     BaseReady,
@@ -33,6 +34,7 @@ from kserve_ext.core.standby.slot_events import (
     Cleaned,
     End,
     EndServer,
+    Event,
     Fork,
     FreeAsked,
     FrontAssign,
@@ -265,13 +267,198 @@ def test_weights_that_host_memory_has_no_room_for_are_not_loaded() -> None:
     assert engines.given_up["large"] == "its weights need 61 MiB of host memory, 60 are left: raise the limit"
 
 
+GPU_MIB, AWAKE_MIB, KEPT_MIB = 80_000, 70_000, 800
+GREEDY = tuple(Planned(name, 10, 0.9) for name in ("one", "two", "three", "four"))
+
+
+class Gpu:
+    """Of a slot: what each engine has of it, and others have."""
+
+    def __init__(self, engines: PodEngines, outside: int = 0) -> None:
+        self.engines = engines
+        self.outside = outside
+        self.held: dict[str, int] = {}
+        self.look()
+
+    def look(self) -> None:
+        self.engines.measured(Memory(GPU_MIB, GPU_MIB - self.outside - sum(self.held.values())))
+
+    def has(self, name: str, mib: int) -> None:
+        self.held[name] = mib
+        self.look()
+
+    def gone(self, name: str) -> None:
+        del self.held[name]
+        self.look()
+
+
+def greedy(count: int, outside: int) -> tuple[SlotMachine, Gpu]:
+    """A slot in which so many sleep, each of which wants nine tenths of the GPU; where others have some of that the
+    rest of four engines has found no room."""
+    machine = SlotMachine("pod", engines=PodEngines(GREEDY if outside else GREEDY[:count], HOST, BEGAN))
+    assert machine.engines is not None
+    gpu = Gpu(machine.engines, outside)
+    machine.handle(FrontUp())
+    machine.handle(BaseReady())
+    for one in GREEDY[:count]:
+        assert machine.engines.loading == one.name
+        gpu.has(one.name, AWAKE_MIB)
+        machine.handle(EngineLoaded(one.name))
+        gpu.has(one.name, KEPT_MIB)
+        machine.handle(EngineSlept(one.name))
+    assert machine.state == "ready"
+    assert machine.engines.asleep == tuple(one.name for one in GREEDY[:count])
+    return machine, gpu
+
+
+NO_ROOM = (
+    8_000 - CONTEXT_MIB - 2 * KEPT_MIB
+)  # of others: with two asleep nine tenths are not free any more, with one they are
+
+
+def test_one_for_whom_nobody_has_asked_ends_no_sleeper_and_is_left_out_with_the_numbers() -> None:
+    machine, _ = greedy(2, NO_ROOM + 1)
+    assert machine.reason.startswith(
+        "three does not sleep here: the GPU has no room: three starts with 72640 MiB free, 72639 of 80000 are: lower "
+        "its --gpu-memory-utilization (0.9)"
+    )
+    assert "four does not sleep here: the GPU has no room" in machine.reason
+    greedy(3, NO_ROOM)
+
+
+def test_one_for_whom_a_revision_asks_ends_the_oldest_sleeper_and_sleeps_in_its_place_afterwards() -> None:
+    machine, gpu = greedy(2, NO_ROOM + 1)
+    asked = assignment("a", engine="three", argv=("run", "--gpu-memory-utilization=0.9"))
+    told, end = machine.handle(StartAsked(asked))
+    why = "it was ended for the server of three since 72639 of the GPU's 80000 MiB were free, and it kept 800"
+    assert end == EndEngine("one", 0.0, why)
+    assert isinstance(told, Tell)
+    assert told.state == "starting"
+    assert "three starts with 72640 MiB free" in told.reason
+    gpu.gone("one")
+    assert machine.handle(EngineGone("one", "was ended by signal 9", took_ms=40))[1:] == [
+        Fork(asked),
+        FrontAssign(asked),
+    ]
+    machine.handle(FrontAssigned("ns/a"))
+    gpu.has("server", AWAKE_MIB)
+    told = machine.handle(ServerReady(Started("S0", "", (("ready", 9),))))[-1]
+    assert isinstance(told, Tell)
+    assert told.started is not None
+    assert told.started.steps == ((SLEEPERS_ENDED, 40), ("ready", 49))
+    machine.handle(FreeAsked("ns/a"))
+    machine.handle(FrontDrained("ns/a"))
+    gpu.gone("server")
+    machine.handle(ServerEnded("ended"))
+    machine.handle(Cleaned())
+    assert machine.handle(BaseReady())[0] == StartEngine("three", 0), "the one asked for last is first"
+    gpu.has("three", AWAKE_MIB)
+    machine.handle(EngineLoaded("three"))
+    gpu.has("three", KEPT_MIB)
+    told = machine.handle(EngineSlept("three"))[-1]
+    assert isinstance(told, Tell)
+    assert told.state == "ready"
+    assert told.asleep == ("two", "three")
+    assert "one does not sleep here: the GPU has no room: one starts with 72640 MiB free" in told.reason
+
+
+def test_a_wake_ends_sleepers_one_after_the_other_until_it_fits() -> None:
+    machine, gpu = greedy(3, 0)
+    gpu.outside = GPU_MIB - AWAKE_MIB  # a wake lacks what both others keep
+    gpu.look()
+    asked = assignment("a", engine="three")
+    told, end = machine.handle(StartAsked(asked))
+    assert told == Tell("starting", "ns/a", "sleepers make room for it", None, ("two", "three"))
+    assert (end.engine, end.grace_s) == ("one", 0.0)  # type: ignore[union-attr]
+    assert machine.handle(FrontUp()) == [], "the front is told with the wake"
+    gpu.gone("one")
+    told, end = machine.handle(EngineGone("one", "was ended by signal 9", took_ms=30))
+    assert end.engine == "two"  # type: ignore[union-attr]
+    gpu.outside = 0
+    gpu.gone("two")
+    told, *rest = machine.handle(EngineGone("two", "was ended by signal 9", took_ms=20))
+    assert rest == [WakeEngine("three", BEGAN + 1), FrontAssign(asked, "three")]
+    machine.handle(FrontAssigned("ns/a"))
+    told = machine.handle(EngineWoke("three", 7))[-1]
+    assert isinstance(told, Tell)
+    assert told.started == Started("S2", "", ((SLEEPERS_ENDED, 50), ("awake", 57)))
+
+
+def test_what_would_not_fit_without_any_sleeper_fails_with_the_numbers_and_ends_nobody() -> None:
+    machine, gpu = greedy(2, 0)
+    gpu.outside = 30_000
+    gpu.look()
+    told, failed, *_ = machine.handle(StartAsked(assignment("a", engine="two")))
+    assert isinstance(told, Tell)
+    assert isinstance(failed, Tell)
+    assert (told.state, failed.state) == ("starting", "failed")
+    assert failed.reason == (
+        "the GPU has no room: two wakes with 69200 MiB free, 48400 of 80000 are and sleepers that may go for it keep "
+        "800: give it another GPU, or free the GPU of others"
+    )
+    assert failed.asleep == ("one", "two")
+    machine.handle(FreeAsked("ns/a"))
+    machine.handle(Cleaned())
+    machine.handle(BaseReady())
+    assert machine.state == "ready"
+
+
+def test_a_wake_without_memory_gives_its_engine_up_and_nothing_else() -> None:
+    machine, gpu = greedy(2, 0)
+    asked = assignment("a", engine="one", argv=("run", "--gpu-memory-utilization=0.9"))
+    machine.handle(StartAsked(asked))
+    machine.handle(FrontAssigned("ns/a"))
+    missed = EngineMissed("one", "CUDA Error: out of memory at cumem_allocator.cpp:62")
+    assert machine.handle(missed) == [EndEngine("one", 0.0)]
+    gpu.gone("one")
+    instructions = machine.handle(EngineGone("one", "was ended by signal 9"))
+    assert Fork(asked) in instructions
+    assert "its engine did not wake: CUDA Error: out of memory" in machine.reason
+    assert machine.engines is not None
+    assert machine.engines.worn == "", "its process is gone, and nothing is in doubt"
+    machine.handle(FrontAssigned("ns/a"))
+    machine.handle(ServerReady())
+    machine.handle(FreeAsked("ns/a"))
+    machine.handle(FrontDrained("ns/a"))
+    assert machine.handle(ServerEnded("ended")) == [Clean()]
+    machine.handle(Cleaned())
+    machine.handle(BaseReady())
+    assert "one" in machine.engines.given_up
+    assert machine.state == "ready"
+
+
+def test_where_a_fork_has_no_room_either_the_revision_goes_elsewhere_with_both_reasons() -> None:
+    machine, gpu = greedy(2, 0)
+    machine.handle(StartAsked(assignment("a", engine="one", argv=("run", "--gpu-memory-utilization=0.9"))))
+    machine.handle(EngineMissed("one", "CUDA Error: out of memory at cumem_allocator.cpp:62"))
+    gpu.outside = 60_000
+    gpu.gone("one")
+    machine.handle(EngineGone("one", "was ended by signal 9"))
+    assert machine.state == "failed"
+    assert machine.reason.startswith("its engine did not wake: CUDA Error: out of memory")
+    assert "the GPU has no room: one starts with 72640 MiB free, 19200 of 80000 are" in machine.reason
+
+
+def test_a_revision_that_is_given_back_while_room_is_made_for_it() -> None:
+    machine, gpu = greedy(2, NO_ROOM + 1)
+    machine.handle(StartAsked(assignment("a", engine="three", argv=("run", "--gpu-memory-utilization=0.9"))))
+    assert machine.handle(FreeAsked("ns/a"))[-1] == Clean()
+    machine.handle(Cleaned())
+    machine.handle(BaseReady())
+    assert machine.state == "warming", "one is on its way out"
+    gpu.gone("one")
+    assert StartEngine("three", 0) in machine.handle(EngineGone("one", "was ended by signal 9"))
+
+
 class Sleepers(World):
-    """The world of a slot, with engines that do what such may."""
+    """The world of a slot, with engines that do what such may, on a GPU that is short of memory."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.planned = (ONE, TWO, Planned("large", 50))
+        self.planned = tuple(one._replace(share=0.9) for one in (ONE, TWO, Planned("large", 50)))
         self.engines: dict[str, str] = {}  # processes, and what they are at
+        self.outside = 0  # of the GPU, by others
+        self.keeps = {"one": 800, "two": 500, "large": 1500}
         self.generation = BEGAN
         #: Whose port requests go to.
         self.front_to = ""
@@ -280,12 +467,26 @@ class Sleepers(World):
     def has_engines(self) -> None:
         self.machine.engines = PodEngines(self.planned, HOST, BEGAN)
 
+    def free_mib(self) -> int:
+        held = sum(self.keeps[n] if state == "asleep" else AWAKE_MIB for n, state in self.engines.items())
+        return max(0, GPU_MIB - self.outside - held - (AWAKE_MIB if self.server else 0))
+
+    def happens(self, event: Event) -> None:
+        if self.machine.engines is not None:
+            self.machine.engines.measured(Memory(GPU_MIB, self.free_mib()))
+        super().happens(event)
+
+    @rule(mib=st.sampled_from([0, 5_000, 6_500, 7_000, 7_500, 9_000, 12_000]))
+    def others_take(self, mib: int) -> None:
+        self.outside = mib
+
     def do(self, instructions: list[Instruction]) -> None:
         for instruction in instructions:
             match instruction:
                 case StartEngine(name):
                     assert name not in self.engines
                     assert self.on_device() == []
+                    assert self.free_mib() >= 0.9 * GPU_MIB + CONTEXT_MIB
                     self.engines[name] = "loading"
                 case SleepEngine(name):
                     assert self.engines[name] in ("loaded", "awake")
@@ -296,10 +497,19 @@ class Sleepers(World):
                     assert generation > self.generation
                     self.generation = generation
                     self.engines[name] = "waking"
-                case EndEngine(name):
+                case EndEngine(name, _, reason):
+                    asleep = self.engines[name] == "asleep"
+                    assert asleep == bool(reason), (
+                        "who sleeps goes for somebody, and the reason says for whom"
+                    )
+                    assert not asleep or self.free_mib() < DEFAULT_SHARE * GPU_MIB + CONTEXT_MIB, (
+                        "for nothing"
+                    )
+                    assert not asleep or "ending" not in self.engines.values(), "one after the other"
                     self.engines[name] = "ending"
                 case Fork():
                     assert self.on_device() == []
+                    assert self.free_mib() >= DEFAULT_SHARE * GPU_MIB + CONTEXT_MIB
                     super().do([instruction])
                 case FrontAssign(_, engine):
                     self.front_to = engine

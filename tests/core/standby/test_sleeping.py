@@ -98,12 +98,20 @@ def test_one_that_ends_in_its_sleep_is_only_gone() -> None:
     assert isinstance(sleepers.handle(WakeAsked("b"))[0], Refuse)
 
 
+def test_one_that_went_for_want_of_memory_when_it_woke_leaves_nothing_in_doubt() -> None:
+    sleepers = pod("a", "b")
+    sleepers.handle(WakeAsked("a"))
+    assert sleepers.handle(Failed("a", "out of memory", gone=True)) == []
+    assert "a" not in sleepers.engines
+    assert sleepers.handle(WakeAsked("b")) == [Wake("b", BEGAN + 2)]
+
+
 engines = st.sampled_from(["a", "b", "c", "x"])
 events = st.one_of(
     st.builds(WakeAsked, engines),
     st.builds(SleepAsked, engines),
     st.builds(Requests, engines, st.integers(0, 2)),
-    st.builds(Failed, engines, st.just("why")),
+    st.builds(Failed, engines, st.just("why"), st.booleans()),
     st.just(None),  # what was told first is done
 )
 
@@ -124,6 +132,10 @@ def test_two_engines_never_have_the_device_and_generations_only_grow(happening: 
             event = Done(first.engine)
         elif isinstance(event, Failed):
             told = [order for order in told if order.engine != event.engine]
+            waking = event.engine in sleepers.engines and sleepers.engines[event.engine].state == "waking"
+            event = event._replace(gone=event.gone and waking)
+            if event.gone:
+                on_device.discard(event.engine)
         before = {name: engine.requests for name, engine in sleepers.engines.items()}
         for out in sleepers.handle(event):
             match out:

@@ -3,11 +3,14 @@
 --model FILE           what it answers from; a file that is not there is refused as our runtimes refuse
 --served-model-name N  said in answers
 --device FOLDER        where the device of its pod is: a file by the pod's uid, locked by whoever has memory of it
+--gpu FOLDER           whose memory it needs (tests/support/gpu.py): awake --awake-mib, asleep --kept-mib, and before
+                       it loads --gpu-memory-utilization of the whole free, as vLLM does
 --enable-sleep-mode    POST /sleep, POST /wake_up and GET /is_sleeping, as vLLM's in its development mode
 --control              orders come over control.sock instead, to the code of runtimes/vllm_pd that obeys them there
 
 What it does goes into FILE.log, a word a line: loaded, leave, sleep, wake, join N. Files beside FILE break it, for as
-long as they are there: FILE.sleep-fails, FILE.wake-fails, FILE.wake-hangs, FILE.load-fails. /exit ends the process.
+long as they are there: FILE.sleep-fails, FILE.wake-fails, FILE.wake-hangs, FILE.load-fails, and FILE.wake-grows with
+how many MiB of the GPU a wake takes. /exit ends the process.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import Any
 from runtimes.vllm_pd.control import Control
 from runtimes.vllm_pd.sleep import Sleeper
 from runtimes.vllm_pd.status import StartRefused, Status
+from tests.support.gpu import Gpu
 
 
 class Device:
@@ -56,13 +60,15 @@ class Device:
 class Engine:
     """As vLLM's is for runtimes/vllm_pd/sleep.py; its channels are words in a file."""
 
-    def __init__(self, model: Path, device: Device) -> None:
+    def __init__(self, model: Path, device: Device, gpu: Gpu, awake_mib: int, kept_mib: int) -> None:
         self._model = model
         self._device = device
+        self._gpu, self._awake_mib, self._kept_mib = gpu, awake_mib, kept_mib
         self.asleep = False
         self.generation = int(os.environ.get("GALAXY_GENERATION") or 0)
         self.open = 0
         device.take()
+        gpu.hold(awake_mib)
         self.weights = model.read_text()
         self.log("loaded")
 
@@ -77,6 +83,7 @@ class Engine:
         if self.broken("sleep-fails"):
             raise RuntimeError("the allocator refuses")
         self._device.give()
+        self._gpu.hold(self._kept_mib)
         self.asleep = True
         self.log("sleep")
 
@@ -84,11 +91,16 @@ class Engine:
         while self.broken("wake-hangs"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         if self.broken("wake-fails"):
-            raise RuntimeError("out of memory")
+            raise RuntimeError("the allocator refuses to map")
+        self._gpu.hold(self._needs())
         self._device.take()
         self.asleep = False
         self.log("wake")
         return True
+
+    def _needs(self) -> int:
+        grown = Path(f"{self._model}.wake-grows")
+        return int(grown.read_text()) if grown.exists() else self._awake_mib
 
     def get_num_unfinished_requests(self) -> int:
         return self.open
@@ -127,7 +139,7 @@ class Server:
         if self._sleeps and (method, path) in (("POST", "/sleep"), ("POST", "/wake_up")):
             try:
                 await (engine.sleep(1) if path == "/sleep" else engine.wake_up())
-            except (RuntimeError, BlockingIOError) as error:
+            except (RuntimeError, BlockingIOError, MemoryError) as error:
                 return 500, {"error": str(error)}
             return 200, {"status": "sleeping" if engine.asleep else "awake"}
         if self._sleeps and path == "/is_sleeping":
@@ -170,6 +182,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", required=True)
     parser.add_argument("--served-model-name", default="")
     parser.add_argument("--device", default="")
+    parser.add_argument("--gpu", default="")
+    parser.add_argument("--awake-mib", type=int, default=0)
+    parser.add_argument("--kept-mib", type=int, default=0)
+    parser.add_argument("--gpu-memory-utilization", type=float, default=0.92)
     parser.add_argument("--enable-sleep-mode", action="store_true")
     parser.add_argument("--control", action="store_true")
     args = parser.parse_args(argv)
@@ -178,8 +194,16 @@ def main(argv: list[str]) -> int:
     if os.path.exists(f"{args.model}.load-fails"):
         status.fail(StartRefused("it is broken", "--model", "mend it", permanent=False))
         return 1
+    gpu = Gpu(args.gpu)
+    gpu_wanted, gpu_free = args.gpu_memory_utilization * gpu.total_mib, gpu.free_mib - args.kept_mib
+    if gpu_free < gpu_wanted:
+        error = (
+            f"Free memory on device ({gpu_free}) is less than desired GPU memory utilization ({gpu_wanted})"
+        )
+        status.fail(StartRefused(error, "--gpu-memory-utilization", "lower it", permanent=False))
+        return 1
     try:
-        engine = Engine(Path(args.model), Device(args.device))
+        engine = Engine(Path(args.model), Device(args.device), gpu, args.awake_mib, args.kept_mib)
     except OSError as error:
         status.fail(StartRefused(str(error), "--model", "give a file, on a free device"))
         return 2
