@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kserve_ext.api.knative import pods as knative_pods
-from kserve_ext.api.knative.pods import PodFact
+from kserve_ext.api.knative.pods import PodFact, Unplaced
 from kserve_ext.core.knative.pod_autoscaler import Pods
 from kserve_ext.core.knative.sampling import Pod
 from kserve_ext.kube.client import Client, KubeObject
@@ -22,8 +22,8 @@ class PodIndex:
         self._changed = changed
         #: by revision, then by pod
         self._facts: dict[str, dict[str, PodFact]] = {}
-        #: By namespace/name: why no node has room.
-        self._unscheduled: dict[str, str] = {}
+        #: By namespace/name.
+        self._unscheduled: dict[str, Unplaced] = {}
         self.informer = Informer(client, PODS, labels=SELECTOR, on_change=self._take, keep=knative_pods.slim)
 
     def counts(self, revision: str) -> Pods:
@@ -32,8 +32,8 @@ class PodIndex:
     def scrapable(self, revision: str) -> list[Pod]:
         return knative_pods.scrapable(self._facts.get(revision, {}).values())
 
-    def unscheduled(self) -> dict[str, str]:
-        """By namespace/name: what the scheduler says of those that no node has room for, and that are to be."""
+    def unscheduled(self) -> dict[str, Unplaced]:
+        """By namespace/name: those that no node has room for, and that are to be."""
         return self._unscheduled
 
     def _take(self, old: KubeObject | None, new: KubeObject | None) -> None:
@@ -44,8 +44,8 @@ class PodIndex:
         metadata = (new or old or {})["metadata"]
         name = metadata["name"]
         self._unscheduled.pop(f"{metadata['namespace']}/{name}", None)
-        if after is not None and after.unscheduled and not after.terminating:
-            self._unscheduled[f"{metadata['namespace']}/{name}"] = after.unscheduled
+        if after is not None and after.unplaced is not None and not after.terminating:
+            self._unscheduled[f"{metadata['namespace']}/{name}"] = after.unplaced
         if before is not None:
             siblings = self._facts.get(before.revision, {})
             siblings.pop(name, None)

@@ -81,6 +81,14 @@ class Agents:
             found.append(NodeFigures(node, at, states, capacity.gpus, news.status.free.gpus, capacity.rdma))
         return found
 
+    def rooms(self) -> dict[str, int]:
+        """By node, where its number is known: GPUs that no revision's standby pod has; other pods aren't known."""
+        return {
+            node: news.status.capacity.gpus - sum(slot.gpus for slot in news.slots if slot.revision)
+            for node, (_, news) in self._said.items()
+            if news.status.capacity.gpus
+        }
+
     async def start(self, rpc: Rpc) -> None:
         """Returns when all have been heard that answer within a moment."""
         if self._rpc is None:  # else a former try has failed behind this

@@ -17,6 +17,7 @@ from typing import Final
 from autoscaler_shim.standby.metrics import PoolFigures, Tally
 from autoscaler_shim.standby.pods import StandbyPods
 from autoscaler_shim.standby.shapes import Shapes
+from kserve_ext.api.knative.pods import Unplaced
 from kserve_ext.api.standby import pods as standby_pods
 from kserve_ext.api.standby import reading
 from kserve_ext.core.ids import RevisionKey
@@ -51,11 +52,12 @@ class Keeper:
         reachable: Callable[[RevisionKey], bool],
         busy: Callable[[], bool],
         concerned: Callable[[RevisionKey], None],
-        unscheduled: Callable[[], Mapping[str, str]] = dict,
+        unscheduled: Callable[[], Mapping[str, Unplaced]] = dict,
+        rooms: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         """`reachable`: whether requests come to a revision; `busy`: whether a burst is under way; `concerned` is told
         of each revision whose pool has begun to come up, or no longer does; `unscheduled`: revisions' pods that no
-        node has room for, and what the scheduler says."""
+        node has room for; `rooms`: by node, GPUs that no revision's standby pod has."""
         self._client = client
         self._known = known
         self._pods = pods
@@ -66,6 +68,7 @@ class Keeper:
         self._busy = busy
         self._concerned = concerned
         self._unscheduled = unscheduled
+        self._rooms = rooms
         self._giving_way = GivingWay()
         #: Pools that get no more pods now, and the pod that comes before them.
         self._holds: Mapping[str, str] = {}
@@ -103,14 +106,17 @@ class Keeper:
         said = self._unscheduled()
         if not said and not self._holds:
             return
-        waiting = [Waiting(name, reading.lacking(words)) for name, words in said.items()]
+        waiting = [Waiting(name, reading.lacking(pod.words), pod.gpus) for name, pod in said.items()]
+        leaving = {pod.uid for pod in self._known.pods.values() if pod.leaving}
         pools = {
             key: reading.requested(shape.pool.pod)
             for key in self._shapes.pools()
             for shape in self._shapes.of_pool(key)
             if shape.pool is not None
         }
-        way = self._giving_way.decide(waiting, self._idle_pods(pools), pools, self._now())
+        way = self._giving_way.decide(
+            waiting, self._idle_pods(pools), pools, self._now(), leaving, self._rooms()
+        )
         self._holds = way.holds
         for uid, name in way.delete:
             pod = self._known.pods.get(uid)
@@ -120,7 +126,7 @@ class Keeper:
                 or not self._owns(standby_pods.bucket_key(pod.pool))
             ):
                 continue
-            log.info("standby pod %s is deleted: %s finds no node: %s", pod.name, name, said.get(name, ""))
+            log.info("standby pod %s is deleted: %s finds no node: %s", pod.name, name, said[name].words)
             self._tally.pods_deleted += 1
             await self._pods.delete(uid)
 
@@ -232,8 +238,7 @@ class Keeper:
         for key, has in pools.items():
             for member in self._members(key):
                 if member.state in ("coming", "ready"):
-                    seen = self._known.slots.get(member.uid)
-                    node = seen.node if seen is not None else ""
+                    node = self._known.pods[member.uid].node
                     found.append(Idle(member.uid, key, has, member.made_at, node, member.scheduled))
         return found
 

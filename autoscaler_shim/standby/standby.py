@@ -22,6 +22,7 @@ from autoscaler_shim.standby.saying import Saying
 from autoscaler_shim.standby.scales import StandbyScales
 from autoscaler_shim.standby.settling import Settling
 from autoscaler_shim.standby.shapes import Shapes
+from kserve_ext.api.knative.pods import Unplaced
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.knative.pod_autoscaler import Pods
 from kserve_ext.core.standby.known import Known
@@ -61,7 +62,7 @@ class Standby:
         again: Callable[[str], None],
         owns: Callable[[str], bool],
         counts: Callable[[str], Pods],
-        unscheduled: Callable[[], Mapping[str, str]],
+        unscheduled: Callable[[], Mapping[str, Unplaced]],
         term: Callable[[str], int],
         identity: Identity | None,
     ) -> None:
@@ -112,6 +113,7 @@ class Standby:
             self._busy,
             self.scales.concerned,
             unscheduled,
+            self.agents.rooms,
         )
         self.metrics = StandbyMetrics(
             self.tally, self.saying.wakes, self.keeper.figures, self.agents.figures, self._figures

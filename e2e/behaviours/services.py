@@ -130,8 +130,8 @@ def template(
 
 
 @contextmanager
-def deployed(api: Api, tag: str, template: Object) -> Iterator[Service]:
-    """Ready on entry; deleted on exit, without waiting for its pods' grace."""
+def deployed(api: Api, tag: str, template: Object, ready: bool = True) -> Iterator[Service]:
+    """Ready on entry, unless the test waits for that; deleted on exit, without waiting for its pods' grace."""
     name = f"{tag}-{_RUN}-{next(_numbers)}"
     service = Service(api, name)
     api.create(
@@ -143,7 +143,8 @@ def deployed(api: Api, tag: str, template: Object) -> Iterator[Service]:
         }
     )
     try:
-        service.wait_ready()
+        if ready:
+            service.wait_ready()
         yield service
     finally:
         api.delete(SERVING, "Service", NAMESPACE, name)

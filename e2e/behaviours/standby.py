@@ -23,6 +23,7 @@ from kserve_ext.api.standby import names
 AGENT = "galaxy-node-agent"
 RUNTIME = "bench.peers.tiny_runtime"
 UID = "serving.knative.dev/revisionUID"
+GPU = "nvidia.com/gpu"
 FILL_S = 90
 _numbers = itertools.count(1)
 
@@ -69,8 +70,11 @@ def wait_can_hold(api: Api) -> None:
 class Pool:
     """Pods of the shape of one test, whose model lies in a file of its own."""
 
-    def __init__(self, api: Api, folder: Path) -> None:
+    def __init__(self, api: Api, folder: Path, gpus: int = 0, **spec: Any) -> None:
+        """`gpus`: of each pod, which a node has only where a test says so; `spec`: further fields of revisions'."""
         self.api = api
+        self.spec = spec
+        self.gpus = gpus
         self.mark = f"t{next(_numbers)}-{folder.name}"
         self.folder = folder
 
@@ -79,7 +83,9 @@ class Pool:
         """Asleep."""
         model = self.folder / tag
         model.write_text(f"model of {tag}")
-        made = template({"initial-scale": "0", "target-burst-capacity": "-1", "window": "60s", **annotations})
+        made = template(
+            {"initial-scale": "0", "target-burst-capacity": "-1", "window": "60s", **annotations}, **self.spec
+        )
         made["metadata"]["annotations"] |= {
             "kserve-galaxy.io/engine": "galaxy",
             "kserve-galaxy.io/standby": str(size),
@@ -91,20 +97,19 @@ class Pool:
             # What an import might read makes another pool, so that tests don't share theirs.
             "env": [{"name": "HF_HOME", "value": f"/{self.mark}"}],
         }
+        if self.gpus:
+            container["resources"] = {"limits": {GPU: str(self.gpus)}}
         with deployed(self.api, tag, made) as service:
             yield service
 
     def pods(self) -> list[Object]:
         """Of all pools; adopted ones too."""
         found = self.api.list("v1", "Pod", NAMESPACE, names.POOL_LABEL)
-        return [
-            pod
-            for pod in found
-            if not pod["metadata"].get("deletionTimestamp")
-            and any(
-                entry.get("value") == f"/{self.mark}" for entry in pod["spec"]["containers"][0].get("env", [])
-            )
-        ]
+        return [pod for pod in found if not pod["metadata"].get("deletionTimestamp") and self.has(pod)]
+
+    def has(self, pod: Object) -> bool:
+        env = pod["spec"]["containers"][0].get("env") or []
+        return any(entry.get("value") == f"/{self.mark}" for entry in env)
 
     def idle(self) -> list[Object]:
         return [

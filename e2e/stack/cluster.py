@@ -94,6 +94,22 @@ def another_node(stack: Cluster, name: str) -> Iterator[None]:
         processes.end(place, record, process)
 
 
+@contextmanager
+def devices(api: Api, node: str, resource: str, count: int) -> Iterator[None]:
+    """A node has so many, as its device plugin would say; in the end none, which ends no pod that has one."""
+
+    def tell(amount: str | None) -> None:
+        status = {"status": {kind: {resource: amount} for kind in ("capacity", "allocatable")}}
+        path = f"{api.path('v1', 'Node', '', node)}/status"
+        api.call("PATCH", path, status, "application/merge-patch+json")
+
+    tell(str(count))
+    try:
+        yield
+    finally:
+        tell(None)
+
+
 def attach(name: str) -> Cluster:
     """Enters the node's namespace of a stack that is up."""
     place = Place(name)

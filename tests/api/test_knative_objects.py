@@ -12,7 +12,7 @@ from kserve_ext.api.knative import pa as knative_pa
 from kserve_ext.api.knative.autoscaler_config import AutoscalerConfig
 from kserve_ext.api.knative.conditions import Condition, dated, find, ready, rfc3339, unix
 from kserve_ext.api.knative.config import LeaderElection, Network
-from kserve_ext.api.knative.pods import count, fact, scrapable, slim
+from kserve_ext.api.knative.pods import Unplaced, count, fact, scrapable, slim
 from kserve_ext.api.problems import Findings
 from kserve_ext.core.knative.pod_autoscaler import Known, Mode, Outcome, Pods, Service
 from kserve_ext.core.knative.sampling import MeshMode, Pod
@@ -361,10 +361,12 @@ def test_a_pod_that_no_node_has_room_for_says_why() -> None:
     no_node = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}
     gated = {**no_node, "reason": "SchedulingGated"}
     there = {"type": "PodScheduled", "status": "True"}
-    for condition, said in ((no_node, "0/1 nodes"), (gated, ""), (there, "")):
-        found = fact(slim({**pod, "status": {"conditions": [condition]}}))
+    gpus = [{"resources": {"limits": {"nvidia.com/gpu": "2", "cpu": "1"}}}, {}]
+    for condition, said in ((no_node, Unplaced("0/1 nodes", 2)), (gated, None), (there, None)):
+        status = {"conditions": [condition]}
+        found = fact(slim({**pod, "spec": {"containers": gpus}, "status": status}))
         assert found is not None
-        assert found.unscheduled == said
+        assert found.unplaced == said
 
 
 def test_a_pod_of_no_revision_is_none_of_ours() -> None:
@@ -372,7 +374,7 @@ def test_a_pod_of_no_revision_is_none_of_ours() -> None:
     other["metadata"]["labels"] = None
     assert fact(other) is None
     assert fact({"metadata": {"name": "x", "namespace": "y", "labels": {"serving.knative.dev/revision": "r"}}}) == (
-        "y/r", "", False, False, "", 0.0, ""
+        "y/r", "", False, False, "", 0.0, None
     )  # fmt: skip
 
 

@@ -6,12 +6,22 @@ Counts as pkg/resources/pods.go does. A pod says in a label which revision it is
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from kserve_ext.api import quantities
 from kserve_ext.api.knative.conditions import Document, find, text_map, unix
 from kserve_ext.api.knative.pa import REVISION_LABEL
 from kserve_ext.core.knative.pod_autoscaler import Pods
 from kserve_ext.core.knative.sampling import Pod
+
+GPU: Final = "nvidia.com/gpu"
+
+
+class Unplaced(NamedTuple):
+    """A pod that no node has room for."""
+
+    words: str  # the scheduler's
+    gpus: int = 0  # that it asks for
 
 
 class PodFact(NamedTuple):
@@ -21,7 +31,7 @@ class PodFact(NamedTuple):
     terminating: bool
     address: str
     started_at: float
-    unscheduled: str = ""  # why no node has room for it; "" = it has one, or nobody has looked yet
+    unplaced: Unplaced | None = None  # None: a node has room for it, or nobody has looked yet
 
 
 def fact(pod: Document) -> PodFact | None:
@@ -40,7 +50,9 @@ def fact(pod: Document) -> PodFact | None:
         bool(metadata.get("deletionTimestamp")),
         str(status.get("podIP") or ""),
         unix(status.get("startTime")) or 0.0,
-        str(scheduled.get("message") or "Unschedulable") if no_node else "",
+        Unplaced(str(scheduled.get("message") or "Unschedulable"), int(pod.get("gpus") or 0))
+        if no_node
+        else None,
     )
 
 
@@ -48,8 +60,10 @@ def slim(pod: Document) -> Document:
     """The part of a pod that fact() reads, to be kept in memory."""
     metadata, status = pod["metadata"], pod.get("status") or {}
     kept = ("name", "namespace", "uid", "resourceVersion", "labels", "deletionTimestamp")
+    waits = (find(status.get("conditions"), "PodScheduled") or {}).get("status") == "False"
     return {
         "metadata": {key: metadata[key] for key in kept if key in metadata},
+        **({"gpus": _gpus(pod)} if waits else {}),
         "status": {
             "phase": status.get("phase"),
             "podIP": status.get("podIP"),
@@ -61,6 +75,13 @@ def slim(pod: Document) -> Document:
             ],
         },
     }
+
+
+def _gpus(pod: Document) -> int:
+    """That its containers ask for; a device's request and limit are the same."""
+    containers = (pod.get("spec") or {}).get("containers") or ()
+    limits = [(container.get("resources") or {}).get("limits") or {} for container in containers]
+    return sum(quantities.whole(of[GPU]) for of in limits if GPU in of)
 
 
 def count(pods: Iterable[PodFact]) -> Pods:

@@ -23,6 +23,7 @@ def slim(pod: Document) -> Document:
     )
     return {
         "metadata": {key: metadata[key] for key in kept if key in metadata},
+        "node": (pod.get("spec") or {}).get("nodeName") or "",
         "status": {
             "phase": status.get("phase"),
             "podIP": status.get("podIP"),
@@ -59,6 +60,7 @@ def fact(pod: Document) -> StandbyPod:
         addr=str(status.get("podIP") or ""),
         held=labels.get(names.ADOPTION) == names.HELD,
         moving=names.ADOPTION in labels,
+        node=pod["node"],
     )
 
 

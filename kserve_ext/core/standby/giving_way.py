@@ -1,15 +1,17 @@
 """Which idle standby pod goes when a plain pod finds no node: one that waits to serve comes before a reserve.
 
-One that holds some of what is lacking at a time, and the next only when the scheduler has had time for the last;
-those that have no node themselves at once, as they would be given the place. Every replica decides by the same facts;
+One that holds some of what is lacking at a time, of one node until that has no more, and the next only when the last
+is gone and the scheduler has had time for its place; those that have no node themselves at once, as they would be
+given the place. None goes where the GPUs couldn't be enough if all did. Every replica decides by the same facts;
 whoever keeps the pool carries it out. After a while a pod that can't be helped counts no more, and pools are filled.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 #: What waits for less may yet be given a node as things are.
@@ -18,6 +20,8 @@ AFTER_S: Final = 5.0
 NEXT_S: Final = 15.0
 #: A pod that waits for longer waits for something else; Knative gives a revision up by then.
 PATIENCE_S: Final = 600.0
+#: A pod that takes longer to end, as on a node that has died, isn't waited for.
+ENDS_S: Final = 60.0
 #: Pods that are given up for one that waits: the GPUs of a node.
 MOST: Final = 8
 
@@ -27,6 +31,7 @@ class Waiting(NamedTuple):
 
     name: str
     lacks: frozenset[str]  # resources, as the scheduler says
+    gpus: int = 0  # that it asks for, on one node
 
 
 class Idle(NamedTuple):
@@ -49,6 +54,10 @@ class Way(NamedTuple):
 class GivingWay:
     _since: dict[str, float] = field(default_factory=dict)
     _given: Counter[str] = field(default_factory=Counter)
+    #: By who waits: where room was begun to be made.
+    _begun: dict[str, str] = field(default_factory=dict)
+    #: Given up: when.
+    _ends: dict[str, float] = field(default_factory=dict)
     _next_at: float = 0.0
 
     def decide(
@@ -57,12 +66,20 @@ class GivingWay:
         idle: Iterable[Idle],
         pools: Mapping[str, frozenset[str]],
         now: float,
+        leaving: Collection[str] = (),
+        rooms: Mapping[str, int] = MappingProxyType({}),
     ) -> Way:
-        """`pools`: what a pod of each requests."""
+        """`pools`: what a pod of each requests; `leaving`: pods that are being deleted, and have not ended; `rooms`:
+        by node, GPUs that no revision's standby pod has. A node that isn't in it may have any number."""
         waiting = sorted(waiting)
         names = {pod.name for pod in waiting}
         self._since = {name: at for name, at in self._since.items() if name in names}
         self._given = Counter({name: count for name, count in self._given.items() if name in names})
+        self._begun = {name: node for name, node in self._begun.items() if name in names}
+        self._ends = {uid: at for uid, at in self._ends.items() if now - at < ENDS_S}
+        ending = any(uid in leaving for uid in self._ends)
+        if ending:
+            self._next_at = max(self._next_at, now + NEXT_S)  # it has what it holds until it is gone
         for pod in waiting:
             self._since.setdefault(pod.name, now)
         due = [pod for pod in waiting if AFTER_S <= now - self._since[pod.name] < PATIENCE_S]
@@ -73,32 +90,42 @@ class GivingWay:
                     holds.setdefault(pool, pod.name)
         idle = list(idle)
         delete = [(one.uid, holds[one.pool]) for one in idle if not one.scheduled and one.pool in holds]
-        if now >= self._next_at:
+        if now >= self._next_at and not ending:
             for pod in due:
-                one = _best(pod, idle) if self._given[pod.name] < MOST else None
+                one = self._best(pod, idle, rooms) if self._given[pod.name] < MOST else None
                 if one is not None:
                     delete.append((one.uid, pod.name))
                     self._given[pod.name] += 1
+                    self._begun[pod.name] = one.node
+                    self._ends[one.uid] = now
                     self._next_at = now + NEXT_S
                     break
         return Way(tuple(delete), holds)
+
+    def _best(self, pod: Waiting, idle: list[Idle], rooms: Mapping[str, int]) -> Idle | None:
+        """Where room has been begun to be made, else where most of its like are: a pod's devices are of one node. The
+        youngest there."""
+        found = [
+            one
+            for one in idle
+            if one.scheduled and helps(one.has, pod.lacks) and rooms.get(one.node, pod.gpus) >= pod.gpus
+        ]
+        there, begun = Counter(one.node for one in found), self._begun.get(pod.name)
+        return min(
+            found,
+            key=lambda one: (
+                one.node != begun,
+                -len(one.has & pod.lacks),
+                -there[one.node],
+                one.node,
+                -one.made_at,
+                one.uid,
+            ),
+            default=None,
+        )
 
 
 def helps(has: frozenset[str], lacks: frozenset[str]) -> bool:
     """Every pod has some CPU: where devices are lacking, only one with a device makes room."""
     devices = frozenset(name for name in lacks if "/" in name)
     return bool(has & (devices or lacks))
-
-
-# --- inside
-
-
-def _best(pod: Waiting, idle: list[Idle]) -> Idle | None:
-    """Where most of its like are, so that room comes together on one node; the youngest there."""
-    found = [one for one in idle if one.scheduled and helps(one.has, pod.lacks)]
-    there = Counter(one.node for one in found)
-    return min(
-        found,
-        key=lambda one: (-len(one.has & pod.lacks), -there[one.node], one.node, -one.made_at, one.uid),
-        default=None,
-    )

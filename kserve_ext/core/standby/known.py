@@ -36,6 +36,7 @@ class StandbyPod(NamedTuple):
     addr: str = ""  # its IP
     held: bool = False  # no ReplicaSet can have it yet, and the one that waits for it does nothing else
     moving: bool = False  # held, or protected from its ReplicaSet until that knows of it
+    node: str = ""  # "" = none yet
 
 
 class Seen(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kserve_ext.core.standby.giving_way import (
     AFTER_S,
+    ENDS_S,
     MOST,
     NEXT_S,
     PATIENCE_S,
@@ -59,3 +60,52 @@ def test_devices_that_are_lacking_are_not_to_be_had_from_pods_without() -> None:
     for now in (0.0, AFTER_S):
         way = giving.decide(WAITS, idle(2, "cpu"), POOLS, now)
     assert way == ((), {"gpu": "a/new"})
+
+
+def gone(
+    giving: GivingWay, there: list[Idle], pod: Waiting, rooms: dict[str, int], looks: int = 30
+) -> list[str]:
+    """Who goes, at a look every ten seconds."""
+    found: list[str] = []
+    for look in range(looks):
+        left = [one for one in there if one.uid not in found]
+        found += [uid for uid, _ in giving.decide([pod], left, POOLS, 10.0 * look, (), rooms).delete]
+    return found
+
+
+def test_what_has_been_begun_on_a_node_is_gone_on_with() -> None:
+    there = [*idle(3, node="n0"), *idle(3)]
+    assert gone(GivingWay(), there, WAITS[0], {}, 5) == ["gpu-n0-2", "gpu-n0-1"]
+    assert gone(GivingWay(), there, WAITS[0], {}) == [f"gpu-{n}-{i}" for n in ("n0", "n1") for i in (2, 1, 0)]
+
+
+def test_none_goes_where_the_gpus_can_not_be_enough() -> None:
+    """Fewer than it asks for, or held by pods of revisions."""
+    there, pair = [*idle(3, node="n0"), *idle(2)], Waiting("a/new", frozenset({"nvidia.com/gpu"}), 2)
+    assert gone(GivingWay(), there, pair, {"n0": 1, "n1": 2}) == ["gpu-n1-1", "gpu-n1-0"]
+    assert gone(GivingWay(), there, pair, {"n0": 1, "n1": 1}) == []
+    assert len(gone(GivingWay(), there, pair, {"n0": 1})) == 2, (
+        "a node that nothing is known of may have enough"
+    )
+
+
+def test_one_that_takes_long_to_end_holds_up_the_next_for_a_while() -> None:
+    giving = GivingWay()
+    giving.decide(WAITS, idle(2), POOLS, 0.0)
+    ((first, _),) = giving.decide(WAITS, idle(2), POOLS, AFTER_S).delete
+    now = AFTER_S
+    while not (way := giving.decide(WAITS, idle(1), POOLS, now, {first})).delete:
+        now += 1.0
+    assert AFTER_S + ENDS_S < now < AFTER_S + ENDS_S + NEXT_S
+    assert len(way.delete) == 1
+    assert not giving.decide(WAITS, idle(1), POOLS, now + NEXT_S, {way.delete[0][0]}).delete
+    assert not giving.decide(WAITS, idle(1), POOLS, now + 2 * NEXT_S - 1).delete, (
+        "the scheduler takes its time"
+    )
+    assert giving.decide(WAITS, idle(1), POOLS, now + 2 * NEXT_S).delete
+
+
+def test_one_that_is_ending_for_another_reason_holds_up_nobody() -> None:
+    giving = GivingWay()
+    giving.decide(WAITS, idle(2), POOLS, 0.0)
+    assert giving.decide(WAITS, idle(2), POOLS, AFTER_S, {"other"}).delete

@@ -11,6 +11,7 @@ import pytest
 
 from autoscaler_shim.standby.keeper import Keeper
 from autoscaler_shim.standby.metrics import Tally
+from kserve_ext.api.knative.pods import Unplaced
 from kserve_ext.api.standby import names, pods, reading
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.facts import Slot
@@ -176,10 +177,33 @@ def test_which_pods_give_way_is_carried_out_by_who_keeps_the_pool(monkeypatch: p
         known = Known()
         stand_by(known, "a", "b")
         made, deleting = keeper(known, 2, owns=owns)
-        made._unscheduled = lambda: {"default/plain": "0/1 nodes are available: 1 Insufficient cpu."}
+        made._unscheduled = lambda: {
+            "default/plain": Unplaced("0/1 nodes are available: 1 Insufficient cpu.")
+        }
         asyncio.run(made.give_way())
         assert len(deleting.deleted) == int(owns)
         assert made._holds == {POOL.key: "default/plain"}
+
+
+def test_the_next_gives_way_when_the_last_is_gone_and_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kserve_ext.core.standby.giving_way.AFTER_S", 0.0)
+    monkeypatch.setattr("kserve_ext.core.standby.giving_way.NEXT_S", 0.0)
+    known = Known()
+    nodes = {"a": "n1", "b": "n1", "c": "n2", "d": "n2", "e": "n3", "f": "n3", "g": "n3"}
+    for name, node in nodes.items():
+        known.pod(name, StandbyPod(f"default/{name}", name, POOL.key, made_at=1.0, node=node))
+    made, deleting = keeper(known, 7)
+    made._unscheduled = lambda: {"default/plain": Unplaced("1 Insufficient cpu.", 2)}
+    made._rooms = lambda: {"n3": 1}
+    asyncio.run(made.give_way())
+    assert deleting.deleted == ["a"]
+    known.promised.clear()
+    known.pod("a", known.pods["a"]._replace(leaving=True))
+    asyncio.run(made.give_way())
+    assert deleting.deleted == ["a"], "it isn't gone"
+    known.pod("a", None)
+    asyncio.run(made.give_way())
+    assert deleting.deleted == ["a", "b"]
 
 
 def test_nothing_is_kept_of_pods_and_pools_that_are_no_more() -> None:
