@@ -15,18 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from kserve_ext.core.backoff import pause_s
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.known import Known, Place, Seen, StandbyPod, choose
+from kserve_ext.core.standby.taken import ORDER_S, Taken
 
-#: Between an order to a slot and the slot's own word that it obeys.
-ORDER_S: Final = 5.0
 #: A slot that was refused is not asked for again so soon; what is known of it is about to be otherwise.
 REFUSED_S: Final = 5.0
-#: A slot that serves is believed to for so long without a word, while its agent is away or begins anew.
-SILENT_S: Final = 15.0
 #: Labels that we have written, until the API server's own copy has them.
 WRITTEN_S: Final = 15.0
 #: Adoption waits for others that are starting, but no longer.
@@ -77,21 +74,11 @@ class Plan(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Taken:
-    """A slot of ours without our labels."""
-
-    since: float
-    sure_at: float  # when it, or its acceptance, was last heard
-    confirmed: bool = False  # by the slot's own word
-    serving_since: float | None = None
-
-
-@dataclass(slots=True)
 class Adoption:
     revision: RevisionKey
     known: Known
-    #: By uid.
-    taken: dict[str, _Taken] = field(default_factory=dict)
+    #: By uid: slots of ours without our labels.
+    taken: dict[str, Taken] = field(default_factory=dict)
     #: When they were written here.
     _labelled: dict[str, float] = field(default_factory=dict)
     _released: dict[str, float] = field(default_factory=dict)
@@ -195,20 +182,9 @@ class Adoption:
         if lacking > 0:
             take, why = self._take(wanted, lacking, now)
             starting += [seen.slot.uid for seen in take]
-        free: list[str] = []
-        surplus = max(0, -lacking)
-        free += self._newest(starting)[:surplus]
-        surplus -= len(free)
-        # So that nobody is worse off without those that serve beside them; held ones are among the ready.
-        held = [uid for uid in serving if self._held(uid)]
-        enough = wanted.ready - len(held) >= pods
-        spare = len(serving) - pods if not enough else surplus
-        gone = self._newest(serving)[: max(0, min(spare, surplus))]
-        free += [uid for uid in gone if uid not in held]
-        unlabel = [uid for uid in gone if uid in held]
-        serving = [uid for uid in serving if uid not in unlabel]
+        free, unlabel = self._too_many(starting, serving, max(0, -lacking), pods, wanted.ready)
         starting = [uid for uid in starting if uid not in free]
-        serving = [uid for uid in serving if uid not in free]
+        serving = [uid for uid in serving if uid not in free and uid not in unlabel]
         adopt = [uid for uid in serving if self._may_adopt(uid, wanted, now)]
         waiting = len(serving) - len(adopt)
         # Those that wait for their labels take no pod away from those that are there.
@@ -244,13 +220,13 @@ class Adoption:
             if seen is not None and seen.slot.revision == self.revision and not seen.away:
                 self._hear(uid, seen, self.known.pods.get(uid), now)
         for uid, taken in list(self.taken.items()):
-            verdict = self._verdict(uid, taken, wanted, now)
+            seen, pod = self.known.slots.get(uid), self.known.pods.get(uid)
+            verdict = taken.verdict(self.revision, seen, pod, wanted.start_s, now)
             if verdict == "ours":
                 continue
             self._drop(uid)
             # Requests have waited for an order that was lost: its agent may be as silent to the next.
-            lost = verdict == "lost" and not taken.confirmed and now - taken.sure_at >= ORDER_S
-            if verdict in ("failed", "given back") or lost:
+            if verdict in ("failed", "given back") or (verdict == "lost" and taken.unheard(now)):
                 self._set_back(now)
             if verdict == "failed":
                 self._hopeless.add(uid)
@@ -264,30 +240,6 @@ class Adoption:
                 if now - at >= most_s or uid not in self.known.pods:
                     del memory[uid]
         return [uid for uid in sorted(self._hopeless) if not self.known.pods[uid].leaving]
-
-    def _verdict(
-        self, uid: str, taken: _Taken, wanted: Wanted, now: float
-    ) -> Literal["ours", "lost", "given back", "failed"]:
-        seen, pod = self.known.slots.get(uid), self.known.pods.get(uid)
-        silent_s = now - taken.sure_at
-        if pod is None:  # the API server has deleted it, or will tell of it
-            return "lost" if silent_s >= ORDER_S else "ours"
-        if pod.leaving or pod.ended:
-            return "given back" if pod.ended and taken.serving_since is None else "lost"
-        if seen is None or seen.away:
-            return "lost" if silent_s >= (SILENT_S if taken.confirmed else ORDER_S) else "ours"
-        state = seen.slot.state
-        if seen.slot.revision == self.revision:
-            late = state == "starting" and now - taken.since >= wanted.start_s
-            if state == "failed" or late:
-                return "failed"
-            return "lost" if state == "draining" else "ours"
-        if not taken.confirmed:
-            # The order or the answer may have got lost. If the slot says yet that it has us, it counts again.
-            return "lost" if silent_s >= ORDER_S else "ours"
-        if state == "warming":  # its agent begins anew, and hears in a moment what it does
-            return "lost" if silent_s >= SILENT_S else "ours"
-        return "lost" if taken.serving_since is not None else "given back"
 
     def _hear(self, uid: str, seen: Seen, pod: StandbyPod | None, now: float) -> None:
         """A slot says that it has our revision."""
@@ -304,17 +256,11 @@ class Adoption:
             return
         taken = self.taken.get(uid)
         if taken is None:
-            taken = self.taken[uid] = _Taken(now, now)
+            taken = self.taken[uid] = Taken(now, now)
             self.known.promise(uid, self.revision)
-        taken.confirmed = True
-        taken.sure_at = now
-        if seen.slot.state == "serving":
-            if taken.serving_since is None:
-                taken.serving_since = now
-                self.hits += 1
-                self._setbacks = self._unanswered = 0
-        else:
-            taken.serving_since = None
+        if taken.heard(seen.slot.state == "serving", now):
+            self.hits += 1
+            self._setbacks = self._unanswered = 0
 
     def _take(self, wanted: Wanted, count: int, now: float) -> tuple[list[Seen], str]:
         if not wanted.pool:
@@ -333,9 +279,22 @@ class Adoption:
         for seen in chosen:
             uid = seen.slot.uid
             self.known.promise(uid, self.revision)
-            self.taken[uid] = _Taken(now, now)
+            self.taken[uid] = Taken(now, now)
             self._freed.pop(uid, None)
         return chosen, "" if len(chosen) == count else "empty"
+
+    def _too_many(
+        self, starting: list[str], serving: list[str], surplus: int, pods: int, ready: int
+    ) -> tuple[list[str], list[str]]:
+        """Of the taken: those that go back to the pool, and those that lose their labels before."""
+        free = self._newest(starting)[:surplus]
+        surplus -= len(free)
+        # So that nobody is worse off without those that serve beside them; held ones are among the ready.
+        held = [uid for uid in serving if self._held(uid)]
+        enough = ready - len(held) >= pods
+        spare = surplus if enough else len(serving) - pods
+        gone = self._newest(serving)[: max(0, min(spare, surplus))]
+        return free + [uid for uid in gone if uid not in held], [uid for uid in gone if uid in held]
 
     def _with_labels(self, now: float) -> tuple[list[str], list[str], list[str], list[str]]:
         """Those that serve; have served nobody for long; are no ReplicaSet's; are about to be one's.
@@ -426,13 +385,10 @@ class Adoption:
     def _recheck_s(self, wanted: Wanted, now: float) -> float | None:
         times = [self._new_until] if self._new_until is not None and self.is_new(now) else []
         for taken in self.taken.values():
-            if not taken.confirmed:
-                times.append(taken.sure_at + ORDER_S)
-            elif taken.serving_since is None:
-                times.append(taken.since + wanted.start_s)
-            elif wanted.rush and now < taken.serving_since + BEHIND_S:  # later others say when it can
-                times.append(taken.serving_since + BEHIND_S)
-            times.append(taken.sure_at + SILENT_S)
+            times.append(taken.look_at(wanted.start_s))
+            since = taken.serving_since
+            if wanted.rush and since is not None and now < since + BEHIND_S:  # later others say when it can
+                times.append(since + BEHIND_S)
         times += [at + ORDER_S for at in self._freed.values()]
         # Whether it has become its ReplicaSet's; usually that is told long before.
         times += [at + WRITTEN_S for at in self._labelled.values()]

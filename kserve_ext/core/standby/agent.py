@@ -1,10 +1,10 @@
 """The node agent's account of its slots: who has which, and what has to go out to slots and activators.
 
 The slots are the truth: what one says replaces what is believed here, but for an order under way. A slot has one
-revision; the first who takes it has it, and asking again changes nothing. A holder of a bucket that has been obeyed
-fences former ones, for each revision apart. What serves is told to the activators that were named, and taken back as
-soon as it doesn't. A slot with a revision that no autoscaler has heard of for UNCLAIMED_S is made free again, since
-nobody can have adopted it. One that had it before this agent began may be adopted, and is left alone.
+revision; the first who takes it has it, and asking again changes nothing. Former holders of a bucket are refused
+(fence.py). What serves is told to the activators that were named, and taken back as soon as it doesn't. A slot with
+a revision that no autoscaler has heard of for UNCLAIMED_S is made free again, since nobody can have adopted it. One
+that had it before this agent began may be adopted, and is left alone.
 
 Reads no clock, sends nothing: every verb gives back what has to go out (Effect), in order.
 """
@@ -12,13 +12,15 @@ Reads no clock, sends nothing: every verb gives back what has to go out (Effect)
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from typing import Final
 
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.effects import Drop, Effect, EmptySlot, News, StartSlot, Verdict
 from kserve_ext.core.standby.facts import Assignment, Slot, SlotState, Started
+from kserve_ext.core.standby.fence import Fence
+from kserve_ext.core.standby.idle_time import IdleTime
 
 #: So long a slot with a revision may be unknown to every autoscaler.
 UNCLAIMED_S: Final = 60.0
@@ -31,20 +33,12 @@ MOST_REASON: Final = 1000
 MOST_STEPS: Final = 12
 MOST_STEP: Final = 32
 MOST_MS: Final = 1 << 40
-#: Revisions whose last obeyed term is remembered, and for how long: a former holder is late by seconds, and
-#: terms begin anew where there are more buckets, or fewer.
-KEEP_TERMS: Final = 10_000
-KEEP_TERMS_S: Final = 300.0
 #: Pods whose pool is remembered. It is the slot's word, and a figure of ours: a pod has one for its life.
 KEEP_PODS: Final = 4096
-#: Pools that have stood by; beyond that those go that have no slots, the oldest first.
-KEEP_POOLS: Final = 256
 HTTP1_PORT: Final = 8012
 HTTP2_PORT: Final = 8013
 #: States in which a slot has a revision.
 BUSY: Final[frozenset[SlotState]] = frozenset(("starting", "serving", "draining"))
-#: States in which nobody's work is done with its GPUs.
-IDLE: Final[frozenset[SlotState]] = frozenset(("warming", "ready"))
 
 _BEFORE_START: Final[frozenset[SlotState]] = frozenset(("ready",))
 _BEFORE_EMPTY: Final[frozenset[SlotState]] = frozenset(("starting", "serving"))
@@ -88,16 +82,14 @@ class SlotAccount:
     def __init__(self) -> None:
         #: Rises with every change of any slot.
         self.changes = 0
-        #: GPU-seconds that slots have stood by, by pool.
-        self.idle_gpu_s: OrderedDict[str, float] = OrderedDict()
         #: Why no slot of this node is given to a revision; "" = they are.
         self.closed = ""
         self._lives: dict[str, _Life] = {}  # by pod
         self._pods: dict[int, str] = {}  # by link
         self._pools: OrderedDict[str, str] = OrderedDict()  # by the pod's uid
         self._heard = 0  # the change up to which some autoscaler knows everything
-        #: And when it was obeyed.
-        self._terms: OrderedDict[RevisionKey, tuple[int, float]] = OrderedDict()
+        self._fence = Fence()
+        self._idle = IdleTime()
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -113,10 +105,7 @@ class SlotAccount:
 
     def idle_by_pool(self, now: float) -> dict[str, float]:
         """GPU-seconds that slots have stood by until now."""
-        found = dict(self.idle_gpu_s)
-        for life in self._lives.values():
-            found[life.slot.pool] = found.get(life.slot.pool, 0.0) + _idle_s(life.slot, now)
-        return found
+        return self._idle.until(now, self._each())
 
     # --- slots
 
@@ -269,6 +258,9 @@ class SlotAccount:
         pod = self._pods.get(link)
         return None if pod is None else self._lives[pod]
 
+    def _each(self) -> Iterator[Slot]:
+        return (life.slot for life in self._lives.values())
+
     def _changed(self) -> None:
         self.changes += 1
 
@@ -281,21 +273,16 @@ class SlotAccount:
         """Whom an order is for, unless it is refused."""
         life = self._lives.get(pod)
         slot = life.slot if life is not None else None
-        obeyed, at = self._terms.get(revision, (0, 0.0))
-        if term < obeyed and now < at + KEEP_TERMS_S:
-            why = (
-                f"term {term} of {revision} is over: {obeyed} has been obeyed, another autoscaler has it now"
-            )
+        newer = self._fence.before(revision, term, now)
+        if newer is not None:
+            why = f"term {term} of {revision} is over: {newer} has been obeyed, another autoscaler has it now"
             return None, Verdict(why, stale=True, slot=slot)
         if life is None or slot is None:
             why = f"pod {pod} has no slot here: it has ended, or hasn't connected yet"
             return None, Verdict(why)
         if slot.uid != uid:
             return None, Verdict(f"pod {pod} is another one now (uid {slot.uid}, not {uid})", slot=slot)
-        self._terms[revision] = term, now
-        self._terms.move_to_end(revision)
-        if len(self._terms) > KEEP_TERMS:
-            self._terms.popitem(last=False)
+        self._fence.obey(revision, term, now)
         return life, Verdict()
 
     def _become(
@@ -311,7 +298,7 @@ class SlotAccount:
         if (slot.state, slot.revision, slot.reason) == (state, revision, reason):
             return []
         if (slot.state, slot.revision) != (state, revision):
-            self._count_idle(slot, now)
+            self._idle.count(slot, now, self._each())
             slot = slot._replace(since=now)
         life.slot = slot._replace(state=state, revision=revision, reason=reason, started=started)
         self._changed()
@@ -356,21 +343,10 @@ class SlotAccount:
         return Verdict(slot=life.slot), [*effects, EmptySlot(life.link, revision)]
 
     def _end(self, life: _Life, reason: str, now: float) -> list[Effect]:
-        self._count_idle(life.slot, now)
+        self._idle.count(life.slot, now, self._each())
         self._lives.pop(life.slot.pod, None)
         self._pods.pop(life.link, None)
         return self._take_back(life, reason)
-
-    def _count_idle(self, slot: Slot, now: float) -> None:
-        idle_s = _idle_s(slot, now)
-        if not idle_s:
-            return
-        self.idle_gpu_s[slot.pool] = self.idle_gpu_s.get(slot.pool, 0.0) + idle_s
-        self.idle_gpu_s.move_to_end(slot.pool)
-        if len(self.idle_gpu_s) > KEEP_POOLS:
-            here = {life.slot.pool for life in self._lives.values()}
-            gone = next((pool for pool in self.idle_gpu_s if pool not in here), "")
-            self.idle_gpu_s.pop(gone, None)
 
     def check(self) -> None:
         """Invariants, for tests."""
@@ -387,7 +363,3 @@ class SlotAccount:
 def _bounded(started: Started) -> Started:
     steps = tuple((name[:MOST_STEP], min(max(0, ms), MOST_MS)) for name, ms in started.steps[:MOST_STEPS])
     return Started(started.level, started.why[:MOST_REASON], steps)
-
-
-def _idle_s(slot: Slot, now: float) -> float:
-    return slot.gpus * (now - slot.since) if slot.gpus and slot.state in IDLE else 0.0

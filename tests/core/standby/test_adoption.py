@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from kserve_ext.core.standby import adoption
 from kserve_ext.core.standby.adoption import Wanted
+from kserve_ext.core.standby.taken import ORDER_S, SILENT_S
 from tests.core.standby.world import POOL, A, B, World
 
 
@@ -116,7 +117,7 @@ def test_an_order_that_got_lost_is_made_up_for() -> None:
     world = asked(1)
     world.act(A)
     world.orders.clear()
-    world.now += adoption.ORDER_S
+    world.now += ORDER_S
     plan = world.plan(A)
     assert (plan.take, plan.replicas) == ((), 1), "its agent may be as silent to the next order"
 
@@ -237,7 +238,7 @@ def test_while_its_agent_is_away_a_slot_counts_and_then_it_does_not() -> None:
     world.report()
     world.plan(A)
     world.known.away("node-0")
-    world.now += adoption.SILENT_S - 1
+    world.now += SILENT_S - 1
     assert world.plan(A).replicas == 0
     world.now += 1
     assert world.plan(A).replicas == 1

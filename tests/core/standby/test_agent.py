@@ -10,8 +10,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kserve_ext.core.ids import InstanceID, RevisionKey
 from kserve_ext.core.standby.agent import (
     KEEP_PODS,
-    KEEP_POOLS,
-    KEEP_TERMS_S,
     MOST_MS,
     MOST_REASON,
     MOST_STEP,
@@ -22,6 +20,8 @@ from kserve_ext.core.standby.agent import (
 )
 from kserve_ext.core.standby.effects import Drop, Effect, EmptySlot, News, StartSlot
 from kserve_ext.core.standby.facts import Assignment, Slot, SlotState, Started, Timeouts
+from kserve_ext.core.standby.fence import KEEP_TERMS_S
+from kserve_ext.core.standby.idle_time import KEEP_POOLS
 
 PODS = ["ns/a", "ns/b"]
 REVISIONS = [RevisionKey("ns/one"), RevisionKey("ns/two")]

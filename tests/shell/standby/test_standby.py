@@ -9,7 +9,7 @@ import pytest
 
 from autoscaler_shim.standby import adopting, settling, standby
 from kserve_ext.api.standby import names, pods
-from kserve_ext.core.standby import adoption, giving_way, pools
+from kserve_ext.core.standby import giving_way, pools, taken
 from kserve_ext.core.standby.turns import Turns
 from kserve_ext.kube.kinds import (
     ADMISSION_POLICIES,
@@ -546,7 +546,7 @@ def test_slots_of_a_revision_that_is_deleted_are_free_again(
 
 def test_a_lost_answer_is_no_lost_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order never arrives: after a while it is made up for."""
-    monkeypatch.setattr(adoption, "ORDER_S", 0.2)
+    monkeypatch.setattr(taken, "ORDER_S", 0.2)
 
     async def script(world: World) -> None:
         async with world.standing_by(NAME) as made:
