@@ -48,7 +48,7 @@ def stored(tmp_path: Path) -> str:
 
 
 def instances(cluster: Embedded) -> list[dict[str, Any]]:
-    return [i for i in cluster.json("status")["instances"] if i["state"] not in ("failed", "gone")]
+    return [i for i in cluster.status()["instances"] if i["state"] not in ("failed", "gone")]
 
 
 def running(cluster: Embedded, service: str) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ def running(cluster: Embedded, service: str) -> list[dict[str, Any]]:
 
 
 def waiting(cluster: Embedded) -> list[str]:
-    functions = cluster.json("status")["functions"]
+    functions = cluster.status()["functions"]
     return [w["waiter"] for f in functions if f["kind"] == "schedule" for w in f["waiting"]]
 
 
@@ -65,7 +65,8 @@ BUSY = "    containerConcurrency: 1\n    terminationGracePeriodSeconds: 2\n"
 
 
 class Clients:
-    """Requests that go on until they are ended, so that each wants one instance of its service."""
+    """Requests that go on until they are ended, so that each wants one instance of its service: one whose instance
+    is taken is sent again."""
 
     def __init__(self, cluster: Embedded) -> None:
         self.cluster = cluster
@@ -73,7 +74,17 @@ class Clients:
 
     def come(self, service: str, count: int) -> None:
         url = f"http://127.0.0.1:{self.cluster.port}/?delay=600"
-        command = ["curl", "-s", "-o", "/dev/null", "-H", f"Host: {service}.default.galaxy.local", url]
+        again = ("--retry", "1000000", "--retry-delay", "1", "--retry-all-errors")
+        command = [
+            "curl",
+            "-s",
+            *again,
+            "-o",
+            "/dev/null",
+            "-H",
+            f"Host: {service}.default.galaxy.local",
+            url,
+        ]
         self._open[service] = [subprocess.Popen(command) for _ in range(count)]
 
     def go(self, service: str) -> None:
@@ -129,7 +140,7 @@ def test_a_higher_class_gets_room_what_it_took_waits_and_gets_it_back(
 
 
 def test_a_node_selector_and_the_labels_of_up_decide_where_it_runs(full: Embedded, stored: str) -> None:
-    nodes = {n["node"]: n["labels"] for n in full.json("status")["nodes"]}
+    nodes = {n["node"]: n["labels"] for n in full.status()["nodes"]}
     assert nodes["node-0"]["topology.kubernetes.io/zone"] == "a"
     notes = {"autoscaling.knative.dev/initial-scale": "2"}
     full.apply(echo_service("picky", stored, annotations=notes, spec="    nodeSelector: {disk: nvme}\n"))
