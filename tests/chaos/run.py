@@ -26,7 +26,8 @@ from tests.chaos.observer import Observer
 from tests.chaos.plans import Plan
 from tests.chaos.statestore import StateStore
 
-UP_S = 30.0
+#: Only ends a hang.
+UP_S = 100.0
 #: A function that the controller adds is waited for so long: they come with the load, and go with it.
 FUNCTION_S = 8.0
 #: An epoch that every node has left behind.

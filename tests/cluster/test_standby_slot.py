@@ -17,8 +17,8 @@ from kserve_ext.wire import stats
 from tests.support.container import USER, restricted, why_not
 from tests.support.standby_pod import POD, TOKEN, Pod, assignment, standby_pod
 
-#: More than a slot of these tests waits for somebody to come.
-QUIET_S = 0.4
+#: For how long a slot waits for somebody to come where a test comes meanwhile, and more than that.
+QUIET, QUIET_S = "3s", 3.2
 PROBE = ("User-Agent: Knative-Activator-Probe", "K-Network-Probe: queue")
 KUBELET = ("User-Agent: kube-probe/1.36", "K-Network-Probe: queue")
 
@@ -383,7 +383,9 @@ def test_a_front_that_is_killed_comes_back_and_knows_the_revision() -> None:
             await pod.agent.until_is("warming")
             await pod.agent.until_is("ready")
             await serve(pod)
-            os.kill(pod.pid_of("activator_replacement.queue"), signal.SIGKILL)
+            front = pod.pid_of("activator_replacement.queue")
+            os.kill(front, signal.SIGKILL)
+            await until(lambda: gone(pod, front))
             await until(lambda: answers(pod))
             await until(lambda: answers(pod, *PROBE))
 
@@ -421,8 +423,8 @@ def test_a_slot_that_is_killed_takes_everything_with_it_as_the_first_of_its_cont
 
 def test_free_serves_until_nobody_comes_finishes_what_is_under_way_and_the_pod_is_used_again() -> None:
     async def test() -> None:
-        async with standby_pod() as pod:
-            for number in range(3):
+        async with standby_pod(GALAXY_SLOT_QUIET=QUIET) as pod:
+            for number in range(2):
                 revision = await serve(pod, f"rev-{number}")
                 stream = await Stream.open(pod)
                 first = await model(pod)
@@ -472,7 +474,7 @@ def test_connections_that_were_kept_open_end_with_the_revision() -> None:
 
 def test_a_pod_that_is_deleted_drains_with_streams_open_and_leaves_nothing() -> None:
     async def test() -> None:
-        async with standby_pod() as pod:
+        async with standby_pod(GALAXY_SLOT_QUIET=QUIET) as pod:
             await serve(pod)
             stream = await Stream.open(pod)
             hook = asyncio.create_task(ask(pod, "/wait-for-drain", port=8022))

@@ -71,7 +71,7 @@ def test_parts_of_ours_speak_to_each_other(caller: Identity | None, listener: Id
     async def test() -> None:
         assert await asked(caller, listener) == "caller"
 
-    run(test(), 20)
+    run(test(), 100)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_others_are_refused_and_the_log_says_why(
         assert said in caplog.text + answer
 
     with caplog.at_level(logging.WARNING):
-        run(test(), 20)
+        run(test(), 100)
 
 
 def test_a_renewed_certificate_counts_from_the_next_connection_on() -> None:
@@ -111,7 +111,7 @@ def test_a_renewed_certificate_counts_from_the_next_connection_on() -> None:
             async with endpoint("renewed", renewed) as (rpc, _):
                 assert (await rpc.call(addr, Describe("x"), 5.0)).body == b"renewed"
 
-    run(test(), 20)
+    run(test(), 100)
 
 
 def test_what_can_not_be_used_is_named_and_changes_nothing() -> None:
@@ -180,14 +180,14 @@ def test_websockets_take_the_same_way(client: Identity | None, server: Identity 
     async def test() -> None:
         async with websockets(server) as url, aiohttp.ClientSession() as session:
             try:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     socket = await connect(session, url, client)
                     assert await socket.receive_str() == way
                     await socket.close()
             except (aiohttp.ClientError, OSError):
                 assert not way
 
-    run(test(), 20)
+    run(test(), 100)
 
 
 def test_who_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,7 @@ def test_who_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
             assert await reader.read() == b""
             writer.close()
 
-    run(test(), 20)
+    run(test(), 100)
 
 
 @pytest.mark.parametrize("name", ["x" * 213, "y" * 250])
@@ -210,7 +210,7 @@ def test_a_hello_of_any_length_is_no_handshake(name: str) -> None:
         async with endpoint("listener", identity()) as (_, addr), endpoint(name, None) as (rpc, _):
             assert (await rpc.call(addr, Describe("x"), 5.0)).body == name.encode()
 
-    run(test(), 20)
+    run(test(), 100)
 
 
 def test_a_handshake_may_come_byte_by_byte() -> None:
@@ -231,4 +231,4 @@ def test_a_handshake_may_come_byte_by_byte() -> None:
         writer.close()
         listener.close()
 
-    run(test(), 20)
+    run(test(), 100)

@@ -33,7 +33,7 @@ def run(story: Story, listeners: int = 3, bound: int = 2) -> None:
             peer.handle(Report, lambda m, c: ReportReply(m.incarnation, True))
         addrs = [await peer.listen("127.0.0.1") for peer in peers]
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(100):
                 await story(caller, peers, addrs)
         finally:
             for rpc in (caller, *peers):

@@ -71,11 +71,11 @@ class Function:
         assert not isinstance(found, m.Placements)
         told: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         found.then(told.set_result)
-        placements: m.Placements = await asyncio.wait_for(told, 1.0)
+        placements: m.Placements = await asyncio.wait_for(told, 100.0)
         return placements
 
     async def until_it_calls(self) -> tuple[str, Any, Done]:
-        return await asyncio.wait_for(self.wire.told.get(), 5.0)
+        return await asyncio.wait_for(self.wire.told.get(), 100.0)
 
 
 def run(test: Callable[[Function], Awaitable[None]]) -> None:

@@ -64,7 +64,7 @@ def test_a_fault_is_in_the_log_and_probing_goes_on(
             backends.close()
             await client.close()
 
-    run(test(), 20)
+    run(test(), 100)
     said = [record.getMessage() for record in caplog.records]
     assert sum("probe of default/r" in line for line in said) == asking
     assert sum("could not be told" in line for line in said) == using

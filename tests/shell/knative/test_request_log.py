@@ -132,7 +132,7 @@ def test_over_http2(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert (method, uri, proto, header) == ("POST", "/v1/x", "HTTP/2.0", "two")
                 assert (length, code, size, revision) == ("-1", "200", "6", f"hello/{REVISION}")
 
-    run(test(), 20)
+    run(test(), 100)
 
 
 def test_sizes_of_what_comes_in_chunks_are_those_of_the_payload(monkeypatch: pytest.MonkeyPatch) -> None:
