@@ -16,7 +16,6 @@ from pathlib import Path
 from kserve_ext.core.ids import FunctionID, InstanceID
 from kserve_ext.rpc import RpcError
 from kserve_ext.rpc.history import History
-from kserve_ext.rpc.process import start_ticks
 from kserve_ext.wire.messages import Stop
 from tests.chaos.cluster import Cluster, Part
 from tests.chaos.faults import Fault, Schedule, facts_of
@@ -25,6 +24,7 @@ from tests.chaos.network import Network
 from tests.chaos.observer import Observer
 from tests.chaos.plans import Plan
 from tests.chaos.statestore import StateStore
+from tests.support.processes import lives
 
 #: Only ends a hang.
 UP_S = 100.0
@@ -50,7 +50,6 @@ class Run:
         self.said = History("runner", str(folder / "history"))
         self.cluster = Cluster(folder, plan.shape, self.said, bug, network)
         self.observer = Observer(self.cluster.history, self.said)
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def go(self) -> None:
         cluster = self.cluster
@@ -93,10 +92,9 @@ class Run:
 
     async def _stop(self, begun: list[asyncio.Task[None]]) -> None:
         """Nothing asks or breaks any more: a fault that is still to come would bring parts back while they end."""
-        stopping = [*begun, *self._tasks]
-        for task in stopping:
+        for task in begun:
             task.cancel()
-        await asyncio.gather(*stopping, return_exceptions=True)
+        await asyncio.gather(*begun, return_exceptions=True)
 
     async def _end(self) -> None:
         """Everything is deleted: nothing is left."""
@@ -111,13 +109,10 @@ class Run:
     async def _faults(self) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        for fault in self.schedule.faults:
-            await asyncio.sleep(max(0.0, began + fault.at - loop.time()))
-            task = asyncio.create_task(self._carry_out(fault))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        async with asyncio.TaskGroup() as under_way:  # what fails in one of them fails the run
+            for fault in self.schedule.faults:
+                await asyncio.sleep(max(0.0, began + fault.at - loop.time()))
+                under_way.create_task(self._carry_out(fault))
 
     async def _carry_out(self, fault: Fault) -> None:
         began = asyncio.get_running_loop().time()
@@ -165,7 +160,7 @@ class Run:
         pids = sorted(
             int(file.name.split(".")[-2]) for file in self.cluster.history.glob("schedule-e*.jsonl")
         )
-        return [pid for pid in pids if start_ticks(pid)]
+        return [pid for pid in pids if lives(pid)]
 
     def _nodes(self) -> list[Part]:
         return [part for part in self.cluster.parts.values() if part.kind == "node"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,9 @@ class StateStore:
     def __init__(self, folder: Path, host: str, started: Callable[[int], None]) -> None:
         """`started`: is told the pid of each server, so that it ends with the run."""
         self._started = started
+        #: kills that keep it away; while it is started nobody kills it
+        self._away = 0
+        self._starting = asyncio.Lock()
         folder.mkdir()
         where = sorted({host, "127.0.0.1"})
         self._server = RedisServer(folder, "--bind", *where, "--protected-mode", "no")
@@ -43,17 +47,26 @@ class StateStore:
         self._server.kill()
 
     async def suffer(self, kind: str, seconds: float) -> None:
-        """kill, pause or flush."""
+        """kill, pause or flush; it may be suffering something else already, or be away."""
         match kind:
             case "kill":
-                self._server.kill()
+                self._away += 1
+                async with self._starting:
+                    self._server.kill()
                 await asyncio.sleep(seconds)
-                await self.start()
+                self._away -= 1
+                async with self._starting:
+                    if not (self._away or self._server.running):
+                        await self.start()
             case "pause":
-                self._server.pause()
+                paused = self._server.pid if self._server.running else 0
+                if paused:
+                    self._server.pause()
                 await asyncio.sleep(seconds)
-                self._server.resume()
+                if self._server.running and self._server.pid == paused:
+                    self._server.resume()
             case "flush":
-                await asyncio.to_thread(self._server.command, "FLUSHALL")
+                with contextlib.suppress(OSError):  # one that is away keeps nothing anyway
+                    await asyncio.to_thread(self._server.command, "FLUSHALL")
             case _:
                 raise ValueError(f"there is no fault {kind!r} of the store")

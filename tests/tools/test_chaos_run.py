@@ -1,4 +1,4 @@
-"""A chaos run whose load fails: nothing is done to its cluster any more when that is closed."""
+"""A chaos run whose load or whose faults fail: nothing is done to its cluster any more when that is closed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tests.chaos.cluster import Cluster, Part
 from tests.chaos.faults import Fault, Schedule
 from tests.chaos.plans import Plan
 from tests.chaos.run import Run
+from tests.chaos.statestore import StateStore, why_not
 
 FAULTS = {"_faults", "_carry_out"}
 
@@ -57,5 +58,52 @@ def test_faults_end_before_the_cluster_does_when_the_load_fails(tmp_path: Path) 
         with pytest.raises(ValueError, match="the load failed"):
             await run.go()
         assert run.cluster.under_way == frozenset()
+
+    asyncio.run(test())
+
+
+class Idle:
+    async def run(self, seconds: float) -> None: ...
+
+
+class Unbreakable(Standing):
+    def signal(self, part: Part, number: int) -> None:
+        raise ValueError("it can not be broken")
+
+
+def test_a_fault_that_can_not_be_carried_out_fails_the_run(tmp_path: Path) -> None:
+    async def test() -> None:
+        plan = Plan(lambda history: [], lambda cluster, seed: Idle())
+        faults = (Fault(0.0, "kill", "node-0", 1.0), Fault(0.0, "clock", "node-0", 600.0))
+        run = Run(tmp_path, Schedule(1, 0.0, faults), plan, lambda text: None)
+        run.cluster = Unbreakable(tmp_path, plan.shape, run.said)
+        with pytest.raises(ExceptionGroup) as failed:
+            await run.go()
+        assert failed.group_contains(ValueError, match="it can not be broken")
+
+    asyncio.run(test())
+
+
+def test_faults_of_the_store_may_overlap(tmp_path: Path) -> None:
+    if why := why_not():
+        pytest.skip(f"no redis-server: {why}")
+
+    async def test() -> None:
+        pids: list[int] = []
+        store = StateStore(tmp_path / "redis", "127.0.0.1", pids.append)
+        await store.start()
+        try:
+            paused = asyncio.create_task(store.suffer("pause", 0.2))
+            killed = asyncio.create_task(store.suffer("kill", 0.2))
+            await asyncio.sleep(0)
+            await asyncio.gather(*(store.suffer(kind, 0.0) for kind in ("kill", "pause", "flush")))
+            assert len(pids) == 1, "the first kill keeps it away"
+            await asyncio.gather(paused, killed)
+            assert len(pids) == 2
+            await store.suffer("flush", 0.0)
+            await store.suffer("pause", 0.0)
+            assert len(pids) == len(set(pids))
+        finally:
+            store.close()
 
     asyncio.run(test())
