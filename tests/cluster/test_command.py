@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.embedded import Embedded, echo_runtime, echo_service
+from tests.support.processes import lives
 
 pytestmark = pytest.mark.cluster
 
@@ -22,15 +23,7 @@ def processes(cluster: Embedded) -> dict[str, int]:
 
 
 def running(pids: list[int]) -> list[int]:
-    alive = []
-    for pid in pids:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        if state != "Z":
-            alive.append(pid)
-    return alive
+    return [pid for pid in pids if lives(pid)]
 
 
 def test_up_shows_everything_refuses_a_second_one_and_down_leaves_nothing(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.engine.instances import ROOT, WAIT_S, Instance, Nursery, ask_zygote, until
+from tests.support.processes import lives
 
 pytestmark = pytest.mark.engine
 
@@ -248,7 +249,7 @@ def test_a_zygote_of_a_standby_pod_hands_over_its_shaped_engine(
         zygote.kill()  # it can't tell anybody
         zygote.wait(WAIT_S)
         if isinstance(left, int) and left:
-            until(lambda: not Path(f"/proc/{left}").exists(), "the shaped engine's end")
+            until(lambda: not lives(left), "the shaped engine's end")
 
 
 def test_prefill_and_decode_take_services_one_after_the_other(

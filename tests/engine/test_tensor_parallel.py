@@ -15,6 +15,7 @@ import pytest
 from tests.engine.conftest import PD
 from tests.engine.instances import Instance, Nursery, until
 from tests.engine.test_pair import BLOCK, _settled, prompt, transfer
+from tests.support.processes import lives
 
 pytestmark = pytest.mark.engine
 
@@ -50,7 +51,7 @@ def test_ranks_give_the_tokens_of_one_and_end_with_their_instance(
     assert len(ranks) == 2
     two_ranks.kill()
     assert two_ranks.exited()["code"] == 0
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), "the ranks' ends")
+    until(lambda: not any(lives(pid) for pid in ranks), "the ranks' ends")
 
 
 @pytest.mark.parametrize("ready", [False, True], ids=["loading", "ready"])
@@ -64,7 +65,7 @@ def test_nothing_is_left_of_an_instance_that_is_killed(nursery: Nursery, ready: 
     instance.kill(signal.SIGKILL)
     instance.exited()
     left = (*ranks, server)
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), "the ends of ranks and server")
+    until(lambda: not any(lives(pid) for pid in left), "the ends of ranks and server")
 
 
 def test_an_instance_whose_rank_dies_ends(two_ranks: Instance) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from kserve_ext.rpc.zygote import arguments_only
 from tests.engine.instances import ROOT, WAIT_S, Instance, Nursery, ask_zygote, until
+from tests.support.processes import lives
 
 pytestmark = pytest.mark.engine
 
@@ -97,4 +98,4 @@ def test_it_outlives_its_parent_and_its_children_outlive_it(tmp_path: Path, tiny
     until(lambda: not path.exists(), "the zygote's end")
     assert instance.ask("/v1/completions", {"model": "tiny", "prompt": "still here"}).status == 200
     instance.kill()
-    until(lambda: not Path(f"/proc/{instance.pid}").exists(), "the instance's end")
+    until(lambda: not lives(instance.pid), "the instance's end")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from runtimes.vllm_pd import options
 from runtimes.vllm_pd.ranks import forking
+from tests.support.processes import lives
 
 WAIT_S = 60.0
 
@@ -104,4 +105,4 @@ def test_ranks_are_forked_with_what_their_instance_has_and_end_with_it(tmp_path:
     ranks = [(tmp_path / str(rank)).read_text().split() for rank in range(2)]
     assert [rank[2:] for rank in ranks] == [["0", "True"], ["1", "True"]]
     assert ranks[0][1] == ranks[1][1] != done.stdout.strip(), "of one server, which is not the instance"
-    until(lambda: not Path(f"/proc/{ranks[0][1]}").exists())
+    until(lambda: not lives(int(ranks[0][1])))

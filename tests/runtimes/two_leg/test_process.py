@@ -24,6 +24,7 @@ from runtimes.two_leg.options import parse
 from runtimes.two_leg.server import main
 from runtimes.vllm_pd.status import StartRefused
 from tests.support.plain_engine import PlainEngine
+from tests.support.processes import lives
 
 ENGINE = ["--", sys.executable, "-m", "tests.support.plain_engine"]
 WAIT_S = 60.0
@@ -159,7 +160,7 @@ def test_it_is_ready_when_the_engine_that_it_has_started_is_and_ends_with_it(
     process.signal(signal.SIGTERM)
     assert process.ended() == 0
     assert process.status["phase"] == "draining"
-    assert not Path(f"/proc/{engine}").exists()
+    assert not lives(engine)
 
 
 def test_an_engine_that_ends_ends_it_with_the_reason(start: Callable[..., Process]) -> None:
@@ -175,7 +176,7 @@ def test_a_router_that_is_killed_leaves_no_engine(start: Callable[..., Process])
     (engine,) = children(process._process.pid)
     process.signal(signal.SIGKILL)
     process.ended()
-    process.until(lambda: not Path(f"/proc/{engine}").exists())
+    process.until(lambda: not lives(engine))
 
 
 class Engines:

@@ -15,21 +15,14 @@ from kserve_ext.core.ids import FunctionID, InstanceID, RevisionKey
 from kserve_ext.rpc import Rpc
 from kserve_ext.wire import messages as m
 from tests.support.node_world import KEY, World, get, revision, run
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
+from tests.support.processes import lives
 
 
 def group_of(leader: int) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(ProcessLookupError):  # of one that has just ended
-            if alive(int(path.name)) and os.getpgid(int(path.name)) == leader:
+            if lives(int(path.name)) and os.getpgid(int(path.name)) == leader:
                 found.append(int(path.name))
     return found
 
@@ -69,7 +62,7 @@ def test_start_serve_and_drain(tmp_path: Path, zygote: bool) -> None:
         assert (await world.describe("request", "x:r1"))["id"] == "r1"
         assert await world.describe("request", "x:r2") == {}
         assert await world.describe("request", "../x:r1") == {}
-        assert not alive(page["pid"])
+        assert not lives(page["pid"])
         assert (x_states := [s for i, s in world.states if i == "x"]).index("draining") < x_states.index(
             "gone"
         )
@@ -130,7 +123,7 @@ def test_a_crash_is_told_with_the_last_words_and_takes_its_children_along(tmp_pa
         os.kill(pid, signal.SIGKILL)
         failed = await world.state("y", "failed")
         assert "was killed by SIGKILL" in failed.reason
-        await world.until(lambda: not any(alive(p) for p in group))
+        await world.until(lambda: not any(lives(p) for p in group))
 
     run(story, tmp_path)
 
@@ -144,7 +137,7 @@ def test_a_drain_that_takes_too_long_is_cut_short(tmp_path: Path) -> None:
         await world.stop("x", drain_s=-4.9)  # the five seconds of grace come on top
         gone = await world.state("x", "gone")
         assert "killed" in [mark.name for mark in gone.marks]
-        assert not alive(pid)
+        assert not lives(pid)
 
     run(story, tmp_path)
 

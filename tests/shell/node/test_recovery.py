@@ -15,8 +15,8 @@ from autoscaler_shim.node.cleanup import stop_all
 from autoscaler_shim.node.folders import read_json
 from autoscaler_shim.node.processes import living_in
 from kserve_ext.core.ids import InstanceID
-from tests.shell.node.test_instances import alive
 from tests.support.node_world import FAKE, World, get, revision, run
+from tests.support.processes import lives
 
 
 def forked(world: World, instance: str) -> str:
@@ -50,7 +50,7 @@ def test_killing_the_agent_ends_no_instance_and_the_next_agent_finds_it(tmp_path
         assert not (await world.start("y", revision(name="b"))).admitted, "an ended one is not started again"
         await world.stop("x")
         await world.state("x", "gone")
-        assert not alive(page["pid"])
+        assert not lives(page["pid"])
 
     run(story, tmp_path)
 
@@ -66,11 +66,11 @@ def test_a_drain_is_finished_by_the_next_agent(tmp_path: Path) -> None:
         world.kill_agent()
         world.told.clear()
         await world.up()
-        assert alive(pid)
+        assert lives(pid)
         done.touch()
         gone = await world.state("x", "gone")
         assert gone.reason == "test"
-        assert not alive(pid)
+        assert not lives(pid)
 
     run(story, tmp_path)
 
@@ -144,7 +144,7 @@ def test_a_zygote_that_hangs_leaves_no_instance_behind_that_nobody_knows(tmp_pat
         await world.start("y", revision(name="b"))
         failed = await world.state("y", "failed")
         assert "did not answer" in failed.reason
-        await world.until(lambda: not alive(zygote))
+        await world.until(lambda: not lives(zygote))
         assert living_in(tmp_path / "nodes/node-0/instances/y") == []
 
     run(story, tmp_path)
@@ -230,7 +230,7 @@ def test_a_process_that_nobody_wrote_down_is_killed_by_the_next_agent(tmp_path: 
         world.told.clear()
         await world.up()
         assert "while it was being started" in (await world.state("x", "failed")).reason
-        await world.until(lambda: not alive(pid))
+        await world.until(lambda: not lives(pid))
 
     run(story, tmp_path)
 
@@ -250,7 +250,7 @@ def test_another_process_under_the_same_pid_is_left_alone(tmp_path: Path) -> Non
         await world.state("x", "failed")
         stop_all(tmp_path / "nodes/node-0", 0.1)
         assert bystander.returncode is None
-        assert alive(bystander.pid)
+        assert lives(bystander.pid)
         bystander.kill()
         await bystander.wait()
 
@@ -266,7 +266,7 @@ def test_cleanup_ends_instances_and_zygotes(tmp_path: Path) -> None:
         zygote = read_json(tmp_path / f"nodes/node-0/zygotes/{FAKE}.json")["pid"]
         world.kill_agent()
         assert await asyncio.to_thread(stop_all, tmp_path / "nodes/node-0", 0.5) == 3
-        assert not any(alive(pid) for pid in (*pids, zygote))
+        assert not any(lives(pid) for pid in (*pids, zygote))
         with contextlib.suppress(ChildProcessError):
             assert await asyncio.to_thread(stop_all, tmp_path / "nodes/node-0", 0.5) == 0
 
