@@ -30,7 +30,6 @@ from bench.loads import Target, wrk
 from bench.peers import nginx
 from bench.processes import cpu_ns, on_cpu, wait_listening
 from bench.record import ROOT, commit, machine
-from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.core.control.facts import ScaledKind
 from kserve_ext.core.facts import (
     Command,
@@ -45,6 +44,7 @@ from kserve_ext.core.facts import (
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 from kserve_ext.rpc import Caller, Rpc, RpcError
 from kserve_ext.rpc.membership import Membership
+from kserve_ext.rpc.ports import free_port
 from kserve_ext.wire import messages as m
 
 P99_MS: Final = 20.0

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 from bench.record import record
-from kserve_ext.cli.embedded.ports import free_port
+from kserve_ext.rpc.ports import free_port
 from tests.support.embedded import Embedded
 from tools.setup.layout import Layout
 

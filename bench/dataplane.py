@@ -26,7 +26,7 @@ from bench.peers import build, nginx
 from bench.processes import on_cpu, wait_listening
 from bench.record import record
 from bench.samples import Sample, measure, rows_of
-from kserve_ext.cli.embedded.ports import free_port
+from kserve_ext.rpc.ports import free_port
 from tools import compiled
 
 MISSING = {

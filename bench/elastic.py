@@ -26,11 +26,11 @@ import uvloop
 
 from autoscaler_shim.node.cleanup import stop_all
 from bench.record import ROOT, record
-from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.core.facts import Kind, Member, Resources
 from kserve_ext.core.ids import FunctionID
 from kserve_ext.rpc import Rpc
 from kserve_ext.rpc.membership import Membership
+from kserve_ext.rpc.ports import free_port
 from kserve_ext.wire import messages as m
 
 NODES: Final = 208

@@ -28,7 +28,7 @@ from bench import shaped
 from bench.coldstart import ROOT, TIMEOUT_S, first_token
 from bench.processes import end_group, well
 from bench.record import record
-from kserve_ext.cli.embedded.ports import free_port
+from kserve_ext.rpc.ports import free_port
 from tools.setup.tiny_model import make
 
 PROMPTS = [[7, 8, 9], gpu.prompt(1, 300), gpu.prompt(2, 1500)]

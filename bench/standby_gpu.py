@@ -34,8 +34,8 @@ from bench import gpu_instances as gpu
 from bench.gpu_models import large
 from bench.processes import end_group, well
 from bench.record import record
-from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.core.standby.facts import Assignment
+from kserve_ext.rpc.ports import free_port
 from tests.engine.instances import ROOT, until
 from tests.support.standby_pod import Pod, assignment, standby_pod
 from tools.setup.tiny_model import make

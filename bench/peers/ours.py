@@ -20,11 +20,11 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.core.facts import Command, Instance, Member, Model, Resources, Revision, Scale
 from kserve_ext.core.ids import FunctionID, InstanceID, NodeID, RevisionKey
 from kserve_ext.rpc import Caller, Rpc, RpcError
 from kserve_ext.rpc.membership import Membership
+from kserve_ext.rpc.ports import free_port
 from kserve_ext.store import Unavailable
 from kserve_ext.store.remote import RemoteStore
 from kserve_ext.wire.messages import Ack, ModInstance, Recall, RecallReply, Stop

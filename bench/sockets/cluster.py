@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import IO, Any
 
 from bench.processes import on_cpu, own_cpu_ns
-from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.rpc import Rpc
+from kserve_ext.rpc.ports import free_port
 from kserve_ext.wire.messages import Describe
 
 START_S = 60.0

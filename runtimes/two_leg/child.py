@@ -12,10 +12,10 @@ import ctypes
 import os
 import shutil
 import signal
-import socket
 from collections.abc import Sequence
 from typing import Final
 
+from kserve_ext.rpc.ports import free_ports
 from runtimes.vllm_pd.status import StartRefused
 
 _SIDE_CHANNEL: Final = "VLLM_NIXL_SIDE_CHANNEL_PORT"
@@ -61,14 +61,3 @@ class Child:
 def _end_with_parent() -> None:
     """In the child: the kernel ends it when the router is killed. (Engines end their own workers when they end.)"""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for each in held:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in held]
-    finally:
-        for each in held:
-            each.close()

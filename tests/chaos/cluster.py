@@ -23,11 +23,11 @@ import msgspec
 
 from kserve_ext.cli.embedded import elastic
 from kserve_ext.cli.embedded.parts import ROOT, parts
-from kserve_ext.cli.embedded.ports import free_ports
 from kserve_ext.core.control.facts import Bounds
 from kserve_ext.core.facts import Revision
 from kserve_ext.rpc import Rpc
 from kserve_ext.rpc.history import VARIABLE, History
+from kserve_ext.rpc.ports import free_ports
 from kserve_ext.store import Store
 from kserve_ext.store.location import Location
 from kserve_ext.store.redis import RedisStore

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from kserve_ext.cli.embedded.folder import Folder
-from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.cli.verbs import doctor
+from kserve_ext.rpc.ports import free_port
 
 PROXY = "http://proxy.example:3128"
 NAMES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")

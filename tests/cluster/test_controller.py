@@ -15,11 +15,11 @@ from typing import Any, Self
 
 import pytest
 
-from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.core.facts import Member, View
 from kserve_ext.core.ids import FunctionID
 from kserve_ext.rpc import Rpc
 from kserve_ext.rpc.membership import Membership
+from kserve_ext.rpc.ports import free_port
 from kserve_ext.store.remote import RemoteStore
 from kserve_ext.wire.messages import Describe, Description
 from tests.support.embedded import ROOT

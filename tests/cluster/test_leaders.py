@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kserve_ext.cli.embedded.ports import free_ports
 from kserve_ext.core.facts import View
+from kserve_ext.rpc.ports import free_ports
 from tests.cluster.test_controller import Parts, Watcher
 from tests.support.redis_server import RedisServer
 

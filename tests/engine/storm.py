@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kserve_ext.cli.embedded.ports import free_port
+from kserve_ext.rpc.ports import free_port
 from tests.engine.instances import Instance, Nursery
 from tools.setup.layout import Layout
 

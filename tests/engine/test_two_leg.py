@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from bench.peers import packages
-from runtimes.two_leg.child import free_ports
+from kserve_ext.rpc.ports import free_ports
 from tests.engine.instances import ROOT, Answer, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]

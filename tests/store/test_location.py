@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kserve_ext.cli.embedded.ports import free_port
+from kserve_ext.rpc.ports import free_port
 from kserve_ext.store import Unavailable
 from kserve_ext.store.location import Location
 from kserve_ext.store.redis import RedisStore

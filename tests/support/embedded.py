@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kserve_ext.cli.embedded.folder import alive
-from kserve_ext.cli.embedded.ports import free_port
+from kserve_ext.rpc.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 ECHO = Path(__file__).with_name("echo_instance.py")

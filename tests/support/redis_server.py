@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kserve_ext.cli.embedded.ports import free_port
+from kserve_ext.rpc.ports import free_port
 from tools import redis_server
 from tools.setup.layout import Layout
 from tools.setup.steps import SetupError

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import msgspec
 
-from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.core.ids import InstanceID, RevisionKey
 from kserve_ext.core.standby.facts import Assignment, Timeouts
+from kserve_ext.rpc.ports import free_port
 from kserve_ext.wire.slot_socket import Free, FromAgent, FromSlot, Hello, Refused, Start, State
 
 ROOT = Path(__file__).resolve().parents[2]

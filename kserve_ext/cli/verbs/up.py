@@ -26,11 +26,11 @@ from kserve_ext.cli.embedded import elastic
 from kserve_ext.cli.embedded.elastic import BoundsType, ThresholdType
 from kserve_ext.cli.embedded.folder import Folder
 from kserve_ext.cli.embedded.parts import ROOT, environment, parts
-from kserve_ext.cli.embedded.ports import free_port, free_ports
 from kserve_ext.cli.embedded.stop import stop_cluster
 from kserve_ext.cli.failure import Failure
 from kserve_ext.cli.output import data_option
 from kserve_ext.core.control.facts import Bounds
+from kserve_ext.rpc.ports import free_port, free_ports
 from kserve_ext.store.location import Location
 
 WHOLE_WITHIN_S = 60.0

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from kserve_ext.core.two_leg.engines import LATE_CHECKS
+from kserve_ext.rpc import ports
 from runtimes.two_leg.options import parse
 from runtimes.two_leg.server import main
 from runtimes.vllm_pd.status import StartRefused
@@ -157,6 +158,11 @@ def test_it_is_ready_when_the_engine_that_it_has_started_is_and_ends_with_it(
     process = start("--check-seconds", "0.1", *ENGINE, "--name", "mine").ready()
     assert process.ask("/v1/completions", model="m", prompt=[1, 2, 3])["by"] == "mine"
     (engine,) = children(process._process.pid)
+    words = Path(f"/proc/{engine}/cmdline").read_text().split("\0")
+    first = int(ports.RANGE.read_text().split()[0])
+    assert int(words[words.index("--port") + 1]) < first, (
+        "while it loads, the kernel gives its port to nobody"
+    )
     process.signal(signal.SIGTERM)
     assert process.ended() == 0
     assert process.status["phase"] == "draining"

@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import yaml
 
-from kserve_ext.cli.embedded.ports import free_port
+from kserve_ext.rpc.ports import free_port
 from tests.support.api_server import ApiServer
 from tests.support.knative_autoscaler import put_pod, put_revision, put_sks, replicas, run, state, status
 

@@ -14,13 +14,12 @@ import pytest
 
 from activator_replacement.knative.activator import Activator
 from activator_replacement.knative.sharing.neighbourhood import ACTIVATORS
-from kserve_ext.cli.embedded import ports
 from kserve_ext.core import rendezvous
 from kserve_ext.core.facts import Instance, InstanceState
 from kserve_ext.core.ids import InstanceID, NodeID, RevisionKey
 from kserve_ext.kube.kinds import ENDPOINTS, SECRETS
 from kserve_ext.kube.peers_key import SECRET, shared_key
-from kserve_ext.rpc import Rpc
+from kserve_ext.rpc import Rpc, ports
 from kserve_ext.wire.messages import ModInstance
 from tests.shell.knative.test_activator_process import line, start
 from tests.support.api_server import ApiServer

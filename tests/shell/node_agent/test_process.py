@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.core.ids import InstanceID
 from kserve_ext.rpc import Rpc, RpcError
+from kserve_ext.rpc.ports import free_port
 from kserve_ext.wire.messages import NodeSlots, SlotReply, TakeSlot, WatchSlots
 from tests.shell.knative.test_activator_process import kubeconfig, line
 from tests.support.api_server import ApiServer

@@ -15,9 +15,9 @@ import pytest
 from activator_replacement.queue import pages
 from activator_replacement.queue.dispatcher import QueueDispatcher
 from activator_replacement.queue.front import Front
-from kserve_ext.cli.embedded.ports import free_port
 from kserve_ext.core.ids import InstanceID, RevisionKey
 from kserve_ext.core.standby.facts import Assignment, Timeouts
+from kserve_ext.rpc.ports import free_port
 from kserve_ext.wire.http2 import frames
 from kserve_ext.wire.slot_front import Assign, Assigned, Blank, Drain, Drained, Serve, ToSlot, Up
 from tests.support.dataplane import Client, get, instance, read_request, run

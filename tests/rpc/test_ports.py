@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kserve_ext.cli.embedded import ports
+from kserve_ext.rpc import ports
 
 
 def test_they_differ_are_free_and_lie_below_the_kernels() -> None:

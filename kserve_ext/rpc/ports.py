@@ -1,7 +1,7 @@
 """Ports that are written down before anybody listens there, and kept while their part is started again.
 
 They lie below those that the kernel gives away by itself: a port of those could be the source of somebody's
-connection just while its part is away.
+connection just while its part is away, or loads.
 """
 
 from __future__ import annotations
