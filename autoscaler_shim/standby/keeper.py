@@ -117,7 +117,9 @@ class Keeper:
         way = self._giving_way.decide(
             waiting, self._idle_pods(pools), pools, self._now(), leaving, self._rooms()
         )
-        self._holds = way.holds
+        former, self._holds = self._holds, way.holds
+        for key in former.keys() ^ way.holds.keys():
+            self.add(key)
         for uid, name in way.delete:
             pod = self._known.pods.get(uid)
             if (

@@ -42,6 +42,8 @@ KEY_AGAIN_S: Final = 10.0
 #: Between looks whether the key is another one; agents look as often, and begin anew with it.
 KEY_LOOK_S: Final = 30.0
 SWEEP_S: Final = 10.0
+#: Between looks whether a pod finds no node.
+WAY_S: Final = 2.0
 #: Pools are looked at so long after news of slots.
 POOLS_S: Final = 0.1
 #: Longest wait for the agents' first word, with the key and all.
@@ -138,6 +140,7 @@ class Standby:
         kept = {
             "meeting node agents": self._meet_agents,
             "sweeping standby pods": self._sweep,
+            "looking for pods without a node": self._give_way,
             "looking at the peers' key": self._look_at_key,
         }
         self._tasks = [asyncio.create_task(kept_up(what, run), name=what) for what, run in kept.items()]
@@ -231,9 +234,13 @@ class Standby:
                     log.info("%s is no more: its pod %s is deleted", pod.revision, pod.name)
                     with contextlib.suppress(KubeError):
                         await self.pods.delete(uid)
+            self.keeper.add_all()
+
+    async def _give_way(self) -> None:
+        while True:
+            await asyncio.sleep(WAY_S)
             with contextlib.suppress(KubeError):
                 await self.keeper.give_way()
-            self.keeper.add_all()
 
     def _changed(self, revisions: set[RevisionKey]) -> None:
         for revision in revisions:

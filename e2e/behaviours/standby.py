@@ -79,8 +79,8 @@ class Pool:
         self.folder = folder
 
     @contextmanager
-    def service(self, tag: str, size: int, **annotations: str) -> Iterator[Service]:
-        """Asleep."""
+    def service(self, tag: str, size: int, cpu: str = "", **annotations: str) -> Iterator[Service]:
+        """Asleep. `cpu`: that it requests."""
         model = self.folder / tag
         model.write_text(f"model of {tag}")
         made = template(
@@ -99,6 +99,8 @@ class Pool:
         }
         if self.gpus:
             container["resources"] = {"limits": {GPU: str(self.gpus)}}
+        if cpu:
+            container["resources"] = {"requests": {"cpu": cpu}}
         with deployed(self.api, tag, made) as service:
             yield service
 

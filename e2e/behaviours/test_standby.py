@@ -32,7 +32,7 @@ from e2e.behaviours.standby import (
 )
 from e2e.stack.api import Api, Object, wait_until
 from e2e.stack.cluster import Cluster
-from e2e.stack.place import SYSTEM_NAMESPACE, Place
+from e2e.stack.place import NODE_NAME, SYSTEM_NAMESPACE, Place
 from kserve_ext.api.standby import names
 
 
@@ -267,3 +267,17 @@ def test_a_pool_that_nobody_asks_for_is_emptied(client: Client, pool: Pool) -> N
     with pool.service("gone", 2):
         pool.wait_filled(2)
     wait_until("the pool to be empty", lambda: not pool.pods(), 90, detail=lambda: str(pool.pods())[:500])
+
+
+def test_an_idle_pod_gives_way_to_a_plain_one_that_finds_no_node(
+    installed: Api, client: Client, pool: Pool
+) -> None:
+    node = installed.get("v1", "Node", "", NODE_NAME)
+    more_than_half = str(int(node["status"]["allocatable"]["cpu"]) * 3 // 5)
+    with pool.service("reserve", 1, cpu=more_than_half):
+        pool.wait_filled(1)
+        (idle,) = pool.idle()
+        with pool.service("plain", 0, cpu=more_than_half) as plain:
+            assert facts(client.send(plain))["model"] == "model of plain"
+            assert idle["metadata"]["uid"] not in {pod["metadata"]["uid"] for pod in pool.pods()}
+        pool.wait_filled(1)

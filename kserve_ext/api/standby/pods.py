@@ -59,6 +59,9 @@ _NOT_COPIED: Final = (
 #: How long a pod may take to end: the least of these in which its revision can drain, else whole hours. Knative's
 #: own timeouts are 300 by default and 600 at most, if an operator doesn't allow more.
 GRACES_S: Final = (600, 1800, 3600)
+#: Of memory, for the slot and its front, which have about 17 MiB each. In a revision's own pod that is queue-proxy's,
+#: in a container of its own and by default without a limit; here the user's server would have that much less.
+OWN_MEMORY: Final = "64Mi"
 #: What a runtime must be able to write to, whatever its container's root is.
 TEMPORARY: Final = "/tmp"
 
@@ -218,6 +221,8 @@ def _resources(wish: Wish) -> Document:
     # What isn't requested is requested up to its limit, as Kubernetes has it for each container.
     requests = [of | dict(each.get("requests") or {}) for of, each in zip(limits, given, strict=True)]
     wanted = {name: _sum(name, requests) for name in sorted({*requests[0], *requests[1]})}
+    if "memory" in limits[0]:
+        limits[1].setdefault("memory", OWN_MEMORY)
     # Where the user's is unlimited, both are.
     limited = {name: _sum(name, limits) for name in sorted(limits[0])}
     for name, amount in limited.items():

@@ -12,7 +12,15 @@ from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.known import NOBODY, StandbyPod
 
 _LACKING: Final = re.compile(r"Insufficient ([\w./-]*\w)")
+#: How the scheduler names a node's limit of pods, which is a resource that every pod takes one of.
+_TOO_MANY: Final = "Too many pods"
+#: The scheduler has looked what would be if other pods went, and on no node at all would that do: the pod asks for
+#: more than a node has, or for another kind of node.
+_HELPLESS: Final = re.compile(
+    r"preemption: 0/\d+ nodes are available: \d+ Preemption is not helpful for scheduling\.?\s*$"
+)
 _ENDED: Final = ("Failed", "Succeeded")
+PLACES: Final = "pods"
 
 
 def slim(pod: Document) -> Document:
@@ -78,8 +86,8 @@ def trouble(pod: Document) -> str:
 
 
 def requested(pod: Document) -> frozenset[str]:
-    """The resources that its containers ask for."""
-    found: set[str] = set()
+    """The resources that its containers ask for, and its own place."""
+    found = {PLACES}
     for container in pod["spec"].get("containers") or ():
         resources = container.get("resources") or {}
         found.update(resources.get("requests") or (), resources.get("limits") or ())
@@ -87,8 +95,10 @@ def requested(pod: Document) -> frozenset[str]:
 
 
 def lacking(said: str) -> frozenset[str]:
-    """The resources that nodes have too little of, as the scheduler says."""
-    return frozenset(_LACKING.findall(said))
+    """The resources that nodes have too little of, as the scheduler says; none where no pod's end could help."""
+    if _HELPLESS.search(said):
+        return frozenset()
+    return frozenset([*_LACKING.findall(said), *([PLACES] if _TOO_MANY in said else ())])
 
 
 def replica_set(deployment: Document, found: list[Document]) -> Document | None:

@@ -106,7 +106,7 @@ def test_the_pod() -> None:
     assert spec["restartPolicy"] == "Never"
     assert container["resources"] == {
         "requests": {"cpu": "525m", "memory": "1Gi", "nvidia.com/gpu": "1"},
-        "limits": {"memory": "2Gi", "nvidia.com/gpu": "1"},
+        "limits": {"memory": str((2048 + 64) << 20), "nvidia.com/gpu": "1"},
     }
     env = {entry["name"]: entry for entry in container["env"]}
     assert env[names.ENV_POOL]["value"] == pool.digest
@@ -127,7 +127,10 @@ def test_the_pod() -> None:
         (  # as much as it may have: the front's part is more
             {"requests": {"cpu": "100m", "memory": "1Gi"}, "limits": {"cpu": "100m", "memory": "1Gi"}},
             {"requests": {"cpu": "25m"}},
-            {"requests": {"cpu": "125m", "memory": "1Gi"}, "limits": {"cpu": "125m", "memory": "1Gi"}},
+            {
+                "requests": {"cpu": "125m", "memory": "1Gi"},
+                "limits": {"cpu": "125m", "memory": str((1024 + 64) << 20)},
+            },
         ),
         (  # limits alone are requests, too
             {"limits": {"cpu": "400m", "nvidia.com/gpu": "2"}},

@@ -314,7 +314,7 @@ def test_a_pool_that_is_short_says_why_beside_a_slot_that_stands_by(tmp_path: Pa
 def test_idle_pods_give_way_to_a_plain_one_that_no_node_has_room_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(standby, "SWEEP_S", 0.05)
+    monkeypatch.setattr(standby, "WAY_S", 0.05)
     monkeypatch.setattr(giving_way, "AFTER_S", 0.2)
 
     async def script(world: World) -> None:
