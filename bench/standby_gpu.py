@@ -70,7 +70,7 @@ def options(args: argparse.Namespace) -> list[str]:
     if not torch.cuda.is_available():
         return ["--max-model-len", "2048", "--dtype", "float32"]
     given = ["--max-model-len", "2048", "--dtype", "bfloat16", "--attention-backend", "FLASH_ATTN"]
-    given += ["--gpu-memory-utilization", "0.1", "--kv-cache-memory-bytes", str(1 << 30)]
+    given += ["--gpu-memory-utilization", str(args.share), "--kv-cache-memory-bytes", str(1 << 30)]
     return given if args.compiled else [*given, "--enforce-eager"]
 
 
@@ -323,6 +323,7 @@ def main() -> int:
     parser.add_argument("--compiled", action="store_true", help="compiled, and CUDA graphs")
     parser.add_argument("--no-endpoints", action="store_true", help="no plain server")
     parser.add_argument("--host-mib", type=int, default=64 << 10, help="of the pod's memory")
+    parser.add_argument("--share", type=float, default=0.1, help="of the GPU, that an engine asks for")
     parser.add_argument("--folder", type=Path, help="of models and logs; kept")
     args = parser.parse_args()
     clock = gpu.Clock()

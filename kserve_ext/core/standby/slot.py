@@ -226,7 +226,7 @@ class SlotMachine:
         self._making_room = bool(answer.orders)
         if answer.why:
             self._become("starting", self._fallback)
-            return [self._tell(), *self._failed(f"{self._fallback}; {answer.why}".removeprefix("; "))]
+            return [self._tell(), *self._failed(answer.why)]
         if answer.orders:
             self._become("starting", self._fallback or "sleepers make room for it")
             return [self._tell(), *answer.orders]
@@ -306,7 +306,8 @@ class SlotMachine:
 
     def _failed(self, reason: str) -> list[Instruction]:
         if self.state == "starting":
-            self._become("failed", reason)
+            before = f"{self._fallback}; " if self._fallback and self._fallback not in reason else ""
+            self._become("failed", before + reason)
             return [self._tell(), *self._blank(), *([EndServer(0.0)] if self._server else [])]
         return []
 
