@@ -13,6 +13,7 @@ import pytest
 
 from activator_replacement.upstream import reset
 from tests.support.dataplane import Client, HoldingDispatch, dataplane, get, instance, post, read_request, run
+from tests.support.dispatch_cluster import until
 
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -115,7 +116,7 @@ def test_every_request_ends_once(seed: int) -> None:
                 steering.cancel()
                 counters = server.plane.counters
                 assert counters.requests >= dispatch.submitted > 50
-                assert not any(client.active for client in server.plane.clients)
+                await until(lambda: not any(c.active for c in server.plane.clients), "no exchange is left")
                 ended = len(dispatch.outcomes) + dispatch.finally_failed
                 assert dispatch.submitted == ended + dispatch.refused
 
