@@ -154,9 +154,15 @@ def start(galaxy: Galaxy) -> None:
     several = ("--dispatch", "2", "--schedule", "2", "--nodes", "1")
     galaxy("up", "--http-port", "0", *several, *size, "--pvc", f"models={models}")
     galaxy("apply", "--no-wait", "-f", str(EXAMPLES))
-    wait("zygote (a process with vLLM imported)", lambda: _no_zygote(galaxy.status()), 150)
+    status: dict[str, Any] = {}
+
+    def missing() -> str:
+        status.update(galaxy.status())
+        return _no_zygote(status)
+
+    wait("zygote (a process with vLLM imported)", missing, 150)
     galaxy("get", "isvc")
-    expect(not galaxy.status()["instances"], "no instance runs")
+    expect(not status["instances"], "no instance runs")
 
 
 def _no_zygote(status: dict[str, Any]) -> str:
@@ -168,11 +174,12 @@ def unified(galaxy: Galaxy) -> Answer:
     out.print(Rule("a request at zero"))
     answer = stream(galaxy, UNIFIED, STORY)
     expect(answer.headers.get("x-cold-start") == "true", "the answer says that it was a cold start")
-    galaxy("explain", answer.headers["x-request-id"])
     out.print("\nthe same again, now that an instance runs:")
     again = stream(galaxy, UNIFIED, STORY)
     expect(again.headers.get("x-cold-start") == "false", "the answer says that it was warm")
     expect(again.tokens == answer.tokens, "greedy decoding gives the same tokens")
+    out.print("\nwhere the first one's time went:")
+    galaxy("explain", answer.headers["x-request-id"])
     return answer
 
 
@@ -199,6 +206,9 @@ def back_to_zero(galaxy: Galaxy) -> None:
 
 
 def _instances(status: dict[str, Any]) -> str:
+    """What a node runs that does not answer at this moment is not among them."""
+    if silent := [n["node"] for n in status["nodes"] if "error" in n]:
+        return f"no answer of {', '.join(silent)}"
     return ", ".join(f"{i['id']} {i.get('state', '')}" for i in status["instances"])
 
 
