@@ -34,9 +34,6 @@ log = logging.getLogger(__name__)
 WORKERS: Final = 4
 #: A pod that has an address is heard of within seconds, once its image's Python has begun.
 MUTE_S: Final = 60.0
-#: A pod that ends by itself, without an error and not before, has been of use; else an image that does nothing would
-#: be made again and again.
-LIVED_S: Final = 60.0
 _LETTERS: Final = string.ascii_lowercase + string.digits
 
 
@@ -77,6 +74,9 @@ class Keeper:
         #: By uid: since when a pod without a slot has had none, and which have had a revision.
         self._slotless: dict[str, float] = {}
         self._used: set[str] = set()
+        #: Likewise which have been slots: such a one that ends by itself and without an error has a reason that is no
+        #: failure (a Secret has changed). Any other may be an image that does nothing, again and again.
+        self._met: set[str] = set()
         self._said: dict[str, str] = {}
         self._lacks: dict[str, Lack] = {}
         #: Revisions whose engine sleeps in none of the pool's slots that can be taken.
@@ -136,6 +136,7 @@ class Keeper:
         """Drops what is kept of pods and pools that are no more; now and then."""
         pods, pools = self._known.pods.keys(), {*self._known.pools(), *self._shapes.pools()}
         self._used.intersection_update(pods)
+        self._met.intersection_update(pods)
         self._slotless = {uid: since for uid, since in self._slotless.items() if uid in pods}
         for of_pool in (self._pools, self._short, self._said, self._lacks, self._sleepless, self._idle):
             for pool in of_pool.keys() - pools:
@@ -246,12 +247,14 @@ class Keeper:
 
     def _state(self, pod: StandbyPod) -> tuple[State, str]:
         seen = self._known.slots.get(pod.uid)
+        if seen is not None:
+            self._met.add(pod.uid)
         if pod.revision or (seen is not None and seen.slot.revision) or pod.uid in self._known.promised:
             self._used.add(pod.uid)
         if pod.leaving:
             return "leaving", ""
         if pod.ended:
-            done = pod.done and self._now() - pod.made_at >= LIVED_S
+            done = pod.done and pod.uid in self._met
             return ("used up" if done or pod.uid in self._used else "failed"), pod.ended
         if seen is not None and seen.slot.state == "failed":
             return ("used up" if seen.slot.revision else "failed"), seen.slot.reason

@@ -50,15 +50,17 @@ def agents_heard(api: Api) -> int:
     return sum(figures(api, "agents_heard"))
 
 
-def figures(api: Api, name: str) -> list[int]:
-    """What each autoscaler says."""
+def figures(api: Api, name: str, pool: str = "") -> list[int]:
+    """What each autoscaler says; `pool`: the digest of which."""
     found = []
     for pod in system_pods(api, "autoscaler"):
         address = api.get("v1", "Pod", SYSTEM_NAMESPACE, pod)["status"]["podIP"]
         with urllib.request.urlopen(f"http://{address}:9090/metrics", timeout=5) as page:
             for line in page.read().decode().splitlines():
-                if line.startswith(f"galaxy_standby_{name} "):
-                    found.append(int(float(line.split()[1])))
+                series, _, value = line.rpartition(" ")
+                of, _, labels = series.partition("{")
+                if of == f"galaxy_standby_{name}" and (f'="{pool}"' in labels if pool else not labels):
+                    found.append(int(float(value)))
     return found
 
 
@@ -79,8 +81,10 @@ class Pool:
         self.folder = folder
 
     @contextmanager
-    def service(self, tag: str, size: int, cpu: str = "", **annotations: str) -> Iterator[Service]:
-        """Asleep. `cpu`: that it requests."""
+    def service(
+        self, tag: str, size: int, cpu: str = "", secret: str = "", **annotations: str
+    ) -> Iterator[Service]:
+        """Asleep. `cpu`: that it requests; `secret`: its keys are variables."""
         model = self.folder / tag
         model.write_text(f"model of {tag}")
         made = template(
@@ -101,6 +105,8 @@ class Pool:
             container["resources"] = {"limits": {GPU: str(self.gpus)}}
         if cpu:
             container["resources"] = {"requests": {"cpu": cpu}}
+        if secret:
+            container["envFrom"] = [{"secretRef": {"name": secret}}]
         with deployed(self.api, tag, made) as service:
             yield service
 

@@ -6,6 +6,7 @@ between. The runtime is bench/peers/tiny_runtime: its zygote forks a server that
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -19,13 +20,14 @@ from e2e.behaviours.client import Client
 from e2e.behaviours.follower import Follower
 from e2e.behaviours.ingress import Ingress
 from e2e.behaviours.parts import kill, processes, start_anew, system_pods
-from e2e.behaviours.services import NAMESPACE
+from e2e.behaviours.services import NAMESPACE, Service
 from e2e.behaviours.standby import (
     AGENT,
     UID,
     Pool,
     adopted,
     facts,
+    figures,
     installing,
     wait_agreed,
     wait_can_hold,
@@ -281,3 +283,34 @@ def test_an_idle_pod_gives_way_to_a_plain_one_that_finds_no_node(
             assert facts(client.send(plain))["model"] == "model of plain"
             assert idle["metadata"]["uid"] not in {pod["metadata"]["uid"] for pod in pool.pods()}
         pool.wait_filled(1)
+
+
+def test_a_secret_that_variables_come_from_changes(installed: Api, client: Client, pool: Pool) -> None:
+    """Pods that stand by are replaced at once and count as no failures; one that serves keeps what it has, as any."""
+    name = f"keys-{pool.mark}".lower().replace("_", "-")[:60].strip("-")
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": NAMESPACE}}
+
+    def value(service: Service) -> object:
+        return json.loads(client.send(service, "/env?name=A_KEY").body)
+
+    installed.apply({**secret, "stringData": {"A_KEY": "one"}})
+    try:
+        with pool.service("serves", 2, secret=name) as serves, pool.service("waits", 2, secret=name) as waits:
+            pool.wait_filled(2)
+            assert value(serves) == "one"
+            (mine,) = wait_agreed(serves, 1)
+            pool.wait_filled(2)
+            before = {pod["metadata"]["uid"] for pod in pool.idle()}
+            installed.apply({**secret, "stringData": {"A_KEY": "two"}})
+            wait_until(
+                "two others",
+                lambda: len(idle := {p["metadata"]["uid"] for p in pool.idle()}) == 2 and not idle & before,
+                60,
+            )
+            assert (value(serves), value(waits)) == ("one", "two")
+            assert [pod["metadata"]["uid"] for pod in wait_agreed(serves, 1)] == [mine["metadata"]["uid"]]
+            assert len(wait_agreed(waits, 1)) == 1
+            digest = mine["metadata"]["labels"][names.POOL_LABEL]
+            assert figures(installed, "pool_failures", digest) == [0]
+    finally:
+        installed.delete("v1", "Secret", NAMESPACE, name)

@@ -230,9 +230,14 @@ def test_explain_says_how_a_revision_was_woken(cluster: KnativeCluster) -> None:
     ("notes", "conditions", "why"),
     [
         ({}, [], "it wishes for none"),
-        ({names.SIZE: "1"}, [], "as far as is known it has needed none yet"),
+        ({names.SIZE: "1"}, [], f"{names.SIZE} does nothing without {names.ENGINE}: galaxy"),
         (
-            {names.SIZE: "1"},
+            {names.SIZE: "1", names.ENGINE: "galaxy"},
+            [],
+            "as far as is known it has needed none yet",
+        ),
+        (
+            {names.SIZE: "1", names.ENGINE: "galaxy"},
             [{"type": names.STANDBY_USED, "status": "False", "message": "its pool had no slot"}],
             "see the condition StandbyUsed for why",
         ),
@@ -249,6 +254,18 @@ def test_explain_of_a_revision_that_no_standby_pod_has_served(
         assert f"No standby pod has served it lately: {why}" in said
     pa = {"metadata": metadata, "status": {"desiredScale": 0}}
     assert explain.lines(explain.facts_of(pa, []))[0].endswith("0 pods ready, 0 wanted")
+
+
+def test_explain_of_a_service_names_a_newer_revision_that_is_not_ready(cluster: KnativeCluster) -> None:
+    """It is told of the one that serves; what is asked about may be why the other doesn't."""
+    cluster.server.put(POD_AUTOSCALERS, {"metadata": {"namespace": "default", "name": "chat-00001"}})
+    there = {"metadata": {"namespace": "default", "name": "chat"}}
+    for made, told in (("chat-00002", True), ("chat-00001", False)):
+        status = {"latestReadyRevisionName": "chat-00001", "latestCreatedRevisionName": made}
+        cluster.server.put(KNATIVE_SERVICES, {**there, "status": status})
+        said = cluster("explain", "chat").stdout
+        assert "revision default/chat-00001:" in said
+        assert ("galaxy explain chat-00002 -n default" in said) == told
 
 
 def test_doctor_says_what_is_amiss_and_what_to_do() -> None:

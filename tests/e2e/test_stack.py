@@ -165,6 +165,10 @@ def pod_volumes(
 VOLUMES = {"volumes": [{"name": "v", "secret": {"secretName": "s"}}, {"name": "other", "emptyDir": {}}]}
 
 
+def there(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith("..")}
+
+
 def test_a_secret_becomes_a_folder_that_follows_it(tmp_path: Path) -> None:
     held = {"k": "dg=="}
 
@@ -174,15 +178,32 @@ def test_a_secret_becomes_a_folder_that_follows_it(tmp_path: Path) -> None:
 
     made = pod_volumes(VOLUMES, tmp_path, changing)
     asyncio.run(made.fill())
-    assert (tmp_path / "v" / "k").read_bytes() == b"v"
-    held["k"] = "dw=="
+    link = tmp_path / "v" / "..data"
     asyncio.run(made.fill())
-    assert {path.name: path.read_bytes() for path in (tmp_path / "v").iterdir()} == {"k": b"w"}
+    assert (tmp_path / "v" / "k").read_bytes() == b"v"
+    before = link.readlink()
+    asyncio.run(made.fill())
+    assert link.readlink() == before, "nothing has changed"
+    held |= {"k": "dw==", "other": "bw=="}
+    asyncio.run(made.fill())
+    assert link.readlink() != before
+    assert there(tmp_path / "v") == {"k": b"w", "other": b"o"}
+    del held["other"]
+    asyncio.run(made.fill())
+    assert there(tmp_path / "v") == {"k": b"w"}
+    assert len(list((tmp_path / "v").iterdir())) == 3, "the link, what it names, and the one file"
     container = {"volumeMounts": [{"name": "v", "mountPath": "/a/b"}, {"name": "other", "mountPath": "/c"}]}
     assert made.mounts(container) == [
         (tmp_path / "v", Path("/a/b"), False),
         (tmp_path / "other", Path("/c"), False),
     ]
+
+
+def test_keys_that_need_not_be_there_are_left_out(tmp_path: Path) -> None:
+    items = [{"key": "k", "path": "k"}, {"key": "none", "path": "none"}]
+    volume = {"name": "v", "configMap": {"name": "c", "items": items, "optional": True}}
+    asyncio.run(pod_volumes({"volumes": [volume]}, tmp_path, fetch).fill())
+    assert there(tmp_path / "v") == {"k": b"v"}
 
 
 def test_a_secret_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ GET /exit?code=3 ends the process
 GET /leave       starts a process in a session of its own, which nobody here ends
 GET /write?path=F  writes a file, or says why it can't
 GET /list?path=D   the names in a folder
+GET /env?name=N    the value of a variable
 An Upgrade to anything echoes bytes from then on. SIGTERM ends it when nothing is under way.
 
 `--wait-for FILE` keeps it loading until there is such a file; `--silent` says nothing of its state.
@@ -121,6 +122,8 @@ class Server:
         elif path == "/leave":
             words = [sys.executable, "-c", "import time; time.sleep(600)  # left behind"]
             subprocess.Popen(words, start_new_session=True)
+        elif path == "/env":
+            said = json.dumps(os.environ.get(given["name"])).encode()
         elif path in ("/write", "/list"):
             said = _files(path, given["path"])
         elif path == "/events":

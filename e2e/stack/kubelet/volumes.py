@@ -3,6 +3,9 @@
 A hostPath and a PersistentVolume with one are folders of the stack, so that stacks don't meet. The volume that the
 API server gives every pod for its ServiceAccount is left out: KUBECONFIG is in its place. Sizes and modes are
 ignored, as limits and users are.
+
+As the kubelet's are, files that follow something are links through `..data`, which names another folder as soon as
+any of them has changed: all of a volume change at once, and who looks at that link sees that they have.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -56,8 +59,8 @@ class Volumes:
         }
         #: Folders that aren't the pod's own.
         self._elsewhere: dict[str, Path] = {}
-        #: When each token is to be renewed, by its file.
-        self._renew: dict[Path, float] = {}
+        #: By its file: a token, and when it is to be renewed.
+        self._tokens: dict[Path, tuple[bytes, float]] = {}
 
     def mounts(self, container: Object) -> list[Mount]:
         found = []
@@ -96,44 +99,44 @@ class Volumes:
         """Its files, by what kind of volume it is; a kind that isn't known is not left out in silence."""
         if "emptyDir" in volume:
             return
+        files: dict[str, bytes] = {}
         for kind in ("secret", "configMap", "downwardAPI"):
             if kind in volume:
-                await self._source({kind: volume[kind]}, folder)
-                return
-        if "projected" not in volume:
-            kinds = ", ".join(sorted(set(volume) - {"name"}))
-            raise BadVolume(f"volume {volume['name']}: {kinds} is not supported by the kubelet stand-in")
-        for source in volume["projected"].get("sources") or []:
-            await self._source(source, folder)
-
-    async def _source(self, source: Object, folder: Path) -> None:
-        if token := source.get("serviceAccountToken"):
-            await self._token(token, folder / token["path"])
-        elif fields := source.get("downwardAPI"):
-            for item in fields.get("items") or []:
-                write(folder / item["path"], self._field(item).encode())
-        elif secret := source.get("secret"):
-            name = secret.get("secretName") or secret["name"]
-            await self._keys("secrets", name, secret, folder)
-        elif config := source.get("configMap"):
-            await self._keys("configmaps", config["name"], config, folder)
+                files = await self._source({kind: volume[kind]}, folder)
+                break
         else:
-            raise BadVolume(f"a source {sorted(source)} is not supported by the kubelet stand-in")
+            if "projected" not in volume:
+                kinds = ", ".join(sorted(set(volume) - {"name"}))
+                raise BadVolume(f"volume {volume['name']}: {kinds} is not supported by the kubelet stand-in")
+            for source in volume["projected"].get("sources") or []:
+                files |= await self._source(source, folder)
+        publish(folder, files)
 
-    async def _keys(self, plural: str, name: str, source: Object, folder: Path) -> None:
+    async def _source(self, source: Object, folder: Path) -> dict[str, bytes]:
+        if token := source.get("serviceAccountToken"):
+            return {token["path"]: await self._token(token, folder / token["path"])}
+        if fields := source.get("downwardAPI"):
+            return {item["path"]: self._field(item).encode() for item in fields.get("items") or []}
+        if secret := source.get("secret"):
+            return await self._keys("secrets", secret.get("secretName") or secret["name"], secret)
+        if config := source.get("configMap"):
+            return await self._keys("configmaps", config["name"], config)
+        raise BadVolume(f"a source {sorted(source)} is not supported by the kubelet stand-in")
+
+    async def _keys(self, plural: str, name: str, source: Object) -> dict[str, bytes]:
         found = await self._fetch(plural, self._namespace, name)
         if found is None:
             if source.get("optional"):
-                return
+                return {}
             raise BadVolume(f"{plural.removesuffix('s')} {self._namespace}/{name} not found")
         held = {key: base64.b64decode(value) for key, value in (found.get("binaryData") or {}).items()}
         for key, value in (found.get("data") or {}).items():
             held[key] = base64.b64decode(value) if plural == "secrets" else value.encode()
         paths = {item["key"]: item["path"] for item in source.get("items") or []} or {k: k for k in held}
-        for key, path in paths.items():
-            if key not in held:
+        for key in paths:
+            if key not in held and not source.get("optional"):
                 raise BadVolume(f"{plural.removesuffix('s')} {self._namespace}/{name} has no key {key!r}")
-            write(folder / path, held[key])
+        return {path: held[key] for key, path in paths.items() if key in held}
 
     def _field(self, item: Object) -> str:
         path = item["fieldRef"]["fieldPath"]
@@ -142,10 +145,11 @@ class Volumes:
             return "".join(f"{key}={json.dumps(value)}\n" for key, value in sorted(held.items()))
         return environment.field(path, self.pod, self._address)
 
-    async def _token(self, wanted: Object, file: Path) -> None:
+    async def _token(self, wanted: Object, file: Path) -> bytes:
         """Bound to the pod: it ends with it."""
-        if time.time() < self._renew.get(file, 0.0):
-            return
+        former, renew_at = self._tokens.get(file, (b"", 0.0))
+        if time.time() < renew_at:
+            return former
         metadata, spec = self.pod["metadata"], self.pod["spec"]
         asked: Object = {
             "expirationSeconds": wanted.get("expirationSeconds") or TOKEN_S,
@@ -160,8 +164,9 @@ class Volumes:
             asked["audiences"] = [wanted["audience"]]
         account = spec.get("serviceAccountName") or "default"
         status = await self._request(self._namespace, account, asked)
-        write(file, status["token"].encode())
-        self._renew[file] = time.time() + RENEW_AT * asked["expirationSeconds"]
+        token: bytes = status["token"].encode()
+        self._tokens[file] = token, time.time() + RENEW_AT * asked["expirationSeconds"]
+        return token
 
     def _on_host(self, volume: Object) -> Path:
         path: Path = self._host / str(volume["path"]).strip("/")
@@ -187,11 +192,30 @@ class Volumes:
         return self._on_host(path)
 
 
-def write(path: Path, content: bytes) -> None:
-    """Whole, or not at all."""
-    if path.exists() and path.read_bytes() == content:
+def publish(folder: Path, files: Mapping[str, bytes]) -> None:
+    """All at once; nothing is done where all are as they were."""
+    data = folder / "..data"
+    if data.is_symlink() and _files(data.resolve()) == files:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    former = [path for path in folder.iterdir() if path.name.startswith("..") and path != data]
+    made = folder / f"..{time.time_ns()}"
+    made.mkdir()
+    for name, content in files.items():
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / name).write_bytes(content)
+    link = folder / "..data_tmp"
+    link.symlink_to(made.name)
+    link.replace(data)
+    wanted = {Path(name).parts[0] for name in files}
+    for path in folder.iterdir():
+        if not path.name.startswith("..") and path.name not in wanted:
+            path.unlink()
+    for name in wanted:
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(Path("..data") / name)
+    for path in former:
+        shutil.rmtree(path)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -34,9 +34,9 @@ def look(context: str, namespace: str, name: str) -> Document:
 
 async def find_out(client: Client, namespace: str, name: str) -> Document:
     """Raises Failure where there is none of that name, KubeError."""
-    pa = await _autoscaler(client, namespace, name)
+    pa, newer = await _autoscaler(client, namespace, name), ""
     if pa is None:
-        revision = await _latest(client, namespace, name)
+        revision, newer = await _latest(client, namespace, name)
         pa = await _autoscaler(client, namespace, revision) if revision else None
     if pa is None:
         raise Failure(
@@ -50,11 +50,11 @@ async def find_out(client: Client, namespace: str, name: str) -> Document:
         events: list[KubeObject] | str = listed.items
     except KubeError as error:
         events = str(error)
-    return facts_of(pa, events)
+    return facts_of(pa, events, newer)
 
 
-def facts_of(pa: KubeObject, events: list[KubeObject] | str) -> Document:
-    """`events`: or why they can't be listed."""
+def facts_of(pa: KubeObject, events: list[KubeObject] | str, newer: str = "") -> Document:
+    """`events`: or why they can't be listed; `newer`: a revision of the same service that isn't ready."""
     status = pa.get("status") or {}
     try:
         starts = json.loads(text_map(status.get("annotations")).get(names.STARTS, "[]"))
@@ -62,9 +62,11 @@ def facts_of(pa: KubeObject, events: list[KubeObject] | str) -> Document:
         starts = []
     return {
         "revision": f"{pa['metadata']['namespace']}/{pa['metadata']['name']}",
+        "newer": newer,
         "wanted": status.get("desiredScale"),
         "ready": status.get("actualScale"),
         "standby": text_map(pa["metadata"].get("annotations")).get(names.SIZE, "0"),
+        "opted_in": text_map(pa["metadata"].get("annotations")).get(names.ENGINE) == "galaxy",
         "conditions": [c for kind in CONDITIONS if (c := find(status.get("conditions"), kind)) is not None],
         "starts": starts if isinstance(starts, list) else [],
         "events": _events(events) if not isinstance(events, str) else [],
@@ -76,6 +78,9 @@ def lines(facts: Document) -> list[str]:
     known = isinstance(facts["wanted"], int) and facts["wanted"] >= 0
     wanted = f"{facts['wanted']} wanted" if known else "how many are wanted isn't known yet"
     found = [f"revision {facts['revision']}: {facts['ready'] or 0} pods ready, {wanted}"]
+    if facts["newer"]:
+        namespace = facts["revision"].partition("/")[0]
+        found.append(f"There is a newer one that isn't ready: galaxy explain {facts['newer']} -n {namespace}")
     rows = [
         (c["type"], c["status"], c.get("reason", ""), c.get("lastTransitionTime", ""), c.get("message", ""))
         for c in facts["conditions"]
@@ -98,6 +103,8 @@ def lines(facts: Document) -> list[str]:
 def _why_none(facts: Document) -> str:
     if facts["standby"] in ("", "0"):
         return "it wishes for none"
+    if not facts["opted_in"]:
+        return f"{names.SIZE} does nothing without {names.ENGINE}: galaxy"
     if any(c["type"] == names.STANDBY_USED for c in facts["conditions"]):
         return f"see the condition {names.STANDBY_USED} for why"
     return "as far as is known it has needed none yet"
@@ -147,8 +154,8 @@ async def _autoscaler(client: Client, namespace: str, name: str) -> KubeObject |
         return None
 
 
-async def _latest(client: Client, namespace: str, name: str) -> str:
-    """The revision that was ready last, or made last; "" = there is none."""
+async def _latest(client: Client, namespace: str, name: str) -> tuple[str, str]:
+    """The revision that was ready last, or made last if none was, and a later one that isn't; "" = there is none."""
 
     async def of(kind: Any) -> Document:
         try:
@@ -159,12 +166,8 @@ async def _latest(client: Client, namespace: str, name: str) -> str:
     service, inference = await asyncio.gather(of(KNATIVE_SERVICES), of(INFERENCE_SERVICES))
     predictor = (inference.get("components") or {}).get("predictor") or {}
     for status in (service, predictor):
-        for field in (
-            "latestReadyRevisionName",
-            "latestReadyRevision",
-            "latestCreatedRevisionName",
-            "latestCreatedRevision",
-        ):
-            if status.get(field):
-                return str(status[field])
-    return ""
+        ready = str(status.get("latestReadyRevisionName") or status.get("latestReadyRevision") or "")
+        made = str(status.get("latestCreatedRevisionName") or status.get("latestCreatedRevision") or "")
+        if ready or made:
+            return ready or made, made if ready and made != ready else ""
+    return "", ""
