@@ -166,9 +166,8 @@ async def crowd(
             await turn(pod, name, "S2")
         forked = await turn(pod, "d", "S0")
         log = pod.log.read_text(errors="replace")
-        went = re.findall(r"engine (\w): (it was ended for [^\n]*)", log)
-        steps = re.findall(r"sleepers_ended[^\n]*", log)
-        clock.say(f"who went: {went} {steps}")
+        went = re.findall(r"engine (\w): (it was ended for [^\"\n]*)", log)
+        clock.say(f"who went: {went}")
         if [name for name, _ in went] != ["c"]:
             raise standby.Failed(f"c was the one asked for longest ago: {went}")
         for name in "abd":
@@ -192,6 +191,8 @@ async def crowd(
         with full(20):
             why = await refused(pod, "d", model, args)
             clock.say(f"20 MiB free: {why}")
+        if "sleepers that may go for it keep" not in why:
+            raise standby.Failed(f"nobody was to be ended in vain: {why}")
         pod.agent.free("team-a/d-refused")
         state = await pod.agent.until(lambda it: it.state == "ready", standby.LONGEST_S)
         clock.say(f"with the GPU free again: {state}")

@@ -41,7 +41,8 @@ class Room:
 
     def __init__(self) -> None:
         self.memory: Memory | None = None
-        #: Of each that sleeps, as measured.
+        #: Of each that has slept, as measured when it fell asleep for the first time: whoever else has memory of the GPU
+        #: may take some while an engine is awake, and to end a sleeper for what isn't its would be in vain.
         self.kept: dict[str, int] = {}
         #: What each that has slept has given back with it, and takes again when it wakes.
         self._gave: dict[str, int] = {}
@@ -66,8 +67,8 @@ class Room:
     def slept(self, name: str) -> None:
         if self.memory is None:
             return
-        others = sum(mib for other, mib in self.kept.items() if other != name)
-        self.kept[name] = max(0, self._used(self.memory) - self._outside - others)
+        if name not in self.kept:
+            self.kept[name] = max(0, self._used(self.memory) - self._outside - sum(self.kept.values()))
         self._gave[name] = max(0, self.memory.free_mib - self._free_awake)
 
     def gone(self, name: str) -> None:
