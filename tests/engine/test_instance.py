@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.instances import Instance, Nursery, until
+from tests.engine.instances import WAIT_S, Instance, Nursery, until
 
 pytestmark = pytest.mark.engine
 
@@ -232,10 +232,10 @@ def test_term_finishes_streams_refuses_connections_and_exits_zero(nursery: Nurse
 
     thread = threading.Thread(target=read)
     thread.start()
-    assert begun.wait(30)
+    assert begun.wait(WAIT_S)
     instance.kill()
     until(lambda: instance.status()["phase"] == "draining", "draining")
-    thread.join(30)
+    thread.join(WAIT_S)
     assert lines[-1] == b"data: [DONE]"
     events = (json.loads(line.removeprefix(b"data: ")) for line in lines[:-1])
     assert sum(len(choice["token_ids"]) for event in events for choice in event["choices"]) == 60

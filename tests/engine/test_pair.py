@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import PD, start_pair
-from tests.engine.instances import Answer, Instance, Nursery, until
+from tests.engine.instances import WAIT_S, Answer, Instance, Nursery, until
 
 pytestmark = pytest.mark.engine
 
@@ -139,7 +139,7 @@ def test_a_client_that_goes_in_mid_transfer_frees_both_sides(pd: PD) -> None:
         body = {"prompt": prompt(5000 + seed, 1800), "max_tokens": 40, "ignore_eos": True}
         reader = threading.Thread(target=lambda body=body: next(pd.decode.stream(body)))
         reader.start()
-        reader.join(30)
+        reader.join(WAIT_S)
     _settled(pd)
     got, answer = pd.decode.tokens(prompt(5100, 400), 4)
     assert transfer(answer)[1]["tokens"] == "400"
@@ -246,7 +246,7 @@ def test_prefill_killed_in_mid_request_and_back_again(nursery: Nursery, tmp_path
         asked = pool.submit(pd.decode.tokens, tokens, 12)
         until(lambda: _computed(pd), "the prompt's computation")
         pd.prefill.kill(signal.SIGKILL)
-        got, answer = asked.result(60)
+        got, answer = asked.result(WAIT_S)
     assert transfer(answer)[1]["reason"] == "channel-closed"
     until(lambda: _reason(pd, 9001) == "unreachable", "the peer is tried again after its rest")
     reference = nursery.start().ready()
@@ -308,7 +308,7 @@ def test_term_at_prefill_lets_open_transfers_end(nursery: Nursery, tmp_path: Pat
         pd.prefill.kill()
         until(lambda: pd.prefill.status()["phase"] == "draining", "draining")
         file.unlink()
-        _, answer = asked.result(60)
+        _, answer = asked.result(WAIT_S)
     assert transfer(answer)[1]["tokens"] == "600"
     assert pd.prefill.exited()["code"] == 0
     pd.decode.kill()
