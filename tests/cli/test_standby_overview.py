@@ -88,7 +88,20 @@ def test_a_pool_whose_pods_are_refused_says_what_the_condition_of_its_revisions_
     adopted["metadata"]["labels"]["serving.knative.dev/revision"] = "one-00001"
     assert row([adopted], "Info") == (problem.why, False)
     assert row([pod_of(one, "a"), pod_of(one, "b")], "Warning") == ("", False)
-    assert row([], "Warning", reachability="Unreachable") == ("", False)
+    assert row([pod_of(one, "a")], "Warning", reachability="Unreachable") == ("", False)
+
+
+def test_a_pool_that_has_no_pods_and_wants_none_is_not_listed() -> None:
+    """Each image that a service has ever had is one, as long as Knative keeps its revisions."""
+    former = deployment("one-00001", standby="3")
+    unreachable = {
+        "metadata": {"namespace": NAMESPACE, "name": "one-00001"},
+        "spec": {"reachability": "Unreachable"},
+    }
+    assert standby.pools_of([], [former], [unreachable]) == []
+    assert [row["wanted"] for row in standby.pools_of([], [former], [])] == [3]
+    (row,) = standby.pools_of([pod_of(former, "a")], [former], [unreachable])
+    assert (row["wanted"], row["free"]) == (0, 1)
 
 
 def test_what_fits_no_standby_pod_is_listed() -> None:

@@ -103,6 +103,8 @@ def pools_of(
     for key in sorted({*sizes, *states}):
         namespace, _, digest = key.partition("/")
         count = states.get(key, Counter())
+        if not (count or sizes.get(key)):
+            continue  # of former revisions, which Knative keeps by the dozen
         short = count["free"] < sizes.get(key, 0)
         lack = lacks.get(key, {})
         why = str(lack.get("message")).partition(NOT_UP)[2] if lack else troubles.get(key, "")
