@@ -21,7 +21,7 @@ from autoscaler_shim.slot.server import Server
 from autoscaler_shim.slot.settings import EnginePlan
 from kserve_ext.core.backoff import pause_s
 from kserve_ext.core.ids import InstanceID, RevisionKey
-from kserve_ext.core.standby.engines import (
+from kserve_ext.core.standby.engine_events import (
     EndEngine,
     EngineEvent,
     EngineGone,

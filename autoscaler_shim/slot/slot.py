@@ -30,17 +30,16 @@ from autoscaler_shim.slot.server import Server
 from autoscaler_shim.slot.settings import Settings
 from autoscaler_shim.slot.values import Values
 from kserve_ext.core.backoff import pause_s
-from kserve_ext.core.standby.engines import (
+from kserve_ext.core.standby.engine_events import (
     EndEngine,
     EngineEvent,
     EngineGone,
     EngineSlept,
-    Planned,
-    PodEngines,
     SleepEngine,
     StartEngine,
     WakeEngine,
 )
+from kserve_ext.core.standby.engines import Planned, PodEngines
 from kserve_ext.core.standby.facts import Assignment, Level
 from kserve_ext.core.standby.room import share_of
 from kserve_ext.core.standby.slot import AGAIN, SlotMachine

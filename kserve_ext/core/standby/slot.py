@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from kserve_ext.core.standby.engines import (
-    Answer,
+from kserve_ext.core.standby.engine_events import (
     EndEngine,
     EngineEvent,
     EngineGone,
@@ -23,8 +22,8 @@ from kserve_ext.core.standby.engines import (
     EngineMissed,
     EngineSlept,
     EngineWoke,
-    PodEngines,
 )
+from kserve_ext.core.standby.engines import Answer, PodEngines
 from kserve_ext.core.standby.facts import SLEEPERS_ENDED, Assignment, SlotState, Started
 from kserve_ext.core.standby.room import share_of
 from kserve_ext.core.standby.slot_events import (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kserve_ext.core.standby.engines import EngineEvent, EngineOrder
+from kserve_ext.core.standby.engine_events import EngineEvent, EngineOrder
 from kserve_ext.core.standby.facts import Assignment, SlotState, Started
 
 # --- what happened

@@ -10,8 +10,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from kserve_ext.core.standby.engines import (
-    MOST_FAILURES,
+from kserve_ext.core.standby.engine_events import (
     EndEngine,
     EngineEvent,
     EngineGone,
@@ -19,12 +18,11 @@ from kserve_ext.core.standby.engines import (
     EngineMissed,
     EngineSlept,
     EngineWoke,
-    Planned,
-    PodEngines,
     SleepEngine,
     StartEngine,
     WakeEngine,
 )
+from kserve_ext.core.standby.engines import MOST_FAILURES, Planned, PodEngines
 from kserve_ext.core.standby.facts import SLEEPERS_ENDED, Started
 from kserve_ext.core.standby.room import CONTEXT_MIB, DEFAULT_SHARE, Memory
 from kserve_ext.core.standby.slot import AGAIN, SlotMachine
