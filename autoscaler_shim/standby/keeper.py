@@ -17,7 +17,7 @@ from typing import Final
 from autoscaler_shim.standby.metrics import PoolFigures, Tally
 from autoscaler_shim.standby.pods import StandbyPods
 from autoscaler_shim.standby.shapes import Shapes
-from kserve_ext.api.knative.pods import Unplaced
+from kserve_ext.api.knative.pods import Unplaced, gpus
 from kserve_ext.api.standby import pods as standby_pods
 from kserve_ext.api.standby import reading
 from kserve_ext.core.ids import RevisionKey
@@ -108,15 +108,15 @@ class Keeper:
             return
         waiting = [Waiting(name, reading.lacking(pod.words), pod.gpus) for name, pod in said.items()]
         leaving = {pod.uid for pod in self._known.pods.values() if pod.leaving}
-        pools = {
-            key: reading.requested(shape.pool.pod)
+        made = {
+            key: shape.pool.pod
             for key in self._shapes.pools()
             for shape in self._shapes.of_pool(key)
             if shape.pool is not None
         }
-        way = self._giving_way.decide(
-            waiting, self._idle_pods(pools), pools, self._now(), leaving, self._rooms()
-        )
+        pools = {key: reading.requested(pod) for key, pod in made.items()}
+        idle = [one for key in made for one in self._idle_pods(key, pools[key], gpus(made[key]))]
+        way = self._giving_way.decide(waiting, idle, pools, self._now(), leaving, self._rooms())
         former, self._holds = self._holds, way.holds
         for key in former.keys() ^ way.holds.keys():
             self.add(key)
@@ -236,14 +236,11 @@ class Keeper:
                 since = pod.made_at
             yield Member(pod.name, pod.uid, state, since, pod.scheduled, reason)
 
-    def _idle_pods(self, pools: Mapping[str, frozenset[str]]) -> list[Idle]:
-        found = []
-        for key, has in pools.items():
-            for member in self._members(key):
-                if member.state in ("coming", "ready"):
-                    node = self._known.pods[member.uid].node
-                    found.append(Idle(member.uid, key, has, member.made_at, node, member.scheduled))
-        return found
+    def _idle_pods(self, key: str, has: frozenset[str], gpus: int) -> Iterator[Idle]:
+        for member in self._members(key):
+            if member.state in ("coming", "ready"):
+                node = self._known.pods[member.uid].node
+                yield Idle(member.uid, key, has, member.made_at, node, member.scheduled, gpus)
 
     def _state(self, pod: StandbyPod) -> tuple[State, str]:
         seen = self._known.slots.get(pod.uid)

@@ -6,6 +6,7 @@ The GPUs are numbers in a Node's status, as a device plugin puts them there: wha
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -79,10 +80,10 @@ def pool(installed: Api, tmp_path: Path) -> Pool:
 
 
 @contextmanager
-def asking(api: Api, tag: str, gpus: int, ready: bool = False, **limits: str) -> Iterator[Service]:
+def asking(api: Api, tag: str, gpus: int, ready: bool = False, scale: int = 1) -> Iterator[Service]:
     """A service of another image than the pools', none of whose pods it can have."""
-    made = template({"min-scale": "1"})
-    made["spec"]["containers"][0]["resources"] = {"limits": {GPU: str(gpus), **limits}}
+    made = template({"min-scale": str(scale)})
+    made["spec"]["containers"][0]["resources"] = {"limits": {GPU: str(gpus)}}
     with deployed(api, tag, made, ready) as service:
         yield service
 
@@ -167,6 +168,19 @@ def test_the_idle_pod_goes_and_is_made_again_only_when_there_is_room(
         pool.wait_filled(2)
 
 
+def test_several_that_wait_get_what_they_need_and_no_more(stack: Cluster, installed: Api, pool: Pool) -> None:
+    with ExitStack() as open_:
+        open_.enter_context(devices(installed, NODE_NAME, GPU, 5))
+        open_.enter_context(pool.service("holds", 5))
+        pool.wait_filled(5)
+        story = open_.enter_context(Story(stack.place, pool))
+        began = time.monotonic()
+        with asking(installed, "four", 1, scale=4) as asks:
+            asks.wait_pods(lambda count: count == 4, "four pods")
+            print(f"four pods after {time.monotonic() - began:.0f} s")
+            assert len(story.of("standby deleted")) == 4
+
+
 def test_gpus_of_one_node_come_together(stack: Cluster, installed: Api, client: Client, pool: Pool) -> None:
     """Four idle pods on two nodes; who asks for two GPUs costs two, of one node."""
     with ExitStack() as open_:
@@ -186,43 +200,51 @@ def test_gpus_of_one_node_come_together(stack: Cluster, installed: Api, client: 
 def test_who_can_never_fit_costs_a_few_idle_pods_and_counts_no_more_after_a_while(
     stack: Cluster, impatient: Api, pool: Pool
 ) -> None:
-    """And none, where it asks for more GPUs than the node has."""
+    """As somebody else has the others; and none, where it asks for more GPUs than the node has."""
     with ExitStack() as open_:
-        open_.enter_context(devices(impatient, NODE_NAME, GPU, 4))
-        open_.enter_context(pool.service("holds", 4))
-        pool.wait_filled(4)
+        open_.enter_context(devices(impatient, NODE_NAME, GPU, 6))
+        open_.enter_context(asking(impatient, "has", 3, ready=True))
+        open_.enter_context(pool.service("holds", 3))
+        pool.wait_filled(3)
         story = open_.enter_context(Story(stack.place, pool))
-        with asking(impatient, "huge", 8) as more, asking(impatient, "slow", 1, cpu="100") as asks:
+        with asking(impatient, "huge", 8) as more, asking(impatient, "four", 4) as asks:
             waits = [waiting_pod(one)["metadata"]["name"] for one in (asks, more)]
             wait_until("idle pods to go", lambda: len(story.of("standby gone")) == MOST, 90)
-            assert len(pool.pods()) == 4 - MOST
-            wait_until("the pool to be filled", lambda: len(pool.idle()) == 4, PATIENCE_S + 60)
+            assert len(pool.pods()) == 3 - MOST
+            wait_until("the pool to be filled", lambda: len(pool.idle()) == 3, PATIENCE_S + 60)
             assert len(story.of("standby deleted")) == MOST
             assert [waiting_pod(one)["metadata"]["name"] for one in (asks, more)] == waits
 
 
-def test_an_adopted_pod_stays(stack: Cluster, installed: Api, client: Client, pool: Pool) -> None:
+def test_an_adopted_pod_stays_and_is_no_idle_one_before_who_waits(
+    stack: Cluster, installed: Api, client: Client, pool: Pool
+) -> None:
     with ExitStack() as open_:
         open_.enter_context(devices(installed, NODE_NAME, GPU, 2))
-        serves = open_.enter_context(pool.service("serves", 2))
+        serves = open_.enter_context(pool.service("serves", 2, window="6s"))
         pool.wait_filled(2)
         facts(client.send(serves))
         (pod,) = wait_agreed(serves, 1)
         assert adopted(serves)
-        load = open_.enter_context(client.load(serves, 1, pause_s=0.2))
-        open_.enter_context(asking(installed, "first", 1, ready=True))
-        second = open_.enter_context(asking(installed, "second", 1))
-        waits = waiting_pod(second)["metadata"]["name"]
+        story = open_.enter_context(Story(stack.place, pool))
+        with client.load(serves, 1, pause_s=0.2) as load:
+            open_.enter_context(asking(installed, "first", 1, ready=True))
+            second = open_.enter_context(asking(installed, "second", 1))
+            waits = waiting_pod(second)["metadata"]["name"]
 
-        def before_the_pool() -> bool:
-            said = serves.autoscaler()["status"].get("conditions") or []
-            return any(waits in str(c.get("message")) for c in said if c["type"] == "StandbyReady")
+            def before_the_pool() -> bool:
+                said = serves.autoscaler()["status"].get("conditions") or []
+                return any(waits in str(c.get("message")) for c in said if c["type"] == "StandbyReady")
 
-        wait_until("idle pods to be given up", before_the_pool, 60)
-        load.wait_good(10)
-        assert [p["metadata"]["uid"] for p in wait_agreed(serves, 1)] == [pod["metadata"]["uid"]]
-        assert pool.idle() == []
+            wait_until("idle pods to be given up", before_the_pool, 60)
+            load.wait_good(10)
+            assert [p["metadata"]["uid"] for p in wait_agreed(serves, 1)] == [pod["metadata"]["uid"]]
+            assert pool.idle() == []
         assert load.failures == []
+        second.wait_ready()
+        name = pod["metadata"]["name"]
+        assert name in story.of("plain gone")
+        assert name not in story.of("standby made")
 
 
 def test_a_pool_is_on_nodes_that_its_revisions_tolerate(

@@ -63,7 +63,7 @@ def slim(pod: Document) -> Document:
     waits = (find(status.get("conditions"), "PodScheduled") or {}).get("status") == "False"
     return {
         "metadata": {key: metadata[key] for key in kept if key in metadata},
-        **({"gpus": _gpus(pod)} if waits else {}),
+        **({"gpus": gpus(pod)} if waits else {}),
         "status": {
             "phase": status.get("phase"),
             "podIP": status.get("podIP"),
@@ -77,7 +77,7 @@ def slim(pod: Document) -> Document:
     }
 
 
-def _gpus(pod: Document) -> int:
+def gpus(pod: Document) -> int:
     """That its containers ask for; a device's request and limit are the same."""
     containers = (pod.get("spec") or {}).get("containers") or ()
     limits = [(container.get("resources") or {}).get("limits") or {} for container in containers]

@@ -109,3 +109,59 @@ def test_one_that_is_ending_for_another_reason_holds_up_nobody() -> None:
     giving = GivingWay()
     giving.decide(WAITS, idle(2), POOLS, 0.0)
     assert giving.decide(WAITS, idle(2), POOLS, AFTER_S, {"other"}).delete
+
+
+def several(count: int, lacks: str = "nvidia.com/gpu", gpus: int = 1) -> list[Waiting]:
+    return [Waiting(f"a/{i}", frozenset({lacks}), gpus) for i in range(count)]
+
+
+def rounds(waiting: list[Waiting], there: list[Idle], helped: bool = True) -> list[list[str]]:
+    """For whom pods go, while each that gets one has a node by then, or nobody has."""
+    giving, found = GivingWay(), []
+    giving.decide(waiting, there, POOLS, 0.0)
+    for number in range(4):
+        way = giving.decide(waiting, there, POOLS, AFTER_S + number * NEXT_S)
+        found.append([who for _, who in way.delete])
+        there = [one for one in there if one.uid not in dict(way.delete)]
+        waiting = [pod for pod in waiting if not (helped and pod.name in found[-1])]
+    return found
+
+
+def test_where_it_helps_it_is_done_for_more_at_once() -> None:
+    helped = rounds(several(7), idle(9))
+    assert helped == [["a/0"], ["a/1", "a/2"], ["a/3", "a/4", "a/5", "a/6"], []]
+    assert rounds(several(7), idle(9), helped=False) == [["a/0"]] * 4
+
+
+def test_a_place_that_another_is_given_is_not_of_who_it_was_made_for() -> None:
+    giving, waiting, there = GivingWay(), several(40), idle(60)
+    giving.decide(waiting, there, POOLS, 0.0)
+    counts = []
+    for number in range(5):
+        way = giving.decide(waiting, there, POOLS, AFTER_S + number * NEXT_S)
+        counts.append(len(way.delete))
+        there = [one for one in there if one.uid not in dict(way.delete)]
+        waiting = waiting[: len(waiting) - counts[-1]]  # the scheduler begins with the last
+    assert counts == [1, 2, 4, 8, 16]
+    assert giving._given.total() == 16
+
+
+def test_a_new_wait_begins_with_one() -> None:
+    giving = GivingWay()
+    for now, waits in ((0.0, several(1)), (AFTER_S, several(1)), (20.0, []), (40.0, several(3))):
+        giving.decide(waits, idle(9), POOLS, now)
+    assert len(giving.decide(several(3), idle(9), POOLS, 40.0 + AFTER_S).delete) == 1
+
+
+def test_one_idle_pod_is_enough_for_as_many_as_its_gpus_are() -> None:
+    large = [one._replace(gpus=2) for one in idle(9)]
+    # What goes for a/1 has a place for a/2.
+    assert rounds(several(7), large)[:2] == [["a/0"], ["a/1", "a/3"]]
+
+
+def test_who_waits_for_cpu_gets_one_idle_pod_together_and_holds_up_nobody_who_waits_for_gpus() -> None:
+    waiting, there = (
+        [*several(3, "cpu", 0), Waiting("b/gpu", frozenset({"nvidia.com/gpu"}), 1)],
+        idle(4, "cpu"),
+    )
+    assert rounds(waiting, [*there, *idle(1)])[:2] == [["a/0"], ["a/1", "b/gpu"]]
