@@ -41,8 +41,8 @@ class Room:
 
     def __init__(self) -> None:
         self.memory: Memory | None = None
-        #: Of each that has slept, as measured when it fell asleep for the first time: whoever else has memory of the
-        #: GPU may take some while an engine is awake, and to end a sleeper for what isn't its would be in vain.
+        #: Of each that has slept, as measured when it first did: whoever else has memory of the GPU may take some
+        #: while an engine is awake, and to end a sleeper for what isn't its would be in vain.
         self.kept: dict[str, int] = {}
         #: What each that has slept has given back with it, and takes again when it wakes.
         self._gave: dict[str, int] = {}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby import wakes as module
-from kserve_ext.core.standby.facts import Level, Slot, Started
+from kserve_ext.core.standby.facts import SLEEPERS_ENDED, Level, Slot, Started
 from kserve_ext.core.standby.known import Seen
 from kserve_ext.core.standby.wakes import KEEP_SLOTS, Wakes
 
@@ -51,6 +51,16 @@ def test_a_lower_level_is_said_with_its_reason_and_counted() -> None:
     assert "level S0" in told.message
     assert told.message.endswith("not from its level S1: --max-model-len: 2048, not 4096")
     assert made.fallbacks == {("S1", "S0"): 1}
+
+
+def test_sleepers_that_were_ended_for_it_are_said_and_counted() -> None:
+    made = taken()
+    told = made.serves(ONE, "u", Started("S2", "", ((SLEEPERS_ENDED, 116), ("awake", 133))), 12.0)
+    assert told is not None
+    assert "sleepers ended 116 ms, awake 133 ms" in told.message
+    assert made.made_room == {"S2": 1}
+    assert made.serves(ONE, "u", Started("S2", "", ((SLEEPERS_ENDED, 116),)), 13.0) is None
+    assert made.made_room == {"S2": 1}, "counted once"
 
 
 def test_what_served_nobody_says_why_and_what_happens_instead() -> None:
