@@ -121,11 +121,15 @@ def test_a_pair_chooses_and_scales_by_tokens(cluster: Embedded, model: str) -> N
     cluster.wait("one of each", lambda: count("prefill") >= 1 and count("decode") >= 1)
     (name,) = instances(cluster, "tokens-decode")
 
+    async def there(role: str) -> dict[str, int]:
+        """Leases are kept meanwhile."""
+        return await asyncio.to_thread(instances, cluster, f"tokens-{role}")
+
     async def nobody_is_left(leases: HomeLeases) -> None:
         """Where all are excluded; one may become ready after they were listed."""
         everyone: tuple[str, ...] = ()
-        while more := tuple(instances(cluster, "tokens-prefill").keys() - set(everyone)):
-            everyone += more
+        while more := (await there("prefill")).keys() - set(everyone):
+            everyone += tuple(more)
             try:
                 lease = await leases.lease("u", 10, wanted=Wanted(excluded=everyone))
             except NoPrefill as refused:
@@ -143,35 +147,46 @@ def test_a_pair_chooses_and_scales_by_tokens(cluster: Embedded, model: str) -> N
             first = await leases.lease("r", 1000)
             await leases.release(first, "", Computed(1000, 100.0, 101.0))
             given = [await leases.lease(f"r{k}", 1000) for k in range(10)]
-            while known(cluster, "tokens-prefill") < 5:  # noqa: ASYNC110  (it happens in other processes)
+            while await asyncio.to_thread(known, cluster, "tokens-prefill") < 5:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
             later = [await leases.lease(f"s{k}", 1000) for k in range(4)]
             out = later[0].instance
             elsewhere = await leases.lease("t", 10, wanted=Wanted(excluded=(out,)))
             assert elsewhere.instance != out
             await nobody_is_left(leases)
-            while count("decode") < 3:  # noqa: ASYNC110  (pd-ratio raises it)
+            while len(await there("decode")) < 3:  # noqa: ASYNC110  (pd-ratio raises it)
                 await asyncio.sleep(0.1)
             for lease in (*given, *later, elsewhere):
                 await leases.release(lease)
             return later
 
-    later = asyncio.run(asyncio.wait_for(many_prompts(), 240))
+    later = asyncio.run(asyncio.wait_for(many_prompts(), 250))
     assert len({lease.instance for lease in later}) == 4, "each goes to one where nothing waits"
     assert all("0 tokens wait there" in lease.why for lease in later)
     assert count("decode") <= 6
 
     async def long_answers() -> None:
         """Every decode instance says that it is full, and generates 900 tokens a second."""
-        clock = asyncio.get_running_loop().time
-        async with decode(cluster, name) as leases:
-            since = clock()
-            while len(names := instances(cluster, "tokens-decode")) < 6:
-                span_s, since = max(clock() - since, 0.1), clock()
-                for leases._instance in names:
-                    await leases.report(Load(round(900 * span_s), span_s, 1.0, 0))
-                await asyncio.sleep(0.5)
+        names: dict[str, int] = {}
 
-    asyncio.run(asyncio.wait_for(long_answers(), 120))
+        async def say(leases: HomeLeases) -> None:
+            """As often as they do, however long it takes to look who there is."""
+            clock = asyncio.get_running_loop().time
+            since = clock()
+            while True:
+                await asyncio.sleep(0.5)
+                span_s, since = clock() - since, clock()
+                for leases._instance in tuple(names):
+                    await leases.report(Load(round(900 * span_s), span_s, 1.0, 0))
+
+        async with decode(cluster, name) as leases:
+            saying = asyncio.create_task(say(leases))
+            while len(names) < 6:
+                found = await there("decode")
+                names.clear()
+                names.update(found)
+            saying.cancel()
+
+    asyncio.run(asyncio.wait_for(long_answers(), 250))
     for role in ("prefill", "decode"):
         cluster.galaxy("delete", "isvc", f"tokens-{role}")
