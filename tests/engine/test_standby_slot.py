@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
+from tests.cluster.test_standby_slot import first_of_container
+from tests.support.container import restricted, why_not
 from tests.support.standby_pod import Pod, assignment, standby_pod
 
 
@@ -56,5 +61,36 @@ def test_one_revision_after_another_answers(level: str, tiny_model: Path) -> Non
             pod.terminate()
             assert await pod.ended() == 0
             assert pod.processes() == {}
+
+    asyncio.run(asyncio.wait_for(test(), 550.0))
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+@pytest.mark.parametrize("level", ["S0", "S1"])
+def test_in_a_container_without_rights_whose_root_can_not_be_written_to(level: str, tiny_model: Path) -> None:
+    """runAsNonRoot, readOnlyRootFilesystem, no capability: /tmp, which is HOME, and /dev/shm are enough for vLLM."""
+
+    async def test() -> None:
+        async with standby_pod(run=False) as pod:
+            model = shutil.copytree(tiny_model, pod.folder / "model", copy_function=shutil.copyfile)
+            for path in (model, *model.iterdir()):
+                path.chmod(0o755)
+            shape = {"GALAXY_SLOT_SHAPE": f"--model {model}"} if level == "S1" else {}
+            own = {"GALAXY_SLOT_DIR": "", "HOME": "/tmp", "GALAXY_SLOT_LEVEL": level, **shape}
+            await pod.run(*restricted(pod.folder), GALAXY_ZYGOTE="runtimes.vllm_pd", **own)
+            await pod.agent.until(lambda state: state.state == "ready", 300.0)
+            for name in ("first", "second"):
+                argv = ("python", "-m", "runtimes.vllm_pd", "--port", "$(PORT)", "--model", str(model))
+                asked = assignment(pod.folder, name, argv=(*argv, "--served-model-name", name), model=())
+                pod.agent.start(asked)
+                state = await pod.agent.until(lambda state: state.state in ("serving", "failed"), 300.0)
+                assert state.state == "serving", state.reason
+                assert state.started is not None
+                assert state.started.level == level, state.started
+                assert await complete(pod, name) == 4
+                pod.agent.free(asked.revision)
+                await pod.agent.until(lambda state: state.state == "ready", 300.0)
+            os.kill(first_of_container(pod), signal.SIGTERM)
+            assert await pod.ended() == 0
 
     asyncio.run(asyncio.wait_for(test(), 550.0))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 USER = 65532
-_OF_THE_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64")
+_OF_THE_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/sys")
 #: $1: where the root is made; $2: ro or rw; $3: working directory; folders bound read-only, "--", and others, "--".
 _SCRIPT = f"""
 new=$1 root=$2 cwd=$3 how=ro
