@@ -207,6 +207,9 @@ class Keeper:
     async def _make(self, pool: Pool, made: standby_pods.Pool) -> None:
         suffix = "".join(secrets.choice(_LETTERS) for _ in range(6))
         try:
+            if why := await self._evicts(made, suffix):
+                pool.unwanted(why, self._now())
+                return
             created = await self._client.create(PODS, standby_pods.pod(made, suffix))
         except (Unavailable, AlreadyExists):
             raise
@@ -215,6 +218,18 @@ class Keeper:
             return
         self._tally.pods_made += 1
         pool.made(str(created["metadata"]["uid"]), self._now())
+
+    async def _evicts(self, made: standby_pods.Pool, suffix: str) -> str:
+        """What its PriorityClass is, only the API server knows."""
+        if not made.pod["spec"].get("priorityClassName"):
+            return ""
+        try:
+            would = await self._client.create(PODS, standby_pods.pod(made, suffix), params={"dryRun": "All"})
+        except Unavailable:
+            raise
+        except KubeError:
+            return ""  # a webhook that can't be asked for nothing; if it isn't that, the pod is refused, too
+        return reading.evicts(would)
 
     def _asked(self, key: str) -> tuple[int, standby_pods.Pool | None]:
         """Its size, and what its pods are; None: nobody knows any more."""

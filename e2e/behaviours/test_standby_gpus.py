@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -247,31 +248,36 @@ def test_an_adopted_pod_stays_and_is_no_idle_one_before_who_waits(
         assert name not in story.of("standby made")
 
 
+@contextmanager
+def allowed(api: Api, **spec: Any) -> Iterator[None]:
+    """Knative takes these fields of pods only where its features say so; returns when its webhook has heard."""
+    features = {f"kubernetes.podspec-{field.lower()}": "enabled" for field in spec}
+    tried: Object = {"apiVersion": SERVING, "kind": "Service", "spec": {"template": template(**spec)}}
+    tried["metadata"] = {"name": "tried", "namespace": NAMESPACE}
+    path = f"{api.path(SERVING, 'Service', NAMESPACE)}?dryRun=All"
+    where = "v1", "ConfigMap", SYSTEM_NAMESPACE, "config-features"
+    api.patch(*where, {"data": features})
+    try:
+        wait_until("the webhook to allow it", lambda: bool(api.call("POST", path, tried)), 30)
+        yield
+    finally:
+        api.patch(*where, {"data": dict.fromkeys(features)})
+
+
 def test_a_pool_is_on_nodes_that_its_revisions_tolerate(
     installed: Api, client: Client, tmp_path: Path
 ) -> None:
     """The one with GPUs is for who asks for it."""
-    features = {"data": {f"kubernetes.podspec-{name}": "enabled" for name in ("tolerations", "nodeselector")}}
     taints = [{"key": GPU, "value": "present", "effect": "NoSchedule"}]
     spec: Object = {
         "tolerations": [{"key": GPU, "operator": "Exists"}],
         "nodeSelector": {"kubernetes.io/hostname": SECOND},
     }
     with ExitStack() as open_:
-        installed.patch("v1", "ConfigMap", SYSTEM_NAMESPACE, "config-features", features)
-        before = {"data": dict.fromkeys(features["data"])}
-        open_.callback(installed.patch, "v1", "ConfigMap", SYSTEM_NAMESPACE, "config-features", before)
+        open_.enter_context(allowed(installed, **spec))
         open_.enter_context(marked(installed, SECOND, taints=taints))
         for node in (NODE_NAME, SECOND):
             open_.enter_context(devices(installed, node, GPU, 1))
-        tried: Object = {
-            "apiVersion": SERVING,
-            "kind": "Service",
-            "metadata": {"name": "tried", "namespace": NAMESPACE},
-        }
-        tried["spec"] = {"template": template(**spec)}
-        path = f"{installed.path(SERVING, 'Service', NAMESPACE)}?dryRun=All"
-        wait_until("the webhook to allow it", lambda: bool(installed.call("POST", path, tried)), 30)
         pool = Pool(installed, tmp_path, gpus=1, **spec)
         service = open_.enter_context(pool.service("there", 1))
         pool.wait_filled(1)
@@ -280,6 +286,39 @@ def test_a_pool_is_on_nodes_that_its_revisions_tolerate(
         (pod,) = wait_agreed(service, 1)
         assert adopted(service)
         assert node_of(pod) == SECOND
+
+
+def test_a_pool_evicts_nobody(installed: Api, client: Client, tmp_path: Path) -> None:
+    """Its revision's PriorityClass would let it; one that doesn't preempt is as good for who serves."""
+    kind = "scheduling.k8s.io/v1", "PriorityClass"
+    classes: dict[str, Object] = {"test-preempts": {}, "test-calm": {"preemptionPolicy": "Never"}}
+    with ExitStack() as open_:
+        for name, policy in classes.items():
+            made: Object = {"apiVersion": kind[0], "kind": kind[1], "metadata": {"name": name}}
+            installed.apply({**made, "value": 1000, **policy})
+            open_.callback(installed.delete, *kind, "", name)
+        open_.enter_context(allowed(installed, priorityClassName="test-calm"))
+        open_.enter_context(devices(installed, NODE_NAME, GPU, 2))
+        serves = open_.enter_context(asking(installed, "serves", 2, ready=True))
+        pods = serves.ready_pods()
+        pool = Pool(installed, tmp_path, gpus=1, priorityClassName="test-preempts")
+        with pool.service("preempts", 1) as service:
+
+            def said() -> str:
+                found = service.autoscaler()["status"].get("conditions") or []
+                return next((str(c.get("reason")) for c in found if c["type"] == "StandbyReady"), "")
+
+            wait_until("the pool to say so", lambda: said() == "WouldEvict", 60, detail=said)
+            assert pool.pods() == []
+        quiet = Pool(installed, tmp_path, gpus=1, priorityClassName="test-calm")
+        with quiet.service("calm", 1):
+            wait_until(
+                "its pod to wait",
+                lambda: [condition(pod, "PodScheduled") for pod in quiet.pods()] == ["False"],
+                60,
+            )
+        assert [pod["metadata"]["uid"] for pod in serves.ready_pods()] == [pods[0]["metadata"]["uid"]]
+        assert client.send(serves).status == 200
 
 
 def agents(api: Api, node: str) -> list[Object]:

@@ -113,9 +113,11 @@ class Client:
         except Gone:  # the snapshot that the pages come from expired: all in one answer
             return await self._list(kind, namespace, labels, fields, 0)
 
-    async def create(self, kind: Kind, obj: KubeObject) -> KubeObject:
+    async def create(
+        self, kind: Kind, obj: KubeObject, params: Mapping[str, str] | None = None
+    ) -> KubeObject:
         namespace = str(obj["metadata"].get("namespace", ""))
-        return await self.request("POST", kind.path(namespace), body=_complete(kind, obj))
+        return await self.request("POST", kind.path(namespace), params=params, body=_complete(kind, obj))
 
     async def replace(self, kind: Kind, obj: KubeObject, subresource: str = "") -> KubeObject:
         """Conflict unless the object is still the one that was read (by its resourceVersion)."""

@@ -85,6 +85,15 @@ def trouble(pod: Document) -> str:
     return ": ".join(str(status[key]) for key in ("reason", "message") if status.get(key))
 
 
+def evicts(pod: Document) -> str:
+    """Why the scheduler would end other pods for it, "" = it would not; `pod`: as the API server would have it."""
+    spec = pod.get("spec") or {}
+    if int(spec.get("priority") or 0) <= 0 or spec.get("preemptionPolicy") == "Never":
+        return ""
+    of = spec.get("priorityClassName")
+    return f"WouldEvict: PriorityClass {of} lets idle pods evict others: name one with preemptionPolicy Never"
+
+
 def requested(pod: Document) -> frozenset[str]:
     """The resources that its containers ask for, and its own place."""
     found = {PLACES}

@@ -95,6 +95,10 @@ class Pool:
         """The API server wouldn't have such a pod."""
         self._fail(f"refused by the API server: {reason}", now)
 
+    def unwanted(self, reason: str, now: float) -> None:
+        """Such a pod would do harm, and isn't made."""
+        self._fail(reason, now)
+
     def decide(
         self, size: int, members: Iterable[Member], busy: bool, now: float, hold: bool = False
     ) -> Change:

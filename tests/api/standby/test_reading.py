@@ -50,3 +50,18 @@ def test_a_pod_asks_for_what_any_of_its_containers_requests_or_limits() -> None:
 )
 def test_what_nodes_lack_is_what_the_scheduler_says(said: str, lacks: set[str]) -> None:
     assert reading.lacking(said) == lacks
+
+
+@pytest.mark.parametrize(
+    ("spec", "does"),
+    [
+        ({}, False),
+        ({"priority": 0, "preemptionPolicy": "PreemptLowerPriority"}, False),
+        ({"priority": 5, "preemptionPolicy": "PreemptLowerPriority"}, True),
+        ({"priority": 5}, True),
+        ({"priority": 5, "preemptionPolicy": "Never"}, False),
+        ({"priority": -5, "preemptionPolicy": "PreemptLowerPriority"}, False),
+    ],
+)
+def test_a_pod_of_a_class_that_preempts_would_evict_others(spec: dict[str, object], does: bool) -> None:
+    assert bool(reading.evicts({"spec": {**spec, "priorityClassName": "high"}})) is does

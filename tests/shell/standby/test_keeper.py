@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from kserve_ext.core.standby.facts import Slot
 from kserve_ext.core.standby.known import Known, StandbyPod
 from kserve_ext.core.standby.pools import SURPLUS_S, Lack, Pool
 from kserve_ext.core.standby.slot import AGAIN
+from kserve_ext.kube.client import KubeError
 
 ADDR = "10.0.0.1"
 SPEC: dict[str, Any] = {"containers": [{"resources": {"requests": {"cpu": "1"}}}]}
@@ -203,6 +204,48 @@ def test_the_next_gives_way_when_the_last_is_gone_and_where_it_was(monkeypatch: 
     known.pod("a", None)
     asyncio.run(made.give_way())
     assert deleting.deleted == ["a", "b"]
+
+
+class Admitting:
+    """The API server: what a pod's class makes of it."""
+
+    def __init__(self, said: dict[str, Any] | KubeError) -> None:
+        self.said = said
+        self.made: list[Any] = []
+
+    async def create(self, kind: Any, pod: Any, params: Mapping[str, str] | None = None) -> Any:
+        if params == {"dryRun": "All"}:
+            if isinstance(self.said, KubeError):
+                raise self.said
+            return {**pod, "spec": {**pod["spec"], **self.said}}
+        self.made.append(pod)
+        return {**pod, "metadata": {**pod["metadata"], "uid": f"u{len(self.made)}"}}
+
+
+@pytest.mark.parametrize(
+    ("said", "makes"),
+    [
+        ({"priority": 1000, "preemptionPolicy": "PreemptLowerPriority"}, False),
+        ({"priority": 1000, "preemptionPolicy": "Never"}, True),
+        (KubeError(400, "BadRequest", "a webhook does not support dry run"), True),
+    ],
+)
+def test_no_standby_pod_is_made_that_would_evict_others(said: Any, makes: bool) -> None:
+    shape = Shape(1)
+    spec = {**SPEC, "priorityClassName": "high"}
+    metadata = {"namespace": "default", "labels": {}}
+    shape.pool = pods.Pool(POOL.digest, "default", {"metadata": metadata, "spec": spec})
+    known = Known()
+    made, _ = keeper(known, 1)
+    made._shapes.asked = [shape]  # type: ignore[attr-defined]
+    client: Any = Admitting(said)
+    made._client = client
+    asyncio.run(made._keep(POOL.key))
+    assert bool(client.made) is makes
+    lack = made.lack(POOL.key)
+    assert (lack is not None) is not makes
+    if lack is not None:
+        assert "WouldEvict: PriorityClass high" in lack.words
 
 
 def test_nothing_is_kept_of_pods_and_pools_that_are_no_more() -> None:
