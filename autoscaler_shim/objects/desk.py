@@ -122,7 +122,8 @@ class Desk:
         while True:
             due = min([resync, *self.reconciler.timers.values()])
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), max(0.01, due - self.clock()))
+                async with asyncio.timeout(max(0.01, due - self.clock())):
+                    await self._news.wait()
             self._news.clear()
             if self.clock() >= resync:
                 resync = self.clock() + RESYNC_S

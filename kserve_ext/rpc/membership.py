@@ -212,7 +212,8 @@ class Membership:
         while True:
             due = loop.time() + REPORT_PERIOD_S
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), REPORT_PERIOD_S)
+                async with asyncio.timeout(REPORT_PERIOD_S):
+                    await self._lost.wait()
             self._lost.clear()
             load = self._measure(self._meter, due)
             message = Report(self.me, self.member.incarnation, self.view.epoch, load)

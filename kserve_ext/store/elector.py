@@ -124,7 +124,8 @@ class Elector:
                 log.exception("lease %s: a try failed", self.name)
             self._settle()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), self._election.next_try_s(random.random()))
+                async with asyncio.timeout(self._election.next_try_s(random.random())):
+                    await self._woken.wait()
 
     async def _try(self) -> None:
         """One try to get or renew the lease. The holder writes without reading, over the version it wrote last."""

@@ -132,8 +132,8 @@ class RedisStore:
         self._known = 0
         self._known_at = 0.0
         self._writing = asyncio.Lock()
-        self._client = self._connect(CALL_TIMEOUT_S)
-        self._reader = self._connect(POLL_S + CALL_TIMEOUT_S)
+        self._client = self._connect()
+        self._reader = self._connect()
         self._watchers: set[asyncio.Task[None]] = set()
 
     def put(self, items: Items) -> None:
@@ -271,7 +271,8 @@ class RedisStore:
     async def _read(self, after: dict[bytes, bytes]) -> dict[bytes, list[tuple[bytes, dict[bytes, bytes]]]]:
         """New entries of the streams; empty when nothing came for POLL_S."""
         try:
-            found = await self._reader.xread(dict(after), count=READ_AT_ONCE, block=int(POLL_S * 1000))  # type: ignore[arg-type]
+            async with asyncio.timeout(POLL_S + CALL_TIMEOUT_S):
+                found = await self._reader.xread(dict(after), count=READ_AT_ONCE, block=int(POLL_S * 1000))  # type: ignore[arg-type]
         except (RedisError, OSError, TimeoutError) as error:
             raise self._away(error) from error
         return dict(found)  # type: ignore[arg-type]
@@ -283,10 +284,11 @@ class RedisStore:
 
     async def _script(self, text: str, keys: list[str], args: list[Any]) -> Any:
         try:
-            try:
-                return await self._client.evalsha(_digest(text), len(keys), *keys, *args)
-            except NoScriptError:
-                return await self._client.eval(text, len(keys), *keys, *args)
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                try:
+                    return await self._client.evalsha(_digest(text), len(keys), *keys, *args)
+                except NoScriptError:
+                    return await self._client.eval(text, len(keys), *keys, *args)
         except (RedisError, OSError, TimeoutError) as error:
             raise self._away(error) from error
 
@@ -294,13 +296,15 @@ class RedisStore:
         why = str(error) or f"no answer within {CALL_TIMEOUT_S:g} s"
         return Unavailable(f"state store {self.where}: {why}; {self.where.remedy(type(error).__name__, why)}")
 
-    def _connect(self, timeout_s: float) -> Redis:
+    def _connect(self) -> Redis:
+        """Time limits of calls are set around them: with one of its own the client sends by wait_for, which up to
+        Python 3.11 forgets a cancellation that comes as it is done; who was to end would go on."""
         try:
             client: Redis = Redis.from_url(
                 self.where.url,
                 protocol=2,
                 socket_connect_timeout=CALL_TIMEOUT_S,
-                socket_timeout=timeout_s,
+                socket_timeout=None,
                 # a write that is repeated must say so: _PUT tells attempts apart
                 retry=Retry(NoBackoff(), 0),
             )

@@ -56,10 +56,18 @@ class Parts:
         return process.wait(60)
 
     def end(self) -> None:
+        """Nothing is left, and what had to be killed is told."""
         for process in self.running.values():
             process.terminate()
-        for process in self.running.values():
-            process.wait(60)
+        stuck = []
+        for name, process in self.running.items():
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                stuck.append(name)
+                process.kill()
+                process.wait()
+        assert not stuck, f"still there a minute after SIGTERM: {stuck}"
 
 
 class Watcher:

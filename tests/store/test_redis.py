@@ -107,3 +107,21 @@ def test_what_is_kept_of_changes_is_bounded_in_bytes_and_a_key_that_nobody_can_w
         assert await store.scan("view") == {}
 
     play(tmp_path, story)
+
+
+def test_a_call_that_is_cancelled_ends_whatever_it_is_at(tmp_path: Path) -> None:
+    """Who was to end would go on else, and its process with it."""
+
+    async def story(server: RedisServer, store: RedisStore) -> None:
+        await store.scan("a/")
+        ended, done = 0, False
+        while not done:
+            call = asyncio.ensure_future(store.scan("a/"))
+            for _ in range(ended):  # a turn of the loop further each time
+                await asyncio.sleep(0)
+            done = not call.cancel()
+            await asyncio.wait({call})
+            assert done or call.cancelled(), f"in turn {ended} the cancellation was forgotten"
+            ended += 1
+
+    play(tmp_path, story)
