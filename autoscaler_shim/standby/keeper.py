@@ -124,7 +124,7 @@ class Keeper:
             pod = self._known.pods.get(uid)
             if (
                 pod is None
-                or self._state(pod)[0] == "busy"
+                or self._state(pod)[0] in ("busy", "leaving")
                 or not self._owns(standby_pods.bucket_key(pod.pool))
             ):
                 continue
@@ -191,8 +191,8 @@ class Keeper:
         self._tell(key, size, change, pool)
         for uid, why in change.delete:
             pod = self._known.pods.get(uid)
-            if pod is None or self._state(pod)[0] == "busy":
-                continue  # it was taken while others were deleted
+            if pod is None or self._state(pod)[0] in ("busy", "leaving"):
+                continue  # it was taken, or goes, while others were deleted
             log.info("standby pod %s is deleted: %s", pod.name, why)
             self._tally.pods_deleted += 1
             await self._pods.delete(uid)

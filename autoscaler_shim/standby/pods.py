@@ -7,8 +7,8 @@ from typing import Any
 
 from kserve_ext.api.standby import names, reading
 from kserve_ext.core.ids import RevisionKey
-from kserve_ext.core.standby.known import Known
-from kserve_ext.kube.client import JSON_PATCH, Client, Conflict, Invalid, KubeObject, NotFound
+from kserve_ext.core.standby.known import Known, StandbyPod
+from kserve_ext.kube.client import JSON_PATCH, Client, Conflict, Invalid, KubeError, KubeObject, NotFound
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import PODS
 
@@ -61,20 +61,30 @@ class StandbyPods:
         return True
 
     async def delete(self, uid: str) -> None:
+        """It counts as leaving at once: nobody takes it meanwhile, and it isn't deleted twice. Raises KubeError where
+        the server is away; then it stays."""
         pod = self._known.pods.get(uid)
-        if pod is None:
+        if pod is None or pod.leaving:
             return
+        leaving = pod._replace(leaving=True)
+        self._set(uid, leaving)
         namespace, _, name = pod.name.partition("/")
         try:
             await self._client.delete(PODS, namespace, name, uid=uid)
         except (Conflict, NotFound):
             return
+        except KubeError:
+            if self._known.pods.get(uid) is leaving:
+                self._set(uid, pod)
+            raise
 
     def _take(self, old: KubeObject | None, new: KubeObject | None) -> None:
         """An informer tells a namesake as deleted and added, so that one change is about one pod."""
         uid = str((new or old or {})["metadata"]["uid"])
+        self._set(uid, reading.fact(new) if new is not None else None)
+
+    def _set(self, uid: str, after: StandbyPod | None) -> None:
         before = self._known.pods.get(uid)
-        after = reading.fact(new) if new is not None else None
         if before == after:
             return
         self._changed(self._known.pod(uid, after))
