@@ -8,7 +8,7 @@ from typing import Any
 from kserve_ext.api.standby import names, reading
 from kserve_ext.core.ids import RevisionKey
 from kserve_ext.core.standby.known import Known, StandbyPod
-from kserve_ext.kube.client import JSON_PATCH, Client, Conflict, Invalid, KubeError, KubeObject, NotFound
+from kserve_ext.kube.client import JSON_PATCH, Client, Conflict, Invalid, KubeObject, NotFound
 from kserve_ext.kube.informer import Informer
 from kserve_ext.kube.kinds import PODS
 
@@ -62,7 +62,7 @@ class StandbyPods:
 
     async def delete(self, uid: str) -> None:
         """It counts as leaving at once: nobody takes it meanwhile, and it isn't deleted twice. Raises KubeError where
-        the server is away; then it stays."""
+        the server is away; then it stays, as where this is cancelled before there is an answer."""
         pod = self._known.pods.get(uid)
         if pod is None or pod.leaving:
             return
@@ -73,7 +73,7 @@ class StandbyPods:
             await self._client.delete(PODS, namespace, name, uid=uid)
         except (Conflict, NotFound):
             return
-        except KubeError:
+        except BaseException:
             if self._known.pods.get(uid) is leaving:
                 self._set(uid, pod)
             raise

@@ -51,6 +51,29 @@ def test_one_that_is_deleted_leaves_at_once_and_is_not_deleted_twice(error: Kube
     assert pools == ["default/pool"]
 
 
+def test_one_whose_deletion_is_cancelled_stays() -> None:
+    """A run of a queue may end before a server that hangs is given up."""
+
+    class Hanging:
+        async def delete(self, *_: object, uid: str) -> None:
+            await asyncio.Event().wait()
+
+    async def test() -> None:
+        known, server = Known(), Hanging()
+        known.pod("a", POD)
+        client: Any = server
+        pods = StandbyPods(client, known, lambda revisions: None, lambda pool: None)
+        deleting = asyncio.create_task(pods.delete("a"))
+        while not known.pods["a"].leaving:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        deleting.cancel()
+        await asyncio.wait([deleting])
+        assert deleting.cancelled()
+        assert known.pods["a"] == POD
+
+    asyncio.run(test())
+
+
 def test_one_that_could_not_be_deleted_stays() -> None:
     known, server, _ = deleted(Unavailable(0, "", "the server is away"))
     assert server.left == [True, True]
