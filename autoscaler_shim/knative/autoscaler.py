@@ -101,6 +101,7 @@ class Autoscaler:
                 self._revisit,
                 self._owns,
                 self.pods.counts,
+                self.pods.placed,
                 self.pods.unscheduled,
                 self._term,
                 identity,

@@ -36,6 +36,13 @@ class PodIndex:
         """By namespace/name: those that no node has room for, and that are to be."""
         return self._unscheduled
 
+    def placed(self, pod: str) -> bool:
+        """Whether this one (namespace/name) is there, and has a node."""
+        namespace, _, name = pod.partition("/")
+        found = self.informer.get(namespace, name)
+        fact = None if found is None else knative_pods.fact(found)
+        return fact is not None and fact.unplaced is None and not fact.terminating
+
     def _take(self, old: KubeObject | None, new: KubeObject | None) -> None:
         before = knative_pods.fact(old) if old else None
         after = knative_pods.fact(new) if new else None

@@ -50,11 +50,13 @@ class Keeper:
         busy: Callable[[], bool],
         concerned: Callable[[RevisionKey], None],
         unscheduled: Callable[[], Mapping[str, Unplaced]] = dict,
+        placed: Callable[[str], bool] = bool,
         rooms: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         """`reachable`: whether requests come to a revision; `busy`: whether a burst is under way; `concerned` is told
         of each revision whose pool has begun to come up, or no longer does; `unscheduled`: revisions' pods that no
-        node has room for; `rooms`: by node, GPUs that no revision's standby pod has."""
+        node has room for; `placed`: whether a pod is there, and has a node; `rooms`: by node, GPUs that no revision's
+        standby pod has."""
         self._client = client
         self._known = known
         self._pods = pods
@@ -65,6 +67,7 @@ class Keeper:
         self._busy = busy
         self._concerned = concerned
         self._unscheduled = unscheduled
+        self._placed = placed
         self._rooms = rooms
         self._giving_way = GivingWay()
         #: Pools that get no more pods now, and the pod that comes before them.
@@ -103,7 +106,7 @@ class Keeper:
 
     async def give_way(self) -> None:
         """To pods of revisions that find no node; now and then."""
-        said = self._unscheduled()
+        said = dict(self._unscheduled())
         if not said and not self._holds:
             return
         waiting = [Waiting(name, reading.lacking(pod.words), pod.gpus) for name, pod in said.items()]
@@ -116,7 +119,7 @@ class Keeper:
         }
         pools = {key: reading.requested(pod) for key, pod in made.items()}
         idle = [one for key in made for one in self._idle_pods(key, pools[key], gpus(made[key]))]
-        way = self._giving_way.decide(waiting, idle, pools, self._now(), leaving, self._rooms())
+        way = self._giving_way.decide(waiting, idle, pools, self._now(), leaving, self._rooms(), self._placed)
         former, self._holds = self._holds, way.holds
         for key in former.keys() ^ way.holds.keys():
             self.add(key)

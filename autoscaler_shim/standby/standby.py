@@ -65,6 +65,7 @@ class Standby:
         owns: Callable[[str], bool],
         counts: Callable[[str], Pods],
         unscheduled: Callable[[], Mapping[str, Unplaced]],
+        placed: Callable[[str], bool],
         term: Callable[[str], int],
         identity: Identity | None,
     ) -> None:
@@ -115,6 +116,7 @@ class Standby:
             self._busy,
             self.scales.concerned,
             unscheduled,
+            placed,
             self.agents.rooms,
         )
         self.metrics = StandbyMetrics(

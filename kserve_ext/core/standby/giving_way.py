@@ -10,7 +10,7 @@ helped counts no more, and pools are filled.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -73,14 +73,16 @@ class GivingWay:
         now: float,
         leaving: Collection[str] = (),
         rooms: Mapping[str, int] = MappingProxyType({}),
+        placed: Callable[[str], bool] = lambda name: True,
     ) -> Way:
         """`pools`: what a pod of each requests; `leaving`: pods that are being deleted, and have not ended; `rooms`:
-        by node, GPUs that no revision's standby pod has. A node that isn't in it may have any number."""
+        by node, GPUs that no revision's standby pod has. A node that isn't in it may have any number; `placed`:
+        whether one that waits no more has a node, and hasn't just gone."""
         waiting = sorted(waiting)
         names = {pod.name for pod in waiting}
-        placed = [name for name, at in self._since.items() if name not in names and now - at >= AFTER_S]
+        over = [name for name, at in self._since.items() if name not in names and now - at >= AFTER_S]
         self._since = {name: at for name, at in self._since.items() if name in names}
-        self._count(placed, names)
+        self._count([name for name in over if placed(name)], names)
         self._begun = {name: node for name, node in self._begun.items() if name in names}
         self._ends = {uid: at for uid, at in self._ends.items() if now - at < ENDS_S}
         if not waiting:

@@ -146,6 +146,19 @@ def test_a_place_that_another_is_given_is_not_of_who_it_was_made_for() -> None:
     assert giving._given.total() == 16
 
 
+def test_who_goes_without_a_node_was_not_helped() -> None:
+    giving, waiting, there = GivingWay(), several(4), idle(20)
+    giving.decide(waiting, there, POOLS, 0.0)
+    counts = []
+    for number in range(4):
+        now, left = AFTER_S + number * NEXT_S, waiting[: 4 - number]
+        way = giving.decide(left, there, POOLS, now, placed=lambda name: False)
+        counts.append(len(way.delete))
+        there = [one for one in there if one.uid not in dict(way.delete)]
+    assert counts == [1, 1, 1, 1]
+    assert giving._given["a/0"] == 4, "nobody's place was another's"
+
+
 def test_a_new_wait_begins_with_one() -> None:
     giving = GivingWay()
     for now, waits in ((0.0, several(1)), (AFTER_S, several(1)), (20.0, []), (40.0, several(3))):

@@ -185,6 +185,28 @@ def test_which_pods_give_way_is_carried_out_by_who_keeps_the_pool(monkeypatch: p
         assert made._holds == {POOL.key: "default/plain"}
 
 
+def test_a_round_is_carried_out_whole_though_who_waits_has_a_node_by_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kserve_ext.core.standby.giving_way.AFTER_S", 0.0)
+    known = Known()
+    for name in "ab":
+        known.pod(name, StandbyPod(f"default/{name}", name, POOL.key, scheduled=False))
+    made, _ = keeper(known, 2)
+    said = {"default/plain": Unplaced("0/1 nodes are available: 1 Insufficient cpu.")}
+    deleted: list[str] = []
+
+    class Server:
+        async def delete(self, uid: str) -> None:
+            deleted.append(uid)
+            said.clear()
+
+    pods_: Any = Server()
+    made._unscheduled, made._pods = lambda: said, pods_
+    asyncio.run(made.give_way())
+    assert deleted == ["a", "b"]
+
+
 def test_the_next_gives_way_when_the_last_is_gone_and_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kserve_ext.core.standby.giving_way.AFTER_S", 0.0)
     monkeypatch.setattr("kserve_ext.core.standby.giving_way.NEXT_S", 0.0)
