@@ -181,7 +181,7 @@ class Reconciler:
 
         outcome = decided(asked or service.mode is Mode.PROXY)
         recheck_s = outcome.recheck_s
-        if asked and outcome.scale is not None and not self._scales.at(pa, outcome.scale):
+        if asked and outcome.scale is not None and not self._scales.at(key, pa, outcome.scale):
             # An answer is worth something only at the moment at which the last pods may go.
             kept = self._scales.keeps(key)
             if kept or self._probe(key, pa, sks) is not True:

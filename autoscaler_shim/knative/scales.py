@@ -117,8 +117,8 @@ class Scales:
         """So many revisions are being woken that the API server should be asked for nothing that can wait."""
         return self._waves.busy(time.monotonic())
 
-    def at(self, pa: Document, scale: int) -> bool:
-        """Whether its Deployment is known to ask for that many already."""
+    def at(self, key: str, pa: Document, scale: int) -> bool:
+        """Whether it is known to have been asked for that many already."""
         reference = (pa.get("spec") or {}).get("scaleTargetRef") or {}
         if kind_of(reference) != DEPLOYMENTS:
             return False

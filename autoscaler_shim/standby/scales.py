@@ -79,6 +79,11 @@ class StandbyScales(Scales):
             return await super().apply(key, pa, scale)
         return await self._carry_out(key, pa, adoption, scale)
 
+    def at(self, key: str, pa: Document, scale: int) -> bool:
+        """What is taken counts beside what its Deployment asks for."""
+        adoption = self._adoptions.get(key)
+        return super().at(key, pa, scale) and (adoption is None or not adoption.taken)
+
     def conditions(self, key: str, pa: Document) -> tuple[Condition, ...]:
         revision = _revision(pa)
         shape = self._shapes.of(revision)

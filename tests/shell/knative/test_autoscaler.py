@@ -175,7 +175,7 @@ def test_nobody_is_asked_before_the_last_pods_may_go(monkeypatch: pytest.MonkeyP
             await api.until(lambda: replicas(api) == 0)
             asked = proxies.asked.count("127.0.0.9")
             assert asked == 1
-            await until(lambda: made._scales.at(pa, 0))
+            await until(lambda: made._scales.at(KEY, pa, 0))
             for _ in range(3):
                 await looked_at(made)
             assert not made.reconciler._prober._asking

@@ -85,6 +85,22 @@ def test_nothing_is_written_before_it_serves(tmp_path: Path) -> None:
     play(tmp_path, script)
 
 
+def test_with_a_slot_a_revision_is_not_at_zero_whatever_its_deployment_asks_for(tmp_path: Path) -> None:
+    """Before that slot goes, an activator is asked."""
+
+    async def script(world: World) -> None:
+        world.api.quiet = True
+        async with world.standing_by(NAME) as made:
+            pa = world.api.get(POD_AUTOSCALERS, NAMESPACE, NAME)
+            assert pa is not None
+            assert made._scales.at(f"{NAMESPACE}/{NAME}", pa, 0)
+            await world.begun(NAME)
+            assert replicas(world.api, NAME) == 0
+            assert not made._scales.at(f"{NAMESPACE}/{NAME}", pa, 0)
+
+    play(tmp_path, script)
+
+
 def test_labels_wait_until_the_replica_set_has_room(tmp_path: Path) -> None:
     """Its controller would take a pod with its labels for one too many."""
 
