@@ -135,7 +135,7 @@ class Waves(Generic[K]):
         """When to look at `free` again, if nothing happens before; None: nobody waits."""
         times = list(self._under_way.values()) if self._line or self._kept else []
         if self._kept:
-            due = next(iter(self._kept.values())) + MOST_KEPT_S
+            due = next(iter(self._kept.values())) + MOST_KEPT_S if self._burst else self._next_at
             times.append(max(self._next_at, min(due, self._calm_at) if self._quiet else due))
         return min(times, default=None)
 

@@ -110,6 +110,23 @@ def test_of_what_has_waited_long_enough_few_shrink_while_the_burst_lasts() -> No
     assert waves.free(over) == list(range(14, 22))
 
 
+def test_after_a_burst_one_that_is_woken_holds_up_nobody_who_is_to_shrink() -> None:
+    waves: Waves[str] = Waves(2, 3.0)
+    for key in "abc":
+        waves.enter(key, 0.0)
+    for key in "uvwxyz":
+        assert waves.keep(key, 0.0)
+    for key in "abc":
+        waves.leave(key, 0.0)
+    assert waves.free(CALM_S) == ["u", "v"]
+    assert waves.enter("d", CALM_S), "it gets no pod"
+    now = CALM_S
+    for pair in (["w", "x"], ["y", "z"]):
+        now += PACE_S
+        assert waves.next_at == now
+        assert waves.free(now) == pair
+
+
 def endless() -> Waves[int]:
     """A burst that doesn't end: all places are taken for ever, and one stands in line."""
     waves: Waves[int] = Waves(patience_s=math.inf)
