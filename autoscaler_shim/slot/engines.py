@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +35,7 @@ from kserve_ext.core.standby.engine_events import (
 )
 from kserve_ext.core.standby.facts import Assignment, Timeouts
 from kserve_ext.core.standby.slot_events import Event, ServerEnded, ServerFailed, ServerReady
+from kserve_ext.rpc.ports import free_port
 
 log = logging.getLogger(__name__)
 
@@ -183,10 +183,9 @@ class _Engine:
         self.server = Server(folder, base, watcher, lambda event: said(plan.name, event))
 
     def start(self) -> None:
-        """On a port that nobody has now. One that somebody takes before it does fails it, and it is started again."""
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
+        """On a port that nobody has now, nor is given while it loads. One that somebody takes all the same fails it,
+        and it is started again."""
+        self.port = free_port()
         own = ("--host", "127.0.0.1", "--port", str(self.port))
         self.server.start(
             Assignment(

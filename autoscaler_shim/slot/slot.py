@@ -199,24 +199,28 @@ class Slot:
             strays = end_strays({*self._reaper.own, *self._engines.pids})
             if strays:
                 log.warning("the server has left processes, which are ended: %s", strays)
-            if self._gpus.there:
-                self._soon(self._freed(event))
-                return
+            self._gone(event)
+            return
         self._happened(event)
 
     def _engine_said(self, event: EngineEvent) -> None:
-        """Likewise: what an engine that has ended has left may hold the device. What it had of the GPU is free when
-        that is said."""
+        """Likewise: what an engine that has ended has left may hold the device."""
         if isinstance(event, EngineGone):
             strays = end_strays({*self._reaper.own, self._server.pid, *self._engines.pids})
             if strays:
                 log.warning("engine %s has left processes, which are ended: %s", event.engine, strays)
-            if self._gpus.there:
-                self._soon(self._freed(event))
-                return
+            self._gone(event)
+            return
         self._happened(event)
         if isinstance(event, EngineSlept) and self._machine.engines is not None:
             log.info("engine %s: %s", event.engine, self._machine.engines.room.said(event.engine))
+
+    def _gone(self, event: EngineGone | ServerEnded) -> None:
+        """What it had of the GPU is free when that is said; but who serves has to say at once that it doesn't."""
+        if self._gpus.there and self._machine.state != "serving":
+            self._soon(self._freed(event))
+        else:
+            self._happened(event)
 
     async def _freed(self, event: EngineGone | ServerEnded) -> None:
         took_s = await self._gpus.quiet()

@@ -163,7 +163,7 @@ class PodEngines:
         return Answer(self._makes_room(f"{name}, which was asked for,", verdict), verdict.why)
 
     def room_to_fork(self, name: str, share: float) -> Answer:
-        """Of a server that is none of the engines here, for a revision of that name."""
+        """Of a server that is none of the engines here; `name`: the engine that it stands for, or its revision."""
         verdict = self.room.to_start(name, share, self._oldest(""))
         if not verdict.victim and not verdict.why:
             self.room.starts()

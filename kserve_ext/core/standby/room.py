@@ -47,7 +47,7 @@ class Room:
         #: What each that has slept has given back with it, and takes again when it wakes.
         self._gave: dict[str, int] = {}
         self._outside = 0  # taken by nobody of this pod, when its last engine began
-        self._free_awake = 0  # when the one that falls asleep was told to
+        self._free_awake: int | None = None  # when the one that falls asleep was told to
 
     def measured(self, memory: Memory | None) -> None:
         """None: it can't be."""
@@ -62,14 +62,15 @@ class Room:
 
     def falls(self) -> None:
         """One is told to sleep."""
-        self._free_awake = self.memory.free_mib if self.memory is not None else 0
+        self._free_awake = self.memory.free_mib if self.memory is not None else None
 
     def slept(self, name: str) -> None:
         if self.memory is None:
             return
         if name not in self.kept:
             self.kept[name] = max(0, self._used(self.memory) - self._outside - sum(self.kept.values()))
-        self._gave[name] = max(0, self.memory.free_mib - self._free_awake)
+        if self._free_awake is not None:
+            self._gave[name] = max(0, self.memory.free_mib - self._free_awake)
 
     def gone(self, name: str) -> None:
         """Its process, and with it what it kept."""

@@ -233,7 +233,8 @@ class SlotMachine:
 
     def _fork(self, assignment: Assignment) -> list[Instruction]:
         if self.engines is not None:
-            waits = self._make_room(self.engines.room_to_fork(assignment.engine, share_of(assignment.argv)))
+            name = assignment.engine or assignment.revision
+            waits = self._make_room(self.engines.room_to_fork(name, share_of(assignment.argv)))
             if waits:
                 return waits
         self._server = True

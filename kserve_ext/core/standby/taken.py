@@ -1,4 +1,4 @@
-"""A slot that a revision has taken and that has none of its labels yet: whether it still is the revision's.
+"""A slot that a revision has taken and that isn't its ReplicaSet's yet: whether it still is the revision's.
 
 The order, the answer or the slot's own word may be late or lost, and an agent may be away or begin anew; each is
 waited for in its time.

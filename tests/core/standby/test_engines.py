@@ -437,6 +437,15 @@ def test_where_a_fork_has_no_room_either_the_revision_goes_elsewhere_with_both_r
     assert "the GPU has no room: one starts with 72640 MiB free, 19200 of 80000 are" in machine.reason
 
 
+def test_a_revision_that_has_no_engine_here_is_named_where_there_is_no_room() -> None:
+    machine, gpu = greedy(2, 0)
+    gpu.outside = 60_000
+    gpu.look()
+    machine.handle(StartAsked(assignment("a", argv=("run", "--gpu-memory-utilization=0.9"))))
+    assert machine.state == "failed"
+    assert "no room: ns/a starts with 72640 MiB free" in machine.reason
+
+
 def test_a_revision_that_is_given_back_while_room_is_made_for_it() -> None:
     machine, gpu = greedy(2, NO_ROOM + 1)
     machine.handle(StartAsked(assignment("a", engine="three", argv=("run", "--gpu-memory-utilization=0.9"))))

@@ -75,6 +75,18 @@ def test_a_start_needs_its_share_of_all_and_a_context() -> None:
     )
 
 
+def test_what_is_not_known_as_one_falls_asleep_is_not_taken_for_what_it_gave_back() -> None:
+    room = asleep(("a", 800))
+    for memory in (None, Memory(TOTAL, 60_000)):
+        room.measured(memory)
+        room.falls()
+        room.measured(Memory(TOTAL, 79_000))
+        room.slept("a")
+        room.measured(Memory(TOTAL, 19_200))
+        assert room.to_wake("a", ()) == Verdict()
+        assert "gave 19" in room.said("a")
+
+
 def test_without_a_measurement_everything_fits() -> None:
     room = Room()
     room.starts()

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from autoscaler_shim.slot import orders
-from autoscaler_shim.slot.engines import weights_mib
-from autoscaler_shim.slot.settings import BadEnvironment, read
-from autoscaler_shim.slot.slot import with_port
+from autoscaler_shim.slot.engines import _Engine, weights_mib
+from autoscaler_shim.slot.settings import BadEnvironment, EnginePlan, read
+from autoscaler_shim.slot.slot import Slot, with_port
+from kserve_ext.core.standby.engine_events import EngineGone
+from kserve_ext.core.standby.facts import Assignment
+from kserve_ext.core.standby.slot_events import ServerEnded
+from kserve_ext.rpc import ports
 from tests.support.dataplane import run
 from tests.support.standby import assignment
 
@@ -46,6 +52,48 @@ def test_requests_and_probes_go_to_the_engines_port() -> None:
     ]
     for kept in ("", "no JSON"):
         assert with_port(asked._replace(probe=kept), 5000).probe == kept
+
+
+def test_an_engine_loads_for_a_port_that_the_kernel_gives_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing: Any = None
+    plan = EnginePlan("a", ("run",), (), tmp_path)
+    engine = _Engine(plan, tmp_path, nothing, nothing, "p", 1, lambda name, event: None)
+    told: list[Assignment] = []
+    monkeypatch.setattr(engine.server, "start", told.append)
+    engine.start()
+    first = int(ports.RANGE.read_text().split()[0]) if ports.RANGE.exists() else 32768
+    assert 1024 <= engine.port < max(first, 1024 + 16384)
+    assert told[0].argv[-2:] == ("--port", str(engine.port))
+
+
+@pytest.mark.parametrize("event", [ServerEnded("ended"), EngineGone("a", "ended")])
+def test_only_who_serves_is_told_gone_before_its_memory_is_counted(event: EngineGone | ServerEnded) -> None:
+    counts, told = asyncio.Event(), list[object]()
+
+    async def quiet() -> float:
+        await counts.wait()
+        return 0.0
+
+    class Machine:
+        state = "serving"
+
+    async def test() -> None:
+        slot: Any = Slot.__new__(Slot)
+        slot._gpus, slot._machine, slot._tasks = SimpleNamespace(there=True, quiet=quiet), Machine(), set()
+        slot._happened = told.append
+        slot._gone(event)
+        assert told == [event]
+        Machine.state = "draining"
+        slot._gone(event)
+        await asyncio.sleep(0)
+        assert told == [event]
+        counts.set()
+        await asyncio.wait(slot._tasks)
+        assert told == [event, event]
+
+    asyncio.run(test())
 
 
 def test_weights_are_the_files_that_a_runtime_loads(tmp_path: Path) -> None:
