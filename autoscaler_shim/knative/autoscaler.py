@@ -32,7 +32,6 @@ from autoscaler_shim.standby.standby import Standby
 from kserve_ext.api.knative.conditions import text_map
 from kserve_ext.api.knative.pa import CONFIGURATION_LABEL, REVISION_LABEL, SERVICE_LABEL
 from kserve_ext.core.knative.buckets import Buckets
-from kserve_ext.core.knative.pod_autoscaler import Mode
 from kserve_ext.kube.client import Client, KubeObject
 from kserve_ext.kube.identity import SecretIdentity
 from kserve_ext.kube.informer import Informer
@@ -101,8 +100,8 @@ class Autoscaler:
                 self._revisit,
                 self._owns,
                 self.pods.counts,
-                self.pods.placed,
                 self.pods.unscheduled,
+                self.pods.placed,
                 self._term,
                 identity,
             )
@@ -306,12 +305,10 @@ class Autoscaler:
         self._revisit(key)
 
     def _asks_little(self, key: str) -> bool:
-        """Whether its pods are scraped seldom: it waits to shrink; or, while a burst needs the processors, all its
-        requests come by way of activators, which report each second themselves."""
-        if self._scales.shrinks_later(key):
-            return True
-        outcome = self.reconciler.outcomes.get(key)
-        return outcome is not None and outcome.mode is Mode.PROXY and self._scales.waking()
+        """Whether its pods are scraped seldom: while a burst needs the processors, or it waits for its end to shrink,
+        and its requests come by way of activators, which report each second themselves."""
+        waits = self._scales.shrinks_later(key) or self._scales.waking()
+        return waits and self.reconciler.diverted(key)
 
     def _scraped(self, key: str, seconds: float) -> None:
         namespace, _, name = key.partition("/")

@@ -39,7 +39,7 @@ NOT_OWNED_RECHECK_S = 10.0
 NO_TARGET_RECHECK_S = 1.0
 #: Of what waits for its turn to be woken: it is told; this is for what the world may do meanwhile.
 IN_LINE_RECHECK_S = 10.0
-#: Likewise of what waits to shrink; each look asks its activators.
+#: Likewise of what waits to shrink.
 KEPT_RECHECK_S = 30.0
 
 
@@ -116,6 +116,13 @@ class Reconciler:
         """Whether what is collected of this key is what its PodAutoscaler asks for."""
         return key in self._deciders.entries
 
+    def diverted(self, key: str) -> bool:
+        """Whether its public service leads to activators, and is to."""
+        outcome, sks = self.outcomes.get(key), self._get(SERVERLESS_SERVICES, key)
+        if outcome is None or sks is None or outcome.mode is not Mode.PROXY:
+            return False
+        return knative_children.service(sks).proxying_since is not None
+
     def observed(self) -> Iterator[tuple[Document, Outcome, Pods]]:
         """Of every revision: its PodAutoscaler, the latest outcome and its pods; for metrics."""
         for key, outcome in self.outcomes.items():
@@ -172,13 +179,13 @@ class Reconciler:
         wanted = Wanted(decider.desired, decider.excess_burst)
         pods = self._pods.counts(of)
         service = knative_children.service(sks)
-        # Where activators are always in the path nothing is probed, but the service has to know of it.
         asked = pod_autoscaler.needs_probe(spec, known, wanted)
 
         def decided(probed: bool) -> Outcome:
             capacity = config.autoscaler.activator_capacity
             return pod_autoscaler.reconcile(spec, known, service, wanted, pods, probed, capacity, now)
 
+        # Where activators are always in the path nothing is probed, but the service has to know of it.
         outcome = decided(asked or service.mode is Mode.PROXY)
         recheck_s = outcome.recheck_s
         if asked and outcome.scale is not None and not self._scales.at(key, pa, outcome.scale):

@@ -26,7 +26,7 @@ from kserve_ext.wire.stats import Stat
 log = logging.getLogger(__name__)
 
 SCRAPE_EVERY_S = 1.0
-#: Of a revision that is scraped seldom: its requests come by way of activators. Within the shortest window.
+#: Of a revision that is scraped seldom: its requests come by way of activators.
 SELDOM_EVERY_S = 5.0
 AHEAD_S = 1.0
 
@@ -34,7 +34,7 @@ AHEAD_S = 1.0
 class Collected:
     """One revision: its windows, whom to scrape, and how that went."""
 
-    __slots__ = ("collection", "pods", "route", "scraped_at", "scraping", "trouble", "windows")
+    __slots__ = ("collection", "load", "pods", "route", "scraped_at", "scraping", "trouble", "windows")
 
     def __init__(self, windows: Windows, pods: str, network: Network) -> None:
         self.windows = windows
@@ -46,6 +46,8 @@ class Collected:
         self.route = Route(network.mesh)
         self.scraping: asyncio.Task[None] | None = None
         self.scraped_at = 0.0
+        #: What the last scrape said; None: nothing.
+        self.load: Load | None = None
         self.trouble: Trouble | None = None
 
 
@@ -124,10 +126,13 @@ class Collector:
             return
         pods = self._pods.scrapable(found.pods) if found.windows.target else []
         if not pods:
+            found.load = None
             self._note(key, found, None)
             return
         now = time.monotonic()
         if self._seldom(key) and now < found.scraped_at + SELDOM_EVERY_S - SCRAPE_EVERY_S / 2:
+            if found.load is not None:  # windows take a second without a word for one without load
+                self._record(found, found.load, self.now())
             return
         found.scraped_at = now
         # Those that were found just now: by the time the task begins the last one may have gone.
@@ -142,8 +147,10 @@ class Collector:
             )
             self._took(key, time.monotonic() - begun)
             if isinstance(result, Trouble):
+                found.load = None
                 self._note(key, found, result)
                 return
+            found.load = result
             self._record(found, result, self.now())
             self._note(key, found, None)
         finally:

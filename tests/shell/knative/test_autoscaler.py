@@ -9,6 +9,7 @@ import pytest
 from autoscaler_shim.knative import deciders, reconciler
 from autoscaler_shim.knative.autoscaler import Autoscaler
 from kserve_ext.api.knative.conditions import rfc3339
+from kserve_ext.core.knative.pod_autoscaler import Mode
 from kserve_ext.core.knative.waves import MOST, Waves
 from kserve_ext.kube.kinds import (
     METRICS,
@@ -196,16 +197,25 @@ def test_in_a_burst_pods_whose_requests_all_come_by_activators_are_asked_seldom(
         async with cluster() as (api, made, reporter):
             notes = {f"{key}/target-burst-capacity": "0", f"{key}/min-scale": "1"}
             put_pod(api, "pod-0")
-            put_sks(api, put_revision(api, 1, notes, state("True", desired=1)))
+            pa = put_revision(api, 1, notes, state("True", desired=1))
+            put_sks(api, pa)
             await until(lambda: KEY in made.reconciler.outcomes)
             await reporter.report(1.0)
             await api.until(lambda: spec(api, SERVERLESS_SERVICES)["mode"] == "Serve")
+            put_sks(api, pa)
+            await until(lambda: not made.reconciler.diverted(KEY))
             burst = True
             assert not made._asks_little(KEY), "what comes past the activators only its pods know"
-            put_revision(api, 1, {**notes, f"{key}/target-burst-capacity": "10000"}, status(api))
+            assert made._scales.keeps(KEY)
+            assert not made._asks_little(KEY), "it would shrink, and its load is back"
+            pa = put_revision(api, 1, {**notes, f"{key}/target-burst-capacity": "10000"}, status(api))
             await api.until(lambda: spec(api, SERVERLESS_SERVICES)["mode"] == "Proxy")
-            assert made._asks_little(KEY)
+            await until(lambda: made.reconciler.outcomes[KEY].mode is Mode.PROXY)
+            assert not made._asks_little(KEY), "its service is to lead to them, and doesn't yet"
+            put_sks(api, pa)
+            await until(lambda: made._asks_little(KEY))
             burst = False
+            made._scales._call()
             assert not made._asks_little(KEY)
 
     run(test())

@@ -46,9 +46,9 @@ class World:
         monkeypatch.setattr(collector_module, "time", clock)
         pods = self.pods = PodIndex(api.client(), lambda revision: None)
         self.scraper = Scraper(9090)
-        self.kept = False
+        self.seldom = False
         self.collector = Collector(
-            pods, self.scraper, Network, lambda key: None, lambda key, seconds: None, lambda key: self.kept
+            pods, self.scraper, Network, lambda key: None, lambda key, seconds: None, lambda key: self.seldom
         )
         self.deciders = Deciders(self.collector, pods, lambda key: None)
         found = settings(PA, AutoscalerConfig(), 600.0)
@@ -147,7 +147,9 @@ def test_the_last_pod_may_go_before_its_scrape_begins(
     assert caplog.messages == []
 
 
-def test_what_waits_to_shrink_is_scraped_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_scraped_seldom_has_the_load_that_was_found_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the seconds between would count as such without load."""
+
     async def test() -> None:
         async with ApiServer() as api:
             world = World(api, monkeypatch)
@@ -155,7 +157,7 @@ def test_what_waits_to_shrink_is_scraped_less(monkeypatch: pytest.MonkeyPatch) -
 
             async def scrape(*_: object) -> Load:
                 turns.append(turn)
-                return Load(0.0, 0.0)
+                return Load(10.0, 0.0)
 
             monkeypatch.setattr(world.scraper, "scrape", scrape)
             monkeypatch.setattr(world.pods, "scrapable", lambda _: [Pod("10.0.0.1", 0.0)])
@@ -165,11 +167,22 @@ def test_what_waits_to_shrink_is_scraped_less(monkeypatch: pytest.MonkeyPatch) -
             world.collector.configure(KEY, Windows(60.0, 6.0, "r-private", "linear"), KEY)
             for turn in range(14):
                 ticks[0] = 100.0 + 1.01 * turn
-                world.kept = 2 <= turn < 12
+                world.seldom = 2 <= turn < 12
                 world.collector._turn(KEY)
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
+                for _ in range(10):
+                    world.wall += 0.1
+                    world.collector.now()
+                assert world.averages() == Averages(10, 10)
             assert turns == [0, 1, 6, 11, 12, 13]
+            monkeypatch.setattr(world.pods, "scrapable", lambda _: [])
+            world.collector._turn(KEY)
+            monkeypatch.setattr(world.pods, "scrapable", lambda _: [Pod("10.0.0.2", 0.0)])
+            world.seldom = True
+            for _ in range(3):
+                world.collector._turn(KEY)
+            assert world.averages() == Averages(10, 10), "of others nothing is known yet"
             await world.scraper.close()
 
     run(test())
