@@ -27,12 +27,11 @@ from e2e.behaviours.standby import (
     adopted,
     agents_heard,
     facts,
-    installing,
     wait_agreed,
 )
-from e2e.behaviours.test_standby_nodes import ELSEWHERE, SECOND, marked, node_of
+from e2e.behaviours.two_nodes import ELSEWHERE, SECOND, marked, node_of, on_the_first
 from e2e.stack.api import Api, ApiError, Object, condition, wait_until
-from e2e.stack.cluster import Cluster, another_node, devices
+from e2e.stack.cluster import Cluster, devices
 from e2e.stack.kubelet import programs
 from e2e.stack.place import NODE_NAME, SYSTEM_NAMESPACE, Place
 from kserve_ext.api.standby import names
@@ -50,12 +49,8 @@ runpy.run_module("autoscaler_shim.knative", run_name="__main__", alter_sys=True)
 @pytest.fixture(scope="module")
 def installed(stack: Cluster) -> Iterator[Api]:
     """The parts of the system are all on the first node."""
-    with another_node(stack, SECOND):
-        stack.api.patch("v1", "Node", "", SECOND, {"spec": {"unschedulable": True}})
-        with installing(stack, nodes=2) as api:
-            api.patch("v1", "Node", "", SECOND, {"spec": {"unschedulable": None}})
-            yield api
-            api.patch("v1", "Node", "", SECOND, {"spec": {"unschedulable": True}})
+    with on_the_first(stack) as api:
+        yield api
 
 
 @pytest.fixture

@@ -13,29 +13,23 @@ from e2e.behaviours.client import Client
 from e2e.behaviours.follower import Follower
 from e2e.behaviours.ingress import Ingress
 from e2e.behaviours.services import NAMESPACE, Service
-from e2e.behaviours.standby import UID, Pool, adopted, agents_heard, facts, installing, wait_agreed
+from e2e.behaviours.standby import UID, Pool, adopted, agents_heard, facts, wait_agreed
+from e2e.behaviours.two_nodes import ELSEWHERE, SECOND, marked, node_of, on_the_first
 from e2e.stack import network
 from e2e.stack.api import Api, ApiError, Object, wait_until
-from e2e.stack.cluster import Cluster, another_node
+from e2e.stack.cluster import Cluster
 from e2e.stack.place import NODE_NAME, SYSTEM_NAMESPACE, Place, pod_number
 from kserve_ext.api.standby import names
 
-SECOND = "node-2"
 BUDGETS = "policy/v1", "PodDisruptionBudget"
-#: Nothing new comes to a node with it, and nobody has cordoned that.
-ELSEWHERE = [{"key": "test", "value": "elsewhere", "effect": "NoSchedule"}]
 DRAIN_S = 120.0
 
 
 @pytest.fixture(scope="module")
 def installed(stack: Cluster) -> Iterator[Api]:
     """The parts of the system are all on the first, which is neither drained nor dead."""
-    with another_node(stack, SECOND):
-        stack.api.patch("v1", "Node", "", SECOND, {"spec": {"unschedulable": True}})
-        with installing(stack, nodes=2) as api:
-            api.patch("v1", "Node", "", SECOND, {"spec": {"unschedulable": None}})
-            yield api
-            api.patch("v1", "Node", "", SECOND, {"spec": {"unschedulable": True}})
+    with on_the_first(stack) as api:
+        yield api
 
 
 @pytest.fixture
@@ -46,20 +40,6 @@ def client(ingress: Ingress, installed: Api) -> Client:
 @pytest.fixture
 def pool(installed: Api, tmp_path: Path) -> Pool:
     return Pool(installed, tmp_path)
-
-
-def node_of(pod: Object) -> str:
-    return str(pod["spec"].get("nodeName", ""))
-
-
-@contextmanager
-def marked(api: Api, node: str, **spec: object) -> Iterator[None]:
-    """Its spec, and as it was in the end."""
-    api.patch("v1", "Node", "", node, {"spec": spec})
-    try:
-        yield
-    finally:
-        api.patch("v1", "Node", "", node, {"spec": dict.fromkeys(spec)})
 
 
 @contextmanager
