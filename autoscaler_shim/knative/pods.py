@@ -50,9 +50,10 @@ class PodIndex:
             return
         metadata = (new or old or {})["metadata"]
         name = metadata["name"]
-        self._unscheduled.pop(f"{metadata['namespace']}/{name}", None)
+        pod = f"{metadata['namespace']}/{name}"
+        self._unscheduled.pop(pod, None)
         if after is not None and after.unplaced is not None and not after.terminating:
-            self._unscheduled[f"{metadata['namespace']}/{name}"] = after.unplaced
+            self._unscheduled[pod] = after.unplaced
         if before is not None:
             siblings = self._facts.get(before.revision, {})
             siblings.pop(name, None)

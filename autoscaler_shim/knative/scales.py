@@ -48,6 +48,12 @@ def kind_of(reference: Document) -> Kind:
     return Kind(group, version, singular + ("es" if singular.endswith("s") else "s"), kind)
 
 
+def target_of(pa: Document) -> tuple[Kind, str, str]:
+    """What a PodAutoscaler scales: kind, namespace, name."""
+    reference = (pa.get("spec") or {}).get("scaleTargetRef") or {}
+    return kind_of(reference), pa["metadata"]["namespace"], str(reference.get("name") or "")
+
+
 class Scale(NamedTuple):
     """What a target asks for."""
 
@@ -84,9 +90,7 @@ class Scales:
 
     async def apply(self, key: str, pa: Document, scale: int) -> bool:
         """False: not now, since it is in line for its turn, to be told by `again`, or not ours. Raises KubeError."""
-        reference = (pa.get("spec") or {}).get("scaleTargetRef") or {}
-        namespace, name = pa["metadata"]["namespace"], str(reference.get("name") or "")
-        kind = kind_of(reference)
+        kind, namespace, name = target_of(pa)
         try:
             current = await self._current(kind, namespace, name)
         except KubeError:
@@ -119,10 +123,8 @@ class Scales:
 
     def at(self, key: str, pa: Document, scale: int) -> bool:
         """Whether it is known to have been asked for that many already."""
-        reference = (pa.get("spec") or {}).get("scaleTargetRef") or {}
-        if kind_of(reference) != DEPLOYMENTS:
-            return False
-        current = self._asked_for(pa["metadata"]["namespace"], str(reference.get("name") or ""))
+        kind, namespace, name = target_of(pa)
+        current = self._asked_for(namespace, name) if kind == DEPLOYMENTS else None
         return current is not None and current.replicas == scale
 
     def keeps(self, key: str) -> bool:

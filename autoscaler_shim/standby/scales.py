@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from autoscaler_shim.knative.scales import Scale, Scales, kind_of
+from autoscaler_shim.knative.scales import Scale, Scales, target_of
 from autoscaler_shim.standby.adopting import CHANGED_S, Adopter, Adopting, Due
 from autoscaler_shim.standby.metrics import Tally
 from autoscaler_shim.standby.orders import Orders
@@ -152,9 +152,7 @@ class StandbyScales(Scales):
         return found
 
     async def _carry_out(self, key: str, pa: Document, adoption: Adoption, pods: int | None) -> bool:
-        reference = (pa.get("spec") or {}).get("scaleTargetRef") or {}
-        namespace, name = pa["metadata"]["namespace"], str(reference.get("name") or "")
-        kind = kind_of(reference)
+        kind, namespace, name = target_of(pa)
         try:
             current = await self._current(kind, namespace, name)
         except KubeError:

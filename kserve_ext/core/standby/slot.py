@@ -467,10 +467,11 @@ class SlotMachine:
             missing = "its base imports"
         elif not self._front_up or engines is None:
             missing = "its front begins"
+        elif not (awaited := engines.awaited)[0]:
+            missing = "an engine ends, for which the GPU has no room"
         else:
-            name, why = engines.awaited
+            name, why = awaited
             missing = f"engine {name}: {why}; {AGAIN}" if why else f"engine {name} is loaded and put to sleep"
-            missing = missing if name else "an engine ends, for which the GPU has no room"
         return [*begun, *self._warms(missing)]
 
     def _warms(self, missing: str) -> list[Instruction]:
